@@ -1,0 +1,55 @@
+# Everything a contributor runs, with python3, git and make alone. `make` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO_VIDEO := outputs/demo.mp4
+
+# Two workers suit the smallest machine; tests marked gpu share one of them, so that they never run side by side.
+PYTEST_ARGS ?= -n 2 --dist loadgroup
+
+.DEFAULT_GOAL := help
+.PHONY: help env test test-gpu check format demo constraints clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(STAMP)  ## create .venv from constraints.txt (PYTHON=python3.12 picks another Python; `make clean` first)
+
+# What builds the project comes first and is pinned too: an isolated build would fetch the newest.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade \
+		pip hatchling editables
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+test: $(STAMP)  ## run the tests that are not slow
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not slow'
+
+test-gpu: $(STAMP)  ## run the tests that need a CUDA device, one after the other
+	$(BIN)/python -m pytest -m gpu
+
+check: $(STAMP)  ## all that CI asks for: lint, formatting, types, import contracts, every test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy --strict
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+format: $(STAMP)  ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+demo: $(STAMP)  ## make a tiny video with random weights on the CPU
+	@mkdir -p $(dir $(DEMO_VIDEO))
+	$(BIN)/python -m wan.generate --task t2v-tiny --weights random --device cpu --precision fp32 \
+		--sample_steps 4 --prompt "A paper boat on a quiet lake" --save_file $(DEMO_VIDEO)
+	@echo "The video is $(DEMO_VIDEO) (noise by design: its weights are random)."
+
+constraints:  ## resolve every version anew and rewrite constraints.txt
+	$(PYTHON) scripts/pin_constraints.py
+
+clean:  ## remove the environment, builds and caches; outputs/ stays
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

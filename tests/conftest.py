@@ -1,0 +1,29 @@
+"""What every test gets: a fixed seed, few threads, and gpu tests that are skipped aloud or run one by one."""
+
+import os
+
+import pytest
+import torch
+
+NO_GPU = "needs a CUDA device: torch.cuda.is_available() is False here"
+
+
+def pytest_configure() -> None:
+    # Two threads in all: with workers (pytest -n 2) each has one.
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("gpu") is None:
+            continue
+        # One worker for all of them (--dist loadgroup): side by side they would count each other's bytes.
+        item.add_marker(pytest.mark.xdist_group("gpu"))
+        if not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random numbers whichever tests ran before."""
+    torch.manual_seed(0)

@@ -1,0 +1,50 @@
+"""What an import drags in: import-linter reads the code, this looks at sys.modules of a fresh interpreter."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WAN = Path(__file__).resolve().parents[2] / "wan"
+MODULES = sorted(
+    ".".join(path.relative_to(WAN.parent).with_suffix("").parts)
+    for path in WAN.rglob("*.py")
+    if path.name != "__init__.py"
+)
+# A CUDA build of torch brings triton; where it is missing, nothing imports these.
+NEED_TRITON = {"wan.kernels"}
+PROFILER_SIDE = {"ray", "pyarrow", "duckdb", "ray_memprof"}
+
+PROGRAM = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def packages_after_importing(*names: str) -> set[str]:
+    """The top-level packages that a fresh interpreter holds after importing `names`."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *names], capture_output=True, text=True, cwd=WAN.parent, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_importing_nothing_brings_none_of_the_packages_in_question() -> None:
+    assert packages_after_importing() & (PROFILER_SIDE | {"torch"}) == set()
+
+
+@pytest.mark.parametrize("name", ["wan.config", "wan.spans", "wan.errors", "wan.levers"])
+def test_data_and_words_cost_no_torch(name: str) -> None:
+    assert "torch" not in packages_after_importing(name)
+
+
+def test_wan_imports_nothing_of_the_profiler() -> None:
+    absent: set[str] = NEED_TRITON if importlib.util.find_spec("triton") is None else set()
+    modules = [name for name in MODULES if name not in absent]
+    assert packages_after_importing(*modules) & PROFILER_SIDE == set()

@@ -1,0 +1,253 @@
+"""wan.media: what is written can be read back, and every unusable file is told by name."""
+
+import builtins
+import math
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from wan import media
+from wan.errors import EXIT_MEDIA, InputError, MediaError
+
+av = pytest.importorskip("av")
+
+
+def moving_picture(num_frames: int, height: int = 64, width: int = 96) -> Tensor:
+    """[3, F, H, W]: smooth colour ramps whose brightness changes from frame to frame."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    gains = [1 - index / (2 * num_frames) for index in range(num_frames)]
+    return torch.stack([torch.stack([x * gain, y * gain, -x * y]) for gain in gains], dim=1)
+
+
+def psnr(one: Tensor, other: Tensor) -> float:
+    return 20 * math.log10(2 / (one - other).pow(2).mean().sqrt().item())
+
+
+def write_clip(path: Path, levels: list[int], fps: int) -> None:
+    """A grey clip, one level (0 - 255) per frame, lossless."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv444p"
+        for level in levels:
+            pixels = np.full((16, 32, 3), level, dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def levels_of(video: Tensor) -> list[int]:
+    return [round((frame.mean().item() + 1) * 127.5 / 10) * 10 for frame in video.unbind(1)]
+
+
+def test_video_round_trip(tmp_path: Path) -> None:
+    # GIVEN a video of 17 frames
+    video, path = moving_picture(17), tmp_path / "out.mp4"
+    # WHEN it is written and read
+    media.save_video(video, path, fps=16)
+    read = media.read_video(path, frame_num=81)
+    # THEN frames, size, rate and colours are the same, and nothing else lies in the folder
+    assert read.shape == video.shape
+    assert read.dtype == torch.float32
+    assert psnr(read, video) > 30
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        facts = (stream.average_rate, stream.frames, stream.codec_context.name, stream.codec_context.pix_fmt)
+    assert facts == (Fraction(16), 17, "h264", "yuv420p")
+    assert os.listdir(tmp_path) == ["out.mp4"]
+
+
+def test_video_starts_with_its_index_and_names_its_colours(tmp_path: Path) -> None:
+    path = tmp_path / "green.mp4"
+    green = torch.tensor([-1.0, 1.0, -1.0]).view(3, 1, 1, 1).expand(3, 1, 32, 32)
+    media.save_video(green, path)
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(str(path)) as container:
+        codec = container.streams.video[0].codec_context
+        frame = next(container.decode(video=0))
+        assert (codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range) == (1, 1, 1, 1)
+    # BT.709 luma of pure green, 16 + 219 * 0.7152; BT.601 would be 145.
+    assert abs(int(frame.to_ndarray()[0, 0]) - 173) <= 2
+
+
+def test_video_from_pieces_is_the_same_video(tmp_path: Path) -> None:
+    video = moving_picture(9)
+    media.save_video(video, tmp_path / "whole.mp4")
+    media.save_video(iter(video.split(4, dim=1)), tmp_path / "pieces.mp4")
+    whole, pieces = (media.read_video(tmp_path / f"{name}.mp4", frame_num=81) for name in ("whole", "pieces"))
+    assert whole.shape == pieces.shape == video.shape
+    assert psnr(whole, pieces) > 40  # x264 itself is not the same to the bit from run to run
+
+
+def test_bytes_are_rounded_and_clamped() -> None:
+    levels = torch.tensor([-2.0, -1.0, 0.0, 0.5, 1.0, 2.0]).view(1, 1, 6).expand(3, 1, 6)
+    assert media._as_bytes(levels)[0, :, 0].tolist() == [0, 0, 128, 191, 255, 255]
+
+
+def test_png_round_trip_is_exact(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "in.png")
+    image = media.read_image(tmp_path / "in.png")
+    media.save(image[:, None], tmp_path / "out.png")
+    assert np.array_equal(np.array(Image.open(tmp_path / "out.png")), pixels)
+    assert torch.equal(media.read_image(tmp_path / "out.png"), image)
+    expected = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - 0.5) / 0.5
+    assert torch.equal(image, expected)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".webp"])
+def test_lossy_images_are_close(tmp_path: Path, suffix: str) -> None:
+    image = moving_picture(1)[:, 0]
+    media.save_image(image, tmp_path / f"out{suffix}")
+    assert psnr(media.read_image(tmp_path / f"out{suffix}"), image) > 35
+
+
+def test_one_frame_to_mp4_is_a_video(tmp_path: Path) -> None:
+    media.save(moving_picture(1), tmp_path / "one.mp4")
+    assert media.read_video(tmp_path / "one.mp4", frame_num=5).shape == (3, 1, 64, 96)
+
+
+def test_image_is_turned_upright_and_alpha_dropped(tmp_path: Path) -> None:
+    # GIVEN a picture 20 wide and 10 high whose EXIF says "rotate by 90 degrees"
+    picture = Image.new("RGB", (20, 10), (255, 0, 0))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "phone.jpg", exif=exif)
+    assert media.read_image(tmp_path / "phone.jpg").shape == (3, 20, 10)
+    Image.new("RGBA", (4, 4), (255, 0, 0, 7)).save(tmp_path / "alpha.png")
+    assert media.read_image(tmp_path / "alpha.png")[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected"),
+    [
+        (16, [0, 20, 40, 60, 80, 100, 120, 140]),
+        (32, [0, 40, 80, 120]),
+        (8, [0, 0, 20, 20, 40, 40, 60, 60, 80, 80, 100, 100, 120, 120, 140, 140]),
+        (24, [0, 20, 60, 80, 120, 140]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_are_those_on_screen_at_16_a_second(
+    tmp_path: Path, suffix: str, fps: int, expected: list[int]
+) -> None:
+    path = tmp_path / f"clip{suffix}"
+    write_clip(path, [0, 20, 40, 60, 80, 100, 120, 140], fps)
+    assert levels_of(media.read_video(path, frame_num=81)) == expected
+    assert levels_of(media.read_video(path, frame_num=3)) == expected[:3]
+
+
+def test_masks(tmp_path: Path) -> None:
+    write_clip(tmp_path / "mask.mp4", [0, 255, 255], 16)
+    mask = media.read_mask(tmp_path / "mask.mp4", frame_num=81)
+    assert mask.shape == (1, 3, 16, 32)
+    torch.testing.assert_close(mask.mean((0, 2, 3)), torch.tensor([0.0, 1.0, 1.0]), rtol=0, atol=0.01)
+    Image.new("L", (6, 4), 255).save(tmp_path / "mask.png")
+    assert torch.equal(media.read_mask(tmp_path / "mask.png", frame_num=81), torch.ones(1, 1, 4, 6))
+    with pytest.raises(InputError, match=r"suffix '.txt' is not known") as caught:
+        media.read_mask(tmp_path / "mask.txt", frame_num=81)
+    assert ".png" in caught.value.hint and ".mp4" in caught.value.hint
+
+
+def test_missing_empty_and_unreadable_sources(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "noise.png").write_bytes(b"not a picture" * 20)
+    for read in (media.read_image, lambda path: media.read_video(path, frame_num=5)):
+        with pytest.raises(MediaError, match=r"there is no file .*absent.png"):
+            read(tmp_path / "absent.png")
+        with pytest.raises(MediaError, match=r"empty.png is empty"):
+            read(tmp_path / "empty.png")
+        with pytest.raises(MediaError, match=r"cannot read (image|video) .*noise.png") as caught:
+            read(tmp_path / "noise.png")
+        assert caught.value.hint
+        assert caught.value.exit_code == EXIT_MEDIA
+
+
+def test_a_video_too_short(tmp_path: Path) -> None:
+    write_clip(tmp_path / "short.mp4", [0, 20, 40], 16)
+    with pytest.raises(MediaError, match=r"short.mp4 has 3 frames at 16 frames a second, 5 are needed"):
+        media.read_video(tmp_path / "short.mp4", frame_num=81, min_frames=5)
+
+
+def test_a_file_with_sound_only(tmp_path: Path) -> None:
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(MediaError, match="holds no video"):
+        media.read_video(path, frame_num=5)
+
+
+def test_suffixes_that_cannot_be_written(tmp_path: Path) -> None:
+    video = moving_picture(2)
+    for write in (
+        lambda: media.save(video, tmp_path / "a.png"),
+        lambda: media.save_video(video, tmp_path / "a.avi"),
+        lambda: media.save_image(video[:, 0], tmp_path / "a.bmp"),
+        lambda: media.check_output(tmp_path / "a.png", num_frames=81),
+        lambda: media.check_output(tmp_path / "a", num_frames=1),
+    ):
+        with pytest.raises(InputError, match="suffix") as caught:
+            write()
+        assert caught.value.hint.startswith("use .")
+    assert os.listdir(tmp_path) == []
+
+
+def test_odd_sizes_and_no_frames(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="33x32 pixels, H.264 needs an even"):
+        media.save_video(torch.zeros(3, 2, 32, 33), tmp_path / "a.mp4")
+    with pytest.raises(MediaError, match="there are no frames"):
+        media.save_video(iter([]), tmp_path / "a.mp4")
+
+
+def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = tmp_path / "absent" / "a.mp4"
+    with pytest.raises(MediaError, match="there is no folder"):
+        media.check_output(absent, num_frames=5)
+    for write in (
+        lambda: media.save_video(moving_picture(1), absent),
+        lambda: media.save_image(moving_picture(1)[:, 0], absent.with_suffix(".png")),
+    ):
+        with pytest.raises(MediaError, match=r"cannot write .*absent/a\."):
+            write()
+    media.check_output(tmp_path / "a.mp4", num_frames=5)
+    # Tests may run as root, whom no folder refuses.
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(MediaError, match="is read-only"):
+        media.check_output(tmp_path / "a.mp4", num_frames=5)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"old")
+
+    def pieces():
+        yield moving_picture(2)
+        raise RuntimeError("decode failed")
+
+    with pytest.raises(RuntimeError, match="decode failed"):
+        media.save_video(pieces(), path)
+    assert os.listdir(tmp_path) == ["out.mp4"]
+    assert path.read_bytes() == b"old"
+
+
+def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_import = builtins.__import__
+
+    def no_av(name, *args, **kwargs):
+        if name == "av":
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_av)
+    with pytest.raises(MediaError, match="PyAV") as caught:
+        media.save_video(moving_picture(1), tmp_path / "a.mp4")
+    assert caught.value.hint == "pip install av"

@@ -1,0 +1,105 @@
+"""The README keeps its word: CI runs its commands; its tree, flags, levers, exit codes and links exist."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wan import errors
+from wan.levers import Levers
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# What CI cannot run, as patterns over whole commands, each with its reason.
+NOT_IN_CI = {
+    r"python -m wan\.generate .*--ckpt_dir .*": "needs a CUDA device and an official checkpoint",
+    r"python3 -m venv \.venv": "belongs to the install with CUDA; `make env` does the same here",
+    r"\.venv/bin/python -m pip install torch==\S+": "belongs to the install with CUDA",
+}
+
+
+def joined(text: str) -> list[str]:
+    """The lines of a shell text: continued lines made one, comments and surplus blanks taken out."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [" ".join(re.sub(r"(^|\s)#.*", "", line).split()) for line in lines]
+
+
+def console_commands(markdown: str) -> list[str]:
+    """What stands after `$ ` in the console blocks of `markdown`, in order."""
+    blocks = re.findall(r"^```console\n(.*?)^```", markdown, flags=re.DOTALL | re.MULTILINE)
+    return [line.removeprefix("$ ") for block in blocks for line in joined(block) if line.startswith("$ ")]
+
+
+def commands_of_ci() -> list[str]:
+    return joined((ROOT / ".ci" / "run").read_text(encoding="utf-8"))
+
+
+def section(title: str) -> str:
+    """The part of the README under the heading `title`."""
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+def first_cells(table: str) -> list[str]:
+    """The first column of a Markdown table, its head and rule left out."""
+    return [row.split("|")[1].strip().strip("`") for row in table.splitlines() if row.startswith("|")][2:]
+
+
+def test_a_text_without_console_blocks_has_no_commands() -> None:
+    assert console_commands("words\n```text\n$ no command\n```\n") == []
+
+
+def test_commands_are_read_over_continued_lines_and_without_comments() -> None:
+    text = "```console\n$ make demo     # why\nits output\n$ python -m x \\\n    --y '1*2'\n```\n"
+    assert console_commands(text) == ["make demo", "python -m x --y '1*2'"]
+
+
+@pytest.mark.parametrize("command", sorted(set(console_commands(README))))
+def test_every_command_runs_in_ci_or_has_a_reason_not_to(command: str) -> None:
+    excused = [reason for pattern, reason in NOT_IN_CI.items() if re.fullmatch(pattern, command)]
+    assert (command in commands_of_ci()) != bool(excused), f"neither called in .ci/run nor excused: {command}"
+
+
+def test_every_excuse_is_in_use() -> None:
+    commands = console_commands(README)
+    unused = [pattern for pattern in NOT_IN_CI if not any(re.fullmatch(pattern, one) for one in commands)]
+    assert unused == []
+
+
+def test_the_tree_names_every_module_of_wan_and_no_other() -> None:
+    (tree,) = re.findall(r"^```text\nwan/\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    modules = {path.name for path in (ROOT / "wan").glob("*.py")} - {"__init__.py"}
+    assert sorted(line.split()[0] for line in tree.splitlines()) == sorted(modules)
+
+
+def test_every_flag_is_one_that_generate_knows() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "wan.generate", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    of_generate = [line for line in console_commands(README) if "wan.generate" in line]
+    named = set(re.findall(r"--\w+", " ".join([*of_generate, *re.findall(r"`(--\w+)`", README)])))
+    assert named - set(re.findall(r"--\w+", done.stdout)) == set()
+
+
+def test_the_table_of_levers_holds_every_lever() -> None:
+    levers = {f"--{field.name}" for field in dataclasses.fields(Levers)}
+    assert levers - set(first_cells(section("Memory levers"))) == set()
+
+
+def test_the_table_of_exit_codes_is_that_of_errors() -> None:
+    codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert {int(code) for code in first_cells(section("Exit codes"))} == codes | {1}
+
+
+def test_every_link_to_a_file_leads_to_one() -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert [target for target in targets if not (ROOT / target).exists()] == []

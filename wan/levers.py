@@ -1,0 +1,30 @@
+"""The memory levers: what each saves, and which value switches it off. Read by dit.py, vae.py and residency.py.
+
+Every lever leaves the result as it was: exactly where the order of arithmetic stays, and within rounding
+(fp32 <= 1e-5) where it changes the order of a sum. Where autograd records, the levers that work in place
+stand aside, since a backward pass needs what they would overwrite.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+LoadStrategy = Literal["full", "block", "stream"]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Levers:
+    """What trades nothing but launches and copies for memory."""
+
+    attention_slicing: bool = False
+    """Attend by groups of heads: v and the output exist for one group, only q and k are ever whole."""
+    ffn_chunks: int = 4
+    """Token chunks of everything token-wise (feed-forward, cross-attention, projections); 1 is off."""
+    rope_chunks: int = 16
+    """Token chunks in which rotary embedding holds its fp64 copies where no fused kernel runs; 1 is off."""
+    vae_slabs: int = 0
+    """Slabs of columns (or rows) in which the VAE works, exactly; 0 chooses by size, 1 is off."""
+    gradient_checkpointing: bool = False
+    """Recompute blocks in backward; without autograd it changes nothing and says so."""
+    fused_kernels: bool = True
+    """On CUDA, norms, rotary embedding and gated adds in one pass each, without wide copies (Triton)."""

@@ -1,0 +1,224 @@
+"""The causal video VAE: pixels to latents and back, one frame at a time, slab by slab, with official names.
+
+    vae = WanVae(VaeConfig())
+    latents = vae.encode(video)     # [3, F, H, W] in [-1, 1] -> [16, T', h, w]
+    video = vae.decode(latents)     # and back, written to host memory as it is made
+
+A causal 3x3x3 convolution is the sum of three 2-D convolutions, of this frame and of the two before it. So every
+tensor here is one frame [1, C, H, W] in channels-last memory, and a frame runs through the whole network before
+the next one enters. The past of a convolution is a list of at most two frames: no zeros at the start of a video,
+nothing padded, concatenated or copied. What remains is the past of all convolutions, 8 GB at 720P; it shrinks
+with the slab (vae_slabs.py), because all of time is done for one slab before the next slab begins.
+
+F = 4 (T' - 1) + 1 frames, T' latent frames, C channels, H x W pixels, h = H / 8, w = W / 8.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from wan.config import VaeConfig
+from wan.spans import span
+from wan.vae_host import HostWriter
+from wan.vae_layers import (
+    Attention,
+    CausalConv,
+    Downsample,
+    Head,
+    Layer,
+    PointConv,
+    ResidualBlock,
+    SlabPass,
+    Step,
+    Upsample,
+    steps_of,
+)
+from wan.vae_slabs import DECODE_FRAMES, ENCODE_FRAMES, Window, choose_slabs, split
+
+FIRST, LATER = 1, 4
+"""Pixel frames of the first latent frame, and of each later one."""
+
+
+def _middle(dim: int) -> nn.ModuleList:
+    return nn.ModuleList([ResidualBlock(dim, dim), Attention(dim), ResidualBlock(dim, dim)])
+
+
+class Encoder(nn.Module):
+    """Pixels to the 2 * z_dim channels that hold mean and log-variance."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        dims = [config.base_dim * mult for mult in (1, *config.dim_mult)]
+        layers: list[Layer] = []
+        for level, (in_dim, out_dim) in enumerate(zip(dims, dims[1:], strict=False)):
+            layers += [ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(config.num_res_blocks)]
+            if level < len(config.temporal_downsample):
+                layers.append(Downsample(out_dim, in_time=config.temporal_downsample[level]))
+        self.conv1 = CausalConv(3, dims[0])
+        self.downsamples = nn.ModuleList(layers)
+        self.middle = _middle(dims[-1])
+        self.head = Head(dims[-1], 2 * config.z_dim)
+        self._cut = 1 + max(i for i, layer in enumerate(layers) if isinstance(layer, Downsample))
+
+    def slab_steps(self) -> list[Step]:
+        """From pixels to features at latent resolution: what may run on a slab."""
+        return steps_of(self.conv1, *self.downsamples[: self._cut])
+
+    def full_steps(self) -> list[Step]:
+        """The rest, which attends to the whole frame."""
+        return steps_of(*self.downsamples[self._cut :], *self.middle, self.head)
+
+
+class Decoder(nn.Module):
+    """Latents to pixels."""
+
+    def __init__(self, config: VaeConfig) -> None:
+        super().__init__()
+        dims = [config.base_dim * mult for mult in reversed(config.dim_mult)]
+        in_time = config.temporal_downsample[::-1]
+        layers: list[Layer] = []
+        in_dim = dims[0]
+        for level, dim in enumerate(dims):
+            # One block more than the encoder has; each upsampling halves the channels.
+            layers += [ResidualBlock(in_dim if i == 0 else dim, dim) for i in range(config.num_res_blocks + 1)]
+            if level < len(in_time):
+                layers.append(Upsample(dim, in_time=in_time[level]))
+                in_dim = dim // 2
+        self.conv1 = CausalConv(config.z_dim, dims[0])
+        self.middle = _middle(dims[0])
+        self.upsamples = nn.ModuleList(layers)
+        self.head = Head(dims[-1], 3)
+        self._cut = min(i for i, layer in enumerate(layers) if isinstance(layer, Upsample))
+
+    def full_steps(self) -> list[Step]:
+        """Everything at latent resolution, which attends to the whole frame."""
+        return steps_of(self.conv1, *self.middle, *self.upsamples[: self._cut])
+
+    def slab_steps(self) -> list[Step]:
+        """From features at latent resolution to pixels: what may run on a slab."""
+        return steps_of(*self.upsamples[self._cut :], self.head)
+
+
+class WanVae(nn.Module):
+    """Encoder and decoder with the parameter names of the official file; either may be left out."""
+
+    def __init__(self, config: VaeConfig, *, encoder: bool = True, decoder: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        if encoder:
+            self.encoder = Encoder(config)
+            self.conv1 = PointConv(2 * config.z_dim, 2 * config.z_dim)
+        if decoder:
+            self.conv2 = PointConv(config.z_dim, config.z_dim)
+            self.decoder = Decoder(config)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, slabs: int = 0, out: Tensor | None = None) -> Tensor:
+        """Latents z [16, T', h, w], normalised, to a video [3, F, H, W] fp32 in [-1, 1] on the host.
+
+        `slabs`: 0 chooses by size, 1 is the whole image at once. `out` receives the video where given. Each
+        latent frame of each slab leaves the device as soon as it is made.
+        """
+        _, num_latents, height, width = z.shape
+        scale = self.config.stride[1]
+        if out is None:
+            num_frames = FIRST + LATER * (num_latents - 1)
+            out = torch.empty(3, num_frames, height * scale, width * scale, dtype=torch.float32)
+        slabs = slabs or choose_slabs(self._frame_bytes(height * scale, width * scale), DECODE_FRAMES)
+        features = self.decode_features(z)
+        dim = cut_dim(features)
+        with HostWriter() as writer:
+            for index, window in enumerate(split(features.shape[dim], slabs)):
+                target = out.narrow(dim, scale * window.start, scale * (window.stop - window.start))
+                with span("vae.slab", index=index):
+                    for first, pixels in self.decode_slab(features, window):
+                        writer.put(target.narrow(1, first, pixels.shape[1]), pixels)
+        return out
+
+    @torch.no_grad()
+    def decode_features(self, z: Tensor) -> Tensor:
+        """Latents [16, T', h, w] to the features [T', C, h, w], on the device, that every slab is made from."""
+        with span("vae.features"):
+            z = z.to(self._like())
+            z = self.conv2((z * self._statistic(self.config.std) + self._statistic(self.config.mean)).movedim(1, 0))
+            full = _full_pass(self.decoder.full_steps(), z)
+            return torch.cat([x for frame in z.split(1) for x in full(frame)])
+
+    @torch.no_grad()
+    def decode_slab(self, features: Tensor, slab: Window) -> Iterator[tuple[int, Tensor]]:
+        """The pixels of one slab, latent frame by latent frame, independent of other slabs.
+
+        `slab` counts columns of `features` (rows where the image is upright: cut_dim). Yields the index of
+        the first frame and the pixels [3, 1 or 4, H, 8 * columns] in [-1, 1], on the device.
+        """
+        dim, scale = cut_dim(features), self.config.stride[1]
+        made = Window(scale * slab.start, scale * slab.stop)
+        part = SlabPass(self.decoder.slab_steps(), made, size=features.shape[dim], dim=dim)
+        first = 0
+        for index, frame in enumerate(features.split(1)):
+            with span("vae.chunk", index=index):
+                pixels = torch.cat(list(part(frame))).clamp_(-1, 1).movedim(1, 0)
+            yield first, pixels
+            first += pixels.shape[1]
+
+    @torch.no_grad()
+    def encode(self, video: Tensor, slabs: int = 0) -> Tensor:
+        """A video [3, F, H, W] in [-1, 1], F = 4n + 1, to its mode latents [16, T', h, w], normalised, on the device.
+
+        The video may be on the host: four frames of a slab at a time are moved to the parameters' device.
+        """
+        slabs = slabs or choose_slabs(self._frame_bytes(video.shape[2], video.shape[3]), ENCODE_FRAMES)
+        features = self._encode_features(video, slabs)
+        with span("vae.latents"):
+            full = _full_pass(self.encoder.full_steps(), features)
+            moments = torch.cat([x for frame in features.split(1) for x in full(frame)])
+            mode = self.conv1(moments)[:, : self.config.z_dim].movedim(1, 0)
+            return (mode - self._statistic(self.config.mean)) / self._statistic(self.config.std)
+
+    def _encode_features(self, video: Tensor, slabs: int) -> Tensor:
+        scale = self.config.stride[1]
+        num_latents = 1 + (video.shape[1] - FIRST) // LATER
+        features = self._like().new_empty(
+            num_latents,
+            video.shape[2] // scale,
+            video.shape[3] // scale,
+            self.config.base_dim * self.config.dim_mult[-2],
+        ).permute(0, 3, 1, 2)
+        dim = cut_dim(features)
+        for index, window in enumerate(split(features.shape[dim], slabs)):
+            with span("vae.slab", index=index):
+                target = features.narrow(dim, window.start, window.stop - window.start)
+                part = SlabPass(self.encoder.slab_steps(), window, size=video.shape[dim], dim=dim)
+                self._encode_slab(video, part, target)
+        return features
+
+    def _encode_slab(self, video: Tensor, part: SlabPass, target: Tensor) -> None:
+        start = 0
+        for index, made in enumerate(target.split(1)):
+            stop = start + (FIRST if index == 0 else LATER)
+            with span("vae.chunk", index=index):
+                frames = part.cut(video[:, start:stop]).to(self._like()).movedim(1, 0)
+                for frame in frames.split(1):
+                    for features in part(frame):
+                        made.copy_(features)
+            start = stop
+
+    def _like(self) -> Tensor:
+        """A parameter, for the device and dtype of all."""
+        return next(self.parameters())
+
+    def _frame_bytes(self, height: int, width: int) -> int:
+        return self.config.base_dim * height * width * self._like().element_size()
+
+    def _statistic(self, values: tuple[float, ...]) -> Tensor:
+        return self._like().new_tensor(values).view(-1, 1, 1, 1)
+
+
+def cut_dim(frames: Tensor) -> int:
+    """The dimension of `frames` [T, C, H, W] that slabs cut: the longer side."""
+    return 3 if frames.shape[3] >= frames.shape[2] else 2
+
+
+def _full_pass(steps: list[Step], frames: Tensor) -> SlabPass:
+    return SlabPass(steps, Window(0, frames.shape[3]), size=frames.shape[3], dim=3)

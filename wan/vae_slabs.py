@@ -1,0 +1,88 @@
+"""Which part of an image a chain of convolutions must read to make one slab of its output exactly.
+
+    chain = [Reach(before=2, after=2), Reach(before=1, after=1, zoom=2)]
+    windows(chain, Window(8, 16), size=40)     # what each link reads, then the slab itself
+
+Everything here is arithmetic on integers along one image side. A layer is run on its window as if the window
+were the image, with its usual zero padding; where the window was cut out of a larger image the outermost
+results are wrong, and the next window leaves exactly those out. So slabs are exact: nothing is blended.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+SLAB_BYTES = 3 * 2**30
+"""Working set of a slab that the automatic choice stays under."""
+DECODE_FRAMES = 25
+"""Working set of decode in frames of base_dim channels at full resolution: 22 cached, 3 being worked on.
+
+Cached, by level: six convolutions with two frames each at full size = 12; at half size twice the channels
+(1/2 frame) = 6; at quarter size four times the channels (1/4 frame) = 3; time_conv at both scales < 1.
+"""
+ENCODE_FRAMES = 18
+"""The same for encode: 4 convolutions of two frames at full size = 8, at half 3.5, at quarter 1.75; 4 in work."""
+
+
+class Window(NamedTuple):
+    """Positions start <= i < stop along one side of an image."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reach:
+    """How far a layer sees: output i reads positions i*stride - before .. i*stride + after of its input,
+
+    each input position standing for `zoom` equal ones (nearest upsampling in front of the convolution).
+    """
+
+    before: int = 0
+    after: int = 0
+    stride: int = 1
+    zoom: int = 1
+
+    def reads(self, made: Window, size: int) -> Window:
+        """The input, `size` positions in all, that the outputs `made` depend on."""
+        first = made.start * self.stride - self.before
+        last = (made.stop - 1) * self.stride + self.after
+        return Window(max(0, first // self.zoom), min(size, last // self.zoom + 1))
+
+    def scaled(self, position: int) -> int:
+        """Where input `position` lies in the output."""
+        return position * self.zoom // self.stride
+
+
+def windows(chain: Sequence[Reach], slab: Window, size: int) -> list[Window]:
+    """What each link of `chain` must read so that the last one makes `slab`, and `slab` itself at the end.
+
+    `size` is the length of the image side at the input of the chain.
+    """
+    sizes = [size]
+    for reach in chain[:-1]:
+        sizes.append(reach.scaled(sizes[-1]))
+    needed = [slab]
+    for reach, length in zip(reversed(chain), reversed(sizes), strict=True):
+        needed.append(reach.reads(needed[-1], length))
+    return needed[::-1]
+
+
+def crops(chain: Sequence[Reach], read: Sequence[Window]) -> list[Window]:
+    """What to keep of each link's output, counted from where that output starts."""
+    kept = []
+    for reach, before, after in zip(chain, read, read[1:], strict=False):
+        start = reach.scaled(before.start)
+        kept.append(Window(after.start - start, after.stop - start))
+    return kept
+
+
+def split(size: int, num_slabs: int) -> list[Window]:
+    """`size` positions as at most `num_slabs` slabs, none empty, as equal as integers allow."""
+    count = min(num_slabs, size)
+    return [Window(i * size // count, (i + 1) * size // count) for i in range(count)]
+
+
+def choose_slabs(frame_bytes: int, num_frames: int) -> int:
+    """The smallest number of slabs that keeps `num_frames` frames of `frame_bytes` under SLAB_BYTES each."""
+    return max(1, -(-frame_bytes * num_frames // SLAB_BYTES))
