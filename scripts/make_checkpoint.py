@@ -65,7 +65,7 @@ class TextTower:
     num_positions: int
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------
 # What the official files hold
 
 
@@ -158,12 +158,12 @@ def dit_config(dit: DitConfig) -> dict[str, object]:
     return config
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------
 # Writing
 
 
 def write_dit(task: Task, out: Path, *, seed: int, shard_bytes: int) -> None:
-    """Write config.json and the DiT: one file, or shards and their index when it is larger than `shard_bytes`."""
+    """Write config.json and the DiT: one file, or, over `shard_bytes`, shards and their index."""
     (out / "config.json").write_text(json.dumps(dit_config(task.dit), indent=2) + "\n", encoding="utf-8")
     shards = _split(dit_tensors(task), shard_bytes)
     if len(shards) == 1:
@@ -217,7 +217,7 @@ def _safetensors_header(tensors: Tensors) -> dict[str, object]:
 
 
 def _write_torch(path: Path, tensors: Mapping[str, Stored], seed: int) -> None:
-    """First the file with holes for the data, then the data, through a mapping: no tensor is held in memory."""
+    """First the file with holes for the data, then the data through a mapping: no tensor is held."""
     log.info("writing %s", path)
     with FakeTensorMode():
         holes = {key: torch.empty(stored.shape, dtype=stored.dtype) for key, stored in tensors.items()}
@@ -231,7 +231,7 @@ def _write_torch(path: Path, tensors: Mapping[str, Stored], seed: int) -> None:
 
 
 def write_tokenizer(out: Path) -> None:
-    """Write a small tokenizer of UMT5's kind (Unigram, byte fallback, ids 0 pad, 1 end, 2 unknown; 386 tokens)."""
+    """Write a small tokenizer of UMT5's kind: Unigram, byte fallback, ids 0 pad, 1 end, 2 unknown."""
     space = "\u2581"
     words = ["the", "of", "and", "in", "to", "on", "with", "cat", "fox", "red", "video", "sea"]
     letters = [chr(code) for code in range(33, 127)]

@@ -1,48 +1,52 @@
-"""Bytes of live tensor storages while a block runs, real or fake: how tests see what a lever saves."""
+"""Live tensor bytes without a device: every storage made while tracking, until it is freed.
+
+    with FakeTensorMode(), LiveBytes() as live:
+        model(x)
+    live.peak
+"""
 
 import weakref
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts every storage that an operation inside the block makes, until the storage dies.
+    """Counts storages that operations inside the block return; those that existed before are not counted.
 
-    What existed before (weights, inputs) is not counted, even where operations inside return views of it:
-    hand it over as `known`, or let it be first seen as an argument.
+    Enter it after FakeTensorMode, so that it sees the fake tensors. Bytes allocated and freed inside one
+    operation (workspace) are not seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *ignored: torch.Tensor) -> None:
         super().__init__()
         self.current = 0
         self.peak = 0
-        self._seen: set[int] = set()
+        self._seen = weakref.WeakSet[torch.UntypedStorage]()
+        for tensor in ignored:
+            self._seen.add(tensor.untyped_storage())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation; storages among its arguments are old, others among its results are new."""
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor):
-                self._watch(leaf, count=False)
+        # What goes in and was not seen yet is older than the block.
+        for value in tree_iter((args, kwargs)):
+            if isinstance(value, torch.Tensor):
+                self._seen.add(value.untyped_storage())
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._watch(leaf, count=True)
-        self.peak = max(self.peak, self.current)
+        for value in tree_iter(result):
+            if isinstance(value, torch.Tensor):
+                self._count(value.untyped_storage())
         return result
 
-    def _watch(self, tensor: torch.Tensor, *, count: bool) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._seen:
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
             return
-        self._seen.add(key)
-        size = storage.nbytes() if count and tensor.device.type != "meta" else 0
+        self._seen.add(storage)
+        size = storage.nbytes()
         self.current += size
-        weakref.finalize(storage, self._forget, key, size)
+        self.peak = max(self.peak, self.current)
+        weakref.finalize(storage, self._freed, size)
 
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
+    def _freed(self, size: int) -> None:
         self.current -= size

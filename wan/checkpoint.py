@@ -1,4 +1,4 @@
-"""The official checkpoint folders as Sources: what they hold is known from their headers before anything is read.
+"""The official checkpoint folders as Sources: headers say what they hold before anything is read.
 
     source = open_dit(TASKS["t2v-14B"], Path("Wan2.1-T2V-14B"))
     source.check(expected_shapes(dit))            # strict: every key, every shape
@@ -78,7 +78,7 @@ def _damaged(path: Path, error: Exception) -> WeightsError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return WeightsError(
         f"{path} ({path.stat().st_size:,} bytes) cannot be read: {reason}",
-        hint="the file is cut short or damaged; download it again and compare its size with the published one",
+        hint="the file is cut short or damaged: compare its size with the published one, download it again",
     )
 
 
@@ -109,6 +109,7 @@ class FileSource:
             shapes = self._opened(path).shapes()
             self._shapes.update(shapes)
             self._file_of.update(dict.fromkeys(shapes, path))
+        self.release()
 
     @property
     def shapes(self) -> Mapping[str, torch.Size]:
@@ -148,8 +149,12 @@ class FileSource:
         target.copy_(origin.cut(tensor))
         self._read_bytes += target.numel() * tensor.element_size()
         if self._read_bytes >= _MAPPED_LIMIT_BYTES:
-            self._open.clear()
-            self._read_bytes = 0
+            self.release()
+
+    def release(self) -> None:
+        """Unmap the files; the next read maps them again."""
+        self._open.clear()
+        self._read_bytes = 0
 
     def _opened(self, path: Path) -> _OpenFile:
         if path not in self._open:
@@ -201,7 +206,7 @@ def open_clip(task: Task, ckpt_dir: Path) -> FileSource:
 
 
 def _is_other_half(key: str, wanted: Mapping[str, torch.Size]) -> bool:
-    """Whether `key` belongs to a half of the VAE (conv1 ends the encoder, conv2 starts the decoder) not asked for."""
+    """Whether `key` is in a half of the VAE not asked for (encoder and conv1, conv2 and decoder)."""
     part = key.split(".")[0] + "."
     known = part in ("encoder.", "conv1.", "decoder.", "conv2.")
     return known and not any(other.startswith(part) for other in wanted)

@@ -68,7 +68,7 @@ def i2v_latents(image: Tensor, frame_num: int, size: Size, encode: Encode) -> Te
 
 
 def flf2v_latents(first: Tensor, last: Tensor, frame_num: int, size: Size, encode: Encode) -> Tensor:
-    """Latents y [20, T', h, w]: like i2v_latents, the last frame given too; `last` is cropped by fit_last_frame.
+    """Latents y [20, T', h, w]: like i2v_latents, with a last frame too, cut by fit_last_frame.
 
     Raises InputError for fewer than 5 frames: first and last would share a latent frame.
     """

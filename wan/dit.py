@@ -12,7 +12,7 @@ B batch, L tokens, D model width, N heads, F feed-forward width, S context token
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from wan.rope import rope_table
 from wan.spans import span
 
 Norm = Callable[[Tensor], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def token_slices(num_tokens: int, chunks: int) -> Iterator[slice]:
@@ -55,7 +56,7 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = RmsNorm(dim, config.eps), RmsNorm(dim, config.eps)
         self.num_heads = config.num_heads
         self.levers = levers
-        self.kernel = attention
+        self.kernel: Kernel = attention
 
     def attend(self, x: Tensor, norm: Norm, table: Tensor) -> Tensor:
         """What `o` projects: x [B, L, D] fp32, normed to the matmul dtype by `norm`; returns [B, L, D]."""
@@ -140,7 +141,8 @@ class CrossAttention(nn.Module):
         out = attention(q, *pairs[0])
         for key, value in pairs[1:]:
             out = out + attention(q, key, value)
-        return self.o(out.flatten(2))  # type: ignore[no-any-return]
+        projected: Tensor = self.o(out.flatten(2))
+        return projected
 
     def _norm(self, x: Tensor, norm: RmsNorm) -> Tensor:
         fused = self.levers.fused_kernels
@@ -190,16 +192,17 @@ class Block(nn.Module):
         )
 
     def _feed_forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.ffn[0](x)
         if torch.is_grad_enabled():
-            return self.ffn(x)  # type: ignore[no-any-return]
-        hidden = self.ffn[0](x)
-        torch.ops.aten.gelu_(hidden, approximate="tanh")
-        return self.ffn[2](hidden)  # type: ignore[no-any-return]
+            hidden = F.gelu(hidden, approximate="tanh")
+        else:
+            torch.ops.aten.gelu_(hidden, approximate="tanh")
+        out: Tensor = self.ffn[2](hidden)
+        return out
 
     def _norm(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-        return ops.layer_norm(
-            x, gain, bias, eps=self.eps, dtype=self.ffn[0].weight.dtype, fused=self.levers.fused_kernels
-        )
+        dtype = self.self_attn.q.weight.dtype
+        return ops.layer_norm(x, gain, bias, eps=self.eps, dtype=dtype, fused=self.levers.fused_kernels)
 
     def _add(self, x: Tensor, branch: Callable[[slice], Tensor], gate: Tensor | None) -> Tensor:
         """x + gate * branch, chunk after chunk of tokens, in place unless autograd records."""
@@ -251,7 +254,8 @@ class ImageEmbedding(nn.Module):
         """states [B, image_len, image_dim] -> [B, image_len, D]."""
         if self.has_position:
             states = states + self.emb_pos
-        return self.proj(states)  # type: ignore[no-any-return]
+        tokens: Tensor = self.proj(states)
+        return tokens
 
 
 class Head(nn.Module):
@@ -371,8 +375,9 @@ class WanDit(nn.Module):
 
     def _embed_control(self, x: Tensor, control: Tensor) -> Tensor:
         tokens = self._embed_patches(control, self.vace_patch_embedding)
-        first = self.vace_blocks[0].before_proj
-        return first(tokens.to(first.weight.dtype)) + x
+        before = cast(VaceBlock, self.vace_blocks[0]).before_proj
+        projected: Tensor = before(tokens.to(before.weight.dtype))
+        return x + projected
 
     def _embed_patches(self, latents: Tensor, conv: nn.Conv3d) -> Tensor:
         """[B, C, T, H, W] -> [B, L, D] fp32: the convolution has no overlap, so it is one matrix product."""
@@ -393,7 +398,7 @@ class WanDit(nn.Module):
         return embedded, modulation.unflatten(1, (6, -1))
 
     def _embed_context(self, text: Tensor, image_states: Tensor | None) -> Tensor:
-        dtype = self.text_embedding[0].weight.dtype
+        dtype = self.patch_embedding.weight.dtype
         context: Tensor = self.text_embedding(text.to(dtype))
         if image_states is None:
             return context

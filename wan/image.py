@@ -1,4 +1,4 @@
-"""Images to CLIP states, as i2v and flf2v read them: the last but one layer of ViT-H, in transformers' blocks.
+"""Images to CLIP states, as i2v and flf2v read them: the last but one layer of ViT-H.
 
     encoder = build_image_encoder(task.clip, torch.float16)     # on meta; weights.load fills it
     states = encoder(preprocess(image, task.clip))              # [B, 3, H, W] in [-1, 1] -> [B, 257, 1280]
@@ -26,7 +26,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
         model = CLIPVisionModel(_vision_config(config))
-        # transformers 4 keeps the tower in an attribute, transformers 5 is the tower.
+        # Some releases of transformers keep the tower in an attribute, others are the tower.
         tower = getattr(model, "vision_model", model)
         self.class_embedding: nn.Parameter = tower.embeddings.class_embedding
         self.patch_embedding: nn.Conv2d = tower.embeddings.patch_embedding
@@ -43,15 +43,13 @@ class ImageEncoder(nn.Module):
         Returns:
             [B, T, D].
         """
-        patches = self.patch_embedding(pixels.to(self.patch_embedding.weight))
-        x = patches.flatten(2).transpose(1, 2)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
-        x = self.pre_norm(x + self.position_embedding.weight)
+        patches: torch.Tensor = self.patch_embedding(pixels.to(self.patch_embedding.weight))
+        class_token = self.class_embedding.expand(len(patches), 1, -1)
+        tokens = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)
+        x: torch.Tensor = self.pre_norm(tokens + self.position_embedding.weight)
         for index, block in enumerate(self.blocks):
             with span("clip.block", index=index):
-                output = block(x, attention_mask=None)
-                # Older releases of transformers wrap the states in a tuple.
-                x = output[0] if isinstance(output, tuple) else output
+                x = block(x, attention_mask=None)
         return x
 
 
@@ -65,7 +63,7 @@ def _vision_config(config: ClipConfig) -> CLIPVisionConfig:
         image_size=config.image_size,
         hidden_act="gelu",
         layer_norm_eps=1e-5,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]
     )
 
 

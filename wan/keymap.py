@@ -14,7 +14,7 @@ import torch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """What one parameter of ours is made of: part `part` of `num_parts` (along rows) of one official tensor."""
+    """What one parameter of ours is made of: part `part` of `num_parts` (by rows) of an official tensor."""
 
     key: str
     part: int = 0
@@ -38,7 +38,7 @@ class Origin:
 
 KeyMap = Callable[[str], Origin]
 
-# Official prefix of each part of a transformers block, the longer of ours first: startswith takes the first match.
+# Official prefix of each part of a transformers block. The first match counts: the longer of ours come first.
 _TEXT_BLOCK = {
     "layer.0.SelfAttention.relative_attention_bias.": "pos_embedding.embedding.",
     "layer.0.SelfAttention.": "attn.",

@@ -13,6 +13,7 @@
 On a CPU device full and block keep one copy; stream still copies blocks into its places, as it would for a GPU.
 """
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
@@ -111,7 +112,8 @@ class Component(Generic[Module]):
             skip = self._streamer.parameters
         for name, parameter in module.named_parameters():
             if parameter not in skip and not name.startswith(self._stay_prefixes):
-                self._host[parameter] = parameter.data
+                if self.offload:
+                    self._host[parameter] = parameter.data
                 parameter.data = parameter.data.to(self.device)
 
     @property
@@ -152,10 +154,12 @@ class Streamer:
                 target = torch.empty(parameter.shape, dtype=parameter.dtype)
                 source.read_into(name, target)
                 setattr(module.get_submodule(owner), leaf, nn.Parameter(target, requires_grad=False))
+        source.release()
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._places: list[Tensor] = []
         self._arrived: list[torch.cuda.Event] = []
         self._hooks: list[Any] = []
+        self._visit = 0  # how many blocks have run, counted on over forward passes
 
     def attach(self) -> None:
         """Take the places on the device and start the first copies."""
@@ -164,12 +168,10 @@ class Streamer:
         self._places = [torch.empty(size, dtype=dtype, device=self._device) for _ in range(NUM_PLACES)]
         if self._copies is not None:
             self._arrived = [torch.cuda.Event() for _ in self._places]
-            self._copies.wait_stream(torch.cuda.current_stream(self._device))
         for index, unit in enumerate(self._units):
             self._hooks.append(unit.module.register_forward_pre_hook(self._before(index)))
             self._hooks.append(unit.module.register_forward_hook(self._after(index)))
-        for index in range(NUM_PLACES):
-            self._fetch(index)
+        self._restart(0)
 
     def detach(self) -> None:
         """Give the places back; parameters point to host memory."""
@@ -178,11 +180,20 @@ class Streamer:
         self._hooks.clear()
         if self._copies is not None:
             self._copies.synchronize()
+        for unit in self._units:
+            unit.point_into(unit.host)
         self._places.clear()
+
+    def _restart(self, index: int) -> None:
+        self._visit = index
+        for visit in range(index, index + NUM_PLACES):
+            self._fetch(visit)
 
     def _before(self, index: int) -> Callable[..., None]:
         def enter(*_: object) -> None:
-            place = index % NUM_PLACES
+            if self._visit % len(self._units) != index:
+                self._restart(index)  # an exception ended the last forward pass half way
+            place = self._visit % NUM_PLACES
             if self._copies is not None:
                 torch.cuda.current_stream(self._device).wait_event(self._arrived[place])
             self._units[index].point_into(self._places[place])
@@ -192,27 +203,23 @@ class Streamer:
     def _after(self, index: int) -> Callable[..., None]:
         def leave(*_: object) -> None:
             self._units[index].point_into(self._units[index].host)
-            if self._copies is not None:
-                # The copy that takes over this place starts when the kernels that read from it are done.
-                self._copies.wait_stream(torch.cuda.current_stream(self._device))
-            self._fetch(index + NUM_PLACES)
+            self._fetch(self._visit + NUM_PLACES)
+            self._visit += 1
 
         return leave
 
-    def _fetch(self, index: int) -> None:
-        """Copy a block into its place; past the last block, the first ones come for the next forward pass."""
-        index, place = self._next(index)
-        host = self._units[index].host
+    def _fetch(self, visit: int) -> None:
+        """Copy the block of a visit into its place; past the last block come the first ones, for the next pass."""
+        host = self._units[visit % len(self._units)].host
+        place = self._places[visit % NUM_PLACES][: host.numel()]
         if self._copies is None:
-            self._places[place][: host.numel()].copy_(host)
+            place.copy_(host)
             return
+        # The kernels that read what stood in this place are queued before us: wait for them, not for the host.
+        self._copies.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copies):
-            self._places[place][: host.numel()].copy_(host, non_blocking=True)
-            self._arrived[place].record()
-
-    def _next(self, index: int) -> tuple[int, int]:
-        index %= len(self._units)
-        return index, index % NUM_PLACES
+            place.copy_(host, non_blocking=True)
+            self._arrived[visit % NUM_PLACES].record()
 
 
 class _Unit:
@@ -250,8 +257,6 @@ def pin_in_place(tensor: Tensor) -> None:
 
     Not tensor.pin_memory(): that copies, and its allocator rounds up to a power of two (670 MiB become 1 GiB).
     """
-    import weakref
-
     runtime = torch.cuda.cudart()
     storage = tensor.untyped_storage()
     torch.cuda.check_error(runtime.cudaHostRegister(storage.data_ptr(), storage.nbytes(), 0))

@@ -1,7 +1,7 @@
 """Prompts to UMT5 states: cleaning, tokens, and the encoder, whose blocks are transformers' own.
 
     encoder = build_text_encoder(task.text, torch.bfloat16)     # on meta; weights.load fills it
-    states = encode_text(encoder, load_tokenizer(ckpt_dir, task.text), ["a red fox"], device)   # [1, 512, 4096]
+    states = encode_text(encoder, load_tokenizer(ckpt_dir, task.text), ["a fox"], device)   # [1, 512, 4096]
 
 Shapes: B prompts, L tokens (text_len), D d_model.
 """
@@ -60,14 +60,9 @@ class TextEncoder(nn.Module):
         bias = (1 - mask)[:, None, None, :] * torch.finfo(x.dtype).min
         for index, block in enumerate(self.blocks):
             with span("t5.block", index=index):
-                x = _states(block(x, attention_mask=bias))
+                x = block(x, attention_mask=bias)
         normed: torch.Tensor = self.norm(x)
         return normed * mask[:, :, None]
-
-
-def _states(output: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """What a transformers block returns: older releases wrap the states in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _umt5_config(config: TextConfig) -> UMT5Config:
@@ -85,7 +80,7 @@ def _umt5_config(config: TextConfig) -> UMT5Config:
         dropout_rate=0.0,
         use_cache=False,
         # Scores in the dtype of the weights and a softmax that sums in fp32, as the model was trained.
-        attn_implementation="eager",
+        attn_implementation="eager",  # type: ignore[call-arg]
     )
 
 
@@ -95,7 +90,7 @@ def build_text_encoder(config: TextConfig, dtype: torch.dtype) -> TextEncoder:
 
 
 def clean_prompt(prompt: str) -> str:
-    """`prompt` as the model was trained to see it: broken Unicode and HTML entities mended, spaces collapsed."""
+    """`prompt` as the model was trained to see it: broken Unicode and HTML entities mended, spaces merged."""
     mended = html.unescape(html.unescape(ftfy.fix_text(prompt)))
     return re.sub(r"\s+", " ", mended).strip()
 
@@ -113,7 +108,7 @@ def load_tokenizer(ckpt_dir: Path | None, config: TextConfig) -> Tokenizer:
         raise WeightsError(
             f"no such tokenizer: {path}", hint=f"copy the folder {TOKENIZER_DIR} of the official checkpoint"
         )
-    # Not through AutoTokenizer: transformers 5 rebuilds a tokenizer of class T5Tokenizer from its vocabulary alone,
+    # Not through AutoTokenizer: transformers 5 rebuilds what calls itself a T5Tokenizer from its vocabulary,
     # which loses UMT5's byte fallback and its way of splitting. The file itself says what was trained.
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))

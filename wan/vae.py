@@ -158,7 +158,7 @@ class WanVae(nn.Module):
         first = 0
         for index, frame in enumerate(features.split(1)):
             with span("vae.chunk", index=index):
-                pixels = torch.cat(list(part(frame))).clamp_(-1, 1).movedim(1, 0)
+                pixels = torch.cat(list(part(part.cut(frame)))).clamp_(-1, 1).movedim(1, 0)
             yield first, pixels
             first += pixels.shape[1]
 

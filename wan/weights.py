@@ -1,4 +1,4 @@
-"""Weights from anywhere, one tensor at a time: the Source contract, random weights, and filling a meta module.
+"""Weights from anywhere, one tensor at a time: the Source contract, random weights, filling a meta module.
 
 source = RandomSource()                       # or checkpoint.open_dit(task, ckpt_dir)
 dit = on_meta(lambda: WanDit(task.dit), torch.bfloat16)
@@ -27,24 +27,27 @@ class Source(Protocol):
     """Where the parameters of one module come from, asked for by our names."""
 
     def check(self, expected: Mapping[str, torch.Size]) -> None:
-        """Refuse with WeightsError unless exactly the names and shapes of `expected` are there; loads nothing."""
+        """Refuse with WeightsError what is not exactly `expected` (our names and shapes); loads nothing."""
 
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Fill `target` with parameter `name`, cast to its dtype, on its device."""
 
+    def release(self) -> None:
+        """Give back the memory that makes the next read faster; reading goes on to work."""
+
 
 class RandomSource:
-    """Random weights that depend on nothing but official name, shape and seed: not on device, dtype or process.
+    """Random weights that depend on official name, shape and seed, and on nothing else.
 
-    A tensor is a stretch of one pool of normal numbers, begun where a hash of its name says and scaled so that
-    a deep network neither dies nor overflows. Values pass through the dtype of the official file, so that a
-    folder written from this source and the source itself give the same model.
+    A tensor is a stretch of one pool of normal numbers, begun where a hash of its name says and scaled so
+    that a deep network neither dies nor overflows. Values pass through the dtype of the official file, so
+    that a folder written from this source and the source itself give the same model. `origin` says which
+    official tensor a name stands for; without it names are official ones.
     """
 
     def __init__(self, seed: int = 0, *, origin: KeyMap = vae_origin) -> None:
         self._seed = seed
         self._origin = origin
-        # Kept by the source, not by the module: the pool's 64 MiB on a GPU go when the source goes.
         self._pools: dict[torch.device, torch.Tensor] = {}
 
     def check(self, expected: Mapping[str, torch.Size]) -> None:
@@ -67,14 +70,18 @@ class RandomSource:
             flat[done : done + num].copy_(chunk.to(origin.dtype))
             done, start = done + num, 0
 
+    def release(self) -> None:
+        """Drop the copies of the pool on devices, 64 MiB each."""
+        self._pools.clear()
+
     def _pool(self, device: torch.device) -> torch.Tensor:
         if device not in self._pools:
             self._pools[device] = torch.from_numpy(_normal_numbers(self._seed)).to(device)
         return self._pools[device]
 
 
-# An array, not a tensor: made under FakeTensorMode, a cached tensor would be fake for ever. And numpy draws by
-# table look-up, where torch takes logarithms whose last bit depends on the CPU.
+# An array, not a tensor: made under FakeTensorMode, a cached tensor would be fake for ever. And numpy draws
+# by table look-up, where torch takes logarithms whose last bit depends on the CPU.
 @lru_cache(maxsize=1)
 def _normal_numbers(seed: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(POOL_SIZE, dtype=np.float32)
@@ -147,6 +154,7 @@ def materialize(
         source.read_into(prefix + name, target)
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, nn.Parameter(target, requires_grad=False))
+    source.release()
 
 
 def load(

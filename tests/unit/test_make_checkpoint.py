@@ -1,4 +1,4 @@
-"""The folders that scripts/make_checkpoint.py writes: official names and sizes, and the same model as `random`."""
+"""The folders that make_checkpoint.py writes: official names and sizes, the same model as `random`."""
 
 import importlib.util
 import json

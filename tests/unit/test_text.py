@@ -40,7 +40,7 @@ def reference_norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def reference_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
-    """Half of the buckets look back, half ahead; in each half the first half is exact, the rest logarithmic."""
+    """Half of the buckets look back, half ahead; of each, half are exact, the rest logarithmic."""
     half = num_buckets // 2
     exact = half // 2
     size = abs(distance)
@@ -171,7 +171,12 @@ def test_runs_under_fake_tensors() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "cleaned"),
-    [("", ""), ("  a\n\t b  ", "a b"), ("salt &amp;amp; pepper", "salt & pepper"), ("cafÃ©", "café")],
+    [
+        ("", ""),
+        ("  a\n\t b  ", "a b"),
+        ("salt &amp;amp; pepper", "salt & pepper"),
+        ("caf\u00c3\u00a9", "caf\u00e9"),
+    ],
 )
 def test_cleaning(prompt: str, cleaned: str) -> None:
     assert clean_prompt(prompt) == cleaned

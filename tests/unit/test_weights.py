@@ -1,4 +1,4 @@
-"""Random weights, filling a module, and the official files: what fits, and every way in which one does not."""
+"""Random weights, filling a module, and the official files: what fits, and every way not to."""
 
 import json
 from pathlib import Path
@@ -132,6 +132,26 @@ def test_random_scales(name: str, shape: tuple[int, ...], mean: float, std: floa
 
     assert abs(values.mean().item() - mean) < 0.02 * std
     assert abs(values.std().item() / std - 1) < 0.02
+
+
+def test_released_sources_read_on(tmp_path: Path) -> None:
+    save_file(dit_weights(), tmp_path / DIT_FILE)
+    for source in (random_dit(), checkpoint.open_dit(TASK, tmp_path)):
+        values = torch.empty(64)
+        source.read_into("head.head.bias", values)
+        source.release()
+        again = torch.empty(64)
+        source.read_into("head.head.bias", again)
+
+        assert torch.equal(values, again)
+
+
+def test_materialize_leaves_nothing_behind() -> None:
+    source = random_dit()
+
+    materialize(meta_dit(), source, "cpu")
+
+    assert source._pools == {}
 
 
 def test_a_number_without_axes() -> None:

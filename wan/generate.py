@@ -1,0 +1,180 @@
+"""Make a video from the command line; the official flags, plus this package's.
+
+    python -m wan.generate --task t2v-1.3B --size 832*480 --ckpt_dir Wan2.1-T2V-1.3B --prompt "a red fox in the snow"
+    python -m wan.generate --task t2v-tiny --weights random --device cpu --precision fp32 --sample_steps 4
+
+Leaves one .mp4 (or .png for one frame). Exit codes: errors.py; a wrong flag is answered before torch is imported.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wan.config import TASKS
+from wan.errors import EXIT_OK, DeviceMemoryError, InputError, WanError
+from wan.options import Options, check, describe, parse, warn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wan.pipeline import Pipeline, Request
+    from wan.progress import Progress
+
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run once; returns the exit code."""
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv)
+        check(options)
+        run(options)
+    except WanError as error:
+        hint = f"\nhint: {error.hint}" if error.hint else ""
+        sys.stderr.write(f"error: {error}{hint}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def run(options: Options) -> Path:
+    """Make the video that `options` asks for; returns the file written."""
+    path = options.save_file or _default_path(options)
+    if options.expandable_segments:
+        # Read by torch when CUDA starts, so it is set before; what the user set stays.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    from wan import media
+    from wan.progress import Progress
+    from wan.spans import listening, span
+
+    media.check_output(path, num_frames=options.frame_num)
+    _check_device(options.device)
+    if options.levers.gradient_checkpointing:
+        warn("--gradient_checkpointing has no effect here: inference records no gradients")
+    with Progress(options.device) as progress, listening(progress):
+        progress.say(describe(options))
+        request = _request(options)
+        video = _generate(_pipeline(options), request, progress)
+        with span("save"):
+            media.save(video, path, fps=TASKS[options.task].fps)
+        progress.finish(f"{path}: {video.shape[1]} frames of {video.shape[3]}*{video.shape[2]}")
+    return path
+
+
+def _default_path(options: Options) -> Path:
+    suffix = ".png" if options.frame_num == 1 else ".mp4"
+    size = options.size.replace("*", "x")
+    stamp = time.strftime("%Y%m%d_%H%M%S")
+    return Path(f"{options.task}_{size}_seed{options.base_seed}_{stamp}{suffix}")
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: not a device", hint="use cuda, cuda:N or cpu") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
+            hint="--device cpu runs the tiny tasks",
+        )
+    if device.type not in ("cuda", "cpu"):
+        raise InputError(f"--device {name}: only cuda and cpu are supported")
+
+
+def _pipeline(options: Options) -> "Pipeline":
+    from wan.pipeline import Pipeline
+
+    return Pipeline(
+        TASKS[options.task],
+        ckpt_dir=options.ckpt_dir,
+        device=options.device,
+        precision=options.precision,
+        load_strategy=options.load_strategy,
+        offload_model=options.offload_model,
+        t5_cpu=options.t5_cpu,
+        levers=options.levers,
+    )
+
+
+def _request(options: Options) -> "Request":
+    from wan import media
+    from wan.pipeline import Request, parse_size
+
+    def image(path: Path | None) -> "Tensor | None":
+        return None if path is None else media.read_image(path)
+
+    video, mask = options.src_video, options.src_mask
+    return Request(
+        prompt=_prompt(options),
+        negative_prompt=options.negative_prompt,
+        size=parse_size(options.size),
+        frame_num=options.frame_num,
+        solver=options.sample_solver,
+        steps=options.sample_steps,
+        shift=options.sample_shift,
+        guide_scale=options.sample_guide_scale,
+        seed=options.base_seed,
+        image=image(options.image),
+        first_frame=image(options.first_frame),
+        last_frame=image(options.last_frame),
+        src_video=None if video is None else media.read_video(video, frame_num=options.frame_num),
+        src_mask=None if mask is None else media.read_mask(mask, frame_num=options.frame_num),
+        src_ref_images=tuple(media.read_image(path) for path in options.src_ref_images),
+    )
+
+
+def _prompt(options: Options) -> str:
+    if not options.use_prompt_extend:
+        return options.prompt
+    from wan.prompt_extend import extend_prompt
+
+    extended = extend_prompt(
+        options.prompt,
+        method=options.prompt_extend_method,  # type: ignore[arg-type]
+        model=options.prompt_extend_model,
+        language=options.prompt_extend_target_lang,  # type: ignore[arg-type]
+        task=options.task,
+        image=options.image or options.first_frame,
+        seed=options.base_seed,
+        device=options.device,
+    )
+    sys.stderr.write(f"prompt: {extended}\n")
+    return extended
+
+
+def _generate(pipeline: "Pipeline", request: "Request", progress: "Progress") -> "Tensor":
+    import torch
+
+    try:
+        return pipeline.generate(request, on_step=progress.step)
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"the device ran out of memory in {progress.where}: {str(error).splitlines()[0]}",
+            hint=_unused_levers(pipeline),
+        ) from error
+
+
+def _unused_levers(pipeline: "Pipeline") -> str:
+    """The levers that would still save memory, the strongest first."""
+    levers, unused = pipeline.levers, []
+    if pipeline.load_strategy != "stream":
+        unused.append("--load_strategy stream")
+    if not pipeline.offload_model:
+        unused.append("--offload_model True")
+    if not levers.attention_slicing:
+        unused.append("--attention_slicing True")
+    unused.append(f"--ffn_chunks {2 * levers.ffn_chunks}")
+    unused.append(f"--vae_slabs {2 * levers.vae_slabs or 8}")
+    return "try " + ", ".join(unused)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

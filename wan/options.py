@@ -1,0 +1,317 @@
+"""The flags of `python -m wan.generate`: the official ones by their names and defaults, and this package's own.
+
+    options = parse(["--task", "t2v-1.3B", "--ckpt_dir", "Wan2.1-T2V-1.3B", "--prompt", "a red fox"])
+    check(options)                        # everything that can be refused before any weight is read
+
+Parsing and checking import no torch, so that a wrong flag is answered at once.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn, get_args
+
+from wan.config import TASKS, Solver, Task
+from wan.errors import InputError
+from wan.levers import Levers, LoadStrategy, Precision
+
+DEFAULT_PROMPTS = {
+    "t2v": "A red fox trots along a frozen river at dawn, its breath rising in the cold light.",
+    "i2v": "The scene of the picture comes to life: leaves stir, light shifts, the camera glides slowly forward.",
+    "flf2v": "The first picture turns smoothly into the last one, in a single unbroken camera movement.",
+    "vace": "A paper boat sails down a rain-filled gutter, past fallen leaves, towards a bright street.",
+}
+MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """Every flag, by its name; see --help."""
+
+    task: str
+    size: str
+    frame_num: int
+    ckpt_dir: Path | None
+    weights: str
+    device: str
+    offload_model: bool
+    ulysses_size: int
+    ring_size: int
+    t5_fsdp: bool
+    dit_fsdp: bool
+    t5_cpu: bool
+    save_file: Path | None
+    prompt: str
+    negative_prompt: str | None
+    use_prompt_extend: bool
+    prompt_extend_method: str
+    prompt_extend_model: str | None
+    prompt_extend_target_lang: str
+    base_seed: int
+    image: Path | None
+    first_frame: Path | None
+    last_frame: Path | None
+    src_video: Path | None
+    src_mask: Path | None
+    src_ref_images: tuple[Path, ...]
+    sample_solver: Solver
+    sample_steps: int
+    sample_shift: float
+    sample_guide_scale: float
+    precision: Precision
+    load_strategy: LoadStrategy
+    expandable_segments: bool
+    levers: Levers
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends in InputError instead of a usage text, so that every refusal looks the same."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message, hint=f"{self.prog} --help lists the flags")
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The flags as Options, with the task's defaults filled in. Raises InputError for what cannot be parsed."""
+    values = vars(_parser().parse_args(argv))
+    task = TASKS[values["task"]]
+    levers = Levers(**{name: values.pop(name) for name in Levers.__dataclass_fields__})
+    defaults = {
+        "size": task.sizes[0],
+        "frame_num": task.frame_num,
+        "sample_steps": task.sample_steps,
+        "sample_guide_scale": task.sample_guide_scale,
+        "prompt": DEFAULT_PROMPTS[task.dit.model_type],
+    }
+    values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
+    if values["sample_shift"] is None:
+        values["sample_shift"] = task.default_shift(values["size"])
+    if values["base_seed"] < 0:
+        values["base_seed"] = random.randint(0, MAX_SEED)
+    return Options(**values, levers=levers)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m wan.generate",
+        description="Make a video or an image with Wan2.1.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_task_flags(parser)
+    _add_input_flags(parser)
+    _add_sampling_flags(parser)
+    _add_prompt_extension_flags(parser)
+    _add_memory_flags(parser)
+    _add_parallel_flags(parser)
+    return parser
+
+
+def _add_task_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("task and weights")
+    group.add_argument("--task", choices=list(TASKS), default="t2v-14B", help="what to make, with which model")
+    group.add_argument("--size", help="width*height in pixels; default: the first size of the task")
+    group.add_argument("--frame_num", type=int, help="frames, 4n+1; default: 81, or 1 for t2i")
+    group.add_argument("--ckpt_dir", type=Path, help="folder of the official checkpoint")
+    group.add_argument(
+        "--weights", choices=["checkpoint", "random"], default="checkpoint",
+        help="random: same names, shapes and dtypes, no files; true memory and speed, no picture",
+    )  # fmt: skip
+    group.add_argument("--precision", choices=get_args(Precision), default="bf16", help="dtype of the DiT")
+    group.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
+    group.add_argument("--save_file", type=Path, help="where to write; default: a name made of task, size and time")
+
+
+def _add_input_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inputs")
+    group.add_argument("--prompt", help="what to make; default: an example")
+    group.add_argument("--negative_prompt", help="what to avoid; default: the published one")
+    group.add_argument("--image", type=Path, help="the picture to start from (i2v)")
+    group.add_argument("--first_frame", type=Path, help="the first frame (flf2v)")
+    group.add_argument("--last_frame", type=Path, help="the last frame (flf2v)")
+    group.add_argument("--src_video", type=Path, help="the control video (vace)")
+    group.add_argument("--src_mask", type=Path, help="where the video is to change: white (vace)")
+    group.add_argument("--src_ref_images", type=_paths, default=(), help="reference pictures, by commas (vace)")
+
+
+def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--sample_solver", choices=get_args(Solver), default="unipc", help="the ODE solver")
+    group.add_argument("--sample_steps", type=int, help="steps; default: 50, or 40 for i2v")
+    group.add_argument("--sample_shift", type=float, help="shift of the noise schedule; default: by task and size")
+    group.add_argument("--sample_guide_scale", type=float, help="classifier-free guidance; 1 halves the work")
+    group.add_argument("--base_seed", type=int, default=-1, help="seed of the noise; below 0: any")
+
+
+def _add_prompt_extension_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompt extension")
+    _switch(group, "--use_prompt_extend", False, "let a language model write out the prompt")
+    group.add_argument(
+        "--prompt_extend_method", choices=["dashscope", "local_qwen"], default="local_qwen", help="who does it"
+    )
+    group.add_argument("--prompt_extend_model", help="folder, hub name or service model; default: by method and task")
+    group.add_argument("--prompt_extend_target_lang", choices=["zh", "en"], default="zh", help="its language")
+
+
+def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("memory")
+    group.add_argument(
+        "--load_strategy", choices=get_args(LoadStrategy), default="full",
+        help="full: through host memory; block: straight to the device; stream: blocks visit the device in turn",
+    )  # fmt: skip
+    _switch(group, "--offload_model", True, "give a network's device memory back after its stage")
+    _switch(group, "--t5_cpu", False, "run the text encoder on the CPU")
+    levers = Levers()
+    _switch(group, "--attention_slicing", levers.attention_slicing, "attend by groups of heads")
+    _switch(group, "--gradient_checkpointing", levers.gradient_checkpointing, "only where autograd records")
+    _switch(group, "--fused_kernels", levers.fused_kernels, "norms and rotary embedding in one pass (CUDA)")
+    group.add_argument("--ffn_chunks", type=int, default=levers.ffn_chunks, help="token chunks; 1 is off")
+    group.add_argument(
+        "--rope_chunks", type=int, default=levers.rope_chunks, help="token chunks without fused kernels; 1 is off"
+    )
+    group.add_argument("--vae_slabs", type=int, default=levers.vae_slabs, help="0: by size; 1: off")
+    _switch(group, "--expandable_segments", True, "let the CUDA allocator grow segments, against fragmentation")
+
+
+def _add_parallel_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("several GPUs (not available yet)")
+    group.add_argument("--ulysses_size", type=int, default=1, help="ranks that split the heads")
+    group.add_argument("--ring_size", type=int, default=1, help="ranks that pass keys and values around")
+    _switch(group, "--dit_fsdp", False, "shard the DiT over the ranks")
+    _switch(group, "--t5_fsdp", False, "shard the text encoder over the ranks")
+
+
+def _switch(group: argparse._ArgumentGroup, flag: str, default: bool, text: str) -> None:
+    # Both `--t5_cpu` and `--offload_model False` are official ways to write a switch.
+    group.add_argument(flag, type=_boolean, nargs="?", const=True, default=default, metavar="True|False", help=text)
+
+
+def _boolean(text: str) -> bool:
+    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return known[text.lower()]
+
+
+def _paths(text: str) -> tuple[Path, ...]:
+    return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
+
+
+def check(options: Options) -> None:
+    """Refuse in words what could not end well. Raises InputError or, for folders, MediaError."""
+    task = TASKS[options.task]
+    _check_parallel(options, task)
+    _check_shape(options, task)
+    _check_numbers(options)
+    _check_weights(options)
+    _check_inputs(options, task)
+
+
+def _check_parallel(options: Options, task: Task) -> None:
+    for name in ("ulysses_size", "ring_size"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1")
+    heads, ulysses = task.dit.num_heads, options.ulysses_size
+    if heads % ulysses:
+        legal = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+        raise InputError(
+            f"--ulysses_size {ulysses} does not divide the {heads} heads of {task.name}",
+            hint=f"use one of {legal}, or --ring_size",
+        )
+    for name, off in (("ulysses_size", 1), ("ring_size", 1), ("dit_fsdp", False), ("t5_fsdp", False)):
+        if getattr(options, name) != off:
+            raise InputError(
+                f"--{name} {getattr(options, name)}: several GPUs are not available yet",
+                hint=f"leave --{name} out; --load_strategy stream fits the 14B models on one small GPU",
+            )
+
+
+def _check_shape(options: Options, task: Task) -> None:
+    if options.size not in task.sizes and not (task.is_tiny and _is_small_size(options.size)):
+        sizes = ", ".join(task.sizes) + (", or small multiples of 16" if task.is_tiny else "")
+        raise InputError(f"--size {options.size} is not a size of {task.name}", hint=f"use {sizes}")
+    if task.name.startswith("t2i") and options.frame_num != 1:
+        raise InputError(f"--frame_num {options.frame_num}: {task.name} makes one image", hint="leave it out")
+    if options.frame_num < 1 or options.frame_num % 4 != 1:
+        below = max(1, (options.frame_num - 1) // 4 * 4 + 1)
+        raise InputError(
+            f"--frame_num {options.frame_num} is not 4n+1: the VAE makes four frames of each latent but the first",
+            hint=f"use {below} or {below + 4}",
+        )
+
+
+def _is_small_size(size: str) -> bool:
+    sides = size.split("*")
+    return len(sides) == 2 and all(side.isdecimal() and 0 < int(side) <= 512 and int(side) % 16 == 0 for side in sides)
+
+
+def _check_numbers(options: Options) -> None:
+    levers = options.levers
+    least: list[tuple[str, int | float, int]] = [
+        ("sample_steps", options.sample_steps, 1),
+        ("ffn_chunks", levers.ffn_chunks, 1),
+        ("rope_chunks", levers.rope_chunks, 1),
+        ("vae_slabs", levers.vae_slabs, 0),
+    ]
+    for name, value, bound in least:
+        if value < bound:
+            raise InputError(f"--{name} {value}: must be at least {bound}")
+    if options.sample_shift <= 0:
+        raise InputError(f"--sample_shift {options.sample_shift}: must be above 0")
+
+
+def _check_weights(options: Options) -> None:
+    if options.weights == "random":
+        if options.ckpt_dir is not None:
+            raise InputError(
+                f"--weights random reads no files, but --ckpt_dir {options.ckpt_dir} is given", hint="leave one out"
+            )
+    elif options.ckpt_dir is None:
+        raise InputError(
+            f"--ckpt_dir is missing: {options.task} needs the folder {TASKS[options.task].repo}",
+            hint="--weights random runs without files",
+        )
+    elif not options.ckpt_dir.is_dir():
+        raise InputError(f"--ckpt_dir {options.ckpt_dir}: there is no such folder")
+
+
+# What each kind of model reads, and what it cannot do without.
+_INPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "t2v": ((), ()),
+    "i2v": (("image",), ("image",)),
+    "flf2v": (("first_frame", "last_frame"), ("first_frame", "last_frame")),
+    "vace": (("src_video", "src_mask", "src_ref_images"), ()),
+}
+
+
+def _check_inputs(options: Options, task: Task) -> None:
+    reads, needs = _INPUTS[task.dit.model_type]
+    for name in ("image", "first_frame", "last_frame", "src_video", "src_mask", "src_ref_images"):
+        value = getattr(options, name)
+        if value and name not in reads:
+            used = ", ".join(f"--{other}" for other in reads) or "a prompt only"
+            raise InputError(f"--{name} has no use in {task.name}", hint=f"{task.name} reads {used}")
+        if not value and name in needs:
+            raise InputError(f"--{name} is missing: {task.name} starts from it")
+        for path in value if isinstance(value, tuple) else (value,) if value else ():
+            if not path.is_file():
+                raise InputError(f"--{name} {path}: there is no such file")
+
+
+def describe(options: Options) -> str:
+    """The run in one line, for the log."""
+    task = TASKS[options.task]
+    return (
+        f"{task.name} {options.size} {options.frame_num} frames, {options.sample_steps} steps of "
+        f"{options.sample_solver}, shift {options.sample_shift:g}, guidance {options.sample_guide_scale:g}, "
+        f"seed {options.base_seed}, {options.precision} on {options.device}, weights {options.weights}, "
+        f"load {options.load_strategy}"
+    )
+
+
+def warn(message: str) -> None:
+    """A line on stderr about a flag that has no effect."""
+    sys.stderr.write(f"warning: {message}\n")

@@ -1,0 +1,298 @@
+"""The main path: prompt (and images or video) -> states -> latents -> video. Read `generate` first.
+
+    pipeline = Pipeline(TASKS["t2v-1.3B"], ckpt_dir=Path("Wan2.1-T2V-1.3B"), device="cuda")
+    video = pipeline.generate(Request(prompt="a red fox in the snow", size=(832, 480)))   # [3, 81, 480, 832], host
+
+Each network is a Component of its own, so a stage holds what it needs and, with offload_model, nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wan import checkpoint, conditioning, weights
+from wan.config import NEGATIVE_PROMPT, Solver, Task
+from wan.dit import WanDit
+from wan.image import ImageEncoder, build_image_encoder, encode_image
+from wan.levers import Levers, LoadStrategy, Precision
+from wan.residency import Component
+from wan.sampler import Sampler
+from wan.spans import span
+from wan.text import TextEncoder, build_text_encoder, encode_text, load_tokenizer
+from wan.vae import WanVae
+from wan.weights import on_meta
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What one video is made from; None takes the task's default."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    size: tuple[int, int] | None = None
+    """Width and height in pixels."""
+    frame_num: int | None = None
+    """4n+1."""
+    solver: Solver = "unipc"
+    steps: int | None = None
+    shift: float | None = None
+    guide_scale: float | None = None
+    """1 runs no unconditional pass."""
+    seed: int = 0
+    image: Tensor | None = None
+    """[3, H, W] in [-1, 1]: what the video starts from (i2v)."""
+    first_frame: Tensor | None = None
+    last_frame: Tensor | None = None
+    """[3, H, W] in [-1, 1] (flf2v)."""
+    src_video: Tensor | None = None
+    """[3, F, H, W] in [-1, 1] (vace)."""
+    src_mask: Tensor | None = None
+    """[1, F, H, W] in [0, 1] (vace)."""
+    src_ref_images: tuple[Tensor, ...] = ()
+    """[3, H, W] in [-1, 1] each (vace)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conditions:
+    """What the DiT is told besides the text, and the shape of the latents it works on."""
+
+    shape: tuple[int, ...]
+    """[16, r + T', h, w]."""
+    num_refs: int = 0
+    """Leading latent frames that are reference images and are cut off before decoding."""
+    image_latents: Tensor | None = None
+    image_states: Tensor | None = None
+    control: Tensor | None = None
+
+    def inputs(self) -> dict[str, Tensor]:
+        """As keyword arguments of WanDit.forward, with a batch dimension."""
+        named = {
+            "image_latents": self.image_latents,
+            "image_states": self.image_states,
+            "control": self.control,
+        }
+        return {name: value.unsqueeze(0) for name, value in named.items() if value is not None}
+
+
+class Pipeline:
+    """One task on one device.
+
+    Args:
+        task: a value of wan.config.TASKS.
+        ckpt_dir: an official checkpoint folder; None: random weights of the same names, shapes and dtypes.
+        device: where the networks run.
+        precision: storage and matrix products of the DiT. UMT5 runs in bf16 and CLIP in fp16 as published, and in
+            fp32 when this is fp32; the VAE always runs in fp32.
+        load_strategy: how weights get to the device, see residency.py.
+        offload_model: give a network's device memory back after its stage.
+        t5_cpu: run UMT5 on the CPU.
+        levers: see levers.py.
+        weights_seed: of random weights.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        ckpt_dir: Path | None,
+        device: torch.device | str,
+        precision: Precision = "bf16",
+        load_strategy: LoadStrategy = "full",
+        offload_model: bool = True,
+        t5_cpu: bool = False,
+        levers: Levers | None = None,
+        weights_seed: int = 0,
+    ) -> None:
+        self.task, self.device, self.levers = task, torch.device(device), levers or Levers()
+        self._ckpt_dir, self._seed = ckpt_dir, weights_seed
+        self.load_strategy, self.offload_model = load_strategy, offload_model
+        self._dtype = DTYPES[precision]
+        reference = precision == "fp32"
+        text_device = torch.device("cpu") if t5_cpu else self.device
+        self.text = self._text(torch.float32 if reference else torch.bfloat16, text_device)
+        self.clip = self._clip(torch.float32 if reference else torch.float16)
+        self.encoder, self.decoder = self._vae(encoder=True), self._vae(encoder=False)
+        self.dit = self._dit()
+        self._tokenizer = load_tokenizer(ckpt_dir, task.text)
+
+    def generate(self, request: Request, on_step: OnStep | None = None) -> Tensor:
+        """The video [3, F, H, W] fp32 in [-1, 1] on the host; `on_step(step, steps)` is called after each step."""
+        with torch.no_grad():
+            positive, negative = self.encode_prompts(request)
+            conditions = self.condition(request)
+            latents = self.denoise(request, positive, negative, conditions, on_step)
+            return self.decode(latents[:, conditions.num_refs :])
+
+    def encode_prompts(self, request: Request) -> tuple[Tensor, Tensor | None]:
+        """States [1, text_len, d_model] of the prompt and, where guidance uses it, of the negative prompt."""
+        negative = request.negative_prompt
+        if negative is None:
+            negative = self.task.negative_prefix + NEGATIVE_PROMPT
+        prompts = [request.prompt, negative] if self._guidance(request) != 1.0 else [request.prompt]
+        with span("encode.text"), self.text.on_device() as encoder:
+            states = encode_text(encoder, self._tokenizer, prompts, self.device)
+        return states[:1], states[1:] if len(prompts) > 1 else None
+
+    def condition(self, request: Request) -> Conditions:
+        """Image, frames or control video as the DiT reads them."""
+        width, height = request.size or parse_size(self.task.sizes[0])
+        frame_num = request.frame_num or self.task.frame_num
+        kind = self.task.dit.model_type
+        if kind == "t2v":
+            return Conditions(shape=self.task.latent_shape(width, height, frame_num))
+        if kind == "vace":
+            return self._condition_on_video(request, (height, width), frame_num)
+        return self._condition_on_images(request, width * height, frame_num)
+
+    def _condition_on_images(self, request: Request, max_area: int, frame_num: int) -> Conditions:
+        first = request.image if self.task.dit.model_type == "i2v" else request.first_frame
+        assert first is not None and self.clip is not None and self.task.clip is not None
+        size = conditioning.i2v_size(first.shape[1], first.shape[2], max_area)
+        images = [first]
+        if request.last_frame is not None:
+            images.append(conditioning.fit_last_frame(request.last_frame, first))
+        with span("encode.image"), self.clip.on_device() as clip:
+            # One after the other: the two images of flf2v may differ in size.
+            states = [encode_image(clip, image[None], self.task.clip)[0] for image in images]
+        with span("encode.video"), self.encoder.on_device() as vae:
+            if len(images) == 1:
+                latents = conditioning.i2v_latents(first, frame_num, size, self._encode_with(vae))
+            else:
+                latents = conditioning.flf2v_latents(first, images[1], frame_num, size, self._encode_with(vae))
+        return Conditions(
+            shape=self.task.latent_shape(size[1], size[0], frame_num),
+            image_latents=latents,
+            image_states=torch.cat(states),
+        )
+
+    def _condition_on_video(self, request: Request, size: tuple[int, int], frame_num: int) -> Conditions:
+        given = conditioning.vace_inputs(
+            request.src_video, request.src_mask, request.src_ref_images, size=size, frame_num=frame_num
+        )
+        with span("encode.video"), self.encoder.on_device() as vae:
+            control = conditioning.vace_latents(given, self._encode_with(vae))
+        shape = (self.task.vae.z_dim, *control.shape[1:])
+        return Conditions(shape=shape, num_refs=len(given.refs), control=control)
+
+    def _encode_with(self, vae: WanVae) -> conditioning.Encode:
+        return lambda video: vae.encode(video, slabs=self.levers.vae_slabs)
+
+    def denoise(
+        self,
+        request: Request,
+        positive: Tensor,
+        negative: Tensor | None,
+        conditions: Conditions,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Noise to latents [16, r + T', h, w] fp32, guided by the two prompts."""
+        width, height = request.size or parse_size(self.task.sizes[0])
+        steps = request.steps or self.task.sample_steps
+        shift = request.shift or self.task.default_shift(f"{width}*{height}")
+        sampler = Sampler(request.solver, steps, shift, self.device)
+        generator = torch.Generator(self.device).manual_seed(request.seed)
+        latents = torch.randn(conditions.shape, generator=generator, device=self.device)
+        inputs, guidance = conditions.inputs(), self._guidance(request)
+        with self.dit.on_device() as dit:
+            for step in range(steps):
+                with span("denoise", step=step):
+                    time = sampler.timesteps[step : step + 1]
+                    velocity = _guided(dit, latents, time, positive, negative, guidance, inputs)
+                    latents = sampler.step(velocity, step, latents)
+                if on_step is not None:
+                    on_step(step + 1, steps)
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents [16, T', h, w] to a video [3, F, H, W] fp32 in [-1, 1] on the host."""
+        with span("decode"), self.decoder.on_device() as vae:
+            return vae.decode(latents, slabs=self.levers.vae_slabs)
+
+    def _guidance(self, request: Request) -> float:
+        return self.task.sample_guide_scale if request.guide_scale is None else request.guide_scale
+
+    def _text(self, dtype: torch.dtype, device: torch.device) -> Component[TextEncoder]:
+        return Component(
+            "t5",
+            lambda: build_text_encoder(self.task.text, dtype),
+            self._source(checkpoint.open_text, weights.random_text),
+            strategy=self.load_strategy,
+            device=device,
+            offload=self.offload_model,
+            units=lambda encoder: list(encoder.blocks),
+            stay=("token_embedding",),
+        )
+
+    def _clip(self, dtype: torch.dtype) -> Component[ImageEncoder] | None:
+        clip = self.task.clip
+        if clip is None:
+            return None
+        return Component(
+            "clip",
+            lambda: build_image_encoder(clip, dtype),
+            self._source(checkpoint.open_clip, weights.random_clip),
+            strategy=self.load_strategy,
+            device=self.device,
+            offload=self.offload_model,
+            units=lambda encoder: list(encoder.blocks),
+        )
+
+    def _vae(self, *, encoder: bool) -> Component[WanVae]:
+        return Component(
+            "vae",
+            lambda: on_meta(lambda: WanVae(self.task.vae, encoder=encoder, decoder=not encoder), torch.float32),
+            self._source(checkpoint.open_vae, weights.random_vae),
+            strategy=self.load_strategy,
+            device=self.device,
+            offload=self.offload_model,
+        )
+
+    def _dit(self) -> Component[WanDit]:
+        return Component(
+            "dit",
+            lambda: on_meta(lambda: WanDit(self.task.dit, self.levers), self._dtype),
+            self._source(checkpoint.open_dit, weights.random_dit),
+            strategy=self.load_strategy,
+            device=self.device,
+            offload=self.offload_model,
+            units=lambda dit: dit.execution_order(),
+        )
+
+    def _source(
+        self, from_folder: Callable[[Task, Path], weights.Source], random: Callable[[int], weights.Source]
+    ) -> Callable[[], weights.Source]:
+        folder = self._ckpt_dir
+        return lambda: random(self._seed) if folder is None else from_folder(self.task, folder)
+
+
+def _guided(
+    dit: WanDit,
+    latents: Tensor,
+    time: Tensor,
+    positive: Tensor,
+    negative: Tensor | None,
+    guidance: float,
+    inputs: dict[str, Tensor],
+) -> Tensor:
+    """Classifier-free guidance: two passes one after the other, so that one pass's activations exist at a time."""
+    batch = latents.unsqueeze(0)
+    with span("dit.forward", branch="cond"):
+        velocity: Tensor = dit(batch, time, positive, **inputs)[0]
+    if negative is None:
+        return velocity
+    with span("dit.forward", branch="uncond"):
+        base: Tensor = dit(batch, time, negative, **inputs)[0]
+    return base + guidance * (velocity - base)
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """'1280*720' to width and height."""
+    width, height = size.split("*")
+    return int(width), int(height)
