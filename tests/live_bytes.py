@@ -1,8 +1,8 @@
 """Live tensor bytes without a device: every storage made while tracking, until it is freed.
 
-    with FakeTensorMode(), LiveBytes() as live:
-        model(x)
-    live.peak
+with FakeTensorMode(), LiveBytes() as live:
+    model(x)
+live.peak
 """
 
 import weakref

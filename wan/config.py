@@ -157,9 +157,7 @@ _DIT_1_3B = DitConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)
 _DIT_14B = DitConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40)
 _DIT_TINY = DitConfig(dim=64, ffn_dim=128, num_heads=4, num_layers=4, text_dim=32, text_len=32, freq_dim=32)
 _VAE_TINY = VaeConfig(base_dim=8)
-_TEXT_TINY = TextConfig(
-    vocab_size=512, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, text_len=32
-)
+_TEXT_TINY = TextConfig(vocab_size=512, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, text_len=32)
 _CLIP_TINY = ClipConfig(
     hidden_dim=32, mlp_dim=64, num_layers=3, num_heads=4, patch_size=14, image_size=56, embed_dim=16
 )

@@ -28,12 +28,17 @@ from wan.spans import span
 
 Norm = Callable[[Tensor], Tensor]
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+CHUNK_TOKENS = 20480
+"""Tokens of a chunk where their number is not chosen: matrix products lose nothing, 14B at 720P makes four."""
 
 
 def token_slices(num_tokens: int, chunks: int) -> Iterator[slice]:
-    """`chunks` slices of nearly equal length (a multiple of 128 where there is room for it)."""
-    length = -(-num_tokens // chunks)
-    length = max(1, min(num_tokens, -(-length // 128) * 128))
+    """`chunks` slices of nearly equal length; 0 makes slices of at most CHUNK_TOKENS."""
+    chunks = chunks or -(-num_tokens // CHUNK_TOKENS)
+    length = max(1, -(-num_tokens // max(1, chunks)))
     return (slice(start, min(start + length, num_tokens)) for start in range(0, num_tokens, length))
 
 
@@ -67,7 +72,8 @@ class SelfAttention(nn.Module):
         k = self._norm_rope(self.k(normed), self.norm_k, table)
         v = self.v(normed)
         del normed
-        return self.kernel(self._split(q), self._split(k), self._split(v)).flatten(2)
+        out = self.kernel(self._split(q), self._split(k), self._split(v))
+        return out.flatten(2)
 
     def _attend_by_groups(self, x: Tensor, norm: Norm, table: Tensor) -> Tensor:
         """The same with v and the output for one group of heads at a time; the output takes the place of q.
@@ -108,7 +114,8 @@ class SelfAttention(nn.Module):
         )  # fmt: skip
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.norm_q.weight.shape[0] // self.num_heads))
+        heads: Tensor = x.unflatten(-1, (-1, self.norm_q.weight.shape[0] // self.num_heads))
+        return heads
 
 
 class CrossAttention(nn.Module):
@@ -127,7 +134,7 @@ class CrossAttention(nn.Module):
         self.num_heads = config.num_heads
         self.levers = levers
 
-    def keys_values(self, context: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def keys_values(self, context: Tensor) -> Pairs:
         """Keys and values [B, S, N, D/N] of the text, then of the image; context [B, S, D], image tokens first."""
         image, text = context[:, : self.image_len], context[:, self.image_len :]
         pairs = [(self._norm(self.k(text), self.norm_k), self._heads(self.v(text)))]
@@ -135,7 +142,7 @@ class CrossAttention(nn.Module):
             pairs.append((self._norm(self.k_img(image), self.norm_k_img), self._heads(self.v_img(image))))
         return pairs
 
-    def forward(self, x: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def forward(self, x: Tensor, pairs: Pairs) -> Tensor:
         """x [B, l, D], any chunk of tokens; the pairs come from keys_values(); returns [B, l, D]."""
         q = self._norm(self.q(x), self.norm_q)
         out = attention(q, *pairs[0])
@@ -151,7 +158,8 @@ class CrossAttention(nn.Module):
         )
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
+        heads: Tensor = x.unflatten(-1, (self.num_heads, -1))
+        return heads
 
 
 class Block(nn.Module):
@@ -175,42 +183,40 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, table: Tensor) -> Tensor:
         """x [B, L, D] fp32; time [B, 6, D] fp32; context [B, S, D]; table [L, D/N/2]; returns x, changed in place."""
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation.float() + time).unbind(1)
-        x = self._add_self_attention(x, scale, shift, gate, table)
-        x = self._add_cross_attention(x, context)
-        return self._add(x, lambda part: self._feed_forward(self._norm(x[:, part], 1 + ffn_scale, ffn_shift)), ffn_gate)
-
-    def _add_self_attention(self, x: Tensor, scale: Tensor, shift: Tensor, gate: Tensor, table: Tensor) -> Tensor:
+        modulation = (self.modulation.float() + time).unbind(1)
+        shift, scale = modulation[:2]
         attended = self.self_attn.attend(x, lambda part: self._norm(part, 1 + scale, shift), table)
-        return self._add(x, lambda part: self.self_attn.o(attended[:, part]), gate)
-
-    def _add_cross_attention(self, x: Tensor, context: Tensor) -> Tensor:
         pairs = self.cross_attn.keys_values(context)
-        norm = self.norm3
-        return self._add(
-            x, lambda part: self.cross_attn(self._norm(x[:, part], norm.weight, norm.bias), pairs), gate=None
-        )
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.ffn[0](x)
         if torch.is_grad_enabled():
-            hidden = F.gelu(hidden, approximate="tanh")
-        else:
-            torch.ops.aten.gelu_(hidden, approximate="tanh")
-        out: Tensor = self.ffn[2](hidden)
-        return out
+            return self._token_wise(x, attended, pairs, modulation)
+        for part in token_slices(x.shape[1], self.levers.ffn_chunks):
+            self._token_wise(x[:, part], attended[:, part], pairs, modulation)
+        return x
+
+    def _token_wise(
+        self, x: Tensor, attended: Tensor, pairs: Pairs, modulation: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Everything after self-attention, for any chunk of tokens: x and attended [B, l, D]; returns the new x."""
+        _, _, gate, ffn_shift, ffn_scale, ffn_gate = modulation
+        norm3 = self.norm3
+        x, normed = self._add_norm(x, self.self_attn.o(attended), gate, norm3.weight, norm3.bias)
+        x, normed = self._add_norm(x, self.cross_attn(normed, pairs), None, 1 + ffn_scale, ffn_shift)
+        hidden = ops.linear_gelu(normed, cast(nn.Linear, self.ffn[0]), fused=self.levers.fused_kernels)
+        return ops.gated_add(x, self.ffn[2](hidden), ffn_gate, fused=self.levers.fused_kernels)
 
     def _norm(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-        dtype = self.self_attn.q.weight.dtype
-        return ops.layer_norm(x, gain, bias, eps=self.eps, dtype=dtype, fused=self.levers.fused_kernels)
+        return ops.layer_norm(x, gain, bias, eps=self.eps, dtype=self._dtype, fused=self.levers.fused_kernels)
 
-    def _add(self, x: Tensor, branch: Callable[[slice], Tensor], gate: Tensor | None) -> Tensor:
-        """x + gate * branch, chunk after chunk of tokens, in place unless autograd records."""
-        if torch.is_grad_enabled():
-            return ops.gated_add(x, branch(slice(None)), gate)
-        for part in token_slices(x.shape[1], self.levers.ffn_chunks):
-            ops.gated_add(x[:, part], branch(part), gate, fused=self.levers.fused_kernels)
-        return x
+    def _add_norm(
+        self, x: Tensor, y: Tensor, gate: Tensor | None, gain: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return ops.add_layer_norm(
+            x, y, gate, gain, bias, eps=self.eps, dtype=self._dtype, fused=self.levers.fused_kernels
+        )
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.self_attn.q.weight.dtype
 
 
 class VaceBlock(Block):
@@ -233,8 +239,17 @@ class VaceBlock(Block):
     ) -> tuple[Tensor, Tensor]:
         """The next control stream, and x + scale * its hint; control and x [B, L, D] fp32, changed in place."""
         control = super().forward(control, time, context, table)
-        dtype = self.after_proj.weight.dtype
-        return control, self._add(x, lambda part: self.after_proj(control[:, part].to(dtype)) * scale, gate=None)
+        if torch.is_grad_enabled():
+            return control, x + self._hint(control, scale)
+        for part in token_slices(x.shape[1], self.levers.ffn_chunks):
+            ops.gated_add(
+                x[:, part], self._hint(control[:, part], scale), None, fused=self.levers.fused_kernels
+            )
+        return control, x
+
+    def _hint(self, control: Tensor, scale: float) -> Tensor:
+        projected: Tensor = self.after_proj(control.to(self._dtype))
+        return projected * scale
 
 
 class ImageEmbedding(nn.Module):
@@ -274,7 +289,9 @@ class Head(nn.Module):
         weight, bias = self.head.weight.float(), self.head.bias.float()
         parts = [
             F.linear(
-                ops.layer_norm(x[:, part], 1 + scale, shift, eps=self.eps, dtype=torch.float32, fused=fused), weight, bias
+                ops.layer_norm(x[:, part], 1 + scale, shift, eps=self.eps, dtype=torch.float32, fused=fused),
+                weight,
+                bias,
             )
             for part in token_slices(x.shape[1], chunks)
         ]

@@ -171,7 +171,7 @@ def _unused_levers(pipeline: "Pipeline") -> str:
         unused.append("--offload_model True")
     if not levers.attention_slicing:
         unused.append("--attention_slicing True")
-    unused.append(f"--ffn_chunks {2 * levers.ffn_chunks}")
+    unused.append(f"--ffn_chunks {2 * levers.ffn_chunks or 16}")
     unused.append(f"--vae_slabs {2 * levers.vae_slabs or 8}")
     return "try " + ", ".join(unused)
 

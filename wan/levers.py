@@ -18,8 +18,8 @@ class Levers:
 
     attention_slicing: bool = False
     """Attend by groups of heads: v and the output exist for one group, only q and k are ever whole."""
-    ffn_chunks: int = 4
-    """Token chunks of everything token-wise (feed-forward, cross-attention, projections); 1 is off."""
+    ffn_chunks: int = 0
+    """Token chunks of everything after self-attention (feed-forward above all); 0 chooses by size, 1 is off."""
     rope_chunks: int = 16
     """Token chunks in which rotary embedding holds its fp64 copies where no fused kernel runs; 1 is off."""
     vae_slabs: int = 0

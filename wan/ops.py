@@ -8,7 +8,7 @@ B batch, L tokens, D model width, N heads, C channels.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wan.rope import rotate
 
@@ -34,7 +34,9 @@ def layer_norm(
         return kernels.layer_norm(x, gain, bias, eps, dtype)
     gain, bias = (value.to(x.dtype).expand(x.shape[0], -1) for value in (gain, bias))
     if torch.is_grad_enabled():
-        return torch.stack([F.layer_norm(v, v.shape[-1:], g, b, eps) for v, g, b in zip(x, gain, bias, strict=True)]).to(dtype)
+        return torch.stack(
+            [F.layer_norm(v, v.shape[-1:], g, b, eps) for v, g, b in zip(x, gain, bias, strict=True)]
+        ).to(dtype)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
     for video in range(x.shape[0]):
         for part, target in zip(x[video].split(WIDE_ROWS), out[video].split(WIDE_ROWS), strict=True):
@@ -43,7 +45,14 @@ def layer_norm(
 
 
 def rms_norm_rope(
-    x: Tensor, gain: Tensor, table: Tensor | None, *, num_heads: int, eps: float, chunks: int = 1, fused: bool = False
+    x: Tensor,
+    gain: Tensor,
+    table: Tensor | None,
+    *,
+    num_heads: int,
+    eps: float,
+    chunks: int = 1,
+    fused: bool = False,
 ) -> Tensor:
     """RMSNorm over all heads at once, then rotary embedding per head; in place unless autograd records.
 
@@ -74,10 +83,41 @@ def gated_add(x: Tensor, y: Tensor, gate: Tensor | None, *, fused: bool = False)
     """x + y * gate; in place unless autograd records. x [B, L, D] fp32, y [B, L, D], gate [B, D] fp32 or None."""
     if torch.is_grad_enabled():
         return x + (y if gate is None else y * gate.unsqueeze(1))
-    if gate is None:
-        return x.add_(y)
     if runs_fused(x, fused):
         from wan import kernels
 
         return kernels.gated_add_(x, y, gate)
-    return x.addcmul_(y.to(x.dtype), gate.unsqueeze(1))
+    return x.add_(y) if gate is None else x.addcmul_(y.to(x.dtype), gate.unsqueeze(1))
+
+
+def add_layer_norm(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    gain: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+    fused: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """gated_add(), then layer_norm() of its result: returns both."""
+    if runs_fused(x, fused):
+        from wan import kernels
+
+        return x, kernels.add_layer_norm_(x, y, gate, gain, bias, eps, dtype)
+    x = gated_add(x, y, gate)
+    return x, layer_norm(x, gain, bias, eps=eps, dtype=dtype)
+
+
+def linear_gelu(x: Tensor, layer: nn.Linear, *, fused: bool = False) -> Tensor:
+    """gelu_tanh(layer(x)) with one tensor of the hidden width, not two. x [B, L, D] -> [B, L, F]."""
+    if runs_fused(x, fused):
+        from wan import kernels
+
+        return kernels.linear_gelu(x, layer.weight, layer.bias)
+    hidden: Tensor = layer(x)
+    if torch.is_grad_enabled():
+        return F.gelu(hidden, approximate="tanh")
+    torch.ops.aten.gelu_(hidden, approximate="tanh")
+    return hidden

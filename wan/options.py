@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_task_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("task and weights")
-    group.add_argument("--task", choices=list(TASKS), default="t2v-14B", help="what to make, with which model")
+    group.add_argument(
+        "--task", choices=list(TASKS), default="t2v-14B", help="what to make, with which model"
+    )
     group.add_argument("--size", help="width*height in pixels; default: the first size of the task")
     group.add_argument("--frame_num", type=int, help="frames, 4n+1; default: 81, or 1 for t2i")
     group.add_argument("--ckpt_dir", type=Path, help="folder of the official checkpoint")
@@ -122,7 +124,9 @@ def _add_task_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--precision", choices=get_args(Precision), default="bf16", help="dtype of the DiT")
     group.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
-    group.add_argument("--save_file", type=Path, help="where to write; default: a name made of task, size and time")
+    group.add_argument(
+        "--save_file", type=Path, help="where to write; default: a name made of task, size and time"
+    )
 
 
 def _add_input_flags(parser: argparse.ArgumentParser) -> None:
@@ -134,14 +138,18 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--last_frame", type=Path, help="the last frame (flf2v)")
     group.add_argument("--src_video", type=Path, help="the control video (vace)")
     group.add_argument("--src_mask", type=Path, help="where the video is to change: white (vace)")
-    group.add_argument("--src_ref_images", type=_paths, default=(), help="reference pictures, by commas (vace)")
+    group.add_argument(
+        "--src_ref_images", type=_paths, default=(), help="reference pictures, by commas (vace)"
+    )
 
 
 def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--sample_solver", choices=get_args(Solver), default="unipc", help="the ODE solver")
     group.add_argument("--sample_steps", type=int, help="steps; default: 50, or 40 for i2v")
-    group.add_argument("--sample_shift", type=float, help="shift of the noise schedule; default: by task and size")
+    group.add_argument(
+        "--sample_shift", type=float, help="shift of the noise schedule; default: by task and size"
+    )
     group.add_argument("--sample_guide_scale", type=float, help="classifier-free guidance; 1 halves the work")
     group.add_argument("--base_seed", type=int, default=-1, help="seed of the noise; below 0: any")
 
@@ -150,9 +158,14 @@ def _add_prompt_extension_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompt extension")
     _switch(group, "--use_prompt_extend", False, "let a language model write out the prompt")
     group.add_argument(
-        "--prompt_extend_method", choices=["dashscope", "local_qwen"], default="local_qwen", help="who does it"
+        "--prompt_extend_method",
+        choices=["dashscope", "local_qwen"],
+        default="local_qwen",
+        help="who does it",
     )
-    group.add_argument("--prompt_extend_model", help="folder, hub name or service model; default: by method and task")
+    group.add_argument(
+        "--prompt_extend_model", help="folder, hub name or service model; default: by method and task"
+    )
     group.add_argument("--prompt_extend_target_lang", choices=["zh", "en"], default="zh", help="its language")
 
 
@@ -168,12 +181,19 @@ def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
     _switch(group, "--attention_slicing", levers.attention_slicing, "attend by groups of heads")
     _switch(group, "--gradient_checkpointing", levers.gradient_checkpointing, "only where autograd records")
     _switch(group, "--fused_kernels", levers.fused_kernels, "norms and rotary embedding in one pass (CUDA)")
-    group.add_argument("--ffn_chunks", type=int, default=levers.ffn_chunks, help="token chunks; 1 is off")
     group.add_argument(
-        "--rope_chunks", type=int, default=levers.rope_chunks, help="token chunks without fused kernels; 1 is off"
+        "--ffn_chunks", type=int, default=levers.ffn_chunks, help="token chunks; 0: by size; 1: off"
+    )
+    group.add_argument(
+        "--rope_chunks",
+        type=int,
+        default=levers.rope_chunks,
+        help="token chunks without fused kernels; 1 is off",
     )
     group.add_argument("--vae_slabs", type=int, default=levers.vae_slabs, help="0: by size; 1: off")
-    _switch(group, "--expandable_segments", True, "let the CUDA allocator grow segments, against fragmentation")
+    _switch(
+        group, "--expandable_segments", True, "let the CUDA allocator grow segments, against fragmentation"
+    )
 
 
 def _add_parallel_flags(parser: argparse.ArgumentParser) -> None:
@@ -186,7 +206,9 @@ def _add_parallel_flags(parser: argparse.ArgumentParser) -> None:
 
 def _switch(group: argparse._ArgumentGroup, flag: str, default: bool, text: str) -> None:
     # Both `--t5_cpu` and `--offload_model False` are official ways to write a switch.
-    group.add_argument(flag, type=_boolean, nargs="?", const=True, default=default, metavar="True|False", help=text)
+    group.add_argument(
+        flag, type=_boolean, nargs="?", const=True, default=default, metavar="True|False", help=text
+    )
 
 
 def _boolean(text: str) -> bool:
@@ -245,14 +267,16 @@ def _check_shape(options: Options, task: Task) -> None:
 
 def _is_small_size(size: str) -> bool:
     sides = size.split("*")
-    return len(sides) == 2 and all(side.isdecimal() and 0 < int(side) <= 512 and int(side) % 16 == 0 for side in sides)
+    return len(sides) == 2 and all(
+        side.isdecimal() and 0 < int(side) <= 512 and int(side) % 16 == 0 for side in sides
+    )
 
 
 def _check_numbers(options: Options) -> None:
     levers = options.levers
     least: list[tuple[str, int | float, int]] = [
         ("sample_steps", options.sample_steps, 1),
-        ("ffn_chunks", levers.ffn_chunks, 1),
+        ("ffn_chunks", levers.ffn_chunks, 0),
         ("rope_chunks", levers.rope_chunks, 1),
         ("vae_slabs", levers.vae_slabs, 0),
     ]
@@ -267,7 +291,8 @@ def _check_weights(options: Options) -> None:
     if options.weights == "random":
         if options.ckpt_dir is not None:
             raise InputError(
-                f"--weights random reads no files, but --ckpt_dir {options.ckpt_dir} is given", hint="leave one out"
+                f"--weights random reads no files, but --ckpt_dir {options.ckpt_dir} is given",
+                hint="leave one out",
             )
     elif options.ckpt_dir is None:
         raise InputError(

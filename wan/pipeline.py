@@ -165,7 +165,9 @@ class Pipeline:
             if len(images) == 1:
                 latents = conditioning.i2v_latents(first, frame_num, size, self._encode_with(vae))
             else:
-                latents = conditioning.flf2v_latents(first, images[1], frame_num, size, self._encode_with(vae))
+                latents = conditioning.flf2v_latents(
+                    first, images[1], frame_num, size, self._encode_with(vae)
+                )
         return Conditions(
             shape=self.task.latent_shape(size[1], size[0], frame_num),
             image_latents=latents,
@@ -245,9 +247,13 @@ class Pipeline:
         )
 
     def _vae(self, *, encoder: bool) -> Component[WanVae]:
+        def build() -> WanVae:
+            fused = self.levers.fused_kernels
+            return WanVae(self.task.vae, encoder=encoder, decoder=not encoder, fused=fused)
+
         return Component(
             "vae",
-            lambda: on_meta(lambda: WanVae(self.task.vae, encoder=encoder, decoder=not encoder), torch.float32),
+            lambda: on_meta(build, torch.float32),
             self._source(checkpoint.open_vae, weights.random_vae),
             strategy=self.load_strategy,
             device=self.device,

@@ -28,7 +28,9 @@ class Progress:
         self._device = torch.device(device)
         self._console = Console(stderr=True, highlight=False)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        self._bar = Bar(*columns, TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True)
+        self._bar = Bar(
+            *columns, TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True
+        )
         self._open: list[tuple[str, float]] = []
         self._failed_in = ""
         self._start = self._last_line = time.monotonic()
@@ -86,4 +88,3 @@ class Progress:
         allocated = torch.cuda.max_memory_allocated(self._device) / GIB
         reserved = torch.cuda.max_memory_reserved(self._device) / GIB
         return f", peak {allocated:.2f} GiB allocated, {reserved:.2f} GiB reserved"
-

@@ -143,7 +143,9 @@ class Streamer:
     parameters point into a place while it runs and into its host buffer otherwise. Hooks on the blocks drive it.
     """
 
-    def __init__(self, module: nn.Module, units: Sequence[nn.Module], source: Source, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, units: Sequence[nn.Module], source: Source, device: torch.device
+    ) -> None:
         prefixes = {child: f"{name}." for name, child in module.named_modules()}
         self._device = device
         self._units = [_Unit(unit, prefixes[unit], source, pin=device.type == "cuda") for unit in units]

@@ -4,11 +4,11 @@
     latents = vae.encode(video)     # [3, F, H, W] in [-1, 1] -> [16, T', h, w]
     video = vae.decode(latents)     # and back, written to host memory as it is made
 
-A causal 3x3x3 convolution is the sum of three 2-D convolutions, of this frame and of the two before it. So every
-tensor here is one frame [1, C, H, W] in channels-last memory, and a frame runs through the whole network before
-the next one enters. The past of a convolution is a list of at most two frames: no zeros at the start of a video,
-nothing padded, concatenated or copied. What remains is the past of all convolutions, 8 GB at 720P; it shrinks
-with the slab (vae_slabs.py), because all of time is done for one slab before the next slab begins.
+A causal 3x3x3 convolution is the sum of three 2-D convolutions, of this frame and of the two before it. So
+every tensor here is one frame [1, C, H, W] in channels-last memory, and a frame runs through all layers
+before the next one enters. The past of a convolution is a list of at most two frames: no zeros at the start
+of a video, nothing padded, concatenated or copied. What remains is the past of all convolutions, 7.5 GB at
+720P; it shrinks with the slab (vae_slabs.py): all of time is done for one slab before the next one begins.
 
 F = 4 (T' - 1) + 1 frames, T' latent frames, C channels, H x W pixels, h = H / 8, w = W / 8.
 """
@@ -27,6 +27,7 @@ from wan.vae_layers import (
     Downsample,
     Head,
     Layer,
+    NormSilu,
     PointConv,
     ResidualBlock,
     SlabPass,
@@ -38,6 +39,10 @@ from wan.vae_slabs import DECODE_FRAMES, ENCODE_FRAMES, Window, choose_slabs, sp
 
 FIRST, LATER = 1, 4
 """Pixel frames of the first latent frame, and of each later one."""
+
+
+def _blocks(in_dim: int, out_dim: int, count: int) -> list[Layer]:
+    return [ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(count)]
 
 
 def _middle(dim: int) -> nn.ModuleList:
@@ -52,7 +57,7 @@ class Encoder(nn.Module):
         dims = [config.base_dim * mult for mult in (1, *config.dim_mult)]
         layers: list[Layer] = []
         for level, (in_dim, out_dim) in enumerate(zip(dims, dims[1:], strict=False)):
-            layers += [ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(config.num_res_blocks)]
+            layers += _blocks(in_dim, out_dim, config.num_res_blocks)
             if level < len(config.temporal_downsample):
                 layers.append(Downsample(out_dim, in_time=config.temporal_downsample[level]))
         self.conv1 = CausalConv(3, dims[0])
@@ -81,7 +86,7 @@ class Decoder(nn.Module):
         in_dim = dims[0]
         for level, dim in enumerate(dims):
             # One block more than the encoder has; each upsampling halves the channels.
-            layers += [ResidualBlock(in_dim if i == 0 else dim, dim) for i in range(config.num_res_blocks + 1)]
+            layers += _blocks(in_dim, dim, config.num_res_blocks + 1)
             if level < len(in_time):
                 layers.append(Upsample(dim, in_time=in_time[level]))
                 in_dim = dim // 2
@@ -101,9 +106,14 @@ class Decoder(nn.Module):
 
 
 class WanVae(nn.Module):
-    """Encoder and decoder with the parameter names of the official file; either may be left out."""
+    """Encoder and decoder with the parameter names of the official file; either may be left out.
 
-    def __init__(self, config: VaeConfig, *, encoder: bool = True, decoder: bool = True) -> None:
+    `fused`: on CUDA, norm and SiLU in one pass (kernels.py).
+    """
+
+    def __init__(
+        self, config: VaeConfig, *, encoder: bool = True, decoder: bool = True, fused: bool = True
+    ) -> None:
         super().__init__()
         self.config = config
         if encoder:
@@ -112,6 +122,9 @@ class WanVae(nn.Module):
         if decoder:
             self.conv2 = PointConv(config.z_dim, config.z_dim)
             self.decoder = Decoder(config)
+        for module in self.modules():
+            if isinstance(module, NormSilu):
+                module.fused = fused
 
     @torch.no_grad()
     def decode(self, z: Tensor, slabs: int = 0, out: Tensor | None = None) -> Tensor:
@@ -138,10 +151,10 @@ class WanVae(nn.Module):
 
     @torch.no_grad()
     def decode_features(self, z: Tensor) -> Tensor:
-        """Latents [16, T', h, w] to the features [T', C, h, w], on the device, that every slab is made from."""
+        """Latents [16, T', h, w] to what every slab is made from: features [T', C, h, w] on the device."""
         with span("vae.features"):
-            z = z.to(self._like())
-            z = self.conv2((z * self._statistic(self.config.std) + self._statistic(self.config.mean)).movedim(1, 0))
+            z = z.to(self._like()) * self._statistic(self.config.std) + self._statistic(self.config.mean)
+            z = self.conv2(z.movedim(1, 0))
             full = _full_pass(self.decoder.full_steps(), z)
             return torch.cat([x for frame in z.split(1) for x in full(frame)])
 
@@ -164,27 +177,32 @@ class WanVae(nn.Module):
 
     @torch.no_grad()
     def encode(self, video: Tensor, slabs: int = 0) -> Tensor:
-        """A video [3, F, H, W] in [-1, 1], F = 4n + 1, to its mode latents [16, T', h, w], normalised, on the device.
+        """A video [3, F, H, W] in [-1, 1], F = 4n + 1, to its normalised mode latents [16, T', h, w].
 
-        The video may be on the host: four frames of a slab at a time are moved to the parameters' device.
+        The video may be on the host: four frames of a slab at a time are moved to the parameters' device, and
+        there the latents stay. `slabs` as in decode.
         """
         slabs = slabs or choose_slabs(self._frame_bytes(video.shape[2], video.shape[3]), ENCODE_FRAMES)
         features = self._encode_features(video, slabs)
         with span("vae.latents"):
             full = _full_pass(self.encoder.full_steps(), features)
             moments = torch.cat([x for frame in features.split(1) for x in full(frame)])
-            mode = self.conv1(moments)[:, : self.config.z_dim].movedim(1, 0)
+            mode: Tensor = self.conv1(moments)[:, : self.config.z_dim].movedim(1, 0)
             return (mode - self._statistic(self.config.mean)) / self._statistic(self.config.std)
 
     def _encode_features(self, video: Tensor, slabs: int) -> Tensor:
         scale = self.config.stride[1]
         num_latents = 1 + (video.shape[1] - FIRST) // LATER
-        features = self._like().new_empty(
-            num_latents,
-            video.shape[2] // scale,
-            video.shape[3] // scale,
-            self.config.base_dim * self.config.dim_mult[-2],
-        ).permute(0, 3, 1, 2)
+        features = (
+            self._like()
+            .new_empty(
+                num_latents,
+                video.shape[2] // scale,
+                video.shape[3] // scale,
+                self.config.base_dim * self.config.dim_mult[-2],
+            )
+            .permute(0, 3, 1, 2)
+        )
         dim = cut_dim(features)
         for index, window in enumerate(split(features.shape[dim], slabs)):
             with span("vae.slab", index=index):

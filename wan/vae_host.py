@@ -2,6 +2,8 @@
 
     with HostWriter() as writer:
         writer.put(video[:, 0:4], frames)
+
+The copy is complete when the block ends.
 """
 
 from types import TracebackType
@@ -29,7 +31,7 @@ class HostWriter:
             self._finish()
 
     def put(self, target: Tensor, source: Tensor) -> None:
-        """`target`, any part of a tensor, will hold `source` (same shape) when the next call or the block ends."""
+        """Let `target`, any part of a tensor, hold `source` (same shape) by the end of the next call."""
         if not (source.is_cuda and torch.cuda.is_available()) or target.is_cuda:
             target.copy_(source)
             return

@@ -30,13 +30,17 @@ class Step:
 
 
 def normalise(x: Tensor, gamma: Tensor) -> Tensor:
-    """x / |x| * sqrt(C) * gamma with |x| over C: x [T, C, H, W], gamma of C values; a new tensor."""
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_(min=1e-12)
-    return (x * (math.sqrt(x.shape[1]) / length)).mul_(gamma.view(-1, 1, 1))
+    """Scale x [T, C, H, W] to x / |x| * sqrt(C) * gamma, with |x| over C and C gammas; a new tensor."""
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_(min=1e-12)
+    return (x * length.reciprocal_().mul_(math.sqrt(x.shape[1]))).mul_(gamma.view(-1, 1, 1))
 
 
-def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """silu(normalise(x, gamma)): x [T, C, H, W] dense in channels-last memory, gamma of C values; a new tensor."""
+def norm_silu(x: Tensor, gamma: Tensor, *, fused: bool = True) -> Tensor:
+    """SiLU of normalise(x, gamma): x [T, C, H, W], dense in channels-last memory, and so is what is made."""
+    if fused and x.is_cuda:
+        from wan import kernels
+
+        return kernels.norm_silu(x.permute(0, 2, 3, 1), gamma).permute(0, 3, 1, 2)
     return F.silu(normalise(x, gamma), inplace=True)
 
 
@@ -120,10 +124,11 @@ class NormSilu(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(dim, 1, 1, 1))
+        self.fused = True
 
     def forward(self, x: Tensor) -> Tensor:
         """See norm_silu."""
-        return norm_silu(x, self.gamma)
+        return norm_silu(x, self.gamma, fused=self.fused)
 
 
 class ResidualBlock(Layer):
@@ -160,7 +165,7 @@ def _whole(x: Tensor) -> Tensor:
 class NarrowingConv(CausalConv):
     """A causal convolution to few channels, which remembers its share of outputs to come instead of inputs.
 
-    For the heads: the decoder's remembers 2 x 3 channels at full size instead of 2 x 96, and its input is read once.
+    For the heads: the decoder's remembers 2 x 3 channels at full size, not 2 x 96, and reads its input once.
     """
 
     def forward(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
@@ -259,8 +264,8 @@ class Downsample(Layer):
         return [in_space, Step(self._halve_frames, Reach())] if self._in_time else [in_space]
 
     def _halve_size(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
-        # The network pads by one, on the right and below only. Padding by two all round gives the same outputs
-        # behind one row and column too many, without a padded copy of the frame.
+        # The network pads by one, on the right and below only. Padding by two all round gives the same
+        # outputs behind one row and column too many, and needs no padded copy of the frame.
         return [dense(crop(self.resample["1"](x)[:, :, 1:, 1:]))]
 
     def _halve_frames(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
@@ -289,8 +294,9 @@ class SlabPass:
         self._past: Past = {}
 
     def __call__(self, frame: Tensor) -> Iterator[Tensor]:
-        """What the next frame of the video (already cut, [1, C, H, W]) makes, depth first: one small set of
-        tensors at a time is alive beside the past.
+        """Yield what the next frame of the video, [1, C, H, W] and already cut, makes.
+
+        Depth first, so that beside the past only one frame of the largest size is being worked on.
         """
         waiting = [(0, dense(frame))]
         while waiting:

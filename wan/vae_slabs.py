@@ -15,13 +15,14 @@ from typing import NamedTuple
 SLAB_BYTES = 3 * 2**30
 """Working set of a slab that the automatic choice stays under."""
 DECODE_FRAMES = 25
-"""Working set of decode in frames of base_dim channels at full resolution: 22 cached, 3 being worked on.
+"""Working set of decode, in frames of base_dim channels at full size: 21.4 remembered, 3.5 in work.
 
-Cached, by level: six convolutions with two frames each at full size = 12; at half size twice the channels
-(1/2 frame) = 6; at quarter size four times the channels (1/4 frame) = 3; time_conv at both scales < 1.
+Remembered: six convolutions of two frames at full size (12); six at half size, where twice the channels make
+a frame half as large (6); six at quarter size (2.8); the two convolutions over time (0.6). In work: the last
+upsampling, which reads 192 channels at full size.
 """
-ENCODE_FRAMES = 18
-"""The same for encode: 4 convolutions of two frames at full size = 8, at half 3.5, at quarter 1.75; 4 in work."""
+ENCODE_FRAMES = 17
+"""The same for encode: 8 at full size, 3.5 at half, 1.8 at quarter, 0.3 over time; 3 in work."""
 
 
 class Window(NamedTuple):
@@ -33,9 +34,9 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reach:
-    """How far a layer sees: output i reads positions i*stride - before .. i*stride + after of its input,
+    """How far a layer sees: output i reads positions i*stride - before .. i*stride + after of its input.
 
-    each input position standing for `zoom` equal ones (nearest upsampling in front of the convolution).
+    With `zoom`, each input position stands for that many equal ones: nearest upsampling, then a convolution.
     """
 
     before: int = 0

@@ -125,7 +125,9 @@ def test_parameters_are_the_published_ones(name: str) -> None:
 def test_forward_equals_diffusers(name: str) -> None:
     config = replace(TASKS[name].dit, text_len=512)  # diffusers counts 512 text tokens from the end
     dit, other, given = random_dit(config), reference(config), inputs(config)
-    other.load_state_dict({diffusers_name(key): value for key, value in dit.state_dict().items()}, strict=True)
+    other.load_state_dict(
+        {diffusers_name(key): value for key, value in dit.state_dict().items()}, strict=True
+    )
     hidden = given["latents"]
     if "image_latents" in given:
         hidden = torch.cat([hidden, given["image_latents"]], dim=1)
@@ -208,9 +210,10 @@ def test_gradients_with_checkpointing_equal_those_without(name: str) -> None:
 
 def test_token_slices_cover_the_tokens_once() -> None:
     assert list(token_slices(0, 4)) == []
-    assert list(token_slices(100, 4)) == [slice(0, 100)]
-    assert list(token_slices(300, 2)) == [slice(0, 256), slice(256, 300)]
-    assert [part.stop for part in token_slices(75600, 4)] == [18944, 37888, 56832, 75600]
+    assert list(token_slices(7, 2)) == [slice(0, 4), slice(4, 7)]
+    assert list(token_slices(100, 1)) == [slice(0, 100)]
+    assert list(token_slices(3, 5)) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert [part.stop for part in token_slices(75600, 0)] == [18900, 37800, 56700, 75600]
 
 
 def fake_peak(name: str, levers: Levers, shape: tuple[int, int, int]) -> int:

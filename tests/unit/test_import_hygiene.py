@@ -39,8 +39,8 @@ def test_importing_nothing_brings_none_of_the_packages_in_question() -> None:
     assert packages_after_importing() & (PROFILER_SIDE | {"torch"}) == set()
 
 
-@pytest.mark.parametrize("name", ["wan.config", "wan.spans", "wan.errors", "wan.levers"])
-def test_data_and_words_cost_no_torch(name: str) -> None:
+@pytest.mark.parametrize("name", ["wan.config", "wan.errors", "wan.levers", "wan.options", "wan.spans"])
+def test_tasks_flags_spans_and_errors_cost_no_torch(name: str) -> None:
     assert "torch" not in packages_after_importing(name)
 
 

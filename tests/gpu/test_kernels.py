@@ -1,0 +1,111 @@
+"""The fused kernels against the plain torch forms of the same steps, on the device."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from wan import ops
+from wan.rope import rope_table
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> object:
+    with torch.no_grad():
+        yield
+
+
+def noise(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, device="cuda").to(dtype)
+
+
+def close(fused: Tensor, plain: Tensor) -> None:
+    assert fused.dtype == plain.dtype
+    # One rounding of the last bit apart at the most: the statistics are summed in another order.
+    tolerance = 1e-5 if fused.dtype == torch.float32 else 2 * torch.finfo(fused.dtype).eps
+    torch.testing.assert_close(fused, plain, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("width", [64, 1536, 5120])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("per_video", [True, False])
+def test_layer_norm(width: int, dtype: torch.dtype, per_video: bool) -> None:
+    shape = (2, width) if per_video else (width,)
+    x, gain, bias = noise(2, 77, width) * 3 + 1, noise(*shape), noise(*shape)
+    arguments = {"eps": 1e-6, "dtype": dtype}
+    close(
+        ops.layer_norm(x, gain, bias, **arguments, fused=True),
+        ops.layer_norm(x, gain, bias, **arguments, fused=False),
+    )
+
+
+@pytest.mark.parametrize("num_heads", [4, 12, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("part", [slice(None), slice(10, 40)])
+def test_rms_norm_rope(num_heads: int, dtype: torch.dtype, rotated: bool, part: slice) -> None:
+    width = num_heads * 128
+    x, gain = noise(2, 60, width, dtype=dtype), noise(width, dtype=dtype)
+    table = rope_table((3, 4, 5), 128, torch.device("cuda"))[part] if rotated else None
+    fused, plain = x.clone(), x.clone()
+    for target, is_fused in ((fused, True), (plain, False)):
+        result = ops.rms_norm_rope(
+            target[:, part], gain, table, num_heads=num_heads, eps=1e-6, chunks=3, fused=is_fused
+        )
+        assert result.data_ptr() == target[:, part].data_ptr()
+    close(fused, plain)
+    assert not torch.equal(fused, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", [slice(None), slice(10, 40)])
+def test_gated_add(dtype: torch.dtype, part: slice) -> None:
+    x, y, gate = noise(2, 60, 1536), noise(2, 60, 1536, dtype=dtype), noise(2, 1536)
+    fused, plain = x.clone(), x.clone()
+    ops.gated_add(fused[:, part], y[:, part], gate, fused=True)
+    ops.gated_add(plain[:, part], y[:, part], gate, fused=False)
+    close(fused, plain)
+
+
+@pytest.mark.parametrize("channels", [8, 96, 192, 384])
+def test_vae_norm_silu(channels: int) -> None:
+    from wan.vae_layers import norm_silu
+
+    x = noise(2, channels, 9, 13).contiguous(memory_format=torch.channels_last)
+    x[0, :, 0, 0] = 0
+    gamma = noise(channels, 1, 1, 1)
+    fused = norm_silu(x, gamma)
+    assert fused.is_contiguous(memory_format=torch.channels_last)
+    close(fused, norm_silu(x.cpu(), gamma.cpu()).cuda())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("part", [slice(None), slice(10, 40)])
+def test_add_layer_norm(dtype: torch.dtype, gated: bool, part: slice) -> None:
+    x, y = noise(2, 60, 1536), noise(2, 60, 1536, dtype=dtype)
+    gate, gain, bias = noise(2, 1536) if gated else None, noise(2, 1536), noise(2, 1536)
+    streams, normed = [], []
+    for fused in (True, False):
+        stream = x.clone()
+        result, norm = ops.add_layer_norm(
+            stream[:, part], y[:, part], gate, gain, bias, eps=1e-6, dtype=dtype, fused=fused
+        )
+        assert result.data_ptr() == stream[:, part].data_ptr()
+        streams.append(stream)
+        normed.append(norm)
+    close(streams[0], streams[1])
+    close(normed[0], normed[1])
+
+
+def test_linear_gelu() -> None:
+    layer = torch.nn.Linear(256, 512, device="cuda")
+    x = noise(1, 100, 256)
+    # The epilogue's tanh is an approximation of its own: near, not equal.
+    plain = ops.linear_gelu(x, layer, fused=False)
+    assert (ops.linear_gelu(x, layer, fused=True) - plain).norm() / plain.norm() < 1e-3
+    layer, x = layer.bfloat16(), x.bfloat16()
+    plain = ops.linear_gelu(x.float(), layer.float(), fused=False)
+    fused = ops.linear_gelu(x, layer.bfloat16(), fused=True).float()
+    assert (fused - plain).norm() / plain.norm() < 5e-3

@@ -1,0 +1,157 @@
+"""Components and streaming: the weights are where they should be, and the result never depends on it."""
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from wan.errors import WeightsError
+from wan.residency import NUM_PLACES, Component, Streamer
+from wan.spans import Attribute, listening
+from wan.weights import RandomSource, on_meta
+
+CPU = torch.device("cpu")
+
+
+class Chain(nn.Module):
+    """Linear blocks one after the other, with an entry that is no block and a table that stays."""
+
+    def __init__(self, num_blocks: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 8)
+        self.entry = nn.Linear(8, 8)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(num_blocks))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.entry(self.table(ids))
+        for block in self.blocks:
+            x = torch.tanh(block(x))
+        return x
+
+
+class CountingSource(RandomSource):
+    """Random weights that count what is asked of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_reads = 0
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        self.num_reads += 1
+        super().read_into(name, target)
+
+
+class RefusingSource(RandomSource):
+    def check(self, expected: Mapping[str, torch.Size]) -> None:
+        raise WeightsError("no such key")
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        raise AssertionError("read although refused")
+
+
+class Names:
+    """The spans heard, with their component."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
+        self.heard.append(" ".join([name, *map(str, attributes.values())]))
+
+    def exit(self, name: str, failed: bool) -> None:
+        pass
+
+
+def component(strategy: str, source: RandomSource, *, num_blocks: int = 3, offload: bool = True) -> Component[Chain]:
+    return Component(
+        "chain",
+        lambda: on_meta(lambda: Chain(num_blocks), torch.float32),
+        lambda: source,
+        strategy=strategy,  # type: ignore[arg-type]
+        device=CPU,
+        offload=offload,
+        units=lambda chain: list(chain.blocks),
+        stay=("table",),
+    )
+
+
+def outputs(part: Component[Chain], times: int = 2) -> list[Tensor]:
+    made = []
+    for _ in range(times):
+        with part.on_device() as chain:
+            made.append(chain(torch.arange(5)).clone())
+    return made
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("offload", [True, False])
+def test_every_strategy_gives_the_same(num_blocks: int, offload: bool) -> None:
+    expected = outputs(component("full", RandomSource(), num_blocks=num_blocks))[0]
+    assert expected.std() > 0.1
+    for strategy in ("full", "block", "stream"):
+        for made in outputs(component(strategy, RandomSource(), num_blocks=num_blocks, offload=offload), times=3):
+            assert torch.equal(made, expected)
+
+
+@pytest.mark.parametrize(("strategy", "passes_over_the_source"), [("full", 1), ("stream", 1), ("block", 2)])
+def test_released_weights_are_read_again_only_under_block(strategy: str, passes_over_the_source: int) -> None:
+    source = CountingSource()
+    outputs(component(strategy, source), times=2)
+    assert source.num_reads == passes_over_the_source * len(list(Chain(3).parameters()))
+
+
+def test_nothing_is_read_when_the_source_refuses() -> None:
+    for strategy in ("full", "block", "stream"):
+        with pytest.raises(WeightsError, match="no such key"):
+            outputs(component(strategy, RefusingSource()))
+
+
+def test_spans_tell_load_onload_and_offload() -> None:
+    names = Names()
+    with listening(names):
+        outputs(component("stream", RandomSource()))
+    moves = ["residency.onload chain", "residency.offload chain"]
+    assert names.heard == ["load.chain", *moves, *moves]
+
+
+def test_streamed_blocks_point_into_a_place_while_they_run_and_to_host_memory_otherwise() -> None:
+    part = component("stream", RandomSource())
+    with part.on_device() as chain:
+        at_rest = [block.weight.data_ptr() for block in chain.blocks]
+        running: list[int] = []
+        for block in chain.blocks:
+            block.register_forward_pre_hook(lambda module, _: running.append(module.weight.data_ptr()))
+        chain(torch.arange(5))
+        assert [block.weight.data_ptr() for block in chain.blocks] == at_rest
+        assert len(set(running)) == NUM_PLACES
+        assert not set(running) & set(at_rest)
+
+
+def test_a_pass_that_failed_half_way_does_not_disturb_the_next_one() -> None:
+    part = component("stream", RandomSource(), num_blocks=5, offload=False)
+    expected = outputs(part, times=1)[0]
+    with part.on_device() as chain:
+        hook = chain.blocks[2].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop")))
+        with pytest.raises(RuntimeError, match="stop"):
+            chain(torch.arange(5))
+        hook.remove()
+        assert torch.equal(chain(torch.arange(5)), expected)
+
+
+def test_children_apart_are_not_streamed_with_their_block() -> None:
+    class Pair(nn.Module):
+        apart = ("first",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(x)  # type: ignore[no-any-return]
+
+    module = on_meta(lambda: nn.Sequential(Pair()), torch.float32)
+    streamer = Streamer(module, [module[0]], RandomSource(), CPU)
+    names = {name for name, parameter in module.named_parameters() if parameter in streamer.parameters}
+    assert names == {"0.second.weight", "0.second.bias"}
+    assert all(parameter.device.type == "cpu" for parameter in module.parameters())
