@@ -31,14 +31,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 Pairs = list[tuple[Tensor, Tensor]]
 
 
-CHUNK_TOKENS = 20480
-"""Tokens of a chunk where their number is not chosen: matrix products lose nothing, 14B at 720P makes four."""
-
-
 def token_slices(num_tokens: int, chunks: int) -> Iterator[slice]:
-    """`chunks` slices of nearly equal length; 0 makes slices of at most CHUNK_TOKENS."""
-    chunks = chunks or -(-num_tokens // CHUNK_TOKENS)
-    length = max(1, -(-num_tokens // max(1, chunks)))
+    """At most `chunks` slices of nearly equal length."""
+    length = max(1, -(-num_tokens // chunks))
     return (slice(start, min(start + length, num_tokens)) for start in range(0, num_tokens, length))
 
 
@@ -93,7 +88,7 @@ class SelfAttention(nn.Module):
 
     def _query_key(self, x: Tensor, norm: Norm, table: Tensor) -> tuple[Tensor, Tensor]:
         q, k = (torch.empty(x.shape, dtype=self.q.weight.dtype, device=x.device) for _ in range(2))
-        for part in token_slices(x.shape[1], self.levers.ffn_chunks):
+        for part in token_slices(x.shape[1], self.levers.num_chunks(x.shape[1])):
             normed = norm(x[:, part])
             q[:, part] = self._norm_rope(self.q(normed), self.norm_q, table[part])
             k[:, part] = self._norm_rope(self.k(normed), self.norm_k, table[part])
@@ -102,7 +97,7 @@ class SelfAttention(nn.Module):
     def _value(self, x: Tensor, norm: Norm, group: slice) -> Tensor:
         weight, bias = self.v.weight[group], self.v.bias[group]
         v = torch.empty(*x.shape[:2], weight.shape[0], dtype=weight.dtype, device=x.device)
-        for part in token_slices(x.shape[1], self.levers.ffn_chunks):
+        for part in token_slices(x.shape[1], self.levers.num_chunks(x.shape[1])):
             v[:, part] = F.linear(norm(x[:, part]), weight, bias)
         return v
 
@@ -154,7 +149,15 @@ class CrossAttention(nn.Module):
     def _norm(self, x: Tensor, norm: RmsNorm) -> Tensor:
         fused = self.levers.fused_kernels
         return self._heads(
-            ops.rms_norm_rope(x, norm.weight, None, num_heads=self.num_heads, eps=norm.eps, fused=fused)
+            ops.rms_norm_rope(
+                x,
+                norm.weight,
+                None,
+                num_heads=self.num_heads,
+                eps=norm.eps,
+                chunks=self.levers.rope_chunks,
+                fused=fused,
+            )
         )
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -189,7 +192,7 @@ class Block(nn.Module):
         pairs = self.cross_attn.keys_values(context)
         if torch.is_grad_enabled():
             return self._token_wise(x, attended, pairs, modulation)
-        for part in token_slices(x.shape[1], self.levers.ffn_chunks):
+        for part in token_slices(x.shape[1], self.levers.num_chunks(x.shape[1])):
             self._token_wise(x[:, part], attended[:, part], pairs, modulation)
         return x
 
@@ -241,7 +244,7 @@ class VaceBlock(Block):
         control = super().forward(control, time, context, table)
         if torch.is_grad_enabled():
             return control, x + self._hint(control, scale)
-        for part in token_slices(x.shape[1], self.levers.ffn_chunks):
+        for part in token_slices(x.shape[1], self.levers.num_chunks(x.shape[1])):
             ops.gated_add(
                 x[:, part], self._hint(control[:, part], scale), None, fused=self.levers.fused_kernels
             )
@@ -283,18 +286,17 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.zeros(1, 2, config.dim))
         self.eps = config.eps
 
-    def forward(self, x: Tensor, time: Tensor, chunks: int, fused: bool) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, levers: Levers) -> Tensor:
         """x [B, L, D] fp32, time [B, D] fp32 -> [B, L, patch * out_dim] fp32."""
         shift, scale = (self.modulation.float() + time.unsqueeze(1)).unbind(1)
         weight, bias = self.head.weight.float(), self.head.bias.float()
-        parts = [
-            F.linear(
-                ops.layer_norm(x[:, part], 1 + scale, shift, eps=self.eps, dtype=torch.float32, fused=fused),
-                weight,
-                bias,
+        parts = []
+        # The norm is fp32 here, twice as wide as elsewhere: twice the chunks.
+        for part in token_slices(x.shape[1], 2 * levers.num_chunks(x.shape[1])):
+            normed = ops.layer_norm(
+                x[:, part], 1 + scale, shift, eps=self.eps, dtype=torch.float32, fused=levers.fused_kernels
             )
-            for part in token_slices(x.shape[1], chunks)
-        ]
+            parts.append(F.linear(normed, weight, bias))
         return torch.cat(parts, dim=1)
 
 
@@ -366,7 +368,7 @@ class WanDit(nn.Module):
         x = self._embed_patches(latents, self.patch_embedding)
         x = self._run_blocks(x, modulation, context, table, control, control_scale)
         with span("dit.head"):
-            out = self.head(x, embedded, 2 * self.levers.ffn_chunks, self.levers.fused_kernels)
+            out = self.head(x, embedded, self.levers)
         return self._unpatch(out, grid)
 
     def _run_blocks(

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wan.pipeline import Pipeline, Request
-    from wan.progress import Progress
 
 EXIT_INTERRUPTED = 130
 
@@ -48,6 +47,8 @@ def run(options: Options) -> Path:
     if options.expandable_segments:
         # Read by torch when CUDA starts, so it is set before; what the user set stays.
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    import torch
+
     from wan import media
     from wan.progress import Progress
     from wan.spans import listening, span
@@ -58,8 +59,14 @@ def run(options: Options) -> Path:
         warn("--gradient_checkpointing has no effect here: inference records no gradients")
     with Progress(options.device) as progress, listening(progress):
         progress.say(describe(options))
-        request = _request(options)
-        video = _generate(_pipeline(options), request, progress)
+        try:
+            request = _request(options)
+            video = _pipeline(options).generate(request, on_step=progress.step)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).partition("\n")[0]
+            raise DeviceMemoryError(
+                f"the device ran out of memory in {progress.where}: {reason}", hint=_less_memory(options)
+            ) from error
         with span("save"):
             media.save(video, path, fps=TASKS[options.task].fps)
         progress.finish(f"{path}: {video.shape[1]} frames of {video.shape[3]}*{video.shape[2]}")
@@ -150,24 +157,12 @@ def _prompt(options: Options) -> str:
     return extended
 
 
-def _generate(pipeline: "Pipeline", request: "Request", progress: "Progress") -> "Tensor":
-    import torch
-
-    try:
-        return pipeline.generate(request, on_step=progress.step)
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(
-            f"the device ran out of memory in {progress.where}: {str(error).splitlines()[0]}",
-            hint=_unused_levers(pipeline),
-        ) from error
-
-
-def _unused_levers(pipeline: "Pipeline") -> str:
+def _less_memory(options: Options) -> str:
     """The levers that would still save memory, the strongest first."""
-    levers, unused = pipeline.levers, []
-    if pipeline.load_strategy != "stream":
+    levers, unused = options.levers, []
+    if options.load_strategy != "stream":
         unused.append("--load_strategy stream")
-    if not pipeline.offload_model:
+    if not options.offload_model:
         unused.append("--offload_model True")
     if not levers.attention_slicing:
         unused.append("--attention_slicing True")

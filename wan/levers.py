@@ -28,3 +28,11 @@ class Levers:
     """Recompute blocks in backward; without autograd it changes nothing and says so."""
     fused_kernels: bool = True
     """On CUDA, norms, rotary embedding and gated adds in one pass each, without wide copies (Triton)."""
+
+    def num_chunks(self, num_tokens: int) -> int:
+        """Chunks of a pass over `num_tokens`: as asked, else of about 20,000 tokens, or 8,000 with slicing.
+
+        A chunk of 20,000 costs the matrix products nothing and stays under the peak of whole attention; sliced
+        attention has a lower peak to stay under.
+        """
+        return self.ffn_chunks or max(1, -(-num_tokens // (8192 if self.attention_slicing else 20480)))

@@ -7,6 +7,7 @@ Parsing and checking import no torch, so that a wrong flag is answered at once.
 """
 
 import argparse
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ DEFAULT_PROMPTS = {
     "vace": "A paper boat sails down a rain-filled gutter, past fallen leaves, towards a bright street.",
 }
 MAX_SEED = 2**31 - 1
+_LARGEST_SEED = 2**64 - 1  # of a torch.Generator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -263,6 +265,10 @@ def _check_shape(options: Options, task: Task) -> None:
             f"--frame_num {options.frame_num} is not 4n+1: the VAE makes four frames of each latent but the first",
             hint=f"use {below} or {below + 4}",
         )
+    if task.dit.model_type == "flf2v" and options.frame_num == 1:
+        raise InputError(
+            f"--frame_num 1: {task.name} goes from a first to a last frame", hint="use at least 5"
+        )
 
 
 def _is_small_size(size: str) -> bool:
@@ -283,8 +289,12 @@ def _check_numbers(options: Options) -> None:
     for name, value, bound in least:
         if value < bound:
             raise InputError(f"--{name} {value}: must be at least {bound}")
-    if options.sample_shift <= 0:
-        raise InputError(f"--sample_shift {options.sample_shift}: must be above 0")
+    if not 0 < options.sample_shift < math.inf:
+        raise InputError(f"--sample_shift {options.sample_shift}: must be a number above 0")
+    if not math.isfinite(options.sample_guide_scale):
+        raise InputError(f"--sample_guide_scale {options.sample_guide_scale}: must be a finite number")
+    if options.base_seed > _LARGEST_SEED:
+        raise InputError(f"--base_seed {options.base_seed}: must be at most {_LARGEST_SEED}")
 
 
 def _check_weights(options: Options) -> None:
@@ -324,6 +334,10 @@ def _check_inputs(options: Options, task: Task) -> None:
         for path in value if isinstance(value, tuple) else (value,) if value else ():
             if not path.is_file():
                 raise InputError(f"--{name} {path}: there is no such file")
+    if options.src_mask is not None and options.src_video is None:
+        raise InputError(
+            "--src_mask is given without --src_video", hint="give the video that the mask belongs to"
+        )
 
 
 def describe(options: Options) -> str:

@@ -43,11 +43,12 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:  # stopping one that never started prints an empty line
+            self._bar.stop()
 
     @property
     def where(self) -> str:
-        """Path of the innermost span, open or left by an exception."""
+        """Path of the innermost span, open or the first that an exception left; clean-up opens others after it."""
         return self._failed_in or "/".join(name for name, _ in self._open) or "start"
 
     def say(self, line: str) -> None:
@@ -57,7 +58,6 @@ class Progress:
     def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
         """A span begins."""
         detail = "".join(f" {value}" for value in attributes.values())
-        self._failed_in = ""
         self._open.append((name + detail, time.monotonic()))
 
     def exit(self, name: str, failed: bool) -> None:

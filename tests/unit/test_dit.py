@@ -213,7 +213,13 @@ def test_token_slices_cover_the_tokens_once() -> None:
     assert list(token_slices(7, 2)) == [slice(0, 4), slice(4, 7)]
     assert list(token_slices(100, 1)) == [slice(0, 100)]
     assert list(token_slices(3, 5)) == [slice(0, 1), slice(1, 2), slice(2, 3)]
-    assert [part.stop for part in token_slices(75600, 0)] == [18900, 37800, 56700, 75600]
+    assert [part.stop for part in token_slices(75600, 4)] == [18900, 37800, 56700, 75600]
+
+
+def test_number_of_chunks() -> None:
+    assert [Levers().num_chunks(tokens) for tokens in (0, 1, 20480, 32760, 75600)] == [1, 1, 1, 2, 4]
+    assert [Levers(attention_slicing=True).num_chunks(tokens) for tokens in (1, 32760, 75600)] == [1, 4, 10]
+    assert Levers(ffn_chunks=3).num_chunks(75600) == 3
 
 
 def fake_peak(name: str, levers: Levers, shape: tuple[int, int, int]) -> int:
@@ -240,8 +246,12 @@ def test_forward_runs_on_fake_tensors(name: str) -> None:
     assert 0.3 * GIB < fake_peak(name, Levers(), size) < bound * GIB
 
 
-def test_each_lever_lowers_the_peak() -> None:
+def test_each_lever_lowers_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = (21, 90, 160)
+    # One block has the peak of forty, in a fortieth of the time.
+    monkeypatch.setitem(
+        TASKS, "t2v-14B", replace(TASKS["t2v-14B"], dit=replace(TASKS["t2v-14B"].dit, num_layers=1))
+    )
     plain = Levers(ffn_chunks=1, rope_chunks=1)
     bytes_of = {
         "none": fake_peak("t2v-14B", plain, shape),
@@ -249,5 +259,5 @@ def test_each_lever_lowers_the_peak() -> None:
         "rope, ffn": fake_peak("t2v-14B", replace(plain, rope_chunks=16, ffn_chunks=4), shape),
         "all": fake_peak("t2v-14B", Levers(attention_slicing=True), shape),
     }
-    assert bytes_of["none"] > bytes_of["rope"] >= bytes_of["rope, ffn"] > bytes_of["all"]
+    assert bytes_of["none"] > bytes_of["rope"] > bytes_of["rope, ffn"] > bytes_of["all"]
     assert bytes_of["all"] < 3.6 * GIB

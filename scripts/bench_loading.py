@@ -1,0 +1,179 @@
+"""Host memory of loading an official-layout folder, network by network and strategy by strategy, on the CPU.
+
+    python scripts/make_checkpoint.py --task t2v-1.3B --out /tmp/ckpt       # or a real one
+    python scripts/bench_loading.py --task t2v-1.3B --folder /tmp/ckpt
+    python scripts/bench_loading.py --task t2v-1.3B --folder /tmp/ckpt --components vae,dit --strategies block
+
+Every case is a process of its own that uses one Component of a Pipeline twice: loaded, released, used again. On a
+CPU device the "device" copy of a network is host memory too: `full` and `block` come to the same there, and what the
+host of a GPU holds under `block` is `above model`. A thread samples /proc/self/status; the kernel's own high-water
+mark (ru_maxrss) stands beside it and catches what falls between two samples. GiB of 1024^3 bytes:
+
+    model         parameters in the dtype they are used in
+    largest file  the largest file that the network is read from
+    before        resident before loading: the interpreter and its libraries
+    peak          largest resident set seen, `before` included
+    anonymous     largest part of it that is memory of the process: parameters, copies, buffers
+    mapped        largest part of it that is pages of files, which the kernel can take back at any time
+    above model   peak - before - model; the target under `block` is at most 2
+    of budget     (peak - before) / (1.2 * largest file + model); the target under `full` is at most 1
+
+Prints a Markdown table to stdout and progress to stderr. Linux only.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+BUDGET_FILES = 1.2
+SAMPLE_EVERY_S = 0.002
+FILES = {
+    "dit": "diffusion_pytorch_model*.safetensors",
+    "vae": "Wan2.1_VAE.pth",
+    "text": "models_t5_*.pth",
+    "clip": "models_clip_*.pth",
+}
+STRATEGIES = ("full", "block", "stream")
+PRECISIONS = ("bf16", "fp32")
+COLUMNS = (
+    "case", "strategy", "model", "largest file", "before", "peak", "ru_maxrss", "anonymous", "mapped", "above model",
+    "of budget",
+)  # fmt: skip
+
+
+class Sampler(threading.Thread):
+    """The peaks of this process's resident memory, by kind, while the block runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._done = threading.Event()
+        self.peaks = resident_bytes()
+
+    def __enter__(self) -> "Sampler":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+
+    def run(self) -> None:
+        """Sample until the block ends, and once more then."""
+        while True:
+            done = self._done.wait(SAMPLE_EVERY_S)
+            for kind, size in resident_bytes().items():
+                self.peaks[kind] = max(self.peaks[kind], size)
+            if done:
+                return
+
+
+def resident_bytes() -> dict[str, int]:
+    """What of this process is in memory: in all, memory of its own, and pages of files.
+
+    Not from smaps_rollup, which walks every page: 0.1 s and the address space locked, for a process of this size.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "Rss"))}
+    kinds = {"peak": "VmRSS", "anonymous": "RssAnon", "mapped": "RssFile"}
+    return {kind: 1024 * int(fields[field]) for kind, field in kinds.items()}
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Load one network in this process; sizes in bytes."""
+    import torch
+
+    from wan.config import TASKS
+    from wan.pipeline import Pipeline
+
+    task = TASKS[args.task]
+    pipeline = Pipeline(
+        task,
+        ckpt_dir=args.folder,
+        device="cpu",
+        precision=args.precisions[0],
+        load_strategy=args.strategies[0],
+    )
+    by_name = {"dit": pipeline.dit, "vae": pipeline.decoder, "text": pipeline.text, "clip": pipeline.clip}
+    part = by_name[args.components[0]]
+    assert part is not None
+    torch.set_num_threads(1)  # copies are bound by memory anyway; a pool of threads brings stacks of its own
+    before = resident_bytes()["peak"]
+    with Sampler() as sampler:
+        for _ in range(2):
+            with part.on_device() as module:
+                model = sum(parameter.nbytes for parameter in module.parameters())
+                time.sleep(5 * SAMPLE_EVERY_S)
+            del module
+    highest = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"model": model, "before": before, "ru_maxrss": highest, **sampler.peaks}
+
+
+def row(args: argparse.Namespace, component: str, precision: str, strategy: str) -> list[str]:
+    """Measure one case in a process of its own; a row of the table."""
+    command = [sys.executable, __file__, "--task", args.task, "--folder", str(args.folder)]
+    command += [
+        "--components",
+        component,
+        "--strategies",
+        strategy,
+        "--precisions",
+        precision,
+        "--in-process",
+    ]
+    sizes: dict[str, int] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    sizes["largest file"] = max(path.stat().st_size for path in args.folder.glob(FILES[component]))
+    taken = max(sizes["peak"], sizes["ru_maxrss"]) - sizes["before"]
+    sizes["above model"] = taken - sizes["model"]
+    budget = BUDGET_FILES * sizes["largest file"] + sizes["model"]
+    name = f"{component} {precision}" if component == "dit" else component
+    cells = [f"{sizes[column] / GIB:.2f}" for column in COLUMNS[2:-1]]
+    return [name, strategy, *cells, f"{taken / budget:.2f}"]
+
+
+def cases(args: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """Component, precision and strategy of every case."""
+    listed = []
+    for component in args.components:
+        # fp32 concerns the DiT; elsewhere the first precision is enough.
+        for precision in args.precisions if component == "dit" else args.precisions[:1]:
+            for strategy in args.strategies:
+                if component == "vae" and strategy == "stream":
+                    continue  # it has no blocks to stream and is read as under `block`
+                listed.append((component, precision, strategy))
+    return listed
+
+
+def main() -> None:
+    """Parse the command line, run the cases, print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--folder", type=Path, required=True, help="an official-layout checkpoint folder")
+    for flag, values in (("components", ("dit", "vae", "text")), ("strategies", STRATEGIES)):
+        parser.add_argument(f"--{flag}", type=lambda text: text.split(","), default=list(values))
+    parser.add_argument("--precisions", type=lambda text: text.split(","), default=list(PRECISIONS))
+    parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.in_process:
+        print(json.dumps(measure(args)))
+        return
+    rows = []
+    for case in cases(args):
+        print(" ".join(case), file=sys.stderr, flush=True)
+        rows.append(row(args, *case))
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|---|---|" + "---:|" * (len(COLUMNS) - 2))
+    for cells in rows:
+        print("| " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
