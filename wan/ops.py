@@ -57,7 +57,8 @@ def rms_norm_rope(
     """RMSNorm over all heads at once, then rotary embedding per head; in place unless autograd records.
 
     x [B, L, N*D]; gain [N*D]; table [L, D/2] complex128, or None for no rotation. Statistics fp32, rotation fp64
-    (fused and not fp32: in fp32), one rounding at the end. `chunks` bounds the wide copies of the plain path to 1/chunks of the tokens.
+    (fused and not fp32: in fp32), one rounding at the end. `chunks` bounds the wide copies of the plain path to
+    1/chunks of the tokens.
     """
     if runs_fused(x, fused):
         from wan import kernels

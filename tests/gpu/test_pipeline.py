@@ -58,8 +58,9 @@ def test_t5_on_the_cpu_agrees() -> None:
 
 
 def test_released_components_hold_no_device_memory() -> None:
-    video("t2v-tiny", load_strategy="stream")
-    torch.cuda.empty_cache()
+    for strategy in ("full", "block", "stream"):
+        video("t2v-tiny", load_strategy=strategy)
+    torch._C._cuda_clearCublasWorkspaces()  # they belong to torch, 32 MiB a handle
     assert torch.cuda.memory_allocated() < 2**20
 
 
