@@ -24,6 +24,7 @@ from wan.errors import (
     WanError,
 )
 from wan.generate import EXIT_INTERRUPTED, main
+from wan.levers import Levers
 from wan.media import read_image, read_video, save_video
 from wan.pipeline import Pipeline, Request
 from wan.prompt_extend import API_KEY
@@ -334,27 +335,141 @@ def test_prompt_extension_without_a_key_ends_with_5(
     )
 
 
-def test_the_extended_prompt_is_shown_and_used(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    def extend(prompt: str, **_: object) -> str:
-        return prompt + ", at night"
+class Recorder:
+    """Stands in for Pipeline: keeps what it is made with and asked for, and makes a grey picture."""
 
-    prompts = []
-    monkeypatch.setattr("wan.prompt_extend.extend_prompt", extend)
-    monkeypatch.setattr(Pipeline, "generate", remember(prompts))
+    def __init__(self) -> None:
+        self.made_with: dict[str, object] = {}
+        self.requests: list[Request] = []
 
-    assert run("t2i-tiny", "--use_prompt_extend", "--prompt", "a fox", "--save_file", "out.png") == EXIT_OK
-    assert prompts == ["a fox, at night"]
-    assert "prompt: a fox, at night" in capsys.readouterr().err.splitlines()
+    def __call__(self, task: Task, **options: object) -> "Recorder":
+        self.made_with = {"task": task.name, **options}
+        return self
 
-
-def remember(prompts: list[str]) -> object:
-    """Stands in for Pipeline.generate: keeps the prompt, makes a grey picture."""
-
-    def generate(self: Pipeline, request: Request, on_step: object = None) -> torch.Tensor:
-        prompts.append(request.prompt)
+    def generate(self, request: Request, on_step: object) -> torch.Tensor:
+        self.requests.append(request)
         return torch.zeros(3, 1, 48, 64)
 
-    return generate
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setattr("wan.pipeline.Pipeline", recorder)
+    return recorder
+
+
+def test_every_flag_of_memory_and_weights_reaches_the_pipeline(recorder: Recorder, tmp_path: Path) -> None:
+    flags = (
+        "--task t2i-tiny --ckpt_dir . --device cpu --precision fp16 --load_strategy block --offload_model False "
+        "--t5_cpu --attention_slicing --ffn_chunks 3 --rope_chunks 2 --vae_slabs 5 --gradient_checkpointing "
+        "--fused_kernels False --save_file out.png"
+    )
+    assert main(flags.split()) == EXIT_OK
+    assert recorder.made_with == {
+        "task": "t2i-tiny",
+        "ckpt_dir": Path("."),
+        "device": "cpu",
+        "precision": "fp16",
+        "load_strategy": "block",
+        "offload_model": False,
+        "t5_cpu": True,
+        "levers": Levers(
+            attention_slicing=True,
+            ffn_chunks=3,
+            rope_chunks=2,
+            vae_slabs=5,
+            gradient_checkpointing=True,
+            fused_kernels=False,
+        ),
+    }
+
+
+def test_every_flag_of_sampling_reaches_the_request(recorder: Recorder) -> None:
+    flags = (
+        "--prompt fox --negative_prompt grey --size 32*16 --frame_num 1 --sample_solver dpm++ --sample_steps 7 "
+        "--sample_shift 2.5 --sample_guide_scale 3.5 --base_seed 11 --save_file out.png"
+    )
+    assert run("t2v-tiny", *flags.split()) == EXIT_OK
+    assert recorder.requests == [
+        Request(
+            prompt="fox",
+            negative_prompt="grey",
+            size=(32, 16),
+            frame_num=1,
+            solver="dpm++",
+            steps=7,
+            shift=2.5,
+            guide_scale=3.5,
+            seed=11,
+        )
+    ]
+
+
+def test_every_picture_reaches_its_place_in_the_request(recorder: Recorder, tmp_path: Path) -> None:
+    # GIVEN files of one grey each, by which they are told apart: red is 0 .. 255, a tensor -1 .. 1
+    greys = {"a.png": 0, "b.png": 51, "mask.png": 255}
+    for name, grey in greys.items():
+        Image.new("RGB", (32, 16), (grey, grey, grey)).save(tmp_path / name)
+    save_video(torch.full((3, 9, 16, 32), 0.6), tmp_path / "video.mp4")
+
+    # WHEN
+    for task, flags in (
+        ("i2v-tiny", "--image a.png"),
+        ("flf2v-tiny", "--first_frame a.png --last_frame b.png"),
+        ("vace-tiny", "--src_video video.mp4 --src_mask mask.png --src_ref_images a.png,b.png"),
+    ):
+        assert run(task, *flags.split(), "--frame_num", "5", "--save_file", "out.mp4") == EXIT_OK
+
+    # THEN
+    a, b = ((3, 16, 32), -1.0), ((3, 16, 32), -0.6)
+    empty: dict[str, object] = dict.fromkeys(("image", "first_frame", "last_frame", "src_video", "src_mask"))
+    empty["src_ref_images"] = []
+    assert [pictures_in(request) for request in recorder.requests] == [
+        empty | {"image": a},
+        empty | {"first_frame": a, "last_frame": b},
+        empty
+        | {"src_video": ((3, 5, 16, 32), 0.6), "src_mask": ((1, 1, 16, 32), 1.0), "src_ref_images": [a, b]},
+    ]
+
+
+def pictures_in(request: Request) -> dict[str, object]:
+    """Shape and brightness of every picture of a request."""
+
+    def told(tensor: torch.Tensor | None) -> object:
+        return None if tensor is None else (tuple(tensor.shape), round(tensor.mean().item(), 1))
+
+    names = ("image", "first_frame", "last_frame", "src_video", "src_mask")
+    pictures: dict[str, object] = {name: told(getattr(request, name)) for name in names}
+    return pictures | {"src_ref_images": [told(ref) for ref in request.src_ref_images]}
+
+
+def test_the_extended_prompt_is_shown_and_used(
+    recorder: Recorder, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, object]] = []
+
+    def extend(prompt: str, **options: object) -> str:
+        calls.append({"prompt": prompt, **options})
+        return prompt + ", at night"
+
+    monkeypatch.setattr("wan.prompt_extend.extend_prompt", extend)
+
+    code = run("t2i-tiny", "--use_prompt_extend", "--prompt", "a fox", "--save_file", "out.png")
+
+    assert (code, [request.prompt for request in recorder.requests]) == (EXIT_OK, ["a fox, at night"])
+    assert "prompt: a fox, at night" in capsys.readouterr().err.splitlines()
+    assert calls == [
+        {
+            "prompt": "a fox",
+            "method": "local_qwen",
+            "model": None,
+            "language": "zh",
+            "task": "t2i-tiny",
+            "image": None,
+            "seed": 3,
+            "device": "cpu",
+        }
+    ]
 
 
 def out_of_memory(*_: object, **__: object) -> torch.Tensor:
