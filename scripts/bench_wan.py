@@ -44,6 +44,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dit 14B 720P, diffusers": ("dit-14B", "their_dit", {"task": "t2v-14B"}),
     "dit 1.3B 480P": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B"}),
     "dit 1.3B 480P, attention_slicing": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B", "attention_slicing": True}),
+    "dit 1.3B 480P, fp32": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B", "precision": "fp32"}),
     "dit 1.3B 480P, diffusers": ("dit-1.3B", "their_dit", {"task": "t2v-1.3B"}),
     "vae decode 720P": ("vae", "our_decode", {}),
     "vae decode 720P, 1 slab": ("vae", "our_decode", {"slabs": 1}),
@@ -135,17 +136,18 @@ def latent_grid(task: str) -> tuple[int, int, int]:
     return (21, 60, 104) if "1.3B" in task else (21, 90, 160)
 
 
-def our_dit(task: str, **levers: Any) -> dict[str, float]:
-    """One forward pass of WanDit, bf16."""
+def our_dit(task: str, precision: str = "bf16", **levers: Any) -> dict[str, float]:
+    """One forward pass of WanDit."""
     import torch
 
     from wan.config import TASKS
     from wan.dit import WanDit
     from wan.levers import Levers
+    from wan.pipeline import DTYPES
     from wan.weights import load, on_meta, random_dit
 
     config = TASKS[task].dit
-    dit = on_meta(lambda: WanDit(config, Levers(**levers)), torch.bfloat16)
+    dit = on_meta(lambda: WanDit(config, Levers(**levers)), DTYPES[precision])
     load(dit, random_dit(), "cuda")
     latents = torch.randn(1, 16, *latent_grid(task), device="cuda")
     text = torch.randn(1, 512, 4096, device="cuda", dtype=torch.bfloat16)
@@ -367,8 +369,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown; the ratio is to diffusers' case of the same words, of the same run."""
     times = {found["case"]: found.get("seconds") for found in rows}
     lines = [
-        "| case | above weights | reserved | device used | seconds | x diffusers |",
-        "|---|---|---|---|---|---|",
+        "| case | weights | above weights | reserved | device used | seconds | x diffusers |",
+        "|---|---|---|---|---|---|---|",
     ]
     for found in rows:
         if "failed" in found:
@@ -376,7 +378,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         other = times.get(found["case"].split(",")[0] + ", diffusers")
         ratio = f"{found['seconds'] / other:.3f}" if other else "-"
-        figures = " | ".join(f"{found[key]:.2f}" for key in ("above weights", "reserved", "device used"))
+        keys = ("weights", "above weights", "reserved", "device used")
+        figures = " | ".join(f"{found[key]:.2f}" for key in keys)
         lines.append(f"| {found['case']} | {figures} | {found['seconds']:.3f} | {ratio} |")
     return "\n".join(lines)
 

@@ -1,41 +1,25 @@
-"""The command line, in process and on the CPU: what lies on disk afterwards, what stderr says, which exit code."""
+"""The command line, in process and on the CPU: what lies on disk afterwards and what stderr says."""
 
-import importlib.util
 import os
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from command_line import CPU, TINY_TASKS, Captured, frames_of, inputs, outcome, run
 from PIL import Image
 
 from wan.config import TASKS, Task
-from wan.dit import WanDit
 from wan.errors import (
-    EXIT_DEVICE_OOM,
-    EXIT_INPUT,
-    EXIT_MEDIA,
     EXIT_OK,
-    EXIT_SERVICE,
-    EXIT_WEIGHTS,
-    WanError,
 )
-from wan.generate import EXIT_INTERRUPTED, main
+from wan.generate import main
 from wan.levers import Levers
-from wan.media import read_image, read_video, save_video
+from wan.media import read_image, save_video
 from wan.pipeline import Pipeline, Request
-from wan.prompt_extend import API_KEY
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY_TASKS = ("t2v-tiny", "t2i-tiny", "i2v-tiny", "flf2v-tiny", "vace-tiny")
-CPU = ("--device", "cpu", "--precision", "fp32", "--sample_steps", "2", "--base_seed", "3")
-OOM = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.\nSecond line."
-TRY_ALL = "try --load_strategy stream, --attention_slicing True, --ffn_chunks 16, --vae_slabs 8"
-
-Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
@@ -43,60 +27,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test runs in its own folder, and leaves the environment as it was."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-
-
-@pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """A picture of the size of tiny videos."""
-    ramp = np.linspace(0, 255, 48 * 64 * 3).reshape(48, 64, 3).astype(np.uint8)
-    path = tmp_path / "picture.png"
-    Image.fromarray(ramp).save(path)
-    return path
-
-
-def run(task: str, *flags: object) -> int:
-    """main() with random weights."""
-    return main(["--task", task, "--weights", "random", *CPU, *map(str, flags)])
-
-
-def inputs(task: str, picture: Path) -> list[object]:
-    """What `task` starts from, as flags."""
-    kind = TASKS[task].dit.model_type
-    if kind == "i2v":
-        return ["--image", picture]
-    if kind == "flf2v":
-        return ["--first_frame", picture, "--last_frame", picture]
-    return ["--src_ref_images", f"{picture},{picture}"] if kind == "vace" else []
-
-
-def outcome(code: int, captured: Captured) -> tuple[int, list[str]]:
-    """The exit code, and the lines of stderr that begin with a word and a colon, stages and the like left out."""
-    lines = captured.readouterr().err.splitlines()
-    return code, [line for line in lines if re.match(r"(error|hint|warning|Traceback|interrupted)", line)]
-
-
-def frames_of(path: Path) -> torch.Tensor:
-    return read_image(path)[:, None] if path.suffix == ".png" else read_video(path, frame_num=1000)
-
-
-def import_make_checkpoint() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_checkpoint", ROOT / "scripts" / "make_checkpoint.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_checkpoint"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the official layout."""
-    script = import_make_checkpoint()
-    made = {}
-    for name in ("t2v-tiny", "i2v-tiny"):
-        made[name] = tmp_path_factory.mktemp(name)
-        script.write_checkpoint(TASKS[name], made[name])
-    return made
 
 
 # --------------------------------------------------------------------------------
@@ -211,127 +141,6 @@ def test_gradient_checkpointing_says_that_it_does_nothing(capsys: Captured) -> N
     assert outcome(code, capsys) == (
         EXIT_OK,
         ["warning: --gradient_checkpointing has no effect here: inference records no gradients"],
-    )
-
-
-# --------------------------------------------------------------------------------
-# Mistakes: one line, a hint, an exit code, and nothing written
-
-
-def refused(code: int, capsys: Captured, folder: Path, before: set[Path]) -> tuple[int, list[str]]:
-    assert set(folder.iterdir()) == before, "nothing is written"
-    return outcome(code, capsys)
-
-
-@pytest.mark.parametrize(
-    ("flags", "error", "hint"),
-    [
-        (
-            ["--nope", "1"],
-            "unrecognized arguments: --nope 1",
-            "python -m wan.generate --help lists the flags",
-        ),
-        (
-            ["--frame_num", "8"],
-            "--frame_num 8 is not 4n+1: the VAE makes four frames of each latent but the first",
-            "use 5 or 9",
-        ),
-        (
-            ["--ulysses_size", "3"],
-            "--ulysses_size 3 does not divide the 4 heads of t2v-tiny",
-            "use one of 1, 2, 4, or --ring_size",
-        ),
-        (["--device", "gpu"], "--device gpu: not a device", "use cuda, cuda:N or cpu"),
-        (["--device", "cuda:-1"], "--device cuda:-1: not a device", "use cuda, cuda:N or cpu"),
-        (
-            ["--device", "cuda:99"],
-            f"--device cuda:99: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
-            "--device cpu runs the tiny tasks",
-        ),
-        (["--save_file", "out.png"], "cannot write 9 frame(s) to out.png: suffix '.png'", "use .mp4"),
-    ],
-)
-def test_a_wrong_flag_ends_with_2(
-    flags: list[str], error: str, hint: str, capsys: Captured, tmp_path: Path
-) -> None:
-    assert refused(run("t2v-tiny", *flags), capsys, tmp_path, set()) == (
-        EXIT_INPUT,
-        [f"error: {error}", f"hint: {hint}"],
-    )
-
-
-def test_a_device_of_another_kind_ends_with_2(capsys: Captured, tmp_path: Path) -> None:
-    assert refused(run("t2v-tiny", "--device", "meta"), capsys, tmp_path, set()) == (
-        EXIT_INPUT,
-        ["error: --device meta: only cuda and cpu are supported"],
-    )
-
-
-def test_a_folder_without_the_files_ends_with_3(capsys: Captured, tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-
-    code = main(["--task", "t2v-tiny", "--ckpt_dir", "empty", *CPU])
-
-    assert refused(code, capsys, tmp_path, {empty}) == (
-        EXIT_WEIGHTS,
-        [
-            "error: no such tokenizer: empty/google/umt5-xxl/tokenizer.json",
-            "hint: copy the folder google/umt5-xxl of the official checkpoint",
-        ],
-    )
-
-
-def test_the_folder_of_another_task_ends_with_3(
-    folders: dict[str, Path], capsys: Captured, tmp_path: Path
-) -> None:
-    folder = folders["i2v-tiny"]
-
-    code = main(["--task", "t2v-tiny", "--ckpt_dir", str(folder), *CPU])
-
-    assert refused(code, capsys, tmp_path, set()) == (
-        EXIT_WEIGHTS,
-        [
-            f"error: folder {folder} holds an i2v-tiny checkpoint, the task is t2v-tiny",
-            "hint: --task i2v-tiny",
-        ],
-    )
-
-
-def test_an_image_that_is_none_ends_with_4(capsys: Captured, tmp_path: Path) -> None:
-    text = tmp_path / "text.png"
-    text.write_text("not a picture", encoding="ascii")
-
-    assert refused(run("i2v-tiny", "--image", "text.png"), capsys, tmp_path, {text}) == (
-        EXIT_MEDIA,
-        [
-            "error: cannot read image text.png: cannot identify image file 'text.png'",
-            "hint: readable are .png, .jpg, .jpeg, .webp",
-        ],
-    )
-
-
-def test_a_missing_output_folder_ends_with_4(capsys: Captured, tmp_path: Path) -> None:
-    assert refused(run("t2v-tiny", "--save_file", "gone/out.mp4"), capsys, tmp_path, set()) == (
-        EXIT_MEDIA,
-        ["error: cannot write gone/out.mp4: there is no folder gone", "hint: make the folder first"],
-    )
-
-
-def test_prompt_extension_without_a_key_ends_with_5(
-    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(API_KEY, raising=False)
-    monkeypatch.setitem(sys.modules, "dashscope", ModuleType("dashscope"))
-
-    code = run("t2v-tiny", "--use_prompt_extend", "--prompt_extend_method", "dashscope")
-
-    assert refused(code, capsys, tmp_path, set()) == (
-        EXIT_SERVICE,
-        [
-            f"error: dashscope: the environment variable {API_KEY} is not set",
-            f"hint: export {API_KEY}=...",
-        ],
     )
 
 
@@ -470,101 +279,6 @@ def test_the_extended_prompt_is_shown_and_used(
             "device": "cpu",
         }
     ]
-
-
-def out_of_memory(*_: object, **__: object) -> torch.Tensor:
-    raise torch.OutOfMemoryError(OOM)
-
-
-@pytest.mark.parametrize(
-    ("offload", "hint"),
-    [("True", TRY_ALL), ("False", TRY_ALL.replace("--attention", "--offload_model True, --attention"))],
-)
-def test_an_exhausted_device_ends_with_11_and_names_the_stage_and_the_unused_levers(
-    offload: str, hint: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # GIVEN a failure inside the network, after which offloading opens a span of its own
-    monkeypatch.setattr(WanDit, "forward", out_of_memory)
-
-    code = run("t2v-tiny", "--offload_model", offload)
-
-    assert refused(code, capsys, tmp_path, set()) == (
-        EXIT_DEVICE_OOM,
-        [
-            "error: the device ran out of memory in denoise 0/dit.forward cond: "
-            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.",
-            f"hint: {hint}",
-        ],
-    )
-
-
-@pytest.mark.parametrize(
-    ("flags", "hint"),
-    [
-        ([], TRY_ALL),
-        (["--load_strategy", "block"], TRY_ALL),
-        (
-            "--load_strategy stream --attention_slicing --ffn_chunks 8 --vae_slabs 4".split(),
-            "try --ffn_chunks 16, --vae_slabs 8",
-        ),
-    ],
-)
-def test_the_hint_of_11_leaves_out_what_is_in_use(
-    flags: list[str], hint: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Pipeline, "generate", out_of_memory)
-
-    code, lines = refused(run("t2v-tiny", *flags), capsys, tmp_path, set())
-
-    assert (code, lines[1:]) == (EXIT_DEVICE_OOM, [f"hint: {hint}"])
-
-
-def test_memory_that_the_prompt_model_exhausts_ends_with_11_too(
-    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("wan.prompt_extend.extend_prompt", out_of_memory)
-
-    assert refused(run("t2v-tiny", "--use_prompt_extend"), capsys, tmp_path, set())[0] == EXIT_DEVICE_OOM
-
-
-def test_an_interrupt_ends_with_130_and_without_a_traceback(
-    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(WanDit, "forward", interrupt)
-
-    assert refused(run("t2v-tiny"), capsys, tmp_path, set()) == (EXIT_INTERRUPTED, ["interrupted"])
-
-
-def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr(WanDit, "forward", fail)
-
-    with pytest.raises(ZeroDivisionError, match="a bug"):
-        run("t2v-tiny")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_every_kind_of_error_has_an_exit_code_of_its_own() -> None:
-    codes = {kind.__name__: kind.exit_code for kind in WanError.__subclasses__()}
-    assert codes == {
-        "InputError": EXIT_INPUT,
-        "WeightsError": EXIT_WEIGHTS,
-        "MediaError": EXIT_MEDIA,
-        "ServiceError": EXIT_SERVICE,
-        "DeviceMemoryError": EXIT_DEVICE_OOM,
-    }
-    assert codes == {
-        "InputError": 2,
-        "WeightsError": 3,
-        "MediaError": 4,
-        "ServiceError": 5,
-        "DeviceMemoryError": 11,
-    }
 
 
 # --------------------------------------------------------------------------------

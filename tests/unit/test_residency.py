@@ -63,7 +63,9 @@ class Names:
         pass
 
 
-def component(strategy: str, source: RandomSource, *, num_blocks: int = 3, offload: bool = True) -> Component[Chain]:
+def component(
+    strategy: str, source: RandomSource, *, num_blocks: int = 3, offload: bool = True
+) -> Component[Chain]:
     return Component(
         "chain",
         lambda: on_meta(lambda: Chain(num_blocks), torch.float32),
@@ -90,7 +92,9 @@ def test_every_strategy_gives_the_same(num_blocks: int, offload: bool) -> None:
     expected = outputs(component("full", RandomSource(), num_blocks=num_blocks))[0]
     assert expected.std() > 0.1
     for strategy in ("full", "block", "stream"):
-        for made in outputs(component(strategy, RandomSource(), num_blocks=num_blocks, offload=offload), times=3):
+        for made in outputs(
+            component(strategy, RandomSource(), num_blocks=num_blocks, offload=offload), times=3
+        ):
             assert torch.equal(made, expected)
 
 
@@ -132,7 +136,9 @@ def test_a_pass_that_failed_half_way_does_not_disturb_the_next_one() -> None:
     part = component("stream", RandomSource(), num_blocks=5, offload=False)
     expected = outputs(part, times=1)[0]
     with part.on_device() as chain:
-        hook = chain.blocks[2].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("stop")))
+        hook = chain.blocks[2].register_forward_pre_hook(
+            lambda *_: (_ for _ in ()).throw(RuntimeError("stop"))
+        )
         with pytest.raises(RuntimeError, match="stop"):
             chain(torch.arange(5))
         hook.remove()

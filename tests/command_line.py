@@ -1,0 +1,57 @@
+"""Running `python -m wan.generate` in process, and reading what it leaves and says: for two test files."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from wan.config import TASKS
+from wan.generate import main
+from wan.media import read_image, read_video
+
+TINY_TASKS = ("t2v-tiny", "t2i-tiny", "i2v-tiny", "flf2v-tiny", "vace-tiny")
+CPU = ("--device", "cpu", "--precision", "fp32", "--sample_steps", "2", "--base_seed", "3")
+OOM = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.\nSecond line."
+TRY_ALL = "try --load_strategy stream, --attention_slicing True, --ffn_chunks 16, --vae_slabs 8"
+
+ROOT = Path(__file__).resolve().parents[1]
+
+Captured = pytest.CaptureFixture[str]
+
+
+def run(task: str, *flags: object) -> int:
+    """main() with random weights."""
+    return main(["--task", task, "--weights", "random", *CPU, *map(str, flags)])
+
+
+def inputs(task: str, picture: Path) -> list[object]:
+    """What `task` starts from, as flags."""
+    kind = TASKS[task].dit.model_type
+    if kind == "i2v":
+        return ["--image", picture]
+    if kind == "flf2v":
+        return ["--first_frame", picture, "--last_frame", picture]
+    return ["--src_ref_images", f"{picture},{picture}"] if kind == "vace" else []
+
+
+def outcome(code: int, captured: Captured) -> tuple[int, list[str]]:
+    """The exit code, and the lines of stderr that begin with a word and a colon, stages and the like left out."""
+    lines = captured.readouterr().err.splitlines()
+    return code, [line for line in lines if re.match(r"(error|hint|warning|Traceback|interrupted)", line)]
+
+
+def frames_of(path: Path) -> torch.Tensor:
+    return read_image(path)[:, None] if path.suffix == ".png" else read_video(path, frame_num=1000)
+
+
+def import_make_checkpoint() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_checkpoint", ROOT / "scripts" / "make_checkpoint.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_checkpoint"] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,241 @@
+"""Mistakes on the command line: one line, a hint, an exit code, and nothing written."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from command_line import CPU, OOM, TRY_ALL, Captured, outcome, run
+
+from wan.dit import WanDit
+from wan.errors import (
+    EXIT_DEVICE_OOM,
+    EXIT_INPUT,
+    EXIT_MEDIA,
+    EXIT_SERVICE,
+    EXIT_WEIGHTS,
+    WanError,
+)
+from wan.generate import EXIT_INTERRUPTED, main
+from wan.pipeline import Pipeline
+from wan.prompt_extend import API_KEY
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in its own folder, and leaves the environment as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def refused(code: int, capsys: Captured, folder: Path, before: set[Path]) -> tuple[int, list[str]]:
+    assert set(folder.iterdir()) == before, "nothing is written"
+    return outcome(code, capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "hint"),
+    [
+        (
+            ["--nope", "1"],
+            "unrecognized arguments: --nope 1",
+            "python -m wan.generate --help lists the flags",
+        ),
+        (
+            ["--frame_num", "8"],
+            "--frame_num 8 is not 4n+1: the VAE makes four frames of each latent but the first",
+            "use 5 or 9",
+        ),
+        (
+            ["--ulysses_size", "3"],
+            "--ulysses_size 3 does not divide the 4 heads of t2v-tiny",
+            "use one of 1, 2, 4, or --ring_size",
+        ),
+        (["--device", "gpu"], "--device gpu: not a device", "use cuda, cuda:N or cpu"),
+        (["--device", "cuda:-1"], "--device cuda:-1: not a device", "use cuda, cuda:N or cpu"),
+        (
+            ["--device", "cuda:99"],
+            f"--device cuda:99: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
+            "--device cpu runs the tiny tasks",
+        ),
+        (["--save_file", "out.png"], "cannot write 9 frame(s) to out.png: suffix '.png'", "use .mp4"),
+    ],
+)
+def test_a_wrong_flag_ends_with_2(
+    flags: list[str], error: str, hint: str, capsys: Captured, tmp_path: Path
+) -> None:
+    assert refused(run("t2v-tiny", *flags), capsys, tmp_path, set()) == (
+        EXIT_INPUT,
+        [f"error: {error}", f"hint: {hint}"],
+    )
+
+
+def test_a_device_of_another_kind_ends_with_2(capsys: Captured, tmp_path: Path) -> None:
+    assert refused(run("t2v-tiny", "--device", "meta"), capsys, tmp_path, set()) == (
+        EXIT_INPUT,
+        ["error: --device meta: only cuda and cpu are supported"],
+    )
+
+
+def test_a_folder_without_the_files_ends_with_3(capsys: Captured, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    code = main(["--task", "t2v-tiny", "--ckpt_dir", "empty", *CPU])
+
+    assert refused(code, capsys, tmp_path, {empty}) == (
+        EXIT_WEIGHTS,
+        [
+            "error: no such tokenizer: empty/google/umt5-xxl/tokenizer.json",
+            "hint: copy the folder google/umt5-xxl of the official checkpoint",
+        ],
+    )
+
+
+def test_the_folder_of_another_task_ends_with_3(
+    folders: dict[str, Path], capsys: Captured, tmp_path: Path
+) -> None:
+    folder = folders["i2v-tiny"]
+
+    code = main(["--task", "t2v-tiny", "--ckpt_dir", str(folder), *CPU])
+
+    assert refused(code, capsys, tmp_path, set()) == (
+        EXIT_WEIGHTS,
+        [
+            f"error: folder {folder} holds an i2v-tiny checkpoint, the task is t2v-tiny",
+            "hint: --task i2v-tiny",
+        ],
+    )
+
+
+def test_an_image_that_is_none_ends_with_4(capsys: Captured, tmp_path: Path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("not a picture", encoding="ascii")
+
+    assert refused(run("i2v-tiny", "--image", "text.png"), capsys, tmp_path, {text}) == (
+        EXIT_MEDIA,
+        [
+            "error: cannot read image text.png: cannot identify image file 'text.png'",
+            "hint: readable are .png, .jpg, .jpeg, .webp",
+        ],
+    )
+
+
+def test_a_missing_output_folder_ends_with_4(capsys: Captured, tmp_path: Path) -> None:
+    assert refused(run("t2v-tiny", "--save_file", "gone/out.mp4"), capsys, tmp_path, set()) == (
+        EXIT_MEDIA,
+        ["error: cannot write gone/out.mp4: there is no folder gone", "hint: make the folder first"],
+    )
+
+
+def test_prompt_extension_without_a_key_ends_with_5(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(API_KEY, raising=False)
+    monkeypatch.setitem(sys.modules, "dashscope", ModuleType("dashscope"))
+
+    code = run("t2v-tiny", "--use_prompt_extend", "--prompt_extend_method", "dashscope")
+
+    assert refused(code, capsys, tmp_path, set()) == (
+        EXIT_SERVICE,
+        [
+            f"error: dashscope: the environment variable {API_KEY} is not set",
+            f"hint: export {API_KEY}=...",
+        ],
+    )
+
+
+def out_of_memory(*_: object, **__: object) -> torch.Tensor:
+    raise torch.OutOfMemoryError(OOM)
+
+
+@pytest.mark.parametrize(
+    ("offload", "hint"),
+    [("True", TRY_ALL), ("False", TRY_ALL.replace("--attention", "--offload_model True, --attention"))],
+)
+def test_an_exhausted_device_ends_with_11_and_names_the_stage_and_the_unused_levers(
+    offload: str, hint: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # GIVEN a failure inside the network, after which offloading opens a span of its own
+    monkeypatch.setattr(WanDit, "forward", out_of_memory)
+
+    code = run("t2v-tiny", "--offload_model", offload)
+
+    assert refused(code, capsys, tmp_path, set()) == (
+        EXIT_DEVICE_OOM,
+        [
+            "error: the device ran out of memory in denoise 0/dit.forward cond: "
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.",
+            f"hint: {hint}",
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        ([], TRY_ALL),
+        (["--load_strategy", "block"], TRY_ALL),
+        (
+            "--load_strategy stream --attention_slicing --ffn_chunks 8 --vae_slabs 4".split(),
+            "try --ffn_chunks 16, --vae_slabs 8",
+        ),
+    ],
+)
+def test_the_hint_of_11_leaves_out_what_is_in_use(
+    flags: list[str], hint: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "generate", out_of_memory)
+
+    code, lines = refused(run("t2v-tiny", *flags), capsys, tmp_path, set())
+
+    assert (code, lines[1:]) == (EXIT_DEVICE_OOM, [f"hint: {hint}"])
+
+
+def test_memory_that_the_prompt_model_exhausts_ends_with_11_too(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wan.prompt_extend.extend_prompt", out_of_memory)
+
+    assert refused(run("t2v-tiny", "--use_prompt_extend"), capsys, tmp_path, set())[0] == EXIT_DEVICE_OOM
+
+
+def test_an_interrupt_ends_with_130_and_without_a_traceback(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(WanDit, "forward", interrupt)
+
+    assert refused(run("t2v-tiny"), capsys, tmp_path, set()) == (EXIT_INTERRUPTED, ["interrupted"])
+
+
+def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(WanDit, "forward", fail)
+
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        run("t2v-tiny")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_kind_of_error_has_an_exit_code_of_its_own() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in WanError.__subclasses__()}
+    assert codes == {
+        "InputError": EXIT_INPUT,
+        "WeightsError": EXIT_WEIGHTS,
+        "MediaError": EXIT_MEDIA,
+        "ServiceError": EXIT_SERVICE,
+        "DeviceMemoryError": EXIT_DEVICE_OOM,
+    }
+    assert codes == {
+        "InputError": 2,
+        "WeightsError": 3,
+        "MediaError": 4,
+        "ServiceError": 5,
+        "DeviceMemoryError": 11,
+    }
