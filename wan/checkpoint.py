@@ -27,7 +27,7 @@ VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 
-# A mapping is dropped after this much was read through it: pages of a file stay in the process as long as the
+# A mapping is dropped before more than this is read through it: pages of a file stay in the process as long as the
 # mapping does, and would add up to a second copy of the model.
 _MAPPED_LIMIT_BYTES = 2**30
 _NUM_NAMED = 3
@@ -145,11 +145,14 @@ class FileSource:
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Copy parameter `name` into `target` (any dtype, any device)."""
         origin = self._origin(name)
-        tensor = self._opened(self._file_of[origin.key]).tensor(origin.key)
-        target.copy_(origin.cut(tensor))
-        self._read_bytes += target.numel() * tensor.element_size()
-        if self._read_bytes >= _MAPPED_LIMIT_BYTES:
+        path = self._file_of[origin.key]
+        tensor = self._opened(path).tensor(origin.key)
+        if self._read_bytes and self._read_bytes + tensor.nbytes > _MAPPED_LIMIT_BYTES:
+            del tensor  # it would keep the old mapping, and the pages read through it, alive
             self.release()
+            tensor = self._opened(path).tensor(origin.key)
+        target.copy_(origin.cut(tensor))
+        self._read_bytes += tensor.nbytes
 
     def release(self) -> None:
         """Unmap the files; the next read maps them again."""
