@@ -64,6 +64,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "run-1.3B", "our_run",
         {"task": "t2v-1.3B", "load_strategy": "stream", "attention_slicing": True, "ffn_chunks": 16, "vae_slabs": 8},
     ),
+    **{
+        f"run {task}, stream": ("run-tasks", "our_run", {"task": task, "load_strategy": "stream", "steps": 2})
+        for task in ("t2i-14B", "i2v-14B", "flf2v-14B", "vace-1.3B", "vace-14B")
+    },
 }  # fmt: skip
 
 
@@ -282,8 +286,9 @@ def our_run(task: str, load_strategy: str, steps: int = 3, **levers: Any) -> dic
     torch.cuda.init()
     start = time.perf_counter()
     with DeviceUsed() as used, listening(stages):
-        video = pipeline.generate(Request(prompt="a red fox in the snow", steps=steps), on_step)
-    assert video.shape[1] == 81 and bool(torch.isfinite(video).all())
+        request = Request(prompt="a red fox in the snow", steps=steps, **inputs(task))
+        video = pipeline.generate(request, on_step)
+    assert video.shape[1] == TASKS[task].frame_num and bool(torch.isfinite(video).all())
     seconds = statistics.median([b - a for a, b in zip(moments, moments[1:], strict=False)])
     return {
         "weights": 0.0,
@@ -294,6 +299,23 @@ def our_run(task: str, load_strategy: str, steps: int = 3, **levers: Any) -> dic
         "whole run s": time.perf_counter() - start,
         **stages.figures,
     }
+
+
+def inputs(task: str) -> dict[str, Any]:
+    """What a task starts from besides the prompt, made of noise, at the size of its videos."""
+    import torch
+
+    picture = torch.rand(3, 720, 1280) * 2 - 1
+    kind = task.split("-")[0]
+    if kind == "i2v":
+        return {"image": picture}
+    if kind == "flf2v":
+        return {"first_frame": picture, "last_frame": -picture}
+    if kind == "vace":
+        height, width = (480, 832) if "1.3B" in task else (720, 1280)
+        video, mask = torch.rand(3, 81, height, width) * 2 - 1, torch.ones(1, 81, height, width)
+        return {"src_video": video, "src_mask": mask, "src_ref_images": (picture,)}
+    return {}
 
 
 class StagePeaks:
