@@ -6,7 +6,9 @@
 `encode` takes one host video [3, F, H, W], fp32 in [-1, 1], and returns its latents [16, T', h, w] on the
 device where it works; it moves the video there chunk by chunk, so no whole video in pixels is ever on it.
 Shapes: F frames (4n+1), H and W pixels; T' = (F - 1) / 4 + 1, h = H / 8, w = W / 8.
-Sizes are (height, width). Formulae: the public Wan2.1 release.
+Sizes are (height, width). Formulae: the public Wan2.1 release, but for three things. A last frame of another
+ratio is cropped to that of the first (fit_last_frame). The mask of flf2v follows frame_num, where the release
+takes 81 for granted. vace takes the frame on screen at each sixteenth of a second from the start of its video.
 """
 
 import math
@@ -33,10 +35,17 @@ def i2v_size(image_height: int, image_width: int, max_area: int) -> Size:
 
     Its area is at most about `max_area` (pixels, e.g. 1280 * 720); both sides are multiples of 16. As in the
     release, both divisions round down before round() is asked, so 480 less one rounding error becomes 464.
+    Raises InputError for an image so long and narrow that one side would be 0.
     """
     ratio = image_height / image_width
     latent_height = math.sqrt(max_area * ratio) // STRIDE // PATCH * PATCH
     latent_width = math.sqrt(max_area / ratio) // STRIDE // PATCH * PATCH
+    if not latent_height or not latent_width:
+        longest = max_area // (STRIDE * PATCH) ** 2
+        raise InputError(
+            f"image: {image_width}x{image_height} pixels are too narrow for a video of {max_area} pixels",
+            hint=f"crop it: the longer side may be {longest} times the shorter",
+        )
     return round(latent_height) * STRIDE, round(latent_width) * STRIDE
 
 
@@ -68,16 +77,17 @@ def i2v_latents(image: Tensor, frame_num: int, size: Size, encode: Encode) -> Te
 
 
 def flf2v_latents(first: Tensor, last: Tensor, frame_num: int, size: Size, encode: Encode) -> Tensor:
-    """Latents y [20, T', h, w]: like i2v_latents, with a last frame too, cut by fit_last_frame.
+    """Latents y [20, T', h, w]: like i2v_latents, with a last frame too.
 
-    Raises InputError for fewer than 5 frames: first and last would share a latent frame.
+    `last` comes from fit_last_frame and is not cut again: CLIP reads the same picture. Where its ratio is not
+    that of `size`, it is stretched. Raises InputError for fewer than 5 frames: first and last would share a
+    latent frame.
     """
     if frame_num <= STRIDE_T:
         raise InputError(
             f"frame_num: a first and a last frame need at least {STRIDE_T + 1} frames, got {frame_num}",
             hint="81 is the length the model was made for",
         )
-    last = fit_last_frame(last, first)
     latents = encode(_grey_video_with({0: first, frame_num - 1: last}, frame_num, size))
     return torch.cat([first_frame_mask(latents, also_last=True), latents])
 
@@ -90,7 +100,9 @@ def fit_last_frame(last: Tensor, first: Tensor) -> Tensor:
     """
     height, width = last.shape[-2:]
     scale = max(first.shape[-2] / height, first.shape[-1] / width)
-    return _centre_crop(last, (round(first.shape[-2] / scale), round(first.shape[-1] / scale)))
+    # A row at least: of a last frame far smaller than the first, less than half a pixel may be left.
+    size = tuple(max(1, round(side / scale)) for side in first.shape[-2:])
+    return _centre_crop(last, (size[0], size[1]))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,11 +118,6 @@ class VaceInputs:
     frame_num: int
     size: Size
 
-    @property
-    def num_latent_frames(self) -> int:
-        """T' without the reference images, which stand in front of it and are cut off before decoding."""
-        return (self.frame_num - 1) // STRIDE_T + 1
-
 
 def vace_size(video_height: int, video_width: int, max_area: int) -> Size:
     """The (height, width) that a control video is brought to: its ratio, at most `max_area` and its own area.
@@ -125,6 +132,11 @@ def vace_size(video_height: int, video_width: int, max_area: int) -> Size:
             f"src_video: {video_width}x{video_height} pixels are too few", hint=f"use at least {step}x{step}"
         )
     return height * step, int(area / height) * step
+
+
+def vace_frame_num(video_frames: int, frame_num: int) -> int:
+    """How many frames vace makes of a control video: all that it has, down to 4n+1, and at most `frame_num`."""
+    return (min(video_frames, frame_num) - 1) // STRIDE_T * STRIDE_T + 1
 
 
 def vace_inputs(
@@ -150,7 +162,7 @@ def vace_inputs(
             )
         boxed = tuple(letterbox(ref, size)[:, None] for ref in refs)
         return VaceInputs(video=None, mask=None, refs=boxed, frame_num=frame_num, size=size)
-    frame_num = (min(video.shape[1], frame_num) - 1) // STRIDE_T * STRIDE_T + 1
+    frame_num = vace_frame_num(video.shape[1], frame_num)
     size = vace_size(video.shape[-2], video.shape[-1], max_area=size[0] * size[1])
     return VaceInputs(
         video=_cover(video[:, :frame_num], size),
@@ -182,7 +194,7 @@ def letterbox(image: Tensor, size: Size) -> Tensor:
         return image
     height, width = image.shape[-2:]
     scale = min(size[0] / height, size[1] / width)
-    inner = (int(height * scale), int(width * scale))
+    inner = (max(1, int(height * scale)), max(1, int(width * scale)))
     top, left = (size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2
     canvas = image.new_ones(image.shape[0], *size)
     scaled = F.interpolate(image[None], size=inner, mode="bilinear", align_corners=False)[0]

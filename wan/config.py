@@ -14,6 +14,13 @@ from typing import Literal
 
 ModelType = Literal["t2v", "i2v", "flf2v", "vace"]
 Solver = Literal["unipc", "dpm++"]
+Method = Literal["local_qwen", "dashscope"]
+"""Who extends a prompt."""
+Language = Literal["zh", "en"]
+"""Of an extended prompt."""
+
+MIN_SHIFT, MAX_SHIFT = 0.01, 1000.0
+"""Beyond them noise levels fall together, or to 0, in fp32; 3 to 16 are usual."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,8 @@ EXIT_WEIGHTS = 3
 EXIT_MEDIA = 4
 EXIT_SERVICE = 5
 EXIT_DEVICE_OOM = 11
+EXIT_INTERRUPTED = 130
+"""Ctrl-C: what a shell reports for a program that SIGINT (2) ends, 128 + 2. No error stands for it."""
 
 
 class WanError(Exception):
@@ -47,6 +49,6 @@ class ServiceError(WanError):
 
 
 class DeviceMemoryError(WanError):
-    """The device ran out of memory; the hint names the levers that are still off (exit 11)."""
+    """The device or the host ran out of memory; the hint names the levers that are still off (exit 11)."""
 
     exit_code = EXIT_DEVICE_OOM

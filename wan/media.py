@@ -12,7 +12,7 @@ pillow and PyAV are imported where they are used: ranks that neither read nor wr
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,8 @@ _CLOCK_SLACK_S = 0.002
 def read_image(path: Path) -> Tensor:
     """An image as [3, H, W] fp32 in [-1, 1], turned upright where EXIF says so; alpha is dropped.
 
+    Grey in 16 bits is rounded to 8, and white is 1 in a picture of floats.
+
     Raises MediaError when it is missing, empty or no image.
     """
     pixels = torch.from_numpy(np.array(open_image(path)))
@@ -59,7 +61,7 @@ def open_image(path: Path) -> "Image":
     _check_source(path)
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _as_rgb(ImageOps.exif_transpose(image))
     except (OSError, Image.DecompressionBombError) as error:
         raise MediaError(f"cannot read image {path}: {error}", hint=_readable(IMAGE_SUFFIXES)) from error
 
@@ -102,8 +104,8 @@ def read_mask(path: Path, *, frame_num: int, fps: int = FPS) -> Tensor:
 def check_output(path: Path, *, num_frames: int) -> None:
     """Refuses a file that could not be written at the end; to be called before the work begins.
 
-    Raises InputError for a suffix that does not fit `num_frames`, MediaError for a folder that is missing or
-    cannot be written.
+    Raises InputError for a suffix that does not fit `num_frames`, MediaError for a folder in the place of the
+    file, a name too long, or a folder that is missing or takes no file (one is made there and removed).
     """
     suffix = path.suffix.lower()
     allowed = (*IMAGE_SUFFIXES, SAVE_VIDEO_SUFFIX) if num_frames == 1 else (SAVE_VIDEO_SUFFIX,)
@@ -112,14 +114,26 @@ def check_output(path: Path, *, num_frames: int) -> None:
             f"cannot write {num_frames} frame(s) to {path}: suffix {suffix!r}",
             hint=f"use {', '.join(allowed)}",
         )
+    try:
+        _check_place(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise MediaError(f"cannot write {path}: {reason}", hint="choose another folder or name") from error
+
+
+def _check_place(path: Path) -> None:
     if not path.parent.is_dir():
         raise MediaError(
             f"cannot write {path}: there is no folder {path.parent}", hint="make the folder first"
         )
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise MediaError(
-            f"cannot write {path}: folder {path.parent} is read-only", hint="choose another folder"
-        )
+    if os.path.lexists(path) and path.is_dir():
+        raise MediaError(f"cannot write {path}: it is a folder", hint="choose another name")
+    # The name may be too long, which the short one of the unfinished file does not show.
+    with suppress(FileNotFoundError):
+        path.stat()
+    unfinished = _unfinished(path)
+    unfinished.touch()
+    unfinished.unlink()
 
 
 def save_video(frames: Tensor | Iterable[Tensor], path: Path, *, fps: int = FPS) -> None:
@@ -175,6 +189,17 @@ def save(frames: Tensor, path: Path, *, fps: int = FPS) -> None:
         save_image(frames[:, 0], path)
     else:
         save_video(frames, path, fps=fps)
+
+
+def _as_rgb(image: "Image") -> "Image":
+    """`image` in 8-bit RGB; convert() alone would cut wide greys at 255, which is nearly black in 16 bits."""
+    from PIL import Image
+
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image.convert("RGB")
+    white = 1.0 if image.mode == "F" else 65535.0
+    grey = np.asarray(image, dtype=np.float64) * (255 / white)
+    return Image.fromarray(np.nan_to_num(grey).round().clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _readable(suffixes: tuple[str, ...]) -> str:
@@ -251,7 +276,7 @@ def _as_bytes(image: Tensor) -> Pixels:
 @contextmanager
 def _complete_file(path: Path) -> Iterator[Path]:
     """A hidden name beside `path` to write to; it takes the place of `path` at the end, or is removed."""
-    unfinished = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    unfinished = _unfinished(path)
     try:
         yield unfinished
         unfinished.replace(path)
@@ -261,6 +286,11 @@ def _complete_file(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> Path:
+    # Short whatever the name of `path`, which may be as long as the file system allows.
+    return path.with_name(f".{os.getpid()}.unfinished{path.suffix}")
 
 
 def _encode_h264(frames: Iterable[Pixels], path: Path, width: int, height: int, fps: int) -> None:

@@ -13,17 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wan import checkpoint, conditioning, weights
+from wan import conditioning
+from wan.components import Components
 from wan.config import NEGATIVE_PROMPT, Solver, Task
 from wan.dit import WanDit
-from wan.image import ImageEncoder, build_image_encoder, encode_image
+from wan.errors import InputError
+from wan.image import encode_image
 from wan.levers import Levers, LoadStrategy, Precision
-from wan.residency import Component
 from wan.sampler import Sampler
 from wan.spans import span
-from wan.text import TextEncoder, build_text_encoder, encode_text, load_tokenizer
+from wan.text import encode_text, load_tokenizer
 from wan.vae import WanVae
-from wan.weights import on_meta
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -88,8 +88,9 @@ class Pipeline:
         task: a value of wan.config.TASKS.
         ckpt_dir: an official checkpoint folder; None: random weights of the same names, shapes and dtypes.
         device: where the networks run.
-        precision: storage and matrix products of the DiT. UMT5 runs in bf16 and CLIP in fp16 as published, and in
-            fp32 when this is fp32; the VAE always runs in fp32.
+        precision: storage and matrix products of the DiT, every parameter included; its time path, modulation,
+            norm statistics and head are computed in fp32 whatever the storage. UMT5 runs in bf16 and CLIP in
+            fp16 as published, and in fp32 when this is fp32; the VAE always runs in fp32.
         load_strategy: how weights get to the device, see residency.py.
         offload_model: give a network's device memory back after its stage.
         t5_cpu: run UMT5 on the CPU.
@@ -111,19 +112,29 @@ class Pipeline:
         weights_seed: int = 0,
     ) -> None:
         self.task, self.device, self.levers = task, torch.device(device), levers or Levers()
-        self._ckpt_dir, self._seed = ckpt_dir, weights_seed
-        self.load_strategy, self.offload_model = load_strategy, offload_model
-        self._dtype = DTYPES[precision]
-        reference = precision == "fp32"
-        text_device = torch.device("cpu") if t5_cpu else self.device
-        self.text = self._text(torch.float32 if reference else torch.bfloat16, text_device)
-        self.clip = self._clip(torch.float32 if reference else torch.float16)
-        self.encoder, self.decoder = self._vae(encoder=True), self._vae(encoder=False)
-        self.dit = self._dit()
         self._tokenizer = load_tokenizer(ckpt_dir, task.text)
+        reference = precision == "fp32"
+        made = Components(
+            task,
+            ckpt_dir=ckpt_dir,
+            device=self.device,
+            strategy=load_strategy,
+            offload=offload_model,
+            seed=weights_seed,
+        )
+        self.text = made.text(torch.float32 if reference else torch.bfloat16, on_cpu=t5_cpu)
+        self.clip = made.clip(torch.float32 if reference else torch.float16)
+        self.vae_encoder = None if task.dit.model_type == "t2v" else made.vae(self.levers, encoder=True)
+        self.vae_decoder = made.vae(self.levers, encoder=False)
+        self.dit = made.dit(self.levers, DTYPES[precision])
+        # Before hours are spent: every file is there and fits.
+        for component in (self.text, self.clip, self.vae_encoder, self.dit, self.vae_decoder):
+            if component is not None:
+                component.prepare()
 
     def generate(self, request: Request, on_step: OnStep | None = None) -> Tensor:
         """The video [3, F, H, W] fp32 in [-1, 1] on the host; `on_step(step, steps)` is called after each step."""
+        _refuse(request, self.task)
         with torch.no_grad():
             positive, negative = self.encode_prompts(request)
             conditions = self.condition(request)
@@ -143,7 +154,7 @@ class Pipeline:
     def condition(self, request: Request) -> Conditions:
         """Image, frames or control video as the DiT reads them."""
         width, height = request.size or parse_size(self.task.sizes[0])
-        frame_num = request.frame_num or self.task.frame_num
+        frame_num = self.task.frame_num if request.frame_num is None else request.frame_num
         kind = self.task.dit.model_type
         if kind == "t2v":
             return Conditions(shape=self.task.latent_shape(width, height, frame_num))
@@ -154,6 +165,7 @@ class Pipeline:
     def _condition_on_images(self, request: Request, max_area: int, frame_num: int) -> Conditions:
         first = request.image if self.task.dit.model_type == "i2v" else request.first_frame
         assert first is not None and self.clip is not None and self.task.clip is not None
+        assert self.vae_encoder is not None
         size = conditioning.i2v_size(first.shape[1], first.shape[2], max_area)
         images = [first]
         if request.last_frame is not None:
@@ -161,7 +173,7 @@ class Pipeline:
         with span("encode.image"), self.clip.on_device() as clip:
             # One after the other: the two images of flf2v may differ in size.
             states = [encode_image(clip, image[None], self.task.clip)[0] for image in images]
-        with span("encode.video"), self.encoder.on_device() as vae:
+        with span("encode.video"), self.vae_encoder.on_device() as vae:
             if len(images) == 1:
                 latents = conditioning.i2v_latents(first, frame_num, size, self._encode_with(vae))
             else:
@@ -178,7 +190,8 @@ class Pipeline:
         given = conditioning.vace_inputs(
             request.src_video, request.src_mask, request.src_ref_images, size=size, frame_num=frame_num
         )
-        with span("encode.video"), self.encoder.on_device() as vae:
+        assert self.vae_encoder is not None
+        with span("encode.video"), self.vae_encoder.on_device() as vae:
             control = conditioning.vace_latents(given, self._encode_with(vae))
         shape = (self.task.vae.z_dim, *control.shape[1:])
         return Conditions(shape=shape, num_refs=len(given.refs), control=control)
@@ -196,8 +209,9 @@ class Pipeline:
     ) -> Tensor:
         """Noise to latents [16, r + T', h, w] fp32, guided by the two prompts."""
         width, height = request.size or parse_size(self.task.sizes[0])
-        steps = request.steps or self.task.sample_steps
-        shift = request.shift or self.task.default_shift(f"{width}*{height}")
+        steps = self.task.sample_steps if request.steps is None else request.steps
+        default = self.task.default_shift(f"{width}*{height}")
+        shift = default if request.shift is None else request.shift
         sampler = Sampler(request.solver, steps, shift, self.device)
         generator = torch.Generator(self.device).manual_seed(request.seed)
         latents = torch.randn(conditions.shape, generator=generator, device=self.device)
@@ -214,68 +228,11 @@ class Pipeline:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [16, T', h, w] to a video [3, F, H, W] fp32 in [-1, 1] on the host."""
-        with span("decode"), self.decoder.on_device() as vae:
+        with span("decode"), self.vae_decoder.on_device() as vae:
             return vae.decode(latents, slabs=self.levers.vae_slabs)
 
     def _guidance(self, request: Request) -> float:
         return self.task.sample_guide_scale if request.guide_scale is None else request.guide_scale
-
-    def _text(self, dtype: torch.dtype, device: torch.device) -> Component[TextEncoder]:
-        return Component(
-            "t5",
-            lambda: build_text_encoder(self.task.text, dtype),
-            self._source(checkpoint.open_text, weights.random_text),
-            strategy=self.load_strategy,
-            device=device,
-            offload=self.offload_model,
-            units=lambda encoder: list(encoder.blocks),
-            stay=("token_embedding",),
-        )
-
-    def _clip(self, dtype: torch.dtype) -> Component[ImageEncoder] | None:
-        clip = self.task.clip
-        if clip is None:
-            return None
-        return Component(
-            "clip",
-            lambda: build_image_encoder(clip, dtype),
-            self._source(checkpoint.open_clip, weights.random_clip),
-            strategy=self.load_strategy,
-            device=self.device,
-            offload=self.offload_model,
-            units=lambda encoder: list(encoder.blocks),
-        )
-
-    def _vae(self, *, encoder: bool) -> Component[WanVae]:
-        def build() -> WanVae:
-            fused = self.levers.fused_kernels
-            return WanVae(self.task.vae, encoder=encoder, decoder=not encoder, fused=fused)
-
-        return Component(
-            "vae",
-            lambda: on_meta(build, torch.float32),
-            self._source(checkpoint.open_vae, weights.random_vae),
-            strategy=self.load_strategy,
-            device=self.device,
-            offload=self.offload_model,
-        )
-
-    def _dit(self) -> Component[WanDit]:
-        return Component(
-            "dit",
-            lambda: on_meta(lambda: WanDit(self.task.dit, self.levers), self._dtype),
-            self._source(checkpoint.open_dit, weights.random_dit),
-            strategy=self.load_strategy,
-            device=self.device,
-            offload=self.offload_model,
-            units=lambda dit: dit.execution_order(),
-        )
-
-    def _source(
-        self, from_folder: Callable[[Task, Path], weights.Source], random: Callable[[int], weights.Source]
-    ) -> Callable[[], weights.Source]:
-        folder = self._ckpt_dir
-        return lambda: random(self._seed) if folder is None else from_folder(self.task, folder)
 
 
 def _guided(
@@ -296,6 +253,21 @@ def _guided(
     with span("dit.forward", branch="uncond"):
         base: Tensor = dit(batch, time, negative, **inputs)[0]
     return base + guidance * (velocity - base)
+
+
+def _refuse(request: Request, task: Task) -> None:
+    """InputError for a request that could not end well; the command line says the same in terms of its flags."""
+    frame_num, size = request.frame_num, request.size
+    if frame_num is not None and (frame_num < 1 or frame_num % 4 != 1):
+        raise InputError(f"frame_num {frame_num} is not 4n+1", hint="use 81, or 1 for an image")
+    if size is not None and (min(size) < 16 or size[0] % 16 or size[1] % 16):
+        raise InputError(f"size {size[0]}x{size[1]}: sides must be multiples of 16", hint="use (832, 480)")
+    needed = {"i2v": ("image",), "flf2v": ("first_frame", "last_frame")}.get(task.dit.model_type, ())
+    for name in needed:
+        if getattr(request, name) is None:
+            raise InputError(
+                f"{name} is missing: {task.name} starts from it", hint=f"give Request({name}=...)"
+            )
 
 
 def parse_size(size: str) -> tuple[int, int]:

@@ -13,16 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from wan.config import Language, Method
 from wan.errors import InputError, ServiceError
 from wan.media import open_image
 from wan.spans import span
 
-Method = Literal["local_qwen", "dashscope"]
-Language = Literal["zh", "en"]
 Kind = Literal["t2v", "i2v"]
 
 API_KEY = "DASH_API_KEY"
@@ -82,8 +81,8 @@ def extend_prompt(
 
 def _check(method: str, language: str, kind: Kind, image: Path | None) -> None:
     for key, value, known in (
-        ("prompt_extend_method", method, ("local_qwen", "dashscope")),
-        ("prompt_extend_target_lang", language, ("zh", "en")),
+        ("prompt_extend_method", method, get_args(Method)),
+        ("prompt_extend_target_lang", language, get_args(Language)),
     ):
         if value not in known:
             raise InputError(f"{key}: {value!r} is not known", hint=f"use one of {', '.join(known)}")

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from wan.config import Solver
+from wan.config import MAX_SHIFT, MIN_SHIFT, Solver
 from wan.errors import InputError
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -51,7 +51,7 @@ class Sampler:
 
     timesteps: [steps] int64 on `device`. sigmas: [steps + 1] float32 on the CPU.
     Between steps it holds two predictions and a sample (unipc) or one prediction (dpm++), of latent size.
-    Raises InputError for an unknown solver or fewer than one step.
+    Raises InputError for an unknown solver, fewer than one step, or a shift out of MIN_SHIFT .. MAX_SHIFT.
     """
 
     def __init__(self, solver: Solver, steps: int, shift: float, device: torch.device | str) -> None:
@@ -112,8 +112,11 @@ def _check(solver: str, steps: int, shift: float) -> None:
         )
     if steps < 1:
         raise InputError(f"sample_steps must be at least 1, got {steps}", hint="50 is the usual number")
-    if shift <= 0:
-        raise InputError(f"sample_shift must be above 0, got {shift}", hint="3 to 16 are usual values")
+    if not MIN_SHIFT <= shift <= MAX_SHIFT:
+        raise InputError(
+            f"sample_shift must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}, got {shift}",
+            hint="3 to 16 are usual values",
+        )
 
 
 # prediction_type "sample": the schedulers are given the clean prediction itself, which step() makes, so that

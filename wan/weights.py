@@ -136,6 +136,14 @@ def expected_shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
+def place(module: nn.Module, name: str, tensor: torch.Tensor) -> nn.Parameter:
+    """Make `tensor` the parameter `name` (dotted) of `module`, without gradients; returns the parameter."""
+    owner, _, leaf = name.rpartition(".")
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    setattr(module.get_submodule(owner), leaf, parameter)
+    return parameter
+
+
 def materialize(
     module: nn.Module,
     source: Source,
@@ -152,8 +160,7 @@ def materialize(
     for name, placeholder in list(module.named_parameters()):
         target = torch.empty(placeholder.shape, dtype=dtype or placeholder.dtype, device=device)
         source.read_into(prefix + name, target)
-        owner, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(owner), leaf, nn.Parameter(target, requires_grad=False))
+        place(module, name, target)
     source.release()
 
 

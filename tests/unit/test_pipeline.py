@@ -366,13 +366,13 @@ def test_each_step_is_told_when_it_is_done() -> None:
 
 @pytest.mark.parametrize(
     ("task", "strategy"),
-    [("t2v-tiny", "full"), ("t2v-tiny", "block"), ("t2v-tiny", "stream"), ("flf2v-tiny", "full"),
-     ("vace-tiny", "full")],
+    [("t2v-tiny", "full"), ("t2v-tiny", "block"), ("t2v-tiny", "stream"), ("t2i-tiny", "full"),
+     ("i2v-tiny", "full"), ("flf2v-tiny", "full"), ("vace-tiny", "full")],
 )  # fmt: skip
 def test_fake_tensors_go_all_the_way(task: str, strategy: str) -> None:
     wanted = request(task, steps=1)
     expected = heard(pipeline(task, load_strategy=strategy), wanted).lines
-    images = {name: getattr(wanted, name) for name in ("first_frame", "last_frame")}
+    images = {name: getattr(wanted, name) for name in ("image", "first_frame", "last_frame")}
 
     with FakeTensorMode() as mode:
         fakes = {name: mode.from_tensor(image) for name, image in images.items() if image is not None}
@@ -382,5 +382,6 @@ def test_fake_tensors_go_all_the_way(task: str, strategy: str) -> None:
             result = made.generate(replace(wanted, **fakes, src_ref_images=refs))
 
     assert isinstance(result, FakeTensor)
-    assert (tuple(result.shape), result.dtype, result.device.type) == ((3, 9, 48, 64), torch.float32, "cpu")
+    shape = (3, 1 if task == "t2i-tiny" else 9, 48, 64)
+    assert (tuple(result.shape), result.dtype, result.device.type) == (shape, torch.float32, "cpu")
     assert spans.lines == expected

@@ -1,5 +1,7 @@
 """Components and streaming: the weights are where they should be, and the result never depends on it."""
 
+import gc
+import weakref
 from collections.abc import Mapping
 
 import pytest
@@ -7,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from wan.errors import WeightsError
-from wan.residency import NUM_PLACES, Component, Streamer
+from wan.residency import Component
 from wan.spans import Attribute, listening
+from wan.streaming import NUM_PLACES, Streamer
 from wan.weights import RandomSource, on_meta
 
 CPU = torch.device("cpu")
@@ -105,10 +108,84 @@ def test_released_weights_are_read_again_only_under_block(strategy: str, passes_
     assert source.num_reads == passes_over_the_source * len(list(Chain(3).parameters()))
 
 
-def test_nothing_is_read_when_the_source_refuses() -> None:
+def test_nothing_is_read_when_the_source_refuses_however_often_it_is_asked() -> None:
     for strategy in ("full", "block", "stream"):
-        with pytest.raises(WeightsError, match="no such key"):
-            outputs(component(strategy, RefusingSource()))
+        part = component(strategy, RefusingSource())
+        for _ in range(2):
+            with pytest.raises(WeightsError, match="no such key"):
+                outputs(part)
+
+
+def test_prepare_checks_and_reads_nothing() -> None:
+    with pytest.raises(WeightsError, match="no such key"):
+        component("full", RefusingSource()).prepare()
+    source = CountingSource()
+    component("full", source).prepare()
+    assert source.num_reads == 0
+
+
+def test_released_under_block_the_module_holds_no_memory_whoever_holds_the_module() -> None:
+    part = component("block", RandomSource())
+    with part.on_device() as chain:
+        weights = [weakref.ref(parameter.untyped_storage()) for parameter in chain.parameters()]
+        assert all(storage() is not None for storage in weights)
+    assert {parameter.device.type for parameter in chain.parameters()} == {"meta"}
+    assert all(storage() is None for storage in weights)
+
+
+class FailingOnce(RandomSource):
+    """Fails at the fifth read, the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_reads = 0
+
+    def read_into(self, name: str, target: Tensor) -> None:
+        self.num_reads += 1
+        if self.num_reads == 5:
+            raise MemoryError("full")
+        super().read_into(name, target)
+
+
+@pytest.mark.parametrize("strategy", ["full", "block", "stream"])
+def test_after_a_load_that_failed_half_way_the_next_one_is_whole(strategy: str) -> None:
+    part = component(strategy, FailingOnce())
+    with pytest.raises(MemoryError):
+        outputs(part)
+    assert torch.equal(outputs(part)[0], outputs(component(strategy, RandomSource()))[0])
+
+
+def test_a_failed_move_to_the_device_leaves_no_hooks_and_no_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    part = component("stream", RandomSource())
+    expected = outputs(part)[0]
+    fetch = Streamer._fetch
+
+    def fail(self: Streamer, visit: int) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr(Streamer, "_fetch", fail)
+    with pytest.raises(MemoryError):
+        outputs(part)
+    visits: list[int] = []
+    monkeypatch.setattr(Streamer, "_fetch", lambda self, visit: (visits.append(visit), fetch(self, visit))[1])
+    assert torch.equal(outputs(part, times=1)[0], expected)
+    assert visits == [0, 1, 2, 3, 4]  # the two first ones, then one for each of the three blocks
+
+
+@pytest.mark.parametrize("strategy", ["full", "block", "stream"])
+def test_a_dropped_component_is_freed_without_the_garbage_collector(strategy: str) -> None:
+    part = component(strategy, RandomSource(), offload=False)
+    outputs(part)
+    with part.on_device() as chain:
+        alive = weakref.ref(chain)
+    del chain
+    gc.collect()
+    gc.disable()
+    try:
+        del part
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_spans_tell_load_onload_and_offload() -> None:

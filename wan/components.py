@@ -1,0 +1,103 @@
+"""The networks of a task as Components: how each is built, where its weights come from, what of it is streamed.
+
+made = Components(task, ckpt_dir=folder, device=device, strategy="stream", offload=True, seed=0)
+with made.dit(Levers(), torch.bfloat16).on_device() as dit: ...
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from wan import checkpoint, weights
+from wan.config import Task
+from wan.dit import WanDit
+from wan.image import ImageEncoder, build_image_encoder
+from wan.levers import Levers, LoadStrategy
+from wan.residency import Component
+from wan.text import TextEncoder, build_text_encoder
+from wan.vae import WanVae
+from wan.weights import on_meta
+
+
+class Components:
+    """Makes the networks of one task. Nothing made here refers back to its maker: dropped, it is freed at once."""
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        ckpt_dir: Path | None,
+        device: torch.device,
+        strategy: LoadStrategy,
+        offload: bool,
+        seed: int,
+    ) -> None:
+        self._task, self._folder, self._seed = task, ckpt_dir, seed
+        self._device, self._strategy, self._offload = device, strategy, offload
+
+    def text(self, dtype: torch.dtype, *, on_cpu: bool) -> Component[TextEncoder]:
+        """UMT5; `on_cpu` runs it there whatever the device of the others."""
+        config = self._task.text
+        beside = on_cpu and self._device.type != "cpu"
+        return Component(
+            "t5",
+            lambda: build_text_encoder(config, dtype),
+            self._source(checkpoint.open_text, weights.random_text),
+            # Beside a GPU, a network on the CPU has nothing to stream from or to.
+            strategy="block" if beside else self._strategy,
+            device=torch.device("cpu") if on_cpu else self._device,
+            offload=self._offload,
+            units=lambda encoder: list(encoder.blocks),
+            stay=("token_embedding",),
+        )
+
+    def clip(self, dtype: torch.dtype) -> Component[ImageEncoder] | None:
+        """The CLIP image tower; None where the task reads no images."""
+        config = self._task.clip
+        if config is None:
+            return None
+        return Component(
+            "clip",
+            lambda: build_image_encoder(config, dtype),
+            self._source(checkpoint.open_clip, weights.random_clip),
+            strategy=self._strategy,
+            device=self._device,
+            offload=self._offload,
+            units=lambda encoder: list(encoder.blocks),
+        )
+
+    def vae(self, levers: Levers, *, encoder: bool) -> Component[WanVae]:
+        """One half of the VAE, fp32."""
+        config, fused = self._task.vae, levers.fused_kernels
+
+        def build() -> WanVae:
+            return WanVae(config, encoder=encoder, decoder=not encoder, fused=fused)
+
+        return Component(
+            "vae",
+            lambda: on_meta(build, torch.float32),
+            self._source(checkpoint.open_vae, weights.random_vae),
+            strategy=self._strategy,
+            device=self._device,
+            offload=self._offload,
+        )
+
+    def dit(self, levers: Levers, dtype: torch.dtype) -> Component[WanDit]:
+        """The diffusion transformer."""
+        config = self._task.dit
+        return Component(
+            "dit",
+            lambda: on_meta(lambda: WanDit(config, levers), dtype),
+            self._source(checkpoint.open_dit, weights.random_dit),
+            strategy=self._strategy,
+            device=self._device,
+            offload=self._offload,
+            units=WanDit.execution_order,
+        )
+
+    def _source(
+        self, from_folder: Callable[[Task, Path], weights.Source], random: Callable[[int], weights.Source]
+    ) -> Callable[[], weights.Source]:
+        task, folder, seed = self._task, self._folder, self._seed
+        return lambda: random(seed) if folder is None else from_folder(task, folder)
