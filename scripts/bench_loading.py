@@ -4,6 +4,9 @@
     python scripts/bench_loading.py --task t2v-1.3B --folder /tmp/ckpt
     python scripts/bench_loading.py --task t2v-1.3B --folder /tmp/ckpt --components vae,dit --strategies block
 
+Both import the package: run them with the python of `make env` (.venv/bin/python), or with PYTHONPATH=. in the
+environment.
+
 Every case is a process of its own that uses one Component of a Pipeline twice: loaded, released, used again. On a
 CPU device the "device" copy of a network is host memory too: `full` and `block` come to the same there, and what the
 host of a GPU holds under `block` is `above model`. A thread samples /proc/self/status; the kernel's own high-water

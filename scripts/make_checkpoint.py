@@ -3,6 +3,8 @@
     python scripts/make_checkpoint.py --task t2v-tiny --out /tmp/ckpt
     python scripts/make_checkpoint.py --task i2v-14B --out /tmp/ckpt --components dit,tokenizer
 
+Imports the package: run it with the python of `make env` (.venv/bin/python), or with PYTHONPATH=. in the environment.
+
 Names, shapes, dtypes and files are those of the published folders; the values are RandomSource's, so that a
 run from the folder and a run from random weights of the same seed are the same run. One tensor is in memory
 at a time (the .pth files are filled through a shared mapping, which the kernel may write back at any moment).

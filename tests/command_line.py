@@ -1,4 +1,4 @@
-"""Running `python -m wan.generate` in process, and reading what it leaves and says: for two test files."""
+"""Running `python -m wan.generate` in process, and reading what it leaves and says: for several test files."""
 
 import importlib.util
 import re
@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from wan.config import TASKS
+from wan.errors import InputError
 from wan.generate import main
 from wan.media import read_image, read_video
+from wan.options import check, parse
 
+TINY = ("--task", "t2v-tiny", "--weights", "random")
 TINY_TASKS = ("t2v-tiny", "t2i-tiny", "i2v-tiny", "flf2v-tiny", "vace-tiny")
 CPU = ("--device", "cpu", "--precision", "fp32", "--sample_steps", "2", "--base_seed", "3")
 OOM = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.\nSecond line."
@@ -42,6 +45,13 @@ def outcome(code: int, captured: Captured) -> tuple[int, list[str]]:
     """The exit code, and the lines of stderr that begin with a word and a colon, stages and the like left out."""
     lines = captured.readouterr().err.splitlines()
     return code, [line for line in lines if re.match(r"(error|hint|warning|Traceback|interrupted)", line)]
+
+
+def refusal(*flags: str) -> tuple[str, str]:
+    """Message and hint of the InputError that ends parsing or checking; the exit code is 2 for every one."""
+    with pytest.raises(InputError) as raised:
+        check(parse(flags))
+    return str(raised.value), raised.value.hint
 
 
 def frames_of(path: Path) -> torch.Tensor:

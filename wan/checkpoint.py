@@ -1,7 +1,7 @@
 """The official checkpoint folders as Sources: headers say what they hold before anything is read.
 
     source = open_dit(TASKS["t2v-14B"], Path("Wan2.1-T2V-14B"))
-    source.check(expected_shapes(dit))            # strict: every key, every shape
+    source.check(expected_shapes(dit))            # strict: every key, every shape, floats only
     source.read_into("blocks.0.ffn.0.weight", target)
 
 Files are memory-mapped, never read whole. What a folder holds is inferred from its keys: the config.json
@@ -9,7 +9,9 @@ of published copies is not always true.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Protocol
@@ -32,12 +34,25 @@ CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 _MAPPED_LIMIT_BYTES = 2**30
 _NUM_NAMED = 3
 
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
+_SAFETENSORS_FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+_ZIP_MAGIC = b"PK\x03\x04"
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a file says about one of its tensors."""
+
+    shape: torch.Size
+    dtype: str
+    """One of _FLOATS, or the file's own word for what is not read."""
+
 
 class _OpenFile(Protocol):
     """An official file, mapped into memory."""
 
-    def shapes(self) -> dict[str, torch.Size]:
-        """Shape of every tensor in the file."""
+    def headers(self) -> dict[str, _Header]:
+        """Shape and dtype of every tensor in the file."""
 
     def tensor(self, key: str) -> torch.Tensor:
         """A tensor that reads from the mapped file when it is used."""
@@ -45,13 +60,19 @@ class _OpenFile(Protocol):
 
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
+        _refuse_empty(path)
         try:
             self._file = safe_open(path, framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
             raise _damaged(path, error) from error
 
-    def shapes(self) -> dict[str, torch.Size]:
-        return {key: torch.Size(self._file.get_slice(key).get_shape()) for key in self._file.keys()}
+    def headers(self) -> dict[str, _Header]:
+        headers = {}
+        for key in self._file.keys():
+            entry = self._file.get_slice(key)
+            dtype: str = entry.get_dtype()
+            headers[key] = _Header(torch.Size(entry.get_shape()), _SAFETENSORS_FLOATS.get(dtype, dtype))
+        return headers
 
     def tensor(self, key: str) -> torch.Tensor:
         tensor: torch.Tensor = self._file.get_tensor(key)
@@ -60,18 +81,78 @@ class _SafetensorsFile:
 
 class _TorchFile:
     def __init__(self, path: Path) -> None:
+        _refuse_empty(path)
+        _refuse_not_zip(path)
         try:
-            self._tensors: dict[str, torch.Tensor] = torch.load(
-                path, map_location="cpu", weights_only=True, mmap=True
-            )
-        except (RuntimeError, UnpicklingError, EOFError, OSError, ValueError) as error:
-            raise _damaged(path, error) from error
+            held: object = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a damaged pickle raises whatever it trips over
+            raise _refused_class(path, error) or _damaged(path, error) from error
+        self._tensors = _flat_tensors(path, held)
 
-    def shapes(self) -> dict[str, torch.Size]:
-        return {key: tensor.shape for key, tensor in self._tensors.items()}
+    def headers(self) -> dict[str, _Header]:
+        return {
+            key: _Header(tensor.shape, str(tensor.dtype).removeprefix("torch."))
+            for key, tensor in self._tensors.items()
+        }
 
     def tensor(self, key: str) -> torch.Tensor:
-        return self._tensors[key]
+        return self._tensors[key].detach()  # some files hold parameters
+
+
+def _flat_tensors(path: Path, held: object) -> dict[str, torch.Tensor]:
+    """What a .pth file holds, if it is tensors by key and nothing else."""
+    hint = "the official files hold tensors by key and nothing else: download it again, or save only that"
+    if not isinstance(held, dict):
+        raise WeightsError(
+            f"{path} holds an object of type {type(held).__name__}, expected a dict of tensors", hint=hint
+        )
+    tensors = {}
+    for key, value in held.items():
+        if not isinstance(key, str):
+            raise WeightsError(
+                f"{path} holds key {key!r} of type {type(key).__name__}, expected str", hint=hint
+            )
+        if not isinstance(value, torch.Tensor):
+            raise WeightsError(
+                f"{path} holds an object of type {type(value).__name__} under key {key}, expected a tensor",
+                hint=hint,
+            )
+        if value.layout != torch.strided or value.is_meta:
+            kind = "meta" if value.is_meta else str(value.layout).removeprefix("torch.")
+            raise WeightsError(
+                f"{path} holds a {kind} tensor under key {key}, expected a dense one", hint=hint
+            )
+        tensors[key] = value
+    return tensors
+
+
+def _refuse_empty(path: Path) -> None:
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path} is empty (0 bytes)", hint="download it again")
+
+
+def _refuse_not_zip(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(_ZIP_MAGIC))
+    except OSError as error:
+        raise _damaged(path, error) from error
+    if magic != _ZIP_MAGIC:
+        raise WeightsError(
+            f"{path} ({path.stat().st_size:,} bytes) is not a zip-format .pth file",
+            hint="the official file is one: download it again; a file of an old torch.save must be saved anew",
+        )
+
+
+def _refused_class(path: Path, error: Exception) -> WeightsError | None:
+    """The error for a pickle that wants to import something, which torch has refused to do."""
+    wanted = re.search(r"\bGLOBAL (\S+)", str(error)) if isinstance(error, UnpicklingError) else None
+    if wanted is None:
+        return None
+    return WeightsError(
+        f"{path} asks for more than tensors and is refused: it wants {wanted[1]}",
+        hint="loading it could run code of whoever made it; use the official file, which holds tensors alone",
+    )
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
@@ -95,7 +176,7 @@ class FileSource:
         """Read the headers of `files`; `unused(key, wanted)` tells keys that are known and not asked for.
 
         Raises:
-            WeightsError: a file is damaged.
+            WeightsError: a file is damaged, or two hold the same key.
         """
         self._files = list(files)
         self._open_file = open_file
@@ -104,28 +185,43 @@ class FileSource:
         self._open: dict[Path, _OpenFile] = {}
         self._read_bytes = 0
         self._shapes: dict[str, torch.Size] = {}
+        self._dtypes: dict[str, str] = {}
         self._file_of: dict[str, Path] = {}
         for path in self._files:
-            shapes = self._opened(path).shapes()
-            self._shapes.update(shapes)
-            self._file_of.update(dict.fromkeys(shapes, path))
+            self._add(path)
         self.release()
+
+    def _add(self, path: Path) -> None:
+        for key, header in self._opened(path).headers().items():
+            if key in self._file_of:
+                raise WeightsError(
+                    f"{self._file_of[key]} and {path.name} both hold key {key}",
+                    hint="use the shards of one checkpoint, unchanged: download them again",
+                )
+            self._shapes[key], self._dtypes[key], self._file_of[key] = header.shape, header.dtype, path
 
     @property
     def shapes(self) -> Mapping[str, torch.Size]:
         """Official key and shape of everything in the files."""
         return self._shapes
 
+    @property
+    def file_of(self) -> Mapping[str, Path]:
+        """The file that holds each official key."""
+        return self._file_of
+
     def check(self, expected: Mapping[str, torch.Size]) -> None:
         """Refuse files that do not hold exactly `expected` (our names); reads no tensor.
 
         Raises:
-            WeightsError: keys are missing, unknown or of another shape.
+            WeightsError: keys are missing, unknown, of another shape, or not of a float dtype.
         """
         wanted = {}
         for name, shape in expected.items():
             origin = self._origin(name)
             wanted[origin.key] = origin.official_shape(shape)
+        place = self._files[0] if len(self._files) == 1 else self._files[0].parent
+        self._refuse_quantised(place, wanted)
         missing = [key for key in wanted if key not in self._shapes]
         unknown = [key for key in self._shapes if key not in wanted and not self._unused(key, wanted)]
         wrong = [key for key, shape in wanted.items() if self._shapes.get(key, shape) != shape]
@@ -136,10 +232,21 @@ class FileSource:
                   f"expected {list(wanted[key])}"),
         ]  # fmt: skip
         if missing or unknown or wrong:
-            place = self._files[0] if len(self._files) == 1 else self._files[0].parent
             raise WeightsError(
                 f"{place} does not fit the model: {'; '.join(filter(None, found))}",
                 hint="use the official Wan2.1 folder of this task, unchanged",
+            )
+
+    def _refuse_quantised(self, place: Path, wanted: Iterable[str]) -> None:
+        """Before all else: the keys and shapes of a quantised copy differ as well, and say less."""
+        odd = [key for key in wanted if key in self._dtypes and self._dtypes[key] not in _FLOATS]
+        if odd:
+            described = _list(
+                "of a wrong dtype", odd, lambda key: f"{self._located(key)} is {self._dtypes[key]}"
+            )
+            raise WeightsError(
+                f"{place} does not fit the model: {described}, expected one of {', '.join(_FLOATS)}",
+                hint="quantised copies are not supported: use the official Wan2.1 folder of this task",
             )
 
     def read_into(self, name: str, target: torch.Tensor) -> None:
@@ -181,8 +288,12 @@ def open_dit(task: Task, ckpt_dir: Path) -> FileSource:
     Raises:
         WeightsError: no such folder or file, a damaged file, or the checkpoint of another task.
     """
-    files = _dit_files(task, ckpt_dir)
+    index = ckpt_dir / DIT_INDEX_FILE
+    weight_map = _weight_map(index) if index.is_file() else {}
+    files = _shards(index, weight_map) if weight_map else [_required(task, ckpt_dir, DIT_FILE)]
     source = FileSource(files, _SafetensorsFile, dit_origin, lambda key, wanted: False)
+    if weight_map:
+        _refuse_other_shards(index, weight_map, source.file_of)
     _refuse_other_task(task, ckpt_dir, source.shapes)
     return source
 
@@ -217,7 +328,7 @@ def _is_other_half(key: str, wanted: Mapping[str, torch.Size]) -> bool:
 
 def _required(task: Task, ckpt_dir: Path, name: str) -> Path:
     """The path of file `name` in the folder, which must be there."""
-    hint = f"--ckpt_dir takes the official folder of {task.name}: {task.repo}"
+    hint = _folder_hint(task)
     if not ckpt_dir.is_dir():
         raise WeightsError(f"no such checkpoint folder: {ckpt_dir}", hint=hint)
     path = ckpt_dir / name
@@ -226,16 +337,40 @@ def _required(task: Task, ckpt_dir: Path, name: str) -> Path:
     return path
 
 
-def _dit_files(task: Task, ckpt_dir: Path) -> list[Path]:
-    index = ckpt_dir / DIT_INDEX_FILE
-    if not index.is_file():
-        return [_required(task, ckpt_dir, DIT_FILE)]
+def _folder_hint(task: Task) -> str:
+    if task.is_tiny:
+        return (
+            f"no folder of {task.name} is published; scripts/make_checkpoint.py --task {task.name} makes one"
+        )
+    return f"--ckpt_dir takes the official folder of {task.name}: {task.repo}"
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Shard of every key, as the index says; never empty."""
+    hint = "download it again"
     try:
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError) as error:
+        body = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise WeightsError(
-            f"{index} is not an index of shards: {type(error).__name__} {error}", hint="download it again"
+            f"{index} is not an index of shards: {type(error).__name__} {error}", hint=hint
         ) from error
+    weight_map = body.get("weight_map") if isinstance(body, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(
+            f"{index} is not an index of shards: it has no weight_map from keys to files", hint=hint
+        )
+    for key, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise WeightsError(
+                f"{index} is not an index of shards: its weight_map gives {shard!r} as the file of key {key}",
+                hint=hint,
+            )
+    return weight_map
+
+
+def _shards(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
+    ckpt_dir = index.parent
+    shards = sorted(set(weight_map.values()))
     absent = [shard for shard in shards if not (ckpt_dir / shard).is_file()]
     if absent:
         raise WeightsError(
@@ -245,14 +380,36 @@ def _dit_files(task: Task, ckpt_dir: Path) -> list[Path]:
     return [ckpt_dir / shard for shard in shards]
 
 
+def _refuse_other_shards(index: Path, weight_map: Mapping[str, str], file_of: Mapping[str, Path]) -> None:
+    """See that every key is in the shard where the index puts it, and that the index names every key."""
+    hint = "the index and the shards are not of one checkpoint: download all of them again"
+    for key, shard in weight_map.items():
+        if key not in file_of:
+            raise WeightsError(f"{index} puts key {key} into {shard}, which does not hold it", hint=hint)
+        if file_of[key] != index.parent / shard:
+            raise WeightsError(
+                f"{index} puts key {key} into {shard}, {file_of[key].name} holds it", hint=hint
+            )
+    for key, path in file_of.items():
+        if key not in weight_map:
+            raise WeightsError(f"{index} does not name key {key}, {path.name} holds it", hint=hint)
+
+
+_PATCH_KEY = "patch_embedding.weight"
+_PATCH_AXES = 5
 _Kind = tuple[ModelType, int, int, int]
 
 
 def _refuse_other_task(task: Task, ckpt_dir: Path, shapes: Mapping[str, torch.Size]) -> None:
-    if "patch_embedding.weight" not in shapes:
+    if _PATCH_KEY not in shapes:
         raise WeightsError(
-            f"folder {ckpt_dir} holds no Wan2.1 DiT: there is no key patch_embedding.weight in {DIT_FILE}",
-            hint=f"--ckpt_dir takes the official folder of {task.name}: {task.repo}",
+            f"folder {ckpt_dir} holds no Wan2.1 DiT: it has no key {_PATCH_KEY}", hint=_folder_hint(task)
+        )
+    if len(shapes[_PATCH_KEY]) != _PATCH_AXES:
+        raise WeightsError(
+            f"folder {ckpt_dir} holds no Wan2.1 DiT: {_PATCH_KEY} is {list(shapes[_PATCH_KEY])}, "
+            f"expected {_PATCH_AXES} axes",
+            hint=_folder_hint(task),
         )
     kind = _kind_of_keys(shapes)
     names = [other.name for other in TASKS.values() if _kind_of_config(other.dit) == kind]
@@ -263,7 +420,7 @@ def _refuse_other_task(task: Task, ckpt_dir: Path, shapes: Mapping[str, torch.Si
         raise WeightsError(
             f"folder {ckpt_dir} holds a {model_type} checkpoint of width {dim}, {in_dim} input channels and "
             f"{num_layers} layers, the task is {task.name}",
-            hint=f"--ckpt_dir takes the official folder of {task.name}: {task.repo}",
+            hint=_folder_hint(task),
         )
     article = "an" if names[0][0] in "aeiou" else "a"
     raise WeightsError(
@@ -277,7 +434,7 @@ def _kind_of_config(dit: DitConfig) -> _Kind:
 
 
 def _kind_of_keys(shapes: Mapping[str, torch.Size]) -> _Kind:
-    dim, in_dim = shapes["patch_embedding.weight"][:2]
+    dim, in_dim = shapes[_PATCH_KEY][:2]
     num_layers = len({key.split(".")[1] for key in shapes if key.startswith("blocks.")})
     model_type: ModelType = "t2v"
     if any(key.startswith("vace_blocks.") for key in shapes):

@@ -6,9 +6,9 @@
 `encode` takes one host video [3, F, H, W], fp32 in [-1, 1], and returns its latents [16, T', h, w] on the
 device where it works; it moves the video there chunk by chunk, so no whole video in pixels is ever on it.
 Shapes: F frames (4n+1), H and W pixels; T' = (F - 1) / 4 + 1, h = H / 8, w = W / 8.
-Sizes are (height, width). Formulae: the public Wan2.1 release, but for three things. A last frame of another
-ratio is cropped to that of the first (fit_last_frame). The mask of flf2v follows frame_num, where the release
-takes 81 for granted. vace takes the frame on screen at each sixteenth of a second from the start of its video.
+Sizes are (height, width). Formulae: the public Wan2.1 release, with two known differences, both in flf2v: a
+last frame of another size is cropped to the ratio of the first (fit_last_frame), and the mask follows frame_num,
+where the release takes 81 for granted.
 """
 
 import math
@@ -43,7 +43,7 @@ def i2v_size(image_height: int, image_width: int, max_area: int) -> Size:
     if not latent_height or not latent_width:
         longest = max_area // (STRIDE * PATCH) ** 2
         raise InputError(
-            f"image: {image_width}x{image_height} pixels are too narrow for a video of {max_area} pixels",
+            f"the picture to start from has {image_width}x{image_height} pixels, too narrow for a video of {max_area}",
             hint=f"crop it: the longer side may be {longest} times the shorter",
         )
     return round(latent_height) * STRIDE, round(latent_width) * STRIDE

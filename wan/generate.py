@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wan.config import TASKS
-from wan.errors import EXIT_OK, DeviceMemoryError, InputError, WanError
+from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
 from wan.options import Options, check, describe, parse, warn
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from wan.pipeline import Pipeline, Request
 
-EXIT_INTERRUPTED = 130
+# torch reads the first, and the second only where the first is absent.
+_ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,11 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: Options) -> Path:
     """Make the video that `options` asks for; returns the file written."""
     path = options.save_file or _default_path(options)
-    if options.expandable_segments:
-        # Read by torch when CUDA starts, so it is set before; what the user set stays.
-        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    import torch
-
+    # Read by torch when CUDA starts, so it is set before; what the user set stays, under either name.
+    if options.expandable_segments and not any(name in os.environ for name in _ALLOCATOR_SETTINGS):
+        os.environ[_ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
     from wan import media
     from wan.progress import Progress
     from wan.spans import listening, span
@@ -61,14 +60,16 @@ def run(options: Options) -> Path:
         progress.say(describe(options))
         try:
             request = _request(options)
+            if told := _other_than_asked(request, options):
+                progress.say(told)
             video = _pipeline(options).generate(request, on_step=progress.step)
-        except torch.OutOfMemoryError as error:
-            reason = str(error).partition("\n")[0]
-            raise DeviceMemoryError(
-                f"the device ran out of memory in {progress.where}: {reason}", hint=_less_memory(options)
-            ) from error
-        with span("save"):
-            media.save(video, path, fps=TASKS[options.task].fps)
+            with span("save"):
+                media.save(video, path, fps=TASKS[options.task].fps)
+        except (RuntimeError, MemoryError) as error:
+            exhausted = _exhausted(error, progress.where, options)
+            if exhausted is None:
+                raise
+            raise exhausted from error
         progress.finish(f"{path}: {video.shape[1]} frames of {video.shape[3]}*{video.shape[2]}")
     return path
 
@@ -93,7 +94,7 @@ def _check_device(name: str) -> None:
             hint="--device cpu runs the tiny tasks",
         )
     if device.type not in ("cuda", "cpu"):
-        raise InputError(f"--device {name}: only cuda and cpu are supported")
+        raise InputError(f"--device {name}: only cuda and cpu are supported", hint="use cuda, cuda:N or cpu")
 
 
 def _pipeline(options: Options) -> "Pipeline":
@@ -138,6 +139,28 @@ def _request(options: Options) -> "Request":
     )
 
 
+def _other_than_asked(request: "Request", options: Options) -> str:
+    """A line on the size that comes out where a picture or video decides its ratio; warns of fewer frames."""
+    from wan import conditioning
+
+    width, height = asked = request.size or (0, 0)
+    first = request.image if request.image is not None else request.first_frame
+    if first is not None:
+        height, width = conditioning.i2v_size(first.shape[1], first.shape[2], width * height)
+    elif request.src_video is not None:
+        _, given, *sides = request.src_video.shape
+        height, width = conditioning.vace_size(sides[0], sides[1], width * height)
+        frame_num = conditioning.vace_frame_num(given, options.frame_num)
+        if frame_num < options.frame_num:
+            warn(
+                f"--src_video {options.src_video} has {given} frames at 16 a second: "
+                f"{frame_num} are made, not {options.frame_num}"
+            )
+    if (width, height) == asked:
+        return ""
+    return f"  size: {width}*{height}, by the ratio of what is given, within the area of {options.size}"
+
+
 def _prompt(options: Options) -> str:
     if not options.use_prompt_extend:
         return options.prompt
@@ -145,9 +168,9 @@ def _prompt(options: Options) -> str:
 
     extended = extend_prompt(
         options.prompt,
-        method=options.prompt_extend_method,  # type: ignore[arg-type]
+        method=options.prompt_extend_method,
         model=options.prompt_extend_model,
-        language=options.prompt_extend_target_lang,  # type: ignore[arg-type]
+        language=options.prompt_extend_target_lang,
         task=options.task,
         image=options.image or options.first_frame,
         seed=options.base_seed,
@@ -155,6 +178,40 @@ def _prompt(options: Options) -> str:
     )
     sys.stderr.write(f"prompt: {extended}\n")
     return extended
+
+
+def _exhausted(error: RuntimeError | MemoryError, where: str, options: Options) -> DeviceMemoryError | None:
+    """What to say of `error`, or None where it does not tell of memory."""
+    import torch
+
+    reason = str(error).partition("\n")[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return DeviceMemoryError(
+            f"the device ran out of memory in {where}: {reason}", hint=_less_memory(options)
+        )
+    if not isinstance(error, MemoryError):
+        # The CPU allocator of torch has no class of error of its own; a C++ place in its source comes first.
+        _, name, reason = reason.partition("DefaultCPUAllocator: ")
+        if not name:
+            return None
+    reason = reason or type(error).__name__
+    return DeviceMemoryError(f"host memory ran out in {where}: {reason}", hint=_less_host_memory(options))
+
+
+def _less_host_memory(options: Options) -> str:
+    """What would still save host memory, the strongest first."""
+    unused = [] if options.load_strategy == "block" else ["--load_strategy block"]
+    if not options.device.startswith("cpu"):
+        unused += ["--t5_cpu False"] if options.t5_cpu else []
+        return "try " + ", ".join([*unused, "a smaller --size or --frame_num"])
+    if not options.offload_model:
+        unused.append("--offload_model True")
+    if options.precision == "fp32":
+        unused.append("--precision bf16")
+    if not options.levers.attention_slicing:
+        unused.append("--attention_slicing True")
+    unused.append(f"--vae_slabs {2 * options.levers.vae_slabs or 8}")
+    return "try " + ", ".join([*unused, "a smaller --size or --frame_num"])
 
 
 def _less_memory(options: Options) -> str:

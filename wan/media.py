@@ -126,7 +126,7 @@ def _check_place(path: Path) -> None:
         raise MediaError(
             f"cannot write {path}: there is no folder {path.parent}", hint="make the folder first"
         )
-    if os.path.lexists(path) and path.is_dir():
+    if path.is_dir():
         raise MediaError(f"cannot write {path}: it is a folder", hint="choose another name")
     # The name may be too long, which the short one of the unfinished file does not show.
     with suppress(FileNotFoundError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from wan.config import TASKS, Solver, Task
+from wan.config import MAX_SHIFT, MIN_SHIFT, TASKS, Language, Method, Solver, Task
 from wan.errors import InputError
 from wan.levers import Levers, LoadStrategy, Precision
 
@@ -49,9 +49,9 @@ class Options:
     prompt: str
     negative_prompt: str | None
     use_prompt_extend: bool
-    prompt_extend_method: str
+    prompt_extend_method: Method
     prompt_extend_model: str | None
-    prompt_extend_target_lang: str
+    prompt_extend_target_lang: Language
     base_seed: int
     image: Path | None
     first_frame: Path | None
@@ -74,6 +74,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message, hint=f"{self.prog} --help lists the flags")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default where the flag has one; where the task or the user decides, the text says so itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, ()) else super()._get_help_string(action)
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -100,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m wan.generate",
         description="Make a video or an image with Wan2.1.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     _add_task_flags(parser)
@@ -152,7 +159,11 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sample_shift", type=float, help="shift of the noise schedule; default: by task and size"
     )
-    group.add_argument("--sample_guide_scale", type=float, help="classifier-free guidance; 1 halves the work")
+    group.add_argument(
+        "--sample_guide_scale",
+        type=float,
+        help="classifier-free guidance; 1 halves the work; default: by task",
+    )
     group.add_argument("--base_seed", type=int, default=-1, help="seed of the noise; below 0: any")
 
 
@@ -161,14 +172,16 @@ def _add_prompt_extension_flags(parser: argparse.ArgumentParser) -> None:
     _switch(group, "--use_prompt_extend", False, "let a language model write out the prompt")
     group.add_argument(
         "--prompt_extend_method",
-        choices=["dashscope", "local_qwen"],
+        choices=get_args(Method),
         default="local_qwen",
         help="who does it",
     )
     group.add_argument(
         "--prompt_extend_model", help="folder, hub name or service model; default: by method and task"
     )
-    group.add_argument("--prompt_extend_target_lang", choices=["zh", "en"], default="zh", help="its language")
+    group.add_argument(
+        "--prompt_extend_target_lang", choices=get_args(Language), default="zh", help="its language"
+    )
 
 
 def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
@@ -237,7 +250,9 @@ def check(options: Options) -> None:
 def _check_parallel(options: Options, task: Task) -> None:
     for name in ("ulysses_size", "ring_size"):
         if getattr(options, name) < 1:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1")
+            raise InputError(
+                f"--{name} {getattr(options, name)}: must be at least 1", hint=f"leave --{name} out"
+            )
     heads, ulysses = task.dit.num_heads, options.ulysses_size
     if heads % ulysses:
         legal = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
@@ -280,21 +295,30 @@ def _is_small_size(size: str) -> bool:
 
 def _check_numbers(options: Options) -> None:
     levers = options.levers
-    least: list[tuple[str, int | float, int]] = [
-        ("sample_steps", options.sample_steps, 1),
-        ("ffn_chunks", levers.ffn_chunks, 0),
-        ("rope_chunks", levers.rope_chunks, 1),
-        ("vae_slabs", levers.vae_slabs, 0),
+    least = [
+        ("sample_steps", options.sample_steps, 1, "40 and 50 are usual values"),
+        ("ffn_chunks", levers.ffn_chunks, 0, "0 chooses by size, 1 is off"),
+        ("rope_chunks", levers.rope_chunks, 1, "1 is off"),
+        ("vae_slabs", levers.vae_slabs, 0, "0 chooses by size, 1 is off"),
     ]
-    for name, value, bound in least:
+    for name, value, bound, hint in least:
         if value < bound:
-            raise InputError(f"--{name} {value}: must be at least {bound}")
-    if not 0 < options.sample_shift < math.inf:
-        raise InputError(f"--sample_shift {options.sample_shift}: must be a number above 0")
+            raise InputError(f"--{name} {value}: must be at least {bound}", hint=hint)
+    if not MIN_SHIFT <= options.sample_shift <= MAX_SHIFT:
+        raise InputError(
+            f"--sample_shift {options.sample_shift}: must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}",
+            hint="3 to 16 are usual values",
+        )
     if not math.isfinite(options.sample_guide_scale):
-        raise InputError(f"--sample_guide_scale {options.sample_guide_scale}: must be a finite number")
+        raise InputError(
+            f"--sample_guide_scale {options.sample_guide_scale}: must be a finite number",
+            hint="5 is a usual value, 1 is none",
+        )
     if options.base_seed > _LARGEST_SEED:
-        raise InputError(f"--base_seed {options.base_seed}: must be at most {_LARGEST_SEED}")
+        raise InputError(
+            f"--base_seed {options.base_seed}: must be at most {_LARGEST_SEED}",
+            hint="below 0 takes any seed",
+        )
 
 
 def _check_weights(options: Options) -> None:
@@ -310,7 +334,10 @@ def _check_weights(options: Options) -> None:
             hint="--weights random runs without files",
         )
     elif not options.ckpt_dir.is_dir():
-        raise InputError(f"--ckpt_dir {options.ckpt_dir}: there is no such folder")
+        raise InputError(
+            f"--ckpt_dir {options.ckpt_dir}: there is no such folder",
+            hint=f"download {TASKS[options.task].repo}, or check the path",
+        )
 
 
 # What each kind of model reads, and what it cannot do without.
@@ -330,10 +357,15 @@ def _check_inputs(options: Options, task: Task) -> None:
             used = ", ".join(f"--{other}" for other in reads) or "a prompt only"
             raise InputError(f"--{name} has no use in {task.name}", hint=f"{task.name} reads {used}")
         if not value and name in needs:
-            raise InputError(f"--{name} is missing: {task.name} starts from it")
+            raise InputError(
+                f"--{name} is missing: {task.name} starts from it", hint=f"give it: --{name} FILE"
+            )
         for path in value if isinstance(value, tuple) else (value,) if value else ():
             if not path.is_file():
-                raise InputError(f"--{name} {path}: there is no such file")
+                raise InputError(
+                    f"--{name} {path}: there is no such file",
+                    hint="check the path; relative ones start at the working folder",
+                )
     if options.src_mask is not None and options.src_video is None:
         raise InputError(
             "--src_mask is given without --src_video", hint="give the video that the mask belongs to"
@@ -352,5 +384,5 @@ def describe(options: Options) -> str:
 
 
 def warn(message: str) -> None:
-    """A line on stderr about a flag that has no effect."""
+    """A line on stderr about a flag that has no effect, or less than was asked for."""
     sys.stderr.write(f"warning: {message}\n")

@@ -99,7 +99,7 @@ def load_tokenizer(ckpt_dir: Path | None, config: TextConfig) -> Tokenizer:
     """The tokenizer in the checkpoint folder; without a folder (random weights) a stand-in over bytes.
 
     Raises:
-        WeightsError: the folder has no tokenizer, or one that cannot be read.
+        WeightsError: the folder has no tokenizer, or one that cannot be read or does not fit the token table.
     """
     if ckpt_dir is None:
         return lambda prompts: _tokenize_bytes(prompts, config.text_len)
@@ -114,6 +114,15 @@ def load_tokenizer(ckpt_dir: Path | None, config: TextConfig) -> Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no narrower class
         raise WeightsError(f"{path} cannot be read: {error}", hint="download it again") from error
+    # An empty prompt has the ids that the template adds to every one.
+    highest = max(
+        [*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("").ids], default=0
+    )
+    if highest >= config.vocab_size:
+        raise WeightsError(
+            f"{path} gives token ids up to {highest}, the token table of the task has {config.vocab_size} rows",
+            hint=f"copy the folder {TOKENIZER_DIR} of the checkpoint that the T5 file is from",
+        )
     tokenizer.enable_truncation(max_length=config.text_len)
     tokenizer.enable_padding(length=config.text_len, pad_id=_PAD, pad_token="<pad>")
     return lambda prompts: _tokenize(tokenizer, prompts)

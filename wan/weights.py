@@ -170,7 +170,7 @@ def load(
     """Fill the whole `module`, once everything is known to fit.
 
     Raises:
-        WeightsError: a key is missing, unknown or of another shape; nothing has been loaded then.
+        WeightsError: a key is missing, unknown, or of another shape or dtype; nothing has been loaded then.
     """
     source.check(expected_shapes(module))
     materialize(module, source, device, dtype=dtype)

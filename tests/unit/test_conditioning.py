@@ -66,6 +66,14 @@ def test_i2v_size_keeps_the_named_sizes() -> None:
     assert i2v_size(480, 832, 832 * 480) == (464, 832)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1600), (2, 4000), (1600, 1)])
+def test_i2v_size_of_an_image_too_narrow(height: int, width: int) -> None:
+    with pytest.raises(InputError, match=f"has {width}x{height} pixels, too narrow") as caught:
+        i2v_size(height, width, 832 * 480)
+    assert caught.value.hint == "crop it: the longer side may be 1560 times the shorter"
+    assert i2v_size(1, 1559, 832 * 480)[0] == 16
+
+
 def mask_by_views(frames: int, height: int, width: int, given: list[int]) -> Tensor:
     """The release's way: a mask per pixel frame, the first repeated, folded by four."""
     mask = torch.zeros(1, frames, height, width)
@@ -107,6 +115,20 @@ def test_flf2v_latents() -> None:
     assert torch.equal(y, torch.cat([mask_by_views(9, 4, 6, [0, 8]), FakeVae()(expected)]))
 
 
+def test_flf2v_does_not_cut_the_fitted_last_frame_again() -> None:
+    # GIVEN what fit_last_frame leaves of a last frame: rounded to whole pixels, not quite of the first's ratio
+    first, other = noise(3, 20, 60), noise(3, 40, 31, seed=1)
+    last = fit_last_frame(other, first)
+    assert fit_last_frame(last, first).shape != last.shape
+    vae = FakeVae()
+
+    flf2v_latents(first, last, frame_num=5, size=(16, 48), encode=vae)
+
+    # THEN the VAE sees all of it, as CLIP does
+    expected = F.interpolate(last[None], size=(16, 48), mode="bicubic")[0]
+    assert torch.equal(vae.videos[0][:, 4], expected)
+
+
 def test_shapes_of_720p() -> None:
     with torch.device("meta"):
         image = torch.empty(3, 1080, 1920)
@@ -136,6 +158,7 @@ def test_last_frame_is_cut_to_the_ratio_of_the_first() -> None:
     assert torch.equal(fit_last_frame(wide, first), wide[:, :, 15:45])
     tall = noise(3, 100, 60)
     assert torch.equal(fit_last_frame(tall, first), tall[:, 30:70])
+    assert fit_last_frame(noise(3, 1, 1), noise(3, 10, 60)).shape == (3, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +185,6 @@ def test_vace_without_a_video(num_refs: int) -> None:
     # GIVEN no control video
     vae, refs = FakeVae(), [noise(3, 32, 48, seed=seed) for seed in range(num_refs)]
     inputs = vace_inputs(None, None, refs, size=(32, 48), frame_num=9)
-    assert inputs.num_latent_frames == 3
     # WHEN it is encoded
     z = vace_latents(inputs, vae)
     # THEN kept and changed parts are black-box zeros, the mask is one everywhere, references come first
@@ -237,6 +259,12 @@ def test_letterbox_is_white_around_the_centre() -> None:
     assert torch.equal(boxed, expected)
     image = noise(3, 16, 16)
     assert torch.equal(letterbox(image, (16, 16)), image)
+
+
+def test_letterbox_of_a_line_is_a_line() -> None:
+    for shape in ((3, 1, 1000), (3, 1000, 1)):
+        boxed = letterbox(torch.zeros(shape), (48, 64))
+        assert (boxed == 0).all(0).sum() == (64 if shape[1] == 1 else 48)
 
 
 def test_vace_refuses_a_mask_alone_or_too_short() -> None:

@@ -104,14 +104,19 @@ def test_levers_and_strategies_of_the_command_line_leave_the_picture(tmp_path: P
 def test_expandable_segments_are_asked_for_unless_the_user_set_something(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = "PYTORCH_CUDA_ALLOC_CONF"
-    cases = [(None, "True", "expandable_segments:True"), (None, "False", None), ("a:b", "True", "a:b")]
+    old, new = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+    asked = {old: "expandable_segments:True"}
+    cases: list[tuple[dict[str, str], str, dict[str, str]]] = [
+        ({}, "True", asked), ({}, "False", {}), ({old: "a:b"}, "True", {old: "a:b"}),
+        ({new: "a:b"}, "True", {new: "a:b"}), ({new: "", old: "a:b"}, "True", {new: "", old: "a:b"}),
+    ]  # fmt: skip
     for before, flag, after in cases:
-        monkeypatch.delenv(name, raising=False)
-        if before is not None:
-            monkeypatch.setenv(name, before)
+        for name in (old, new):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in before.items():
+            monkeypatch.setenv(name, value)
         assert run("t2i-tiny", "--expandable_segments", flag, "--save_file", "out.png") == EXIT_OK
-        assert os.environ.get(name) == after
+        assert {name: os.environ[name] for name in (old, new) if name in os.environ} == after
 
 
 # --------------------------------------------------------------------------------
@@ -142,6 +147,42 @@ def test_gradient_checkpointing_says_that_it_does_nothing(capsys: Captured) -> N
         EXIT_OK,
         ["warning: --gradient_checkpointing has no effect here: inference records no gradients"],
     )
+
+
+@pytest.mark.parametrize(("given", "made"), [(3, 1), (6, 5), (9, 9), (12, 9)])
+def test_a_control_video_too_short_is_told_before_the_work(
+    given: int, made: int, recorder: "Recorder", capsys: Captured, tmp_path: Path
+) -> None:
+    save_video(torch.zeros(3, given, 48, 64), tmp_path / "control.mp4")
+
+    code = run("vace-tiny", "--src_video", "control.mp4", "--frame_num", 9, "--save_file", "out.mp4")
+
+    told = f"warning: --src_video control.mp4 has {given} frames at 16 a second: {made} are made, not 9"
+    assert outcome(code, capsys) == (EXIT_OK, [told] if given < 9 else [])
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        (["i2v-tiny", "--image", "wide.png"], "96*32"),
+        (["flf2v-tiny", "--first_frame", "wide.png", "--last_frame", "same.png"], "96*32"),
+        (["i2v-tiny", "--image", "same.png"], ""),
+        (["vace-tiny", "--src_video", "wide.mp4"], "96*32"),
+        (["t2v-tiny"], ""),
+    ],
+)
+def test_a_size_that_the_picture_decides_is_told_before_the_work(
+    flags: list[str], size: str, recorder: "Recorder", capsys: Captured, tmp_path: Path
+) -> None:
+    Image.new("RGB", (96, 32)).save(tmp_path / "wide.png")
+    Image.new("RGB", (64, 48)).save(tmp_path / "same.png")
+    save_video(torch.zeros(3, 9, 32, 96), tmp_path / "wide.mp4")
+
+    assert run(*flags, "--save_file", "out.mp4") == EXIT_OK
+
+    told = [line for line in capsys.readouterr().err.splitlines() if "size:" in line]
+    ratio = f"  size: {size}, by the ratio of what is given, within the area of 64*48"
+    assert told == ([ratio] if size else [])
 
 
 class Recorder:

@@ -4,20 +4,24 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
-from command_line import CPU, OOM, TRY_ALL, Captured, outcome, run
+from command_line import CPU, OOM, TINY, TRY_ALL, Captured, outcome, run
+from PIL import Image
 
 from wan.dit import WanDit
 from wan.errors import (
     EXIT_DEVICE_OOM,
     EXIT_INPUT,
+    EXIT_INTERRUPTED,
     EXIT_MEDIA,
     EXIT_SERVICE,
     EXIT_WEIGHTS,
     WanError,
 )
-from wan.generate import EXIT_INTERRUPTED, main
+from wan.generate import _less_host_memory, main
+from wan.options import parse
 from wan.pipeline import Pipeline
 from wan.prompt_extend import API_KEY
 
@@ -74,7 +78,7 @@ def test_a_wrong_flag_ends_with_2(
 def test_a_device_of_another_kind_ends_with_2(capsys: Captured, tmp_path: Path) -> None:
     assert refused(run("t2v-tiny", "--device", "meta"), capsys, tmp_path, set()) == (
         EXIT_INPUT,
-        ["error: --device meta: only cuda and cpu are supported"],
+        ["error: --device meta: only cuda and cpu are supported", "hint: use cuda, cuda:N or cpu"],
     )
 
 
@@ -126,6 +130,34 @@ def test_a_missing_output_folder_ends_with_4(capsys: Captured, tmp_path: Path) -
     assert refused(run("t2v-tiny", "--save_file", "gone/out.mp4"), capsys, tmp_path, set()) == (
         EXIT_MEDIA,
         ["error: cannot write gone/out.mp4: there is no folder gone", "hint: make the folder first"],
+    )
+
+
+@pytest.mark.parametrize(("task", "flag"), [("i2v-tiny", "--image"), ("flf2v-tiny", "--first_frame")])
+def test_an_image_too_narrow_ends_with_2(task: str, flag: str, capsys: Captured, tmp_path: Path) -> None:
+    line = tmp_path / "line.png"
+    Image.new("RGB", (1000, 1)).save(line)
+    also = ["--last_frame", line] if task == "flf2v-tiny" else []
+
+    assert refused(run(task, flag, line, *also), capsys, tmp_path, {line}) == (
+        EXIT_INPUT,
+        [
+            "error: the picture to start from has 1000x1 pixels, too narrow for a video of 3072",
+            "hint: crop it: the longer side may be 12 times the shorter",
+        ],
+    )
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused_before_the_work(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pipeline, "generate", None)
+    folder = tmp_path / "dir.png"
+    folder.mkdir()
+
+    assert refused(run("t2i-tiny", "--save_file", "dir.png"), capsys, tmp_path, {folder}) == (
+        EXIT_MEDIA,
+        ["error: cannot write dir.png: it is a folder", "hint: choose another name"],
     )
 
 
@@ -193,6 +225,52 @@ def test_the_hint_of_11_leaves_out_what_is_in_use(
     assert (code, lines[1:]) == (EXIT_DEVICE_OOM, [f"hint: {hint}"])
 
 
+def exhaust_torch(*_: object, **__: object) -> torch.Tensor:
+    return torch.empty(2**60, dtype=torch.uint8)
+
+
+def exhaust_numpy(*_: object, **__: object) -> object:
+    return np.empty(2**60, dtype=np.uint8)
+
+
+def exhaust_python(*_: object, **__: object) -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize(
+    ("exhaust", "reason"),
+    [
+        (exhaust_torch, "memory"),
+        (exhaust_numpy, "Unable to allocate 1.00 EiB"),
+        (exhaust_python, "MemoryError"),
+    ],
+)
+def test_an_exhausted_host_ends_with_11_too(
+    exhaust: object, reason: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WanDit, "forward", exhaust)
+
+    code, (error, hint) = refused(run("t2v-tiny", "--offload_model", "False"), capsys, tmp_path, set())
+
+    assert code == EXIT_DEVICE_OOM
+    assert error.startswith("error: host memory ran out in denoise 0/dit.forward cond: ")
+    assert reason in error
+    assert hint == (
+        "hint: try --load_strategy block, --offload_model True, --precision bf16, --attention_slicing True, "
+        "--vae_slabs 8, a smaller --size or --frame_num"
+    )
+
+
+def test_the_hint_of_an_exhausted_host_beside_a_gpu() -> None:
+    flags = [*TINY, "--device", "cuda", "--t5_cpu"]
+    assert _less_host_memory(parse(flags)) == (
+        "try --load_strategy block, --t5_cpu False, a smaller --size or --frame_num"
+    )
+    assert _less_host_memory(parse([*TINY, "--load_strategy", "block"])) == (
+        "try a smaller --size or --frame_num"
+    )
+
+
 def test_memory_that_the_prompt_model_exhausts_ends_with_11_too(
     capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,3 +317,4 @@ def test_every_kind_of_error_has_an_exit_code_of_its_own() -> None:
         "ServiceError": 5,
         "DeviceMemoryError": 11,
     }
+    assert EXIT_INTERRUPTED == 130

@@ -1,6 +1,7 @@
 """wan.media: what is written can be read back, and every unusable file is told by name."""
 
 import builtins
+import errno
 import math
 import os
 from fractions import Fraction
@@ -26,7 +27,13 @@ def moving_picture(num_frames: int, height: int = 64, width: int = 96) -> Tensor
 
 
 def psnr(one: Tensor, other: Tensor) -> float:
-    return 20 * math.log10(2 / (one - other).pow(2).mean().sqrt().item())
+    difference = (one - other).pow(2).mean().sqrt().item()
+    return 20 * math.log10(2 / difference) if difference else math.inf
+
+
+def test_psnr_of_the_same_is_infinite() -> None:
+    assert psnr(moving_picture(1), moving_picture(1)) == math.inf
+    assert psnr(torch.zeros(4), torch.ones(4)) == pytest.approx(20 * math.log10(2))
 
 
 def write_clip(path: Path, levels: list[int], fps: int) -> None:
@@ -121,6 +128,24 @@ def test_image_is_turned_upright_and_alpha_dropped(tmp_path: Path) -> None:
     assert media.read_image(tmp_path / "phone.jpg").shape == (3, 20, 10)
     Image.new("RGBA", (4, 4), (255, 0, 0, 7)).save(tmp_path / "alpha.png")
     assert media.read_image(tmp_path / "alpha.png")[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "levels"),
+    [
+        ("grey.png", np.array([[0, 257 * 51, 257 * 128, 65535]], dtype=np.uint16)),
+        ("grey.tif", np.array([[0, 257 * 51, 257 * 128, 65535]], dtype=">u2")),
+        ("wide.tif", np.array([[0, 257 * 51, 257 * 128, 70000]], dtype=np.int32)),
+        ("float.tif", np.array([[-1, 0.2, 128 / 255, 7]], dtype=np.float32)),
+    ],
+)
+def test_wide_greys_keep_their_levels(tmp_path: Path, name: str, levels: np.ndarray) -> None:
+    Image.fromarray(levels).save(tmp_path / name)
+    with Image.open(tmp_path / name) as image:
+        assert image.mode[0] in "IF"
+    assert np.array(media.open_image(tmp_path / name)).tolist() == [
+        [[level] * 3 for level in (0, 51, 128, 255)]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -219,10 +244,46 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(MediaError, match=r"cannot write .*absent/a\."):
             write()
     media.check_output(tmp_path / "a.mp4", num_frames=5)
-    # Tests may run as root, whom no folder refuses.
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(MediaError, match="is read-only"):
+
+    # Tests may run as root, whom few folders refuse.
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(MediaError, match=r"cannot write .*a.mp4: Permission denied") as caught:
         media.check_output(tmp_path / "a.mp4", num_frames=5)
+    assert caught.value.hint == "choose another folder or name"
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc, where nobody can make a file")
+def test_a_folder_that_takes_no_file_though_its_mode_says_so() -> None:
+    with pytest.raises(MediaError, match=r"cannot write /proc/self/a.mp4: "):
+        media.check_output(Path("/proc/self/a.mp4"), num_frames=5)
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "dir.png").mkdir()
+    with pytest.raises(MediaError, match=r"cannot write .*dir.png: it is a folder") as caught:
+        media.check_output(tmp_path / "dir.png", num_frames=1)
+    assert caught.value.hint == "choose another name"
+
+
+def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path: Path) -> None:
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    path = tmp_path / ("a" * (longest - 4) + ".png")
+    media.check_output(path, num_frames=1)
+    media.save(moving_picture(1), path)
+    assert os.listdir(tmp_path) == [path.name]
+    with pytest.raises(MediaError, match="File name too long"):
+        media.check_output(path.with_name("a" + path.name), num_frames=1)
+
+
+def test_checking_leaves_the_folder_and_an_old_file_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "old.mp4").write_bytes(b"old")
+    for name in ("old.mp4", "new.mp4"):
+        media.check_output(tmp_path / name, num_frames=5)
+    assert os.listdir(tmp_path) == ["old.mp4"]
+    assert (tmp_path / "old.mp4").read_bytes() == b"old"
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The flags: defaults are the official ones, and what cannot be used is refused with words and a way out."""
+"""The flags: defaults are the official ones, and what the parser cannot read is refused with words."""
 
 import dataclasses
 import json
@@ -7,34 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import TINY, refusal
 
 from wan.config import TASKS
-from wan.errors import InputError
 from wan.levers import Levers
 from wan.options import DEFAULT_PROMPTS, MAX_SEED, Options, check, describe, parse, warn
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ("--task", "t2v-tiny", "--weights", "random")
-LARGE = ("--task", "t2v-14B", "--weights", "random")
-
-
-def refusal(*flags: str) -> tuple[str, str]:
-    """Message and hint of the InputError that ends parsing or checking; the exit code is 2 for every one."""
-    with pytest.raises(InputError) as raised:
-        check(parse(flags))
-    return str(raised.value), raised.value.hint
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> dict[str, str]:
-    """Files that are there, by the name of their flag."""
-    names = {
-        "image": "start.png", "first_frame": "first.png", "last_frame": "last.png",
-        "src_video": "video.mp4", "src_mask": "mask.mp4", "src_ref_images": "ref.png",
-    }  # fmt: skip
-    for name in names.values():
-        (tmp_path / name).touch()
-    return {flag: str(tmp_path / name) for flag, name in names.items()}
 
 
 # --------------------------------------------------------------------------------
@@ -251,222 +230,18 @@ def test_a_value_the_parser_cannot_use_is_named_with_those_it_can(
 
 
 # --------------------------------------------------------------------------------
-# Refusals of the check
-
-
-@pytest.mark.parametrize(
-    ("task", "frames", "below", "above"),
-    [("t2v-tiny", 0, 1, 5), ("t2v-tiny", -3, 1, 5), ("t2v-tiny", 4, 1, 5), ("t2v-14B", 80, 77, 81),
-     ("t2v-14B", 82, 81, 85)],
-)  # fmt: skip
-def test_frame_num_is_4n_plus_1(task: str, frames: int, below: int, above: int) -> None:
-    assert refusal("--task", task, "--weights", "random", "--frame_num", str(frames)) == (
-        f"--frame_num {frames} is not 4n+1: the VAE makes four frames of each latent but the first",
-        f"use {below} or {above}",
-    )
-
-
-def test_t2i_makes_one_frame() -> None:
-    assert refusal("--task", "t2i-14B", "--weights", "random", "--frame_num", "5") == (
-        "--frame_num 5: t2i-14B makes one image",
-        "leave it out",
-    )
-
-
-def test_flf2v_makes_more_than_one_frame(files: dict[str, str]) -> None:
-    given = ("--first_frame", files["first_frame"], "--last_frame", files["last_frame"])
-    assert refusal("--task", "flf2v-tiny", "--weights", "random", *given, "--frame_num", "1") == (
-        "--frame_num 1: flf2v-tiny goes from a first to a last frame",
-        "use at least 5",
-    )
-
-
-@pytest.mark.parametrize(
-    ("task", "size", "legal"),
-    [
-        ("t2v-1.3B", "1280*720", "832*480, 480*832"),
-        ("t2v-14B", "1024*1024", "1280*720, 720*1280, 832*480, 480*832"),
-        ("t2i-14B", "64*48", "1280*720, 720*1280, 832*480, 480*832, 1024*1024"),
-        ("vace-1.3B", "832x480", "832*480, 480*832"),
-        ("t2v-tiny", "64*50", "64*48, or small multiples of 16"),
-        ("t2v-tiny", "528*16", "64*48, or small multiples of 16"),
-        ("t2v-tiny", "0*16", "64*48, or small multiples of 16"),
-        ("t2v-tiny", "64*-16", "64*48, or small multiples of 16"),
-        ("t2v-tiny", "64", "64*48, or small multiples of 16"),
-        ("t2v-tiny", "64*48*16", "64*48, or small multiples of 16"),
-    ],
-)
-def test_a_size_is_one_of_the_task(task: str, size: str, legal: str) -> None:
-    assert refusal("--task", task, "--weights", "random", "--size", size) == (
-        f"--size {size} is not a size of {task}",
-        f"use {legal}",
-    )
-
-
-def test_tiny_tasks_take_small_multiples_of_16() -> None:
-    check(parse([*TINY, "--size", "32*512"]))
-
-
-@pytest.mark.parametrize(
-    ("task", "size", "heads", "legal"),
-    [
-        ("t2v-1.3B", 8, 12, "1, 2, 3, 4, 6, 12"),
-        ("vace-1.3B", 24, 12, "1, 2, 3, 4, 6, 12"),
-        ("t2v-14B", 16, 40, "1, 2, 4, 5, 8, 10, 20, 40"),
-        ("t2v-tiny", 3, 4, "1, 2, 4"),
-    ],
-)
-def test_ulysses_divides_the_heads(task: str, size: int, heads: int, legal: str) -> None:
-    assert refusal("--task", task, "--weights", "random", "--ulysses_size", str(size)) == (
-        f"--ulysses_size {size} does not divide the {heads} heads of {task}",
-        f"use one of {legal}, or --ring_size",
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("ulysses_size", "2"), ("ring_size", "2"), ("dit_fsdp", "True"), ("t5_fsdp", "True")]
-)
-def test_several_gpus_are_not_available_yet(name: str, value: str) -> None:
-    assert refusal(*LARGE, f"--{name}", value) == (
-        f"--{name} {value}: several GPUs are not available yet",
-        f"leave --{name} out; --load_strategy stream fits the 14B models on one small GPU",
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "must"),
-    [
-        ("ulysses_size", "0", "be at least 1"),
-        ("ring_size", "-1", "be at least 1"),
-        ("sample_steps", "0", "be at least 1"),
-        ("ffn_chunks", "-1", "be at least 0"),
-        ("rope_chunks", "0", "be at least 1"),
-        ("vae_slabs", "-1", "be at least 0"),
-        ("sample_shift", "0.0", "be a number above 0"),
-        ("sample_shift", "-1.0", "be a number above 0"),
-        ("sample_shift", "inf", "be a number above 0"),
-        ("sample_shift", "nan", "be a number above 0"),
-        ("sample_guide_scale", "inf", "be a finite number"),
-        ("sample_guide_scale", "nan", "be a finite number"),
-        ("base_seed", str(2**64), f"be at most {2**64 - 1}"),
-    ],
-)
-def test_a_number_out_of_range_is_named_with_its_bound(name: str, value: str, must: str) -> None:
-    assert refusal(*TINY, f"--{name}", value) == (f"--{name} {value}: must {must}", "")
-
-
-def test_the_least_numbers_pass() -> None:
-    check(
-        parse(
-            [
-                *TINY,
-                *"--sample_steps 1 --ffn_chunks 0 --rope_chunks 1 --vae_slabs 0 --sample_shift 0.1".split(),
-            ]
-            + "--ulysses_size 1 --ring_size 1 --sample_guide_scale 0 --frame_num 1".split()
-        )
-    )
-
-
-def test_random_weights_come_without_a_folder(tmp_path: Path) -> None:
-    assert refusal(*TINY, "--ckpt_dir", str(tmp_path)) == (
-        f"--weights random reads no files, but --ckpt_dir {tmp_path} is given",
-        "leave one out",
-    )
-
-
-def test_official_weights_need_a_folder() -> None:
-    assert refusal("--task", "vace-1.3B") == (
-        "--ckpt_dir is missing: vace-1.3B needs the folder Wan2.1-VACE-1.3B",
-        "--weights random runs without files",
-    )
-
-
-def test_the_folder_must_be_there(tmp_path: Path) -> None:
-    gone = tmp_path / "gone"
-    assert refusal("--task", "t2v-1.3B", "--ckpt_dir", str(gone)) == (
-        f"--ckpt_dir {gone}: there is no such folder",
-        "",
-    )
-    check(parse(["--task", "t2v-1.3B", "--ckpt_dir", str(tmp_path)]))
-
-
-# --------------------------------------------------------------------------------
-# Inputs of the tasks
-
-
-# Per task: what it reads, what it cannot do without, and how its hint puts it.
-INPUTS = {
-    "t2v-tiny": ([], [], "a prompt only"),
-    "t2i-tiny": ([], [], "a prompt only"),
-    "i2v-tiny": (["image"], ["image"], "--image"),
-    "flf2v-tiny": (
-        ["first_frame", "last_frame"], ["first_frame", "last_frame"], "--first_frame, --last_frame",
-    ),
-    "vace-tiny": (
-        ["src_video", "src_mask", "src_ref_images"], [], "--src_video, --src_mask, --src_ref_images",
-    ),
-}  # fmt: skip
-
-
-def flags_for(task: str, given: list[str], files: dict[str, str]) -> list[str]:
-    flags = ["--task", task, "--weights", "random"]
-    for name in given:
-        flags += [f"--{name}", files[name]]
-    return flags
-
-
-@pytest.mark.parametrize("task", INPUTS)
-def test_every_input_that_a_task_reads_is_taken(task: str, files: dict[str, str]) -> None:
-    reads, needs, _ = INPUTS[task]
-
-    check(parse(flags_for(task, reads, files)))
-    check(parse(flags_for(task, needs, files)))
-
-
-@pytest.mark.parametrize("task", INPUTS)
-def test_every_other_input_is_refused(task: str, files: dict[str, str]) -> None:
-    reads, needs, used = INPUTS[task]
-    for name in files.keys() - set(reads):
-        assert refusal(*flags_for(task, [*needs, name], files)) == (
-            f"--{name} has no use in {task}",
-            f"{task} reads {used}",
-        )
-
-
-@pytest.mark.parametrize(("task", "name"), [(task, name) for task in INPUTS for name in INPUTS[task][1]])
-def test_every_needed_input_is_missed(task: str, name: str, files: dict[str, str]) -> None:
-    others = [other for other in INPUTS[task][1] if other != name]
-    assert refusal(*flags_for(task, others, files)) == (f"--{name} is missing: {task} starts from it", "")
-
-
-@pytest.mark.parametrize("task", INPUTS)
-def test_every_input_must_be_a_file(task: str, files: dict[str, str], tmp_path: Path) -> None:
-    reads, _, _ = INPUTS[task]
-    for name in reads:
-        gone = str(tmp_path / "gone.png")
-        assert refusal(*flags_for(task, reads, files | {name: gone})) == (
-            f"--{name} {gone}: there is no such file",
-            "",
-        )
-
-
-def test_one_reference_of_several_is_missing(files: dict[str, str]) -> None:
-    refs = f"{files['src_ref_images']}, gone.png"
-    assert refusal("--task", "vace-tiny", "--weights", "random", "--src_ref_images", refs) == (
-        "--src_ref_images gone.png: there is no such file",
-        "",
-    )
-
-
-def test_a_mask_needs_its_video(files: dict[str, str]) -> None:
-    assert refusal(*flags_for("vace-tiny", ["src_mask"], files)) == (
-        "--src_mask is given without --src_video",
-        "give the video that the mask belongs to",
-    )
-
-
-# --------------------------------------------------------------------------------
 # What is said, and what it costs
+
+
+def test_help_names_no_default_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"])
+
+    told = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "(default: None)" not in told and "(default: ())" not in told
+    assert "default: the first size of the task --frame_num" in told
+    assert "(default: unipc)" in told and "(default: -1)" in told and "(default: True)" in told
 
 
 def test_a_run_is_described_in_one_line() -> None:

@@ -94,6 +94,13 @@ def test_trajectory_is_that_of_diffusers(solver: Solver, steps: int, shift: floa
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("shift", [0.01, 1000.0])
+@pytest.mark.parametrize("steps", [1, 2, 5, 50, 200])
+def test_the_bounds_of_the_shift_work(solver: Solver, shift: float, steps: int) -> None:
+    assert torch.isfinite(run(Sampler(solver, steps, shift, "cpu"), torch.randn(4, 5))).all()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_last_step_is_the_clean_prediction(solver: Solver) -> None:
     sampler = Sampler(solver, 7, 5.0, "cpu")
     sample = torch.randn(4, 5)
@@ -175,7 +182,10 @@ def test_runs_on_fake_tensors(solver: Solver, inside: bool) -> None:
     [
         (("euler", 5, 5.0), "unknown solver 'euler'"),
         (("unipc", 0, 5.0), "at least 1, got 0"),
-        (("dpm++", 5, 0.0), "above 0, got 0.0"),
+        (("dpm++", 5, 0.0), "from 0.01 to 1000, got 0.0"),
+        (("unipc", 5, 1e-300), "from 0.01 to 1000, got 1e-300"),
+        (("dpm++", 5, 1e30), r"from 0.01 to 1000, got 1e\+30"),
+        (("unipc", 5, float("nan")), "from 0.01 to 1000, got nan"),
     ],
 )
 def test_bad_settings(arguments: tuple[Solver, int, float], text: str) -> None:

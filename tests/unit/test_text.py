@@ -194,8 +194,8 @@ def test_byte_tokens() -> None:
     assert mask.tolist() == [[1, *pad[1:]], [1] * 5 + pad[5:], [1] * 300]
 
 
-def write_tokenizer(ckpt_dir: Path) -> None:
-    """A tokenizer.json of UMT5's kind, with the tokenizer_config.json that published folders have."""
+def write_tokenizer(ckpt_dir: Path, added: int = 0, end: int = 1) -> None:
+    """A tokenizer.json of UMT5's kind, with the tokenizer_config.json that published folders have: 262 tokens."""
     vocab = [
         ("<pad>", 0.0),
         ("</s>", 0.0),
@@ -207,7 +207,8 @@ def write_tokenizer(ckpt_dir: Path) -> None:
     vocab += [(f"<0x{byte:02X}>", 0.0) for byte in range(256)]
     tokenizer = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=2, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581")
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", end)])
+    tokenizer.add_tokens([f"<extra_{index}>" for index in range(added)])
     folder = ckpt_dir / TOKENIZER_DIR
     folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -244,3 +245,29 @@ def test_damaged_tokenizer(tmp_path: Path) -> None:
 
     assert str(caught.value).startswith(f"{path} cannot be read: EOF while parsing")
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("added", "end", "highest"),
+    [(512 - 262 + 1, 1, 512), (0, 600, 600)],
+    ids=["added tokens", "the end of the sequence"],
+)
+def test_ids_past_the_token_table_are_refused(tmp_path: Path, added: int, end: int, highest: int) -> None:
+    write_tokenizer(tmp_path, added=added, end=end)
+
+    with pytest.raises(WeightsError) as caught:
+        load_tokenizer(tmp_path, CONFIG)
+
+    assert str(caught.value) == (
+        f"{tmp_path / TOKENIZER_DIR / 'tokenizer.json'} gives token ids up to {highest}, "
+        "the token table of the task has 512 rows"
+    )
+    assert caught.value.hint == "copy the folder google/umt5-xxl of the checkpoint that the T5 file is from"
+
+
+def test_added_tokens_may_fill_the_table(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, added=512 - 262)
+
+    ids, _ = load_tokenizer(tmp_path, CONFIG)(["<extra_249>"])
+
+    assert ids.max().item() == 511

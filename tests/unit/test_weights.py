@@ -279,7 +279,7 @@ def test_no_dit_at_all(tmp_path: Path) -> None:
         checkpoint.open_dit(TASK, tmp_path)
 
     assert str(caught.value) == (
-        f"folder {tmp_path} holds no Wan2.1 DiT: there is no key patch_embedding.weight in {DIT_FILE}"
+        f"folder {tmp_path} holds no Wan2.1 DiT: it has no key patch_embedding.weight"
     )
 
 
@@ -382,16 +382,15 @@ def test_truncated_safetensors(tmp_path: Path, sharded: bool) -> None:
     assert caught.value.__cause__ is not None
 
 
-@pytest.mark.parametrize("content", [b"", b"not an archive", None], ids=["empty", "other", "cut"])
-def test_truncated_pth(tmp_path: Path, content: bytes | None) -> None:
+def test_truncated_pth(tmp_path: Path) -> None:
     path = tmp_path / VAE_FILE
     torch.save({"encoder.conv1.weight": torch.zeros(4096)}, path)
-    path.write_bytes(path.read_bytes()[:9000] if content is None else content)
+    path.write_bytes(path.read_bytes()[:9000])
 
     with pytest.raises(WeightsError) as caught:
         checkpoint.open_vae(TASK, tmp_path)
 
-    assert str(caught.value).startswith(f"{path} ({path.stat().st_size:,} bytes) cannot be read: ")
+    assert str(caught.value).startswith(f"{path} (9,000 bytes) cannot be read: ")
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is not None
 
@@ -405,16 +404,6 @@ def test_missing_shard(tmp_path: Path) -> None:
 
     assert str(caught.value) == f"{tmp_path / DIT_INDEX_FILE} names 2 shards; 1 missing: {shard}"
     assert caught.value.hint == f"the download is not complete; put the shards into {tmp_path}"
-
-
-@pytest.mark.parametrize("content", ['{"weight_map": {"a', "{}"], ids=["cut", "empty"])
-def test_damaged_index(tmp_path: Path, content: str) -> None:
-    (tmp_path / DIT_INDEX_FILE).write_text(content)
-
-    with pytest.raises(WeightsError, match="is not an index of shards") as caught:
-        checkpoint.open_dit(TASK, tmp_path)
-
-    assert str(caught.value).startswith(str(tmp_path / DIT_INDEX_FILE))
 
 
 # The VAE, T5 and CLIP
