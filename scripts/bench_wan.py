@@ -7,7 +7,8 @@
 Every case runs in a process of its own, so that no context, cache or fragment of one is charged to the next. Random
 weights of the true shapes: memory and speed are true, the picture is noise. Columns, GiB of 1024^3 bytes:
 
-    above weights   peak of torch.cuda.max_memory_allocated() minus what the weights hold; for whole runs, with them
+    weights         what the network under test holds before it runs; not for whole runs, where networks come and go
+    allocated       peak of torch.cuda.max_memory_allocated()
     reserved        peak of torch.cuda.max_memory_reserved()
     device used     peak of what nvidia-smi would show for the whole device, sampled every 2 ms
     seconds         median of the timed calls after one warm-up; for whole runs, of one denoise step
@@ -29,7 +30,7 @@ from typing import Any
 
 GIB = 2**30
 RESULT = "result: "
-# name -> (group, function name, arguments); a case with the same "beside" is compared with diffusers' row.
+# name -> (group, function name, arguments); up to the first comma, a name is that of the diffusers case beside it.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dit 14B 720P": ("dit-14B", "our_dit", {"task": "t2v-14B"}),
     "dit 14B 720P, attention_slicing": ("dit-14B", "our_dit", {"task": "t2v-14B", "attention_slicing": True}),
@@ -126,6 +127,7 @@ def row(weights_bytes: int, device_used_bytes: int, seconds: float) -> dict[str,
     return {
         "weights": weights_bytes / GIB,
         "above weights": (peak - weights_bytes) / GIB,
+        "allocated": peak / GIB,
         "reserved": torch.cuda.max_memory_reserved() / GIB,
         "device used": device_used_bytes / GIB,
         "seconds": seconds,
@@ -291,8 +293,7 @@ def our_run(task: str, load_strategy: str, steps: int = 3, **levers: Any) -> dic
     assert video.shape[1] == TASKS[task].frame_num and bool(torch.isfinite(video).all())
     seconds = statistics.median([b - a for a, b in zip(moments, moments[1:], strict=False)])
     return {
-        "weights": 0.0,
-        "above weights": stages.highest("allocated"),
+        "allocated": stages.highest("allocated"),
         "reserved": stages.highest("reserved"),
         "device used": used.peak_bytes / GIB,
         "seconds": seconds,
@@ -357,7 +358,9 @@ class StagePeaks:
 
 def run_case(name: str) -> dict[str, Any]:
     """The case in a process of its own; a failure is a row too."""
-    environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **os.environ}
+    environment = dict(os.environ)
+    if "PYTORCH_ALLOC_CONF" not in environment:
+        environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     process = subprocess.run(
         [sys.executable, __file__, "--case", name],
         capture_output=True,
@@ -391,8 +394,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown; the ratio is to diffusers' case of the same words, of the same run."""
     times = {found["case"]: found.get("seconds") for found in rows}
     lines = [
-        "| case | weights | above weights | reserved | device used | seconds | x diffusers |",
-        "|---|---|---|---|---|---|---|",
+        "| case | weights | above weights | allocated | reserved | device used | seconds | x diffusers |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for found in rows:
         if "failed" in found:
@@ -400,8 +403,8 @@ def table(rows: list[dict[str, Any]]) -> str:
             continue
         other = times.get(found["case"].split(",")[0] + ", diffusers")
         ratio = f"{found['seconds'] / other:.3f}" if other else "-"
-        keys = ("weights", "above weights", "reserved", "device used")
-        figures = " | ".join(f"{found[key]:.2f}" for key in keys)
+        keys = ("weights", "above weights", "allocated", "reserved", "device used")
+        figures = " | ".join(f"{found[key]:.2f}" if key in found else "-" for key in keys)
         lines.append(f"| {found['case']} | {figures} | {found['seconds']:.3f} | {ratio} |")
     return "\n".join(lines)
 
