@@ -7,7 +7,7 @@
 Both import the package: run them with the python of `make env` (.venv/bin/python), or with PYTHONPATH=. in the
 environment.
 
-Every case is a process of its own that uses one Component of a Pipeline twice: loaded, released, used again. On a
+Every case is a process of its own that uses one Component twice: loaded, released, used again. On a
 CPU device the "device" copy of a network is host memory too: `full` and `block` come to the same there, and what the
 host of a GPU holds under `block` is `above model`. A thread samples /proc/self/status; the kernel's own high-water
 mark (ru_maxrss) stands beside it and catches what falls between two samples. GiB of 1024^3 bytes:
@@ -31,6 +31,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +93,27 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Load one network in this process; sizes in bytes."""
     import torch
 
+    from wan.components import Components
     from wan.config import TASKS
-    from wan.pipeline import Pipeline
+    from wan.levers import Levers
+    from wan.pipeline import DTYPES
 
-    task = TASKS[args.task]
-    pipeline = Pipeline(
-        task,
+    made = Components(
+        TASKS[args.task],
         ckpt_dir=args.folder,
-        device="cpu",
-        precision=args.precisions[0],
-        load_strategy=args.strategies[0],
+        device=torch.device("cpu"),
+        strategy=args.strategies[0],
+        offload=True,
+        seed=0,
     )
-    by_name = {"dit": pipeline.dit, "vae": pipeline.decoder, "text": pipeline.text, "clip": pipeline.clip}
-    part = by_name[args.components[0]]
+    dtype = DTYPES[args.precisions[0]]
+    make: dict[str, Callable[[], Any]] = {
+        "dit": lambda: made.dit(Levers(), dtype),
+        "vae": lambda: made.vae(Levers(), encoder=False),
+        "text": lambda: made.text(torch.bfloat16, on_cpu=False),
+        "clip": lambda: made.clip(torch.float16),
+    }
+    part = make[args.components[0]]()
     assert part is not None
     torch.set_num_threads(1)  # copies are bound by memory anyway; a pool of threads brings stacks of its own
     before = resident_bytes()["peak"]
