@@ -168,7 +168,8 @@ class Pipeline:
         assert self.vae_encoder is not None
         size = conditioning.i2v_size(first.shape[1], first.shape[2], max_area)
         images = [first]
-        if request.last_frame is not None:
+        if self.task.dit.model_type == "flf2v":
+            assert request.last_frame is not None
             images.append(conditioning.fit_last_frame(request.last_frame, first))
         with span("encode.image"), self.clip.on_device() as clip:
             # One after the other: the two images of flf2v may differ in size.
