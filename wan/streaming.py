@@ -146,8 +146,14 @@ def pin_in_place(tensor: Tensor) -> None:
     """Page-lock the memory of a host tensor until it is freed.
 
     Not tensor.pin_memory(): that copies, and its allocator rounds up to a power of two (670 MiB become 1 GiB).
+    Raises MemoryError where the system does not let so much memory be locked.
     """
     runtime = torch.cuda.cudart()
     storage = tensor.untyped_storage()
-    torch.cuda.check_error(runtime.cudaHostRegister(storage.data_ptr(), storage.nbytes(), 0))
+    try:
+        torch.cuda.check_error(runtime.cudaHostRegister(storage.data_ptr(), storage.nbytes(), 0))
+    except RuntimeError as error:
+        raise MemoryError(
+            f"{storage.nbytes():,} bytes of host memory cannot be page-locked: {error}"
+        ) from error
     weakref.finalize(storage, runtime.cudaHostUnregister, storage.data_ptr())

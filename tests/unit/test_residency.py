@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wan.errors import WeightsError
 from wan.residency import Component
 from wan.spans import Attribute, listening
-from wan.streaming import NUM_PLACES, Streamer
+from wan.streaming import NUM_PLACES, Streamer, pin_in_place
 from wan.weights import RandomSource, on_meta
 
 CPU = torch.device("cpu")
@@ -238,3 +238,43 @@ def test_children_apart_are_not_streamed_with_their_block() -> None:
     names = {name for name, parameter in module.named_parameters() if parameter in streamer.parameters}
     assert names == {"0.second.weight", "0.second.bias"}
     assert all(parameter.device.type == "cpu" for parameter in module.parameters())
+
+
+class Runtime:
+    """Stands in for the CUDA runtime: keeps what was locked and freed."""
+
+    def __init__(self, code: int = 0) -> None:
+        self.code = code
+        self.calls: list[tuple[str, int]] = []
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
+        self.calls.append(("lock", size))
+        return self.code
+
+    def cudaHostUnregister(self, address: int) -> None:  # noqa: N802
+        self.calls.append(("unlock", 0))
+
+
+def refuse_other_than_zero(code: int) -> None:
+    if code:
+        raise RuntimeError("CUDA error: out of memory")
+
+
+def test_page_locked_memory_is_unlocked_when_it_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", refuse_other_than_zero)
+    tensor = torch.zeros(8)
+    pin_in_place(tensor)
+    assert runtime.calls == [("lock", 32)]
+    del tensor
+    assert runtime.calls == [("lock", 32), ("unlock", 0)]
+
+
+def test_memory_that_cannot_be_locked_is_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(code=2)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    monkeypatch.setattr(torch.cuda, "check_error", refuse_other_than_zero)
+    with pytest.raises(MemoryError, match="32 bytes of host memory cannot be page-locked: CUDA error"):
+        pin_in_place(torch.zeros(8))
+    assert runtime.calls == [("lock", 32)]
