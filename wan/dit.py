@@ -38,12 +38,20 @@ def token_slices(num_tokens: int, chunks: int) -> Iterator[slice]:
 
 
 class RmsNorm(nn.Module):
-    """The gain of a query or key norm; the norm runs over all heads at once, together with the rotation."""
+    """The norm of queries or keys, over all heads at once, and the rotation of each head that follows it."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, config: DitConfig, levers: Levers) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(config.dim))
+        self.num_heads, self.eps, self.levers = config.num_heads, config.eps, levers
+
+    def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
+        """x [B, L, D], changed in place unless autograd records; table [L, D/N/2] complex128, None: no rotation."""
+        levers = self.levers
+        return ops.rms_norm_rope(
+            x, self.weight, table,
+            num_heads=self.num_heads, eps=self.eps, chunks=levers.rope_chunks, fused=levers.fused_kernels,
+        )  # fmt: skip
 
 
 class SelfAttention(nn.Module):
@@ -53,7 +61,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         dim = config.dim
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = RmsNorm(dim, config.eps), RmsNorm(dim, config.eps)
+        self.norm_q, self.norm_k = RmsNorm(config, levers), RmsNorm(config, levers)
         self.num_heads = config.num_heads
         self.levers = levers
         self.kernel: Kernel = attention
@@ -63,8 +71,8 @@ class SelfAttention(nn.Module):
         if self.levers.attention_slicing and not torch.is_grad_enabled():
             return self._attend_by_groups(x, norm, table)
         normed = norm(x)
-        q = self._norm_rope(self.q(normed), self.norm_q, table)
-        k = self._norm_rope(self.k(normed), self.norm_k, table)
+        q = self.norm_q(self.q(normed), table)
+        k = self.norm_k(self.k(normed), table)
         v = self.v(normed)
         del normed
         out = self.kernel(self._split(q), self._split(k), self._split(v))
@@ -90,8 +98,8 @@ class SelfAttention(nn.Module):
         q, k = (torch.empty(x.shape, dtype=self.q.weight.dtype, device=x.device) for _ in range(2))
         for part in token_slices(x.shape[1], self.levers.num_chunks(x.shape[1])):
             normed = norm(x[:, part])
-            q[:, part] = self._norm_rope(self.q(normed), self.norm_q, table[part])
-            k[:, part] = self._norm_rope(self.k(normed), self.norm_k, table[part])
+            q[:, part] = self.norm_q(self.q(normed), table[part])
+            k[:, part] = self.norm_k(self.k(normed), table[part])
         return q, k
 
     def _value(self, x: Tensor, norm: Norm, group: slice) -> Tensor:
@@ -100,13 +108,6 @@ class SelfAttention(nn.Module):
         for part in token_slices(x.shape[1], self.levers.num_chunks(x.shape[1])):
             v[:, part] = F.linear(norm(x[:, part]), weight, bias)
         return v
-
-    def _norm_rope(self, x: Tensor, norm: RmsNorm, table: Tensor) -> Tensor:
-        levers = self.levers
-        return ops.rms_norm_rope(
-            x, norm.weight, table,
-            num_heads=self.num_heads, eps=norm.eps, chunks=levers.rope_chunks, fused=levers.fused_kernels,
-        )  # fmt: skip
 
     def _split(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (-1, self.norm_q.weight.shape[0] // self.num_heads))
@@ -120,45 +121,31 @@ class CrossAttention(nn.Module):
         super().__init__()
         dim = config.dim
         self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
-        self.norm_q, self.norm_k = RmsNorm(dim, config.eps), RmsNorm(dim, config.eps)
+        self.norm_q, self.norm_k = RmsNorm(config, levers), RmsNorm(config, levers)
         self.image_len = 0
         if config.has_image_context:
             self.k_img, self.v_img = nn.Linear(dim, dim), nn.Linear(dim, dim)
-            self.norm_k_img = RmsNorm(dim, config.eps)
+            self.norm_k_img = RmsNorm(config, levers)
             self.image_len = config.image_len
         self.num_heads = config.num_heads
-        self.levers = levers
 
     def keys_values(self, context: Tensor) -> Pairs:
         """Keys and values [B, S, N, D/N] of the text, then of the image; context [B, S, D], image tokens first."""
         image, text = context[:, : self.image_len], context[:, self.image_len :]
-        pairs = [(self._norm(self.k(text), self.norm_k), self._heads(self.v(text)))]
+        pairs = [(self._heads(self.norm_k(self.k(text))), self._heads(self.v(text)))]
         if self.image_len:
-            pairs.append((self._norm(self.k_img(image), self.norm_k_img), self._heads(self.v_img(image))))
+            key, value = self.norm_k_img(self.k_img(image)), self.v_img(image)
+            pairs.append((self._heads(key), self._heads(value)))
         return pairs
 
     def forward(self, x: Tensor, pairs: Pairs) -> Tensor:
         """x [B, l, D], any chunk of tokens; the pairs come from keys_values(); returns [B, l, D]."""
-        q = self._norm(self.q(x), self.norm_q)
+        q = self._heads(self.norm_q(self.q(x)))
         out = attention(q, *pairs[0])
         for key, value in pairs[1:]:
             out = out + attention(q, key, value)
         projected: Tensor = self.o(out.flatten(2))
         return projected
-
-    def _norm(self, x: Tensor, norm: RmsNorm) -> Tensor:
-        fused = self.levers.fused_kernels
-        return self._heads(
-            ops.rms_norm_rope(
-                x,
-                norm.weight,
-                None,
-                num_heads=self.num_heads,
-                eps=norm.eps,
-                chunks=self.levers.rope_chunks,
-                fused=fused,
-            )
-        )
 
     def _heads(self, x: Tensor) -> Tensor:
         heads: Tensor = x.unflatten(-1, (self.num_heads, -1))

@@ -59,10 +59,12 @@ def run(options: Options) -> Path:
     with Progress(options.device) as progress, listening(progress):
         progress.say(describe(options))
         try:
+            # First: it reads headers only, and refuses a folder before a prompt model or an input is loaded.
+            pipeline = _pipeline(options)
             request = _request(options)
             if told := _other_than_asked(request, options):
                 progress.say(told)
-            video = _pipeline(options).generate(request, on_step=progress.step)
+            video = pipeline.generate(request, on_step=progress.step)
             with span("save"):
                 media.save(video, path, fps=TASKS[options.task].fps)
         except (RuntimeError, MemoryError) as error:

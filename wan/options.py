@@ -238,7 +238,7 @@ def _paths(text: str) -> tuple[Path, ...]:
 
 
 def check(options: Options) -> None:
-    """Refuse in words what could not end well. Raises InputError or, for folders, MediaError."""
+    """Refuse in words what could not end well. Raises InputError."""
     task = TASKS[options.task]
     _check_parallel(options, task)
     _check_shape(options, task)

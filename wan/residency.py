@@ -35,7 +35,7 @@ class Component(Generic[Module]):
     Args:
         name: what its spans are called: load.<name>.
         build: makes the module on the meta device.
-        source: opens where the weights come from; called at the first use.
+        source: opens where the weights come from; called by prepare(), once.
         strategy: how the weights travel, see the module's table.
         device: where the network runs.
         offload: give the device memory back after each use.

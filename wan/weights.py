@@ -1,8 +1,10 @@
 """Weights from anywhere, one tensor at a time: the Source contract, random weights, filling a meta module.
 
-source = RandomSource()                       # or checkpoint.open_dit(task, ckpt_dir)
-dit = on_meta(lambda: WanDit(task.dit), torch.bfloat16)
-load(dit, source, device)                     # or piece by piece: materialize(..., prefix="blocks.3.")
+    source = RandomSource()                       # or checkpoint.open_dit(task, ckpt_dir)
+    dit = on_meta(lambda: WanDit(task.dit), torch.bfloat16)
+    load(dit, source, device)                     # or piece by piece: materialize(..., prefix="blocks.3.")
+
+Nothing here holds a second copy of a model.
 """
 
 import zlib

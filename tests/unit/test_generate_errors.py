@@ -318,3 +318,17 @@ def test_every_kind_of_error_has_an_exit_code_of_its_own() -> None:
         "DeviceMemoryError": 11,
     }
     assert EXIT_INTERRUPTED == 130
+
+
+def test_a_folder_is_refused_before_a_prompt_model_is_asked(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object, **__: object) -> str:
+        raise AssertionError("the prompt model was asked")
+
+    monkeypatch.setattr("wan.prompt_extend.extend_prompt", ask)
+    (tmp_path / "empty").mkdir()
+    code = main(["--task", "t2v-tiny", "--ckpt_dir", "empty", *CPU, "--use_prompt_extend"])
+    code, lines = outcome(code, capsys)
+    assert code == EXIT_WEIGHTS
+    assert lines[0].startswith("error: no such tokenizer")
