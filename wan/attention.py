@@ -19,6 +19,31 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
+class Attention:
+    """Self-attention in three steps, so that wan/parallel can put itself between them.
+
+    A caller makes q, k and v one after the other, passes each through to_heads() as soon as it is made, gives the
+    three to attend() and the result to to_tokens().
+    """
+
+    head_ranks = 1
+    """Ranks that heads are split over: it divides the number of heads that are handed over at a time."""
+
+    def to_heads(self, x: Tensor) -> Tensor:
+        """What attend() reads of x [B, L, N, D]."""
+        return x
+
+    def attend(self, parts: list[Tensor]) -> Tensor:
+        """attention(q, k, v) of the three `parts`, which it empties."""
+        q, k, v = parts
+        parts.clear()
+        return attention(q, k, v)
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """The result for the tokens that to_heads() was given: [B, L, N, D]."""
+        return x
+
+
 def _fake_attention(q: Tensor) -> Tensor:
     # Under fake CPU tensors SDPA becomes the math path and would be charged a score matrix, 11 times the
     # memory of the kernel that really runs. That kernel allocates its output, so this does too.

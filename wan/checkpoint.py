@@ -31,7 +31,7 @@ CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 
 # A mapping is dropped before more than this is read through it: pages of a file stay in the process as long as the
 # mapping does, and would add up to a second copy of the model.
-_MAPPED_LIMIT_BYTES = 2**30
+MAPPED_LIMIT_BYTES = 2**30
 _NUM_NAMED = 3
 
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
@@ -164,7 +164,10 @@ def _damaged(path: Path, error: Exception) -> WeightsError:
 
 
 class FileSource:
-    """The tensors of one or more official files, under our names."""
+    """The tensors of one or more official files, under our names.
+
+    A file that more than `mapped_limit_bytes` were read through is mapped anew.
+    """
 
     def __init__(
         self,
@@ -184,6 +187,7 @@ class FileSource:
         self._unused = unused
         self._open: dict[Path, _OpenFile] = {}
         self._read_bytes = 0
+        self.mapped_limit_bytes = MAPPED_LIMIT_BYTES
         self._shapes: dict[str, torch.Size] = {}
         self._dtypes: dict[str, str] = {}
         self._file_of: dict[str, Path] = {}
@@ -251,15 +255,23 @@ class FileSource:
 
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Copy parameter `name` into `target` (any dtype, any device)."""
-        origin = self._origin(name)
-        path = self._file_of[origin.key]
-        tensor = self._opened(path).tensor(origin.key)
-        if self._read_bytes and self._read_bytes + tensor.nbytes > _MAPPED_LIMIT_BYTES:
-            del tensor  # it would keep the old mapping, and the pages read through it, alive
+        self.read_rows(name, target, start=0, shape=target.shape)
+
+    def read_rows(self, name: str, target: torch.Tensor, *, start: int, shape: torch.Size) -> None:
+        """Copy rows from `start` on of parameter `name`, of `shape`, into `target`; only their pages are read."""
+        rows = self._rows(name, target, start)
+        if self._read_bytes and self._read_bytes + rows.nbytes > self.mapped_limit_bytes:
+            del rows  # it would keep the old mapping, and the pages read through it, alive
             self.release()
-            tensor = self._opened(path).tensor(origin.key)
-        target.copy_(origin.cut(tensor))
-        self._read_bytes += tensor.nbytes
+            rows = self._rows(name, target, start)
+        target.copy_(rows)
+        self._read_bytes += rows.nbytes
+
+    def _rows(self, name: str, target: torch.Tensor, start: int) -> torch.Tensor:
+        """As many rows from `start` on as `target` has, a view of the mapped file."""
+        origin = self._origin(name)
+        whole = origin.cut(self._opened(self._file_of[origin.key]).tensor(origin.key))
+        return whole[start : start + target.shape[0]] if target.dim() else whole
 
     def release(self) -> None:
         """Unmap the files; the next read maps them again."""

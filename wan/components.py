@@ -10,10 +10,14 @@ from pathlib import Path
 import torch
 
 from wan import checkpoint, weights
+from wan.checkpoint import FileSource
 from wan.config import Task
 from wan.dit import WanDit
 from wan.image import ImageEncoder, build_image_encoder
 from wan.levers import Levers, LoadStrategy
+from wan.parallel.apply import split_over
+from wan.parallel.fsdp import Sharded
+from wan.parallel.ranks import Ranks
 from wan.residency import Component
 from wan.text import TextEncoder, build_text_encoder
 from wan.vae import WanVae
@@ -32,13 +36,26 @@ class Components:
         strategy: LoadStrategy,
         offload: bool,
         seed: int,
+        ranks: Ranks | None = None,
     ) -> None:
+        self._ranks = ranks
         self._task, self._folder, self._seed = task, ckpt_dir, seed
         self._device, self._strategy, self._offload = device, strategy, offload
 
     def text(self, dtype: torch.dtype, *, on_cpu: bool) -> Component[TextEncoder]:
         """UMT5; `on_cpu` runs it there whatever the device of the others."""
         config = self._task.text
+        if self._ranks is not None and self._ranks.layout.t5_fsdp:
+            return Sharded(
+                "t5",
+                lambda: build_text_encoder(config, dtype),
+                self._source(checkpoint.open_text, weights.random_text),
+                ranks=self._ranks,
+                units=lambda encoder: list(encoder.blocks),
+                tables=("token_embedding",),
+                device=self._device,
+                offload=self._offload,
+            )
         beside = on_cpu and self._device.type != "cpu"
         return Component(
             "t5",
@@ -85,11 +102,27 @@ class Components:
 
     def dit(self, levers: Levers, dtype: torch.dtype) -> Component[WanDit]:
         """The diffusion transformer."""
-        config = self._task.dit
+        config, ranks = self._task.dit, self._ranks
+
+        def build() -> WanDit:
+            dit = on_meta(lambda: WanDit(config, levers), dtype)
+            return dit if ranks is None else split_over(dit, ranks)
+
+        source = self._source(checkpoint.open_dit, weights.random_dit)
+        if ranks is not None and ranks.layout.dit_fsdp:
+            return Sharded(
+                "dit",
+                build,
+                source,
+                ranks=ranks,
+                units=WanDit.execution_order,
+                device=self._device,
+                offload=self._offload,
+            )
         return Component(
             "dit",
-            lambda: on_meta(lambda: WanDit(config, levers), dtype),
-            self._source(checkpoint.open_dit, weights.random_dit),
+            build,
+            source,
             strategy=self._strategy,
             device=self._device,
             offload=self._offload,
@@ -97,7 +130,15 @@ class Components:
         )
 
     def _source(
-        self, from_folder: Callable[[Task, Path], weights.Source], random: Callable[[int], weights.Source]
+        self, from_folder: Callable[[Task, Path], FileSource], random: Callable[[int], weights.Source]
     ) -> Callable[[], weights.Source]:
         task, folder, seed = self._task, self._folder, self._seed
-        return lambda: random(seed) if folder is None else from_folder(task, folder)
+        # All ranks of a host together keep no more of the files in memory than one would.
+        limit = checkpoint.MAPPED_LIMIT_BYTES // (1 if self._ranks is None else self._ranks.size)
+
+        def from_files(folder: Path) -> weights.Source:
+            source = from_folder(task, folder)
+            source.mapped_limit_bytes = limit
+            return source
+
+        return lambda: random(seed) if folder is None else from_files(folder)

@@ -247,7 +247,7 @@ def _fit_mask(mask: Tensor, frame_num: int, size: Size) -> Tensor:
             f"src_mask has {mask.shape[1]} frames, src_video has {frame_num}",
             hint="make the mask as long as the video, or give one image that holds for every frame",
         )
-    return _cover(mask[:, :frame_num], size).clamp_(0, 1)
+    return _cover(mask[:, :frame_num], size).clamp(0, 1)  # a new tensor: the mask is the caller's
 
 
 def _cover(video: Tensor, size: Size) -> Tensor:

@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wan import ops
-from wan.attention import attention, head_groups
+from wan.attention import Attention, attention, head_groups
 from wan.config import DitConfig
 from wan.levers import Levers
 from wan.rope import rope_table
 from wan.spans import span
 
 Norm = Callable[[Tensor], Tensor]
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 Pairs = list[tuple[Tensor, Tensor]]
 
 
@@ -35,6 +34,18 @@ def token_slices(num_tokens: int, chunks: int) -> Iterator[slice]:
     """At most `chunks` slices of nearly equal length."""
     length = max(1, -(-num_tokens // chunks))
     return (slice(start, min(start + length, num_tokens)) for start in range(0, num_tokens, length))
+
+
+class Tokens:
+    """Which tokens of a video this process works on: all; wan/parallel/tokens.py splits them over ranks."""
+
+    def own(self, x: Tensor, dim: int) -> Tensor:
+        """The part of x, whose `dim` counts the tokens of the video, that this process works on."""
+        return x
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The parts x [B, l, C] of all ranks as [B, L, C]."""
+        return x
 
 
 class RmsNorm(nn.Module):
@@ -55,7 +66,7 @@ class RmsNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of every token to every token; `kernel` is replaced where the tokens are split over ranks."""
+    """Attention of every token to every token; wan/parallel replaces `kernel` where tokens are split over ranks."""
 
     def __init__(self, config: DitConfig, levers: Levers) -> None:
         super().__init__()
@@ -64,19 +75,19 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = RmsNorm(config, levers), RmsNorm(config, levers)
         self.num_heads = config.num_heads
         self.levers = levers
-        self.kernel: Kernel = attention
+        self.kernel = Attention()
 
     def attend(self, x: Tensor, norm: Norm, table: Tensor) -> Tensor:
         """What `o` projects: x [B, L, D] fp32, normed to the matmul dtype by `norm`; returns [B, L, D]."""
         if self.levers.attention_slicing and not torch.is_grad_enabled():
             return self._attend_by_groups(x, norm, table)
-        normed = norm(x)
-        q = self.norm_q(self.q(normed), table)
-        k = self.norm_k(self.k(normed), table)
-        v = self.v(normed)
+        normed, kernel = norm(x), self.kernel
+        parts = [kernel.to_heads(self._split(self.norm_q(self.q(normed), table)))]
+        parts.append(kernel.to_heads(self._split(self.norm_k(self.k(normed), table))))
+        parts.append(self._split(self.v(normed)))
         del normed
-        out = self.kernel(self._split(q), self._split(k), self._split(v))
-        return out.flatten(2)
+        parts.append(kernel.to_heads(parts.pop()))  # popped, it has no name here and is free once it is sent
+        return kernel.to_tokens(kernel.attend(parts)).flatten(2)
 
     def _attend_by_groups(self, x: Tensor, norm: Norm, table: Tensor) -> Tensor:
         """The same with v and the output for one group of heads at a time; the output takes the place of q.
@@ -85,13 +96,15 @@ class SelfAttention(nn.Module):
         pass over x and saves holding its result.
         """
         q, k = self._query_key(x, norm, table)
-        width = q.shape[-1] // head_groups(self.num_heads)
+        kernel = self.kernel
+        width = q.shape[-1] // head_groups(self.num_heads // kernel.head_ranks)
         for start in range(0, q.shape[-1], width):
             group = slice(start, start + width)
-            v = self._value(x, norm, group)
-            out = self.kernel(self._split(q[..., group]), self._split(k[..., group]), self._split(v))
+            parts = [kernel.to_heads(self._split(part[..., group])) for part in (q, k)]
+            parts.append(kernel.to_heads(self._split(self._value(x, norm, group))))
+            out = kernel.to_tokens(kernel.attend(parts))
             q[..., group] = out.flatten(2)
-            del v, out
+            del out
         return q
 
     def _query_key(self, x: Tensor, norm: Norm, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -295,6 +308,7 @@ class WanDit(nn.Module):
         levers = levers or Levers()
         dim = config.dim
         self.config, self.levers = config, levers
+        self.tokens = Tokens()
         patch = config.patch_size
         self.patch_embedding = nn.Conv3d(config.in_dim, dim, patch, stride=patch)
         self.text_embedding = nn.Sequential(
@@ -349,13 +363,13 @@ class WanDit(nn.Module):
         grid = self._grid(latents)
         embedded, modulation = self._embed_time(time)
         context = self._embed_context(text, image_states)
-        table = rope_table(grid, self.config.head_dim, latents.device)
+        table = self.tokens.own(rope_table(grid, self.config.head_dim, latents.device), dim=0)
         if image_latents is not None:
             latents = torch.cat([latents, image_latents.to(latents.dtype)], dim=1)
         x = self._embed_patches(latents, self.patch_embedding)
         x = self._run_blocks(x, modulation, context, table, control, control_scale)
         with span("dit.head"):
-            out = self.head(x, embedded, self.levers)
+            out = self.tokens.whole(self.head(x, embedded, self.levers))
         return self._unpatch(out, grid)
 
     def _run_blocks(
@@ -386,12 +400,12 @@ class WanDit(nn.Module):
         return x + projected
 
     def _embed_patches(self, latents: Tensor, conv: nn.Conv3d) -> Tensor:
-        """[B, C, T, H, W] -> [B, L, D] fp32: the convolution has no overlap, so it is one matrix product."""
+        """[B, C, T, H, W] -> [B, l, D] fp32 of our tokens: a convolution without overlap is one matrix product."""
         _, height, width = self.config.patch_size
         patches = latents.unflatten(-1, (-1, width)).unflatten(-3, (-1, height))  # B C T h p w q
         patches = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
-        tokens = F.linear(patches.to(conv.weight.dtype), conv.weight.flatten(1), conv.bias)
-        return tokens.float()
+        patches = self.tokens.own(patches, dim=1).to(conv.weight.dtype)
+        return F.linear(patches, conv.weight.flatten(1), conv.bias).float()
 
     def _embed_time(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """Time [B] -> embedding [B, D] and modulation [B, 6, D], both fp32."""

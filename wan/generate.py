@@ -2,20 +2,24 @@
 
     python -m wan.generate --task t2v-1.3B --size 832*480 --ckpt_dir Wan2.1-T2V-1.3B --prompt "a red fox in the snow"
     python -m wan.generate --task t2v-tiny --weights random --device cpu --precision fp32 --sample_steps 4
+    torchrun --nproc_per_node 4 -m wan.generate --task t2v-14B --ulysses_size 4 --dit_fsdp --t5_fsdp --ckpt_dir ...
 
-Leaves one .mp4 (or .png for one frame). Exit codes: errors.py; a wrong flag is answered before torch is imported.
+Leaves one .mp4 (or .png for one frame). Exit codes: errors.py; a wrong flag is answered before torch is imported. Of
+several ranks the first one speaks and saves; the others open their mouth only for what happened to them alone.
 """
 
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wan.config import TASKS
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
-from wan.options import Options, check, describe, parse, warn
+from wan.options import Options, check, describe, layout_of, parse, warn
+from wan.parallel.environment import Place, set_defaults
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,52 +32,89 @@ _ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run once; returns the exit code."""
+    # The ranks are given the same flags, and all find the same mistakes in them.
+    rank, is_checked = 0, False
     try:
+        rank = Place.of(os.environ).rank
         options = parse(sys.argv[1:] if argv is None else argv)
         check(options)
+        is_checked = True
         run(options)
     except WanError as error:
-        hint = f"\nhint: {error.hint}" if error.hint else ""
-        sys.stderr.write(f"error: {error}{hint}\n")
+        if rank == 0 or is_checked:
+            who = f"rank {rank}: " if rank else ""
+            hint = f"\nhint: {error.hint}" if error.hint else ""
+            sys.stderr.write(f"error: {who}{error}{hint}\n")
         return error.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        if rank == 0:
+            sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
     return EXIT_OK
 
 
 def run(options: Options) -> Path:
-    """Make the video that `options` asks for; returns the file written."""
+    """Make the video that `options` asks for; returns the file that the first rank writes."""
+    place = Place.of(os.environ)
     path = options.save_file or _default_path(options)
     # Read by torch when CUDA starts, so it is set before; what the user set stays, under either name.
     if options.expandable_segments and not any(name in os.environ for name in _ALLOCATOR_SETTINGS):
         os.environ[_ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+    if place.num_ranks > 1:
+        set_defaults(os.environ)
+    import torch
+
     from wan import media
+    from wan.parallel.group import joined
     from wan.progress import Progress
     from wan.spans import listening, span
 
-    media.check_output(path, num_frames=options.frame_num)
-    _check_device(options.device)
-    if options.levers.gradient_checkpointing:
+    if place.rank == 0:
+        media.check_output(path, num_frames=options.frame_num)
+    if place.num_ranks > 1 and options.device == "cuda":
+        options = replace(options, device=f"cuda:{place.local_rank}")
+    if place.rank == 0 and options.sp_backend == "xfuser" and options.ulysses_size * options.ring_size == 1:
+        warn("--sp_backend xfuser has no effect here: no tokens are split")
+    _check_device(options.device, place.num_ranks)
+    if options.levers.gradient_checkpointing and place.rank == 0:
         warn("--gradient_checkpointing has no effect here: inference records no gradients")
-    with Progress(options.device) as progress, listening(progress):
-        progress.say(describe(options))
+    with Progress(options.device, quiet=place.rank > 0) as progress, listening(progress):
         try:
-            # First: it reads headers only, and refuses a folder before a prompt model or an input is loaded.
-            pipeline = _pipeline(options)
-            request = _request(options)
-            if told := _other_than_asked(request, options):
-                progress.say(told)
-            video = pipeline.generate(request, on_step=progress.step)
-            with span("save"):
-                media.save(video, path, fps=TASKS[options.task].fps)
+            with joined(place, torch.device(options.device)):
+                progress.say(describe(options))
+                # First: it reads headers only, and refuses a folder before a prompt model or an input is loaded.
+                pipeline = make_pipeline(options, num_ranks=place.num_ranks)
+                options = _agreed(options, place)
+                request = make_request(options)
+                # Once, on the first rank: it warns too.
+                if place.rank == 0 and (told := other_than_asked(request, options)):
+                    progress.say(told)
+                video = pipeline.generate(request, on_step=progress.step)
+                if video is not None:
+                    with span("save"):
+                        media.save(video, path, fps=TASKS[options.task].fps)
         except (RuntimeError, MemoryError) as error:
             exhausted = _exhausted(error, progress.where, options)
             if exhausted is None:
                 raise
             raise exhausted from error
-        progress.finish(f"{path}: {video.shape[1]} frames of {video.shape[3]}*{video.shape[2]}")
+        if video is not None:
+            progress.finish(f"{path}: {video.shape[1]} frames of {video.shape[3]}*{video.shape[2]}")
     return path
+
+
+def _agreed(options: Options, place: Place) -> Options:
+    """What is drawn or written anew in each process, as the first rank has it: the seed and the longer prompt."""
+    if place.num_ranks == 1:
+        return options
+    from torch.distributed import broadcast_object_list
+
+    from wan.spans import span
+
+    told = [replace(options, prompt=make_prompt(options)) if place.rank == 0 else options]
+    with span("comm.broadcast"):
+        broadcast_object_list(told, src=0)
+    return replace(options, base_seed=told[0].base_seed, prompt=told[0].prompt, use_prompt_extend=False)
 
 
 def _default_path(options: Options) -> Path:
@@ -83,7 +124,7 @@ def _default_path(options: Options) -> Path:
     return Path(f"{options.task}_{size}_seed{options.base_seed}_{stamp}{suffix}")
 
 
-def _check_device(name: str) -> None:
+def _check_device(name: str, num_ranks: int = 1) -> None:
     import torch
 
     try:
@@ -93,13 +134,19 @@ def _check_device(name: str) -> None:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"--device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
-            hint="--device cpu runs the tiny tasks",
+            hint="--device cpu runs the tiny tasks"
+            if num_ranks == 1
+            else "start as many ranks on a host as it has GPUs",
         )
     if device.type not in ("cuda", "cpu"):
         raise InputError(f"--device {name}: only cuda and cpu are supported", hint="use cuda, cuda:N or cpu")
 
 
-def _pipeline(options: Options) -> "Pipeline":
+def make_pipeline(options: Options, num_ranks: int = 1) -> "Pipeline":
+    """The networks that `options` ask for; every file is checked, none is loaded yet.
+
+    With several ranks the default process group of torch.distributed is theirs and has been made.
+    """
     from wan.pipeline import Pipeline
 
     return Pipeline(
@@ -111,10 +158,12 @@ def _pipeline(options: Options) -> "Pipeline":
         offload_model=options.offload_model,
         t5_cpu=options.t5_cpu,
         levers=options.levers,
+        layout=layout_of(options, num_ranks),
     )
 
 
-def _request(options: Options) -> "Request":
+def make_request(options: Options) -> "Request":
+    """What the video is made from, pictures and videos read, the prompt extended where asked for."""
     from wan import media
     from wan.pipeline import Request, parse_size
 
@@ -123,7 +172,7 @@ def _request(options: Options) -> "Request":
 
     video, mask = options.src_video, options.src_mask
     return Request(
-        prompt=_prompt(options),
+        prompt=make_prompt(options),
         negative_prompt=options.negative_prompt,
         size=parse_size(options.size),
         frame_num=options.frame_num,
@@ -141,7 +190,7 @@ def _request(options: Options) -> "Request":
     )
 
 
-def _other_than_asked(request: "Request", options: Options) -> str:
+def other_than_asked(request: "Request", options: Options) -> str:
     """A line on the size that comes out where a picture or video decides its ratio; warns of fewer frames."""
     from wan import conditioning
 
@@ -163,7 +212,8 @@ def _other_than_asked(request: "Request", options: Options) -> str:
     return f"  size: {width}*{height}, by the ratio of what is given, within the area of {options.size}"
 
 
-def _prompt(options: Options) -> str:
+def make_prompt(options: Options) -> str:
+    """The prompt, extended where that is asked for."""
     if not options.use_prompt_extend:
         return options.prompt
     from wan.prompt_extend import extend_prompt
@@ -219,7 +269,13 @@ def _less_host_memory(options: Options) -> str:
 def _less_memory(options: Options) -> str:
     """The levers that would still save memory, the strongest first."""
     levers, unused = options.levers, []
-    if options.load_strategy != "stream":
+    num_ranks = Place.of(os.environ).num_ranks
+    if num_ranks > 1 and not options.dit_fsdp and options.load_strategy != "stream":
+        unused.append("--dit_fsdp")
+    if num_ranks > 1 and not (options.t5_fsdp or options.t5_cpu):
+        unused.append("--t5_fsdp")
+    # The two exclude one another.
+    if options.load_strategy != "stream" and not options.dit_fsdp:
         unused.append("--load_strategy stream")
     if not options.offload_model:
         unused.append("--offload_model True")

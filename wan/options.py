@@ -8,6 +8,7 @@ Parsing and checking import no torch, so that a wrong flag is answered at once.
 
 import argparse
 import math
+import os
 import random
 import sys
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from typing import NoReturn, get_args
 from wan.config import MAX_SHIFT, MIN_SHIFT, TASKS, Language, Method, Solver, Task
 from wan.errors import InputError
 from wan.levers import Levers, LoadStrategy, Precision
+from wan.parallel.environment import Place
+from wan.parallel.layout import Backend, Layout, VaeRanks
 
 DEFAULT_PROMPTS = {
     "t2v": "A red fox trots along a frozen river at dawn, its breath rising in the cold light.",
@@ -44,6 +47,8 @@ class Options:
     ring_size: int
     t5_fsdp: bool
     dit_fsdp: bool
+    vae_parallel: VaeRanks
+    sp_backend: Backend
     t5_cpu: bool
     save_file: Path | None
     prompt: str
@@ -94,6 +99,8 @@ def parse(argv: Sequence[str]) -> Options:
         "sample_steps": task.sample_steps,
         "sample_guide_scale": task.sample_guide_scale,
         "prompt": DEFAULT_PROMPTS[task.dit.model_type],
+        # Several ranks would keep as many copies of a whole network in host memory.
+        "load_strategy": "full" if Place.of(os.environ).num_ranks == 1 else "block",
     }
     values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
     if values["sample_shift"] is None:
@@ -187,8 +194,9 @@ def _add_prompt_extension_flags(parser: argparse.ArgumentParser) -> None:
 def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("memory")
     group.add_argument(
-        "--load_strategy", choices=get_args(LoadStrategy), default="full",
-        help="full: through host memory; block: straight to the device; stream: blocks visit the device in turn",
+        "--load_strategy", choices=get_args(LoadStrategy),
+        help="full: through host memory; block: straight to the device; stream: blocks visit the device in turn; "
+        "default: full, or block with several ranks",
     )  # fmt: skip
     _switch(group, "--offload_model", True, "give a network's device memory back after its stage")
     _switch(group, "--t5_cpu", False, "run the text encoder on the CPU")
@@ -212,11 +220,20 @@ def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_parallel_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("several GPUs (not available yet)")
+    group = parser.add_argument_group("several GPUs (torchrun --nproc_per_node N -m wan.generate ...)")
     group.add_argument("--ulysses_size", type=int, default=1, help="ranks that split the heads")
     group.add_argument("--ring_size", type=int, default=1, help="ranks that pass keys and values around")
     _switch(group, "--dit_fsdp", False, "shard the DiT over the ranks")
     _switch(group, "--t5_fsdp", False, "shard the text encoder over the ranks")
+    group.add_argument(
+        "--vae_parallel",
+        choices=get_args(VaeRanks),
+        default="split",
+        help="who runs the VAE: the first rank alone, or every rank a slab of the image",
+    )
+    group.add_argument(
+        "--sp_backend", choices=get_args(Backend), default="native", help="whose attention runs across ranks"
+    )
 
 
 def _switch(group: argparse._ArgumentGroup, flag: str, default: bool, text: str) -> None:
@@ -247,25 +264,48 @@ def check(options: Options) -> None:
     _check_inputs(options, task)
 
 
+FLAGS_OF_LAYOUT = {
+    "ulysses": "--ulysses_size",
+    "ring": "--ring_size",
+    "dit_fsdp": "--dit_fsdp",
+    "t5_fsdp": "--t5_fsdp",
+    "vae": "--vae_parallel",
+    "backend": "--sp_backend",
+}
+
+
+def layout_of(options: Options, num_ranks: int) -> Layout:
+    """How `num_ranks` ranks divide the work; may be one that check() refuses."""
+    return Layout(
+        ranks=num_ranks,
+        ulysses=options.ulysses_size,
+        ring=options.ring_size,
+        dit_fsdp=options.dit_fsdp,
+        t5_fsdp=options.t5_fsdp,
+        vae=options.vae_parallel,
+        backend=options.sp_backend,
+    )
+
+
 def _check_parallel(options: Options, task: Task) -> None:
-    for name in ("ulysses_size", "ring_size"):
-        if getattr(options, name) < 1:
-            raise InputError(
-                f"--{name} {getattr(options, name)}: must be at least 1", hint=f"leave --{name} out"
-            )
-    heads, ulysses = task.dit.num_heads, options.ulysses_size
-    if heads % ulysses:
-        legal = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
+    num_ranks = Place.of(os.environ).num_ranks
+    layout_of(options, num_ranks).check(task.name, task.dit.num_heads, FLAGS_OF_LAYOUT)
+    if options.dit_fsdp and options.load_strategy == "stream":
         raise InputError(
-            f"--ulysses_size {ulysses} does not divide the {heads} heads of {task.name}",
-            hint=f"use one of {legal}, or --ring_size",
+            "--dit_fsdp keeps blocks on the other GPUs, --load_strategy stream in host memory",
+            hint="leave one out",
         )
-    for name, off in (("ulysses_size", 1), ("ring_size", 1), ("dit_fsdp", False), ("t5_fsdp", False)):
-        if getattr(options, name) != off:
-            raise InputError(
-                f"--{name} {getattr(options, name)}: several GPUs are not available yet",
-                hint=f"leave --{name} out; --load_strategy stream fits the 14B models on one small GPU",
-            )
+    if options.t5_fsdp and options.t5_cpu:
+        raise InputError("--t5_fsdp shards over GPUs what --t5_cpu keeps off them", hint="leave one out")
+    if options.sp_backend == "xfuser" and options.device == "cpu":
+        raise InputError(
+            "--sp_backend xfuser needs CUDA, --device is cpu", hint="--sp_backend native runs on CPUs too"
+        )
+    if num_ranks > 1 and options.device not in ("cuda", "cpu"):
+        raise InputError(
+            f"--device {options.device}: with {num_ranks} ranks each takes the GPU of its LOCAL_RANK",
+            hint="use cuda or cpu; CUDA_VISIBLE_DEVICES chooses the GPUs",
+        )
 
 
 def _check_shape(options: Options, task: Task) -> None:
@@ -379,8 +419,17 @@ def describe(options: Options) -> str:
         f"{task.name} {options.size} {options.frame_num} frames, {options.sample_steps} steps of "
         f"{options.sample_solver}, shift {options.sample_shift:g}, guidance {options.sample_guide_scale:g}, "
         f"seed {options.base_seed}, {options.precision} on {options.device}, weights {options.weights}, "
-        f"load {options.load_strategy}"
+        f"load {options.load_strategy}{_describe_ranks(options)}"
     )
+
+
+def _describe_ranks(options: Options) -> str:
+    num_ranks = Place.of(os.environ).num_ranks
+    if num_ranks == 1:
+        return ""
+    sharded = [name for name in ("dit_fsdp", "t5_fsdp") if getattr(options, name)]
+    degrees = f"ulysses {options.ulysses_size} x ring {options.ring_size} ({options.sp_backend})"
+    return ", ".join(["", f"{num_ranks} ranks: {degrees}", *sharded, f"VAE {options.vae_parallel}"])
 
 
 def warn(message: str) -> None:

@@ -20,10 +20,12 @@ from wan.dit import WanDit
 from wan.errors import InputError
 from wan.image import encode_image
 from wan.levers import Levers, LoadStrategy, Precision
+from wan.parallel import Layout
+from wan.parallel import vae as split_vae
+from wan.parallel.ranks import Ranks
 from wan.sampler import Sampler
 from wan.spans import span
 from wan.text import encode_text, load_tokenizer
-from wan.vae import WanVae
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -82,7 +84,7 @@ class Conditions:
 
 
 class Pipeline:
-    """One task on one device.
+    """One task on one device, or on the devices of several ranks that make one video together.
 
     Args:
         task: a value of wan.config.TASKS.
@@ -96,6 +98,8 @@ class Pipeline:
         t5_cpu: run UMT5 on the CPU.
         levers: see levers.py.
         weights_seed: of random weights.
+        layout: how the ranks of the default process group divide the work (wan/parallel); None: there is one. Every
+            rank makes a pipeline with the same arguments, its own device apart, and calls the same methods.
     """
 
     def __init__(
@@ -110,8 +114,13 @@ class Pipeline:
         t5_cpu: bool = False,
         levers: Levers | None = None,
         weights_seed: int = 0,
+        layout: Layout | None = None,
     ) -> None:
         self.task, self.device, self.levers = task, torch.device(device), levers or Levers()
+        self._ranks: Ranks | None = None
+        if layout is not None and layout.ranks > 1:
+            layout.check(task.name, task.dit.num_heads)
+            self._ranks = Ranks(layout, self.device)
         self._tokenizer = load_tokenizer(ckpt_dir, task.text)
         reference = precision == "fp32"
         made = Components(
@@ -121,6 +130,7 @@ class Pipeline:
             strategy=load_strategy,
             offload=offload_model,
             seed=weights_seed,
+            ranks=self._ranks,
         )
         self.text = made.text(torch.float32 if reference else torch.bfloat16, on_cpu=t5_cpu)
         self.clip = made.clip(torch.float32 if reference else torch.float16)
@@ -132,8 +142,11 @@ class Pipeline:
             if component is not None:
                 component.prepare()
 
-    def generate(self, request: Request, on_step: OnStep | None = None) -> Tensor:
-        """The video [3, F, H, W] fp32 in [-1, 1] on the host; `on_step(step, steps)` is called after each step."""
+    def generate(self, request: Request, on_step: OnStep | None = None) -> Tensor | None:
+        """The video [3, F, H, W] fp32 in [-1, 1] on the host of the first rank; None on the others.
+
+        `on_step(step, steps)` is called after each step.
+        """
         _refuse(request, self.task)
         with torch.no_grad():
             positive, negative = self.encode_prompts(request)
@@ -147,8 +160,14 @@ class Pipeline:
         if negative is None:
             negative = self.task.negative_prefix + NEGATIVE_PROMPT
         prompts = [request.prompt, negative] if self._guidance(request) != 1.0 else [request.prompt]
-        with span("encode.text"), self.text.on_device() as encoder:
-            states = encode_text(encoder, self._tokenizer, prompts, self.device)
+
+        def encode() -> Tensor:
+            with self.text.on_device() as encoder:
+                return encode_text(encoder, self._tokenizer, prompts, self.device)
+
+        with span("encode.text"):
+            shared = self._ranks is not None and self._ranks.layout.t5_fsdp
+            states = encode() if shared else self._once(encode)
         return states[:1], states[1:] if len(prompts) > 1 else None
 
     def condition(self, request: Request) -> Conditions:
@@ -164,41 +183,58 @@ class Pipeline:
 
     def _condition_on_images(self, request: Request, max_area: int, frame_num: int) -> Conditions:
         first = request.image if self.task.dit.model_type == "i2v" else request.first_frame
-        assert first is not None and self.clip is not None and self.task.clip is not None
-        assert self.vae_encoder is not None
+        assert first is not None
         size = conditioning.i2v_size(first.shape[1], first.shape[2], max_area)
         images = [first]
         if self.task.dit.model_type == "flf2v":
             assert request.last_frame is not None
             images.append(conditioning.fit_last_frame(request.last_frame, first))
-        with span("encode.image"), self.clip.on_device() as clip:
-            # One after the other: the two images of flf2v may differ in size.
-            states = [encode_image(clip, image[None], self.task.clip)[0] for image in images]
-        with span("encode.video"), self.vae_encoder.on_device() as vae:
+        with span("encode.image"):
+            states = self._once(lambda: self._encode_images(images))
+
+        def latents_of(encode: conditioning.Encode) -> Tensor:
             if len(images) == 1:
-                latents = conditioning.i2v_latents(first, frame_num, size, self._encode_with(vae))
-            else:
-                latents = conditioning.flf2v_latents(
-                    first, images[1], frame_num, size, self._encode_with(vae)
-                )
+                return conditioning.i2v_latents(first, frame_num, size, encode)
+            return conditioning.flf2v_latents(first, images[1], frame_num, size, encode)
+
         return Conditions(
             shape=self.task.latent_shape(size[1], size[0], frame_num),
-            image_latents=latents,
-            image_states=torch.cat(states),
+            image_latents=self._with_encoder(latents_of),
+            image_states=states,
         )
+
+    def _encode_images(self, images: list[Tensor]) -> Tensor:
+        assert self.clip is not None and self.task.clip is not None
+        with self.clip.on_device() as clip:
+            # One after the other: the two images of flf2v may differ in size.
+            return torch.cat([encode_image(clip, image[None], self.task.clip)[0] for image in images])
 
     def _condition_on_video(self, request: Request, size: tuple[int, int], frame_num: int) -> Conditions:
         given = conditioning.vace_inputs(
             request.src_video, request.src_mask, request.src_ref_images, size=size, frame_num=frame_num
         )
-        assert self.vae_encoder is not None
-        with span("encode.video"), self.vae_encoder.on_device() as vae:
-            control = conditioning.vace_latents(given, self._encode_with(vae))
+        control = self._with_encoder(lambda encode: conditioning.vace_latents(given, encode))
         shape = (self.task.vae.z_dim, *control.shape[1:])
         return Conditions(shape=shape, num_refs=len(given.refs), control=control)
 
-    def _encode_with(self, vae: WanVae) -> conditioning.Encode:
-        return lambda video: vae.encode(video, slabs=self.levers.vae_slabs)
+    def _with_encoder(self, make: Callable[[conditioning.Encode], Tensor]) -> Tensor:
+        """What `make` builds of encoded videos, on every rank: the ranks encode together, or the first one alone."""
+        component, ranks, slabs = self.vae_encoder, self._ranks, self.levers.vae_slabs
+        assert component is not None
+
+        def alone() -> Tensor:
+            with component.on_device() as vae:
+                return make(lambda video: vae.encode(video, slabs=slabs))
+
+        with span("encode.video"):
+            if ranks is None or ranks.layout.vae == "rank0":
+                return self._once(alone)
+            with component.on_device() as vae:
+                return make(lambda video: split_vae.encode(vae, video, ranks, slabs))
+
+    def _once(self, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` makes, on every rank, made on the first one."""
+        return make() if self._ranks is None else self._ranks.once(make)
 
     def denoise(
         self,
@@ -227,10 +263,17 @@ class Pipeline:
                     on_step(step + 1, steps)
         return latents
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents [16, T', h, w] to a video [3, F, H, W] fp32 in [-1, 1] on the host."""
-        with span("decode"), self.vae_decoder.on_device() as vae:
-            return vae.decode(latents, slabs=self.levers.vae_slabs)
+    def decode(self, latents: Tensor) -> Tensor | None:
+        """Latents [16, T', h, w] to a video [3, F, H, W] fp32 in [-1, 1] on the first rank's host; else None."""
+        ranks, slabs = self._ranks, self.levers.vae_slabs
+        with span("decode"):
+            if ranks is not None and ranks.layout.vae == "split":
+                with self.vae_decoder.on_device() as vae:
+                    return split_vae.decode(vae, latents, ranks, slabs)
+            if ranks is not None and ranks.rank:
+                return None
+            with self.vae_decoder.on_device() as vae:
+                return vae.decode(latents, slabs=slabs)
 
     def _guidance(self, request: Request) -> float:
         return self.task.sample_guide_scale if request.guide_scale is None else request.guide_scale
@@ -263,6 +306,9 @@ def _refuse(request: Request, task: Task) -> None:
         raise InputError(f"frame_num {frame_num} is not 4n+1", hint="use 81, or 1 for an image")
     if size is not None and (min(size) < 16 or size[0] % 16 or size[1] % 16):
         raise InputError(f"size {size[0]}x{size[1]}: sides must be multiples of 16", hint="use (832, 480)")
+    # Before the ranks part: the first one alone would find it, with the others waiting for its latents.
+    if task.dit.model_type == "flf2v" and frame_num == 1:
+        raise InputError(f"frame_num 1: {task.name} goes from a first to a last frame", hint="use at least 5")
     needed = {"i2v": ("image",), "flf2v": ("first_frame", "last_frame")}.get(task.dit.model_type, ())
     for name in needed:
         if getattr(request, name) is None:

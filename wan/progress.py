@@ -22,11 +22,11 @@ LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """A spans.Listener that writes one line a stage, and a bar that pipeline.generate moves."""
+    """A spans.Listener that writes one line a stage, and a bar that pipeline.generate moves; `quiet`: neither."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, quiet: bool = False) -> None:
         self._device = torch.device(device)
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         self._bar = Bar(
             *columns, TextColumn("left"), TimeRemainingColumn(), console=self._console, transient=True

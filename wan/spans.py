@@ -5,7 +5,8 @@
             ...
 
 Stages are prompt_extend, load.{t5,clip,vae,dit}, encode.{text,image,video}, denoise, decode, save and
-residency.{onload,offload}; inside them dit.*, vae.* and t5.* name parts of a network. Nesting gives the path.
+residency.{onload,offload}; inside them dit.*, vae.* and t5.* name parts of a network, comm.* what ranks
+say to one another. Nesting gives the path.
 Spans are opened by one thread per process, the one that runs the model.
 """
 

@@ -138,7 +138,7 @@ class WanVae(nn.Module):
         if out is None:
             num_frames = FIRST + LATER * (num_latents - 1)
             out = torch.empty(3, num_frames, height * scale, width * scale, dtype=torch.float32)
-        slabs = slabs or choose_slabs(self._frame_bytes(height * scale, width * scale), DECODE_FRAMES)
+        slabs = slabs or self.num_slabs(height * scale, width * scale, DECODE_FRAMES)
         features = self.decode_features(z)
         dim = cut_dim(features)
         with HostWriter() as writer:
@@ -159,21 +159,36 @@ class WanVae(nn.Module):
             return torch.cat([x for frame in z.split(1) for x in full(frame)])
 
     @torch.no_grad()
-    def decode_slab(self, features: Tensor, slab: Window) -> Iterator[tuple[int, Tensor]]:
+    def decode_slab(
+        self, features: Tensor, slab: Window, dim: int | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """The pixels of one slab, latent frame by latent frame, independent of other slabs.
 
-        `slab` counts columns of `features` (rows where the image is upright: cut_dim). Yields the index of
-        the first frame and the pixels [3, 1 or 4, H, 8 * columns] in [-1, 1], on the device.
+        `slab` counts columns of `features` (rows where the image is upright: cut_dim, or `dim` where it is given).
+        Yields the index of the first frame and the pixels [3, 1 or 4, H, 8 * columns] in [-1, 1], on the device.
         """
-        dim, scale = cut_dim(features), self.config.stride[1]
-        made = Window(scale * slab.start, scale * slab.stop)
-        part = SlabPass(self.decoder.slab_steps(), made, size=features.shape[dim], dim=dim)
+        dim = cut_dim(features) if dim is None else dim
+        part = self._decode_pass(features.shape[dim], slab, dim)
         first = 0
         for index, frame in enumerate(features.split(1)):
             with span("vae.chunk", index=index):
                 pixels = torch.cat(list(part(part.cut(frame)))).clamp_(-1, 1).movedim(1, 0)
             yield first, pixels
             first += pixels.shape[1]
+
+    def cut_features(self, features: Tensor, slab: Window) -> tuple[Tensor, Window]:
+        """What decode_slab() reads of `features`, in memory of its own, and `slab` counted from where it starts."""
+        dim = cut_dim(features)
+        read = self._decode_pass(features.shape[dim], slab, dim).read
+        cut = features.narrow(dim, read.start, read.stop - read.start)
+        return cut.clone(memory_format=torch.channels_last), Window(
+            slab.start - read.start, slab.stop - read.start
+        )
+
+    def _decode_pass(self, size: int, slab: Window, dim: int) -> SlabPass:
+        scale = self.config.stride[1]
+        made = Window(scale * slab.start, scale * slab.stop)
+        return SlabPass(self.decoder.slab_steps(), made, size=size, dim=dim)
 
     @torch.no_grad()
     def encode(self, video: Tensor, slabs: int = 0) -> Tensor:
@@ -182,36 +197,29 @@ class WanVae(nn.Module):
         The video may be on the host: four frames of a slab at a time are moved to the parameters' device, and
         there the latents stay. `slabs` as in decode.
         """
-        slabs = slabs or choose_slabs(self._frame_bytes(video.shape[2], video.shape[3]), ENCODE_FRAMES)
-        features = self._encode_features(video, slabs)
-        with span("vae.latents"):
-            full = _full_pass(self.encoder.full_steps(), features)
-            moments = torch.cat([x for frame in features.split(1) for x in full(frame)])
-            mode: Tensor = self.conv1(moments)[:, : self.config.z_dim].movedim(1, 0)
-            return (mode - self._statistic(self.config.mean)) / self._statistic(self.config.std)
-
-    def _encode_features(self, video: Tensor, slabs: int) -> Tensor:
-        scale = self.config.stride[1]
-        num_latents = 1 + (video.shape[1] - FIRST) // LATER
-        features = (
-            self._like()
-            .new_empty(
-                num_latents,
-                video.shape[2] // scale,
-                video.shape[3] // scale,
-                self.config.base_dim * self.config.dim_mult[-2],
-            )
-            .permute(0, 3, 1, 2)
-        )
+        slabs = slabs or self.num_slabs(video.shape[2], video.shape[3], ENCODE_FRAMES)
+        features = self.empty_features(video)
         dim = cut_dim(features)
         for index, window in enumerate(split(features.shape[dim], slabs)):
             with span("vae.slab", index=index):
                 target = features.narrow(dim, window.start, window.stop - window.start)
-                part = SlabPass(self.encoder.slab_steps(), window, size=video.shape[dim], dim=dim)
-                self._encode_slab(video, part, target)
-        return features
+                self.encode_slab(video, window, target, dim=dim)
+        return self.encode_latents(features)
 
-    def _encode_slab(self, video: Tensor, part: SlabPass, target: Tensor) -> None:
+    def empty_features(self, video: Tensor, slab: Window | None = None, dim: int = 3) -> Tensor:
+        """Memory for what encode_slab() makes of `video`: [T', C, h, w], or the columns `slab` of it along `dim`."""
+        scale = self.config.stride[1]
+        sides = [video.shape[2] // scale, video.shape[3] // scale]
+        if slab is not None:
+            sides[dim - 2] = slab.stop - slab.start
+        num_latents = 1 + (video.shape[1] - FIRST) // LATER
+        width = self.config.base_dim * self.config.dim_mult[-2]
+        return self._like().new_empty(num_latents, *sides, width).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def encode_slab(self, video: Tensor, slab: Window, target: Tensor, *, dim: int) -> None:
+        """Fill `target`, the columns `slab` along `dim` of the features [T', C, h, w] of `video`."""
+        part = SlabPass(self.encoder.slab_steps(), slab, size=video.shape[dim], dim=dim)
         start = 0
         for index, made in enumerate(target.split(1)):
             stop = start + (FIRST if index == 0 else LATER)
@@ -222,12 +230,23 @@ class WanVae(nn.Module):
                         made.copy_(features)
             start = stop
 
+    @torch.no_grad()
+    def encode_latents(self, features: Tensor) -> Tensor:
+        """Whole features [T', C, h, w] to normalised mode latents [16, T', h, w]."""
+        with span("vae.latents"):
+            full = _full_pass(self.encoder.full_steps(), features)
+            moments = torch.cat([x for frame in features.split(1) for x in full(frame)])
+            mode: Tensor = self.conv1(moments)[:, : self.config.z_dim].movedim(1, 0)
+            return (mode - self._statistic(self.config.mean)) / self._statistic(self.config.std)
+
+    def num_slabs(self, height: int, width: int, num_frames: int) -> int:
+        """Slabs of an image of height x width pixels, of which `num_frames` frames are worked on at a time."""
+        frame_bytes = self.config.base_dim * height * width * self._like().element_size()
+        return choose_slabs(frame_bytes, num_frames)
+
     def _like(self) -> Tensor:
         """A parameter, for the device and dtype of all."""
         return next(self.parameters())
-
-    def _frame_bytes(self, height: int, width: int) -> int:
-        return self.config.base_dim * height * width * self._like().element_size()
 
     def _statistic(self, values: tuple[float, ...]) -> Tensor:
         return self._like().new_tensor(values).view(-1, 1, 1, 1)

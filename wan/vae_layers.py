@@ -282,13 +282,15 @@ class Downsample(Layer):
 class SlabPass:
     """One run of `steps` over the frames of a video, for the part of the image that makes `slab`.
 
-    `slab` counts positions of the output along `dim`, `size` is the length of that side at the input.
+    `slab` counts positions of the output along `dim`, `size` is the length of that side at the input. `read` says
+    which of the input is read.
     """
 
     def __init__(self, steps: list[Step], slab: Window, *, size: int, dim: int) -> None:
         chain = [step.reach for step in steps]
         read = windows(chain, slab, size)
-        self.cut: Crop = partial(_narrow, dim=dim, window=read[0])
+        self.read = read[0]
+        self.cut: Crop = partial(_narrow, dim=dim, window=self.read)
         self._steps = steps
         self._crops = [partial(_narrow, dim=dim, window=window) for window in crops(chain, read)]
         self._past: Past = {}

@@ -34,6 +34,9 @@ class Source(Protocol):
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Fill `target` with parameter `name`, cast to its dtype, on its device."""
 
+    def read_rows(self, name: str, target: torch.Tensor, *, start: int, shape: torch.Size) -> None:
+        """Fill `target` with rows from `start` on of parameter `name`, of `shape`; the others are not read."""
+
     def release(self) -> None:
         """Give back the memory that makes the next read faster; reading goes on to work."""
 
@@ -57,20 +60,25 @@ class RandomSource:
 
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Fill the contiguous `target` (any float dtype, any device)."""
+        self.read_rows(name, target, start=0, shape=target.shape)
+
+    def read_rows(self, name: str, target: torch.Tensor, *, start: int, shape: torch.Size) -> None:
+        """Fill the contiguous `target` with rows from `start` on of a parameter of `shape`."""
         origin = self._origin(name)
-        mean, std = _spread(origin.key, origin.official_shape(target.shape))
+        mean, std = _spread(origin.key, origin.official_shape(shape))
         pool = self._pool(target.device)
         flat = target.view(-1)
-        start = (zlib.crc32(origin.key.encode()) + origin.part * flat.numel()) % POOL_SIZE
+        before = origin.part * shape.numel() + start * shape[1:].numel()
+        where = (zlib.crc32(origin.key.encode()) + before) % POOL_SIZE
         done = 0
         while done < flat.numel():
-            num = min(POOL_SIZE - start, flat.numel() - done)
+            num = min(POOL_SIZE - where, flat.numel() - done)
             # Multiplied and shifted as two roundings in fp32: a fused one would differ between devices.
-            chunk = pool[start : start + num] * std
+            chunk = pool[where : where + num] * std
             if mean:
                 chunk += mean
             flat[done : done + num].copy_(chunk.to(origin.dtype))
-            done, start = done + num, 0
+            done, where = done + num, 0
 
     def release(self) -> None:
         """Drop the copies of the pool on devices, 64 MiB each."""

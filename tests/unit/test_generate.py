@@ -17,6 +17,7 @@ from wan.errors import (
 from wan.generate import main
 from wan.levers import Levers
 from wan.media import read_image, save_video
+from wan.parallel import Layout
 from wan.pipeline import Pipeline, Request
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -231,6 +232,7 @@ def test_every_flag_of_memory_and_weights_reaches_the_pipeline(recorder: Recorde
             gradient_checkpointing=True,
             fused_kernels=False,
         ),
+        "layout": Layout(ranks=1),
     }
 
 

@@ -20,7 +20,7 @@ from wan.errors import (
     EXIT_WEIGHTS,
     WanError,
 )
-from wan.generate import _less_host_memory, main
+from wan.generate import _less_host_memory, _less_memory, main
 from wan.options import parse
 from wan.pipeline import Pipeline
 from wan.prompt_extend import API_KEY
@@ -223,6 +223,47 @@ def test_the_hint_of_11_leaves_out_what_is_in_use(
     code, lines = refused(run("t2v-tiny", *flags), capsys, tmp_path, set())
 
     assert (code, lines[1:]) == (EXIT_DEVICE_OOM, [f"hint: {hint}"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [
+        ("--ulysses_size 2", ["--dit_fsdp", "--t5_fsdp", "--load_strategy stream"]),
+        ("--ulysses_size 2 --load_strategy stream --t5_cpu", ["--attention_slicing True"]),
+        # Blocks that lie on the other GPUs do not wait in host memory: check() refuses both together.
+        ("--dit_fsdp --t5_fsdp", ["--attention_slicing True"]),
+    ],
+)
+def test_the_hint_of_11_on_several_ranks_names_what_may_be_added(
+    flags: str, first: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    options = parse(["--task", "t2v-tiny", "--weights", "random", *flags.split()])
+    assert _less_memory(options).removeprefix("try ").split(", ")[: len(first)] == first
+
+
+def test_more_ranks_than_gpus_are_refused_in_terms_of_ranks(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert main([*TINY, "--ulysses_size", "2"]) == EXIT_INPUT
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: rank 1: --device cuda:1: torch {torch.__version__} sees 1 CUDA devices",
+        "hint: start as many ranks on a host as it has GPUs",
+    ]
+
+
+def test_a_backend_that_nothing_would_run_on_is_said_to_have_no_effect(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main([*TINY, "--device", "cuda", "--sp_backend", "xfuser"]) == EXIT_INPUT
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "warning: --sp_backend xfuser has no effect here: no tokens are split"
+    )
 
 
 def exhaust_torch(*_: object, **__: object) -> torch.Tensor:

@@ -35,6 +35,8 @@ def test_no_flags_are_the_official_defaults() -> None:
         ring_size=1,
         t5_fsdp=False,
         dit_fsdp=False,
+        vae_parallel="split",
+        sp_backend="native",
         t5_cpu=False,
         save_file=None,
         prompt=DEFAULT_PROMPTS["t2v"],

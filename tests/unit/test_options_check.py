@@ -96,14 +96,99 @@ def test_ulysses_divides_the_heads(task: str, size: int, heads: int, legal: str)
     )
 
 
+def as_rank_of(num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchrun would start the last of `num_ranks`."""
+    for name, value in (("RANK", num_ranks - 1), ("LOCAL_RANK", num_ranks - 1), ("WORLD_SIZE", num_ranks)):
+        monkeypatch.setenv(name, str(value))
+
+
 @pytest.mark.parametrize(
-    ("name", "value"), [("ulysses_size", "2"), ("ring_size", "2"), ("dit_fsdp", "True"), ("t5_fsdp", "True")]
-)
-def test_several_gpus_are_not_available_yet(name: str, value: str) -> None:
-    assert refusal(*LARGE, f"--{name}", value) == (
-        f"--{name} {value}: several GPUs are not available yet",
-        f"leave --{name} out; --load_strategy stream fits the 14B models on one small GPU",
-    )
+    ("flags", "error", "hint"),
+    [
+        (
+            ["--ulysses_size", "4"], "--ulysses_size 4 x --ring_size 1 needs 4 ranks, there is 1",
+            "start it with torchrun --nproc_per_node 4",
+        ),
+        (
+            ["--ulysses_size", "2", "--ring_size", "4"], "--ulysses_size 2 x --ring_size 4 needs 8 ranks, there is 1",
+            "start it with torchrun --nproc_per_node 8",
+        ),
+        (
+            ["--dit_fsdp"], "--dit_fsdp shards over ranks, and there is 1",
+            "start it with torchrun --nproc_per_node 2 or more; "
+            "--load_strategy stream fits the 14B models on one small GPU",
+        ),
+        (
+            ["--t5_fsdp"], "--t5_fsdp shards over ranks, and there is 1",
+            "start it with torchrun --nproc_per_node 2 or more; "
+            "--load_strategy stream fits the 14B models on one small GPU",
+        ),
+    ],
+)  # fmt: skip
+def test_one_process_is_no_layout_of_several(flags: list[str], error: str, hint: str) -> None:
+    assert refusal(*LARGE, *flags) == (error, hint)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "task", "flags", "error", "hint"),
+    [
+        (
+            8, "t2v-1.3B", ["--ulysses_size", "4"], "--ulysses_size 4 x --ring_size 1 needs 4 ranks, there are 8",
+            "with 8 ranks t2v-1.3B takes --ulysses_size 4 --ring_size 2 or --ulysses_size 2 --ring_size 4 "
+            "or --ulysses_size 1 --ring_size 8",
+        ),
+        (
+            2, "t2v-14B", [], "2 ranks share nothing: each would make the whole video of t2v-14B",
+            "use --ulysses_size 2 --ring_size 1 or --ulysses_size 1 --ring_size 2, or --dit_fsdp to share the "
+            "weights alone",
+        ),
+        (
+            2, "t2v-14B", ["--ulysses_size", "2", "--dit_fsdp", "--load_strategy", "stream"],
+            "--dit_fsdp keeps blocks on the other GPUs, --load_strategy stream in host memory", "leave one out",
+        ),
+        (
+            2, "t2v-14B", ["--ulysses_size", "2", "--t5_fsdp", "--t5_cpu"],
+            "--t5_fsdp shards over GPUs what --t5_cpu keeps off them", "leave one out",
+        ),
+        (
+            2, "t2v-14B", ["--ulysses_size", "2", "--sp_backend", "xfuser", "--device", "cpu"],
+            "--sp_backend xfuser needs CUDA, --device is cpu", "--sp_backend native runs on CPUs too",
+        ),
+        (
+            2, "t2v-14B", ["--ulysses_size", "2", "--device", "cuda:1"],
+            "--device cuda:1: with 2 ranks each takes the GPU of its LOCAL_RANK",
+            "use cuda or cpu; CUDA_VISIBLE_DEVICES chooses the GPUs",
+        ),
+    ],
+)  # fmt: skip
+def test_a_layout_that_cannot_be_is_told_with_those_that_can(
+    num_ranks: int, task: str, flags: list[str], error: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_rank_of(num_ranks, monkeypatch)
+    assert refusal("--task", task, "--weights", "random", *flags) == (error, hint)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "flags"),
+    [
+        (4, ["--ulysses_size", "4"]), (4, ["--ring_size", "4", "--dit_fsdp"]), (4, ["--dit_fsdp"]), (2, ["--t5_fsdp"]),
+        (4, ["--ulysses_size", "2", "--ring_size", "2", "--t5_fsdp", "--vae_parallel", "rank0"]),
+    ],
+)  # fmt: skip
+def test_layouts_that_use_every_rank_pass(
+    num_ranks: int, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_rank_of(num_ranks, monkeypatch)
+    check(parse([*LARGE, *flags]))
+
+
+def test_several_ranks_read_straight_to_their_devices_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert parse([*LARGE]).load_strategy == "full"
+    as_rank_of(2, monkeypatch)
+    assert parse([*LARGE]).load_strategy == "block"
+    assert parse([*LARGE, "--load_strategy", "full"]).load_strategy == "full"
 
 
 @pytest.mark.parametrize(

@@ -224,7 +224,7 @@ def test_a_dit_from_files_is_the_one_that_was_saved(tmp_path: Path, sharded: boo
 def test_mappings_are_dropped_while_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = dit_weights()
     save_shards(tmp_path, weights)
-    monkeypatch.setattr(checkpoint, "_MAPPED_LIMIT_BYTES", 1)
+    monkeypatch.setattr(checkpoint, "MAPPED_LIMIT_BYTES", 1)
     dit = meta_dit()
 
     load(dit, checkpoint.open_dit(TASK, tmp_path), "cpu")

@@ -1,0 +1,38 @@
+"""Puts the ranks into a built DiT, from outside: its tokens are split and its self-attention goes across ranks.
+
+    dit = on_meta(lambda: WanDit(config), torch.bfloat16)
+    split_over(dit, ranks)                         # dit(...) now gives the same result on every rank, each doing a part
+
+Nothing else in the network knows of ranks: every other step is per token, and cross-attention reads a context that
+every rank has whole.
+"""
+
+from typing import cast
+
+from wan.attention import Attention
+from wan.dit import Block, WanDit
+from wan.parallel.ranks import Ranks
+from wan.parallel.tokens import SplitTokens
+from wan.parallel.ulysses import SplitAttention
+
+
+def split_over(dit: WanDit, ranks: Ranks) -> WanDit:
+    """`dit` with its tokens split as the layout of `ranks` says; untouched where it splits none."""
+    if not ranks.layout.splits_tokens:
+        return dit
+    dit.tokens = tokens = SplitTokens(ranks)
+    kernel = _kernel(ranks, tokens)
+    for block in dit.execution_order():
+        cast(Block, block).self_attn.kernel = kernel
+    if isinstance(kernel, SplitAttention):
+        # After an exception too: what it holds would stay on the device until the next pass.
+        dit.register_forward_hook(lambda *_: kernel.end_pass(), always_call=True)
+    return dit
+
+
+def _kernel(ranks: Ranks, tokens: SplitTokens) -> Attention:
+    if ranks.layout.backend == "native":
+        return SplitAttention(ranks, tokens)
+    from wan.parallel.xfuser_backend import XfuserAttention
+
+    return XfuserAttention(ranks, tokens)

@@ -1,0 +1,147 @@
+"""Ring attention: keys and values pass from rank to rank, point to point, and are never gathered.
+
+    ring = Ring(ranks=ranks, place=0, peers=[0, 1, 2, 3], lengths=[5, 5, 5, 4], slots=Slots())
+    out = ring_attention([q, k, v], ring)
+
+A rank holds the keys and values it attends to and those on their way to it, 2 / ring of all. Each part gives an output
+and the logarithm of its sum of exponentials (LSE), by which the outputs are weighed, in fp32.
+
+B batch, L tokens, n heads, D head width; Lq of this rank, Lk of the part at hand.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wan.parallel.ranks import Ranks
+
+MERGE_TOKENS = 4096
+"""Tokens merged at a time: bounds the fp32 copy of a part's output."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ring:
+    """The ranks that keys and values pass through, and where this one stands."""
+
+    ranks: Ranks
+    place: int
+    peers: Sequence[int]
+    """Ranks in order; each sends to the next."""
+    lengths: Sequence[int]
+    """Keys of each."""
+    slots: "Slots"
+    """Where they lie on their way; the same for every layer."""
+
+
+class Slots:
+    """Two places for keys and values: one is read and sent on while the other is filled. Made once a forward pass.
+
+    What NCCL sends point to point is marked as in use on its stream, and the allocator gives it out again only when the
+    host finds that stream done. The host runs layers ahead, so buffers made anew for each would pile up: 14B at 720P
+    over a ring of four reserved 30 GiB for 10 GiB of tensors (H200, torch 2.11).
+    """
+
+    def __init__(self) -> None:
+        self._places: list[list[Tensor]] = []
+
+    def views(self, number: int, like: Sequence[Tensor], length: int, longest: int) -> list[Tensor]:
+        """Place `number` as tensors [B, length, n, D] of the dtypes of `like` [B, Lk, n, D], Lk at most `longest`."""
+        batch, _, *rest = like[0].shape
+        size = batch * longest * math.prod(rest)
+        if not self._places or self._places[0][0].numel() < size:
+            self._places = [[part.new_empty(size) for part in like] for _ in range(2)]
+        numel = batch * length * math.prod(rest)
+        return [place[:numel].view(batch, length, *rest) for place in self._places[number % 2]]
+
+    def drop(self) -> None:
+        """Free them: the pass is over."""
+        self._places = []
+
+
+def ring_attention(parts: list[Tensor], ring: Ring) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v over the keys of the whole ring.
+
+    Args:
+        parts: q [B, Lq, n, D], k and v [B, Lk, n, D] of this rank; emptied, so that k and v are freed at once.
+        ring: whose call this is; all its ranks make it at the same time.
+
+    Returns:
+        [B, Lq, n, D] in the dtype of q.
+    """
+    q, *pair = parts
+    parts.clear()
+    size, longest = len(ring.peers), max(ring.lengths)
+    held = ring.slots.views(0, pair, pair[0].shape[1], longest)
+    for place, part in zip(held, pair, strict=True):
+        place.copy_(part)
+    pair.clear()
+    merged: Merged | None = None
+    for turn in range(size):
+        arriving, under_way = held, None
+        if turn + 1 < size:
+            # After `turn` turns we hold what stood `turn` places before us; the next comes from one further.
+            arriving = ring.slots.views(turn + 1, held, ring.lengths[(ring.place - turn - 1) % size], longest)
+            under_way = ring.ranks.rotate(
+                held,
+                arriving,
+                to=ring.peers[(ring.place + 1) % size],
+                source=ring.peers[(ring.place - 1) % size],
+            )
+        out, lse = attention_lse(q, *held)
+        if merged is None:
+            merged = Merged(out, lse)
+        else:
+            merged.add(out, lse)
+        del out, lse
+        if under_way is not None:
+            under_way.wait()
+        held = arriving
+    assert merged is not None
+    return merged.out.to(q.dtype)
+
+
+class Merged:
+    """The output over the keys seen so far: out [B, L, n, D] and lse [B, L, n, 1], both fp32."""
+
+    def __init__(self, out: Tensor, lse: Tensor) -> None:
+        self.out, self.lse = out.float(), lse
+
+    def add(self, out: Tensor, lse: Tensor) -> None:
+        """Take in the output over further keys: out [B, L, n, D], lse [B, L, n, 1] fp32."""
+        # The share of the new keys in the sum of all exponentials; from a difference, so nothing overflows.
+        share = torch.sigmoid(lse - self.lse)
+        self.lse = torch.logaddexp(self.lse, lse)
+        pieces = zip(*(tensor.split(MERGE_TOKENS, dim=1) for tensor in (self.out, out, share)), strict=True)
+        for total, new, weight in pieces:
+            total.lerp_(new.float(), weight.expand_as(total))
+
+
+def attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention and its LSE: q [B, Lq, n, D], k and v [B, Lk, n, D] -> [B, Lq, n, D] and [B, Lq, n, 1] fp32."""
+    query, key, value = (tensor.transpose(1, 2) for tensor in (q, k, v))
+    # Private operators: those that F.scaled_dot_product_attention calls. It has no way to ask for the LSE, and
+    # flex_attention, which has, needs a compiler. torch 2.11 and 2.13 both have them.
+    if q.is_cuda:
+        out, lse = _attention_lse_cuda(query, key, value)
+    else:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    # Kernels differ in how they return it: [B, n, Lq], [B, n, Lq, 1], or with rows to spare.
+    lse = lse.reshape(*lse.shape[:2], -1)[..., : q.shape[1]].float()
+    return out.transpose(1, 2), lse.transpose(1, 2).unsqueeze(-1)
+
+
+def _attention_lse_cuda(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel that F.scaled_dot_product_attention would pick on a data-centre GPU, asked for its LSE too."""
+    aten = torch.ops.aten
+    capability = torch.cuda.get_device_capability(query.device)
+    # Flash neither reads fp32 nor runs before Ampere.
+    if query.dtype == torch.float32 or capability < (8, 0):
+        made = aten._scaled_dot_product_efficient_attention(query, key, value, None, compute_log_sumexp=True)
+    elif capability >= (9, 0) and torch.backends.cuda.cudnn_sdp_enabled():
+        made = aten._scaled_dot_product_cudnn_attention(query, key, value, None, compute_log_sumexp=True)
+    else:
+        made = aten._scaled_dot_product_flash_attention(query, key, value)
+    return made[0], made[1]

@@ -1,0 +1,102 @@
+"""Self-attention of tokens that lie on several ranks: Ulysses within groups, a ring across them, or either alone.
+
+    kernel = SplitAttention(ranks, tokens)
+    block.self_attn.kernel = kernel                # what wan/parallel/apply.py does for every block
+
+Ulysses: the ranks of a group hand one another heads for tokens, so that each holds all the group's tokens of its share
+of the heads, attends, and hands tokens for heads back. Four all_to_all a layer, for q, k, v and the output; those of q
+and k run while what comes next is computed.
+
+Where the ring is longer than one, what a rank then holds is one of `ring` parts of the tokens, and ring.py
+brings the keys and values of the others past it.
+
+B batch, L tokens of the group, l of this rank, N heads, n = N / ulysses of this rank, D head width.
+"""
+
+from torch import Tensor
+
+from wan.attention import Attention
+from wan.parallel.ranks import Pending, Ranks
+from wan.parallel.ring import Ring, Slots, ring_attention
+from wan.parallel.tokens import SplitTokens
+
+
+class SplitAttention(Attention):
+    """Takes the place of wan.attention.Attention in every self-attention of a DiT.
+
+    Args:
+        ranks: whose layout says how many ranks are in a Ulysses group and in a ring.
+        tokens: how the tokens of the pass under way are split.
+    """
+
+    def __init__(self, ranks: Ranks, tokens: SplitTokens) -> None:
+        layout = ranks.layout
+        self.head_ranks = layout.ulysses
+        self._ranks, self._tokens = ranks, tokens
+        self._group, self._place = divmod(ranks.rank, layout.ulysses)
+        first = self._group * layout.ulysses
+        self._members = range(first, first + layout.ulysses)
+        self._under_way: Pending | None = None
+        self._slots = Slots()
+
+    def end_pass(self) -> None:
+        """Hold nothing of the forward pass, whether it came to its end or was left."""
+        # Not waited for: after a failure the others may never send.
+        self._under_way = None
+        self._slots.drop()
+
+    def to_heads(self, x: Tensor) -> Tensor:
+        """x [B, l, N, D] -> [B, L, n, D], which may be read once attend() has it; waits for the one before."""
+        if self.head_ranks == 1:
+            return x
+        self._wait()
+        # Token by token, so that the parts of the ranks stand one behind the other as they come in.
+        send = x.unflatten(2, (self.head_ranks, -1)).permute(2, 1, 0, 3, 4).contiguous()
+        del x
+        lengths = self._lengths()
+        own = [lengths[self._place]] * self.head_ranks
+        out, self._under_way = self._ranks.exchange(
+            send.flatten(0, 1), self._members, sent=own, received=lengths
+        )
+        return out.transpose(0, 1)
+
+    def attend(self, parts: list[Tensor]) -> Tensor:
+        """softmax(q k^T / sqrt(D)) v for q, k, v of to_heads(); empties `parts`; returns [B, L, n, D]."""
+        self._wait()
+        if self._ranks.layout.ring == 1:
+            return super().attend(parts)
+        return ring_attention(parts, self._ring())
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """x [B, L, n, D] -> [B, l, N, D]."""
+        if self.head_ranks == 1:
+            return x
+        lengths = self._lengths()
+        own = [lengths[self._place]] * self.head_ranks
+        send = x.transpose(0, 1).contiguous()
+        del x
+        out, pending = self._ranks.exchange(send, self._members, sent=lengths, received=own)
+        del send
+        pending.wait()
+        by_rank: Tensor = out.unflatten(0, (self.head_ranks, -1))
+        return by_rank.permute(2, 1, 0, 3, 4).flatten(2, 3)
+
+    def _wait(self) -> None:
+        if self._under_way is not None:
+            self._under_way.wait()
+            self._under_way = None
+
+    def _lengths(self) -> list[int]:
+        """Tokens of each member of the group."""
+        return self._tokens.lengths[self._members.start : self._members.stop]
+
+    def _ring(self) -> Ring:
+        ulysses, size = self._ranks.layout.ulysses, self._ranks.layout.ring
+        lengths = self._tokens.lengths
+        return Ring(
+            ranks=self._ranks,
+            place=self._group,
+            peers=[index * ulysses + self._place for index in range(size)],
+            lengths=[sum(lengths[index * ulysses : (index + 1) * ulysses]) for index in range(size)],
+            slots=self._slots,
+        )
