@@ -1,0 +1,121 @@
+"""The command line: one command for each thing to do with a run; each does no more than call its module.
+
+    $ ray-memprof launch configs/baseline.yaml
+    $ ray-memprof export latest --format perfetto
+    $ ray-memprof import dump/rank*.pickle --name theirs
+
+What a user got wrong ends in one line and a hint, with the exit code of errors.py.
+"""
+
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_memprof import launch
+from ray_memprof.errors import ConfigError, RunError
+
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__.split("\n")[0]
+)
+app.command("launch")(launch.main)
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    PERFETTO = "perfetto"
+    SNAPSHOT = "snapshot"
+    CSV = "csv"
+    MEMORY_EVENTS = "memory_events"
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """An error of the user's, or of the disk, as one line and a hint."""
+    try:
+        yield
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        raise typer.Exit(error.exit_code) from error
+
+
+@app.command("export")
+def export(
+    run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
+    format: Annotated[Format, typer.Option(help="What to write.")],  # noqa: A002 - the name of the option
+    rank: Annotated[int | None, typer.Option(min=0, help="Of one rank only.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write, or folder for several.")] = None,
+    name: Annotated[str | None, typer.Option(help="csv: a table or question instead of every table.")] = None,
+) -> None:
+    """Write a run in the format of another tool."""
+    from ray_memprof.find_run import find_run
+
+    with told():
+        if name is not None and format is not Format.CSV:
+            raise ConfigError(f"--name {name} goes with --format csv, not {format.value}")
+        run_dir = find_run(run)
+        for path in _export(run_dir, format, rank, out, name):
+            sys.stdout.write(f"{path}\n")
+
+
+def _export(
+    run_dir: Path, format: Format, rank: int | None, out: Path | None, name: str | None
+) -> list[Path]:
+    from ray_memprof.exporters import csv, memory_events, perfetto
+
+    stem = f"{run_dir.parent.name}-{run_dir.name}"
+    of_rank = "" if rank is None else f"-rank{rank}"
+    if format is Format.PERFETTO:
+        return [perfetto.write(run_dir, out or Path(f"{stem}{of_rank}.trace.json.gz"), rank)]
+    if format is Format.SNAPSHOT:
+        return _snapshots(run_dir, rank, out, stem)
+    if format is Format.CSV:
+        default = f"{stem}{of_rank}-{name}.csv" if name else f"{stem}{of_rank}-csv"
+        return [csv.write(run_dir, out or Path(default), name, rank)]
+    if rank is not None:
+        raise ConfigError("memory_events.json is of all ranks", hint="leave --rank out")
+    path = memory_events.write(run_dir)
+    return [path if out is None else Path(shutil.copyfile(path, out))]
+
+
+def _snapshots(run_dir: Path, rank: int | None, out: Path | None, stem: str) -> list[Path]:
+    """One file a rank; all ranks go into the folder `out`."""
+    from ray_memprof.exporters import torch_snapshot
+
+    if rank is not None:
+        return [torch_snapshot.write(run_dir, rank, out or Path(f"{stem}-rank{rank}.pickle"))]
+    folder = out or Path(f"{stem}-snapshots")
+    ranks = torch_snapshot.recorded_ranks(run_dir)
+    return [torch_snapshot.write(run_dir, one, folder / f"rank{one}.pickle") for one in ranks]
+
+
+@app.command("import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="Snapshots of torch's allocator, one a rank.")],
+    name: Annotated[str, typer.Option(help="Name of the run to make.")],
+    output_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("profiler_logs"),
+) -> None:
+    """Make a run of memory snapshots that torch.cuda.memory._dump_snapshot wrote."""
+    from ray_memprof.importers.torch_snapshot import import_snapshots
+    from ray_memprof.run_folder import new_run_id, point
+    from ray_memprof.store import LATEST_LINK, REPORT_FILE
+
+    with told():
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(f"--name {name!r} names a folder: letters, digits, '.', '-' and '_'")
+        run_dir = (output_dir / name / new_run_id()).absolute()
+        for line in import_snapshots(files, run_dir, name):
+            sys.stderr.write(f"warning: {line}\n")
+        point(run_dir.parent / LATEST_LINK, run_dir.name)
+        sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,124 @@
+"""Hears every collective that this process calls, without a change to who calls it: torch.distributed's own functions.
+
+    with watching(recorder):
+        torch.distributed.all_reduce(x)          # a row of the collectives table
+
+A row has the bytes, the group, and by how much device memory grew outside the allocator across the call: NCCL takes
+its buffers when a group is made and when it is first used. Not heard are isend and irecv by
+themselves, functional collectives (torch.ops._c10d_functional), those that C++ starts, and functions that a module
+took by name before (DeviceMesh has new_group like that); their growth is booked by the span around them.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from ray_memprof.meters import Reading
+
+# isend and irecv stay torch's own: P2POp refuses any other function, and a module may have taken them by name before.
+OPS = (
+    "init_process_group", "new_group", "destroy_process_group", "barrier", "broadcast", "all_reduce", "reduce",
+    "all_gather", "all_gather_into_tensor", "all_gather_single", "gather", "scatter", "reduce_scatter",
+    "reduce_scatter_tensor", "reduce_scatter_single", "all_to_all", "all_to_all_single", "send", "recv",
+    "batch_isend_irecv",
+)  # fmt: skip
+
+
+class Hearer(Protocol):
+    """The part of the recorder that hears collectives."""
+
+    def begin_collective(self) -> Reading | None:
+        """A collective begins."""
+
+    def end_collective(
+        self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int
+    ) -> None:
+        """It has returned."""
+
+
+@contextmanager
+def watching(hearer: Hearer) -> Iterator[None]:
+    """Tell `hearer` of every collective called inside the block."""
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        yield
+        return
+    ear = _Ear()
+    modules = (dist, dist.distributed_c10d)
+    originals = {op: getattr(dist, op) for op in OPS if hasattr(dist, op)}  # *_single: since torch 2.13
+    for op, original in originals.items():
+        watched = _watched(op, original, hearer, ear)
+        for module in modules:
+            setattr(module, op, watched)
+    try:
+        yield
+    finally:
+        ear.is_shut = True  # a module that took a function by name inside the block keeps ours
+        for op, original in originals.items():
+            for module in modules:
+                setattr(module, op, original)
+
+
+class _Ear:
+    """Shut while a collective is under way, for those that it calls itself are part of it, and for good at the end."""
+
+    __slots__ = ("is_shut",)
+
+    def __init__(self) -> None:
+        self.is_shut = False
+
+
+def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -> Callable[..., Any]:
+    parameters = list(inspect.signature(original).parameters)
+    place = parameters.index("group") if "group" in parameters else -1
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        before = None if ear.is_shut else hearer.begin_collective()
+        if before is None:
+            return original(*args, **kwargs)
+        ear.is_shut = True
+        try:
+            result = original(*args, **kwargs)
+        finally:
+            ear.is_shut = False
+        if op == "new_group":
+            group = result
+        elif op == "batch_isend_irecv":
+            group = kwargs.get("p2p_op_list", args and args[0])[0].group
+        else:
+            group = kwargs.get("group", args[place] if 0 <= place < len(args) else None)
+        name, size = _describe(group)
+        hearer.end_collective(before, op=op, num_bytes=_num_bytes(args, kwargs), group=name, group_size=size)
+        return result
+
+    return watched
+
+
+def _describe(group: Any) -> tuple[str, int]:
+    """Name and size of a process group; the default one for None, and nothing where there is none."""
+    import torch.distributed as dist
+
+    if group is None:
+        group = dist.group.WORLD if dist.is_initialized() else None
+    if not isinstance(group, dist.ProcessGroup):
+        return "", 0
+    return str(group.group_name), int(group.size())
+
+
+def _num_bytes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The largest tensor, or list of tensors, among the arguments."""
+    return max((_size(value) for value in (*args, *kwargs.values())), default=0)
+
+
+def _size(value: Any) -> int:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, (list, tuple)):
+        return sum(_size(item) for item in value)
+    return _size(value.tensor) if hasattr(value, "tensor") else 0

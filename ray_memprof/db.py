@@ -1,0 +1,296 @@
+"""A run as a database: its tables, and one view for each question in sql/.
+
+    db.build(run_dir)                                     # writes run.duckdb, for any DuckDB client
+    db.query(run_dir, "peak_by_rank").to_pylist()         # no run.duckdb needed
+    $ duckdb profiler_logs/baseline/latest/run.duckdb "FROM peak_by_rank"
+
+run.duckdb holds the tables themselves, except the large ones (allocs, stacks: 2 to 6 bytes a row in Parquet, 24 here),
+which are views over the Parquet files beside it. A view with a relative path would look in the client's working
+directory and one with an absolute path would break when the folder moves. The one thing that tells a view where its
+database lies is the setting temp_directory, whose default is the path of the database that the client opened, plus
+".tmp". So allocs and stacks want run.duckdb to be opened, not attached to another database; all else works there too.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.schema import SCHEMA_VERSION, TABLES, Table
+from ray_memprof.store import (
+    DATABASE_FILE,
+    PART_SUFFIX,
+    TABLES_DIR,
+    TEMPORARY_SUFFIX,
+    disk_error,
+    replace,
+)
+
+SQL_DIR = Path(__file__).parent / "sql"
+LARGE_TABLES = ("allocs", "stacks")
+QUESTIONS = (
+    "component_visits",
+    "base_memory",
+    "peak_by_rank",
+    "peak_by_stage",
+    "activation_by_step",
+    "activation_by_stage",
+    "model_switching",
+    "fragmentation",
+    "imbalance",
+    "books",
+    "books_at_peak",
+    "replay_check",
+    "collectives_summary",
+    "stage_bands",
+    "timeline",
+    "timeline_spread",
+    "timeline_by_account",
+    "steps",
+    "peak_event",
+    "alive_at_peak",
+    "largest_allocations",
+    "churn",
+    "device_calls",
+    "host_memory",
+    "activation_by_block",
+    "run_overview",
+    "measures",
+    "memory_events",
+)
+"""Files of sql/, in an order in which each finds the views that it reads."""
+
+_BESIDE_DATABASE = (
+    r"regexp_replace(parse_dirpath(current_setting('temp_directory')), '([\[*?])', '[\1]', 'g')"
+)
+"""The folder of the database file; characters that a glob would read as wildcards stand for themselves."""
+_TYPES = {
+    pa.bool_(): "BOOLEAN",
+    pa.int16(): "SMALLINT",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.float32(): "FLOAT",
+    pa.string(): "VARCHAR",
+}
+
+
+def build(run_dir: Path) -> Path:
+    """Write run.duckdb from the tables of a run, anew; where it is.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or one of a newer version.
+        DiskFull: no room for it.
+    """
+    path = run_dir / DATABASE_FILE
+    # In the same folder, where the views over files are tried when they are made.
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary.unlink(missing_ok=True)
+    try:
+        with duckdb.connect(str(temporary)) as connection:
+            _fill(connection, run_dir, _BESIDE_DATABASE)
+        replace(temporary, path)
+    except OSError as error:
+        raise disk_error("the driver", path, error) from error
+    except duckdb.IOException as error:
+        if "No space left" not in str(error):
+            raise
+        raise disk_error("the driver", path, OSError(str(error))) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def open_run(run_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The same tables and views in memory, straight from the Parquet files: needs no run.duckdb and locks none.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or one of a newer version.
+    """
+    with duckdb.connect() as connection:
+        _fill(connection, run_dir, _literal(_without_wildcards(run_dir.resolve())))
+        yield connection
+
+
+@contextmanager
+def open_runs(run_dirs: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Several runs side by side: every table and view with the columns run_id and name of the run in front.
+
+    The tables of one run alone are in a schema of their own: run0, run1 and so on, in the order given.
+
+    Raises:
+        ConfigError: one of them is no run, or one of another version.
+    """
+    with duckdb.connect() as connection:
+        for number, run_dir in enumerate(run_dirs):
+            add_run(connection, run_dir, f"run{number}")
+        for name in (*TABLES, *QUESTIONS):
+            parts = " UNION ALL ".join(
+                _of_run(connection, f"run{number}", name, run_dir) for number, run_dir in enumerate(run_dirs)
+            )
+            connection.execute(f"CREATE VIEW main.{name} AS {parts}")
+        yield connection
+
+
+def add_run(connection: duckdb.DuckDBPyConnection, run_dir: Path, schema: str) -> None:
+    """Put the tables and views of a run into a schema of their own; main stays the current one.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or one of another version.
+    """
+    connection.execute(f"CREATE SCHEMA {schema}")
+    # A view finds what it reads in the schema that it lies in.
+    connection.execute(f"SET schema = '{schema}'")
+    _fill(connection, run_dir, _literal(_without_wildcards(run_dir.resolve())))
+    connection.execute("SET schema = 'main'")
+
+
+def _of_run(connection: duckdb.DuckDBPyConnection, schema: str, name: str, run_dir: Path) -> str:
+    """A SELECT that says of every row which run it is from."""
+    columns = [row[0] for row in connection.execute(f"DESCRIBE {schema}.{name}").fetchall()]
+    listed = list(map(_quoted, columns))
+    if "run_id" not in columns:  # else it is about runs, and says it itself
+        folder = run_dir.resolve()
+        # A span has a name too: beside it the run's is called run_name.
+        title = "run_name" if "name" in columns else "name"
+        facts = (f"{_literal(folder.name)} AS run_id", f"{_literal(folder.parent.name)} AS {title}")
+        listed = [*facts, *listed]
+    return f"SELECT {', '.join(listed)} FROM {schema}.{name}"
+
+
+def query(run_dir: Path, name: str) -> pa.Table:
+    """The rows of a question.
+
+    Raises:
+        ConfigError: no such question, or no such run.
+    """
+    text = question(name)
+    with open_run(run_dir) as connection:
+        return connection.sql(text).to_arrow_table()
+
+
+def question(name: str) -> str:
+    """The SQL of a question, its header included.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if name not in QUESTIONS:
+        near = difflib.get_close_matches(name, QUESTIONS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(QUESTIONS)}"
+        raise ConfigError(f"there is no question {name!r}", hint=hint)
+    return (SQL_DIR / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def headline(name: str) -> str:
+    """What a question asks, in one line: the first sentence of its header."""
+    text = " ".join(
+        line.removeprefix("--").strip() for line in question(name).split("-- One row")[0].splitlines()
+    )
+    return text.strip()
+
+
+def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str) -> None:
+    """Make every table and view; `folder` is the run folder as an SQL expression, for views over files."""
+    if not (run_dir / TABLES_DIR).is_dir():
+        raise ConfigError(
+            f"{run_dir} is no run: it has no folder {TABLES_DIR}",
+            hint="a run folder is profiler_logs/<name>/<run_id>, or profiler_logs/<name>/latest",
+        )
+    for table in TABLES.values():
+        _make_table(connection, run_dir, table, folder)
+    newest = connection.execute("SELECT MAX(schema_version) FROM runs").fetchone()
+    assert newest is not None
+    if newest[0] is not None and newest[0] < SCHEMA_VERSION:
+        raise ConfigError(
+            f"{run_dir} was recorded with schema version {newest[0]}; this program reads {SCHEMA_VERSION} alone",
+            hint="use the ray_memprof that recorded it",
+        )
+    if newest[0] is not None and newest[0] > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{run_dir} was recorded with schema version {newest[0]}; this program knows {SCHEMA_VERSION}",
+            hint="use a newer ray_memprof",
+        )
+    for name in QUESTIONS:
+        connection.execute(f"CREATE VIEW {name} AS\n{question(name)}")
+        connection.execute(f"COMMENT ON VIEW {name} IS {_literal(headline(name))}")
+
+
+def _make_table(connection: duckdb.DuckDBPyConnection, run_dir: Path, table: Table, folder: str) -> None:
+    pattern = (
+        f"{table.name}/*{PART_SUFFIX}" if table.name == "runs" else f"{table.name}/rank=*/*{PART_SUFFIX}"
+    )
+    is_there = next((run_dir / TABLES_DIR).glob(pattern), None) is not None
+    columns = _columns(table)
+    if is_there and table.name in LARGE_TABLES:
+        # Files first: an older run may lack a column, and this view could not add it.
+        source = _parquet(f"{folder} || {_literal(f'/{TABLES_DIR}/{pattern}')}")
+        _view_files(connection, run_dir, table.name, columns, source)
+        kind = "VIEW"
+    else:
+        listed = ", ".join(f"{_quoted(name)} {kind}" for name, kind in columns.items())
+        connection.execute(f"CREATE TABLE {table.name} ({listed})")
+        kind = "TABLE"
+        if is_there:
+            _insert(connection, table.name, columns, f"{_without_wildcards(run_dir)}/{TABLES_DIR}/{pattern}")
+    connection.execute(f"COMMENT ON {kind} {table.name} IS {_literal(f'One row = {table.row}')}")
+    for column in table.columns:
+        unit = f" ({column.unit})" if column.unit else ""
+        name = f"{table.name}.{_quoted(column.name)}"
+        connection.execute(f"COMMENT ON COLUMN {name} IS {_literal(column.meaning + unit)}")
+
+
+def _view_files(
+    connection: duckdb.DuckDBPyConnection, run_dir: Path, table: str, columns: dict[str, str], source: str
+) -> None:
+    """A view over Parquet files, which must have every column: a view cannot add one to some of them."""
+    listed = ", ".join(map(_quoted, columns))
+    try:
+        connection.execute(f"CREATE VIEW {table} AS SELECT {listed} FROM {source}")
+    except duckdb.BinderException as error:
+        found = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+        lacking = [name for name in columns if name not in found]
+        if not lacking:
+            raise
+        raise ConfigError(
+            f"{run_dir} was recorded by an older version: its table {table} has no column {', '.join(lacking)}",
+            hint="use the ray_memprof that recorded it",
+        ) from error
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: dict[str, str], pattern: str) -> None:
+    """Copy what the files have of the columns; those that an older version did not write stay null."""
+    source = _parquet(_literal(pattern))
+    described = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
+    found = {row[0] for row in described}
+    names = ", ".join(_quoted(name) for name in columns if name in found)
+    connection.execute(f"INSERT INTO {table} BY NAME SELECT {names} FROM {source}")
+
+
+def _columns(table: Table) -> dict[str, str]:
+    """DuckDB's types, by column; rank comes from the folder, and only runs has none."""
+    types = {}
+    for field in table.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        types[field.name] = _TYPES[kind]
+    return types if table.name == "runs" else {"rank": "BIGINT", **types}
+
+
+def _parquet(pattern: str) -> str:
+    return f"read_parquet({pattern}, union_by_name = true, hive_partitioning = true)"
+
+
+def _without_wildcards(path: Path) -> str:
+    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in path.as_posix())
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,271 @@
+"""What holds the peak of a run back, in sentences: rules over its tables, each with the bytes and the knob to turn.
+
+    for finding in findings(connection): ...          # a connection of db.open_run
+    $ ray-memprof diagnose latest
+
+A rule is a file of sql/diagnosis/: it has a row where it speaks, and says in its header from which size on, and why.
+It reads the questions of sql/ and the evidence below, which is gathered once. Leaves temporary tables in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+
+from ray_memprof.db import SQL_DIR
+from ray_memprof.units import size_text
+
+RULES_DIR = SQL_DIR / "diagnosis"
+EVIDENCE = ("settings", "stage_peaks", "skews", "alive")
+"""Tables that rules share, in an order in which each finds those that it reads."""
+SEVERE_FRACTION, NOTABLE_FRACTION = 0.10, 0.03
+"""Of the most device memory that a rank of the finding had in use: what a second look is worth."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one rule says of one place."""
+
+    rule: str
+    severity: str
+    """severe, notable or minor: bytes as a share of the memory in use."""
+    is_peak: bool
+    """The bytes are part of a peak, and not only of some stage below it."""
+    ranks: tuple[int, ...]
+    stage: str
+    component: str | None
+    bytes: int
+    sentence: str
+    knob: str
+    """What to change: a key of the configuration, or a variable of the environment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A file of sql/diagnosis, and its rows in words."""
+
+    name: str
+    sentence: Callable[[Row], str]
+    knob: Callable[[Row], str]
+
+
+def rank_text(ranks: Sequence[int]) -> str:
+    """Ranks in few words: "rank 3", "ranks 0 to 7", "ranks 0, 2 and 5"."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
+
+
+def _who(row: Row) -> str:
+    text = rank_text(row["ranks"])
+    return text[0].upper() + text[1:]
+
+
+def _verb(row: Row, one: str, several: str) -> str:
+    return one if len(row["ranks"]) == 1 else several
+
+
+def _holds_more(row: Row) -> str:
+    what = f"for {row['component']}" if row["component"] else "for no component"
+    return (
+        f"{_who(row)} {_verb(row, 'holds', 'hold')} {size_text(row['bytes'])} more {what} in {row['stage']} than "
+        f"rank {row['typical_rank']}, whose peak there is the typical one."
+    )
+
+
+def _holds_more_knob(row: Row) -> str:
+    if row["component"] == "vae":
+        return "parallel.vae: split"
+    return (
+        f"compare rank {row['ranks'][0]} with rank {row['typical_rank']}: "
+        f"ray-memprof query alive_at_peak, and largest_allocations"
+    )
+
+
+def _decodes_alone(row: Row) -> str:
+    others = "the other rank waits" if row["num_others"] == 1 else f"the {row['num_others']} other ranks wait"
+    return f"{_who(row)} decodes alone and needs {size_text(row['bytes'])} for it, while {others}."
+
+
+def _decode_peaks(row: Row) -> str:
+    return (
+        f"Decoding makes the peak of {rank_text(row['ranks'])}: {size_text(row['bytes'])} more than "
+        f"{row['other_stage']}, the next stage below it."
+    )
+
+
+def _decode_peaks_knob(row: Row) -> str:
+    if row["num_slabs"] == 1:
+        return "optimization.vae_slabs: 0 (by size), which was 1"
+    asked = "chosen by size" if row["num_slabs"] == 0 else str(row["num_slabs"])
+    return f"optimization.vae_slabs: more than it was ({asked})"
+
+
+def _nccl_holds(row: Row) -> str:
+    groups = "one process group" if row["num_groups"] == 1 else f"{row['num_groups']} process groups"
+    return f"NCCL holds {size_text(row['bytes'])} for {groups} on {rank_text(row['ranks'])} when the device is fullest."
+
+
+def _nccl_knob(row: Row) -> str:
+    if row["num_groups"] > 1:
+        return "fewer process groups: parallel.ulysses or parallel.ring alone; else NCCL_BUFFSIZE=1048576"
+    return "NCCL_BUFFSIZE=1048576 in the environment (buffers of 1 MiB and not 4)"
+
+
+def _fragments(row: Row) -> str:
+    return (
+        f"The allocator of {rank_text(row['ranks'])} takes {size_text(row['bytes'])} more from the device than is ever "
+        f"in use at once; most of it comes in {row['stage']}."
+    )
+
+
+def _fragments_knob(row: Row) -> str:
+    if row["is_expandable"] is False:
+        return "optimization.expandable_segments: true, which gives back up to all of it"
+    if row["is_expandable"] is None:
+        return "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment, if it was not set"
+    if row["workload"] != "wan":
+        return "expandable segments are on: smaller tensors, or torch.cuda.empty_cache() between stages"
+    return "expandable segments are on: make the largest tensors smaller (optimization.ffn_chunks, vae_slabs)"
+
+
+def _ffn_hidden(row: Row) -> str:
+    return (
+        f"The hidden layer of the feed-forward has {size_text(row['bytes'])} alive when denoise peaks on "
+        f"{rank_text(row['ranks'])}."
+    )
+
+
+def _weights_fp32(row: Row) -> str:
+    return (
+        f"The diffusion transformer's weights are stored in fp32 on {rank_text(row['ranks'])}: half of them would do, "
+        f"{size_text(row['bytes'])} less."
+    )
+
+
+def _weights_knob(row: Row) -> str:
+    if row["precision"] == "fp32":
+        return "model_config.precision: bf16, which was fp32"
+    return f"model_config.precision was {row['precision']}, yet they came in fp32: look at what loads them"
+
+
+def _t5_stays(row: Row) -> str:
+    return (
+        f"The text encoder is still on the device in the denoise loop, {size_text(row['bytes'])} of weights on "
+        f"{rank_text(row['ranks'])}."
+    )
+
+
+def _t5_knob(row: Row) -> str:
+    return (
+        "model_config.offload: true, which was false (or model_config.t5_cpu: true)"
+        if row["is_offload"] is False
+        else "model_config.t5_cpu: true, or parallel.t5_fsdp: true on several ranks"
+    )
+
+
+def _starts_late(row: Row) -> str:
+    return (
+        f"{_who(row)} begins {row['late_ns'] / 1e9:.1f} s after the median rank, and the others wait for it at their "
+        "first collective."
+    )
+
+
+def _outside_grows(row: Row) -> str:
+    whose = "libraries" if row["account"] == "library" else "nobody who is known"
+    return (
+        f"Memory outside the allocator grows by {size_text(row['bytes'])} over {row['num_times']} visits of "
+        f"{row['stage']} on {rank_text(row['ranks'])}; it belongs to {whose}."
+    )
+
+
+def _retries(row: Row) -> str:
+    cost = f", at most {row['extra_ns'] / 1e9:.2f} s" if row["extra_ns"] else ""
+    times = "once" if row["num_retries"] == 1 else f"{row['num_retries']} times"
+    return (
+        f"The device was full: the allocator of {rank_text(row['ranks'])} flushed its cache {times} in "
+        f"{row['stage']}{cost}, with up to {size_text(row['bytes'])} held and not in use."
+    )
+
+
+def _ffn_knob(row: Row) -> str:
+    if row["num_chunks"] == 1:
+        return "optimization.ffn_chunks: 0 (by size), which was 1"
+    return f"optimization.ffn_chunks: more than it was ({row['num_chunks'] or 'chosen by size'})"
+
+
+RULES = (
+    Rule("retries", _retries, lambda row: "optimization.expandable_segments: true, and less at the peak"),
+    Rule("t5_stays", _t5_stays, _t5_knob),
+    Rule("weights_fp32", _weights_fp32, _weights_knob),
+    Rule("ffn_hidden", _ffn_hidden, _ffn_knob),
+    Rule("decodes_alone", _decodes_alone, lambda row: "parallel.vae: split"),
+    Rule("decode_peaks", _decode_peaks, _decode_peaks_knob),
+    Rule("holds_more", _holds_more, _holds_more_knob),
+    Rule("nccl_holds", _nccl_holds, _nccl_knob),
+    Rule("fragments", _fragments, _fragments_knob),
+    Rule(
+        "outside_grows",
+        _outside_grows,
+        lambda row: "the versions of cuDNN and NCCL, and what allocates by itself: query books, collectives",
+    ),
+    Rule(
+        "starts_late", _starts_late, lambda row: "what its node does before: logs/, load_strategy, the disk"
+    ),
+)
+
+
+def rule_text(name: str) -> str:
+    """The SQL of a rule or of evidence, its header included."""
+    return (RULES_DIR / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def findings(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
+    """What every rule says of the run: what is part of a peak first, then by bytes."""
+    for name in EVIDENCE:
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS\n{rule_text(name)}")
+    used = _device_used(connection)
+    found = [
+        _finding(rule, row, used)
+        for rule in RULES
+        for row in connection.sql(rule_text(rule.name)).to_arrow_table().to_pylist()
+    ]
+    return sorted(found, key=lambda one: (not one.is_peak, -one.bytes, one.rule, one.ranks, one.stage))
+
+
+def lines(found: Sequence[Finding], most: int | None = None) -> list[str]:
+    """Findings for the console, two lines each."""
+    listed = []
+    for one in found[:most]:
+        below = "" if one.is_peak else ", below the peak"
+        listed += [f"{one.severity}{below}: {one.sentence}", f"  change {one.knob}"]
+    return listed
+
+
+def _device_used(connection: duckdb.DuckDBPyConnection) -> dict[int, int]:
+    """The most that is in use on each rank's device; on the CPU, what is allocated."""
+    rows = connection.execute(
+        "SELECT rank, GREATEST(device_used_peak_bytes, allocated_peak_bytes) FROM peak_by_rank"
+    ).fetchall()
+    return dict(rows)
+
+
+def _finding(rule: Rule, row: Row, used: dict[int, int]) -> Finding:
+    share = row["bytes"] / max(1, *(used[rank] for rank in row["ranks"]))
+    severity = "severe" if share >= SEVERE_FRACTION else "notable" if share >= NOTABLE_FRACTION else "minor"
+    return Finding(
+        rule=rule.name,
+        severity=severity,
+        is_peak=row["is_peak"],
+        ranks=tuple(row["ranks"]),
+        stage=row["stage"],
+        component=row["component"],
+        bytes=row["bytes"],
+        sentence=rule.sentence(row),
+        knob=rule.knob(row),
+    )

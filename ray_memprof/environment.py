@@ -1,0 +1,106 @@
+"""The environment of a rank: what torchrun would set, what the driver passes on, and what a stall must leave behind.
+
+    environ = rank_environment(plan, os.environ, num_cores=16)      # pure: takes and gives plain mappings
+
+Ranks inherit the environment of their own node. Of the driver's, only the names in FORWARDED go along, and only where
+the node has no value of its own: a host may need another NCCL_SOCKET_IFNAME, PATH and LD_LIBRARY_PATH are its own.
+"""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ray_memprof.plan import RankPlan
+
+FORWARDED = (
+    "NCCL_*",
+    "TORCH_*",
+    "PYTORCH_*",
+    "GLOO_*",
+    "CUDA_*",
+    "CUDNN_*",
+    "CUBLAS_*",
+    "HF_*",
+    "DASH_*",
+    "TOKENIZERS_PARALLELISM",
+    "OMP_NUM_THREADS",
+)
+"""Names of the driver that ranks may see. DASH_*: the service that extends prompts."""
+NEVER_FORWARDED = ("CUDA_VISIBLE_DEVICES",)
+"""Ray's to give, one list a node."""
+
+_SECRET = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD"))
+_FLIGHT_RECORDS = 2000
+"""Collectives that the flight recorder of NCCL keeps: torch's own default, written down so that 0 does not slip in."""
+_THREADS = "OMP_NUM_THREADS"
+
+
+def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of the driver's environment goes along to the ranks."""
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if name not in NEVER_FORWARDED and any(fnmatchcase(name, pattern) for pattern in FORWARDED)
+    }
+
+
+def rank_environment(plan: RankPlan, environ: Mapping[str, str], *, num_cores: int) -> dict[str, str]:
+    """The variables to set in a rank whose process has `environ` already; MASTER_* come once the store is open."""
+    defaults = plan.environment | _defaults(plan)
+    # Ray sets OMP_NUM_THREADS to the number of CPUs it booked, 1 by default, so the rank's own value says nothing.
+    threads = plan.environment.get(_THREADS) or str(max(1, num_cores // plan.local_world_size))
+    return {
+        **{name: value for name, value in defaults.items() if name not in environ},
+        _THREADS: threads,
+        **_mask(plan),
+        **_torchrun(plan),
+    }
+
+
+def _defaults(plan: RankPlan) -> dict[str, str]:
+    """Where neither the driver nor the node says anything else."""
+    records = Path(plan.run_dir, "logs", "nccl_trace_rank").as_posix()
+    wanted = {
+        "TORCH_FR_BUFFER_SIZE": str(_FLIGHT_RECORDS),
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        # torch appends the rank.
+        "TORCH_FR_DUMP_TEMP_FILE": records,
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": records,
+        # Else CUDA puts the fastest GPU first, and index 0 is another one than NVML's and Ray's.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
+    return {name: value for name, value in wanted.items() if name not in plan.environment}
+
+
+def _mask(plan: RankPlan) -> dict[str, str]:
+    """The node's list, as under torchrun: a script that calls set_device(LOCAL_RANK) gets its own GPU."""
+    devices = dict.fromkeys(plan.visible_devices)
+    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+
+
+def _torchrun(plan: RankPlan) -> dict[str, str]:
+    """The same names that torchrun sets."""
+    return {
+        "RANK": str(plan.rank),
+        "LOCAL_RANK": str(plan.local_rank),
+        "WORLD_SIZE": str(plan.world_size),
+        "LOCAL_WORLD_SIZE": str(plan.local_world_size),
+        "GROUP_RANK": str(plan.node),
+        "GROUP_WORLD_SIZE": str(plan.num_nodes),
+        "ROLE_NAME": "default",
+        "ROLE_RANK": str(plan.rank),
+        "ROLE_WORLD_SIZE": str(plan.world_size),
+        "TORCHELASTIC_RUN_ID": plan.run_id,
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        # Rank 0 holds the store itself, and torch's rendezvous joins it there.
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }
+
+
+def shown(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` as it may be written into a run folder: values of secrets left out."""
+    return {
+        name: "(set, not recorded)" if _SECRET & set(name.upper().split("_")) else value
+        for name, value in sorted(environ.items())
+    }

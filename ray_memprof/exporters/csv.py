@@ -1,0 +1,55 @@
+"""Tables and questions of a run as CSV files, written by DuckDB.
+
+    csv.write(run_dir, Path("tables"))                            # every table, tables/<table>.csv
+    csv.write(run_dir, Path("peaks.csv"), "peak_by_stage")        # a table or a question
+
+The first line names the columns; nothing is quoted that needs no quotes; null is empty.
+"""
+
+from pathlib import Path
+
+import duckdb
+
+from ray_memprof import db
+from ray_memprof.errors import ConfigError
+from ray_memprof.exporters.whole_file import whole_file
+from ray_memprof.schema import TABLES
+
+
+def write(run_dir: Path, path: Path, name: str | None = None, rank: int | None = None) -> Path:
+    """Write table or question `name` to the file `path`, or without a name every table into the folder `path`.
+
+    Args:
+        run_dir: the run.
+        path: where to.
+        name: of a table or a question.
+        rank: only its rows.
+
+    Raises:
+        ConfigError: no such run, table or question, or rows that know no rank.
+        DiskFull: no room for it.
+    """
+    with db.open_run(run_dir) as connection:
+        if name is not None:
+            if name not in TABLES:
+                db.question(name)  # refuses unknown names
+            return _copy(connection, name, path, rank)
+        for table in TABLES:
+            _copy(connection, table, path / f"{table}.csv", None if table == "runs" else rank)
+    return path
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, name: str, path: Path, rank: int | None) -> Path:
+    columns = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()]
+    if rank is not None and "rank" not in columns:
+        raise ConfigError(
+            f"{name} has no column rank: its rows are of the whole run", hint="leave --rank out"
+        )
+    condition = "" if rank is None else f" WHERE rank = {rank:d}"
+    with whole_file(path) as temporary:
+        target = str(temporary).replace("'", "''")
+        try:
+            connection.execute(f"COPY (FROM {name}{condition}) TO '{target}' (FORMAT csv, HEADER)")
+        except duckdb.IOException as error:
+            raise OSError(str(error)) from error
+    return path

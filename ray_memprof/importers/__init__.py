@@ -1,0 +1,1 @@
+"""Recordings of others, brought into this project's tables: one file each."""

@@ -1,0 +1,195 @@
+"""What the allocator held when a trace began, told from the trace itself and from the segments at its end.
+
+    witness.see(actions, addresses, sizes)                     # every event, in order
+    replay.prime(witness.segments_at_start(final_segments, replay))
+
+A trace rarely begins with the program: recording was switched on late, or the ring of events was full and the oldest
+are gone. But a block that is freed without having been allocated was there before, and so was one at the end that no
+event speaks of. Segments follow by undoing their events from the last to the first.
+
+What each block took (which is more than was asked for) is known from the snapshot for those that are there at the end.
+For the others it follows from the allocator's rule of splitting and from the next block behind them: exact, with one
+exception. A request above 1 MiB, without expandable segments, may have kept up to 1 MiB that was too little to split
+off; when what lay behind it was free at the start and no block began there before it was freed, no event tells.
+Then it counts as what was asked for, and `doubt_bytes` says how much more it can have been.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from ray_memprof.replay import SMALL_BYTES, BlockReplay
+
+_SEGMENT_ACTIONS = frozenset(("segment_alloc", "segment_free", "segment_map", "segment_unmap"))
+Segment = Mapping[str, Any]
+Block = dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Elder:
+    """A block that was there before the trace."""
+
+    address: int
+    requested: int
+    state: str
+    freed_at: int
+    """Number of the event that ended it; -1: it is there at the end."""
+
+
+@dataclass(slots=True)
+class Witness:
+    """Sees every event once and keeps what tells about the time before: a few entries for each address in use."""
+
+    doubt_bytes: int = 0
+    """How much more than segments_at_start() says its blocks may have taken, in all."""
+    _num_events: int = 0
+    _alive: set[int] = field(default_factory=set)
+    """Blocks that an event has spoken of and that are not freed."""
+    _first_alloc: dict[int, int] = field(default_factory=dict)
+    _elders: dict[int, _Elder] = field(default_factory=dict)
+    _segment_events: list[tuple[str, int, int]] = field(default_factory=list)
+    _addresses: list[int] = field(default_factory=list)
+    """Of _first_alloc, sorted, once all events are seen."""
+
+    def see(self, actions: Sequence[str], addresses: Sequence[int], sizes: Sequence[int]) -> None:
+        """The next events."""
+        alive, first_alloc = self._alive, self._first_alloc
+        number = self._num_events
+        for action, address, size in zip(actions, addresses, sizes, strict=True):
+            number += 1
+            if action == "alloc":
+                alive.add(address)
+                first_alloc.setdefault(address, number)
+            elif action == "free_requested":
+                if address not in alive:
+                    self._elders.setdefault(address, _Elder(address, size, "active_allocated", -1))
+                    alive.add(address)
+            elif action == "free_completed":
+                if address in alive:
+                    alive.discard(address)
+                else:
+                    self._elders.setdefault(address, _Elder(address, size, "active_pending_free", -1))
+                elder = self._elders.get(address)
+                if elder is not None and elder.freed_at < 0:
+                    elder.freed_at = number
+            elif action in _SEGMENT_ACTIONS:
+                self._segment_events.append((action, address, size))
+        self._num_events = number
+
+    def segments_at_start(self, final: Iterable[Segment], rules: BlockReplay) -> list[Segment]:
+        """The segments when the trace began, as BlockReplay.prime() takes them."""
+        final = list(final)
+        ranges = self._ranges(final)
+        known = {block["address"]: block for block in self._survivors(final)}
+        used = sorted(known.keys() | self._elders.keys())
+        segments: list[Segment] = []
+        for start, (end, is_expandable) in sorted(ranges.items()):
+            inside = used[bisect_left(used, start) : bisect_left(used, end)]
+            blocks = self._blocks(start, end, inside, known, rules)
+            segments.append(
+                {
+                    "address": start,
+                    "total_size": end - start,
+                    "is_expandable": is_expandable,
+                    "blocks": blocks,
+                }
+            )
+        return segments
+
+    def _survivors(self, final: list[Segment]) -> Iterable[Block]:
+        """Blocks at the end that were there at the start, in the state of then."""
+        for segment in final:
+            for block in segment["blocks"]:
+                if block["state"] == "inactive":
+                    continue
+                elder = self._elders.get(block["address"])
+                if block["address"] not in self._alive:
+                    yield dict(block)
+                elif elder is not None and elder.freed_at < 0:  # its free was requested in the trace
+                    yield {**block, "state": elder.state}
+
+    def _ranges(self, final: list[Segment]) -> dict[int, tuple[int, bool]]:
+        """Ends of the segments at the start, by address, and whether they can grow: every change undone."""
+        ranges = {
+            segment["address"]: (
+                segment["address"] + segment["total_size"],
+                segment.get("is_expandable", False),
+            )
+            for segment in final
+        }
+        for action, address, size in reversed(self._segment_events):
+            if action == "segment_alloc":
+                ranges.pop(address, None)
+            elif action == "segment_free":
+                ranges[address] = address + size, False
+            elif action == "segment_map":
+                _cut(ranges, address, address + size)
+            else:
+                _join(ranges, address, address + size)
+        return ranges
+
+    def _blocks(
+        self, start: int, end: int, used: list[int], known: Mapping[int, Block], rules: BlockReplay
+    ) -> list[Block]:
+        """The blocks of a segment that has these in use, free ones between them."""
+        blocks: list[Block] = []
+        at = start
+        for index, address in enumerate(used):
+            if address > at:
+                blocks.append({"address": at, "size": address - at, "state": "inactive"})
+            if address in known:
+                block = known[address]
+            else:
+                behind = used[index + 1] if index + 1 < len(used) else end
+                elder = self._elders[address]
+                size = self._size(elder, behind, rules)
+                block = {"address": address, "size": size, "state": elder.state}
+            blocks.append(block)
+            at = address + block["size"]
+        if at < end:
+            blocks.append({"address": at, "size": end - at, "state": "inactive"})
+        return blocks
+
+    def _size(self, elder: _Elder, behind: int, rules: BlockReplay) -> int:
+        """Bytes of a block that was freed: what was asked for, rounded, and what was too little to split off."""
+        wanted = rules.rounded(elder.requested)
+        end = elder.address + wanted
+        if not self._addresses:
+            self._addresses = sorted(self._first_alloc)
+        for address in islice(self._addresses, bisect_left(self._addresses, end), None):
+            if address >= behind:
+                break
+            if (
+                self._first_alloc[address] < elder.freed_at
+            ):  # what began here while the elder lived is behind it
+                behind = address
+        rest = behind - end
+        if not rules.splits(wanted, rest):
+            return max(behind, end) - elder.address
+        if not rules.splits(wanted, SMALL_BYTES):
+            # It may have kept a part of `rest`, if a block of its own pool can have been made of what then remains.
+            self.doubt_bytes += max(0, min(SMALL_BYTES, rest - SMALL_BYTES))
+        return wanted
+
+
+def _cut(ranges: dict[int, tuple[int, bool]], first: int, last: int) -> None:
+    """Take [first, last) out of the ranges that can grow."""
+    for start, (end, is_expandable) in list(ranges.items()):
+        if not is_expandable or end <= first or start >= last:
+            continue
+        del ranges[start]
+        if start < first:
+            ranges[start] = first, True
+        if last < end:
+            ranges[last] = end, True
+
+
+def _join(ranges: dict[int, tuple[int, bool]], first: int, last: int) -> None:
+    """Put [first, last) in, one with the ranges that it touches."""
+    for start, (end, is_expandable) in list(ranges.items()):
+        if is_expandable and end >= first and start <= last:
+            del ranges[start]
+            first, last = min(first, start), max(last, end)
+    ranges[first] = last, True

@@ -1,0 +1,88 @@
+"""Run a configuration under Ray and record where its memory goes. Read this file first: it is the main path.
+
+    python -m ray_memprof.launch configs/baseline.yaml --set generation.sample_steps=4
+
+Leaves profiler_logs/<name>/<run_id>/ (run_folder.py lists what is in it), also of a run that failed. The exit codes are
+in errors.py; a configuration that cannot be used is refused in a second, before Ray and torch are imported.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ray_memprof.errors import EXIT_OK, RunError
+
+if TYPE_CHECKING:
+    from ray_memprof.config import RunConfig
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML file; with a matrix, one run a row.")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", help="section.key=value, on top of the file.")
+    ] = [],  # noqa: B006 - typer copies it
+    dry_run: Annotated[bool, typer.Option(help="Check and print the effective configuration only.")] = False,
+    plain: Annotated[bool, typer.Option(help="Lines instead of a table, on a terminal too.")] = False,
+) -> None:
+    """Run CONFIG under Ray and record its memory."""
+    from ray_memprof.config import effective_yaml
+    from ray_memprof.config_check import check_files
+    from ray_memprof.matrix import expand
+
+    code = EXIT_OK
+    try:
+        runs = expand(config, overrides)
+        if dry_run:
+            sys.stdout.write("---\n".join(map(effective_yaml, runs)))
+            return
+        for one in runs:
+            check_files(one)
+        for one in runs:
+            code = run(one, plain=plain) or code
+            if code >= 128:  # a signal: the person wants the rest no more than this one
+                break
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        code = error.exit_code
+    raise typer.Exit(code)
+
+
+def run(config: "RunConfig", *, plain: bool) -> int:
+    """One run, from its folder to its report; returns the exit code."""
+    from ray_memprof import results
+    from ray_memprof.collect import gather
+    from ray_memprof.interrupts import Interrupts
+    from ray_memprof.live import Live
+    from ray_memprof.preflight import check_driver
+    from ray_memprof.record import Record
+    from ray_memprof.run_folder import RunFolder
+
+    record = Record(config, RunFolder.create(config))
+    with Live(config, config.num_ranks, plain) as live, Interrupts(live.say) as interrupts:
+        with results.ending(record, live, interrupts):
+            for line in check_driver(config, record.folder.path):
+                live.say(f"warning: {line}")
+            from ray_memprof.cluster import Cluster  # imports Ray
+
+            with Cluster(record, live, interrupts) as cluster:
+                cluster.start()
+                verdict = results.supervise(cluster, live, interrupts)
+                results.settle(record, verdict, live)
+                cluster.end(verdict)
+                recorded = range(config.num_ranks if config.logging.profile_memory else 0)
+                gathered = gather(record.folder.path, recorded, cluster.remotes(verdict))
+                record.problems += gathered.problems
+        if not record.is_abandoned:
+            with results.ending(record, live, interrupts):
+                results.write(record, live)
+        live.summary(results.summary(record))
+    return record.exit_code
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,85 @@
+"""Who holds the device memory that no allocator statistic shows: an entry for every change, by account.
+
+| account | what is put down to it |
+|---|---|
+| others | in use before this process made its CUDA context, and whatever other processes take later (NVML) |
+| context | growth while CUDA started: the device.init span, or the first reading after it |
+| nccl | growth across a collective, the making of a group, or a comm.* span |
+| library | growth in a span whose path runs for the first time: kernels and handles are loaded on first use |
+
+Growth anywhere else has no account: it stays over when device memory is laid beside the sum of all accounts, and is
+shown as `unexplained`. So the books can fail to close, which is their use.
+"""
+
+from dataclasses import dataclass
+
+from ray_memprof.meters import Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the ledger table."""
+
+    t_ns: int
+    span_id: int
+    account: str
+    bytes: int
+
+
+class Ledger:
+    """Books what lies between the device's memory in use and the allocator's reserved bytes."""
+
+    def __init__(self) -> None:
+        self._own = 0
+        self._others = 0
+        self._has_context = False
+        self._seen: set[str] = set()
+
+    def book(
+        self, reading: Reading, *, is_on: bool, span_id: int, path: str, others: int | None, account: str = ""
+    ) -> list[Entry]:
+        """Entries for what changed since the last call.
+
+        Args:
+            reading: of this moment.
+            is_on: whether the program has started its device.
+            span_id: innermost open span since the last call; 0: none.
+            path: of that span.
+            others: bytes of other processes, where known.
+            account: whom to put the change down to; "": decide by the span.
+        """
+        entries: list[Entry] = []
+
+        def add(name: str, grown: int) -> None:
+            if grown:
+                entries.append(Entry(reading.t_ns, span_id, name, grown))
+
+        if not is_on:
+            # Before this process has a context, all that is in use is someone else's.
+            others = reading.device_used - reading.reserved
+        if others is not None:
+            add("others", others - self._others)
+            self._others = others
+        outside = reading.device_used - reading.reserved - self._others
+        grown, self._own = outside - self._own, outside
+        name = self._account(span_id, path, account, is_on=is_on)
+        if name:
+            add(name, grown)
+        return entries
+
+    def _account(self, span_id: int, path: str, account: str, *, is_on: bool) -> str:
+        if is_on and not self._has_context:
+            self._has_context = True
+            return "context"
+        if account:
+            return account
+        name = path.rpartition("/")[2]
+        if name == "device.init":
+            return "context"
+        if name.startswith("comm."):
+            return "nccl"
+        return "library" if span_id and path not in self._seen else ""
+
+    def close(self, path: str) -> None:
+        """A span of this path ended: the next one is no longer the first."""
+        self._seen.add(path)

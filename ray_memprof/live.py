@@ -1,0 +1,239 @@
+"""What a person sees while ranks run: one table on a terminal, a line now and then elsewhere, all on stderr.
+
+    with Live(config, num_ranks=4, plain=False) as live:
+        with live.stage("start Ray"):
+            ...                                   # leaves "start Ray: 3.1 s"
+        live.update(beats)                        # as often as beats come
+        live.summary(["report: profiler_logs/test/latest/report.html"])
+
+Elsewhere than on a terminal (or with `plain`) a line comes every logging.log_interval steps and whenever rank 0 enters
+another stage, at most one a second.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich import live as rich_live
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ray_memprof.plan import Beat
+from ray_memprof.units import size_text
+
+if TYPE_CHECKING:
+    from ray_memprof.config import RunConfig
+
+LINE_EVERY_S = 1.0
+_COLUMNS = ("rank", "stage", "step", "allocated", "reserved", "device used", "outside the allocator")
+_BAR_WIDTH = 40
+
+
+class _Console(Console):
+    """Falls silent where its reader has gone (`| head`): no reason to end a run, as rich would."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
+class Live:
+    """Draws beats as they come.
+
+    Args:
+        config: of the run.
+        num_ranks: rows of the table.
+        plain: write lines even on a terminal.
+        console: where to; None: stderr.
+        clock: seconds, from any start.
+    """
+
+    def __init__(
+        self,
+        config: "RunConfig",
+        num_ranks: int,
+        plain: bool,
+        *,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = _Console(stderr=True, highlight=False) if console is None else console
+        self._log_interval = config.logging.log_interval
+        self._beats: list[Beat | None] = [None] * num_ranks
+        self._pace = Pace(config.optimization.batch_size, clock)
+        self._clock, self._stage = clock, ""
+        self._told: tuple[str, int] = ("", -1)
+        self._last_line = float("-inf")
+        self._live: rich_live.Live | None = None
+        if self._console.is_terminal and not plain:
+            self._live = rich_live.Live(
+                console=self._console, get_renderable=self._draw, transient=True, redirect_stdout=False
+            )
+
+    def __enter__(self) -> "Live":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def say(self, line: str | RenderableType) -> None:
+        """Write a line, or anything rich can draw, above the table."""
+        if isinstance(line, str):
+            self._console.print(line, markup=False, soft_wrap=True)
+        else:  # a file has no edge at which lines would have to be broken
+            self._console.print(line, soft_wrap=not self._console.is_terminal)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage of starting or ending a run; one line when it is over."""
+        outer, self._stage = self._stage, name
+        start = self._clock()
+        ended = "failed after "
+        try:
+            yield
+            ended = ""
+        finally:
+            self._stage = outer
+            self.say(f"  {name}: {ended}{self._clock() - start:.1f} s")
+
+    def summary(self, lines: Sequence[str]) -> None:
+        """Take the table away and write the last lines."""
+        self._stop()
+        for line in lines:
+            self.say(line)
+
+    def update(self, beats: Iterable[Beat]) -> None:
+        """Show the latest beats; a rank that sent none keeps its last one."""
+        for beat in beats:
+            self._beats[beat.rank] = beat
+        first = self._beats[0] if self._beats else None
+        if first is None:
+            return
+        self._pace.see(first)
+        if self._live is None:
+            self._tell(first)
+
+    def _tell(self, first: Beat) -> None:
+        """A line, if rank 0 got far enough since the last one; what comes too soon is told by a later beat."""
+        stage, mark = self._told
+        steps = -1 if first.step < 0 else first.step - first.step % self._log_interval
+        now = self._clock()
+        if (first.stage, steps) == (stage, mark) or now - self._last_line < LINE_EVERY_S:
+            return
+        if not first.stage:
+            return
+        self._told, self._last_line = (first.stage, steps), now
+        self.say(f"  {self._line(first)}")
+
+    def _line(self, first: Beat) -> str:
+        step = f" {_step(first)}" if first.step >= 0 else ""
+        left = f", {told}" if (told := self._pace.told()) else ""
+        known = [beat for beat in self._beats if beat is not None]
+        most = max(known, key=lambda beat: beat.device_used_bytes)
+        held = (
+            f"{size_text(most.allocated_bytes)} allocated, {size_text(most.reserved_bytes)} reserved, "
+            f"{size_text(most.device_used_bytes)} device used"
+        )
+        whose = f" (rank {most.rank}, the most of {len(known)})" if len(known) > 1 else ""
+        return f"{first.stage}{step}: {held}{whose}{left}"
+
+    def _draw(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False)
+        for name in _COLUMNS:
+            table.add_column(name, justify="left" if name in ("stage", "step") else "right")
+        for rank, beat in enumerate(self._beats):
+            table.add_row(*row(rank, beat))
+        parts: list[RenderableType] = []
+        if any(beat is not None for beat in self._beats):
+            parts.append(table)
+        if self._pace.num_total > 0:
+            bar = ProgressBar(total=self._pace.num_total, completed=self._pace.num_done, width=_BAR_WIDTH)
+            parts += [bar, Text(self._pace.told())]
+        if self._stage:
+            parts.append(Text(f"{self._stage} ..."))
+        return Group(*parts)
+
+
+def row(rank: int, beat: Beat | None) -> tuple[str, ...]:
+    """A rank in the table; a rank that sent nothing yet has a row, too."""
+    if beat is None:
+        return (str(rank), "waiting", "", "", "", "", "")
+    outside = max(0, beat.device_used_bytes - beat.reserved_bytes)
+    amounts = beat.allocated_bytes, beat.reserved_bytes, beat.device_used_bytes, outside
+    return (str(rank), beat.stage, _step(beat) if beat.step >= 0 else "", *map(size_text, amounts))
+
+
+class Pace:
+    """Steps done and to do, and from them the time left.
+
+    Args:
+        num_videos: that are made one after the other, with as many steps each.
+        clock: seconds, from any start.
+    """
+
+    def __init__(self, num_videos: int, clock: Callable[[], float]) -> None:
+        self._num_videos, self._clock = num_videos, clock
+        self._num_steps = self._video = 0
+        self._step, self._between = -1, False
+        self._began = (0.0, 0)
+        self._seconds_per_step = 0.0
+
+    def see(self, beat: Beat) -> None:
+        """Where a rank is now; a step counts once the number of steps is known, when the first one is over."""
+        if beat.step < 0:
+            self._between = self._step >= 0
+            return
+        if beat.num_steps <= 0 or (beat.step == self._step and not self._between):
+            return
+        now = self._clock()
+        if beat.step <= self._step or self._step < 0:
+            self._video += self._step >= 0
+            # A step is seen late, by one beat at most: the mean over many makes little of it.
+            self._began = (now, beat.step)
+        else:
+            since, first = self._began
+            self._seconds_per_step = (now - since) / (beat.step - first)
+        self._step, self._num_steps, self._between = beat.step, beat.num_steps, False
+
+    @property
+    def num_total(self) -> int:
+        """Steps of the run; 0: not known."""
+        return self._num_steps * self._num_videos
+
+    @property
+    def num_done(self) -> int:
+        """Steps that are over."""
+        return self._num_steps * self._video + max(self._step, 0) + self._between
+
+    def told(self) -> str:
+        """The pace and the time left, in words; empty until two steps were seen."""
+        if not self._seconds_per_step:
+            return ""
+        pace = f"{self._seconds_per_step:.1f} s a step"
+        if not self.num_total:
+            return pace
+        return f"{pace}, {_duration((self.num_total - self.num_done) * self._seconds_per_step)} left in the steps"
+
+
+def _step(beat: Beat) -> str:
+    return f"step {beat.step + 1}" + (f" of {beat.num_steps}" if beat.num_steps > 0 else "")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,82 @@
+"""Where bytes are read: one interface, one file each for CUDA (allocator and device) and for host tensors.
+
+A meter is read at every span boundary on the thread that runs the model; allocator events wait inside it and are
+drained in batches. Fake tensors go through the host meter, so that a prediction fills the same tables.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is held at one moment, in bytes, and counters since the meter began."""
+
+    t_ns: int
+    allocated: int
+    reserved: int
+    active: int
+    device_used: int
+    host_rss: int
+    allocated_peak: int
+    """Most since the reading before this one; -1: known only from the events."""
+    reserved_peak: int
+    active_peak: int
+    num_allocs: int
+    num_segments: int
+    num_retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events as the meter got them, decoded off the model's thread."""
+
+    events: list[Any]
+    """Dicts of action, addr, size, stream, time_us and user_metadata (and frames), as in torch's snapshots."""
+    reading: Reading | None
+    """Counters after the last of them; None where another thread allocated meanwhile: then nothing can be compared."""
+    num_allocs: int = -1
+    """Allocations that the allocator counts up to here since the meter began: events of fewer so far mean that some
+    were lost. -1: no counter."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The allocator's settings, as a snapshot names them."""
+
+
+class Meter(Protocol):
+    """One kind of memory."""
+
+    source: str
+    """runs.source of what it measures: cuda, cpu or predicted."""
+    has_events: bool
+    """Whether drain() ever returns events (level stage: never)."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a device to measure yet: CUDA starts when the program wants it."""
+
+    def start(self) -> None:
+        """Begin; nothing that follows is missed."""
+
+    def read(self) -> Reading:
+        """The bytes of this moment."""
+
+    def peek(self) -> Reading:
+        """As read(), from another thread: no peak begins anew."""
+
+    def stamp(self, span_id: int) -> None:
+        """Events from now on belong to `span_id`."""
+
+    def pending(self, reading: Reading) -> int:
+        """Roughly how many events wait."""
+
+    def drain(self, reading: Reading) -> Batch:
+        """Take the events that wait: soon, for the model waits; and losing none, though off its thread it goes on."""
+
+    def base_segments(self) -> list[Any]:
+        """What the allocator held when recording began: segments of a snapshot, mostly none."""
+
+    def peaks(self) -> tuple[int, int]:
+        """The meter's own peaks since it began: allocated and reserved bytes; level event only."""
+
+    def stop(self) -> None:
+        """End; harmless if never started."""

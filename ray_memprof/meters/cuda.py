@@ -1,0 +1,214 @@
+"""The CUDA meter: the caching allocator's counters and events, and what the device has in use.
+
+Costs on an H200 host: a reading about 20 us, a stamp 2 us, draining about 0.6 us an event. Nothing here makes a CUDA
+context: until the program makes its own, readings show what the driver reports.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ray_memprof.device import Device
+from ray_memprof.meters import Batch, Reading
+
+MAX_EVENTS = 2_000_000
+"""Ring of the allocator, taken as it fills: far more than arrive between two drains, so that none is lost."""
+MAX_KEPT_EVENTS = 131_072
+"""Events that another thread than the model's may leave in the ring: decoding them again takes some 50 ms."""
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class CudaMeter:
+    """Measures one device of this process.
+
+    Args:
+        index: of the device, as torch counts (the local rank).
+        events: record allocator events.
+        stacks: record a Python stack with each allocation (23 us an event when drained).
+        device: the same device through NVML, for what is in use before CUDA starts; None: zeros until then.
+    """
+
+    source = "cuda"
+
+    def __init__(
+        self, index: int, *, events: bool, stacks: bool = False, device: Device | None = None
+    ) -> None:
+        self.has_events = events
+        self._index, self._stacks, self._device = index, stacks, device
+        self._is_on = self._is_started = False
+        self._drained_allocs = self._base_allocs = self._num_taken = 0
+        self._thread = self._used = 0
+        self._base: list[Any] = []
+        self._stamp = "0"
+        self._peaks = (0, 0)
+        self._reset: Callable[..., None] | None = None
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY)
+
+    def start(self) -> None:
+        """Begin: now, or in the moment in which the program starts CUDA, before its first allocation."""
+        self._is_started, self._thread = True, threading.get_ident()
+        self._reset = torch.cuda.memory.reset_peak_memory_stats
+        self._set_reset(self._reset_by_program)
+        torch.cuda._lazy_call(self._begin)
+
+    def _set_reset(self, function: Callable[..., None]) -> None:
+        for module in (torch.cuda, torch.cuda.memory):
+            module.reset_peak_memory_stats = function  # type: ignore[attr-defined]
+
+    def _reset_by_program(self, *args: Any, **kwargs: Any) -> None:
+        """The program lets its peaks begin anew: what they were so far is kept here."""
+        self._peaks = self.peaks()
+        assert self._reset is not None
+        self._reset(*args, **kwargs)
+
+    def _begin(self) -> None:
+        if not self._is_started or self._is_on:
+            return
+        was_in_use = torch.cuda.is_initialized()
+        if was_in_use:
+            torch._C._cuda_resetPeakMemoryStats(self._index)
+        if self.has_events:
+            self._record()
+            if was_in_use:
+                # What is there already has no events; its peaks are not this recording's.
+                self._base = torch._C._cuda_memorySnapshot(None)["segments"]
+                self._base_allocs = self._drained_allocs = self._num_allocs()
+            torch.cuda.memory._set_memory_metadata(self._stamp)
+        self._is_on = True
+
+    def _num_allocs(self) -> int:
+        return int(torch._C._cuda_memoryStats(self._index)["allocation"]["all"]["allocated"])
+
+    def base_segments(self) -> list[Any]:
+        """Segments of this device that were there when recording began."""
+        return [segment for segment in self._base if segment["device"] == self._index]
+
+    def _record(self) -> None:
+        torch.cuda.memory._record_memory_history(
+            "all",
+            context="alloc" if self._stacks else None,
+            stacks="python",
+            max_entries=MAX_EVENTS,
+            clear_history=True,
+        )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the program has started CUDA."""
+        return self._is_on
+
+    def read(self) -> Reading:
+        """Counters and device memory of this moment; at level stage the allocator's peaks begin anew."""
+        reading = self.peek()
+        if self._is_on and not self.has_events:
+            torch._C._cuda_resetPeakMemoryStats(self._index)
+        return reading
+
+    def peek(self) -> Reading:
+        """Counters and device memory of this moment."""
+        host_rss = self._host_rss()
+        if not self._is_on:
+            used = 0 if self._device is None else self._device.used_bytes()
+            return Reading(time.time_ns(), 0, 0, 0, used, host_rss, 0, 0, 0, 0, 0, 0)
+        stats = torch._C._cuda_memoryStats(self._index)
+        allocated, reserved, active = (
+            stats[name]["all"] for name in ("allocated_bytes", "reserved_bytes", "active_bytes")
+        )
+        return Reading(
+            # Last: while the allocator talks to the driver, the counters may come seconds after they were asked for.
+            t_ns=time.time_ns(),
+            allocated=allocated["current"],
+            reserved=reserved["current"],
+            active=active["current"],
+            device_used=self._device_used(),
+            host_rss=host_rss,
+            allocated_peak=-1 if self.has_events else allocated["peak"],
+            reserved_peak=-1 if self.has_events else reserved["peak"],
+            active_peak=-1 if self.has_events else active["peak"],
+            num_allocs=stats["allocation"]["all"]["allocated"],
+            num_segments=stats["segment"]["all"]["allocated"],
+            num_retries=stats["num_alloc_retries"],
+        )
+
+    def _device_used(self) -> int:
+        try:
+            free, total = torch.cuda.mem_get_info(self._index)
+        except RuntimeError:
+            # After a fault (an assertion in a kernel, a bad address) CUDA answers every call with it. The model hears
+            # of it by itself, and what was recorded up to here is wanted all the more.
+            return self._used
+        self._used = total - free
+        return self._used
+
+    def _host_rss(self) -> int:
+        return int(os.pread(self._statm, 64, 0).split(None, 2)[1]) * _PAGE_BYTES
+
+    def peaks(self) -> tuple[int, int]:
+        """The allocator's own peaks since recording began: allocated and reserved bytes."""
+        if not self._is_on:
+            return self._peaks
+        stats = torch._C._cuda_memoryStats(self._index)
+        allocated, reserved = (stats[name]["all"]["peak"] for name in ("allocated_bytes", "reserved_bytes"))
+        return max(self._peaks[0], allocated), max(self._peaks[1], reserved)
+
+    def stamp(self, span_id: int) -> None:
+        """Events of this thread from now on carry `span_id`."""
+        self._stamp = str(span_id)
+        if self._is_on and self.has_events:
+            torch.cuda.memory._set_memory_metadata(self._stamp)
+
+    def pending(self, reading: Reading) -> int:
+        """About three events an allocation: it is made, asked to be freed, and freed; and those left in the ring.
+
+        The latter so that the ring is emptied at the next boundary: past MAX_KEPT_EVENTS the rows of spans would
+        be written before their events are taken.
+        """
+        if not self.has_events:
+            return 0
+        return 3 * (reading.num_allocs - self._drained_allocs) + self._num_taken
+
+    def drain(self, reading: Reading) -> Batch:
+        """Take the recorded events, and empty the ring where that loses none.
+
+        On another thread it would: the model goes on, and what it allocates between the copy and the emptying would be
+        gone. So there the ring is left as it is, and the next call passes over what was taken.
+        """
+        is_safe = threading.get_ident() == self._thread
+        if not (self._is_on and self.has_events) or (not is_safe and self._num_taken > MAX_KEPT_EVENTS):
+            return Batch([], None)
+        before = self._counters()
+        snapshot = torch._C._cuda_memorySnapshot(None)
+        trace = snapshot["device_traces"][self._index]
+        events = trace[self._num_taken :]
+        self._num_taken = 0 if is_safe else len(trace)
+        if is_safe:
+            self._record()
+        after = self._counters()
+        self._drained_allocs = after.num_allocs
+        return Batch(
+            events,
+            after if before == after else None,
+            before.num_allocs - self._base_allocs,
+            snapshot.get("allocator_settings", {}),
+        )
+
+    def _counters(self) -> Reading:
+        stats = torch._C._cuda_memoryStats(self._index)
+        allocated, reserved, active = (
+            stats[name]["all"]["current"] for name in ("allocated_bytes", "reserved_bytes", "active_bytes")
+        )
+        num_allocs = stats["allocation"]["all"]["allocated"]
+        return Reading(0, allocated, reserved, active, 0, 0, -1, -1, -1, num_allocs, 0, 0)
+
+    def stop(self) -> None:
+        """Stop recording events, and give torch its function back."""
+        if self._reset is not None:
+            self._set_reset(self._reset)
+            self._reset = None
+        if self._is_on and self.has_events:
+            torch.cuda.memory._record_memory_history(None)
+        self._is_started = self._is_on = False

@@ -1,0 +1,100 @@
+"""What is done on a node when its ranks are gone: end what did not die, and send what they wrote.
+
+    still_there = end_processes(pids, node_id, wait_s=10)
+    Remote(where=..., ranks=(4, 5), chunks=chunks(node_id, folder, (4, 5), limit_s=120))
+
+Tasks of no CPU, pinned to the node: they start although every CPU and GPU is booked, and nowhere else.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ray_memprof.collect import Chunk, TransportError, send
+
+_POLL_S = 0.05
+_START_S = 10.0
+"""For a task to start where no worker is warm."""
+_WAITING_CHUNKS = 4
+"""Chunks that a node may be ahead of the driver: the object store holds no more of them."""
+
+
+def end_processes(pids: Sequence[int], node_id: str, *, wait_s: float) -> list[int]:
+    """Wait until the processes on a node are gone, then end the rest by force; returns those that stay even so."""
+    if node_id == ray.get_runtime_context().get_node_id():
+        return _end(pids, wait_s)
+    task = ray.remote(num_cpus=0, max_retries=0)(_end)
+    ref = task.options(scheduling_strategy=_pinned(node_id)).remote(pids, wait_s)
+    try:
+        gone: list[int] = ray.get(ref, timeout=wait_s + _START_S)
+    except exceptions.RayError:  # the node is gone, and its processes with it
+        return []
+    return gone
+
+
+def _end(pids: Sequence[int], wait_s: float) -> list[int]:
+    left = _wait(pids, wait_s)
+    for pid in left:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return _wait(left, 1.0)
+
+
+def _wait(pids: Sequence[int], wait_s: float) -> list[int]:
+    until = time.monotonic() + wait_s
+    while (left := [pid for pid in pids if _is_rank(pid)]) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+    return left
+
+
+def _is_rank(pid: int) -> bool:
+    """Whether that process lives and is one of Ray's actors: the number may be somebody else's by now."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX" and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def chunks(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) -> Iterator[Chunk]:
+    """What collect.send() yields on that node; TransportError where it stops before the end."""
+    until = time.monotonic() + limit_s
+    task = ray.remote(num_cpus=0, max_retries=0)(_send)
+    stream: Any = task.options(
+        num_returns="streaming",
+        scheduling_strategy=_pinned(node_id),
+        _generator_backpressure_num_objects=_WAITING_CHUNKS,
+    ).remote(folder, tuple(ranks))
+    while True:
+        ready, _ = ray.wait([stream], timeout=max(0.0, until - time.monotonic()))
+        if not ready:
+            raise TransportError(f"nothing more within {limit_s:g} s (ray.timeouts.collect_s)")
+        try:
+            chunk: Chunk = ray.get(next(stream))
+        except StopIteration:
+            return
+        except exceptions.RayError as error:
+            raise TransportError(str(error).strip().partition("\n")[0]) from error
+        yield chunk
+
+
+def unreachable() -> Iterator[Chunk]:
+    """In place of chunks() where the node is lost: Ray may take half a minute more to believe it."""
+    raise TransportError("the node is lost")
+    yield  # makes this a generator, so that the error is raised where the chunks are read
+
+
+def _send(folder: Path, ranks: tuple[int, ...]) -> Iterator[Chunk]:
+    yield from send(folder, ranks)
+
+
+def _pinned(node_id: str) -> NodeAffinitySchedulingStrategy:
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)

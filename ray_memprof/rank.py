@@ -1,0 +1,279 @@
+"""One rank: an actor that runs the workload on one thread and answers questions about it on others.
+
+    facts = describe() -> prepare(plan) -> open_store() on rank 0 -> run(address) -> Outcome
+
+beat(), where(), said() and stop() are answered while run() is busy. Leaves logs/rankN.log and what the recorder seals.
+A workload that fails is an Outcome, sealed first; only the death of the process is an exception for the driver.
+"""
+
+import dataclasses
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from ray_memprof import environment
+from ray_memprof.failures import outcome_of
+from ray_memprof.frames import Moves, is_meeting
+from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan
+from ray_memprof.stall import MEETING
+
+if TYPE_CHECKING:
+    from ray_memprof.recorder import Recorder
+
+CONTROL = {"control": 2}
+"""Threads that answer while run() is busy: a question that hangs leaves one for the next."""
+_MAX_SAID_BYTES = 64 * 1024
+"""Most of a log that one answer carries."""
+_MAX_BEHIND_BYTES = 16 * _MAX_SAID_BYTES
+"""How far the answers may lag behind a log: some seconds. Older lines are left out, or nobody would see new ones."""
+_CLOSED = (ValueError, AttributeError)
+"""What writing raises where the workload has closed its output, or put None there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What a rank answers once it is ready to run."""
+
+    run_dir: Path
+    """Where it writes: the run folder, or a folder of its node where that one is out of reach."""
+    shared: bool
+    """Whether that is the run folder itself."""
+    environment: dict[str, str]
+    checks: dict[str, Any]
+    """From preflight.check_rank: versions of what this rank imports, and so on."""
+
+
+class Rank:
+    """The actor; made by cluster.py with ray.remote, so that this class itself stays a plain one."""
+
+    def __init__(self) -> None:
+        self._plan: RankPlan | None = None
+        self._store: Any = None  # the TCPStore of rank 0: gone with this object, so it is held
+        self._recorder: Recorder | None = None
+        self._thread = 0  # that runs the workload; 0: not begun
+        self._log: Path | None = None
+        self._end_of_talk: int | None = None  # byte of the log from which on it holds a traceback
+        self._moves = Moves()
+
+    def describe(self) -> RankFacts:
+        """Where this actor is."""
+        context = ray.get_runtime_context()
+        devices = context.get_accelerator_ids().get("GPU", [])
+        return RankFacts(
+            node_id=context.get_node_id(),
+            host=socket.gethostname(),
+            node_ip=ray.util.get_node_ip_address(),
+            pid=os.getpid(),
+            **_gpu(devices[0] if devices else ""),
+        )
+
+    def prepare(self, plan: RankPlan) -> Prepared:
+        """Take a place: log, environment, checks, and the import of torch, which takes seconds."""
+        plan, shared = _with_folder(plan)
+        self._plan, self._log = plan, _open_log(plan)
+        variables = environment.rank_environment(
+            plan, os.environ, num_cores=len(os.sched_getaffinity(os.getpid()))
+        )
+        os.environ.update(variables)
+        import torch  # noqa: F401 - after the environment is set, and here, so that its seconds are not the first span's
+
+        from ray_memprof import preflight
+
+        checks = preflight.check_rank(plan)
+        return Prepared(
+            run_dir=plan.run_dir, shared=shared, environment=environment.shown(variables), checks=checks
+        )
+
+    def open_store(self) -> tuple[str, int]:
+        """Listen on a port that the system picks, and keep it: between picking and using it nobody can take it."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined] # torch exports it without saying so
+
+        plan = self._prepared()
+        # multi_tenant: torch's own rendezvous asks for the same, and reuses this server.
+        self._store = TCPStore(
+            "0.0.0.0", 0, plan.world_size, is_master=True, wait_for_workers=False, multi_tenant=True
+        )
+        return plan.master_addr, int(self._store.port)
+
+    def run(self, address: tuple[str, int]) -> Outcome:
+        """Run the workload to its end, or to the Outcome that says why there is none."""
+        host, port = address
+        plan = dataclasses.replace(self._prepared(), master_addr=host, master_port=port)
+        os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
+        self._thread = threading.get_ident()
+        try:
+            return self._run(plan)
+        finally:
+            self._thread = 0
+            with suppress(*_CLOSED):
+                sys.stdout.flush()
+
+    def _run(self, plan: RankPlan) -> Outcome:
+        from ray_memprof import recorder, workload
+
+        outcome = Outcome(rank=plan.rank, status="ok")
+        try:
+            with recorder.recording(plan) as self._recorder:
+                try:
+                    workload.run(plan, self._recorder)
+                except BaseException as error:  # noqa: B036 - SystemExit of a script too; what it means is told below
+                    outcome = outcome_of(error, plan.rank, self._recorder.failure())
+                    if outcome.status != "ok":
+                        self._print_traceback()
+        except BaseException as error:  # noqa: B036 - the recorder's own end, a full disk above all
+            self._print_traceback()
+            if outcome.status == "ok":
+                outcome = outcome_of(error, plan.rank, None)
+        check = None if self._recorder is None else self._recorder.check()
+        return dataclasses.replace(outcome, check=check)
+
+    @ray.method(concurrency_group="control")
+    def beat(self) -> Beat:
+        """Where the workload is; grows in `sequence` while it gets on."""
+        frame = self._frame()
+        moves = self._moves.look(frame)
+        if self._recorder is None:
+            return _first_beat(self._plan, moves)
+        beat = self._recorder.beat()
+        meeting = is_meeting(frame) and MEETING not in beat.path
+        path = f"{beat.path}/{MEETING}".lstrip("/") if meeting else beat.path
+        return dataclasses.replace(beat, path=path, sequence=beat.sequence + moves)
+
+    @ray.method(concurrency_group="control")
+    def where(self) -> str:
+        """The stack of the thread that runs the workload; leaves the flight record of NCCL beside the log."""
+        frame = self._frame()
+        if frame is None:
+            return "not running\n"
+        stack = "".join(traceback.format_stack(frame))
+        _dump_flight_record(self._prepared())
+        return stack
+
+    @ray.method(concurrency_group="control")
+    def said(self, offset: int) -> tuple[int, str]:
+        """What came into the log since byte `offset`, in whole lines, and where to go on."""
+        return (offset, "") if self._log is None else lines_since(self._log, offset, self._end_of_talk)
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Seal what is open: the process is about to be killed."""
+        if self._recorder is not None:
+            self._recorder.seal()
+
+    def _print_traceback(self) -> None:
+        """Into the log alone: on the console a line says what happened, and where the log is."""
+        with suppress(*_CLOSED):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        if self._log is not None and self._end_of_talk is None:
+            self._end_of_talk = self._log.stat().st_size
+        with suppress(*_CLOSED):
+            traceback.print_exc()
+
+    def _frame(self) -> FrameType | None:
+        return sys._current_frames().get(self._thread)
+
+    def _prepared(self) -> RankPlan:
+        assert self._plan is not None, "prepare() comes first"
+        return self._plan
+
+
+def lines_since(log: Path, offset: int, until: int | None = None) -> tuple[int, str]:
+    """The whole lines of `log` from byte `offset` on, and where they end; a line of more than one answer in pieces.
+
+    Args:
+        log: of a rank.
+        offset: where the lines before these ended.
+        until: byte at which to stop; None: the end.
+    """
+    with log.open("rb") as file:
+        end = file.seek(0, os.SEEK_END) if until is None else until
+        if end - offset > _MAX_BEHIND_BYTES:
+            skipped, offset = end - _MAX_SAID_BYTES - offset, end - _MAX_SAID_BYTES
+            return offset, f"... {skipped:,} bytes left out here, they are in {log.parent.name}/{log.name}"
+        file.seek(offset)
+        read = file.read(max(0, min(_MAX_SAID_BYTES, end - offset)))
+    text, newline, _ = read.rpartition(b"\n")
+    if not newline and len(read) == _MAX_SAID_BYTES:
+        text = read  # a bar that is drawn over and over ends no line for hours
+    return offset + len(text) + len(newline), text.decode(errors="replace")
+
+
+def _first_beat(plan: RankPlan | None, sequence: int) -> Beat:
+    return Beat(
+        rank=-1 if plan is None else plan.rank,
+        sequence=sequence,
+        path="",
+        stage="",
+        step=-1,
+        num_steps=-1,
+        allocated_bytes=0,
+        reserved_bytes=0,
+        device_used_bytes=0,
+    )
+
+
+def _gpu(name: str) -> dict[str, Any]:
+    """What is known of the GPU that Ray calls `name`: an index, a UUID, or "" for none."""
+    from ray_memprof.device import open_device
+
+    index = int(name) if name.isdigit() else -1
+    found: dict[str, Any] = {"gpu_index": index, "visible_device": name}
+    if not name:
+        return found
+    with open_device(uuid="" if name.isdigit() else name, index=index) as device:
+        if device is None:  # a GPU that only Ray believes in: ray.num_gpus on a host without any
+            return found
+        return found | {
+            "gpu_index": device.index(),
+            "gpu_uuid": device.uuid(),
+            "gpu_name": device.name(),
+            "device_total_bytes": device.total_bytes(),
+        }
+
+
+def _with_folder(plan: RankPlan) -> tuple[RankPlan, bool]:
+    """The plan with a folder that this node can write: the run folder if it is the driver's, else one of its own."""
+    from ray_memprof.run_folder import is_run, node_folder
+
+    if plan.config.ray.scratch_dir is None and is_run(plan.run_dir, plan.run_id):
+        return plan, True
+    folder = node_folder(plan.config, plan.run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    return dataclasses.replace(plan, run_dir=folder), False
+
+
+def _open_log(plan: RankPlan) -> Path:
+    """Send stdout and stderr of this process, C code and crashes included, to a file of this rank."""
+    path = plan.run_dir / "logs" / f"rank{plan.rank}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    # At the level of the kernel: NCCL and the CUDA runtime write to descriptors 1 and 2. A pipe in between would lose
+    # the last lines of a process that dies, which are the ones that matter.
+    os.dup2(log, sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    os.dup2(log, sys.__stderr__.fileno() if sys.__stderr__ else 2)
+    os.close(log)
+    faulthandler.enable(all_threads=True)
+    return path
+
+
+def _dump_flight_record(plan: RankPlan) -> None:
+    """What NCCL was at, as torch's flight recorder kept it: the watchdog writes it after process_group_s only."""
+    dump = getattr(sys.modules.get("torch._C._distributed_c10d"), "_dump_nccl_trace", None)
+    if dump is None or not plan.visible_devices:
+        return
+    path = plan.run_dir / "logs" / f"nccl_trace_rank{plan.rank}"
+    path.write_bytes(dump())
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} flight record of NCCL: {path}\n")

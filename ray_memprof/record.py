@@ -1,0 +1,178 @@
+"""What the driver itself records of a run: the verdict, at once, and the rows of the tables runs and ranks.
+
+    record.settle(verdict)                     # run.json, logs/rankN.stack.txt; before anything is collected
+    write_driver_tables(run_dir, record.run_row(), record.rank_rows())
+
+A run that failed, or never started, is still a run: it has a row, with status and reason.
+"""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray_memprof.config import RunConfig
+from ray_memprof.errors import EXIT_BUG, RunError
+from ray_memprof.plan import Outcome, RankFacts, ReplayCheck, Status
+from ray_memprof.run_folder import RunFolder
+from ray_memprof.store import LOGS_DIR
+from ray_memprof.verdict import Verdict
+from wan.errors import WanError
+
+_NO_CHECK = ReplayCheck(**dict.fromkeys(ReplayCheck.__dataclass_fields__, 0))
+
+
+@dataclass(slots=True)
+class Record:
+    """Of one run, filled as it goes on."""
+
+    config: RunConfig
+    folder: RunFolder
+    verdict: Verdict | None = None
+    facts: Sequence[RankFacts] = ()
+    """In rank order; empty until the ranks have their places."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Applied in rank 0; what differs in the others is what torchrun sets."""
+    checks: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """What is missing or damaged of the records."""
+    figures: list[str] = field(default_factory=list)
+    """What was measured, in the lines of summary.py; empty where nothing could be derived."""
+    is_abandoned: bool = False
+    """Whether somebody could not wait for the end: nothing more is written."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the launcher."""
+        return self._ended().exit_code
+
+    def settle(self, verdict: Verdict) -> None:
+        """The run has ended like this."""
+        self.verdict = verdict
+        for rank, stack in verdict.stacks.items():
+            self.folder.write(stack, LOGS_DIR, f"rank{rank}.stack.txt")
+        self.folder.note(
+            status=verdict.status,
+            exit_code=verdict.exit_code,
+            reason=verdict.reason,
+            hint=verdict.hint,
+            culprits=list(verdict.ranks),
+            end_ns=time.time_ns(),
+        )
+
+    def note(self) -> None:
+        """Put what is known by now into run.json."""
+        self.folder.note(
+            git_commit=git_commit(),
+            versions=self.checks,
+            environment=self.environment,
+            ranks=[asdict(one) for one in self.facts],
+            problems=self.problems,
+        )
+
+    def run_row(self) -> dict[str, Any]:
+        """The row of this run in the table runs."""
+        verdict, facts = self._ended(), self.folder.facts
+        return {
+            "run_id": self.folder.run_id,
+            "name": self.config.name,
+            "source": "cpu" if self.config.model.device == "cpu" else "cuda",
+            "workload": self.config.workload,
+            "num_ranks": self.config.num_ranks,
+            "config": json.dumps(self.config.model_dump(mode="json", by_alias=True)),
+            "environment": json.dumps(self.environment),
+            "git_commit": git_commit(),
+            "versions": json.dumps(self.checks),
+            "start_ns": facts["start_ns"],
+            "end_ns": facts["end_ns"],
+            "status": verdict.status,
+            "exit_code": verdict.exit_code,
+            "reason": verdict.reason,
+        }
+
+    def rank_rows(self) -> list[dict[str, Any]]:
+        """The rows of its ranks; none of a run whose ranks never had a place."""
+        return [self._rank_row(rank) for rank in range(len(self.facts))]
+
+    def _rank_row(self, rank: int) -> dict[str, Any]:
+        verdict, facts, parallel = self._ended(), self.facts[rank], self.config.parallel
+        nodes = list(dict.fromkeys(one.node_id for one in self.facts))
+        outcome, beat = self._outcome(rank), verdict.beats.get(rank)
+        is_sharded = parallel.dit_fsdp or parallel.t5_fsdp
+        return {
+            "rank": rank,
+            "node": nodes.index(facts.node_id),
+            "node_id": facts.node_id,
+            "host": facts.host,
+            "pid": facts.pid,
+            "local_rank": sum(one.node_id == facts.node_id for one in self.facts[:rank]),
+            "gpu_index": facts.gpu_index,
+            "gpu_uuid": facts.gpu_uuid,
+            "gpu_name": facts.gpu_name,
+            "device_total_bytes": facts.device_total_bytes,
+            # Ulysses groups are neighbours: their all-to-all is the traffic that counts.
+            "ulysses": rank % parallel.ulysses,
+            "ring": rank // parallel.ulysses % parallel.ring,
+            "fsdp": rank if is_sharded else 0,
+            "status": outcome.status,
+            "exit_code": outcome.exit_code,
+            "reason": outcome.reason,
+            "path": outcome.path or (beat.path if beat else ""),
+            "step": outcome.step if outcome.path or beat is None else beat.step,
+            **asdict(outcome.check or _NO_CHECK),
+        }
+
+    def _outcome(self, rank: int) -> Outcome:
+        """How a rank ended: as it told, as the verdict has it, or because another one had ended the run."""
+        verdict = self._ended()
+        if rank in verdict.outcomes:
+            return verdict.outcomes[rank]
+        if rank in verdict.ranks:
+            return Outcome(
+                rank=rank, status=verdict.status, exit_code=verdict.exit_code, reason=verdict.reason
+            )
+        loss = verdict.losses.get(rank)
+        reason = loss.detail if loss and loss.detail else f"ended with the run: {verdict.reason}"
+        status: Status = "interrupted"
+        if loss is not None:
+            status = {"node": "lost", "host_oom": "host_oom"}.get(loss.kind, "died")  # type: ignore[assignment]
+        return Outcome(rank=rank, status=status, exit_code=verdict.exit_code, reason=reason)
+
+    def _ended(self) -> Verdict:
+        assert self.verdict is not None, "settle() comes first"
+        return self.verdict
+
+
+def verdict_of(error: RunError | WanError, record: Record) -> Verdict:
+    """The verdict on a run that `error` ended: before its ranks ran, or after they had ended."""
+    status: Status = "never_started" if record.verdict is None else "failed"
+    return Verdict(status=status, exit_code=error.exit_code, reason=str(error), hint=error.hint)
+
+
+def verdict_of_bug(error: BaseException, log: Path) -> Verdict:
+    """The verdict on a run that an error of ours ended."""
+    return Verdict(
+        status="failed",
+        exit_code=EXIT_BUG,
+        reason=f"internal error: {type(error).__name__}: {str(error).partition(os.linesep)[0]}",
+        hint=f"please report it, with {log}",
+    )
+
+
+def git_commit() -> str:
+    """Of the code that runs; empty outside a repository, or without git."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()

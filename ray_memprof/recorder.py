@@ -1,0 +1,373 @@
+"""The recorder: hears every span, reads the meter at its ends, and hands all that was measured to the scribe.
+
+    with recording(plan) as recorder:
+        workload.run(plan, recorder)
+
+Leaves tables/{spans,allocs,samples,collectives,ledger,stacks}/rank=N/ in the run folder. It never raises into the
+model; what stops the writing (a full disk) is raised when recording() ends. Two readings and two stamps a span: about
+30 us. Events are drained in batches of some ten thousand, 0.4 us each.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from ray_memprof.categories import category_of, component_of, stage_of
+from ray_memprof.ledger import Ledger
+from ray_memprof.meters import Meter, Reading
+from ray_memprof.plan import Beat, RankPlan, ReplayCheck
+from ray_memprof.replay import BlockReplay, Replay
+from ray_memprof.scribe import Collective, Parcel, Sample, Scribe, SpanRecord, Stacks
+from wan.spans import Attribute, listening
+
+if TYPE_CHECKING:
+    from ray_memprof.device import Device
+
+DRAIN_EVENTS = 16_384
+"""Events that may wait before a span boundary takes them: some 7 ms of pause."""
+FLUSH_S = 2.0
+"""What a killed process loses at most; twice that where it is inside one span."""
+SEAL_S = 1.0
+"""For the scribe to write down what is left of a process that is about to be killed."""
+_BLOCKS = ("dit.", "t5.", "clip.", "comm.")
+"""Spans whose index, or that of the span around them, is a transformer block's."""
+_EVENT_BYTES = 1200
+"""A drained event as Python objects, roughly; buffers are counted with it."""
+
+
+class Recorder:
+    """A wan.spans.Listener for the thread that runs the model; beat() and tick() may be called from others.
+
+    Args:
+        rank: whose spans these are.
+        meter: where bytes are read.
+        scribe: where rows go; None: nothing is kept, beats alone are given.
+    """
+
+    def __init__(self, rank: int, meter: Meter, scribe: Scribe | None) -> None:
+        self._rank, self._meter, self._scribe = rank, meter, scribe
+        self._ledger = Ledger()
+        self._open: list[SpanRecord] = []
+        self._parcel = Parcel()
+        self._num_spans = self._sequence = 0
+        self._step, self._num_steps = -1, -1
+        self._failure: tuple[str, int, Reading] | None = None
+        self._failed_into = 0
+        self._others: int | None = None
+        self._last: Reading | None = None
+        self._last_flush = time.monotonic()
+        self._recorder_ns = self._longest_pause_ns = 0
+        self._lock = threading.RLock()
+        self._thread = 0
+        self._primed = self._is_sealed = False
+        self._check: ReplayCheck | None = None
+
+    def start(self) -> None:
+        """Begin, on the thread that will run the model."""
+        self._thread = threading.get_ident()
+        self._meter.start()
+        self._last = self._meter.read()
+
+    def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
+        """A span begins."""
+        began = time.perf_counter_ns()
+        with self._lock:
+            if self._is_sealed:
+                return
+            reading = self._read()
+            record = self._record(name, attributes, reading)
+            self._open.append(record)
+            if self._scribe is not None:
+                self._scribe.categories[record.span_id] = category_of(name)
+            self._meter.stamp(record.span_id)
+            self._sequence += 1
+            if record.step is not None:
+                self._step = record.step
+            self._settle(began)
+
+    def _record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
+        around = self._open[-1] if self._open else None
+        self._num_spans += 1
+        step = attributes.get("step", around.step if around else None)
+        block = attributes.get("index", around.block if around else None)
+        branch = attributes.get("branch", around.branch if around else None)
+        component = str(attributes["component"]) if "component" in attributes else None
+        return SpanRecord(
+            span_id=self._num_spans,
+            parent_id=around.span_id if around else 0,
+            name=name,
+            path=f"{around.path}/{name}" if around else name,
+            stage=stage_of(name, around.stage if around else None, component),
+            component=component_of(name, component, around.component if around else None),
+            step=None if step is None else int(step),
+            block=int(block) if block is not None and name.startswith(_BLOCKS) else None,
+            branch=None if branch is None else str(branch),
+            depth=len(self._open),
+            start=reading,
+        )
+
+    def exit(self, name: str, failed: bool) -> None:
+        """The innermost span ends."""
+        began = time.perf_counter_ns()
+        with self._lock:
+            if not self._open:
+                return  # it outlived the recording, which has closed it
+            reading = self._read()
+            self._note_failure(reading, failed)
+            self._close_span(reading, failed)
+            self._meter.stamp(self._open[-1].span_id if self._open else 0)
+            self._sequence += 1
+            if not self._open:
+                self._step = -1
+            self._settle(began)
+
+    def _note_failure(self, reading: Reading, failed: bool) -> None:
+        """Keep where an exception came from, until the span around it ends well: then it was handled."""
+        record = self._open[-1]
+        if failed:
+            if self._failure is None or record.span_id != self._failed_into:
+                # Not the span around the one that it left last: another exception, that one was handled.
+                self._failure = (record.path, -1 if record.step is None else record.step, reading)
+            self._failed_into = record.parent_id
+        elif self._failure is not None and record.span_id == self._failed_into:
+            self._failure = None
+
+    def _close_span(self, reading: Reading, failed: bool) -> None:
+        record = self._open.pop()
+        record.end, record.failed = reading, failed
+        self._parcel.spans.append(record)
+        self._ledger.close(record.path)
+
+    def _read(self, account: str = "", *, look: Callable[[], Reading] | None = None) -> Reading:
+        """A reading, with what changed since the last one put down to the innermost open span."""
+        reading = (look or self._meter.read)()
+        record = self._open[-1] if self._open else None
+        if record is not None and reading.allocated_peak >= 0:
+            record.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
+        self._parcel.ledger += self._ledger.book(
+            reading,
+            is_on=self._meter.is_on,
+            span_id=record.span_id if record else 0,
+            path=record.path if record else "",
+            others=self._others,
+            account=account,
+        )
+        self._last = reading
+        return reading
+
+    def _settle(self, began: int) -> None:
+        """Flush if it is time, and note what recording cost since `began`."""
+        assert self._last is not None
+        waiting = self._meter.pending(self._last)
+        if waiting >= DRAIN_EVENTS or time.monotonic() - self._last_flush >= FLUSH_S:
+            self._flush()
+        self._spend(began)
+
+    def _spend(self, began: int) -> None:
+        spent = time.perf_counter_ns() - began
+        self._recorder_ns += spent
+        self._longest_pause_ns = max(self._longest_pause_ns, spent)
+        if self._open:
+            self._open[-1].recorder_ns += spent
+
+    def _flush(self) -> None:
+        self._last_flush = time.monotonic()
+        parcel, self._parcel = self._parcel, Parcel()
+        if self._scribe is None:
+            return
+        assert self._last is not None
+        if not self._primed and self._meter.is_on:
+            self._primed = True
+            if segments := self._meter.base_segments():
+                # Nothing was fed to it so far: before the meter was on there were no events.
+                self._scribe.replay.prime(segments)
+        parcel.batch = self._meter.drain(self._last)
+        self._scribe.deliver(parcel)
+
+    def on_step(self, step: int, steps: int) -> None:
+        """`step` of `steps` is done."""
+        self._num_steps = steps
+
+    def begin_collective(self) -> Reading | None:
+        """When a collective begins; None on other threads than the model's, where nothing is recorded."""
+        if threading.get_ident() != self._thread:
+            return None
+        began = time.perf_counter_ns()
+        with self._lock:
+            reading = self._read()
+            self._spend(began)
+            return reading
+
+    def end_collective(
+        self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int
+    ) -> None:
+        """The collective has returned: what device memory grew by outside the allocator is NCCL's."""
+        began = time.perf_counter_ns()
+        with self._lock:
+            reading = self._read("nccl")
+            grown = (reading.device_used - reading.reserved) - (before.device_used - before.reserved)
+            self._parcel.collectives.append(
+                Collective(
+                    start_ns=before.t_ns,
+                    end_ns=reading.t_ns,
+                    span_id=self._open[-1].span_id if self._open else 0,
+                    op=op,
+                    bytes=num_bytes,
+                    group=group,
+                    group_size=group_size,
+                    non_torch_growth_bytes=grown,
+                )
+            )
+            self._sequence += 1
+            self._settle(began)
+
+    def tick(self, sample: Sample) -> None:
+        """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long."""
+        with self._lock:
+            self._others = sample.others_used_bytes
+            self._parcel.samples.append(sample)
+            if time.monotonic() - self._last_flush >= 2 * FLUSH_S:
+                # Counted as the model's time too: the meter copies its events under Python's lock.
+                began = time.perf_counter_ns()
+                self._flush()
+                self._spend(began)
+
+    def seal(self, wait_s: float = SEAL_S) -> None:
+        """End the recording because the process is about to be killed; from any thread. Waits for the disk.
+
+        Spans that are open end here, as failed ones, for their rows would be missing; nothing is recorded after it.
+        """
+        with self._lock:
+            self._flush()  # at once: the device may be in a state in which it answers no question
+            reading = self._read(look=self._meter.peek)
+            while self._open:
+                self._close_span(reading, failed=True)
+            self._is_sealed = True
+            done = threading.Event()
+            self._parcel.seal, self._parcel.done = True, done
+            self._flush()
+        if self._scribe is not None:
+            done.wait(wait_s)
+
+    def beat(self) -> Beat:
+        """A sign of life, from any thread."""
+        # No lock: it may be held by a flush that waits for the disk. So the list is looked at once.
+        record = next(iter(self._open[-1:]), None)
+        reading = self._last
+        return Beat(
+            rank=self._rank,
+            sequence=self._sequence,
+            path=record.path if record else "",
+            stage=record.stage if record else "",
+            step=self._step,
+            num_steps=self._num_steps,
+            allocated_bytes=reading.allocated if reading else 0,
+            reserved_bytes=reading.reserved if reading else 0,
+            device_used_bytes=reading.device_used if reading else 0,
+        )
+
+    def failure(self) -> tuple[str, int, int, int] | None:
+        """Path and step of the innermost span that an exception left, allocated and reserved bytes then; None: none."""
+        if self._failure is None:
+            return None
+        path, step, reading = self._failure
+        return path, step, reading.allocated, reading.reserved
+
+    def close(self) -> None:
+        """Close what is open, write everything and compare the peaks; on the model's thread."""
+        with self._lock:
+            reading = self._read()
+            while self._open:
+                self._close_span(reading, failed=True)
+            self._flush()
+            peaks = self._meter.peaks() if self._meter.has_events else (0, 0)
+            self._meter.stop()
+            scribe, self._scribe = self._scribe, None
+        if scribe is not None:
+            scribe.close()
+            self._check = self._verdict(scribe, peaks)
+            if scribe.error is not None:
+                raise scribe.error
+
+    def _verdict(self, scribe: Scribe, peaks: tuple[int, int]) -> ReplayCheck:
+        replay = scribe.replay
+        return ReplayCheck(
+            num_events=replay.num_events,
+            num_lost_events=scribe.num_lost_events,
+            num_checks=scribe.num_checks,
+            max_error_bytes=scribe.max_error_bytes,
+            allocated_peak_bytes=peaks[0],
+            replayed_allocated_peak_bytes=replay.allocated_peak,
+            reserved_peak_bytes=peaks[1],
+            replayed_reserved_peak_bytes=replay.reserved_peak,
+            recorder_ns=self._recorder_ns,
+            longest_pause_ns=self._longest_pause_ns,
+            recorder_bytes=scribe.most_waiting_events * _EVENT_BYTES,
+        )
+
+    def check(self) -> ReplayCheck | None:
+        """How replay and counters compare; None before close()."""
+        return self._check
+
+
+@contextmanager
+def recording(plan: RankPlan) -> Iterator[Recorder]:
+    """Record what runs inside the block on this thread, as the plan's configuration asks.
+
+    Raises:
+        DiskFull: what was measured could not all be written.
+    """
+    from ray_memprof.collectives import watching
+    from ray_memprof.device import open_device
+    from ray_memprof.sampler import sampling
+
+    on_cuda = plan.config.model.device != "cpu"
+    with (
+        open_device(uuid=plan.facts.gpu_uuid, index=plan.facts.gpu_index)
+        if on_cuda
+        else nullcontext() as device
+    ):
+        meter = _meter(plan, device)
+        recorder = Recorder(plan.rank, meter, _scribe(plan, meter))
+        recorder.start()
+        try:
+            with sampling(recorder.tick, meter, device, plan.config.logging.sample_interval_s):
+                with listening(recorder), watching(recorder):
+                    yield recorder
+        finally:
+            recorder.close()
+
+
+def _meter(plan: RankPlan, device: "Device | None") -> Meter:
+    from ray_memprof.workload import device_name
+
+    level, name = plan.config.logging.level, device_name(plan)
+    has_events = plan.config.logging.profile_memory and level != "stage"
+    if name == "cpu":
+        from ray_memprof.meters.host import HostMeter
+
+        return HostMeter(events=has_events)
+    from ray_memprof.meters.cuda import CudaMeter
+
+    index = int(name.partition(":")[2] or 0)
+    return CudaMeter(index, events=has_events, stacks=has_events and level == "stack", device=device)
+
+
+def _scribe(plan: RankPlan, meter: Meter) -> Scribe | None:
+    if not plan.config.logging.profile_memory:
+        return None
+    from ray_memprof.store import RankStore
+
+    store = RankStore(plan.run_dir, plan.rank)
+    stacks = Stacks(store) if plan.config.logging.level == "stack" else None
+    categories: dict[int, str] = {}
+    kind = BlockReplay if meter.source == "cuda" else Replay
+    replay = kind(
+        category_of=lambda span_id: categories.get(span_id, "activation"),
+        stack_of=None if stacks is None else stacks.number,
+    )
+    return Scribe(
+        store, replay, categories=categories, stacks=stacks, device_total_bytes=plan.facts.device_total_bytes
+    )

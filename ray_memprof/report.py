@@ -1,0 +1,326 @@
+"""report.html: what happened, and where the memory of every rank went, in one file that opens offline.
+
+    report.write(run_dir)
+
+Takes the tables of a run, finished or failed; every number comes from a question in sql/, every figure from plots.py.
+Leaves report.html: text and tables that need no script, figures that plotly.js draws, which is in the file. Nothing
+is fetched.
+"""
+
+import base64
+import gzip
+import json
+import os
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import jinja2
+from markupsafe import Markup
+
+from ray_memprof import db, plots
+from ray_memprof.diagnosis import findings
+from ray_memprof.errors import ConfigError
+from ray_memprof.schema import RUNS
+from ray_memprof.store import CONFIG_FILE, REPORT_FILE, TEMPORARY_SUFFIX, disk_error, replace
+from ray_memprof.summary import place
+from ray_memprof.units import GIB
+
+TEMPLATE = "report.html.j2"
+CONTENTS = {
+    "peak_by_rank": "Peak by rank",
+    "timeline_by_account": "Memory over time",
+    "books_at_peak": "Books at the peak",
+    "alive_at_peak": "Alive at the peak",
+    "peak_by_stage": "Stages and ranks",
+    "imbalance": "Imbalance",
+    "steps": "Steps",
+    "base_memory": "Base memory",
+    "activation_by_stage": "Activation by stage",
+    "fragmentation": "Fragmentation and fluctuation",
+    "model_switching": "Model switching",
+    "collectives_summary": "Collectives",
+    "replay_check": "Replay check",
+}
+"""Questions that have a part of the report, in its order, with the part's title; one without rows is left out."""
+DETAILS = ("base_memory", "activation_by_stage", "fragmentation", "model_switching", "replay_check")
+"""Tables for a closer look, without a link at the top."""
+PER_RANK = frozenset(CONTENTS) - {"peak_by_rank", "imbalance"}
+"""Of a large run, these show some ranks only."""
+MEASURES = {"device_used": "device used", "reserved": "reserved", "allocated": "allocated"}
+
+Row = dict[str, Any]
+Tables = dict[str, list[Row]]
+Panels = dict[str, list[tuple[str, str]]]
+
+
+def write(run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None) -> Path:
+    """Write the report of a run; where it is.
+
+    Args:
+        run_dir: the run.
+        problems: lines of collect about records that are not whole.
+        beside: a run of the same configuration from another source, a prediction of this one: shown beside it.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or `beside` none that could be set beside it.
+        DiskFull: no room for it.
+    """
+    path = run_dir / REPORT_FILE
+    html = render(run_dir, problems, beside=beside)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(html)
+            file.flush()
+            os.fsync(file.fileno())
+        replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise disk_error("the driver", path, error) from error
+    return path
+
+
+def render(run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None) -> str:
+    """The report as text."""
+    with db.open_run(run_dir) as connection:
+        facts = _facts(connection)
+    if beside is not None:
+        facts["beside"] = _beside(facts, beside)
+        facts["contents"]["beside"] = "Predicted and measured"
+    config = run_dir / CONFIG_FILE
+    facts["config"] = config.read_text(encoding="utf-8") if config.exists() else ""
+    facts["contents"]["versions"] = "Versions, configuration"
+    return _environment().get_template(TEMPLATE).render(**facts, problems=problems, run_dir=run_dir)
+
+
+def _facts(connection: duckdb.DuckDBPyConnection) -> Row:
+    runs = _ask(connection, "FROM runs")
+    # A driver that was killed wrote none.
+    run: Row = runs[0] if runs else dict.fromkeys(RUNS.schema.names)
+    ranks = _ask(connection, "FROM ranks ORDER BY rank")
+    whole = {name: _ask(connection, db.question(name)) for name in CONTENTS}
+    failed = [row["rank"] for row in ranks if row["status"] != "ok"]
+    peaks = whole["peak_by_rank"]
+    shown = plots.chosen(peaks, failed)
+    few = plots.chosen(peaks, failed, plots.MOST_LINES) if len(shown) < len(peaks) else shown
+    if len(ranks) < 2:
+        whole["imbalance"] = []
+    tables = {name: _of(rows, shown) if name in PER_RANK else rows for name, rows in whole.items()}
+    figures, panels = _figures(connection, tables, whole, shown, few)
+    contents = {name: title for name, title in CONTENTS.items() if name == "peak_by_rank" or whole[name]}
+    return {
+        "run": run,
+        "has_verdict": bool(runs),
+        "description": json.loads(run["config"] or "{}").get("description", ""),
+        "ranks": ranks,
+        "shown": shown,
+        "versions": json.loads(run["versions"] or "{}"),
+        "questions": {name: db.headline(name) for name in CONTENTS},
+        "contents": contents,
+        "details": DETAILS,
+        "tiles": _tiles(whole),
+        "figures": figures,
+        "plotly": _plotly() if figures else "",
+        "beside": None,
+        "findings": findings(connection),
+        **panels,
+        **tables,
+    }
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, text: str) -> list[Row]:
+    return connection.sql(text).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+
+
+def _of(rows: Sequence[Row], ranks: Sequence[int]) -> list[Row]:
+    return [row for row in rows if row["rank"] in ranks]
+
+
+def _figures(
+    connection: duckdb.DuckDBPyConnection,
+    tables: Tables,
+    whole: Tables,
+    shown: Sequence[int],
+    few: Sequence[int],
+) -> tuple[dict[str, plots.Figure], Panels]:
+    """Figures by id; and the parts that show one of several, as (name, id) in order.
+
+    Ranks that are `shown` have figures of their own; `few` of them are lines in a picture of all.
+    """
+    panels = {
+        "timelines": _timelines(connection, tables, whole["peak_by_rank"], shown, few),
+        "treemaps": [
+            (f"rank {rank}", plots.alive(rows)) for rank, rows in _by_rank(tables["alive_at_peak"]).items()
+        ],
+        "heats": [],
+    }
+    if whole["peak_by_stage"]:
+        panels["heats"] = [
+            (name, plots.heat(whole["peak_by_stage"], measure)) for measure, name in MEASURES.items()
+        ]
+    figures = {
+        f"{part}-{number}": one for part, listed in panels.items() for number, (_, one) in enumerate(listed)
+    }
+    named = {
+        part: [(name, f"{part}-{number}") for number, (name, _) in enumerate(listed)]
+        for part, listed in panels.items()
+    }
+    if tables["books_at_peak"]:
+        figures["books"] = plots.books(tables["books_at_peak"])
+    compared = [row for row in tables["imbalance"] if row["measure"] == "allocated" and row["num_ranks"] > 1]
+    if compared:
+        figures["imbalance"] = plots.imbalance(compared)
+    if tables["steps"]:
+        figures["steps"] = plots.steps(tables["steps"], shown)
+    return figures, named
+
+
+def _timelines(
+    connection: duckdb.DuckDBPyConnection,
+    tables: Tables,
+    peaks: Sequence[Row],
+    shown: Sequence[int],
+    few: Sequence[int],
+) -> list[tuple[str, plots.Figure]]:
+    slices = _ask(connection, db.question("timeline"))
+    if not slices:
+        return []
+    frame = plots.frame(slices, peaks)
+    bands = _by_rank(_ask(connection, db.question("stage_bands")))
+    moments, of_rank = _by_rank(tables["timeline_by_account"]), _by_rank(slices)
+    figures = [
+        (f"rank {rank}", plots.area(moments.get(rank, []), of_rank[rank], bands.get(rank, []), frame))
+        for rank in shown
+    ]
+    if len(shown) > 1:
+        spread = _ask(connection, db.question("timeline_spread"))
+        together = ("all ranks", plots.ranks_over_time(slices, spread, few, frame))
+        # Of many ranks the whole comes first, of a few the single one.
+        figures.insert(0 if len(shown) < len(peaks) else len(figures), together)
+    return figures
+
+
+def _by_rank(rows: Iterable[Row]) -> dict[int, list[Row]]:
+    listed: dict[int, list[Row]] = {}
+    for row in rows:
+        listed.setdefault(row["rank"], []).append(row)
+    return listed
+
+
+def _tiles(tables: Tables) -> list[Row]:
+    """The few figures that everybody wants first: name, value, note."""
+    peaks = tables["peak_by_rank"]
+    if not peaks:
+        return []
+    fullest = max(peaks, key=lambda row: row["device_used_peak_bytes"])
+    total = fullest["device_total_bytes"]
+    of_device = f", {fullest['device_used_peak_bytes'] / total:.0%} of {total / GIB:.2f} GiB" if total else ""
+    most = max(peaks, key=lambda row: row["allocated_peak_bytes"])
+    tiles = [
+        _tile(
+            "device used, peak",
+            _sized(fullest["device_used_peak_bytes"]),
+            f"rank {fullest['rank']}{of_device}",
+        ),
+        _tile(
+            "allocated, peak",
+            _sized(most["allocated_peak_bytes"]),
+            f"rank {most['rank']}, in {place(most['path'], most['step'])}",
+        ),
+    ]
+    for row in tables["imbalance"]:
+        if row["stage"] is None and row["measure"] == "allocated" and row["num_ranks"] > 1:
+            times = "-" if row["max_over_mean"] is None else f"{row['max_over_mean']:.2f} x"
+            tiles.append(_tile("imbalance", times, f"rank {row['max_rank']} against the mean of allocated"))
+    left = [row for row in tables["books_at_peak"] if row["account"] == "unexplained"]
+    known = [row for row in left if row["share_fraction"] is not None]
+    if known:
+        worst = max(known, key=lambda row: abs(row["share_fraction"]))
+        note = f"of device used at the peak, rank {worst['rank']}"
+        tiles.append(_tile("unexplained", f"{worst['share_fraction']:.2%}", note))
+    return [*tiles, *_replay_tile(tables["replay_check"])]
+
+
+def _replay_tile(rows: Sequence[Row]) -> list[Row]:
+    if not rows:
+        return []
+    checked = [row for row in rows if row["num_checks"]]
+    exact = [row for row in checked if row["is_exact"]]
+    if not checked:
+        return [_tile("recording", "unchecked", "no allocator events were recorded")]
+    return [_tile("recording", f"{len(exact)} of {len(rows)}", "ranks replay to the byte")]
+
+
+def _tile(name: str, value: str | Markup, note: str) -> Row:
+    return {"name": name, "value": value, "note": note}
+
+
+def _sized(size: int) -> Markup:
+    return _gib(size) + " GiB"
+
+
+def _beside(facts: Row, other_dir: Path) -> Row:
+    """Peaks by stage of another run of this configuration, beside those of this one."""
+    with db.open_run(other_dir) as connection:
+        runs = _ask(connection, "FROM runs")
+        there = {(row["rank"], row["stage"]): row for row in _ask(connection, db.question("peak_by_stage"))}
+    if not runs or runs[0]["source"] == facts["run"]["source"]:
+        raise ConfigError(
+            f"{other_dir} cannot be set beside this run: its source is not another one",
+            hint="set a predicted run beside a measured one",
+        )
+    rows = []
+    for row in facts["peak_by_stage"]:
+        other = there.get((row["rank"], row["stage"]), {}).get("allocated_peak_bytes")
+        here = row["allocated_peak_bytes"]
+        share = None if other is None or not here else (other - here) / here
+        listed = {"rank": row["rank"], "stage": row["stage"], "here_bytes": here, "there_bytes": other}
+        rows.append({**listed, "difference_fraction": share})
+    return {"run_id": runs[0]["run_id"], "source": runs[0]["source"], "rows": rows}
+
+
+def _plotly() -> str:
+    """plotly.js, compressed: a third of its size, and no work for the browser before the first figure."""
+    from plotly.offline import get_plotlyjs
+
+    # A fixed time in its header: the same run makes the same report.
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(gib=_gib, seconds=_seconds, share=_share, place=place, utc=_utc, data=_data)
+    return environment
+
+
+def _data(figure: plots.Figure) -> Markup:
+    """JSON that no content can break out of its script element."""
+    return Markup(json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _gib(size: int | None) -> Markup:
+    """GiB with two decimals, the exact bytes as a tooltip."""
+    if size is None:
+        return Markup("&ndash;")
+    return Markup('<span title="{:,} bytes">{:.2f}</span>').format(size, size / GIB)
+
+
+def _seconds(ns: int | None) -> str:
+    return "-" if ns is None else f"{ns / 1e9:,.2f}"
+
+
+def _share(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{fraction:.2%}"
+
+
+def _utc(ns: int) -> str:
+    return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,136 @@
+"""How a run is brought to its end: watched, settled, written down, and summed up in a few lines.
+
+with ending(record, live, interrupts):       # whatever goes wrong in here becomes the verdict of the run
+    ...
+    settle(record, supervise(cluster, live, interrupts), live)
+write(record, live)                          # tables of the driver, run.duckdb, memory_events.json, report.html
+
+Takes the Record of the run; leaves everything in its folder that is not written by a rank.
+"""
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ray_memprof.errors import DiskFull, RunError
+from ray_memprof.interrupts import Abandoned, Interrupted, Interrupts
+from ray_memprof.live import Live
+from ray_memprof.plan import Beat
+from ray_memprof.record import Record, verdict_of, verdict_of_bug
+from ray_memprof.store import LOGS_DIR, REPORT_FILE
+from ray_memprof.supervise import Limits, interruption, watch
+from ray_memprof.verdict import Verdict
+from wan.errors import WanError
+
+if TYPE_CHECKING:
+    from ray_memprof.cluster import Cluster
+
+_DRIVER_LOG = "driver.log"
+
+
+def supervise(cluster: "Cluster", live: Live, interrupts: Interrupts) -> Verdict:
+    """Watch the ranks to their end, under the live table."""
+    timeouts = cluster.config.ray.timeouts
+    began, is_first = time.monotonic(), True
+
+    def show(beats: Mapping[int, Beat]) -> None:
+        nonlocal is_first
+        live.update(beats.values())
+        if is_first and any(beat.step >= 0 for beat in beats.values()):
+            is_first = False
+            live.say(f"  first denoise step: after {time.monotonic() - began:.1f} s")
+
+    return watch(
+        cluster.crew,
+        nodes=cluster.nodes,
+        limits=Limits(
+            init_s=timeouts.init_s,
+            stall_s=timeouts.stall_s,
+            grace_s=timeouts.grace_s,
+            node_grace_s=timeouts.node_grace_s,
+        ),
+        clock=time.monotonic,
+        interrupted=lambda: interrupts.signal,
+        show=show,
+    )
+
+
+def settle(record: Record, verdict: Verdict, live: Live) -> None:
+    """The verdict, where people and programs look, before anything else is done."""
+    _tell(verdict, live)
+    try:
+        record.settle(verdict)
+    except DiskFull as error:
+        if verdict.status == "ok":
+            record.verdict = verdict_of(error, record)
+            _tell(record.verdict, live)
+        else:
+            record.problems.append(str(error))
+
+
+def _tell(verdict: Verdict, live: Live) -> None:
+    if verdict.status != "ok":
+        live.say(f"error: {verdict.reason}")
+        if verdict.hint:
+            live.say(f"hint: {verdict.hint}")
+
+
+@contextmanager
+def ending(record: Record, live: Live, interrupts: Interrupts) -> Iterator[None]:
+    """What leaves the block becomes the verdict of the run, unless it has a bad one already."""
+    try:
+        yield
+        return
+    except Abandoned as error:
+        record.is_abandoned = True
+        verdict = interruption(error.number)
+    except Interrupted as error:
+        verdict = interruption(error.number)
+    except (RunError, WanError) as error:
+        verdict = verdict_of(error, record)
+    except Exception as error:
+        if interrupts.last_signal:  # out of Ray's compiled code Abandoned comes as a SystemError
+            record.is_abandoned = True
+            verdict = interruption(interrupts.last_signal)
+        else:
+            verdict = _bug(error, record)
+    if record.verdict is None or record.verdict.status == "ok":
+        settle(record, verdict, live)
+    else:  # the run's own failure stays the verdict; this one came on top
+        record.problems.append(verdict.reason)
+
+
+def _bug(error: Exception, record: Record) -> Verdict:
+    """Told in a line, with everything about it in a file; called where `error` is handled."""
+    log = record.folder.write(traceback.format_exc(), LOGS_DIR, _DRIVER_LOG)
+    return verdict_of_bug(error, log)
+
+
+def write(record: Record, live: Live) -> None:
+    """All that is derived from what the ranks recorded."""
+    from ray_memprof import db, report
+    from ray_memprof.collect import write_driver_tables
+    from ray_memprof.exporters import memory_events
+    from ray_memprof.summary import summary_lines
+
+    run_dir = record.folder.path
+    with live.stage("report"):
+        record.note()
+        write_driver_tables(run_dir, record.run_row(), record.rank_rows())
+        db.build(run_dir)
+        # Before anything that is larger: figures are told even where a report cannot be written.
+        record.figures = summary_lines(run_dir)
+        memory_events.write(run_dir)
+        report.write(run_dir, record.problems)
+
+
+def summary(record: Record) -> list[str]:
+    """The last lines: how it ended, what is missing, where everything is."""
+    assert record.verdict is not None
+    lines = [f"{record.config.name}: {record.verdict.status}, exit {record.exit_code}"]
+    lines += [f"warning: {line}" for line in record.problems]
+    path = record.folder.path
+    report = path / REPORT_FILE
+    return [*lines, *record.figures, f"report: {report}" if report.exists() else f"run folder: {path}"]

@@ -1,0 +1,244 @@
+"""Every table and column, with its unit and meaning: the only place that names a column.
+
+One folder per run, `tables/<table>/rank=N/part-*.parquet`; `rank` is the partition and not in the files. Measured
+(CUDA), cpu and predicted runs fill the same columns; only runs.source differs.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Grows when a column changes its meaning or goes away; new columns leave it as it is."""
+
+_NAME = pa.dictionary(pa.int16(), pa.string())
+_MEASURED = ("allocated", "reserved", "active")
+
+ACCOUNTS = ("context", "nccl", "library", "others")
+"""Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
+CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its type, its unit ("bytes", "ns", "" ...) and its meaning in one line."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    meaning: str
+    nullable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table; `row` says what one row is."""
+
+    name: str
+    row: str
+    columns: tuple[Column, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """As pyarrow knows it; unit and meaning travel as metadata of each field."""
+        return pa.schema(
+            [
+                pa.field(
+                    column.name,
+                    column.type,
+                    nullable=column.nullable,
+                    metadata={"unit": column.unit, "meaning": column.meaning},
+                )
+                for column in self.columns
+            ],
+            metadata={"schema_version": str(SCHEMA_VERSION), "table": self.name},
+        )
+
+
+def _bytes(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, pa.int64(), "bytes", meaning, nullable)
+
+
+def _ns(name: str, meaning: str) -> Column:
+    return Column(name, pa.int64(), "ns", meaning)
+
+
+def _count(name: str, meaning: str) -> Column:
+    return Column(name, pa.int64(), "", meaning)
+
+
+def _text(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, pa.string(), "", meaning, nullable)
+
+
+def _word(name: str, meaning: str, *, nullable: bool = False) -> Column:
+    return Column(name, _NAME, "", meaning, nullable)
+
+
+def _ends(what: str, meaning: str) -> tuple[Column, ...]:
+    return (
+        _bytes(f"{what}_start_bytes", f"{meaning}, when the span began"),
+        _bytes(f"{what}_end_bytes", f"{meaning}, when the span ended"),
+        _bytes(f"{what}_peak_bytes", f"{meaning}, the most inside the span"),
+    )
+
+
+RUNS = Table(
+    "runs",
+    "a run",
+    (
+        _text("run_id", "unique, sorts by time"),
+        _text("name", "name in the configuration"),
+        _text("source", "cuda (measured), cpu (measured on host tensors) or predicted"),
+        _text("workload", "wan or script"),
+        Column("num_ranks", pa.int32(), "", "ranks the run was to have"),
+        _text("config", "effective configuration, JSON"),
+        _text("environment", "variables applied in the ranks, JSON"),
+        _text("git_commit", "of the code that ran; empty outside a repository"),
+        _text("versions", "python, torch, cuda, cudnn, nccl, driver, ray and so on, JSON"),
+        _ns("start_ns", "wall clock, since 1970"),
+        _ns("end_ns", "wall clock, since 1970"),
+        _text("status", "how it ended: ok, oom, failed, died, hung, lost, interrupted ..."),
+        Column("exit_code", pa.int32(), "", "of the launcher"),
+        _text("reason", "one line; empty when all is well"),
+        Column("schema_version", pa.int32(), "", "SCHEMA_VERSION of its tables"),
+    ),
+)
+
+RANKS = Table(
+    "ranks",
+    "a rank of the run",
+    (
+        Column("node", pa.int32(), "", "number of its node, in rank order"),
+        _text("node_id", "Ray's id of the node"),
+        _text("host", "host name"),
+        Column("pid", pa.int64(), "", "process id on its host"),
+        Column("local_rank", pa.int32(), "", "among the ranks of its node"),
+        Column("gpu_index", pa.int32(), "", "physical index, as NVML counts; -1: none"),
+        _text("gpu_uuid", "of the GPU; empty without one"),
+        _text("gpu_name", "of the GPU; empty without one"),
+        _bytes("device_total_bytes", "memory of the device, as its runtime reports it"),
+        Column("ulysses", pa.int32(), "", "coordinate in the Ulysses group"),
+        Column("ring", pa.int32(), "", "coordinate in the ring"),
+        Column("fsdp", pa.int32(), "", "coordinate in the FSDP group; 0 without one"),
+        _text("status", "how it ended"),
+        Column("exit_code", pa.int32(), "", "of this rank"),
+        _text("reason", "one line; empty when all is well"),
+        _text("path", "span that an error left, or the last one known"),
+        Column("step", pa.int32(), "", "denoise step of that span; -1 outside the loop"),
+        _count("num_events", "allocator events recorded"),
+        _count("num_lost_events", "allocator events that no drain came in time for"),
+        _count("num_checks", "moments at which replay and counters were compared"),
+        _bytes("max_error_bytes", "largest difference between replay and counters"),
+        _bytes("allocated_peak_bytes", "the allocator's own peak counter"),
+        _bytes("replayed_allocated_peak_bytes", "the same peak, from the recorded events"),
+        _bytes("reserved_peak_bytes", "the allocator's own peak counter"),
+        _bytes("replayed_reserved_peak_bytes", "the same peak, from the recorded events"),
+        _ns("recorder_ns", "spent recording on the thread that runs the model"),
+        _ns("longest_pause_ns", "the longest time recording held that thread up at once"),
+        _bytes("recorder_bytes", "most bytes in the recorder's buffers"),
+    ),
+)
+
+SPANS = Table(
+    "spans",
+    "a span that ended (or was open when its rank ended)",
+    (
+        _count("span_id", "from 1, in the order the spans began"),
+        _count("parent_id", "span around it; 0: none"),
+        _word("path", "names from the outermost span inwards, by slashes"),
+        _word("name", "of the span itself"),
+        _word("stage", "name of the outermost span"),
+        _word("component", "t5, clip, vae, dit or a module's name", nullable=True),
+        Column("step", pa.int32(), "", "denoise step, also inside it", True),
+        Column("block", pa.int32(), "", "index of a transformer block", True),
+        _word("branch", "cond or uncond", nullable=True),
+        Column("depth", pa.int16(), "", "0 for a stage"),
+        _ns("start_ns", "wall clock, since 1970"),
+        _ns("end_ns", "wall clock, since 1970"),
+        Column("failed", pa.bool_(), "", "an exception left it, or its rank ended inside it"),
+        *_ends("allocated", "tensors, as the allocator counts them (rounded to blocks)"),
+        *_ends("reserved", "held by the allocator, in use or not"),
+        *_ends("active", "allocated and not yet safe to reuse on another stream"),
+        *_ends("device_used", "in use on the device by anybody"),
+        *_ends("host_rss", "resident memory of the process"),
+        _count("num_allocs", "tensors allocated inside it"),
+        _count("num_segments", "segments that the allocator took from the device inside it"),
+        _count("num_retries", "times it had to flush its cache and ask the device again"),
+        _ns("recorder_ns", "spent recording inside it"),
+    ),
+)
+
+ALLOCS = Table(
+    "allocs",
+    "an allocator event",
+    (
+        _count("seq", "order of events within the rank"),
+        _ns("t_ns", "wall clock, since 1970"),
+        _word("action", "alloc, free_requested, free_completed, segment_alloc, segment_free, segment_map ..."),
+        _bytes("size_bytes", "what the allocator counts: the block, or the segment"),
+        _bytes("requested_bytes", "what was asked for"),
+        Column("address", pa.int64(), "", "on the device"),
+        Column("stream", pa.int64(), "", "CUDA stream handle; 0: the default one"),
+        _count("span_id", "innermost open span when it happened; 0: none"),
+        _word("category", f"one of {', '.join(CATEGORIES)}; null for segments", nullable=True),
+        Column("stack_id", pa.int32(), "", "into stacks; null where none was taken", True),
+    ),
+)  # fmt: skip
+
+SAMPLES = Table(
+    "samples",
+    "a look at the device, at a fixed interval",
+    (
+        _ns("t_ns", "wall clock, since 1970"),
+        _bytes("device_used_bytes", "in use on the device by anybody"),
+        _bytes("process_used_bytes", "of it by this process, where the driver tells", nullable=True),
+        _bytes("others_used_bytes", "of it by other processes, where the driver tells", nullable=True),
+        _bytes("allocated_bytes", "tensors, as the allocator counts them"),
+        _bytes("reserved_bytes", "held by the allocator"),
+        _bytes("host_rss_bytes", "resident memory of the process"),
+        Column("utilisation_fraction", pa.float32(), "", "share of the time a kernel ran", True),
+    ),
+)
+
+COLLECTIVES = Table(
+    "collectives",
+    "a collective call, or the making of a group",
+    (
+        _ns("start_ns", "wall clock, since 1970"),
+        _ns("end_ns", "when the call returned; the device may still be at it"),
+        _count("span_id", "innermost open span; 0: none"),
+        _word("op", "as torch.distributed names it"),
+        _bytes("bytes", "this rank's share of the data: the larger of input and output"),
+        _word("group", "name of the process group"),
+        Column("group_size", pa.int32(), "", "ranks in it"),
+        _bytes("non_torch_growth_bytes", "growth of device memory outside the allocator across the call"),
+    ),
+)
+
+LEDGER = Table(
+    "ledger",
+    "a change of device memory outside the allocator, and whom it is put down to",
+    (
+        _ns("t_ns", "wall clock, since 1970"),
+        _count("span_id", "innermost open span; 0: none"),
+        _word("account", f"one of {', '.join(ACCOUNTS)}"),
+        _bytes("bytes", "grown by; negative: shrunk"),
+    ),
+)
+
+STACKS = Table(
+    "stacks",
+    "a frame of a Python stack",
+    (
+        Column("stack_id", pa.int32(), "", "same for the same frames within a rank"),
+        Column("frame", pa.int16(), "", "0 is the innermost"),
+        _word("function", "name"),
+        _word("file", "path"),
+        Column("line", pa.int32(), "", "in it"),
+    ),
+)
+
+TABLES = {table.name: table for table in (RUNS, RANKS, SPANS, ALLOCS, SAMPLES, COLLECTIVES, LEDGER, STACKS)}
+RANK_TABLES = ("spans", "allocs", "samples", "collectives", "ledger", "stacks")
+"""Written by the ranks; runs and ranks are written by the driver."""

@@ -1,0 +1,56 @@
+-- How much memory do activations take in each stage, and in each denoise step?
+-- One row = a stage on a rank; denoise: a step.
+--   rank                   of the run
+--   stage                  name of the outermost span
+--   step                   denoise step; null outside the loop
+--   began_bytes            allocated when it began
+--   allocated_peak_bytes   the most allocated inside
+--   activation_peak_bytes  peak - began: what it added, weights that it loaded
+--                          included
+--   base_bytes             weights of the components that were on the device at
+--                          any time during it
+--   above_base_bytes       peak - base: activations, inputs and outputs alone
+WITH stages AS (
+    SELECT
+        rank,
+        span_id,
+        stage,
+        step,
+        start_ns,
+        end_ns,
+        allocated_start_bytes,
+        allocated_peak_bytes
+    FROM spans
+    -- Bringing weights is base memory, not activation.
+    WHERE (depth = 0 OR depth = 1 AND path LIKE 'script/%')
+        AND name NOT LIKE 'load.%' AND name NOT LIKE 'residency.%'
+),
+
+bases AS (
+    SELECT
+        stages.rank,
+        stages.span_id,
+        SUM(component_visits.base_bytes)::BIGINT AS base_bytes
+    FROM stages
+    INNER JOIN component_visits
+        ON stages.rank = component_visits.rank
+        AND component_visits.start_ns < stages.end_ns
+        AND COALESCE(component_visits.end_ns > stages.start_ns, TRUE)
+    GROUP BY stages.rank, stages.span_id
+)
+
+SELECT
+    stages.rank,
+    stages.stage,
+    stages.step,
+    stages.allocated_start_bytes AS began_bytes,
+    stages.allocated_peak_bytes,
+    stages.allocated_peak_bytes - stages.allocated_start_bytes
+        AS activation_peak_bytes,
+    COALESCE(bases.base_bytes, 0) AS base_bytes,
+    stages.allocated_peak_bytes - COALESCE(bases.base_bytes, 0)
+        AS above_base_bytes
+FROM stages
+LEFT JOIN bases
+    ON stages.rank = bases.rank AND stages.span_id = bases.span_id
+ORDER BY stages.rank, stages.span_id

@@ -1,0 +1,98 @@
+-- Who holds the memory of the device at every span boundary, and do the books
+-- close?
+-- One row = a span boundary on a rank.
+--   rank                 of the run
+--   t_ns                 since 1970
+--   span_id, stage, path the span
+--   edge                 start or end
+--   device_used_bytes    in use on the device by anybody: the sum of the rest
+--   active_bytes         tensors in the allocator
+--   fragmentation_bytes  reserved - active: held by the allocator, not in use
+--   context_bytes        CUDA context
+--   nccl_bytes           NCCL's buffers
+--   library_bytes        cuDNN, cuBLAS and others
+--   others_bytes         other processes on the same device
+--   unexplained_bytes    device_used - reserved - the four above
+WITH running AS (
+    -- RANGE: changes at the same moment count together.
+    SELECT
+        rank,
+        t_ns,
+        SUM(bytes) FILTER (WHERE account = 'context') OVER upto
+            AS context_bytes,
+        SUM(bytes) FILTER (WHERE account = 'nccl') OVER upto AS nccl_bytes,
+        SUM(bytes) FILTER (WHERE account = 'library') OVER upto
+            AS library_bytes,
+        SUM(bytes) FILTER (WHERE account = 'others') OVER upto AS others_bytes
+    FROM ledger
+    WINDOW upto AS (
+        PARTITION BY rank ORDER BY t_ns
+        RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+    )
+),
+
+accounts AS (
+    SELECT DISTINCT
+        rank,
+        t_ns,
+        COALESCE(context_bytes, 0)::BIGINT AS context_bytes,
+        COALESCE(nccl_bytes, 0)::BIGINT AS nccl_bytes,
+        COALESCE(library_bytes, 0)::BIGINT AS library_bytes,
+        COALESCE(others_bytes, 0)::BIGINT AS others_bytes
+    FROM running
+),
+
+boundaries AS (
+    SELECT
+        rank,
+        start_ns AS t_ns,
+        span_id,
+        stage,
+        path,
+        'start' AS edge,
+        device_used_start_bytes AS device_used_bytes,
+        active_start_bytes AS active_bytes,
+        reserved_start_bytes AS reserved_bytes
+    FROM spans
+    UNION ALL
+    SELECT
+        rank,
+        end_ns AS t_ns,
+        span_id,
+        stage,
+        path,
+        'end' AS edge,
+        device_used_end_bytes AS device_used_bytes,
+        active_end_bytes AS active_bytes,
+        reserved_end_bytes AS reserved_bytes
+    FROM spans
+)
+
+SELECT
+    boundaries.rank,
+    boundaries.t_ns,
+    boundaries.span_id,
+    boundaries.stage,
+    boundaries.path,
+    boundaries.edge,
+    boundaries.device_used_bytes,
+    boundaries.active_bytes,
+    boundaries.reserved_bytes - boundaries.active_bytes AS fragmentation_bytes,
+    COALESCE(accounts.context_bytes, 0) AS context_bytes,
+    COALESCE(accounts.nccl_bytes, 0) AS nccl_bytes,
+    COALESCE(accounts.library_bytes, 0) AS library_bytes,
+    COALESCE(accounts.others_bytes, 0) AS others_bytes,
+    boundaries.device_used_bytes
+        - boundaries.reserved_bytes
+        - COALESCE(accounts.context_bytes, 0)
+        - COALESCE(accounts.nccl_bytes, 0)
+        - COALESCE(accounts.library_bytes, 0)
+        - COALESCE(accounts.others_bytes, 0) AS unexplained_bytes
+FROM boundaries
+ASOF LEFT JOIN accounts
+    ON boundaries.rank = accounts.rank AND boundaries.t_ns >= accounts.t_ns
+ORDER BY
+    boundaries.rank,
+    boundaries.t_ns,
+    boundaries.span_id,
+    boundaries.edge DESC

@@ -1,0 +1,54 @@
+-- Rule: is decoding what the run needs its memory for?
+-- One row = the run, on its fullest rank.
+--   ranks       ranks whose peak is in decode, where decoding is shared or
+--               there is one rank; else decodes_alone speaks
+--   stage       decode
+--   component   vae
+--   bytes       by how much decode exceeds the fullest other stage: what
+--               smaller slabs can take off the peak
+--   is_peak     true
+--   other_stage the fullest other stage
+--   num_slabs   optimization.vae_slabs as it was; 0: by size
+-- Threshold: 5 % of the peak; closer stages share it, and less comes off.
+WITH shared AS (
+    SELECT COUNT(DISTINCT rank) AS num_decoding
+    FROM spans
+    WHERE name LIKE 'vae.%' AND stage = 'decode'
+),
+
+others AS (
+    SELECT
+        rank,
+        MAX(allocated_peak_bytes) AS peak_bytes,
+        ARG_MAX(stage, allocated_peak_bytes) AS stage
+    FROM stage_peaks
+    WHERE stage != 'decode'
+    GROUP BY rank
+)
+
+SELECT
+    LIST(stage_peaks.rank ORDER BY stage_peaks.rank) AS ranks,
+    'decode' AS stage,
+    'vae' AS component,
+    MAX(stage_peaks.allocated_peak_bytes - others.peak_bytes) AS bytes,
+    TRUE AS is_peak,
+    ARG_MAX(
+        others.stage, stage_peaks.allocated_peak_bytes - others.peak_bytes
+    ) AS other_stage,
+    MAX(settings.vae_slabs) AS num_slabs
+FROM stage_peaks
+INNER JOIN others ON stage_peaks.rank = others.rank
+CROSS JOIN shared
+CROSS JOIN settings
+WHERE
+    settings.workload = 'wan'
+    AND stage_peaks.stage = 'decode'
+    AND stage_peaks.component = 'vae'
+    AND stage_peaks.is_run_peak
+    AND (
+        shared.num_decoding > 1
+        OR (SELECT COUNT(DISTINCT rank) FROM spans) = 1
+    )
+    AND stage_peaks.allocated_peak_bytes - others.peak_bytes
+    >= 0.05 * stage_peaks.allocated_peak_bytes
+HAVING COUNT(*) > 0

@@ -1,0 +1,45 @@
+-- Rule: does one rank decode the video while the others wait?
+-- One row = the rank that does; none where there is one rank, or several
+-- decode.
+--   ranks       who
+--   stage       decode
+--   component   vae
+--   bytes       what decoding adds there: split over the ranks, each would add
+--               about an equal share
+--   is_peak     the stage has the peak of that rank
+--   num_others  ranks that do not decode
+-- Threshold: 2 % of what the device has in use at its fullest, 64 MiB at least;
+-- less cannot be told from one run to the next.
+WITH decoding AS (
+    SELECT rank, MIN(span_id) AS first_span_id
+    FROM spans
+    WHERE name LIKE 'vae.%' AND stage = 'decode'
+    GROUP BY rank
+),
+
+counted AS (
+    SELECT
+        (SELECT COUNT(*) FROM decoding) AS num_decoding,
+        (SELECT COUNT(DISTINCT rank) FROM spans) AS num_ranks
+)
+
+SELECT
+    [activation_by_stage.rank] AS ranks,
+    'decode' AS stage,
+    'vae' AS component,
+    activation_by_stage.activation_peak_bytes AS bytes,
+    stage_peaks.is_run_peak AS is_peak,
+    counted.num_ranks - 1 AS num_others
+FROM activation_by_stage
+INNER JOIN decoding ON activation_by_stage.rank = decoding.rank
+INNER JOIN stage_peaks
+    ON activation_by_stage.rank = stage_peaks.rank
+    AND activation_by_stage.stage = stage_peaks.stage
+INNER JOIN peak_by_rank ON activation_by_stage.rank = peak_by_rank.rank
+CROSS JOIN counted
+WHERE
+    activation_by_stage.stage = 'decode'
+    AND counted.num_decoding = 1
+    AND counted.num_ranks > 1
+    AND activation_by_stage.activation_peak_bytes
+    >= GREATEST(0.02 * peak_by_rank.device_used_peak_bytes, 67108864)

@@ -1,0 +1,68 @@
+-- Rule: does memory outside the allocator grow from step to step?
+-- One row = the ranks on which it does.
+--   ranks      who
+--   stage      in which
+--   component  null
+--   bytes      grown from the first visit of the stage to the last one, the
+--              most
+--   is_peak    true: what grows is there at the peak, or soon will be
+--   num_times  visits of the stage
+--   account    library, unexplained: whichever grew more
+-- Threshold: 64 MiB over three visits or more, growing in half of them or more.
+-- A library that takes its workspace once grows once.
+WITH ends AS (
+    SELECT
+        books.rank,
+        books.stage,
+        books.span_id,
+        books.library_bytes,
+        books.unexplained_bytes,
+        books.library_bytes + books.unexplained_bytes AS outside_bytes
+    FROM books
+    INNER JOIN spans
+        ON books.rank = spans.rank AND books.span_id = spans.span_id
+    WHERE books.edge = 'end' AND spans.depth = 0 AND books.device_used_bytes > 0
+),
+
+moves AS (
+    SELECT
+        rank,
+        stage,
+        span_id,
+        library_bytes,
+        unexplained_bytes,
+        outside_bytes,
+        outside_bytes - LAG(outside_bytes) OVER (
+            PARTITION BY rank, stage ORDER BY span_id
+        ) AS grown_bytes
+    FROM ends
+),
+
+totals AS (
+    SELECT
+        rank,
+        stage,
+        COUNT(*) AS num_times,
+        COUNT(*) FILTER (WHERE grown_bytes > 0) AS num_grown,
+        ARG_MAX(outside_bytes, span_id) - ARG_MIN(outside_bytes, span_id)
+            AS bytes,
+        ARG_MAX(library_bytes, span_id) - ARG_MIN(library_bytes, span_id)
+            AS library_bytes,
+        ARG_MAX(unexplained_bytes, span_id)
+            - ARG_MIN(unexplained_bytes, span_id) AS unexplained_bytes
+    FROM moves
+    GROUP BY rank, stage
+)
+
+SELECT
+    LIST(rank ORDER BY rank) AS ranks,
+    stage,
+    NULL::VARCHAR AS component,
+    MAX(bytes) AS bytes,
+    TRUE AS is_peak,
+    MAX(num_times) AS num_times,
+    IF(MAX(library_bytes) >= MAX(unexplained_bytes), 'library', 'unexplained')
+        AS account
+FROM totals
+WHERE num_times >= 3 AND num_grown * 2 >= num_times - 1 AND bytes >= 67108864
+GROUP BY stage

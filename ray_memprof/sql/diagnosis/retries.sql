@@ -1,0 +1,27 @@
+-- Rule: did the allocator run out of device memory, and have to flush its
+-- cache?
+-- One row = a stage in which it did.
+--   ranks        who
+--   stage        name of the outermost span
+--   component    null
+--   bytes        reserved - active at the end of a span in it, the most: held,
+--                not in use, and in the way
+--   is_peak      true: the device was full
+--   num_retries  the most on any of them
+--   extra_ns     time that it cost, at most, on any of them; null: not known
+-- Threshold: none. One retry means that the device was full, and that the rank
+-- stood still for it.
+SELECT
+    LIST(device_calls.rank ORDER BY device_calls.rank) AS ranks,
+    device_calls.stage,
+    NULL::VARCHAR AS component,
+    MAX(fragmentation.fragmentation_worst_bytes) AS bytes,
+    TRUE AS is_peak,
+    MAX(device_calls.num_retries) AS num_retries,
+    MAX(device_calls.extra_ns) AS extra_ns
+FROM device_calls
+INNER JOIN fragmentation
+    ON device_calls.rank = fragmentation.rank
+    AND device_calls.stage = fragmentation.stage
+WHERE device_calls.num_retries > 0
+GROUP BY device_calls.stage

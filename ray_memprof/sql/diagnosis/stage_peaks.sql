@@ -1,0 +1,63 @@
+-- Evidence: where did allocated memory peak in each stage?
+-- One row = a stage on a rank.
+--   rank                  of the run
+--   stage                 name of the outermost span
+--   first_span_id         with which the stage began
+--   allocated_peak_bytes  the most in it
+--   run_peak_bytes        the most on this rank in any stage
+--   is_run_peak           this stage has it
+--   span_id               innermost span that took the stage to its peak; null:
+--                         it began at its peak and never reached it again
+--   component, path       of that span
+WITH peaks AS (
+    SELECT
+        rank,
+        stage,
+        MIN(span_id) AS first_span_id,
+        MAX(allocated_peak_bytes) AS allocated_peak_bytes
+    FROM spans
+    GROUP BY rank, stage
+),
+
+ranked AS (
+    SELECT
+        rank,
+        stage,
+        first_span_id,
+        allocated_peak_bytes,
+        MAX(allocated_peak_bytes) OVER (PARTITION BY rank) AS run_peak_bytes
+    FROM peaks
+),
+
+-- As in peak_event.
+places AS (
+    SELECT
+        spans.rank,
+        spans.stage,
+        spans.span_id,
+        spans.component,
+        spans.path
+    FROM spans
+    INNER JOIN peaks
+        ON spans.rank = peaks.rank
+        AND spans.stage = peaks.stage
+        AND spans.allocated_peak_bytes = peaks.allocated_peak_bytes
+    WHERE spans.allocated_start_bytes < peaks.allocated_peak_bytes
+    QUALIFY ROW_NUMBER() OVER (
+        PARTITION BY spans.rank, spans.stage
+        ORDER BY spans.depth DESC, spans.span_id
+    ) = 1
+)
+
+SELECT
+    ranked.rank,
+    ranked.stage,
+    ranked.first_span_id,
+    ranked.allocated_peak_bytes,
+    ranked.run_peak_bytes,
+    ranked.allocated_peak_bytes = ranked.run_peak_bytes AS is_run_peak,
+    places.span_id,
+    places.component,
+    places.path
+FROM ranked
+LEFT JOIN places ON ranked.rank = places.rank AND ranked.stage = places.stage

@@ -1,0 +1,40 @@
+-- Rule: is the text encoder still on the device in the denoise loop?
+-- One row = the ranks on which it is.
+--   ranks       who
+--   stage       denoise
+--   component   t5
+--   bytes       its weights, the most on any of them
+--   is_peak     the rank's peak comes after text encoding, so that it counts in
+--   is_offload  model_config.offload as it was
+-- Evidence: its stay covers the beginning of the loop.
+-- Threshold: 1 % of the rank's peak.
+WITH loops AS (
+    SELECT rank, MIN(start_ns) AS start_ns, MIN(span_id) AS span_id
+    FROM spans
+    WHERE stage = 'denoise' AND depth = 0
+    GROUP BY rank
+),
+
+fullest AS (
+    SELECT rank, MAX(first_span_id) AS span_id, MAX(run_peak_bytes) AS bytes
+    FROM stage_peaks
+    WHERE is_run_peak
+    GROUP BY rank
+)
+
+SELECT
+    LIST(visit.rank ORDER BY visit.rank) AS ranks,
+    'denoise' AS stage,
+    't5' AS component,
+    MAX(visit.base_bytes) AS bytes,
+    BOOL_OR(fullest.span_id >= loops.span_id) AS is_peak,
+    (SELECT offload FROM settings) AS is_offload
+FROM component_visits AS visit
+INNER JOIN loops ON visit.rank = loops.rank
+INNER JOIN fullest ON visit.rank = fullest.rank
+WHERE
+    visit.component = 't5'
+    AND visit.start_ns < loops.start_ns
+    AND COALESCE(visit.end_ns > loops.start_ns, TRUE)
+    AND visit.base_bytes >= 0.01 * fullest.bytes
+HAVING COUNT(*) > 0

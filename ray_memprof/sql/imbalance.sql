@@ -1,0 +1,40 @@
+-- Do the ranks need the same memory, and if not, who needs the most?
+-- One row = a stage and a measure; stage null: the whole run.
+--   stage              name of the outermost span; null: the whole run
+--   measure            allocated, reserved or device_used
+--   num_ranks          ranks that ran the stage
+--   max_bytes          largest peak of a rank
+--   mean_bytes         mean of the ranks' peaks, rounded
+--   min_bytes          smallest
+--   max_over_mean      max / mean; null where nothing was held
+--   max_rank           who: the lowest of the ranks with the largest peak
+WITH peaks AS (
+    SELECT
+        rank,
+        stage,
+        MIN(span_id) AS first_span_id,
+        MAX(allocated_peak_bytes) AS allocated,
+        MAX(reserved_peak_bytes) AS reserved,
+        MAX(device_used_peak_bytes) AS device_used
+    FROM spans
+    GROUP BY GROUPING SETS ((rank, stage), (rank))
+),
+
+long AS (
+    UNPIVOT peaks
+    ON allocated, reserved, device_used
+    INTO NAME measure VALUE peak_bytes
+)
+
+SELECT
+    stage,
+    measure,
+    COUNT(*) AS num_ranks,
+    MAX(peak_bytes) AS max_bytes,
+    ROUND(AVG(peak_bytes))::BIGINT AS mean_bytes,
+    MIN(peak_bytes) AS min_bytes,
+    MAX(peak_bytes) / NULLIF(AVG(peak_bytes), 0) AS max_over_mean,
+    ARG_MIN(rank, (-peak_bytes, rank)) AS max_rank
+FROM long
+GROUP BY stage, measure
+ORDER BY stage IS NOT NULL, MIN(first_span_id), stage, measure

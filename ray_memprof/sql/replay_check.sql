@@ -1,0 +1,41 @@
+-- Do the recorded events add up to the allocator's own counters, and what did
+-- recording cost?
+-- One row = a rank.
+--   rank                           of the run
+--   is_exact                       checks were made, none was off by a byte, no
+--                                  event was lost and the peaks agree
+--   status                         how the rank ended: only one that came to
+--                                  its end was checked
+--   num_events, num_lost_events    allocator events
+--   num_checks                     moments of comparison
+--   max_error_bytes                largest difference of a curve
+--   allocated_peak_bytes           by the allocator's counter
+--   allocated_peak_error_bytes     replayed - counted
+--   reserved_peak_bytes            by the allocator's counter
+--   reserved_peak_error_bytes      replayed - counted
+--   recorder_ns                    spent recording on the model's thread
+--   longest_pause_ns               the longest time at once
+--   recorder_bytes                 most bytes in the recorder's buffers
+SELECT
+    rank,
+    num_checks > 0
+        AND num_lost_events = 0
+        AND max_error_bytes = 0
+        AND replayed_allocated_peak_bytes = allocated_peak_bytes
+        AND replayed_reserved_peak_bytes = reserved_peak_bytes AS is_exact,
+    status,
+    num_events,
+    num_lost_events,
+    num_checks,
+    max_error_bytes,
+    allocated_peak_bytes,
+    replayed_allocated_peak_bytes - allocated_peak_bytes
+        AS allocated_peak_error_bytes,
+    reserved_peak_bytes,
+    replayed_reserved_peak_bytes - reserved_peak_bytes
+        AS reserved_peak_error_bytes,
+    recorder_ns,
+    longest_pause_ns,
+    recorder_bytes
+FROM ranks
+ORDER BY rank

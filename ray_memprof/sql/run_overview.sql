@@ -1,0 +1,62 @@
+-- What was run, on what, how did it end, and how much memory did it take?
+-- One row = the run; none where the driver ended before it wrote its tables.
+--   run_id, name, source, workload
+--                          as the table runs has them
+--   num_ranks              ranks that recorded a span
+--   gpu_name               of rank 0; empty without one
+--   torch, git_commit      versions
+--   status, reason         how it ended
+--   duration_ns            from launch to end
+--   num_steps              denoise steps of the rank with the most
+--   allocated_peak_bytes   the most of any rank
+--   reserved_peak_bytes    the most of any rank
+--   device_used_peak_bytes the most of any rank
+--   host_rss_peak_bytes    the most of any rank
+WITH steps AS (
+    SELECT MAX(num_steps) AS num_steps
+    FROM (
+        SELECT
+            rank,
+            COUNT(*) FILTER (WHERE depth = 0 AND step IS NOT NULL) AS num_steps
+        FROM spans
+        GROUP BY rank
+    )
+),
+
+peaks AS (
+    SELECT
+        COUNT(*) AS num_ranks,
+        MAX(allocated_peak_bytes) AS allocated_peak_bytes,
+        MAX(reserved_peak_bytes) AS reserved_peak_bytes,
+        MAX(device_used_peak_bytes) AS device_used_peak_bytes,
+        MAX(host_rss_peak_bytes) AS host_rss_peak_bytes
+    FROM peak_by_rank
+),
+
+first_rank AS (
+    SELECT gpu_name FROM ranks WHERE rank = 0
+)
+
+SELECT
+    runs.run_id,
+    runs.name,
+    runs.source,
+    runs.workload,
+    peaks.num_ranks,
+    first_rank.gpu_name,
+    -- A run of hand or of an older driver may have no versions.
+    JSON_EXTRACT_STRING(NULLIF(runs.versions, ''), '$.torch') AS torch,
+    runs.git_commit,
+    runs.status,
+    runs.reason,
+    runs.end_ns - runs.start_ns AS duration_ns,
+    steps.num_steps,
+    peaks.allocated_peak_bytes,
+    peaks.reserved_peak_bytes,
+    peaks.device_used_peak_bytes,
+    peaks.host_rss_peak_bytes
+FROM runs
+CROSS JOIN peaks
+CROSS JOIN steps
+LEFT JOIN first_rank ON TRUE
+ORDER BY runs.run_id

@@ -1,0 +1,24 @@
+-- How much memory and time does each denoise step take?
+-- One row = a step on a rank, in the order the steps began.
+--   rank                    of the run
+--   step                    of the denoise loop
+--   start_ns                since 1970
+--   duration_ns             from its beginning to its end
+--   allocated_peak_bytes    tensors, as the allocator counts them
+--   reserved_peak_bytes     held by the allocator
+--   device_used_peak_bytes  in use on the device by anybody
+--   num_allocs              tensors allocated
+SELECT
+    rank,
+    step,
+    start_ns,
+    end_ns - start_ns AS duration_ns,
+    allocated_peak_bytes,
+    reserved_peak_bytes,
+    device_used_peak_bytes,
+    num_allocs
+FROM spans
+WHERE
+    (depth = 0 OR depth = 1 AND path LIKE 'script/%')
+    AND step IS NOT NULL
+ORDER BY rank, span_id

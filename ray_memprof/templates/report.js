@@ -1,0 +1,213 @@
+// Draws the figures of a report when they come into view, and keeps them legible: light, dark, phone, print, keyboard.
+//
+// A figure is JSON in the page (plots.py says what is in it); plotly.js itself waits compressed in the page, so that
+// text and tables are there before three megabytes of program have been read.
+"use strict";
+
+const GIB = 2 ** 30;
+const NARROW = 600;
+const byId = (id) => document.getElementById(id);
+const figureOf = (holder) => JSON.parse(byId(`data-${holder.dataset.figure}`).textContent);
+const drawn = new Set();
+let library = null;
+
+function plotly() {
+  library ??= (async () => {
+    const packed = Uint8Array.from(atob(byId("plotly").textContent), (letter) => letter.charCodeAt(0));
+    const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(plain).text();
+    document.head.append(script);
+    return window.Plotly;
+  })();
+  return library;
+}
+
+// "var:name" is the CSS variable --name of the moment.
+function themed(value, styles) {
+  if (typeof value === "string") {
+    return value.startsWith("var:") ? styles.getPropertyValue(`--${value.slice(4)}`).trim() : value;
+  }
+  if (Array.isArray(value)) {
+    return typeof value.at(-1) === "number" ? value : value.map((one) => themed(one, styles));
+  }
+  if (value === null || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, themed(one, styles)]));
+}
+
+function inGib(trace, first, isNarrow) {
+  const axis = trace.meta?.gib;
+  // An account below zero (books that overshoot) has no height to stack; hovering tells its bytes.
+  const least = trace.stackgroup ? 0 : -Infinity;
+  const shown = (size) => (Array.isArray(size) ? size.map(shown) : size === null ? null : Math.max(least, size / GIB));
+  const filled = axis ? { ...trace, [axis]: trace.customdata.map(shown) } : trace;
+  if (filled.stackgroup) filled.x ??= first.x;
+  // Cells too small for a number of 12 px have none; hovering still tells.
+  if (isNarrow && filled.type === "heatmap") return { ...filled, showscale: false, texttemplate: filled.x.length > 4 ? "" : filled.texttemplate };
+  return filled;
+}
+
+function axis(given, colours) {
+  return {
+    gridcolor: colours.line, linecolor: colours.line, zerolinecolor: colours.line, automargin: true, ...given,
+    tickfont: { size: 12 }, title: { font: { size: 13 }, ...given?.title },
+  };
+}
+
+// Names of stages stand across, upright, or not at all: as wide as their stage is drawn.
+function fitting(notes, width) {
+  return notes.map((note) => {
+    if (!note.name?.startsWith("band ")) return note;
+    const room = Number(note.name.slice(5)) * width;
+    const fits = room > 7 * note.text.length + 6;
+    return { ...note, visible: fits || room > 18, textangle: fits ? 0 : -90, font: { ...note.font, size: 12 } };
+  });
+}
+
+function layoutOf(figure, width, styles) {
+  const colours = Object.fromEntries(["ink", "paper", "line"].map((n) => [n, styles.getPropertyValue(`--${n}`).trim()]));
+  const given = themed(figure.layout, styles);
+  const narrow = width < NARROW;
+  const layout = {
+    ...given,
+    width, height: figure.height + (narrow ? 60 : 0),
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: "system-ui, sans-serif", size: 12, color: colours.ink },
+    hoverlabel: { bgcolor: colours.paper, bordercolor: colours.line, font: { size: 12, color: colours.ink } },
+    margin: { l: narrow ? 44 : 60, r: 12, t: 24, b: 44, ...given.margin },
+    // As far below the axis as its numbers need, whatever the height of the figure.
+    legend: { orientation: "h", yref: "paper", y: -30 / (figure.height - 68), yanchor: "top", font: { size: 12 }, ...given.legend },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.line, activecolor: colours.ink },
+    dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
+    xaxis: axis(given.xaxis, colours), yaxis: axis(given.yaxis, colours),
+  };
+  if (given.yaxis2) layout.yaxis2 = axis(given.yaxis2, colours);
+  if (given.annotations) layout.annotations = fitting(given.annotations, width - layout.margin.l - 12);
+  return layout;
+}
+
+function draw(holder, width) {
+  const figure = figureOf(holder);
+  const styles = getComputedStyle(document.documentElement);
+  const traces = figure.data.map((trace) => themed(inGib(trace, figure.data[0], holder.clientWidth < NARROW), styles));
+  // Named one by one: what plotly.js has besides may change, and one of its buttons sends data away.
+  const buttons = [["toImage", "resetScale2d"]];
+  const config = { displaylogo: false, displayModeBar: holder.clientWidth >= NARROW ? "hover" : false, modeBarButtons: buttons };
+  drawn.add(holder);
+  return window.Plotly.react(holder, traces, layoutOf(figure, width ?? holder.clientWidth, styles), config);
+}
+
+const isShown = (holder) => holder.offsetParent !== null;
+
+async function drawSoon(holder) {
+  await plotly();
+  if (isShown(holder)) await draw(holder);
+  holder.setAttribute("data-drawn", "");
+}
+
+function redraw(width) {
+  for (const holder of drawn) if (isShown(holder)) draw(holder, width);
+}
+
+// ---- tabs: one stop of the Tab key, arrows move, as in the ARIA authoring practices ----
+
+function choose(tab) {
+  for (const other of tab.parentElement.children) {
+    const isChosen = other === tab;
+    other.setAttribute("aria-selected", String(isChosen));
+    other.tabIndex = isChosen ? 0 : -1;
+    byId(other.getAttribute("aria-controls")).hidden = !isChosen;
+  }
+  for (const holder of byId(tab.getAttribute("aria-controls")).querySelectorAll("[data-figure]")) drawSoon(holder);
+}
+
+function onKey(event) {
+  const tabs = [...event.currentTarget.children];
+  const at = tabs.indexOf(document.activeElement);
+  const last = tabs.length - 1;
+  const next = { ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at === 0 ? last : at - 1, Home: 0, End: last }[event.key];
+  if (next === undefined || at < 0) return;
+  event.preventDefault();
+  tabs[next].focus();
+  choose(tabs[next]);
+}
+
+// ---- a figure's numbers as a table, made when somebody opens it ----
+
+function cell(row, kind, text) {
+  const made = document.createElement(kind);
+  made.textContent = text;
+  row.append(made);
+  return made;
+}
+
+function tabulate(details) {
+  const figure = JSON.parse(byId(`data-${details.dataset.tableOf}`).textContent);
+  const shown = figure.data.filter((trace) => trace.customdata);
+  const columns = shown.map((trace) => {
+    const x = trace.x ?? figure.data[0].x;
+    return new Map(x.map((at, index) => [at, trace.customdata[index]]));
+  });
+  const table = document.createElement("table");
+  const head = table.createTHead().insertRow();
+  cell(head, "th", "second");
+  for (const trace of shown) cell(head, "th", trace.name);
+  const body = table.createTBody();
+  for (const at of [...new Set(columns.flatMap((column) => [...column.keys()]))].sort((a, b) => a - b)) {
+    const row = body.insertRow();
+    cell(row, "th", at.toFixed(3));
+    for (const column of columns) {
+      const size = column.get(at);
+      const made = cell(row, "td", size === undefined ? "" : (size / GIB).toFixed(2));
+      if (size !== undefined) made.title = `${size.toLocaleString("en")} bytes`;
+    }
+  }
+  details.querySelector(".scroll").replaceChildren(table);
+}
+
+// ---- beginning ----
+
+const light = matchMedia("(prefers-color-scheme: dark)");
+light.addEventListener("change", () => redraw());
+let timer = 0;
+addEventListener("resize", () => {
+  clearTimeout(timer);
+  timer = setTimeout(() => redraw(), 150);
+});
+addEventListener("beforeprint", () => {
+  document.documentElement.classList.add("printing");
+  if (!window.Plotly) return;
+  for (const holder of document.querySelectorAll("[data-figure]")) if (isShown(holder)) draw(holder, PRINT_WIDTH);
+});
+addEventListener("afterprint", () => {
+  document.documentElement.classList.remove("printing");
+  redraw();
+});
+const PRINT_WIDTH = 690; // of A4 within its margins
+
+for (const list of document.querySelectorAll("[role=tablist]")) {
+  list.addEventListener("keydown", onKey);
+  for (const tab of list.children) tab.addEventListener("click", () => choose(tab));
+}
+for (const details of document.querySelectorAll("[data-table-of]")) {
+  details.addEventListener("toggle", () => tabulate(details), { once: true });
+}
+const watcher = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    watcher.unobserve(target);
+    drawSoon(target);
+  }
+}, { rootMargin: "300px" });
+for (const holder of document.querySelectorAll("[data-figure]")) watcher.observe(holder);
+// What is further down is drawn when the browser has nothing else to do: printing must not wait for scrolling.
+addEventListener("load", () => {
+  const waiting = [...document.querySelectorAll("[data-figure]")];
+  const next = async () => {
+    const holder = waiting.find((one) => isShown(one) && !one.hasAttribute("data-drawn"));
+    if (holder === undefined) return document.documentElement.setAttribute("data-ready", "");
+    await drawSoon(holder);
+    setTimeout(next, 0);
+  };
+  setTimeout(next, 200);
+});

@@ -1,0 +1,141 @@
+"""A Chrome trace of a few denoise steps per rank, by torch.profiler: level torch_profiler.
+
+    with tracing(config.logging, run_dir, rank):
+        pipeline.generate(request)                  # leaves trace/rank0.pt.trace.json: Perfetto and TensorBoard read it
+
+logging.profiler counts in steps, from the first one on: `wait` go by, `warmup` are traced and thrown away, `active` are
+kept. A step is a span with the attribute `step`: one of the denoise loop, or in a script one call of an outermost
+module. Every span is an annotation in the trace. The file is written when the last active step ends; that step's span
+bears the time it takes.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.profiler import ProfilerActivity, profile, record_function, schedule, supported_activities
+
+from ray_memprof.errors import DiskFull
+from wan.spans import Attribute, listening
+
+if TYPE_CHECKING:
+    from ray_memprof.config import Logging, Profiler
+
+FOLDER = "trace"
+NAME = "rank{rank}.pt.trace.json"
+"""TensorBoard looks for *.pt.trace.json and takes what comes before for the name of the worker."""
+
+
+def trace_file(logging: "Logging", run_dir: Path, rank: int) -> Path:
+    """Where the trace of `rank` goes."""
+    return (logging.trace_path or run_dir / FOLDER) / NAME.format(rank=rank)
+
+
+@contextmanager
+def tracing(logging: "Logging", run_dir: Path, rank: int) -> Iterator[None]:
+    """Trace the steps that logging.profiler asks for, among those that run inside the block."""
+    trace = StepTrace(logging.profiler, trace_file(logging, run_dir, rank))
+    try:
+        with listening(trace):
+            yield
+    finally:
+        trace.stop()
+    if trace.error:
+        raise DiskFull(trace.error, hint="torch.profiler writes the cause into the log of the rank")
+
+
+class StepTrace:
+    """A spans.Listener that annotates every span and moves torch.profiler on with every step.
+
+    Args:
+        settings: how many steps, and what is recorded of each.
+        path: of the file that is written.
+    """
+
+    def __init__(self, settings: "Profiler", path: Path) -> None:
+        self.error = ""
+        """Why there is no trace; a listener must not raise, so it is told when the run is over."""
+        self._settings, self._path = settings, path
+        self._profiler: profile | None = None
+        self._open: list[tuple[record_function, bool]] = []
+        self._num_steps = 0
+        self._is_written = False
+
+    def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
+        """A span begins; the first step starts the profiler."""
+        is_step = "step" in attributes and not any(step for _, step in self._open)
+        if is_step and self._profiler is None:
+            self._profiler = self._make()
+            self._profiler.start()
+        words = [name, *(f"{key}={value}" for key, value in attributes.items())]
+        annotation = record_function(" ".join(words))
+        annotation.__enter__()
+        self._open.append((annotation, is_step))
+
+    def exit(self, name: str, failed: bool) -> None:
+        """A span ends; the end of a step moves the profiler on."""
+        annotation, is_step = self._open.pop()
+        annotation.__exit__(None, None, None)
+        if is_step and self._profiler is not None and not failed:
+            self._num_steps += 1
+            self._profiler.step()
+
+    def stop(self) -> None:
+        """End the profiler, which writes what it has, and say so where that is less than was asked for."""
+        profiler, self._profiler = self._profiler, None
+        if profiler is not None:
+            profiler.stop()  # writes, if steps were being kept
+        self._warn()
+
+    def _warn(self) -> None:
+        asked = self._settings
+        needed = asked.wait + asked.warmup + asked.active
+        if self._num_steps >= needed:
+            return
+        kept = max(0, self._num_steps - asked.wait - asked.warmup)
+        left = (
+            f"{kept} of {asked.active} active steps are in {self._path}"
+            if self._is_written
+            else "no trace is left"
+        )
+        sys.stderr.write(
+            f"warning: logging.profiler asks for {needed} steps (wait {asked.wait}, warmup {asked.warmup}, "
+            f"active {asked.active}), {self._num_steps} were made: {left}\n"
+        )
+
+    def _make(self) -> profile:
+        asked = self._settings
+        return profile(
+            activities=sorted(
+                supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}, key=str
+            ),
+            schedule=schedule(wait=asked.wait, warmup=asked.warmup, active=asked.active, repeat=1),
+            on_trace_ready=self._write,
+            record_shapes=asked.record_shapes,
+            profile_memory=asked.profile_memory,
+            with_stack=asked.with_stack,
+        )
+
+    def _write(self, profiler: Any) -> None:
+        # A name of its own until it is whole: whoever finds the file may read it.
+        unfinished = self._path.with_name(self._path.name + ".tmp")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(unfinished))
+            _check(unfinished)
+            unfinished.rename(self._path)
+        except OSError as error:
+            self.error = f"the trace could not be written: {error}"
+            return
+        self._is_written = True
+
+
+def _check(path: Path) -> None:
+    """OSError for a file that breaks off: the profiler itself only logs that it could not write."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 16))
+        if not file.read().rstrip().endswith(b"}"):
+            raise OSError(f"{path} breaks off after {size:,} bytes")

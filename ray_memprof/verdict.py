@@ -1,0 +1,165 @@
+"""Who spoiled a run: the errors that arrived within the grace, weighed, in one line that names the culprit.
+
+    verdict = judge([Loss(rank=2, kind="died", node="a"), ...], nodes=("a", "a", "b", "b"))
+
+Pure. The first error is not always the cause: a peer may complain of a broken connection before the death is known.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ray_memprof import errors
+from ray_memprof.plan import Beat, Outcome, Status
+
+LossKind = Literal["died", "unreachable", "node", "host_oom"]
+"""Of a rank that could not report itself: its process ended, nobody reaches it, its node is gone, its host was full."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """A rank that ended without an Outcome."""
+
+    rank: int
+    kind: LossKind
+    detail: str = ""
+    """One line of what Ray says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """How a run ended."""
+
+    status: Status
+    exit_code: int = 0
+    reason: str = ""
+    """One line; empty when all is well."""
+    hint: str = ""
+    ranks: tuple[int, ...] = ()
+    """The culprits."""
+    outcomes: Mapping[int, Outcome] = field(default_factory=dict)
+    """Of every rank that told."""
+    losses: Mapping[int, Loss] = field(default_factory=dict)
+    """Of every rank that ended without telling."""
+    beats: Mapping[int, Beat] = field(default_factory=dict)
+    """The last sign of life of each rank."""
+    stacks: Mapping[int, str] = field(default_factory=dict)
+    """Where each rank was, of those that answered; asked only after a stall."""
+
+
+# The heavier, the likelier the cause: a node takes its ranks along, a full host kills processes, a death makes peers
+# fail. A rank out of reach may yet turn out dead, so it weighs less than one that said itself what went wrong.
+_PEER, _UNREACHABLE, _FAILED, _DIED, _OOM, _HOST_OOM, _NODE = range(7)
+_LOSS_WEIGHTS: Mapping[LossKind, int] = {
+    "unreachable": _UNREACHABLE,
+    "died": _DIED,
+    "host_oom": _HOST_OOM,
+    "node": _NODE,
+}
+
+# What a rank reports whose peer is gone: gloo, NCCL and the store, in the words of torch 2.11 to 2.13.
+_PEER_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
+_PEER_TEXT = re.compile(
+    r"connection (was )?(likely )?(reset|closed|refused|aborted)|broken pipe|socket ?timeout|wait timeout"
+    r"|timed out waiting|remote process exited|nccl \w*error|end of file|(recv|send)\w* failed",
+    re.IGNORECASE,
+)
+
+
+def is_peer_error(outcome: Outcome) -> bool:
+    """Whether a rank's error only tells that another one is gone."""
+    kind, _, text = outcome.reason.partition(": ")
+    return kind in _PEER_TYPES or (kind == "RuntimeError" and _PEER_TEXT.search(text) is not None)
+
+
+def is_unclear(news: Sequence[Outcome | Loss]) -> bool:
+    """Whether what is known cannot be the cause yet: only complaints about others, or a node that may be gone."""
+    weights = [_weight(one) for one in news]
+    return max(weights) <= _UNREACHABLE or _NODE in weights or _UNREACHABLE in weights
+
+
+def judge(news: Sequence[Outcome | Loss], nodes: Sequence[str]) -> Verdict:
+    """The verdict on failures in the order they arrived; `nodes` names the node of each rank."""
+    losses = {one.rank: one for one in _nodes_lost(news, nodes) if isinstance(one, Loss)}
+    told = {one.rank: one for one in news if isinstance(one, Outcome)}
+    known = [losses.get(one.rank) or told[one.rank] for one in news]
+    heaviest = max(_weight(one) for one in known)
+    culprits = [one for one in known if _weight(one) == heaviest]
+    ranks = tuple(sorted(one.rank for one in culprits))
+    first = culprits[0]
+    if isinstance(first, Outcome):
+        status, code, reason, hint = _told(first, heaviest)
+    else:
+        status, code, reason, hint = _lost(first, ranks, nodes)
+    return Verdict(
+        status=status, exit_code=code, reason=reason, hint=hint, ranks=ranks, outcomes=told, losses=losses
+    )
+
+
+def _weight(one: Outcome | Loss) -> int:
+    if isinstance(one, Loss):
+        return _LOSS_WEIGHTS[one.kind]
+    if one.status in ("oom", "host_oom"):
+        return _OOM if one.status == "oom" else _HOST_OOM
+    return _PEER if is_peer_error(one) else _FAILED
+
+
+def _nodes_lost(news: Sequence[Outcome | Loss], nodes: Sequence[str]) -> list[Outcome | Loss]:
+    """The same news; a rank out of reach is put down to its node where no rank of that node is left."""
+    gone = {one.rank for one in news if isinstance(one, Loss)}
+    found: list[Outcome | Loss] = []
+    for one in news:
+        if isinstance(one, Loss) and one.kind != "host_oom":
+            mates = [rank for rank, node in enumerate(nodes) if node == nodes[one.rank]]
+            suspect = any(
+                isinstance(other, Loss) and other.rank in mates and other.kind in ("unreachable", "node")
+                for other in news
+            )
+            lost = suspect and gone.issuperset(mates)
+            kind: LossKind = "node" if lost else "died"
+            one = Loss(rank=one.rank, kind=kind, detail=one.detail)
+        found.append(one)
+    return found
+
+
+def _told(outcome: Outcome, weight: int) -> tuple[Status, int, str, str]:
+    """Of a rank that told itself what went wrong."""
+    hint = outcome.hint or f"the traceback is in {log_name(outcome.rank)}"
+    if weight == _PEER:
+        hint = f"it lost another rank, and none reported why; the logs of all ranks are beside {log_name(outcome.rank)}"
+    return outcome.status, outcome.exit_code, f"rank {outcome.rank}: {outcome.reason}", hint
+
+
+def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[Status, int, str, str]:
+    """Of ranks that could not tell."""
+    who = name_ranks(ranks)
+    if first.kind == "node":
+        places = sorted({nodes[rank] for rank in ranks})
+        reason = f"node {', '.join(places)} lost, with {who}"
+        return (
+            "lost",
+            errors.EXIT_NODE_LOST,
+            reason,
+            "what it had written is missing unless the run folder is shared",
+        )
+    if first.kind == "host_oom":
+        reason = f"{who}: node {nodes[first.rank]} out of host memory: {first.detail}"
+        hint = "fewer ranks a node, model_config.load_strategy: stream, or more host memory"
+        return "host_oom", errors.EXIT_HOST_OOM, reason, hint
+    reason = f"{who}: process died" + (f": {first.detail}" if first.detail else "")
+    log = log_name(first.rank)
+    hint = (
+        f"{log} has its last words; without any it was killed: by the kernel for memory (dmesg), or by hand"
+    )
+    return "died", errors.EXIT_RANK_DIED, reason, hint
+
+
+def log_name(rank: int) -> str:
+    """The log of a rank, from the run folder."""
+    return f"logs/rank{rank}.log"
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """For people: "rank 2" or "ranks 1, 3"."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -1,0 +1,217 @@
+"""What a rank runs under the recorder: Wan2.1 itself, or any torch.distributed script as torchrun would run it.
+
+    with recording(plan) as recorder:
+        workload.run(plan, recorder)                     # on this thread; returns when all videos are made
+
+Takes a RankPlan whose environment is already applied (rank.py); leaves the videos that generation.save_file asks for,
+and at level torch_profiler a trace. Errors pass through as they are: rank.py tells what they mean.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ray_memprof.plan import RankPlan
+from wan.config import TASKS
+from wan.options import Options, describe
+from wan.parallel.environment import set_defaults
+from wan.spans import span
+
+if TYPE_CHECKING:
+    import torch
+
+# torch reads the first, and the second only where the first is absent.
+ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+_WARM_UP_SIDE = 64
+
+
+class StepListener(Protocol):
+    """The part of the recorder that a workload talks to; everything else it hears through spans."""
+
+    def on_step(self, step: int, steps: int) -> None:
+        """`step` of `steps` is done."""
+
+
+def run(plan: RankPlan, recorder: StepListener) -> None:
+    """Run the workload of `plan` to its end, on this thread."""
+    _set_up_allocator(plan)
+    with _traced(plan):
+        if plan.config.workload == "script":
+            _run_script(plan)
+        else:
+            _run_wan(plan, recorder)
+
+
+def device_name(plan: RankPlan) -> str:
+    """The device of this rank as torch names it, under a mask that lists every GPU of its node once."""
+    if plan.config.model.device == "cpu":
+        return "cpu"
+    if not plan.visible_devices:
+        return "cuda:0"
+    # Ranks may share a GPU (gpus_per_rank below 1), and the mask names it once.
+    mask = list(dict.fromkeys(plan.visible_devices))
+    return f"cuda:{mask.index(plan.visible_devices[plan.local_rank])}"
+
+
+def _set_up_allocator(plan: RankPlan) -> None:
+    # Read by torch when CUDA starts, so it is set before; what the user set stays, under either name.
+    # A script is left with the allocator that torchrun would give it.
+    config = plan.config
+    wanted = (
+        config.workload == "wan" and config.optimization.expandable_segments and config.model.device != "cpu"
+    )
+    if wanted and not any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+
+
+@contextmanager
+def _traced(plan: RankPlan) -> Iterator[None]:
+    logging = plan.config.logging
+    if logging.level != "torch_profiler" or not logging.profile_memory:
+        yield
+        return
+    from ray_memprof.torch_trace import tracing
+
+    with tracing(logging, plan.run_dir, plan.rank):
+        yield
+
+
+def _run_script(plan: RankPlan) -> None:
+    from ray_memprof.script import run_script
+
+    script = plan.config.script
+    assert script is not None  # config.py refuses workload: script without one
+    run_script(script.path, script.args, script.module_spans)
+
+
+def _run_wan(plan: RankPlan, recorder: StepListener) -> None:
+    from ray_memprof.wan_options import wan_options
+    from wan.generate import make_pipeline, make_request, other_than_asked
+
+    options = replace(wan_options(plan.config), device=device_name(plan))
+    num_videos = plan.config.optimization.batch_size
+    sys.stderr.write(describe(options) + "\n")
+    if plan.rank == 0:
+        _check_outputs(options, num_videos)
+    # Before the first call of CUDA or NCCL: what NCCL is told so that it holds less device memory.
+    set_defaults(os.environ)
+    _start_device(options.device)
+    with _process_group(plan, options.device):
+        _warm_up(options)
+        # First: it reads headers only, and refuses a folder before a prompt model or an input is loaded.
+        pipeline = make_pipeline(options, num_ranks=plan.world_size)
+        options = _with_one_prompt(options, plan)
+        request = make_request(options)
+        if told := other_than_asked(request, options):
+            sys.stderr.write(told + "\n")
+        for index in range(num_videos):
+            video = pipeline.generate(replace(request, seed=request.seed + index), on_step=recorder.on_step)
+            if video is not None and options.save_file is not None:
+                _save(video, save_path(options.save_file, index, num_videos), options)
+
+
+def _start_device(device: str) -> None:
+    """Make the CUDA context under its own name, so that nothing else is charged for it."""
+    import torch
+
+    with span("device.init"):
+        if device != "cpu":
+            torch.cuda.set_device(device)
+        torch.empty(1, device=device)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+
+@contextmanager
+def _process_group(plan: RankPlan, device: str) -> Iterator[None]:
+    """The default group of torch.distributed where there is more than one rank."""
+    if plan.world_size == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    with span("comm.init"):
+        distributed.init_process_group(
+            "gloo" if device == "cpu" else "nccl",
+            rank=plan.rank,
+            world_size=plan.world_size,
+            timeout=timedelta(seconds=plan.config.ray.timeouts.process_group_s),
+            # The communicator is made here and now, and not inside the first stage that sends something.
+            device_id=None if device == "cpu" else torch.device(device),
+        )
+        # The first collective makes NCCL's connections; and whoever is missing is missed here.
+        distributed.barrier()
+    yield
+    # Reached after success only. After a failure peers may be waiting in a collective that never ends, and so would
+    # this call: the rank reports what happened instead, and the driver ends every process.
+    distributed.destroy_process_group()
+
+
+def _warm_up(options: Options) -> None:
+    """A product in every dtype and a convolution: handles and workspaces of cuBLAS and cuDNN are made here."""
+    import torch
+    from torch.nn import functional
+
+    with span("warmup"), torch.no_grad():
+        for dtype in _dtypes(options):
+            matrix = torch.zeros(_WARM_UP_SIDE, _WARM_UP_SIDE, dtype=dtype, device=options.device)
+            functional.linear(matrix, matrix, matrix[0])
+        cube = torch.zeros(1, 1, 3, 16, 16, device=options.device)
+        functional.conv3d(cube, cube[..., :3, :3])  # fp32, as the VAE runs whatever the precision
+        if options.device != "cpu":
+            torch.cuda.synchronize()
+
+
+def _dtypes(options: Options) -> "tuple[torch.dtype, ...]":
+    """In which the networks of the task compute, each once."""
+    import torch
+
+    from wan.pipeline import DTYPES
+
+    used = [torch.float32, DTYPES[options.precision]]
+    if options.precision != "fp32":
+        used.append(torch.bfloat16)  # UMT5
+        if TASKS[options.task].clip is not None:
+            used.append(torch.float16)
+    return tuple(dict.fromkeys(used))
+
+
+def _with_one_prompt(options: Options, plan: RankPlan) -> Options:
+    """Extend the prompt on rank 0 only: a service may answer every rank differently, and all make one video."""
+    if not options.use_prompt_extend:
+        return options
+    from wan.generate import make_prompt
+
+    prompts = [make_prompt(options) if plan.rank == 0 else ""]
+    if plan.world_size > 1:
+        from torch import distributed
+
+        distributed.broadcast_object_list(prompts, src=0)
+    return replace(options, prompt=prompts[0], use_prompt_extend=False)
+
+
+def _check_outputs(options: Options, num_videos: int) -> None:
+    """Refuse a file that could not be written while nothing has been spent on it yet."""
+    from wan import media
+
+    if options.save_file is not None:
+        for index in range(num_videos):
+            media.check_output(save_path(options.save_file, index, num_videos), num_frames=options.frame_num)
+
+
+def _save(video: "torch.Tensor", path: Path, options: Options) -> None:
+    from wan import media
+
+    with span("save"):
+        media.save(video, path, fps=TASKS[options.task].fps)
+
+
+def save_path(path: Path, index: int, num_videos: int) -> Path:
+    """Where the video `index` goes: the path itself where there is one, else with its number before the suffix."""
+    return path if num_videos == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")

@@ -1,0 +1,162 @@
+"""Prints the memory summary of a Chrome trace that torch.profiler wrote with profile_memory=True.
+
+    python scripts/analyze_trace_file.py profiler_logs/baseline/latest/trace/rank0.pt.trace.json
+    python scripts/analyze_trace_file.py trace.json.gz --top 20
+
+Reads the "[memory]" instant events (Bytes, Total Allocated, Total Reserved, Device Type, Device Id) and the operators
+around them (category cpu_op). Prints, for each device, the highest allocated and reserved memory with their times, the
+largest allocations, and the operators that allocated the most. Needs nothing but Python. Exit code 2: no such file, or
+no memory events in it.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GIB, MIB = 2**30, 2**20
+DEVICE_TYPES = {0: "cpu", 1: "cuda"}
+"""Device Type in a trace is the number of c10::DeviceType."""
+NOBODY = "(outside of operators)"
+
+
+class TraceError(ValueError):
+    """A file that holds no memory events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A change of memory on a device."""
+
+    device: str
+    time_us: float
+    """Since the first event of the trace."""
+    bytes: int
+    """Negative: given back."""
+    allocated_bytes: int
+    reserved_bytes: int
+    operator: str
+    """Innermost operator on the same thread."""
+
+
+def read_trace(path: Path) -> list[dict[str, Any]]:
+    """The events of a trace, plain or gzipped.
+
+    Raises:
+        TraceError: no such file, or no trace.
+    """
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            trace = json.load(file)
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise TraceError(f"{path} is no JSON: {error}") from error
+    events = trace.get("traceEvents") if isinstance(trace, dict) else trace
+    if not isinstance(events, list):
+        raise TraceError(f"{path} is no Chrome trace: it has no traceEvents")
+    return events
+
+
+def memory_events(trace: list[dict[str, Any]]) -> list[Event]:
+    """The memory events in order of time, each with the operator it fell into."""
+    first = min((event["ts"] for event in trace if "ts" in event), default=0.0)
+    by_thread: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for event in trace:
+        if event.get("name") == "[memory]" or (event.get("cat") == "cpu_op" and event.get("ph") == "X"):
+            by_thread[event.get("pid"), event.get("tid")].append(event)
+    found = [event for listed in by_thread.values() for event in _of_thread(listed, first)]
+    return sorted(found, key=lambda event: event.time_us)
+
+
+def _of_thread(events: list[dict[str, Any]], first: float) -> Iterator[Event]:
+    """Operators of a thread nest, so a stack of the open ones is enough."""
+    open_operators: list[tuple[float, str]] = []
+    # At the same microsecond the longer operator is the outer one, and memory comes after what it happened in.
+    for event in sorted(events, key=lambda event: (event["ts"], -event.get("dur", -1.0))):
+        while open_operators and open_operators[-1][0] < event["ts"]:
+            open_operators.pop()
+        if event["name"] != "[memory]":
+            open_operators.append((event["ts"] + event["dur"], event["name"]))
+            continue
+        args = event["args"]
+        kind = DEVICE_TYPES.get(args["Device Type"], f"device type {args['Device Type']}")
+        yield Event(
+            device=kind if kind == "cpu" else f"{kind}:{args.get('Device Id', 0)}",
+            time_us=event["ts"] - first,
+            bytes=args["Bytes"],
+            allocated_bytes=args.get("Total Allocated", 0),
+            reserved_bytes=args.get("Total Reserved", 0),
+            operator=open_operators[-1][1] if open_operators else NOBODY,
+        )
+
+
+def summary(events: list[Event], top: int) -> list[str]:
+    """The lines that main() prints."""
+    by_device: dict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        by_device[event.device].append(event)
+    lines = []
+    for device, listed in sorted(by_device.items()):
+        lines += ["", *_device_lines(device, listed, top)]
+    return lines[1:]
+
+
+def _device_lines(device: str, events: list[Event], top: int) -> list[str]:
+    allocated = max(events, key=lambda event: event.allocated_bytes)
+    reserved = max(events, key=lambda event: event.reserved_bytes)
+    taken = sorted((event for event in events if event.bytes > 0), key=lambda event: -event.bytes)
+    operators, calls = Counter[str](), Counter[str]()
+    for event in taken:
+        operators[event.operator] += event.bytes
+        calls[event.operator] += 1
+    return [
+        f"{device}: {len(events):,} memory events",
+        f"  peak allocated {allocated.allocated_bytes / GIB:.2f} GiB "
+        f"({allocated.allocated_bytes:,} bytes) at {_ms(allocated)}, in {allocated.operator}",
+        f"  peak reserved  {reserved.reserved_bytes / GIB:.2f} GiB "
+        f"({reserved.reserved_bytes:,} bytes) at {_ms(reserved)}",
+        "  largest allocations:",
+        *(f"    {event.bytes / MIB:12,.2f} MiB at {_ms(event)}  {event.operator}" for event in taken[:top]),
+        "  operators that allocated the most, freed memory not subtracted:",
+        *(
+            f"    {size / MIB:12,.2f} MiB in {calls[name]:,} allocations  {name}"
+            for name, size in operators.most_common(top)
+        ),
+    ]
+
+
+def _ms(event: Event) -> str:
+    return f"{event.time_us / 1000:,.3f} ms"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, print the summary."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("trace", type=Path, help="a .json or .json.gz file")
+    parser.add_argument("--top", type=int, default=10, help="lines of each list")
+    args = parser.parse_args(arguments)
+    try:
+        events = memory_events(read_trace(args.trace))
+        if not events:
+            raise TraceError(f"{args.trace} has no memory events")
+    except TraceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        print(
+            "hint: torch.profiler writes them with profile_memory=True",
+            file=sys.stderr,
+        )
+        return 2
+    print("\n".join(summary(events, args.top)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

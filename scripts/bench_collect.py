@@ -1,0 +1,93 @@
+"""How long the driver needs to gather a run, and how much memory: sealed ranks, dead ones, and another node's.
+
+    python scripts/bench_collect.py --ranks 8 --events 1000000
+
+Run it with the package importable (`make env`, or PYTHONPATH=.). Of the ranks that make_synthetic_run.py plays, every
+second one died with its last rows in open streams, and the upper half lies in another folder and comes in chunks, as
+from a node without a shared file system. Gathering runs in a process of its own. Prints a Markdown table to stdout;
+the files are in the page cache, as they are when a run has just ended; resident memory is the kernel's own
+high-water mark (VmHWM).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from make_synthetic_run import driver_rows, make_rank
+
+from ray_memprof import collect, db
+
+MIB = 2**20
+
+
+def highest_resident_bytes() -> int:
+    """Of this process, since it began."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def gather(run_dir: Path, scratch: Path, ranks: int) -> dict[str, Any]:
+    """Gather the run and build its database; seconds and bytes."""
+    before = highest_resident_bytes()
+    there = tuple(range(ranks // 2, ranks))
+    remote = collect.Remote(where=str(scratch), ranks=there, chunks=collect.send(scratch, there))
+    start = time.perf_counter()
+    gathered = collect.gather(run_dir, range(ranks), [remote])
+    gathered_s = time.perf_counter() - start
+    after_gather = highest_resident_bytes()
+    collect.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
+    start = time.perf_counter()
+    database = db.build(run_dir)
+    return {
+        "gather, s": gathered_s,
+        "build of run.duckdb, s": time.perf_counter() - start,
+        "allocs rows": sum(rank.rows["allocs"] for rank in gathered.ranks.values()),
+        "of them recovered": sum(rank.recovered["allocs"] for rank in gathered.ranks.values()),
+        "problems": len(gathered.problems),
+        "resident before, MiB": before / MIB,
+        "resident after gather, MiB": after_gather / MIB,
+        "resident after build, MiB": highest_resident_bytes() / MIB,
+        "tables, MiB": sum(path.stat().st_size for path in run_dir.glob("tables/**/*.parquet")) / MIB,
+        "run.duckdb, MiB": database.stat().st_size / MIB,
+    }
+
+
+def main() -> None:
+    """Make the run, gather it in another process, print the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--events", type=int, default=1_000_000, help="a rank")
+    parser.add_argument("--in-process", type=Path, nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.in_process:
+        print(json.dumps(gather(*args.in_process, args.ranks)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        here, there = Path(folder) / "run", Path(folder) / "scratch"
+        for rank in range(args.ranks):
+            where = there if rank >= args.ranks // 2 else here
+            make_rank(where, rank, args.ranks, args.events, dies=rank % 2 == 1)
+        command = [
+            sys.executable,
+            __file__,
+            "--ranks",
+            str(args.ranks),
+            "--in-process",
+            str(here),
+            str(there),
+        ]
+        figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    print("| what | figure |\n|---|---:|")
+    for name, figure in figures.items():
+        print(f"| {name} | {f'{figure:,.2f}' if isinstance(figure, float) else f'{figure:,}'} |")
+
+
+if __name__ == "__main__":
+    main()

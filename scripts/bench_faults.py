@@ -1,0 +1,140 @@
+"""Inject faults into runs of four ranks under gloo, many times, and count what came out as it should.
+
+    python scripts/bench_faults.py                           # 20 of each kind: about an hour on two cores
+    python scripts/bench_faults.py --times 3 --kinds sigkill oom
+
+Kinds: sigkill, segv, exit (mode 1), oom (2), sleep (3), gil, sigstop (4), writing (12: a rank killed while it writes),
+pairs (7: two launches at once). A fault is well handled when the verdict names its rank, with the right exit code, no
+process stays, and every row that was sealed or flushed more than FLUSH_S before the fault can be read. Leaves nothing.
+"""
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ray"))
+
+from launcher import Launch, config_of, launch, rows_of
+
+FLUSH_S, STEP_S = 2.0, 0.02
+"""How long the recorder may keep rows to itself; how long a step of the script takes at least."""
+STALL_S = 3.0
+EXIT_CODES = {
+    "sigkill": 10,
+    "segv": 10,
+    "exit": 10,
+    "oom": 11,
+    "sleep": 12,
+    "gil": 12,
+    "sigstop": 12,
+    "writing": 10,
+}
+KINDS = (*EXIT_CODES, "pairs")
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """One fault and what became of it."""
+
+    is_named: bool
+    """Exit code and culprit are right."""
+    is_clean: bool
+    """No process of a rank stayed."""
+    has_rows: bool
+    """Nothing sealed was lost."""
+    latency_s: float
+    """From the fault to the verdict."""
+
+
+def shoot(folder: Path, kind: str, chance: random.Random) -> Shot:
+    """Let one fault strike rank and step of `chance`'s choice."""
+    rank, step = chance.randrange(4), chance.randrange(5, 200)
+    if kind == "writing":
+        step = chance.randrange(100, 600)
+    fault = "sigkill" if kind == "writing" else kind
+    arguments = ["--steps", 5000, "--fault", fault, "--at-rank", rank, "--at-step", step]
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": STALL_S}}
+    code, run = launch(folder, config_of(folder, name=kind, args=arguments, ray=limits))
+    facts = run.facts
+    rows = rows_of(run, "spans")
+    least = step - FLUSH_S / STEP_S
+    return Shot(
+        is_named=(code, facts["exit_code"], facts["culprits"])
+        == (EXIT_CODES[kind], EXIT_CODES[kind], [rank]),
+        is_clean=not run.living(),
+        has_rows=all(rows.get(one, 0) >= least for one in range(4)) and not leftovers(run),
+        latency_s=run.at("error: ") - run.struck_at(),
+    )
+
+
+def leftovers(run: Launch) -> list[Path]:
+    """Files that collecting should have turned into parts, or set aside as damaged."""
+    return [path for path in run.run_dir.rglob("*") if path.suffix in (".arrows", ".tmp", ".damaged")]
+
+
+def pair(folder: Path, kind: str, chance: random.Random) -> Shot:
+    """Two launches at the same time: each must end well, its ranks at a store of their own."""
+
+    def one(name: str) -> Launch:
+        asked = config_of(folder, name=name, ranks=2, args=["--steps", 5], ray={"num_gpus": 2})
+        return launch(folder, asked)[1]
+
+    began = time.time()
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(one, ("left", "right")))
+    ports = [{environ["MASTER_PORT"] for environ in run.environments()} for run in both]
+    return Shot(
+        is_named=all(run.facts["status"] == "ok" for run in both),
+        is_clean=not any(run.living() for run in both),
+        has_rows=len(set.union(*ports)) == 2 and all(set(rows_of(run, "spans")) == {0, 1} for run in both),
+        latency_s=time.time() - began,
+    )
+
+
+def row(kind: str, shots: list[Shot]) -> str:
+    """A line of the table."""
+
+    def share(is_good: Callable[[Shot], bool]) -> str:
+        return f"{sum(map(is_good, shots))}/{len(shots)}"
+
+    latencies = [shot.latency_s for shot in shots]
+    return (
+        f"| {kind} | {share(lambda shot: shot.is_named)} | {share(lambda shot: shot.is_clean)} "
+        f"| {share(lambda shot: shot.has_rows)} | {median(latencies):.2f} | {max(latencies):.2f} |"
+    )
+
+
+def main() -> int:
+    """Print a Markdown table; 1 where anything was not as it should be."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--seed", type=int, default=0, help="decides ranks and steps")
+    options = parser.parse_args()
+    chance = random.Random(options.seed)
+    print(
+        "| fault | verdict right | no process left | nothing sealed lost | to the verdict, median s | worst s |"
+    )
+    print("|---|---|---|---|---|---|", flush=True)
+    all_good = True
+    for kind in options.kinds:
+        shots = []
+        for _ in range(options.times):
+            with tempfile.TemporaryDirectory() as folder:
+                shots.append((pair if kind == "pairs" else shoot)(Path(folder), kind, chance))
+        all_good &= all(shot.is_named and shot.is_clean and shot.has_rows for shot in shots)
+        print(row(kind, shots), flush=True)
+    return 0 if all_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+#!/usr/bin/env python3
+"""What a span and an event cost the recorder, by level and meter, and what its buffers hold at a million events.
+
+    python scripts/bench_recorder.py                          # the host meter, and the CUDA meter where there is a GPU
+    python scripts/bench_recorder.py --spans 2000 --events 100000
+
+Spans are empty and two deep, so that nothing but the recorder is timed; their cost is what the thread that runs the
+model loses. Events are timed through the scribe's thread, from a batch to rows in the store. The last lines are tables
+of docs/benchmarks.md. What recording costs a whole video: bench_overhead.py.
+"""
+
+import argparse
+import gc
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ray_memprof.device import open_device
+from ray_memprof.meters import Batch, Meter
+from ray_memprof.meters.host import HostMeter
+from ray_memprof.recorder import DRAIN_EVENTS, Recorder
+from ray_memprof.replay import BlockReplay, Replay
+from ray_memprof.scribe import Parcel, Scribe
+from ray_memprof.store import RankStore
+from wan.spans import listening, span
+
+MIB = 2**20
+
+
+def meters(*, events: bool) -> Iterator[tuple[str, Meter]]:
+    """Every meter that this machine can run."""
+    yield "host", HostMeter(events=events)
+    if torch.cuda.is_available():
+        from ray_memprof.meters.cuda import CudaMeter
+
+        torch.cuda.init()
+        with open_device(index=0) as device:
+            yield "cuda", CudaMeter(0, events=events, device=device)
+
+
+def time_spans(meter: Meter, num_spans: int) -> float:
+    """Microseconds that one span costs the thread that opens it."""
+    with tempfile.TemporaryDirectory() as folder:
+        scribe = Scribe(RankStore(Path(folder), 0), Replay(), categories={})
+        recorder = Recorder(0, meter, scribe)
+        recorder.start()
+        with listening(recorder), span("warm.up"):
+            pass
+        began = time.perf_counter()
+        with listening(recorder):
+            for number in range(num_spans // 2):
+                with span("denoise", step=number), span("dit.block", index=0):
+                    pass
+        cost_s = time.perf_counter() - began
+        recorder.close()
+    return cost_s / num_spans * 1e6
+
+
+def time_silent(num_spans: int) -> float:
+    """Microseconds of a span that nobody hears."""
+    began = time.perf_counter()
+    for number in range(num_spans // 2):
+        with span("denoise", step=number), span("dit.block", index=0):
+            pass
+    return (time.perf_counter() - began) / num_spans * 1e6
+
+
+def batches(num_events: int) -> Iterator[list[dict[str, Any]]]:
+    """Events of blocks that come and go inside one segment, as torch gives them, each batch made when asked for."""
+    yield [event("segment_alloc", 0, 64 * MIB)]
+    for first in range(0, num_events, DRAIN_EVENTS):
+        made = []
+        for number in range(first // 3, (first + DRAIN_EVENTS) // 3):
+            address, size = number % 16 * 4 * MIB, 512 * (1 + number % 1000)
+            made += [event(action, address, size) for action in ("alloc", "free_requested", "free_completed")]
+        yield made
+
+
+def event(action: str, address: int, size: int) -> dict[str, Any]:
+    """One of torch's device_traces."""
+    return {
+        "action": action, "addr": address, "size": size, "stream": 0, "time_us": time.time_ns() // 1000,
+        "user_metadata": str(address % 100), "compile_context": "N/A",
+    }  # fmt: skip
+
+
+def time_events(num_events: int) -> tuple[float, int]:
+    """Microseconds of the scribe's thread per event, and events that waited at most."""
+    with tempfile.TemporaryDirectory() as folder:
+        scribe = Scribe(RankStore(Path(folder), 0), BlockReplay(), categories={})
+        spent_s = 0.0
+        for events in batches(num_events):
+            # One batch at a time, so that what is timed is the scribe alone.
+            began = time.perf_counter()
+            scribe.deliver(Parcel(batch=Batch(events, None)))
+            while scribe.num_waiting_events:
+                time.sleep(0.0002)
+            spent_s += time.perf_counter() - began
+        scribe.close()
+        if scribe.error is not None:
+            raise scribe.error
+        return spent_s / num_events * 1e6, scribe.most_waiting_events
+
+
+def resident_growth(num_events: int) -> float:
+    """Bytes by which the process grows for each event that waits in a batch."""
+    gc.collect()
+    process = psutil.Process(os.getpid())
+    before: int = process.memory_info().rss
+    held = list(batches(num_events))
+    grown: int = process.memory_info().rss - before
+    return grown / sum(map(len, held))
+
+
+def main() -> None:
+    """Measure, then print two tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--spans", type=int, default=20_000)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    rows = [("none", "-", time_silent(arguments.spans))]
+    for level in ("stage", "event"):
+        for name, meter in meters(events=level == "event"):
+            rows.append((name, level, time_spans(meter, arguments.spans)))  # noqa: PERF401 - it runs a recording
+            print(f"{name} meter, level {level}: done", file=sys.stderr)
+    cost_us, most = time_events(arguments.events)
+    waiting_bytes = resident_growth(min(arguments.events, 200_000))
+    print("| meter | level | us per span |\n|---|---|---|")
+    for name, level, span_us in rows:
+        print(f"| {name} | {level} | {span_us:.2f} |")
+    print("\n| events | us per event (scribe) | waiting at most | bytes per waiting event | MiB of buffers |")
+    print("|---|---|---|---|---|")
+    buffers_mib = most * waiting_bytes / MIB
+    print(f"| {arguments.events:,} | {cost_us:.2f} | {most:,} | {waiting_bytes:.0f} | {buffers_mib:.1f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What an allocator event costs on disk, how fast the store takes rows, and how much memory it wants.
+
+    python scripts/bench_store.py --events 1000000
+    python scripts/bench_store.py --events 1000000 --batch-rows 500
+
+Run it with the package importable (`make env`, or PYTHONPATH=.). The events are those of make_synthetic_run.py: 60 a
+span, microsecond times, sizes and addresses that recur. Prints a Markdown table to stdout:
+
+    recurring     the steps of the denoise loop repeat, as they do under a caching allocator; times never do
+    scattered     nothing repeats: addresses drawn from 4,096, sizes from 1,000, for every event anew
+
+    bytes/event   compressed size of the column over the events; "file" counts headers and footers too
+    rows/s        appended and sealed, file system included; the rows are made before the clock starts
+    memory        growth of the largest resident set while rows are written: own memory, and mapped pages apart
+"""
+
+import argparse
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from make_synthetic_run import Rows
+
+from ray_memprof.store import RankStore, table_dir
+
+MIB = 2**20
+
+
+class Resident(threading.Thread):
+    """Largest resident memory of this process, of its own and mapped from files, while the block runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._done = threading.Event()
+        self.before = self.peak = _resident()
+
+    def __enter__(self) -> "Resident":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+
+    def run(self) -> None:
+        """Look every 2 ms."""
+        while not self._done.wait(0.002):
+            self.peak = {kind: max(size, self.peak[kind]) for kind, size in _resident().items()}
+
+    def grown_mib(self, kind: str) -> float:
+        """MiB above what was there before the block."""
+        return (self.peak[kind] - self.before[kind]) / MIB
+
+
+def _resident() -> dict[str, int]:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
+    return {kind: 1024 * int(fields[kind]) for kind in ("RssAnon", "RssFile")}
+
+
+def column_bytes(folder: Path) -> tuple[Counter[str], int, int]:
+    """Compressed bytes by column, bytes of the files, rows."""
+    sizes, files, rows = Counter[str](), 0, 0
+    for path in folder.glob("*.parquet"):
+        metadata = pq.ParquetFile(path).metadata
+        files, rows = files + path.stat().st_size, rows + metadata.num_rows
+        for group in range(metadata.num_row_groups):
+            for index in range(metadata.num_columns):
+                column = metadata.row_group(group).column(index)
+                sizes[column.path_in_schema] += column.total_compressed_size
+    return sizes, files, rows
+
+
+def scattered(columns: dict[str, Any]) -> dict[str, Any]:
+    """The same events without a pattern in addresses and sizes: more than any real run would cost."""
+    rng = np.random.default_rng(0)
+    num = len(columns["seq"])
+    sizes = rng.choice(512 * rng.integers(1, 2**21, 1_000), num)
+    addresses = columns["address"][0] + 2 * MIB * rng.integers(0, 4096, num)
+    return {
+        **columns,
+        "address": addresses,
+        "size_bytes": sizes,
+        "requested_bytes": sizes - sizes % 1000 // 4,
+    }
+
+
+def measure(columns: dict[str, Any], batch_rows: int) -> tuple[Counter[str], str]:
+    """Bytes per event by column, and a line of figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        with Resident() as resident:
+            start = time.perf_counter()
+            store = RankStore(Path(folder), 0)
+            for row in range(0, len(columns["seq"]), batch_rows):
+                stop = row + batch_rows
+                store.append("allocs", {name: values[row:stop] for name, values in columns.items()})
+            store.close()
+            seconds = time.perf_counter() - start
+        sizes, files, rows = column_bytes(table_dir(Path(folder), "allocs", 0))
+    sizes.update({"all columns": sizes.total(), "file": files})
+    memory = (
+        f"memory +{resident.grown_mib('RssAnon'):.0f} MiB, mapped +{resident.grown_mib('RssFile'):.0f} MiB"
+    )
+    return sizes, f"{rows:,} events, {rows / seconds:,.0f} rows/s, {memory}"
+
+
+def main() -> None:
+    """Write one rank's events, print what they cost."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--batch-rows", type=int, default=10_000, help="rows of one append")
+    args = parser.parse_args()
+    columns = Rows(0, args.events, blocks=30).allocs()
+    cases = {"recurring": columns, "scattered": scattered(columns)}
+    measured = {name: measure(case, args.batch_rows) for name, case in cases.items()}
+    print(f"| bytes/event | {' | '.join(cases)} |\n|---|---:|---:|")
+    for column in [*measured["recurring"][0]]:
+        cells = [f"{sizes[column] / len(columns['seq']):.3f}" for sizes, _ in measured.values()]
+        print(f"| {column} | {' | '.join(cells)} |")
+    for name, (_, line) in measured.items():
+        print(f"\n{name}: {line}")
+
+
+if __name__ == "__main__":
+    main()

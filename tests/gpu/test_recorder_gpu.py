@@ -1,0 +1,198 @@
+"""Recording on a device: what is recorded adds up to the allocator's own counters, also where the program fails.
+
+Each run is a process of its own: the allocator reads its settings once, and CUDA must not have started before.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from ray_memprof.store import table_dir
+
+pytestmark = pytest.mark.gpu
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 2**20
+
+# What every program below is put into: it records `work()`, and prints what torch counted itself if asked to.
+PROGRAM = """
+import dataclasses, json, sys
+from pathlib import Path
+
+from ray_memprof.config import load_config
+from ray_memprof.device import open_device
+from ray_memprof.plan import RankFacts, RankPlan
+from ray_memprof.recorder import recording
+from wan.spans import span
+
+folder = Path(sys.argv[1])
+file = folder / "config.yaml"
+config = {"name": "test", "model_config": {"task": "t2v-tiny"}, "logging": {"level": sys.argv[2]}}
+file.write_text(json.dumps(config))
+with open_device(index=0) as device:
+    facts = RankFacts(
+        node_id="", host="", node_ip="", pid=0, gpu_index=0, gpu_uuid=device.uuid(),
+        device_total_bytes=device.total_bytes(),
+    )
+plan = RankPlan(
+    run_id="test", config=load_config(file), rank=0, world_size=1, local_rank=0, local_world_size=1, node=0,
+    visible_devices=(), facts=facts, run_dir=folder,
+)
+import torch
+
+def work():
+    WORK
+
+error = ""
+with recording(plan) as recorder:
+    try:
+        work()
+    except Exception as caught:
+        error = type(caught).__name__
+    told = {"error": error, "failure": recorder.failure()}
+    if sys.argv[3] == "True":
+        told["allocated"] = torch.cuda.max_memory_allocated()
+        told["reserved"] = torch.cuda.max_memory_reserved()
+told["check"] = dataclasses.asdict(recorder.check())
+print(json.dumps(told))
+"""
+
+VIDEO = """
+from wan.config import TASKS
+from wan.pipeline import Pipeline, Request
+with span("device.init"):
+    torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+pipeline = Pipeline(TASKS["t2v-tiny"], ckpt_dir=None, device="cuda", precision="bf16")
+pipeline.generate(Request(prompt="a fox", steps=2))
+"""
+# Shapes of one block of the 1.3B model at 480P, on two streams, with memory given back in between.
+BLOCKS = """
+import random
+random.seed(0)
+side, kept = torch.cuda.Stream(), []
+for step in range(3):
+    with span("denoise", step=step):
+        for block in range(30):
+            with span("dit.block", index=block):
+                x = torch.empty(1, 32760, 1536, dtype=torch.bfloat16, device="cuda")
+                y = torch.empty(1, 32760 // (block + 1), 8960, dtype=torch.bfloat16, device="cuda")
+                y.record_stream(side)
+                kept.append(torch.empty(random.randrange(1, 4_000_000), dtype=torch.uint8, device="cuda"))
+                if block % 5 == 4:
+                    kept.pop(random.randrange(len(kept)))
+                del x, y
+    torch.cuda.empty_cache()
+"""
+TOO_MUCH = """
+with span("device.init"):
+    torch.zeros(1, device="cuda")
+with span("denoise", step=1), span("dit.block", index=2):
+    kept = torch.empty(64 * 2**20, dtype=torch.uint8, device="cuda")
+    torch.empty(2**50, dtype=torch.uint8, device="cuda")
+"""
+FAULT = """
+with span("denoise", step=1):
+    table = torch.zeros(4, device="cuda")
+    with span("dit.block", index=2):
+        table[torch.tensor([9], device="cuda")]
+        torch.cuda.synchronize()
+"""
+
+
+def recorded(
+    folder: Path, work: str, *, expandable: bool = True, level: str = "event", asks: bool = True
+) -> dict[str, Any]:
+    """Run `work` in a process that records it; what it says about itself."""
+    program = PROGRAM.replace("WORK", work.strip().replace("\n", "\n    "))
+    settings = {
+        "PYTORCH_CUDA_ALLOC_CONF": f"expandable_segments:{expandable}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder), level, str(asks)],
+        capture_output=True, text=True, timeout=110, env={**os.environ, **settings},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+def rows_of(folder: Path, table: str) -> list[dict[str, Any]]:
+    parts = sorted(table_dir(folder, table, 0).glob("*.parquet"))
+    return [row for part in parts for row in pq.read_table(part, partitioning=None).to_pylist()]
+
+
+def assert_exact(told: dict[str, Any]) -> None:
+    """Every event came, and they add up to what torch counts by itself."""
+    check = told["check"]
+    assert (check["max_error_bytes"], check["num_lost_events"]) == (0, 0)
+    assert check["num_checks"] > 0
+    assert check["replayed_allocated_peak_bytes"] == check["allocated_peak_bytes"] == told["allocated"] > 0
+    assert check["replayed_reserved_peak_bytes"] == check["reserved_peak_bytes"] == told["reserved"] > 0
+
+
+@pytest.mark.parametrize("expandable", [False, True])
+@pytest.mark.parametrize("work", [VIDEO, BLOCKS], ids=["video", "blocks"])
+def test_events_add_up_to_the_allocators_counters(tmp_path: Path, work: str, expandable: bool) -> None:
+    told = recorded(tmp_path, work, expandable=expandable)
+    assert told["error"] == ""
+    assert_exact(told)
+    spans = rows_of(tmp_path, "spans")
+    assert max(row["allocated_peak_bytes"] for row in spans) == told["allocated"]
+    assert max(row["reserved_peak_bytes"] for row in spans) == told["reserved"]
+    grown = "segment_map" if expandable else "segment_alloc"
+    assert grown in {row["action"] for row in rows_of(tmp_path, "allocs")}
+
+
+def test_stacks_are_taken_at_level_stack(tmp_path: Path) -> None:
+    assert_exact(recorded(tmp_path, BLOCKS, level="stack"))
+    numbers = {row["stack_id"] for row in rows_of(tmp_path, "allocs")} - {None}
+    assert numbers == {row["stack_id"] for row in rows_of(tmp_path, "stacks")} != set()
+
+
+def test_level_stage_sees_the_peaks_of_level_event(tmp_path: Path) -> None:
+    peaks = {}
+    for level in ("stage", "event"):
+        folder = tmp_path / level
+        folder.mkdir()
+        recorded(folder, BLOCKS, level=level)
+        peaks[level] = [(row["path"], row["allocated_peak_bytes"]) for row in rows_of(folder, "spans")]
+    assert peaks["stage"] == peaks["event"]
+
+
+def test_the_context_has_an_entry_of_its_own(tmp_path: Path) -> None:
+    recorded(tmp_path, VIDEO)
+    entries = [row for row in rows_of(tmp_path, "ledger") if row["account"] == "context"]
+    spans = {row["span_id"]: row["path"] for row in rows_of(tmp_path, "spans")}
+    assert [spans[row["span_id"]] for row in entries] == ["device.init"]
+    assert entries[0]["bytes"] > 100 * MIB
+
+
+def test_running_out_of_memory_leaves_a_valid_recording(tmp_path: Path) -> None:
+    told = recorded(tmp_path, TOO_MUCH)
+    assert told["error"] == "OutOfMemoryError"
+    assert_exact(told)
+    path, step, allocated, reserved = told["failure"]
+    assert (path, step) == ("denoise/dit.block", 1)
+    assert 64 * MIB <= allocated <= reserved
+    assert [row["requested_bytes"] for row in rows_of(tmp_path, "allocs") if row["action"] == "oom"] == [
+        2**50
+    ]
+    failed = {row["path"]: row["failed"] for row in rows_of(tmp_path, "spans")}
+    assert failed == {"device.init": False, "denoise/dit.block": True, "denoise": True}
+
+
+def test_a_device_that_fails_leaves_a_valid_recording(tmp_path: Path) -> None:
+    """After an assertion in a kernel every call to CUDA fails, the recorder's own included."""
+    told = recorded(tmp_path, FAULT, asks=False)
+    assert told["error"] == "AcceleratorError"
+    assert told["failure"][:2] == ["denoise/dit.block", 1]
+    failed = {row["path"]: row["failed"] for row in rows_of(tmp_path, "spans")}
+    assert failed == {"denoise/dit.block": True, "denoise": True}

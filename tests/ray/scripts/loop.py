@@ -1,0 +1,95 @@
+"""All-reduces in a loop under spans, as a workload does; a fault, if one is asked for, strikes one rank on the way.
+
+    loop.py [--steps N] [--fault KIND --at-rank R --at-step S] [--marker FOLDER]
+
+Faults: sigkill, segv, exit, oom, error, hoard, sleep, gil, sigstop (see strike); never: the rank does not join;
+listener: ranks other than 0 look for the store at a port where --silent-port listens and says nothing.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from wan.spans import span
+
+HOARD_CHUNKS, HOARD_CHUNK_BYTES = 64, 64 * 2**20
+"""4 GiB in 3 s: more than the threshold of the test leaves, and not more than a small host has."""
+
+
+def strike(kind: str, fill: Path) -> None:
+    """Do to this process what `kind` says."""
+    if kind in ("sigkill", "sigstop"):
+        os.kill(os.getpid(), {"sigkill": signal.SIGKILL, "sigstop": signal.SIGSTOP}[kind])
+    elif kind == "segv":
+        ctypes.string_at(0)
+    elif kind == "exit":
+        os._exit(17)
+    elif kind == "oom":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.\nMore.")
+    elif kind == "error":
+        raise ValueError("a wrong number: 42")
+    elif kind == "sleep":
+        time.sleep(3600)
+    elif kind == "gil":
+        ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the GIL
+    elif kind == "fill":
+        with contextlib.suppress(OSError), open(fill / "filler", "wb", buffering=0) as file:
+            while file.write(bytes(2**20)):
+                pass
+    elif kind == "hoard":
+        hoard = []
+        for _ in range(HOARD_CHUNKS):
+            hoard.append(b"x" * HOARD_CHUNK_BYTES)
+            time.sleep(0.05)
+        time.sleep(3600)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--fault", default="")
+    parser.add_argument("--at-rank", type=int, default=2)
+    parser.add_argument("--at-step", type=int, default=3)
+    parser.add_argument(
+        "--marker", type=Path, help="folder where each rank leaves its pid, and when the fault struck"
+    )
+    parser.add_argument("--fill", type=Path, default=Path())
+    parser.add_argument("--silent-port", default="")
+    options = parser.parse_args()
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if options.marker:
+        (options.marker / f"rank{rank}.pid").write_text(str(os.getpid()))
+        (options.marker / f"rank{rank}.json").write_text(json.dumps(dict(os.environ)))
+    if options.fault == "never" and rank == options.at_rank:
+        time.sleep(3600)
+    if options.fault == "listener" and rank != 0:
+        os.environ["MASTER_PORT"] = options.silent_port
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
+    assert (distributed.get_rank(), distributed.get_world_size()) == (rank, world_size)
+    print(f"rank {rank} of {world_size} runs", flush=True)
+    for step in range(options.steps):
+        with span("denoise", step=step):
+            if options.fault and (rank, step) == (options.at_rank, options.at_step):
+                if options.marker:
+                    (options.marker / "struck").write_text(repr(time.time()))
+                strike(options.fault, options.fill)
+            values = torch.ones(1024) * rank
+            distributed.all_reduce(values)
+            assert values[0].item() == world_size * (world_size - 1) / 2
+            time.sleep(0.02)
+    distributed.destroy_process_group()
+    print("done", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

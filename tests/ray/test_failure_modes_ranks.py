@@ -1,0 +1,124 @@
+"""Failure modes 1 to 4: a rank dies, is out of device memory, hangs, hangs so that it does not even answer."""
+
+from pathlib import Path
+
+import pytest
+from launcher import config_of, launch, rows_of, start, wait_until_gone
+
+VERDICT_S = 2.0
+"""From the fault to the verdict."""
+DEAD_S = 2.0
+"""From the verdict to the last process of a rank."""
+
+
+def test_a_run_in_which_nothing_happens(tmp_path: Path) -> None:
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 3]))
+
+    assert (code, *run.verdict()) == (0, 0, "ok", "")
+    assert run.errors() == []
+    assert run.living() == []
+    assert {rank: rows > 0 for rank, rows in rows_of(run, "spans").items()} == dict.fromkeys(range(4), True)
+    assert (run.run_dir / "report.html").exists()
+    logs = {path.name: path.read_text() for path in (run.run_dir / "logs").glob("rank*.log")}
+    assert logs == {f"rank{rank}.log": f"rank {rank} of 4 runs\ndone\n" for rank in range(4)}
+    # The console shows the first rank only.
+    assert [line for _, line in run.lines if line.startswith("[rank")] == [
+        "[rank 0] rank 0 of 4 runs",
+        "[rank 0] done",
+    ]
+
+
+@pytest.mark.parametrize("fault", ["sigkill", "segv", "exit"])
+def test_1_process_dies(tmp_path: Path, fault: str) -> None:
+    code, run = launch(
+        tmp_path, config_of(tmp_path, args=["--steps", 500, "--fault", fault, "--at-step", 150])
+    )
+
+    exit_code, status, reason = run.verdict()
+    assert (code, exit_code, status) == (10, 10, "died")
+    assert reason.startswith("rank 2: process died")
+    assert run.facts["culprits"] == [2]
+    assert run.at("error: rank 2: process died") - run.struck_at() < VERDICT_S
+    assert run.living() == []
+    assert run.errors()[0] == f"error: {reason}"
+    assert "Traceback" not in run.text
+    # The recorder flushes every 2 s; by step 150 it has, and that is there, of the dead rank too.
+    assert set(rows_of(run, "spans")) == {0, 1, 2, 3}
+    assert (run.run_dir / "report.html").exists()
+
+
+def test_1_ranks_are_gone_soon_after_the_verdict(tmp_path: Path) -> None:
+    run = start(tmp_path, config_of(tmp_path, args=["--steps", 500, "--fault", "sigkill"]))
+    run.wait_for(lambda: "error: rank 2" in run.text)
+
+    assert wait_until_gone(run.rank_pids(), 2 * DEAD_S) < DEAD_S
+    assert run.wait() == 10
+
+
+def test_2_device_out_of_memory_in_one_rank(tmp_path: Path) -> None:
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 500, "--fault", "oom"]))
+
+    exit_code, status, reason = run.verdict()
+    assert (code, exit_code, status) == (11, 11, "oom")
+    assert reason.startswith("rank 2: device out of memory in script/denoise step 3: allocated ")
+    assert reason.endswith(" MiB, asked 2.00 GiB")
+    assert run.at("error: rank 2: device out of memory") - run.struck_at() < VERDICT_S
+    assert run.living() == []
+    # Sealed before the error left the rank: the span in which it happened is closed, as failed.
+    assert failed_spans(run.run_dir, rank=2) == ["script/denoise", "script"]
+    assert (run.run_dir / "report.html").exists()
+    assert "OutOfMemoryError" in (run.run_dir / "logs" / "rank2.log").read_text()
+
+
+def failed_spans(run_dir: Path, rank: int) -> list[str]:
+    import pyarrow.parquet as pq
+
+    parts = sorted((run_dir / "tables" / "spans" / f"rank={rank}").glob("part-*.parquet"))
+    rows = [row for part in parts for row in pq.ParquetFile(part).read(["path", "failed"]).to_pylist()]
+    return [row["path"] for row in rows if row["failed"]]
+
+
+def test_2_any_other_error_keeps_its_name(tmp_path: Path) -> None:
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 500, "--fault", "error"]))
+
+    assert (code, *run.verdict()) == (16, 16, "failed", "rank 2: ValueError: a wrong number: 42")
+    assert run.errors() == [
+        "error: rank 2: ValueError: a wrong number: 42",
+        "hint: the traceback is in logs/rank2.log",
+    ]
+    assert "ValueError: a wrong number: 42" in (run.run_dir / "logs" / "rank2.log").read_text()
+
+
+STALL_S = 3.0
+STALL = {"timeouts": {"init_s": 60.0, "stall_s": STALL_S}, "num_gpus": 4}
+
+
+def test_3_hang_of_a_rank_that_answers(tmp_path: Path) -> None:
+    arguments = ["--steps", 500, "--fault", "sleep", "--at-step", 30]
+    code, run = launch(tmp_path, config_of(tmp_path, args=arguments, ray=STALL))
+
+    exit_code, status, reason = run.verdict()
+    assert (code, exit_code, status) == (12, 12, "hung")
+    assert reason.startswith("rank 2 in no collective while the others wait: File ")
+    assert "in strike" in reason
+    assert run.facts["culprits"] == [2]
+    assert run.at("error: rank 2") - run.struck_at() < STALL_S + 2
+    stacks = {path.name: path.read_text() for path in (run.run_dir / "logs").glob("*.stack.txt")}
+    inside = {name: "distributed_c10d.py" in stack for name, stack in stacks.items()}
+    assert inside == {f"rank{rank}.stack.txt": rank != 2 for rank in range(4)}
+    assert run.living() == []
+
+
+@pytest.mark.parametrize("fault", ["gil", "sigstop"])
+def test_4_hang_of_a_rank_that_does_not_answer(tmp_path: Path, fault: str) -> None:
+    arguments = ["--steps", 500, "--fault", fault, "--at-step", 30]
+    code, run = launch(tmp_path, config_of(tmp_path, args=arguments, ray=STALL))
+
+    reason = "rank 2 does not answer; no rank got on for 3 s"
+    assert (code, *run.verdict()) == (12, 12, "hung", reason)
+    assert run.facts["culprits"] == [2]
+    assert run.at("error: rank 2") - run.struck_at() < STALL_S + 2
+    assert run.living() == []
+    assert (
+        run.ended_at - run.at("error: rank 2") < 10 + 5
+    )  # the ranks within 10 s, then the report and Ray's own end

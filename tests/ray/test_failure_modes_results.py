@@ -1,0 +1,85 @@
+"""Failure mode 12: what failed or remote ranks recorded is brought in, counted, and never made up."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from launcher import config_of, launch, rows_of, start
+
+TABLES = ("spans", "samples")
+
+
+def manifest_rows(run_dir: Path) -> dict[tuple[str, int], int]:
+    """Rows by table and rank as the ranks counted them."""
+    import json
+
+    found: dict[tuple[str, int], int] = {}
+    for path in run_dir.glob("tables/manifest-rank=*.jsonl"):
+        rank = int(path.stem.partition("=")[2])
+        for line in path.read_text().splitlines():
+            part = json.loads(line)
+            found[part["table"], rank] = found.get((part["table"], rank), 0) + part["rows"]
+    return found
+
+
+def test_12_rank_killed_while_writing(tmp_path: Path) -> None:
+    """Every step is a span: all of them that were with the recorder longer than its flush interval are there."""
+    steps = 150
+    code, run = launch(
+        tmp_path, config_of(tmp_path, args=["--steps", 500, "--fault", "sigkill", "--at-step", steps])
+    )
+
+    assert code == 10
+    rows = rows_of(run, "spans")
+    flushed_every_s, step_s = 2.0, 0.02
+    assert rows[2] >= steps - flushed_every_s / step_s
+    assert {("spans", rank): num for rank, num in rows.items()} == {
+        key: num for key, num in manifest_rows(run.run_dir).items() if key[0] == "spans"
+    }
+    assert not list(run.run_dir.rglob("*.arrows")) and not list(run.run_dir.rglob("*.tmp"))
+
+
+def test_12_run_folder_that_is_not_shared(tmp_path: Path) -> None:
+    """GIVEN ranks that write to their node's own disk THEN all of it arrives through Ray, as the ranks counted it."""
+    scratch = tmp_path / "scratch"
+    config = config_of(tmp_path, args=["--steps", 30], ray={"scratch_dir": str(scratch)})
+    code, run = launch(tmp_path, config)
+
+    assert (code, run.facts["problems"]) == (0, [])
+    there = next(scratch.iterdir())
+    assert manifest_rows(run.run_dir) == manifest_rows(there) != {}
+    for table in TABLES:
+        rows = rows_of(run, table)
+        assert {(table, rank): num for rank, num in rows.items()} == {
+            key: num for key, num in manifest_rows(there).items() if key[0] == table
+        }
+    assert sorted(path.name for path in (run.run_dir / "logs").glob("rank*.log")) == [
+        f"rank{rank}.log" for rank in range(4)
+    ]
+    assert f"writes to {there}; its files are collected through Ray at the end" in run.text
+
+
+def can_mount() -> bool:
+    tried = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    return tried.returncode == 0
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or not can_mount(), reason="a full disk needs a mount of its own"
+)
+def test_12_disk_of_the_driver_is_full(tmp_path: Path) -> None:
+    """GIVEN a run folder on a disk that is filled during the run THEN the verdict says where the records still are."""
+    scratch, disk = tmp_path / "scratch", tmp_path / "logs"
+    disk.mkdir()
+    config = config_of(
+        tmp_path, args=["--steps", 100, "--fault", "fill", "--fill", disk], ray={"scratch_dir": str(scratch)}
+    )
+    run = start(tmp_path, config, on_disk=disk)
+
+    assert run.wait() == 15
+    first, hint = run.errors()[:2]
+    assert first.startswith("error: ") and "No space left on device" in first
+    assert str(scratch) in run.text
+    assert hint.startswith("hint: ")
+    assert "Traceback" not in run.text

@@ -1,0 +1,119 @@
+"""Failure modes 6, 7, 8: the GPUs are not there or busy, ranks cannot find each other, or never get so far."""
+
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import yaml
+from launcher import ROOT, Launch, config_of, launch, start
+
+FAULTS = str(Path(__file__).parent / "faults")
+
+
+def test_6_more_gpus_than_there_are(tmp_path: Path) -> None:
+    asked = config_of(tmp_path, workload="wan", parallel={"ulysses": 8}, logging={"level": "stage"})
+    del asked["script"], asked["ranks"]
+    asked["model_config"] = {"task": "t2v-14B", "weights": "random", "device": "cpu"}
+    code, run = launch(tmp_path, asked)
+
+    assert (code, *run.verdict()) == (20, 20, "never_started", "config asks 8 GPUs, cluster has 4")
+    assert run.errors() == ["error: config asks 8 GPUs, cluster has 4", "hint: parallel.ulysses: 4"]
+    assert run.ended_at - run.at("  ray: ") < 5
+
+
+def test_7_simultaneous_launches_do_not_meet(tmp_path: Path) -> None:
+    """Two at a time; scripts/bench_faults.py does 20 pairs."""
+
+    def one(name: str) -> tuple[int, Launch]:
+        return launch(
+            tmp_path, config_of(tmp_path, name=name, ranks=2, args=["--steps", 5], ray={"num_gpus": 2})
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(one, ("left", "right")))
+
+    assert [code for code, _ in ends] == [0, 0]
+    assert [run.errors() for _, run in ends] == [[], []]
+    # Each store on a port of its own, and each rank at that of its own rank 0.
+    ports = [{environ["MASTER_PORT"] for environ in run.environments()} for _, run in ends]
+    assert [len(one) for one in ports] == [1, 1]
+    assert ports[0] != ports[1]
+
+
+def test_7_silent_listener_on_the_port(tmp_path: Path) -> None:
+    init_s = 15.0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        arguments = ["--fault", "listener", "--silent-port", listener.getsockname()[1]]
+        limits = {"num_gpus": 4, "timeouts": {"init_s": init_s, "stall_s": 600.0}}
+        code, run = launch(tmp_path, config_of(tmp_path, args=arguments, ray=limits))
+
+    reason = "all ranks wait and do not find each other: not met within 15 s"
+    assert (code, *run.verdict()) == (23, 23, "never_started", reason)
+    assert run.living() == []
+
+
+@pytest.mark.parametrize(
+    ("module", "rank", "who"), [("torch", "2", "rank 2"), ("ray_memprof.rank", "", "actor ")]
+)
+def test_8_import_fails_in_a_rank(tmp_path: Path, module: str, rank: str, who: str) -> None:
+    environ = {"PYTHONPATH": FAULTS, "FAULT_IMPORT": module, "FAULT_RANK": rank}
+    if not rank:
+        del environ["FAULT_RANK"]
+    code, run = launch(tmp_path, config_of(tmp_path), **environ)
+
+    exit_code, status, reason = run.verdict()
+    assert (code, exit_code, status) == (22, 22, "never_started")
+    assert reason.startswith(f"{who}")
+    assert reason.endswith(f"ModuleNotFoundError: No module named '{module}'")
+    assert run.errors()[1] == (
+        "hint: every node needs this package and what it imports, in the Python that its Ray runs with"
+    )
+    assert run.ended_at - run.at("error: ") < 5
+    assert "Traceback" not in run.text
+
+
+def test_8_a_rank_never_joins(tmp_path: Path) -> None:
+    init_s = 15.0
+    limits = {"num_gpus": 4, "timeouts": {"init_s": init_s, "stall_s": 600.0}}
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "never", "--at-rank", 3], ray=limits))
+
+    reason = "waiting for ranks [3]: not met within 15 s"
+    assert (code, *run.verdict()) == (23, 23, "never_started", reason)
+    assert run.facts["culprits"] == [3]
+    assert "time.sleep(3600)" in (run.run_dir / "logs" / "rank3.stack.txt").read_text()
+    assert run.living() == []
+
+
+def test_8_bad_config_ends_before_ray_starts(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump({**config_of(tmp_path), "rank": 4}))
+    program = "import atexit, sys; from ray_memprof.launch import app; atexit.register(tell); app()"
+    heavy = "def tell(): print([name for name in ('ray', 'torch', 'duckdb') if name in sys.modules])"
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", f"{heavy}\n{program}", str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert "rank" in done.stderr and "Traceback" not in done.stderr
+    assert time.monotonic() - began < 1
+    assert not (tmp_path / "logs").exists()
+
+
+def test_8_rank_that_is_stopped_while_it_starts_is_named(tmp_path: Path) -> None:
+    """GIVEN ranks that never import torch in time THEN the launcher ends by itself, by ray.timeouts.init_s."""
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 0.05, "stall_s": 600.0}}
+    run = start(tmp_path, config_of(tmp_path, ray=limits))
+
+    assert run.wait() == 23
+    assert run.facts["status"] == "never_started"
+    assert run.facts["reason"].startswith("waiting for ")

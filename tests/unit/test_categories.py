@@ -1,0 +1,68 @@
+"""What an allocation is for, and whose, told from names of spans."""
+
+import pytest
+
+from ray_memprof.categories import SCRIPT, category_of, component_of, stage_of
+from ray_memprof.schema import CATEGORIES
+
+
+@pytest.mark.parametrize(
+    ("name", "category"),
+    [
+        ("", "activation"),
+        ("load.t5", "weight"),
+        ("load.dit", "weight"),
+        ("residency.onload", "weight"),
+        ("residency.offload", "activation"),
+        ("comm.init", "communication"),
+        ("comm.ulysses", "communication"),
+        ("warmup", "workspace"),
+        ("device.init", "workspace"),
+        ("vae.cache", "cache"),
+        ("vae.up", "activation"),
+        ("decode", "output"),
+        ("save", "output"),
+        ("denoise", "activation"),
+        ("module", "activation"),
+    ],
+)
+def test_category(name: str, category: str) -> None:
+    assert category_of(name) == category
+    assert category in CATEGORIES
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "inherited", "component"),
+    [
+        ("save", None, None, None),
+        ("load.t5", None, None, "t5"),
+        ("dit.block", None, None, "dit"),
+        ("vae.cache", None, "dit", "vae"),
+        ("encode.text", None, None, "t5"),
+        ("encode.image", None, None, "clip"),
+        ("encode.video", None, None, "vae"),
+        ("denoise", None, None, "dit"),
+        ("decode", None, None, "vae"),
+        ("comm.ulysses", None, "dit", "dit"),
+        ("residency.onload", "t5", "dit", "t5"),
+        ("module", "WanModel.blocks.0", None, "WanModel.blocks.0"),
+        ("module", "", "dit", ""),
+    ],
+)
+def test_component(name: str, attribute: str | None, inherited: str | None, component: str | None) -> None:
+    assert component_of(name, attribute, inherited) == component
+
+
+@pytest.mark.parametrize(
+    ("name", "around", "component", "stage"),
+    [
+        ("denoise", None, None, "denoise"),
+        ("dit.block", "denoise", None, "denoise"),
+        (SCRIPT, None, None, SCRIPT),
+        ("module", SCRIPT, "WanModel", "WanModel"),
+        ("module", "WanModel", "WanModel.blocks.0", "WanModel"),
+        ("save", SCRIPT, None, "save"),
+    ],
+)
+def test_stage(name: str, around: str | None, component: str | None, stage: str) -> None:
+    assert stage_of(name, around, component) == stage

@@ -1,0 +1,189 @@
+"""Collectives are heard once each, with bytes and group, and torch.distributed is as it was afterwards."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ray_memprof.collectives import OPS, watching
+from ray_memprof.meters import Reading
+
+KIB = 1024
+NOW = Reading(1, 0, 0, 0, 0, 0, -1, -1, -1, 0, 0, 0)
+
+
+class Notebook:
+    """A hearer that writes down what it hears."""
+
+    def __init__(self, *, deaf: bool = False) -> None:
+        self.lines: list[tuple[str, int, int]] = []
+        self.groups: list[str] = []
+        self.num_begun = 0
+        self._deaf = deaf
+
+    def begin_collective(self) -> Reading | None:
+        self.num_begun += 1
+        return None if self._deaf else NOW
+
+    def end_collective(
+        self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int
+    ) -> None:
+        assert before is NOW
+        self.lines.append((op, num_bytes, group_size))
+        self.groups.append(group)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def kib(number: int = 1) -> torch.Tensor:
+    return torch.zeros(number * KIB, dtype=torch.uint8)
+
+
+def test_without_a_collective_nothing_is_heard_and_every_function_is_put_back() -> None:
+    before = dict(vars(dist)), dict(vars(dist.distributed_c10d))
+    notebook = Notebook()
+    with watching(notebook):
+        heard = {op for op in OPS if vars(dist).get(op) is not before[0].get(op)}
+        assert all(getattr(dist.distributed_c10d, op) is getattr(dist, op) for op in heard)
+    assert set(OPS) - heard <= {"all_gather_single", "reduce_scatter_single"}, "these came with torch 2.13"
+    assert (vars(dist), vars(dist.distributed_c10d)) == before
+    assert (notebook.lines, notebook.num_begun) == ([], 0)
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.filterwarnings(
+    "ignore:.*is deprecated:FutureWarning"
+)  # of old names, which must be heard all the same
+def test_each_call_is_a_line_with_the_larger_of_input_and_output() -> None:
+    notebook = Notebook()
+    with watching(notebook):
+        dist.all_reduce(kib())
+        dist.broadcast(kib(2), src=0)
+        dist.barrier()
+        dist.all_gather_into_tensor(kib(3), kib(3))
+        dist.all_gather([kib()], kib())
+        dist.reduce_scatter_tensor(output=kib(4), input=kib(4), group=dist.group.WORLD)
+        dist.all_to_all_single(torch.zeros(KIB), torch.zeros(KIB))
+    assert notebook.lines == [
+        ("all_reduce", KIB, 1),
+        ("broadcast", 2 * KIB, 1),
+        ("barrier", 0, 1),
+        ("all_gather_into_tensor", 3 * KIB, 1),
+        ("all_gather", KIB, 1),
+        ("reduce_scatter_tensor", 4 * KIB, 1),
+        ("all_to_all_single", 4 * KIB, 1),
+    ]
+
+
+def test_the_default_group_is_heard_coming_and_going(tmp_path: Path) -> None:
+    notebook = Notebook()
+    with watching(notebook):
+        dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+        dist.destroy_process_group()
+    assert notebook.lines == [("init_process_group", 0, 1), ("destroy_process_group", 0, 0)]
+
+
+@pytest.mark.usefixtures("group")
+def test_a_new_group_is_told_by_its_own_name_and_given_by_place_or_by_word() -> None:
+    notebook = Notebook()
+    with watching(notebook):
+        group = dist.new_group([0])
+        dist.all_reduce(kib(), dist.ReduceOp.SUM, group)
+        dist.all_reduce(kib(), group=group)
+        dist.all_reduce(kib())
+        dist.destroy_process_group(group)
+    assert group is not None
+    assert notebook.lines == [
+        ("new_group", 0, 1), *[("all_reduce", KIB, 1)] * 3, ("destroy_process_group", 0, 1)
+    ]  # fmt: skip
+    made, by_place, by_word, default, destroyed = notebook.groups
+    assert made == by_place == by_word == destroyed == group.group_name != default
+
+
+@pytest.mark.usefixtures("group")
+def test_what_a_collective_calls_itself_is_part_of_it() -> None:
+    notebook = Notebook()
+    with watching(notebook):
+        dist.broadcast_object_list([{"a": 1}], src=0)
+    assert [op for op, _, _ in notebook.lines] == ["broadcast", "broadcast"], "sizes, then bytes"
+
+    # GIVEN a new_group that calls a collective inside
+    notebook.lines.clear()
+    inner: list[str] = []
+    plain = dist.new_group
+
+    def new_group(*args: object, **kwargs: object) -> object:
+        dist.all_reduce(kib())
+        inner.append("reached")
+        return plain(*args, **kwargs)
+
+    dist.new_group = dist.distributed_c10d.new_group = new_group
+    try:
+        with watching(notebook):
+            dist.new_group([0])
+        assert dist.new_group is new_group
+    finally:
+        dist.new_group = dist.distributed_c10d.new_group = plain
+    assert inner == ["reached"]
+    assert notebook.lines == [("new_group", 0, 1)]
+
+
+@pytest.mark.usefixtures("group")
+def test_a_collective_that_fails_is_no_line_and_the_next_one_is() -> None:
+    notebook = Notebook()
+    with watching(notebook):
+        with pytest.raises(TypeError, match="Invalid function argument"):
+            dist.all_reduce("no tensor")  # type: ignore[arg-type]
+        dist.all_reduce(kib())
+    assert notebook.lines == [("all_reduce", KIB, 1)]
+
+
+@pytest.mark.usefixtures("group")
+def test_an_error_of_the_block_puts_every_function_back() -> None:
+    before = dist.all_reduce
+    with pytest.raises(KeyError), watching(Notebook()):
+        raise KeyError
+    assert dist.all_reduce is before
+
+
+@pytest.mark.usefixtures("group")
+def test_a_hearer_that_does_not_listen_costs_the_call_nothing() -> None:
+    notebook = Notebook(deaf=True)
+    with watching(notebook):
+        dist.all_reduce(kib())
+    assert (notebook.lines, notebook.num_begun) == ([], 1)
+
+
+@pytest.mark.usefixtures("group")
+def test_torch_takes_sends_and_receives_whenever_their_functions_were_imported() -> None:
+    isend = dist.isend
+    with watching(Notebook()):
+        assert dist.P2POp(isend, kib(), 0).op is dist.P2POp(dist.isend, kib(), 0).op
+
+
+@pytest.mark.usefixtures("group")
+def test_a_function_taken_by_name_under_the_watch_is_silent_after_it() -> None:
+    notebook = Notebook()
+    with watching(notebook):
+        all_reduce = dist.all_reduce
+        all_reduce(kib())
+    all_reduce(kib())
+    assert (notebook.lines, notebook.num_begun) == ([("all_reduce", KIB, 1)], 1)
+
+
+@pytest.mark.usefixtures("group")
+def test_other_threads_are_not_held_up() -> None:
+    with watching(Notebook()) as _:
+        thread = threading.Thread(target=lambda: dist.all_reduce(kib()))
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()

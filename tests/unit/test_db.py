@@ -1,0 +1,201 @@
+"""run.duckdb: empty runs, columns of the schema, moved folders, other working directories, plain clients."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+from run_tables import answer, blank, make_ranks, make_run, span
+
+from ray_memprof import db
+from ray_memprof.errors import ConfigError, DiskFull
+from ray_memprof.schema import SCHEMA_VERSION, TABLES
+
+ROOT = Path(__file__).resolve().parents[2]
+COUNT = "SELECT COUNT(*) FROM {}"
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Two ranks with a span and two allocator events each."""
+    events = [
+        blank("allocs", seq=seq, action="alloc", size_bytes=512, category="weight", span_id=1)
+        for seq in (0, 1)
+    ]
+    tables = {"spans": [span(1, "denoise", (0, 5), allocated=(0, 1, 2))], "allocs": events}
+    return make_ranks(make_run(tmp_path / "run", {0: tables, 1: tables}), {}, {}, run_id="r")
+
+
+def ask(path: Path, text: str, cwd: Path) -> str:
+    """What a plain client in a fresh process, started somewhere else, gets."""
+    program = "import duckdb, sys; print(duckdb.connect(sys.argv[1], read_only=True).execute(sys.argv[2]).fetchall())"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path), text], cwd=cwd, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_run_without_a_row_has_every_table_with_the_columns_of_the_schema(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {}})
+    with duckdb.connect(str(db.build(tmp_path))) as connection:
+        for table in TABLES.values():
+            described = [row[0] for row in connection.execute(f"DESCRIBE {table.name}").fetchall()]
+            expected = [column.name for column in table.columns]
+            assert described == (expected if table.name == "runs" else ["rank", *expected])
+            assert connection.execute(COUNT.format(table.name)).fetchone() == (0,)
+        for name in db.QUESTIONS:
+            assert connection.execute(COUNT.format(name)).fetchone() == (0,)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        db.build(tmp_path)
+    assert str(raised.value) == f"{tmp_path} is no run: it has no folder tables"
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_unknown_question_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        db.query(make_run(tmp_path, {0: {}}), "peak_by_ranks")
+    assert (str(raised.value), raised.value.hint) == (
+        "there is no question 'peak_by_ranks'",
+        "did you mean peak_by_rank?",
+    )
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    make_ranks(tmp_path, {})
+    newer = SCHEMA_VERSION + 1
+    with duckdb.connect() as connection:
+        part = tmp_path / "tables" / "runs" / "part-00000.parquet"
+        rows = connection.sql(f"SELECT * REPLACE ({newer} AS schema_version) FROM '{part}'").to_arrow_table()
+        connection.sql("FROM rows").write_parquet(str(part))
+        assert rows.num_rows == 1
+    with pytest.raises(ConfigError, match=f"recorded with schema version {newer}; this program knows"):
+        db.build(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["moved", "with 'quotes' and [brackets]*"])
+def test_the_database_works_from_anywhere_and_after_a_move(run_dir: Path, tmp_path: Path, name: str) -> None:
+    db.build(run_dir)
+    moved = tmp_path / name
+    shutil.move(run_dir, moved)
+    text = "SELECT rank, size_bytes, category, path FROM allocs JOIN spans USING (rank, span_id) ORDER BY ALL"
+    rows = str([(rank, 512, "weight", "denoise") for rank in (0, 0, 1, 1)])
+    assert ask(moved / "run.duckdb", text, Path("/")) == rows
+    assert ask(Path("run.duckdb"), text, moved) == rows
+    assert ask(Path(name) / "run.duckdb", text, tmp_path) == rows
+    assert answer(moved, "peak_by_rank") == [
+        (rank, 2, 0, 0, 0, 0, 0, "denoise", "denoise", None) for rank in (0, 1)
+    ]
+
+
+def test_all_but_the_large_tables_work_when_attached(run_dir: Path) -> None:
+    path = db.build(run_dir)
+    with duckdb.connect() as connection:
+        connection.execute(f"ATTACH '{path}' AS run (READ_ONLY)")
+        for name in TABLES.keys() - set(db.LARGE_TABLES):
+            connection.execute(COUNT.format(f"run.{name}"))
+        assert connection.execute(COUNT.format("run.spans")).fetchone() == (2,)
+
+
+def test_a_database_is_built_anew(run_dir: Path) -> None:
+    for _ in range(2):
+        path = db.build(run_dir)
+        with duckdb.connect(str(path)) as connection:
+            assert connection.execute(COUNT.format("spans")).fetchone() == (2,)
+    assert sorted(item.name for item in run_dir.iterdir()) == ["run.duckdb", "tables"]
+
+
+def test_a_column_that_an_older_run_did_not_write_is_null(run_dir: Path) -> None:
+    with duckdb.connect() as connection:
+        for path in run_dir.glob("tables/spans/rank=*/*.parquet"):
+            rows = connection.sql(f"SELECT * EXCLUDE (num_retries) FROM '{path}'").to_arrow_table()
+            connection.sql("FROM rows").write_parquet(str(path))
+            assert rows.num_rows == 1
+    with db.open_run(run_dir) as connection:
+        assert connection.execute("SELECT num_retries FROM spans").fetchall() == [(None,), (None,)]
+
+
+def test_a_full_disk_leaves_no_half_database(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise duckdb.IOException('Could not write file "x": No space left on device')
+
+    monkeypatch.setattr(db, "_fill", full)
+    with pytest.raises(DiskFull, match=r"the driver: cannot write .*run\.duckdb: .*No space left on device"):
+        db.build(run_dir)
+    assert [item.name for item in run_dir.iterdir()] == ["tables"]
+
+
+def test_other_errors_of_the_database_are_not_called_a_full_disk(run_dir: Path) -> None:
+    part = next(run_dir.glob("tables/spans/rank=0/*.parquet"))
+    part.write_bytes(b"PAR1 is not enough PAR1")
+    with pytest.raises(duckdb.Error):
+        db.build(run_dir)
+    assert [item.name for item in run_dir.iterdir()] == ["tables"]
+
+
+def test_every_file_is_a_question_and_says_what_it_answers() -> None:
+    assert sorted(path.stem for path in db.SQL_DIR.glob("*.sql")) == sorted(db.QUESTIONS)
+    for name in db.QUESTIONS:
+        text = db.question(name)
+        assert re.match(r"-- [A-Z][^\n]*\n(-- [^\n]*\n)*-- One row = [a-z]", text), name
+        assert db.headline(name).endswith("?"), name
+        assert not re.search(r"SELECT\s+\*", text), name
+        long = [line for line in text.splitlines() if len(line) > 80]
+        assert not long, (name, long)
+
+
+def test_a_header_lists_every_column_of_its_answer(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {}})
+    for name in db.QUESTIONS:
+        header = "\n".join(line for line in db.question(name).splitlines() if line.startswith("--"))
+        missing = [
+            column
+            for column in db.query(tmp_path, name).column_names
+            if not re.search(rf"\b{column}\b", header)
+        ]
+        assert missing == [], name
+
+
+def test_tables_columns_and_views_carry_their_meaning(run_dir: Path) -> None:
+    with duckdb.connect(str(db.build(run_dir))) as connection:
+        text = "SELECT comment FROM duckdb_columns() WHERE table_name = ? AND column_name = ?"
+        for table, column in (("spans", "reserved_peak_bytes"), ("allocs", "size_bytes")):
+            meaning = next(item for item in TABLES[table].columns if item.name == column)
+            found = connection.execute(text, [table, column]).fetchone()
+            assert found == (f"{meaning.meaning} (bytes)",)
+        view = "SELECT comment FROM duckdb_views() WHERE view_name = 'replay_check'"
+        found = connection.execute(view).fetchone()
+        assert found == (
+            "Do the recorded events add up to the allocator's own counters, and what did recording cost?",
+        )
+
+
+ANALYSIS = (
+    "ray_memprof.collect",
+    "ray_memprof.db",
+    "ray_memprof.exporters.memory_events",
+    "ray_memprof.plots",
+    "ray_memprof.report",
+    "ray_memprof.schema",
+    "ray_memprof.store",
+    "ray_memprof.summary",
+)
+
+
+def test_analysis_imports_no_torch_and_no_ray() -> None:
+    program = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "print(sorted({'torch', 'ray', 'wan'} & sys.modules.keys()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *ANALYSIS], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")

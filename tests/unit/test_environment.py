@@ -1,0 +1,125 @@
+"""What a rank finds in its environment."""
+
+from pathlib import Path
+from typing import Any
+
+from ray_memprof.config import RunConfig
+from ray_memprof.environment import forwarded, rank_environment, shown
+from ray_memprof.plan import RankFacts, RankPlan
+
+FACTS = RankFacts(node_id="n1", host="h", node_ip="10.0.0.1", pid=1, gpu_index=3, visible_device="3")
+TORCHRUN = {
+    "RANK": "3",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_WORLD_SIZE": "2",
+    "GROUP_RANK": "1",
+    "GROUP_WORLD_SIZE": "2",
+    "ROLE_NAME": "default",
+    "ROLE_RANK": "3",
+    "ROLE_WORLD_SIZE": "4",
+    "TORCHELASTIC_RUN_ID": "run",
+    "TORCHELASTIC_RESTART_COUNT": "0",
+    "TORCHELASTIC_MAX_RESTARTS": "0",
+    "TORCHELASTIC_USE_AGENT_STORE": "False",
+}
+DEFAULTS = {
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    "TORCH_FR_DUMP_TEMP_FILE": "/run/logs/nccl_trace_rank",
+    "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/run/logs/nccl_trace_rank",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+}
+
+
+def plan(**changes: Any) -> RankPlan:
+    given = {
+        "run_id": "run",
+        "config": RunConfig(name="test"),
+        "rank": 3,
+        "world_size": 4,
+        "local_rank": 1,
+        "local_world_size": 2,
+        "node": 1,
+        "num_nodes": 2,
+        "visible_devices": (),
+        "facts": FACTS,
+        "run_dir": Path("/run"),
+    }
+    return RankPlan(**(given | changes))
+
+
+def test_nothing_is_forwarded_of_nothing() -> None:
+    assert forwarded({}) == {}
+
+
+def test_only_the_allow_list_is_forwarded() -> None:
+    environ = {
+        "NCCL_DEBUG": "INFO",
+        "TORCH_HOME": "/t",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
+        "HF_TOKEN": "x",
+        "CUDA_LAUNCH_BLOCKING": "1",
+        "CUDA_VISIBLE_DEVICES": "7",
+        "OMP_NUM_THREADS": "3",
+        "PATH": "/bin",
+        "LD_LIBRARY_PATH": "/lib",
+        "RAY_ADDRESS": "nowhere",
+        "MY_NCCL_DEBUG": "1",
+    }
+
+    assert forwarded(environ) == {
+        "CUDA_LAUNCH_BLOCKING": "1",
+        "HF_TOKEN": "x",
+        "NCCL_DEBUG": "INFO",
+        "OMP_NUM_THREADS": "3",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
+        "TORCH_HOME": "/t",
+    }
+
+
+def test_rank_without_a_gpu_in_an_empty_environment() -> None:
+    assert rank_environment(plan(), {}, num_cores=9) == TORCHRUN | DEFAULTS | {"OMP_NUM_THREADS": "4"}
+
+
+def test_the_node_keeps_its_own_values_and_ray_does_not_decide_the_threads() -> None:
+    own = {"NCCL_SOCKET_IFNAME": "eth1", "TORCH_FR_BUFFER_SIZE": "10", "OMP_NUM_THREADS": "1", "RANK": "0"}
+    passed_on = {"NCCL_SOCKET_IFNAME": "eth0", "NCCL_DEBUG": "INFO", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    expected = (
+        TORCHRUN
+        | DEFAULTS
+        | {"OMP_NUM_THREADS": "2", "NCCL_DEBUG": "INFO", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    )
+    del expected["TORCH_FR_BUFFER_SIZE"]
+
+    assert rank_environment(plan(environment=passed_on), own, num_cores=4) == expected
+
+
+def test_threads_that_the_user_asks_for() -> None:
+    found = rank_environment(
+        plan(environment={"OMP_NUM_THREADS": "7"}), {"OMP_NUM_THREADS": "1"}, num_cores=4
+    )
+
+    assert found["OMP_NUM_THREADS"] == "7"
+
+
+def test_never_less_than_one_thread() -> None:
+    assert rank_environment(plan(local_world_size=8), {}, num_cores=2)["OMP_NUM_THREADS"] == "1"
+
+
+def test_mask_is_the_list_of_the_node_each_gpu_once() -> None:
+    two = rank_environment(plan(visible_devices=("2", "3")), {"CUDA_VISIBLE_DEVICES": "3"}, num_cores=2)
+    shared = rank_environment(plan(visible_devices=("2", "2")), {}, num_cores=2)
+
+    assert (two["CUDA_VISIBLE_DEVICES"], shared["CUDA_VISIBLE_DEVICES"]) == ("2,3", "2")
+
+
+def test_secrets_are_not_shown() -> None:
+    environ = {"HF_TOKEN": "x", "DASH_API_KEY": "y", "TOKENIZERS_PARALLELISM": "false", "RANK": "0"}
+
+    assert shown(environ) == {
+        "DASH_API_KEY": "(set, not recorded)",
+        "HF_TOKEN": "(set, not recorded)",
+        "RANK": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }

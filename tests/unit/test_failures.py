@@ -1,0 +1,77 @@
+"""What an error means for its rank."""
+
+import pytest
+import torch
+
+from ray_memprof.errors import DiskFull
+from ray_memprof.failures import outcome_of
+from ray_memprof.plan import Outcome
+from wan.errors import DeviceMemoryError, WeightsError
+
+GIB = 2**30
+FAILURE = ("denoise/dit.block", 3, 5 * GIB, 6 * GIB)
+OOM = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.\nSecond line."
+
+
+def failed(exit_code: int, reason: str, hint: str = "") -> Outcome:
+    return Outcome(rank=2, status="failed", exit_code=exit_code, reason=reason, hint=hint)
+
+
+@pytest.mark.parametrize("code", [None, 0])
+def test_a_script_that_exits_well(code: int | None) -> None:
+    assert outcome_of(SystemExit(code), 2, FAILURE) == Outcome(rank=2, status="ok")
+
+
+def test_device_out_of_memory() -> None:
+    assert outcome_of(torch.OutOfMemoryError(OOM), 2, FAILURE) == Outcome(
+        rank=2,
+        status="oom",
+        exit_code=11,
+        reason=(
+            "device out of memory in denoise/dit.block step 3: "
+            "allocated 5.00 GiB, reserved 6.00 GiB, asked 2.00 GiB"
+        ),
+        path="denoise/dit.block",
+        step=3,
+        allocated_bytes=5 * GIB,
+        reserved_bytes=6 * GIB,
+    )
+
+
+def test_device_out_of_memory_outside_every_span() -> None:
+    reason = outcome_of(torch.OutOfMemoryError("CUDA error: out of memory"), 2, None).reason
+
+    assert reason == (
+        "device out of memory in no span: allocated 0.0 MiB, reserved 0.0 MiB, asked an amount torch does not tell"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("a wrong number: 42\nmore"), failed(16, "ValueError: a wrong number: 42")),
+        (KeyboardInterrupt(), failed(16, "KeyboardInterrupt")),
+        (SystemExit(3), failed(16, "SystemExit: 3")),
+        (WeightsError("no vae.pth", hint="get it"), failed(3, "no vae.pth", "get it")),
+        (DiskFull("/x: full", hint="make room"), failed(15, "/x: full", "make room")),
+        (
+            DeviceMemoryError("the device ran out", hint="try less"),
+            Outcome(rank=2, status="oom", exit_code=11, reason="the device ran out", hint="try less"),
+        ),
+        (
+            MemoryError(),
+            Outcome(rank=2, status="host_oom", exit_code=14, reason="host memory ran out: MemoryError"),
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: 9 bytes"),
+            Outcome(
+                rank=2,
+                status="host_oom",
+                exit_code=14,
+                reason="host memory ran out: can't allocate memory: 9 bytes",
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_other_errors(error: BaseException, expected: Outcome) -> None:
+    assert outcome_of(error, 2, None) == expected

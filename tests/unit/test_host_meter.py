@@ -1,0 +1,224 @@
+"""The host meter counts storages that operations make, to the byte, until they are freed."""
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
+
+from ray_memprof.meters.host import HostMeter
+from ray_memprof.replay import Replay
+
+KIB = 1024
+
+
+@contextmanager
+def metering(*, events: bool = True, source: str = "cpu") -> Iterator[HostMeter]:
+    meter = HostMeter(events=events, source=source)
+    meter.start()
+    try:
+        yield meter
+    finally:
+        meter.stop()
+
+
+def live(meter: HostMeter) -> int:
+    return meter.peek().allocated
+
+
+def kib(number: int = 1) -> torch.Tensor:
+    return torch.zeros(number * KIB, dtype=torch.uint8)
+
+
+def told(meter: HostMeter) -> list[tuple[str, int, str]]:
+    batch = meter.drain(meter.read())
+    return [(event["action"], event["size"], event["user_metadata"]) for event in batch.events]
+
+
+def test_nothing_made_is_nothing_counted() -> None:
+    before = torch.UntypedStorage.resize_
+    with metering() as meter:
+        reading = meter.read()
+        assert (reading.allocated, reading.reserved, reading.active, reading.num_allocs) == (0, 0, 0, 0)
+        assert reading.device_used == reading.host_rss > 0
+        assert (meter.is_on, meter.source, meter.base_segments(), meter.peaks()) == (True, "cpu", [], (0, 0))
+        assert told(meter) == []
+    assert torch.UntypedStorage.resize_ is before
+
+
+def test_stopping_a_meter_that_never_started_is_harmless() -> None:
+    before = torch.UntypedStorage.resize_
+    HostMeter(events=True).stop()
+    assert torch.UntypedStorage.resize_ is before
+
+
+def test_a_tensor_counts_from_its_making_to_its_end_with_exact_bytes() -> None:
+    with metering() as meter:
+        meter.stamp(1)
+        tensor = torch.zeros(3, dtype=torch.float32)
+        assert live(meter) == 12
+        meter.stamp(2)
+        del tensor
+        assert live(meter) == 0
+        assert told(meter) == [("alloc", 12, "1"), ("free_requested", 12, "2"), ("free_completed", 12, "2")]
+        assert meter.peaks() == (12, 12)
+
+
+def test_what_was_there_before_is_not_counted() -> None:
+    tensor = kib()
+    with metering() as meter:
+        tensor.add_(1)
+        view = tensor[1:]
+        assert (live(meter), view.numel()) == (0, KIB - 1)
+        del tensor, view
+        assert live(meter) == 0
+
+
+def test_views_count_once_and_hold_the_whole_storage() -> None:
+    with metering() as meter:
+        tensor = kib(4)
+        view = tensor.view(torch.int32)[:1]
+        again = tensor.detach()
+        assert live(meter) == 4 * KIB
+        del tensor, again
+        assert live(meter) == 4 * KIB
+        del view
+        assert live(meter) == 0
+
+
+def test_results_in_lists_and_freed_intermediates_count() -> None:
+    with metering() as meter:
+        parts = torch.unbind_copy(kib(2).view(2, KIB))
+        assert live(meter) == 2 * KIB
+        assert meter.peaks() == (4 * KIB, 4 * KIB)
+        del parts
+        assert live(meter) == 0
+
+
+def test_a_tensor_that_is_resized_in_place_counts_anew() -> None:
+    with metering() as meter:
+        tensor = kib()
+        tensor.resize_(3 * KIB)
+        assert live(meter) == 3 * KIB
+        del tensor
+        assert live(meter) == 0
+
+
+def test_a_storage_given_back_and_taken_again_as_fsdp_does() -> None:
+    with metering() as meter:
+        tensor = kib()
+        storage = tensor.untyped_storage()
+        storage.resize_(0)
+        assert live(meter) == 0
+        storage.resize_(KIB)
+        assert live(meter) == KIB
+        batch = meter.drain(meter.read())
+        replay = Replay()
+        replay.feed(batch.events)
+        assert batch.reading is not None
+        assert (replay.allocated, batch.reading.allocated) == (KIB, KIB)
+        storage.resize_(0)
+        del tensor, storage
+        assert live(meter) == 0
+
+
+def test_a_resized_storage_that_is_older_than_the_meter_stays_out() -> None:
+    tensor = kib()
+    with metering() as meter:
+        tensor.untyped_storage().resize_(0)
+        tensor.untyped_storage().resize_(KIB)
+        assert live(meter) == 0
+
+
+def test_a_wrapper_counts_as_the_tensors_inside_it() -> None:
+    with metering() as meter:
+        wrapper = TwoTensor(kib(), kib())
+        assert live(meter) == 2 * KIB
+        result = wrapper + wrapper
+        assert isinstance(result, TwoTensor)
+        assert live(meter) == 4 * KIB
+        del wrapper, result
+        gc.collect()
+        assert live(meter) == 0
+
+
+def test_fake_tensors_count_as_if_they_were_real() -> None:
+    with FakeTensorMode(), metering(source="predicted") as meter:
+        tensor = torch.zeros(2**40, dtype=torch.uint8)
+        result = tensor[: 2**39] + 1
+        assert (meter.source, live(meter)) == ("predicted", 2**40 + 2**39)
+        del tensor, result
+        assert live(meter) == 0
+
+
+def test_meta_tensors_have_no_bytes() -> None:
+    with metering() as meter:
+        tensor = torch.zeros(2**40, device="meta")
+        assert (live(meter), tensor.numel()) == (0, 2**40)
+
+
+def test_a_tensor_may_be_freed_by_another_thread() -> None:
+    with metering() as meter:
+        held = [kib()]
+        thread = threading.Thread(target=held.clear)
+        thread.start()
+        thread.join()
+        assert live(meter) == 0
+
+
+def test_tensors_that_another_thread_makes_are_not_counted() -> None:
+    with metering() as meter:
+        held: list[torch.Tensor] = []
+        thread = threading.Thread(target=lambda: held.append(kib()))
+        thread.start()
+        thread.join()
+        assert (len(held), live(meter)) == (1, 0)
+
+
+def test_without_events_each_reading_has_the_peak_since_the_one_before() -> None:
+    with metering(events=False) as meter:
+        kept = kib()
+        kib(2)
+        assert meter.peek().allocated_peak == 3 * KIB
+        # Neither a look from another thread nor a drain takes a peak away.
+        assert meter.drain(meter.peek()).events == []
+        reading = meter.read()
+        assert (reading.allocated, reading.allocated_peak) == (KIB, 3 * KIB)
+        assert (reading.reserved_peak, reading.active_peak) == (3 * KIB, 3 * KIB)
+        assert meter.read().allocated_peak == KIB
+        assert (meter.peaks(), kept.numel()) == ((3 * KIB, 3 * KIB), KIB)
+
+
+def test_with_events_peaks_are_theirs_to_tell() -> None:
+    with metering() as meter:
+        kib()
+        assert meter.read().allocated_peak == -1
+        assert meter.pending(meter.peek()) == 3
+
+
+def test_drained_events_add_up_to_the_reading_beside_them() -> None:
+    replay = Replay()
+    with metering() as meter:
+        kept = []
+        for number in range(1, 20):
+            kept.append(kib(number) + 1)
+            if number % 3 == 0:
+                kept.pop(0)
+            batch = meter.drain(meter.read())
+            replay.feed(batch.events)
+            assert batch.reading is not None
+            assert replay.allocated == batch.reading.allocated
+        assert (replay.allocated_peak, replay.num_strays) == (meter.peaks()[0], 0)
+        del kept
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_stop_ends_the_counting(events: bool) -> None:
+    with metering(events=events) as meter:
+        kept = kib()
+    other = kib()
+    assert (live(meter), kept.numel(), other.numel()) == (KIB, KIB, KIB)

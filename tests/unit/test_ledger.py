@@ -1,0 +1,104 @@
+"""Device memory outside the allocator is put down to whom it came through, and to nobody where that is not known."""
+
+from ray_memprof.ledger import Entry, Ledger
+from ray_memprof.meters import Reading
+
+
+def reading(device_used: int, reserved: int = 0, t_ns: int = 5) -> Reading:
+    return Reading(t_ns, 0, reserved, 0, device_used, 0, -1, -1, -1, 0, 0, 0)
+
+
+def book(
+    ledger: Ledger,
+    device_used: int,
+    *,
+    reserved: int = 0,
+    is_on: bool = True,
+    span: tuple[int, str] = (0, ""),
+    others: int | None = None,
+    account: str = "",
+) -> list[tuple[str, int]]:
+    entries = ledger.book(
+        reading(device_used, reserved),
+        is_on=is_on,
+        span_id=span[0],
+        path=span[1],
+        others=others,
+        account=account,
+    )
+    assert all((entry.t_ns, entry.span_id) == (5, span[0]) for entry in entries)
+    return [(entry.account, entry.bytes) for entry in entries]
+
+
+def started(used: int = 500) -> Ledger:
+    """A ledger whose device has started, alone on it."""
+    ledger = Ledger()
+    book(ledger, 0, is_on=False)
+    book(ledger, used)
+    return ledger
+
+
+def test_an_empty_device_has_no_entries() -> None:
+    ledger = Ledger()
+    assert book(ledger, 0, is_on=False) == []
+    assert book(ledger, 0) == []
+
+
+def test_an_entry_names_its_moment_and_its_span() -> None:
+    entries = Ledger().book(reading(7, t_ns=3), is_on=True, span_id=2, path="device.init", others=None)
+    assert entries == [Entry(t_ns=3, span_id=2, account="context", bytes=7)]
+
+
+def test_what_is_in_use_before_cuda_starts_is_someone_elses() -> None:
+    ledger = Ledger()
+    assert book(ledger, 100, is_on=False) == [("others", 100)]
+    assert book(ledger, 70, is_on=False) == [("others", -30)]
+    # WHEN CUDA starts in a span of any name THEN the growth is its context
+    assert book(ledger, 570, span=(1, "load.t5")) == [("context", 500)]
+
+
+def test_reserved_bytes_are_the_allocators_and_no_entry() -> None:
+    ledger = started()
+    assert book(ledger, 1500, reserved=1000, span=(1, "denoise")) == []
+
+
+def test_a_device_that_was_on_from_the_start_has_its_context_at_once() -> None:
+    assert book(Ledger(), 500) == [("context", 500)]
+
+
+def test_a_device_init_span_is_the_context_though_it_came_later() -> None:
+    assert book(started(0), 500, span=(1, "device.init")) == [("context", 500)]
+
+
+def test_a_collective_that_starts_cuda_brings_the_context_and_the_next_growth_is_not_it() -> None:
+    ledger = Ledger()
+    book(ledger, 0, is_on=False)
+    assert book(ledger, 900, account="nccl") == [("context", 900)]
+    assert book(ledger, 1000, account="nccl") == [("nccl", 100)]
+    assert book(ledger, 1001) == []
+
+
+def test_growth_across_a_collective_or_in_a_comm_span_is_nccls() -> None:
+    ledger = started()
+    assert book(ledger, 600, span=(1, "denoise"), account="nccl") == [("nccl", 100)]
+    assert book(ledger, 650, span=(2, "denoise/dit.block/comm.ulysses")) == [("nccl", 50)]
+
+
+def test_growth_in_a_path_that_runs_for_the_first_time_is_a_librarys() -> None:
+    ledger = started()
+    assert book(ledger, 520, span=(1, "denoise/dit.block")) == [("library", 20)]
+    ledger.close("denoise/dit.block")
+    # THEN growth in its second run is explained by nobody, and no later entry makes up for it
+    assert book(ledger, 550, span=(2, "denoise/dit.block")) == []
+    assert book(ledger, 560, span=(3, "decode")) == [("library", 10)]
+
+
+def test_growth_outside_every_span_has_no_account() -> None:
+    assert book(started(), 510) == []
+
+
+def test_what_others_take_is_theirs_wherever_it_is_seen() -> None:
+    ledger = started()
+    assert book(ledger, 560, span=(1, "decode"), others=40) == [("others", 40), ("library", 20)]
+    assert book(ledger, 520, span=(1, "decode"), others=0) == [("others", -40)]
+    assert book(ledger, 520, span=(1, "decode")) == []

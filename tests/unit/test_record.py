@@ -1,0 +1,186 @@
+"""What the driver records of a run, and what becomes of an error on the way."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ray_memprof.config import RunConfig
+from ray_memprof.errors import DiskFull, GpusBusy
+from ray_memprof.interrupts import Abandoned, Interrupted, Interrupts
+from ray_memprof.live import Live
+from ray_memprof.plan import Beat, Outcome, RankFacts, ReplayCheck
+from ray_memprof.record import Record
+from ray_memprof.results import ending, settle, summary
+from ray_memprof.run_folder import RunFolder
+from ray_memprof.schema import RANKS, RUNS
+from ray_memprof.verdict import Loss, Verdict
+
+CHECK = ReplayCheck(**{name: number for number, name in enumerate(ReplayCheck.__dataclass_fields__)})
+DIED = Verdict(status="died", exit_code=10, reason="rank 1: process died", hint="see the log", ranks=(1,))
+
+
+def record_of(tmp_path: Path, *, ranks: int = 0) -> Record:
+    config = RunConfig(name="test", ranks=max(ranks, 1), logging={"output_dir": tmp_path})
+    record = Record(config, RunFolder.create(config))
+    record.facts = [
+        RankFacts(node_id="ab"[rank // 2], host="h", node_ip="1", pid=rank, gpu_index=rank)
+        for rank in range(ranks)
+    ]
+    return record
+
+
+def live(record: Record) -> Live:
+    return Live(record.config, 1, plain=True)
+
+
+def run_json(record: Record) -> dict[str, object]:
+    facts = json.loads((record.folder.path / "run.json").read_text())
+    return {name: facts[name] for name in ("status", "exit_code", "reason", "hint", "culprits")}
+
+
+def test_run_that_never_had_ranks(tmp_path: Path) -> None:
+    record = record_of(tmp_path)
+    record.settle(Verdict(status="never_started", exit_code=21, reason="busy"))
+
+    assert record.rank_rows() == []
+    row = record.run_row()
+    # The tables take what schema.py names; the version is added where they are written.
+    assert set(row) | {"schema_version"} == {column.name for column in RUNS.columns}
+    assert (row["status"], row["exit_code"], row["reason"], row["source"]) == (
+        "never_started",
+        21,
+        "busy",
+        "cuda",
+    )
+    assert row["end_ns"] >= row["start_ns"] > 0
+
+
+def test_rows_of_ranks(tmp_path: Path) -> None:
+    """GIVEN one rank that told, one that is to blame, one that died beside it and one that was ended with the run."""
+    beat = Beat(
+        rank=3,
+        sequence=9,
+        path="denoise/dit.block",
+        stage="denoise",
+        step=4,
+        num_steps=5,
+        allocated_bytes=0,
+        reserved_bytes=0,
+        device_used_bytes=0,
+    )
+    told = Outcome(
+        rank=0,
+        status="failed",
+        exit_code=16,
+        reason="RuntimeError: reset",
+        path="decode",
+        step=-1,
+        check=CHECK,
+    )
+    record = record_of(tmp_path, ranks=4)
+    record.settle(
+        Verdict(
+            status="died",
+            exit_code=10,
+            reason="rank 1: process died",
+            ranks=(1,),
+            outcomes={0: told},
+            losses={2: Loss(rank=2, kind="host_oom", detail="full")},
+            beats={3: beat},
+        )
+    )
+    rows = record.rank_rows()
+
+    assert {frozenset(row) for row in rows} == {frozenset(column.name for column in RANKS.columns) | {"rank"}}
+    names = ("rank", "node", "local_rank", "status", "exit_code", "reason", "path", "step", "recorder_bytes")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        (0, 0, 0, "failed", 16, "RuntimeError: reset", "decode", -1, CHECK.recorder_bytes),
+        (1, 0, 1, "died", 10, "rank 1: process died", "", -1, 0),
+        (2, 1, 0, "host_oom", 10, "full", "", -1, 0),
+        (3, 1, 1, "interrupted", 10, "ended with the run: rank 1: process died", "denoise/dit.block", 4, 0),
+    ]
+
+
+def test_stacks_are_kept(tmp_path: Path) -> None:
+    record = record_of(tmp_path)
+    record.settle(Verdict(status="hung", exit_code=12, reason="r", stacks={2: "File x\n"}))
+
+    assert (record.folder.path / "logs" / "rank2.stack.txt").read_text() == "File x\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "reason"),
+    [
+        (GpusBusy("others hold them", hint="wait"), "never_started", 21, "others hold them"),
+        (Interrupted(15), "interrupted", 143, "interrupted by SIGTERM"),
+        (Abandoned(2), "interrupted", 130, "interrupted by SIGINT"),
+        (KeyError("x"), "failed", 1, "internal error: KeyError: 'x'"),
+    ],
+)
+def test_error_on_the_way_becomes_the_verdict(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: str,
+    code: int,
+    reason: str,
+) -> None:
+    record = record_of(tmp_path)
+    screen = live(record)
+    with ending(record, screen, Interrupts(screen.say)):
+        raise error
+
+    facts = run_json(record)
+    assert (facts["status"], facts["exit_code"], facts["reason"], record.exit_code) == (
+        status,
+        code,
+        reason,
+        code,
+    )
+    assert capsys.readouterr().err.splitlines()[0] == f"error: {reason}"
+    assert record.is_abandoned == isinstance(error, Abandoned)
+    assert (record.folder.path / "logs" / "driver.log").exists() == isinstance(error, KeyError)
+
+
+def test_the_second_signal_is_no_bug_whatever_compiled_code_makes_of_it(tmp_path: Path) -> None:
+    record = record_of(tmp_path)
+    screen = live(record)
+    interrupts = Interrupts(screen.say)
+    with ending(record, screen, interrupts):
+        interrupts.last_signal = 2
+        raise SystemError("wait returned a result with an exception set") from Abandoned(2)
+    assert (record.exit_code, record.is_abandoned, run_json(record)["reason"]) == (
+        130,
+        True,
+        "interrupted by SIGINT",
+    )
+    assert not (record.folder.path / "logs" / "driver.log").exists()
+
+
+def test_first_failure_stays_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = record_of(tmp_path)
+    screen = live(record)
+    with ending(record, screen, Interrupts(screen.say)):
+        settle(record, DIED, screen)
+        raise DiskFull("no room", hint="make room")
+
+    assert run_json(record) == {
+        "status": "died",
+        "exit_code": 10,
+        "reason": "rank 1: process died",
+        "hint": "see the log",
+        "culprits": [1],
+    }
+    assert capsys.readouterr().err.splitlines() == ["error: rank 1: process died", "hint: see the log"]
+    assert summary(record) == ["test: died, exit 10", "warning: no room", f"run folder: {record.folder.path}"]
+
+
+def test_good_run_whose_records_could_not_be_written_is_none(tmp_path: Path) -> None:
+    record = record_of(tmp_path)
+    screen = live(record)
+    with ending(record, screen, Interrupts(screen.say)):
+        settle(record, Verdict(status="ok"), screen)
+        raise DiskFull("no room", hint="make room")
+
+    assert run_json(record)["exit_code"] == record.exit_code == 15

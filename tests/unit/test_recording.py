@@ -1,0 +1,124 @@
+"""recording(plan) around a tiny video on the CPU: what lies on the disk afterwards is whole and adds up."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from ray_memprof.config import load_config
+from ray_memprof.errors import DiskFull
+from ray_memprof.plan import RankFacts, RankPlan
+from ray_memprof.recorder import recording
+from ray_memprof.store import RankStore, manifest_path, table_dir
+from wan.config import TASKS
+from wan.pipeline import Pipeline, Request
+from wan.spans import listening, span
+
+
+def plan_of(folder: Path, **logging: object) -> RankPlan:
+    file = folder / "config.yaml"
+    file.write_text("name: test\nmodel_config: {task: t2v-tiny, device: cpu}\n", encoding="utf-8")
+    config = load_config(file, [f"logging.{key}={value}" for key, value in logging.items()])
+    return RankPlan(
+        run_id="test", config=config, rank=0, world_size=1, local_rank=0, local_world_size=1, node=0,
+        visible_devices=(), facts=RankFacts(node_id="", host="", node_ip="", pid=0, gpu_index=-1), run_dir=folder,
+    )  # fmt: skip
+
+
+def make_video() -> None:
+    pipeline = Pipeline(TASKS["t2v-tiny"], ckpt_dir=None, device="cpu", precision="fp32")
+    pipeline.generate(Request(prompt="a fox", steps=2))
+
+
+def rows_of(folder: Path, table: str) -> list[dict[str, Any]]:
+    parts = sorted(table_dir(folder, table, 0).glob("*.parquet"))
+    return [row for part in parts for row in pq.read_table(part, partitioning=None).to_pylist()]
+
+
+class Heard:
+    """Paths of spans, in the order in which they end."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+        self._open: list[str] = []
+
+    def enter(self, name: str, attributes: object) -> None:
+        self._open.append(name)
+
+    def exit(self, name: str, failed: bool) -> None:
+        self.paths.append("/".join(self._open))
+        self._open.pop()
+
+
+def test_a_tiny_video_is_recorded_whole(tmp_path: Path) -> None:
+    heard = Heard()
+    with listening(heard), recording(plan_of(tmp_path)) as recorder:
+        make_video()
+    check = recorder.check()
+    assert check is not None
+    assert (check.max_error_bytes, check.num_lost_events) == (0, 0)
+    assert check.num_checks > 0
+    assert check.allocated_peak_bytes == check.replayed_allocated_peak_bytes > 2**20
+
+    spans = rows_of(tmp_path, "spans")
+    assert [row["path"] for row in spans] == heard.paths
+    assert {"encode.text", "denoise", "decode"} <= {row["stage"] for row in spans}
+    assert {"load.t5", "load.dit", "load.vae", "t5.block", "dit.block"} <= {row["name"] for row in spans}
+    assert {row["step"] for row in spans if row["stage"] == "denoise"} == {0, 1}
+    assert max(row["allocated_peak_bytes"] for row in spans) == check.allocated_peak_bytes
+    assert not any(row["failed"] for row in spans)
+    by_id = {row["span_id"]: row for row in spans}
+    for row in spans:
+        assert row["allocated_peak_bytes"] >= max(row["allocated_start_bytes"], row["allocated_end_bytes"])
+        if row["parent_id"]:
+            assert by_id[row["parent_id"]]["allocated_peak_bytes"] >= row["allocated_peak_bytes"]
+
+    events = rows_of(tmp_path, "allocs")
+    assert [row["seq"] for row in events] == list(range(check.num_events))
+    assert {row["span_id"] for row in events} - {0} <= by_id.keys()
+    assert {"weight", "activation", "output"} <= {row["category"] for row in events}
+    signs = {"alloc": 1, "free_requested": -1, "free_completed": 0}
+    live = [0]
+    for row in events:
+        live.append(live[-1] + signs[row["action"]] * row["size_bytes"])
+    assert max(live) == check.allocated_peak_bytes
+
+
+def test_levels_see_the_same_peaks(tmp_path: Path) -> None:
+    peaks = {}
+    for level in ("stage", "event"):
+        folder = tmp_path / level
+        folder.mkdir()
+        with recording(plan_of(folder, level=level)) as recorder:
+            make_video()
+        peaks[level] = [(row["path"], row["allocated_peak_bytes"]) for row in rows_of(folder, "spans")]
+        assert bool(rows_of(folder, "allocs")) == (level == "event")
+        assert recorder.check() is not None
+    assert peaks["stage"] == peaks["event"]
+
+
+def test_without_profiling_there_are_beats_and_no_files(tmp_path: Path) -> None:
+    with recording(plan_of(tmp_path, profile_memory=False)) as recorder:
+        with span("denoise", step=1):
+            assert recorder.beat().path == "denoise"
+        recorder.seal()
+    assert (recorder.check(), [path.name for path in tmp_path.iterdir()]) == (None, ["config.yaml"])
+
+
+def test_an_error_of_the_model_passes_through_and_leaves_a_valid_recording(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), recording(plan_of(tmp_path)) as recorder, span("denoise", step=1):
+        raise KeyError
+    (row,) = rows_of(tmp_path, "spans")
+    assert (row["path"], row["failed"], recorder.failure()) == ("denoise", True, ("denoise", 1, 0, 0))
+
+
+def test_a_full_disk_ends_a_recording_with_its_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def append(store: RankStore, table: str, columns: object) -> None:
+        raise DiskFull("rank 0: No space left on device")
+
+    monkeypatch.setattr(RankStore, "append", append)
+    with pytest.raises(DiskFull), recording(plan_of(tmp_path)) as recorder:
+        make_video()
+    assert recorder.check() is not None
+    assert manifest_path(tmp_path, 0).read_text() == ""

@@ -1,0 +1,457 @@
+"""The report, its figures and the last lines on the console: empty runs, failed runs, many ranks, strange names."""
+
+import base64
+import gzip
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+from run_tables import answer, blank, make_ranks, make_run, span
+
+from ray_memprof import plots, report
+from ray_memprof.errors import ConfigError
+from ray_memprof.schema import TABLES
+from ray_memprof.summary import summary_lines
+
+GIB = 2**30
+VOID = {"meta"}
+
+
+class Outline(HTMLParser):
+    """Tags in balance, headings and ids in order, scripts by id, and whatever a browser would fetch."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.scripts: dict[str, str] = {}
+        self.fetched: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        self.fetched += [
+            f"{tag} {name}={value}"
+            for name, value in attributes
+            if name in ("src", "href", "srcset", "poster", "data") and not (value or "").startswith("#")
+        ]
+        self.ids += [given["id"] or ""] if "id" in given else []
+        self.references += [
+            value.removeprefix("#")
+            for name, value in attributes
+            if value
+            and (name in ("aria-controls", "aria-labelledby") or (name == "href" and value[0] == "#"))
+        ]
+        if tag == "script":
+            self.scripts[given.get("id") or "code"] = ""
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+        if self.open and self.open[-1] == "script":
+            self.scripts[next(reversed(self.scripts))] += data
+
+
+def outline(html: str) -> Outline:
+    found = Outline(html)
+    assert found.open == []
+    assert found.fetched == []
+    assert len(found.ids) == len(set(found.ids))
+    assert set(found.references) <= set(found.ids)
+    # Of the page's own code and looks; what plotly.js could fetch it is not asked for (tests/browser sees to that).
+    assert not re.search(r"https?:|@import|url\(", html.replace(found.scripts.get("plotly", ""), ""))
+    return found
+
+
+def drawn(found: Outline) -> dict[str, Any]:
+    """The figures of a page by id, each one that plotly knows how to draw."""
+    figures = {
+        name.removeprefix("data-"): json.loads(text)
+        for name, text in found.scripts.items()
+        if name.startswith("data-")
+    }
+    for figure in figures.values():
+        # report.js puts in colours and GiB; plotly's own schema judges the rest.
+        text = re.sub(r'"var:[\w-]+"', '"#000000"', json.dumps(figure))
+        known = json.loads(text)
+        go.Figure(data=known["data"], layout=known["layout"])
+    return figures
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Two ranks, the second one out of memory in step 3."""
+    book = [blank("ledger", t_ns=5, account="context", bytes=GIB)]
+    ok = [
+        span(
+            1,
+            "load.dit",
+            (0, 10),
+            allocated=(0, GIB, GIB),
+            device_used=(0, 2 * GIB, 2 * GIB),
+            component="dit",
+        ),
+        span(
+            2,
+            "denoise",
+            (10, 90),
+            allocated=(GIB, GIB, 2 * GIB),
+            reserved=(GIB, 2 * GIB, 2 * GIB),
+            active=(GIB, GIB, 2 * GIB),
+            device_used=(2 * GIB, 3 * GIB, 3 * GIB),
+            step=0,
+        ),
+    ]
+    failed = [span(1, "denoise", (10, 50), device_used=(0, 4 * GIB, 4 * GIB), step=3, failed=True)]
+    make_run(tmp_path, {0: {"spans": ok, "ledger": book}, 1: {"spans": failed}})
+    checked = {"num_checks": 2, "num_events": 10}
+    return make_ranks(
+        tmp_path,
+        {"status": "ok", "device_total_bytes": 8 * GIB, **checked},
+        {
+            "status": "oom",
+            "reason": "tried <b>2 GiB</b>",
+            "path": "denoise",
+            "step": 3,
+            "host": "h",
+            **checked,
+        },
+        run_id="r1",
+        name="baseline",
+        status="oom",
+        reason="rank 1: out of memory & more",
+        num_ranks=2,
+        versions='{"torch": "2.11<x>"}',
+        end_ns=2_000_000_000,
+    )
+
+
+def test_a_run_without_rows_has_a_report_that_says_so(tmp_path: Path) -> None:
+    html = report.write(make_run(tmp_path, {0: {}})).read_text()
+    found = outline(html)
+    assert found.headings == [
+        tmp_path.name,
+        "The driver wrote no verdict",
+        "Peak by rank",
+        "Versions, configuration",
+    ]
+    assert "No rank recorded a span." in html
+    # Nothing to draw: no program to draw it.
+    assert found.scripts == {}
+    assert summary_lines(tmp_path) == [
+        "peak: no span was recorded",
+        f"report: {tmp_path / 'report.html'}",
+    ]
+
+
+def test_one_rank_is_not_compared_with_itself(tmp_path: Path) -> None:
+    make_ranks(make_run(tmp_path, {0: {"spans": [span(1, "denoise", (0, 9))]}}), {})
+    assert "Imbalance" not in outline(report.render(tmp_path)).headings
+
+
+def test_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no run"):
+        report.write(tmp_path)
+
+
+def test_a_failed_run_says_first_what_happened_and_escapes_it(run_dir: Path) -> None:
+    (run_dir / "config.yaml").write_text("prompt: a <cat> & a dog\n")
+    html = report.write(run_dir, ["rank 1: the last <3> bytes"]).read_text()
+    found = outline(html)
+    assert found.headings == [
+        "baseline",
+        "The run failed: oom",
+        "What holds the peak back",
+        "Peak by rank",
+        "Memory over time",
+        "Books at the peak",
+        "Stages and ranks",
+        "Imbalance",
+        "Steps",
+        "Base memory",
+        "Activation by stage",
+        "Fragmentation and fluctuation",
+        "Model switching",
+        "Replay check",
+        "Versions, configuration",
+    ]
+    assert html.index("The run failed") < html.index("Ranks that did not end well") < html.index("<dl")
+    assert list(drawn(found)) == [
+        *("timelines-0", "timelines-1", "timelines-2", "books", "heats-0", "heats-1", "heats-2"),
+        *("imbalance", "steps"),
+    ]
+    # Which findings there are is test_diagnosis.py's business; here, that they come first.
+    assert html.index("The run failed") < html.index('class="diagnosis"') < html.index("<nav")
+    for text in (
+        "<p>rank 1: out of memory &amp; more</p>",
+        '<td class="text">denoise of step 3</td><td class="text">tried &lt;b&gt;2 GiB&lt;/b&gt;</td>',
+        "<li>rank 1: the last &lt;3&gt; bytes</li>",
+        '<td class="text">2.11&lt;x&gt;</td>',
+        '<pre tabindex="0">prompt: a &lt;cat&gt; &amp; a dog\n</pre>',
+    ):
+        assert text in html, text
+
+
+def test_sizes_are_gib_with_the_bytes_as_a_tooltip(run_dir: Path) -> None:
+    html = report.render(run_dir)
+    row = next(line for line in html.splitlines() if line.startswith('<tr><th scope="row">0</th><td><span'))
+    assert re.findall(r'title="([^"]*)">([^<]*)<', row) == [
+        ("2,147,483,648 bytes", "2.00"),
+        ("2,147,483,648 bytes", "2.00"),
+        ("3,221,225,472 bytes", "3.00"),
+        ("0 bytes", "0.00"),
+    ]
+    assert '<td class="text">37.50%<span class="share"' in row
+
+
+def test_summary_names_peaks_imbalance_books_and_replay(run_dir: Path) -> None:
+    assert summary_lines(run_dir) == [
+        "rank 0: peak allocated 2.00 GiB, reserved 2.00 GiB, device used 3.00 GiB (38% of 8.00 GiB), "
+        "in denoise of step 0",
+        "rank 1: peak allocated 0.0 MiB, reserved 0.0 MiB, device used 4.00 GiB, in denoise of step 3",
+        "imbalance: rank 0 peaks at 2.00 x the mean of allocated",
+        "imbalance: rank 1 peaks at 1.14 x the mean of device_used",
+        "books at the peak: unexplained at most 4.00 GiB, 100.00% of what is used on the device (rank 1)",
+        "replay: exact to the byte on 2 of 2 ranks",
+    ]
+
+
+def test_summary_lists_the_fullest_of_many_ranks_and_every_wrong_replay(tmp_path: Path) -> None:
+    ranks = {
+        rank: {"spans": [span(1, "denoise", (0, 1), device_used=(0, 0, 7 * rank % 20))]} for rank in range(20)
+    }
+    wrong = {"num_checks": 1, "max_error_bytes": 1_024, "num_lost_events": 3}
+    make_ranks(make_run(tmp_path, ranks), {"num_checks": 1}, wrong)
+    lines = summary_lines(tmp_path)
+    listed = [int(line.split()[1].rstrip(":")) for line in lines if line.startswith("rank ")]
+    assert listed == [rank for rank in range(20) if 7 * rank % 20 >= 4]
+    assert lines[16] == "the 16 fullest of 20 ranks; all of them: peak_by_rank in run.duckdb"
+    assert lines[-1] == "replay: rank 1 is off by up to 1,024 bytes, 3 events were lost"
+
+
+def test_summary_says_when_nothing_was_checked(tmp_path: Path) -> None:
+    make_ranks(tmp_path, {})
+    assert summary_lines(tmp_path)[-1] == "replay: not checked: no allocator events were recorded"
+
+
+def test_summary_of_ranks_that_were_killed_does_not_deny_their_events(tmp_path: Path) -> None:
+    make_ranks(tmp_path, {"status": "died"}, {"status": "died"})
+    assert summary_lines(tmp_path)[-1] == "replay: not checked: no rank came to its end"
+
+
+def test_what_plotly_needs_is_in_the_file_and_comes_out_whole(run_dir: Path) -> None:
+    packed = outline(report.render(run_dir)).scripts["plotly"]
+    assert gzip.decompress(base64.b64decode(packed)).decode().startswith("/**\n* plotly.js v")
+    assert report.render(run_dir) == report.render(run_dir)
+
+
+def test_names_from_a_run_cannot_leave_their_script_element(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script>"
+    make_ranks(make_run(tmp_path, {0: {"spans": [span(1, evil.replace("/", ""), (0, 9))]}}), {})
+    found = outline(report.render(tmp_path))
+    assert sorted(found.scripts) == [
+        *("code", "data-books", "data-heats-0", "data-heats-1", "data-heats-2", "data-timelines-0", "plotly")
+    ]
+    assert drawn(found)["heats-0"]["data"][0]["y"] == [evil.replace("/", "")]
+
+
+def test_of_256_ranks_the_telling_ones_are_drawn_and_the_range_of_all(tmp_path: Path) -> None:
+    ranks = {
+        rank: {"spans": [span(1, "denoise", (0, 9), device_used=(1, 1, 1000 + rank))]} for rank in range(256)
+    }
+    make_ranks(
+        make_run(tmp_path, ranks), *({"status": "died" if rank == 77 else "ok"} for rank in range(256))
+    )
+    html = report.render(tmp_path)
+    figures = drawn(outline(html))
+    shown = [0, 77, *range(242, 256)]
+    assert f"({', '.join(map(str, shown))})" in html
+    names = [trace["name"] for trace in figures["timelines-0"]["data"]]
+    assert names == ["min of all ranks", "max of all ranks", *(f"rank {rank}" for rank in (0, 77, 254, 255))]
+    assert figures["timelines-0"]["data"][1]["customdata"][-1] == 1
+    assert len(figures["heats-0"]["data"][0]["x"]) == 256
+    assert len(html) < 4_000_000
+
+
+def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    for name, source, size in (("measured", "cuda", 4 * GIB), ("predicted", "predicted", 3 * GIB)):
+        spans = [span(1, "denoise", (0, 9), allocated=(0, 0, size))]
+        make_ranks(
+            make_run(tmp_path / name, {0: {"spans": spans}}), {}, run_id=name, source=source, status="ok"
+        )
+    html = report.render(tmp_path / "measured", beside=tmp_path / "predicted")
+    assert "Predicted and measured" in outline(html).headings
+    (row,) = re.findall(r"<tr>.*<td>-25.00%</td></tr>", html)
+    assert re.findall(r">(\d\.\d\d)<", row) == ["4.00", "3.00"]
+    with pytest.raises(ConfigError, match="its source is not another one"):
+        report.render(tmp_path / "measured", beside=tmp_path / "measured")
+
+
+# ---- figures ----
+
+
+def moment(second: int, **held: int) -> dict[str, Any]:
+    sizes = {f"{account}_bytes": held.get(account, 0) for account in plots.ACCOUNTS}
+    return {"rank": 0, "t_ns": second * 10**9, **sizes}
+
+
+def slices(*sizes: int | None) -> list[dict[str, Any]]:
+    return [
+        {"rank": 0, "start_ns": second * 10**9, "end_ns": (second + 1) * 10**9, "device_used_bytes": size}
+        for second, size in enumerate(sizes)
+    ]
+
+
+def test_areas_stack_what_was_held_and_say_in_which_stage() -> None:
+    bands = [{"stage": "denoise", "start_ns": 10**9, "end_ns": 2 * 10**9}]
+    rows = [moment(0, context=5), moment(1, context=5, weight=7, fragmentation=1)]
+    frame = plots.frame(slices(5, None, 13), [{"device_total_bytes": 100}])
+    assert (frame.top_bytes, frame.length_s, frame.full_bytes) == (13, 3.0, None)
+    figure = plots.area(rows, slices(5, None, 13), bands, frame)
+    where, *layers, outline_ = figure["data"]
+    assert (where["x"], where["text"]) == ([0.0, 1.0], ["before the first stage", "denoise"])
+    assert [(layer["name"], layer["customdata"]) for layer in layers] == [
+        ("weight", [0, 7]),
+        ("fragmentation", [0, 1]),
+        ("context", [5, 5]),
+    ]
+    assert (outline_["x"], outline_["customdata"]) == ([0.0, 2.0], [5, 13])
+    assert [note["name"] for note in figure["layout"]["annotations"]] == ["band 0.3333"]
+
+
+def test_a_device_nearly_full_has_its_size_drawn() -> None:
+    frame = plots.frame(slices(8 * GIB), [{"device_total_bytes": 10 * GIB}])
+    (line,) = plots.ranks_over_time(slices(8 * GIB), [], [0], frame)["layout"]["shapes"]
+    assert (line["y0"], line["y1"]) == (10.0, 10.0)
+
+
+def test_what_was_alive_adds_up_at_every_level() -> None:
+    def row(component: str | None, category: str, path: str | None, size: int) -> dict[str, Any]:
+        return {"component": component, "category": category, "path": path, "bytes": size}
+
+    rows = [
+        row("dit", "weight", "load.dit", 6),
+        row("dit", "activation", "a/b", 2),
+        row(None, "weight", None, 1),
+    ]
+    (trace,) = plots.alive(rows)["data"]
+    assert dict(zip(trace["ids"], trace["values"], strict=True)) == {
+        "all": 9,
+        "all|dit": 8,
+        "all|dit|weight": 6,
+        "all|dit|weight|load.dit": 6,
+        "all|dit|activation": 2,
+        "all|dit|activation|a/b": 2,
+        "all|no component": 1,
+        "all|no component|weight": 1,
+        "all|no component|weight|outside any span": 1,
+    }
+    assert trace["labels"][5] == "b, 0.0 MiB"
+
+
+def test_the_books_of_a_rank_are_one_bar_and_empty_accounts_take_no_place_in_the_legend() -> None:
+    accounts = {"active": 12, "fragmentation": 0, "context": 3, "unexplained": -1}
+    rows = [{"rank": 0, "account": account, "bytes": size} for account, size in accounts.items()]
+    bars = [(bar["name"], bar["customdata"], bar["y"]) for bar in plots.books(rows)["data"]]
+    assert bars == [
+        ("tensors", [12], ["rank 0"]),
+        ("context", [3], ["rank 0"]),
+        ("unexplained", [-1], ["rank 0"]),
+    ]
+
+
+def test_a_stage_that_a_rank_did_not_run_is_a_gap_in_the_heat() -> None:
+    rows = [{"rank": rank, "stage": "denoise", "allocated_peak_bytes": 5} for rank in (0, 1)]
+    rows.append({"rank": 0, "stage": "decode", "allocated_peak_bytes": 9})
+    (trace,) = plots.heat(rows, "allocated")["data"]
+    assert (trace["y"], trace["customdata"]) == (["denoise", "decode"], [[5, 5], [9, None]])
+
+
+@pytest.mark.parametrize(
+    "name", ["ink", "paper", "line", *plots.ACCOUNTS, "active", "spread", "heat4", "rank7"]
+)
+def test_every_colour_is_set_for_light(name: str) -> None:
+    css = (Path(report.__file__).parent / "templates" / "report.css").read_text()
+    light = css.partition("@media")[0]
+    assert re.search(rf"--{name}: #[0-9a-f]{{6}};", light)
+
+
+# ---- questions that only the report asks ----
+
+
+def event(seq: int, t_ns: int, action: str, size: int, category: str | None = None) -> dict[str, Any]:
+    assert "seq" in TABLES["allocs"].schema.names
+    return blank("allocs", seq=seq, t_ns=t_ns, action=action, size_bytes=size, category=category, address=seq)
+
+
+def test_the_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Path) -> None:
+    spans = [span(1, "denoise", (0, 399), device_used=(7, 27, 27), reserved=(0, 20, 20), active=(0, 2, 12))]
+    events = [
+        event(1, 10, "segment_alloc", 20),
+        event(2, 10, "alloc", 4, "weight"),
+        event(3, 10, "alloc", 8, "activation"),
+        event(4, 10, "free_completed", 8, "activation"),
+        event(5, 10, "free_completed", 2, "weight"),
+    ]
+    book = [blank("ledger", t_ns=0, account="context", bytes=7)]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events, "ledger": book}})
+    nothing = (0, 0, 0, 0)
+    assert answer(tmp_path, "timeline_by_account") == [
+        (0, 0, 0, False, 0, 0, 0, *nothing, 0, 0, 7, 0, 0, 0, 0),
+        (0, 10, 10, True, 12, 4, 8, *nothing, 0, 8, 7, 0, 0, 0, 0),
+        (0, 10, 10, False, 2, 2, 0, *nothing, 0, 18, 7, 0, 0, 0, 0),
+        (0, 399, 399, False, 2, 2, 0, *nothing, 0, 18, 7, 0, 0, 0, 0),
+    ]
+
+
+def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path) -> None:
+    spans = [span(1, "denoise", (0, 399), device_used=(7, 9, 27), reserved=(0, 2, 20), active=(0, 1, 12))]
+    make_run(tmp_path, {0: {"spans": spans}})
+    seen = [(row[1], row[3], row[4], row[11], row[12]) for row in answer(tmp_path, "timeline_by_account")]
+    assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
+
+
+def test_the_spread_takes_a_silent_rank_as_it_was_seen_last(tmp_path: Path) -> None:
+    ranks = {
+        0: {"spans": [span(1, "denoise", (0, 399), device_used=(5, 6, 6))]},
+        1: {"spans": [span(1, "denoise", (0, 100), device_used=(1, 9, 9))]},
+    }
+    make_run(tmp_path, ranks)
+    assert answer(tmp_path, "timeline_spread") == [
+        (0, 0, 2, 1, 5, 0),
+        (100, 100, 2, 5, 9, 1),
+        (399, 399, 2, 6, 9, 1),
+    ]
+
+
+def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
+    spans = [
+        span(1, "encode", (0, 1)),
+        span(2, "denoise", (1, 4), step=0, allocated=(0, 0, 5), reserved=(0, 0, 6), device_used=(0, 0, 7)),
+        span(3, "denoise/dit", (2, 3), step=0, parent_id=2),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    assert answer(tmp_path, "steps") == [(0, 0, 1, 3, 5, 6, 7, 0)]
+
+
+def test_a_peak_outside_of_any_span_counts_and_has_no_place(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {"spans": [span(1, "module", (0, 1), allocated=(0, 0, 5), reserved=(0, 0, 6))]}})
+    make_ranks(tmp_path, {"allocated_peak_bytes": 50, "reserved_peak_bytes": 60})
+    assert summary_lines(tmp_path)[0].endswith("device used 0.0 MiB, in no span")
+    (row,) = answer(tmp_path, "peak_by_rank")
+    assert row[1:3] == (50, 60)

@@ -1,0 +1,391 @@
+"""What may not stand together is refused with the full keys; what has no effect is said."""
+
+import os
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_memprof.config import RunConfig, from_mapping
+from ray_memprof.config_check import check_files
+from ray_memprof.errors import ConfigError
+from ray_memprof.wan_options import wan_options
+from wan.config import TASKS
+from wan.errors import InputError
+from wan.levers import Levers
+from wan.options import parse
+from wan.parallel import Layout
+
+NO_FILE = "check the path; relative ones start at the working folder"
+
+
+def loaded(**sections: Any) -> RunConfig:
+    """A configuration with these sections; model stands for model_config."""
+    if "model" in sections:
+        sections["model_config"] = sections.pop("model")
+    return from_mapping({"name": "x", **sections}, source="x.yaml")
+
+
+def refusal(**sections: Any) -> tuple[str, str]:
+    """(message, hint) without the file, which every message begins with."""
+    with pytest.raises(ConfigError) as caught:
+        loaded(**sections)
+    source, _, message = str(caught.value).partition(": ")
+    assert source == "x.yaml"
+    return message, caught.value.hint
+
+
+def test_nothing_but_a_name_may_stand() -> None:
+    assert loaded().warnings() == []
+
+
+# --------------------------------------------------------------------------------
+# Ranks
+
+
+@pytest.mark.parametrize(
+    ("task", "ulysses", "heads", "legal"),
+    [
+        ("t2v-1.3B", 8, 12, "1, 2, 3, 4, 6, 12"),
+        ("vace-14B", 3, 40, "1, 2, 4, 5, 8, 10, 20, 40"),
+        ("t2v-tiny", 8, 4, "1, 2, 4"),
+    ],
+)
+def test_ulysses_divides_the_heads(task: str, ulysses: int, heads: int, legal: str) -> None:
+    assert refusal(model={"task": task}, parallel={"ulysses": ulysses}) == (
+        f"parallel.ulysses ({ulysses}) does not divide the {heads} heads of {task}",
+        f"use one of {legal}, and parallel.ring for the rest",
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallel", "degrees", "pairs"),
+    [
+        (4, {"ulysses": 4, "ring": 2}, (4, 2), "1 x 4, 2 x 2, 4 x 1"),
+        (8, {"ulysses": 4}, (4, 1), "1 x 8, 2 x 4, 4 x 2"),
+        (5, {}, (1, 1), "1 x 5"),
+        (1_000_000, {"ring": 2}, (1, 2), "1 x 1000000, 2 x 500000, 4 x 250000"),
+        (1, {"ring": 2}, (1, 2), "1 x 1"),
+        (4, {"ring": 2, "dit_fsdp": True}, (1, 2), "1 x 4, 2 x 2, 4 x 1"),
+    ],
+)
+def test_ulysses_times_ring_is_the_number_of_ranks(
+    ranks: int, parallel: dict[str, Any], degrees: tuple[int, int], pairs: str
+) -> None:
+    assert refusal(ranks=ranks, parallel=parallel) == (
+        f"parallel.ulysses ({degrees[0]}) x parallel.ring ({degrees[1]}) must equal ranks ({ranks})",
+        f"use {pairs}; 1 x 1 goes with parallel.dit_fsdp or parallel.t5_fsdp",
+    )
+
+
+@pytest.mark.parametrize("name", ["dit_fsdp", "t5_fsdp"])
+def test_ranks_that_share_weights_need_not_split_the_video(name: str) -> None:
+    assert loaded(ranks=4, parallel={name: True}).num_ranks == 4
+
+
+@pytest.mark.parametrize("name", ["dit_fsdp", "t5_fsdp"])
+def test_one_rank_has_nothing_to_shard_over(name: str) -> None:
+    assert refusal(parallel={name: True}) == (
+        f"parallel.{name} shards weights over ranks, but ranks is 1",
+        "raise ranks; on one GPU model_config.load_strategy: stream saves the most",
+    )
+
+
+def test_the_two_names_of_ranks_agree() -> None:
+    assert refusal(ranks=4, optimization={"parallel_degree": 2}) == (
+        "ranks (4) and optimization.parallel_degree (2) name the same number and differ",
+        "leave one out",
+    )
+
+
+@pytest.mark.parametrize("task", ["t2v-1.3B", "t2v-14B", "vace-tiny"])
+def test_the_ranks_that_a_file_may_ask_for_are_those_that_wan_can_lay_out(task: str) -> None:
+    heads = TASKS[task].dit.num_heads
+    for ranks, ulysses, ring in product((1, 2, 3, 4, 6, 8), repeat=3):
+        for dit_fsdp, t5_fsdp in product((False, True), repeat=2):
+            parallel = {"ulysses": ulysses, "ring": ring, "dit_fsdp": dit_fsdp, "t5_fsdp": t5_fsdp}
+            layout = Layout(ranks=ranks, ulysses=ulysses, ring=ring, dit_fsdp=dit_fsdp, t5_fsdp=t5_fsdp)
+            try:
+                layout.check(task, heads)
+            except InputError:
+                assert refusal(model={"task": task}, ranks=ranks, parallel=parallel)
+            else:
+                assert loaded(model={"task": task}, ranks=ranks, parallel=parallel).num_ranks == ranks
+
+
+def test_blocks_are_streamed_or_sharded() -> None:
+    assert refusal(ranks=2, parallel={"dit_fsdp": True}, model={"load_strategy": "stream"}) == (
+        "parallel.dit_fsdp keeps blocks on the other GPUs, model_config.load_strategy stream in host memory",
+        "leave one out",
+    )
+
+
+@pytest.mark.parametrize("world_size", ["4", "many"])
+def test_the_launchers_own_world_size_says_nothing_of_the_ranks(
+    monkeypatch: pytest.MonkeyPatch, world_size: str
+) -> None:
+    expected = loaded(ranks=2, parallel={"ulysses": 2}, generation={"base_seed": 1})
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert loaded(ranks=2, parallel={"ulysses": 2}, generation={"base_seed": 1}) == expected
+    check_files(expected)
+    assert os.environ["WORLD_SIZE"] == world_size
+
+
+def test_a_text_encoder_on_the_cpu_is_not_sharded_over_gpus() -> None:
+    assert refusal(ranks=2, parallel={"t5_fsdp": True}, model={"t5_cpu": True}) == (
+        "parallel.t5_fsdp shards over GPUs what model_config.t5_cpu keeps off them",
+        "leave one out",
+    )
+
+
+def test_xfuser_needs_cuda() -> None:
+    assert refusal(parallel={"ulysses": 2, "backend": "xfuser"}, model={"device": "cpu"}) == (
+        "parallel.backend xfuser needs CUDA, but model_config.device is cpu",
+        "parallel.backend: native",
+    )
+
+
+def test_one_video_at_a_time() -> None:
+    assert refusal(optimization={"micro_batch_size": 2}) == (
+        "optimization.micro_batch_size (2) must be 1: one video is made at a time",
+        "optimization.batch_size makes several, one after the other",
+    )
+
+
+# --------------------------------------------------------------------------------
+# Ray
+
+
+@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379", "head:6379"])
+def test_a_running_ray_has_an_address(address: str) -> None:
+    assert loaded(ray={"address": address}).ray.address == address
+
+
+@pytest.mark.parametrize("address", ["", "local", "head", "ray://head:10001", "head:"])
+def test_another_address_is_refused(address: str) -> None:
+    assert refusal(ray={"address": address}) == (
+        f"ray.address {address!r}: must be auto or host:port",
+        "start the launcher on a node of the cluster; leave ray.address out for a Ray of its own",
+    )
+
+
+def test_a_running_ray_is_not_told_its_gpus() -> None:
+    assert refusal(ray={"address": "auto", "num_gpus": 4}) == (
+        "ray.num_gpus (4) cannot be told to the running Ray of ray.address auto",
+        "leave one out",
+    )
+
+
+def test_a_rank_on_cuda_holds_a_gpu() -> None:
+    assert refusal(ray={"gpus_per_rank": 0}) == (
+        "ray.gpus_per_rank (0): ranks on model_config.device cuda need a GPU each",
+        "leave it out, or set model_config.device: cpu",
+    )
+
+
+def test_only_a_script_has_a_use_for_several_gpus_a_rank() -> None:
+    assert refusal(ray={"gpus_per_rank": 2}) == (
+        "ray.gpus_per_rank (2): a rank of workload wan uses one GPU",
+        "raise ranks instead",
+    )
+    assert loaded(workload="script", script={"path": "a.py"}, ray={"gpus_per_rank": 2}).ray.gpus_per_rank == 2
+
+
+# --------------------------------------------------------------------------------
+# Scripts
+
+
+def test_workload_script_needs_a_script() -> None:
+    assert refusal(workload="script") == (
+        "script.path is missing: workload script runs it",
+        "script: {path: train.py, args: []}",
+    )
+
+
+def test_a_script_needs_workload_script() -> None:
+    assert refusal(script={"path": "a.py"}) == ("script is given, but workload is wan", "workload: script")
+
+
+def test_a_script_says_itself_what_its_ranks_share() -> None:
+    assert loaded(workload="script", script={"path": "a.py"}, ranks=3).num_ranks == 3
+
+
+# --------------------------------------------------------------------------------
+# The rules of wan.generate, in keys
+
+
+@pytest.mark.parametrize(
+    ("sections", "message", "hint"),
+    [
+        ({"generation": {"frame_num": 80}},
+         "generation.frame_num 80 is not 4n+1: the VAE makes four frames of each latent but the first",
+         "use 77 or 81"),
+        ({"generation": {"size": "1280*720"}},
+         "generation.size 1280*720 is not a size of t2v-1.3B", "use 832*480, 480*832"),
+        ({"generation": {"sample_steps": 0}}, "generation.sample_steps 0: must be at least 1",
+         "40 and 50 are usual values"),
+        ({"optimization": {"vae_slabs": -1}}, "optimization.vae_slabs -1: must be at least 0",
+         "0 chooses by size, 1 is off"),
+        ({"model": {"weights": "checkpoint"}},
+         "model_config.ckpt_dir is missing: t2v-1.3B needs the folder Wan2.1-T2V-1.3B",
+         "model_config.weights random runs without files"),
+        ({"model": {"weights": "random", "ckpt_dir": "Wan"}},
+         "model_config.weights random reads no files, but model_config.ckpt_dir Wan is given", "leave one out"),
+        ({"model": {"task": "i2v-14B"}}, "generation.image is missing: i2v-14B starts from it",
+         "give it: generation.image FILE"),
+        ({"generation": {"image": "a.png"}}, "generation.image has no use in t2v-1.3B",
+         "t2v-1.3B reads a prompt only"),
+        ({"model": {"task": "vace-1.3B"}, "generation": {"src_mask": "m.mp4"}},
+         "generation.src_mask is given without generation.src_video", "give the video that the mask belongs to"),
+    ],
+)  # fmt: skip
+def test_what_wan_refuses_is_told_in_keys(sections: dict[str, Any], message: str, hint: str) -> None:
+    assert refusal(**sections) == (message, hint)
+
+
+def test_an_unknown_task_is_told_with_the_nearest() -> None:
+    assert refusal(model={"task": "t2v-1.3b"}) == (
+        "model_config.task 't2v-1.3b' is not a task",
+        "did you mean t2v-1.3B?",
+    )
+    message, hint = refusal(model={"task": "sora"})
+    assert message == "model_config.task 'sora' is not a task"
+    assert hint.startswith("use one of t2v-1.3B, t2v-14B, ")
+
+
+def test_several_gpus_change_nothing_in_what_wan_allows() -> None:
+    message, _ = refusal(parallel={"ulysses": 2, "dit_fsdp": True}, generation={"frame_num": 2})
+    assert message.startswith("generation.frame_num 2 is not 4n+1")
+
+
+def test_the_options_say_what_the_configuration_says() -> None:
+    config = loaded(
+        model={"task": "vace-1.3B", "load_strategy": "stream", "precision": "fp16", "offload": False},
+        generation={
+            "prompt": "--size 3", "src_ref_images": ["a,b.png", "c.png"], "base_seed": 7, "sample_steps": 3,
+        },
+        parallel={"ulysses": 2, "ring": 2, "t5_fsdp": True, "backend": "xfuser"},
+        optimization={"attention_slicing": True, "expandable_segments": False, "vae_slabs": 4},
+    )  # fmt: skip
+    options = wan_options(config)
+    expected = {
+        "task": "vace-1.3B", "load_strategy": "stream", "precision": "fp16", "offload_model": False,
+        "prompt": "--size 3", "src_ref_images": (Path("a,b.png"), Path("c.png")), "base_seed": 7,
+        "sample_steps": 3, "ulysses_size": 2, "ring_size": 2, "dit_fsdp": False, "t5_fsdp": True,
+        "vae_parallel": "split", "sp_backend": "xfuser",
+        "expandable_segments": False, "weights": "random", "size": "832*480", "frame_num": 81,
+        "sample_shift": 16.0, "device": "cuda", "levers": Levers(attention_slicing=True, vae_slabs=4),
+    }  # fmt: skip
+    assert {name: getattr(options, name) for name in expected} == expected
+
+
+def test_the_options_of_a_bare_configuration_are_those_of_wan_generate() -> None:
+    bare = loaded(model={"precision": "bf16"}, generation={"base_seed": 3})
+    flags = "--task t2v-1.3B --weights random --base_seed 3 --vae_parallel rank0 --load_strategy block"
+    assert wan_options(bare) == parse(flags.split())
+
+
+# --------------------------------------------------------------------------------
+# torch.profiler
+
+
+def test_a_profile_of_no_step_is_refused() -> None:
+    logging = {"level": "torch_profiler", "profiler": {"wait": 2, "warmup": 2}}
+    assert refusal(logging=logging, generation={"sample_steps": 4}) == (
+        "logging.profiler.wait (2) + logging.profiler.warmup (2) leave none of the 4 denoise steps to trace",
+        "lower them, or raise generation.sample_steps",
+    )
+    assert loaded(logging=logging, generation={"sample_steps": 5}).warnings() == []
+    assert loaded(logging=logging, generation={"sample_steps": 4}, optimization={"batch_size": 2})
+    assert loaded(logging={**logging, "level": "event"}, generation={"sample_steps": 4})
+    assert loaded(logging={**logging, "profile_memory": False}, generation={"sample_steps": 4})
+
+
+# --------------------------------------------------------------------------------
+# Files, asked for before a run only
+
+
+def problem(config: RunConfig) -> tuple[str, str]:
+    """(message, hint) of check_files."""
+    with pytest.raises(ConfigError) as caught:
+        check_files(config)
+    return str(caught.value), caught.value.hint
+
+
+def test_a_run_without_files_needs_none() -> None:
+    check_files(loaded())
+
+
+def test_a_script_must_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "train.py"
+    config = loaded(workload="script", script={"path": str(path)})
+    assert problem(config) == (f"script.path {path}: there is no such file", NO_FILE)
+    path.touch()
+    check_files(config)
+
+
+def test_a_checkpoint_must_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "Wan"
+    config = loaded(model={"ckpt_dir": str(path)}, parallel={"ulysses": 2})
+    assert problem(config) == (
+        f"model_config.ckpt_dir {path}: there is no such folder",
+        "download Wan2.1-T2V-1.3B, or check the path",
+    )
+    path.mkdir()
+    check_files(config)
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "absent"),
+    [
+        ("i2v-tiny", {"image": "a.png"}, "image"),
+        ("flf2v-tiny", {"first_frame": "a.png", "last_frame": "b.png"}, "first_frame"),
+        ("vace-tiny", {"src_ref_images": ["a.png", "b.png"]}, "src_ref_images"),
+    ],
+)
+def test_inputs_must_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, given: dict[str, Any], absent: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = loaded(model={"task": task}, generation=given)
+    assert problem(config) == (f"generation.{absent} a.png: there is no such file", NO_FILE)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    check_files(config)
+
+
+# --------------------------------------------------------------------------------
+# Warnings
+
+SCRIPT = {"workload": "script", "script": {"path": "a.py"}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "lines"),
+    [
+        ({"optimization": {"gradient_checkpointing": True}},
+         ["optimization.gradient_checkpointing has no effect here: inference records no gradients"]),
+        ({"logging": {"trace_path": "t"}},
+         ["logging.trace_path t has no effect: traces are written with logging.level torch_profiler"]),
+        ({"logging": {"trace_path": "t", "level": "torch_profiler"}}, []),
+        ({"logging": {"profiler": {"active": 1}}},
+         ["logging.profiler has no effect: it is for logging.level torch_profiler"]),
+        ({"logging": {"profile_memory": False, "level": "stack"}},
+         ["logging.level stack has no effect: logging.profile_memory is false"]),
+        ({"logging": {"profile_memory": False}}, []),
+        ({"parallel": {"vae": "split", "backend": "xfuser"}},
+         ["parallel.vae split has no effect with one rank", "parallel.backend xfuser has no effect with one rank"]),
+        ({"parallel": {"vae": "split", "backend": "xfuser", "ulysses": 2}}, []),
+        ({"model": {"load_strategy": "stream"}, "parallel": {"ulysses": 2}}, []),
+        ({"model": {"ckpt_dir": "Wan"}}, ["generation.save_file is not given: the video is made and not kept"]),
+        ({"model": {"ckpt_dir": "Wan"}, "generation": {"save_file": "a.mp4"}}, []),
+        ({**SCRIPT, "ranks": 2, "model": {"device": "cpu"}, "optimization": {"parallel_degree": 2}}, []),
+        ({**SCRIPT, "model": {"task": "t2v-14B"}, "generation": {"sample_steps": 3}, "parallel": {"ulysses": 2},
+          "optimization": {"gradient_checkpointing": True}},
+         ["model_config.task, generation.sample_steps, parallel.ulysses, optimization.gradient_checkpointing: "
+          "no effect with workload script"]),
+    ],
+)  # fmt: skip
+def test_what_has_no_effect_is_said(sections: dict[str, Any], lines: list[str]) -> None:
+    assert loaded(**sections).warnings() == lines

@@ -1,0 +1,92 @@
+"""The folder of a run, from its first moment."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ray_memprof.config import RunConfig, load_config
+from ray_memprof.errors import DiskFull, PreflightFailed
+from ray_memprof.run_folder import RunFolder, is_run, node_folder
+
+
+def config(tmp_path: Path) -> RunConfig:
+    return RunConfig(name="test", logging={"output_dir": tmp_path})
+
+
+def test_new_folder(tmp_path: Path) -> None:
+    folder = RunFolder.create(config(tmp_path))
+
+    assert folder.path == tmp_path / "test" / folder.run_id
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "logs", "run.json"]
+    facts = json.loads((folder.path / "run.json").read_text())
+    start_ns = facts.pop("start_ns")
+    assert start_ns > 0
+    assert facts == {"run_id": folder.run_id, "name": "test", "num_ranks": 1, "status": "running"}
+    assert yaml.safe_load((folder.path / "config.yaml").read_text())["name"] == "test"
+    assert load_config(folder.path / "config.yaml").logging.output_dir == tmp_path
+
+
+def test_latest_follows_the_newest_run(tmp_path: Path) -> None:
+    for _ in range(2):
+        folder = RunFolder.create(config(tmp_path))
+        assert os.readlink(tmp_path / "test" / "latest") == folder.run_id
+    assert len(list((tmp_path / "test").iterdir())) == 3  # two runs and the link: nothing temporary stays
+
+
+def test_latest_that_is_a_folder_is_left_alone_and_told_of_before_anything_is_made(tmp_path: Path) -> None:
+    latest = tmp_path / "test" / "latest"
+    latest.mkdir(parents=True)
+    with pytest.raises(PreflightFailed, match="latest is no link"):
+        RunFolder.create(config(tmp_path))
+    assert list((tmp_path / "test").iterdir()) == [latest]
+
+
+def test_text_that_is_no_text_is_written_all_the_same(tmp_path: Path) -> None:
+    path = RunFolder.create(config(tmp_path)).write("caf\u00e9 \udcff", "logs", "driver.log")
+    assert path.read_bytes() == "caf\u00e9 \\udcff".encode()
+
+
+def test_notes_add_up(tmp_path: Path) -> None:
+    folder = RunFolder.create(config(tmp_path))
+    folder.note(status="ok", exit_code=0)
+    folder.note(problems=["one"])
+
+    facts = json.loads((folder.path / "run.json").read_text())
+    assert (facts["run_id"], facts["status"], facts["exit_code"], facts["problems"]) == (
+        folder.run_id,
+        "ok",
+        0,
+        ["one"],
+    )
+
+
+def test_only_the_same_run_is_the_same_run(tmp_path: Path) -> None:
+    folder = RunFolder.create(config(tmp_path))
+
+    assert is_run(folder.path, folder.run_id)
+    assert not is_run(folder.path, "20200101-000000-0000")
+    assert not is_run(tmp_path / "nowhere", folder.run_id)
+
+
+def test_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "test").write_text("a file")
+    with pytest.raises(PreflightFailed, match="cannot be written: Not a directory") as raised:
+        RunFolder.create(config(tmp_path))
+    assert raised.value.hint == "set logging.output_dir to a folder of yours with space left"
+
+
+def test_note_that_cannot_be_written(tmp_path: Path) -> None:
+    folder = RunFolder.create(config(tmp_path))
+    (folder.path / "run.json.tmp").mkdir()
+    with pytest.raises(DiskFull, match=r"the driver: cannot write .*run\.json: Is a directory"):
+        folder.note(status="ok")
+
+
+def test_folder_on_a_node(tmp_path: Path) -> None:
+    chosen = RunConfig(name="test", ray={"scratch_dir": tmp_path})
+
+    assert node_folder(chosen, "run") == tmp_path / "run"
+    assert node_folder(RunConfig(name="test"), "run").parts[-2:] == ("ray_memprof", "run")

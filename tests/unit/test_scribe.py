@@ -1,0 +1,207 @@
+"""The scribe: parcels in, rows out, peaks handed from a span to the one around it, errors kept for the end."""
+
+import threading
+from typing import Any
+
+import pytest
+from recorder_fakes import FakeStore
+
+from ray_memprof.errors import DiskFull
+from ray_memprof.ledger import Entry
+from ray_memprof.meters import Batch, Reading
+from ray_memprof.replay import BlockReplay, Replay
+from ray_memprof.scribe import QUEUE_LENGTH, Collective, Parcel, Sample, Scribe, SpanRecord, Stacks
+
+MIB = 2**20
+
+
+def reading(allocated: int = 0, *, used: int = 0, t_ns: int = 1, num_allocs: int = 0) -> Reading:
+    return Reading(t_ns, allocated, allocated, allocated, used, 5, -1, -1, -1, num_allocs, 0, 0)
+
+
+def record(span_id: int, parent_id: int = 0, *, start: Reading, end: Reading) -> SpanRecord:
+    return SpanRecord(
+        span_id=span_id, parent_id=parent_id, name="decode", path="decode", stage="decode", component="vae",
+        step=None, block=None, branch=None, depth=0, start=start, end=end,
+    )  # fmt: skip
+
+
+def event(action: str, address: int, size: int, span: str = "0", **more: Any) -> dict[str, Any]:
+    return {
+        "action": action, "addr": address, "size": size, "stream": 0, "time_us": 1, "user_metadata": span, **more
+    }  # fmt: skip
+
+
+def written(*parcels: Parcel, replay: Replay | None = None, total: int = 0) -> tuple[Scribe, FakeStore]:
+    store = FakeStore()
+    scribe = Scribe(
+        store,  # type: ignore[arg-type]
+        replay or Replay(),
+        categories={},
+        device_total_bytes=total,
+    )
+    for parcel in parcels:
+        scribe.deliver(parcel)
+    scribe.close()
+    if scribe.error is not None:
+        raise scribe.error
+    return scribe, store
+
+
+def test_nothing_delivered_is_nothing_written() -> None:
+    scribe, store = written()
+    assert (store.rows, store.is_closed, store.num_seals) == ({}, True, 0)
+    assert (scribe.num_checks, scribe.max_error_bytes, scribe.num_lost_events) == (0, 0, 0)
+
+
+def test_an_empty_parcel_writes_nothing_and_one_that_asks_for_it_seals() -> None:
+    _, store = written(Parcel(), Parcel(batch=Batch([], reading())), Parcel(seal=True))
+    assert (store.rows, store.num_seals) == ({}, 1)
+
+
+def test_rows_of_samples_collectives_and_ledger_are_theirs_name_by_name() -> None:
+    sample = Sample(1, 2, None, 4, 5, 6, 7, 0.5)
+    collective = Collective(1, 2, 3, "all_reduce", 4, "default", 2, 5)
+    _, store = written(Parcel(ledger=[Entry(1, 2, "nccl", 3)], collectives=[collective], samples=[sample]))
+    assert store.rows == {
+        "ledger": [{"t_ns": 1, "span_id": 2, "account": "nccl", "bytes": 3}],
+        "collectives": [
+            {
+                "start_ns": 1, "end_ns": 2, "span_id": 3, "op": "all_reduce", "bytes": 4, "group": "default",
+                "group_size": 2, "non_torch_growth_bytes": 5,
+            }
+        ],
+        "samples": [
+            {
+                "t_ns": 1, "device_used_bytes": 2, "process_used_bytes": None, "others_used_bytes": 4,
+                "allocated_bytes": 5, "reserved_bytes": 6, "host_rss_bytes": 7, "utilisation_fraction": 0.5,
+            }
+        ],
+    }  # fmt: skip
+
+
+def test_peaks_go_from_a_span_to_the_one_around_it_also_across_parcels() -> None:
+    inner = record(2, 1, start=reading(0, used=3), end=reading(0, used=3))
+    outer = record(1, start=reading(0), end=reading(1))
+    events = [
+        event("alloc", 1, 7, "2"),
+        event("free_requested", 1, 7, "2"),
+        event("free_completed", 1, 7, "2"),
+    ]
+    _, store = written(Parcel(batch=Batch(events, reading()), spans=[inner]), Parcel(spans=[outer]))
+    peaks = [
+        {
+            name: row[f"{name}_peak_bytes"]
+            for name in ("allocated", "reserved", "active", "device_used", "host_rss")
+        }
+        for row in store.rows["spans"]
+    ]
+    # Device memory at the peak: 7 reserved, and the 3 that lie outside the allocator.
+    assert peaks == [{"allocated": 7, "reserved": 7, "active": 7, "device_used": 10, "host_rss": 5}] * 2
+
+
+def test_no_peak_of_the_device_is_above_what_it_has() -> None:
+    events = [
+        event("alloc", 1, 7, "1"),
+        event("free_requested", 1, 7, "1"),
+        event("free_completed", 1, 7, "1"),
+    ]
+    span = record(1, start=reading(used=3), end=reading(used=3))
+    _, store = written(Parcel(batch=Batch(events, None), spans=[span]), total=8)
+    assert store.rows["spans"][0]["device_used_peak_bytes"] == 8
+
+
+def test_a_span_that_is_written_leaves_nothing_behind() -> None:
+    scribe = Scribe(FakeStore(), Replay(), categories={1: "output", 2: "cache"})  # type: ignore[arg-type]
+    batch = Batch([event("alloc", 1, 7, "2")], None)
+    spans = [record(2, 1, start=reading(), end=reading()), record(1, start=reading(), end=reading())]
+    scribe.deliver(Parcel(batch=batch, spans=spans))
+    scribe.close()
+    assert (scribe.error, scribe.categories, scribe.replay.peaks, scribe._inherited) == (None, {}, {}, {})
+
+
+def test_the_replay_is_laid_beside_the_counters_where_there_are_any() -> None:
+    scribe, _ = written(
+        Parcel(batch=Batch([event("alloc", 1, 7)], reading(7), 1)),
+        Parcel(batch=Batch([event("alloc", 2, 7)], None, 2)),
+        Parcel(batch=Batch([event("alloc", 3, 7)], reading(19), 5)),
+    )
+    assert (scribe.num_checks, scribe.max_error_bytes, scribe.num_lost_events) == (2, 2, 2)
+
+
+def test_the_rule_of_splitting_is_that_of_the_batch() -> None:
+    events = [event("segment_map", 0, 2 * MIB), event("alloc", 0, 2 * MIB - 512)]
+    scribe, _ = written(
+        Parcel(batch=Batch(events, None, settings={"expandable_segments": True})), replay=BlockReplay()
+    )
+    assert scribe.replay.allocated == 2 * MIB - 512
+
+
+def test_stacks_are_written_once_and_before_who_needs_them() -> None:
+    store = FakeStore()
+    stacks = Stacks(store)  # type: ignore[arg-type]
+    scribe = Scribe(store, Replay(stack_of=stacks.number), categories={}, stacks=stacks)  # type: ignore[arg-type]
+    frames = [{"name": "f", "filename": "a.py", "line": 1}, {"name": "g", "filename": "b.py", "line": 2}]
+    for address in (1, 2):
+        events = [event("alloc", address, 7, frames=frames), event("free_requested", address, 7)]
+        scribe.deliver(Parcel(batch=Batch(events, None)))
+    scribe.close()
+    assert scribe.error is None
+    assert list(store.rows) == ["stacks", "allocs"]
+    assert store.rows["stacks"] == [
+        {"stack_id": 0, "frame": 0, "function": "f", "file": "a.py", "line": 1},
+        {"stack_id": 0, "frame": 1, "function": "g", "file": "b.py", "line": 2},
+    ]
+    assert [row["stack_id"] for row in store.rows["allocs"]] == [0, None, 0, None]
+
+
+def test_an_error_of_the_store_ends_the_writing_and_is_kept() -> None:
+    store = FakeStore(room=1)
+    scribe = Scribe(store, Replay(), categories={})  # type: ignore[arg-type]
+    for number in range(4 * QUEUE_LENGTH):  # more than may wait: it is still taken from
+        scribe.deliver(Parcel(ledger=[Entry(number, 0, "nccl", 1)]))
+    scribe.close()
+    assert isinstance(scribe.error, DiskFull)
+    assert [row["t_ns"] for row in store.rows["ledger"]] == [0]
+    assert store.is_closed
+
+
+def test_an_error_while_closing_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def close(store: FakeStore) -> None:
+        raise DiskFull("no room for the last part")
+
+    monkeypatch.setattr(FakeStore, "close", close)
+    scribe = Scribe(FakeStore(), Replay(), categories={})  # type: ignore[arg-type]
+    scribe.close()
+    assert str(scribe.error) == "no room for the last part"
+
+
+def test_whoever_delivers_more_than_may_wait_waits_and_what_waits_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # GIVEN a disk that does not answer
+    answers = threading.Event()
+    plain = FakeStore.append
+
+    def append(store: FakeStore, *args: Any) -> None:
+        assert answers.wait(20)
+        plain(store, *args)
+
+    monkeypatch.setattr(FakeStore, "append", append)
+    scribe = Scribe(FakeStore(), Replay(), categories={})  # type: ignore[arg-type]
+    parcels = [Parcel(batch=Batch([event("alloc", number, 7)], None)) for number in range(QUEUE_LENGTH + 2)]
+
+    def deliver() -> None:
+        for parcel in parcels:
+            scribe.deliver(parcel)
+
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    # WHEN one parcel is being written and all that may are waiting THEN the next has its bearer wait
+    thread.join(0.5)
+    assert thread.is_alive()
+    answers.set()
+    thread.join(20)
+    scribe.close()
+    assert scribe.error is None
+    assert (scribe.most_waiting_events, scribe.replay.num_allocs) == (QUEUE_LENGTH + 2, QUEUE_LENGTH + 2)

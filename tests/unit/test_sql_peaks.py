@@ -1,0 +1,197 @@
+"""Questions about peaks and who has them: hand-made rows in, exact rows out."""
+
+from pathlib import Path
+
+import pytest
+from run_tables import answer, blank, columns, make_ranks, make_run, span
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Two ranks; the second one does not decode, and its device was fullest between two spans."""
+    first = [
+        span(1, "encode.text", (0, 90), allocated=(0, 5, 50), reserved=(0, 60, 60), active=(0, 5, 55)),
+        span(
+            2,
+            "denoise",
+            (100, 200),
+            allocated=(5, 10, 90),
+            reserved=(60, 100, 100),
+            device_used=(0, 0, 120),
+            step=0,
+            num_allocs=3,
+            num_segments=2,
+            num_retries=1,
+        ),
+        span(
+            3,
+            "denoise/dit.block",
+            (110, 120),
+            parent_id=2,
+            allocated=(6, 6, 90),
+            reserved=(60, 60, 70),
+            step=0,
+            block=0,
+        ),
+        span(
+            4,
+            "denoise/dit.block",
+            (120, 130),
+            parent_id=2,
+            allocated=(6, 6, 90),
+            reserved=(60, 60, 70),
+            step=0,
+            block=1,
+        ),
+        span(
+            5, "denoise", (200, 250), allocated=(10, 10, 80), reserved=(100, 100, 100), step=1, num_allocs=3
+        ),
+        span(
+            6,
+            "decode",
+            (250, 300),
+            allocated=(10, 2, 70),
+            reserved=(100, 30, 130),
+            active=(10, 2, 75),
+            host_rss=(9, 9, 9),
+        ),
+    ]
+    second = [
+        span(
+            1,
+            "denoise",
+            (100, 250),
+            allocated=(0, 0, 40),
+            reserved=(0, 80, 80),
+            device_used=(0, 90, 90),
+            step=0,
+        )
+    ]
+    sample = blank("samples", t_ns=260, device_used_bytes=95, host_rss_bytes=7)
+    make_run(tmp_path, {0: {"spans": first}, 1: {"spans": second, "samples": [sample]}})
+    return make_ranks(tmp_path, {"device_total_bytes": 1000})
+
+
+@pytest.mark.parametrize(
+    "name", ["peak_by_rank", "peak_by_stage", "imbalance", "stage_bands", "timeline", "fragmentation"]
+)
+def test_nothing_recorded_gives_no_rows(tmp_path: Path, name: str) -> None:
+    assert answer(make_run(tmp_path, {0: {}}), name) == []
+
+
+def test_peak_by_rank(run_dir: Path) -> None:
+    assert columns(run_dir, "peak_by_rank") == [
+        "rank",
+        *(f"{what}_peak_bytes" for what in ("allocated", "reserved", "active", "device_used", "host_rss")),
+        *("device_total_bytes", "stage", "path", "step"),
+    ]
+    # The peak of 90 is seen by two blocks and the step around them: the first of the innermost is named.
+    assert answer(run_dir, "peak_by_rank") == [
+        (0, 90, 130, 75, 120, 9, 1000, "denoise", "denoise/dit.block", 0),
+        (1, 40, 80, 0, 95, 7, None, "denoise", "denoise", 0),
+    ]
+
+
+def test_peak_by_stage(run_dir: Path) -> None:
+    assert answer(run_dir, "peak_by_stage") == [
+        (0, "encode.text", 1, 90, 50, 60, 55, 0, 0, 0, 0, 0),
+        (0, "denoise", 2, 150, 90, 100, 0, 120, 0, 6, 2, 1),
+        (0, "decode", 1, 50, 70, 130, 75, 0, 9, 0, 0, 0),
+        (1, "denoise", 1, 150, 40, 80, 0, 90, 0, 0, 0, 0),
+    ]
+
+
+def test_imbalance(run_dir: Path) -> None:
+    assert answer(run_dir, "imbalance") == [
+        (None, "allocated", 2, 90, 65, 40, 90 / 65, 0),
+        (None, "device_used", 2, 120, 105, 90, 120 / 105, 0),
+        (None, "reserved", 2, 130, 105, 80, 130 / 105, 0),
+        ("denoise", "allocated", 2, 90, 65, 40, 90 / 65, 0),
+        ("denoise", "device_used", 2, 120, 105, 90, 120 / 105, 0),
+        ("denoise", "reserved", 2, 100, 90, 80, 100 / 90, 0),
+        ("encode.text", "allocated", 1, 50, 50, 50, 1.0, 0),
+        ("encode.text", "device_used", 1, 0, 0, 0, None, 0),
+        ("encode.text", "reserved", 1, 60, 60, 60, 1.0, 0),
+        ("decode", "allocated", 1, 70, 70, 70, 1.0, 0),
+        ("decode", "device_used", 1, 0, 0, 0, None, 0),
+        ("decode", "reserved", 1, 130, 130, 130, 1.0, 0),
+    ]
+
+
+def test_of_equal_ranks_the_lowest_is_named(tmp_path: Path) -> None:
+    spans = {"spans": [span(1, "decode", (0, 1), allocated=(0, 0, 7))]}
+    make_run(tmp_path, dict.fromkeys((3, 1, 2), spans))
+    rows = answer(tmp_path, "imbalance")
+    assert rows[0] == (None, "allocated", 3, 7, 7, 7, 1.0, 1)
+
+
+def test_fragmentation_and_fluctuation(tmp_path: Path) -> None:
+    spans = [
+        span(1, "denoise", (0, 10), allocated=(5, 5, 90), reserved=(10, 100, 100), active=(5, 6, 95), step=0),
+        span(
+            2,
+            "denoise/dit.block",
+            (2, 4),
+            parent_id=1,
+            allocated=(8, 30, 90),
+            reserved=(100, 100, 100),
+            active=(8, 30, 95),
+            step=0,
+        ),
+        span(
+            3, "denoise", (10, 20), allocated=(5, 7, 70), reserved=(100, 100, 100), active=(6, 7, 75), step=1
+        ),
+        span(4, "decode", (20, 30)),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    assert columns(tmp_path, "fragmentation") == [
+        "rank",
+        "stage",
+        "fragmentation_worst_bytes",
+        "fragmentation_path",
+        "fragmentation_end_bytes",
+        "fluctuation_bytes",
+        "step_spread_bytes",
+    ]
+    assert answer(tmp_path, "fragmentation") == [
+        (0, "denoise", 100 - 6, "denoise", 100 - 7, 90 - 5, 90 - 70),
+        (0, "decode", 0, "decode", 0, 0, 0),
+    ]
+
+
+def test_stage_bands_join_the_steps_and_split_what_comes_again(run_dir: Path, tmp_path: Path) -> None:
+    assert answer(run_dir, "stage_bands") == [
+        (0, "encode.text", 0, 90),
+        (0, "denoise", 100, 250),
+        (0, "decode", 250, 300),
+        (1, "denoise", 100, 250),
+    ]
+    again = [span(1, "denoise", (0, 1)), span(2, "decode", (1, 2)), span(3, "denoise", (2, 3))]
+    make_run(tmp_path / "again", {0: {"spans": again}})
+    assert answer(tmp_path / "again", "stage_bands") == [
+        (0, "denoise", 0, 1),
+        (0, "decode", 1, 2),
+        (0, "denoise", 2, 3),
+    ]
+
+
+def test_timeline_puts_a_peak_where_it_was_innermost(tmp_path: Path) -> None:
+    spans = [
+        span(1, "denoise", (0, 399), allocated=(1, 2, 90), reserved=(10, 10, 40)),
+        span(2, "denoise/dit.block", (100, 120), parent_id=1, allocated=(3, 4, 90), reserved=(10, 10, 20)),
+    ]
+    sample = blank("samples", t_ns=300, allocated_bytes=6, reserved_bytes=7, device_used_bytes=8)
+    make_run(tmp_path, {0: {"spans": spans, "samples": [sample]}})
+    # 400 ns in 400 slices: one each. The allocated peak belongs to the block, the reserved one to the step.
+    assert columns(tmp_path, "timeline") == [
+        *("rank", "slice", "start_ns", "end_ns", "allocated_bytes", "reserved_bytes", "device_used_bytes")
+    ]
+    assert answer(tmp_path, "timeline") == [
+        (0, 0, 0, 1, 1, 10, 0),
+        (0, 100, 100, 101, 3, 10, 0),
+        (0, 110, 110, 111, 90, 20, None),
+        (0, 120, 120, 121, 4, 10, 0),
+        (0, 199, 199, 200, None, 40, None),
+        (0, 300, 300, 301, 6, 7, 8),
+        (0, 399, 399, 400, 2, 10, 0),
+    ]

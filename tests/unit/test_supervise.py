@@ -1,0 +1,286 @@
+"""Sequences of events, fed to the supervisor with a clock that only the test moves."""
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from ray_memprof.plan import Beat, Outcome
+from ray_memprof.supervise import POLL_S, Limits, watch
+from ray_memprof.verdict import Loss, LossKind, Verdict
+
+LIMITS = Limits(init_s=30.0, stall_s=10.0, grace_s=1.0, node_grace_s=3.0)
+RESET = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection reset by peer"
+IN_COLLECTIVE = '  File "/x/torch/distributed/distributed_c10d.py", line 3, in all_reduce\n    work.wait()\n'
+IN_MODEL = '  File "/x/model.py", line 7, in forward\n    hang()\n'
+
+
+class Ranks:
+    """Ranks that do what a script of (time, news) says; time passes only while somebody waits."""
+
+    def __init__(
+        self,
+        script: Sequence[tuple[float, Outcome | Loss]] = (),
+        *,
+        beats: Mapping[int, Sequence[tuple[float, int, str]]] | None = None,
+        stacks: Mapping[int, str] | None = None,
+    ) -> None:
+        self.now = 0.0
+        self._script = list(script)
+        self._beats, self._stacks = beats or {}, stacks or {}
+        self.asked_where = 0
+
+    def clock(self) -> float:
+        return self.now
+
+    def ended(self, wait_s: float) -> list[Outcome | Loss]:
+        until = self.now + wait_s
+        due = [when for when, _ in self._script if when <= until]
+        self.now = max(self.now, min(due)) if due else until
+        news = [one for when, one in self._script if when <= self.now]
+        self._script = [(when, one) for when, one in self._script if when > self.now]
+        return news
+
+    def beats(self) -> dict[int, Beat]:
+        found = {}
+        for rank, told in self._beats.items():
+            for when, sequence, path in told:
+                if when <= self.now:
+                    found[rank] = beat(rank, sequence, path)
+        return found
+
+    def where(self, wait_s: float) -> dict[int, str]:
+        self.asked_where += 1
+        self.now += wait_s
+        return dict(self._stacks)
+
+
+def beat(rank: int, sequence: int, path: str = "denoise") -> Beat:
+    return Beat(
+        rank=rank,
+        sequence=sequence,
+        path=path,
+        stage=path.partition("/")[0],
+        step=sequence,
+        num_steps=-1,
+        allocated_bytes=0,
+        reserved_bytes=0,
+        device_used_bytes=0,
+    )
+
+
+def ok(rank: int) -> Outcome:
+    return Outcome(rank=rank, status="ok")
+
+
+def failed(rank: int, reason: str, **more: object) -> Outcome:
+    return Outcome(rank=rank, status="failed", exit_code=16, reason=reason, **more)  # type: ignore[arg-type]
+
+
+def lost(rank: int, kind: LossKind = "died", detail: str = "") -> Loss:
+    return Loss(rank=rank, kind=kind, detail=detail)
+
+
+def watched(ranks: Ranks, *, nodes: Sequence[str] = ("a",) * 4, signal_at: float = float("inf")) -> Verdict:
+    return watch(
+        ranks,
+        nodes=nodes,
+        limits=LIMITS,
+        clock=ranks.clock,
+        interrupted=lambda: 2 if ranks.now >= signal_at else 0,
+        show=lambda beats: None,
+    )
+
+
+def told(verdict: Verdict) -> tuple[str, int, str, tuple[int, ...]]:
+    return verdict.status, verdict.exit_code, verdict.reason, verdict.ranks
+
+
+def test_no_rank_at_all() -> None:
+    assert watched(Ranks(), nodes=()) == Verdict(status="ok")
+
+
+def test_all_end_well() -> None:
+    ranks = Ranks([(1.0, ok(1)), (2.0, ok(0))])
+
+    assert watched(ranks, nodes=("a", "a")) == Verdict(status="ok", outcomes={0: ok(0), 1: ok(1)})
+    assert ranks.now == 2.0
+
+
+@pytest.mark.parametrize("first", ["peer", "death"])
+def test_death_weighs_more_than_a_peer_that_complains_whatever_comes_first(first: str) -> None:
+    events = [lost(2), failed(1, RESET), failed(3, RESET)]
+    times = (1.0, 1.002, 1.015) if first == "death" else (1.015, 1.0, 1.002)
+    ranks = Ranks(list(zip(times, events, strict=True)))
+
+    assert told(watched(ranks)) == ("died", 10, "rank 2: process died", (2,))
+    assert ranks.now <= 1.0 + LIMITS.grace_s + POLL_S
+
+
+def test_death_that_comes_within_the_long_grace_only() -> None:
+    """GIVEN complaints of peers alone THEN the supervisor waits longer: they cannot be the cause."""
+    ranks = Ranks([(1.0, failed(1, RESET)), (3.5, lost(2))])
+
+    assert told(watched(ranks)) == ("died", 10, "rank 2: process died", (2,))
+
+
+def test_peers_complain_and_nobody_tells_why() -> None:
+    ranks = Ranks([(1.0, failed(1, RESET)), (1.1, failed(3, RESET))])
+    verdict = watched(ranks)
+
+    assert told(verdict) == ("failed", 16, f"rank 1: {RESET}", (1, 3))
+    assert verdict.hint.startswith("it lost another rank, and none reported why")
+    assert ranks.now == pytest.approx(1.0 + LIMITS.node_grace_s)
+
+
+def test_device_oom_weighs_more_than_a_peer() -> None:
+    oom = Outcome(rank=2, status="oom", exit_code=11, reason="device out of memory in denoise step 3: ...")
+    verdict = watched(Ranks([(1.0, failed(0, RESET)), (1.5, oom)]))
+
+    assert told(verdict) == ("oom", 11, "rank 2: device out of memory in denoise step 3: ...", (2,))
+    assert verdict.outcomes == {0: failed(0, RESET), 2: oom}
+
+
+def test_own_error_of_a_rank_weighs_more_than_a_peer() -> None:
+    ranks = Ranks([(1.0, failed(0, RESET)), (1.2, failed(3, "ValueError: 42", hint="use 43"))])
+    verdict = watched(ranks)
+
+    assert (told(verdict), verdict.hint) == (("failed", 16, "rank 3: ValueError: 42", (3,)), "use 43")
+
+
+@pytest.mark.parametrize("kinds", [("unreachable", "unreachable"), ("unreachable", "died"), ("node", "died")])
+def test_node_lost_although_its_neighbours_complain_first(kinds: tuple[LossKind, LossKind]) -> None:
+    events = [
+        (1.0, failed(0, RESET)),
+        (1.1, failed(1, RESET)),
+        (2.3, lost(2, kinds[0])),
+        (2.4, lost(3, kinds[1])),
+    ]
+    verdict = watched(Ranks(events), nodes=("a", "a", "b", "b"))
+
+    assert told(verdict) == ("lost", 13, "node b lost, with ranks 2, 3", (2, 3))
+
+
+def test_one_rank_of_a_node_out_of_reach_is_a_death() -> None:
+    """GIVEN a neighbour on the same node that still works THEN the node is there."""
+    verdict = watched(Ranks([(1.0, lost(2, "unreachable"))]), nodes=("a", "a", "b", "b"))
+
+    assert told(verdict) == ("died", 10, "rank 2: process died", (2,))
+
+
+def test_deaths_of_all_ranks_of_a_node_are_deaths_unless_the_node_is_suspect() -> None:
+    verdict = watched(Ranks([(1.0, lost(2)), (1.0, lost(3))]), nodes=("a", "a", "b", "b"))
+
+    assert told(verdict) == ("died", 10, "ranks 2, 3: process died", (2, 3))
+
+
+def test_host_out_of_memory() -> None:
+    detail = "14.1GB of 15.0GB in use"
+    verdict = watched(Ranks([(1.0, failed(0, RESET)), (1.1, lost(1, "host_oom", detail))]))
+
+    assert told(verdict) == ("host_oom", 14, f"rank 1: node a out of host memory: {detail}", (1,))
+
+
+STALLED = {rank: [(0.0, 5, "denoise")] for rank in range(4)}
+
+
+def test_hang_names_the_rank_outside_a_collective() -> None:
+    stacks = {rank: IN_MODEL if rank == 2 else IN_COLLECTIVE for rank in range(4)}
+    ranks = Ranks(beats=STALLED, stacks=stacks)
+    verdict = watched(ranks)
+
+    where = 'File "/x/model.py", line 7, in forward'
+    reason = f"rank 2 in no collective while the others wait: {where}; no rank got on for 10 s"
+    assert (told(verdict), verdict.stacks) == (("hung", 12, reason, (2,)), stacks)
+    assert ranks.now < LIMITS.stall_s + 2
+
+
+def test_hang_names_the_rank_that_does_not_answer() -> None:
+    verdict = watched(Ranks(beats=STALLED, stacks=dict.fromkeys((0, 1, 3), IN_COLLECTIVE)))
+
+    assert told(verdict) == ("hung", 12, "rank 2 does not answer; no rank got on for 10 s", (2,))
+
+
+def test_hang_of_all_at_the_same_place_blames_nobody_in_particular() -> None:
+    verdict = watched(Ranks(beats=STALLED, stacks=dict.fromkeys(range(4), IN_COLLECTIVE)))
+
+    assert (verdict.exit_code, verdict.ranks) == (12, (0, 1, 2, 3))
+
+
+def test_hang_names_the_rank_that_is_behind() -> None:
+    beats = {rank: [(0.0, 4 if rank == 1 else 5, "denoise")] for rank in range(4)}
+    verdict = watched(Ranks(beats=beats, stacks=dict.fromkeys(range(4), IN_MODEL)))
+
+    assert told(verdict)[2:] == ("rank 1 at step 4 while others are at step 5; no rank got on for 10 s", (1,))
+
+
+def test_one_rank_that_works_while_the_others_wait_is_no_hang() -> None:
+    """GIVEN a rank 0 that decodes for a minute THEN nobody is asked where they are."""
+    beats = {**STALLED, 0: [(float(second), second, "decode") for second in range(60)]}
+    ranks = Ranks([(60.0, ok(rank)) for rank in range(4)], beats=beats)
+
+    assert watched(ranks).status == "ok"
+    assert ranks.asked_where == 0
+
+
+def test_ranks_that_have_ended_do_not_count_as_standing_still() -> None:
+    beats = {0: [(0.0, 5, "denoise")], 1: [(float(second), second, "save") for second in range(20)]}
+    ranks = Ranks([(1.0, ok(0)), (20.0, ok(1))], beats=beats)
+
+    assert watched(ranks, nodes=("a", "a")).status == "ok"
+
+
+def test_a_rank_that_never_beats_stands_still() -> None:
+    verdict = watched(Ranks(stacks={}), nodes=("a",))
+
+    assert told(verdict) == ("hung", 12, "rank 0 does not answer; no rank got on for 10 s", (0,))
+
+
+def meeting(*ranks: int) -> dict[int, list[tuple[float, int, str]]]:
+    """Ranks that wait to meet; the others get on with something else."""
+    return {
+        rank: [(0.0, 1, "comm.init")]
+        if rank in ranks
+        else [(float(second), second, "load.dit") for second in range(60)]
+        for rank in range(4)
+    }
+
+
+def test_a_rank_that_does_not_come_to_the_meeting_is_named() -> None:
+    ranks = Ranks(beats=meeting(0, 1, 2), stacks={3: IN_MODEL})
+    verdict = watched(ranks)
+
+    assert told(verdict) == ("never_started", 23, "waiting for ranks [3]: not met within 30 s", (3,))
+    assert verdict.stacks == {3: IN_MODEL}
+    assert LIMITS.init_s <= ranks.now < LIMITS.init_s + 2
+
+
+def test_ranks_that_do_not_find_each_other() -> None:
+    beats = {rank: [(float(second), second, "comm.init") for second in range(60)] for rank in range(4)}
+    verdict = watched(Ranks(beats=beats))
+
+    reason = "all ranks wait and do not find each other: not met within 30 s"
+    assert told(verdict) == ("never_started", 23, reason, ())
+
+
+def test_signal() -> None:
+    ranks = Ranks(beats=STALLED)
+
+    assert told(watched(ranks, signal_at=2.0)) == ("interrupted", 130, "interrupted by SIGINT", ())
+    assert ranks.now <= 2.0 + POLL_S
+
+
+def test_signal_within_the_grace_does_not_wait_for_it() -> None:
+    ranks = Ranks([(1.0, lost(2, "unreachable"))], beats=STALLED)
+
+    assert told(watched(ranks, signal_at=1.1))[3] == (2,)
+    assert ranks.now <= 1.1 + 2 * POLL_S
+
+
+def test_beats_are_shown() -> None:
+    shown: list[Mapping[int, Beat]] = []
+    ranks = Ranks([(1.0, ok(0))], beats={0: [(0.0, 1, "denoise")]})
+    verdict = watch(
+        ranks, nodes=("a",), limits=LIMITS, clock=ranks.clock, interrupted=lambda: 0, show=shown.append
+    )
+
+    assert shown[0] == {0: beat(0, 1)} == verdict.beats

@@ -1,0 +1,300 @@
+"""What a rank runs: the tiny task on the CPU in this process, its spans, seeds, files and refusals."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ray_memprof import workload
+from ray_memprof.config import RunConfig, from_mapping
+from ray_memprof.plan import RankFacts, RankPlan
+from wan.errors import MediaError
+from wan.media import read_image
+from wan.spans import Attribute, listening
+from wan.text import encode_text
+
+STEPS = 2
+ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+
+
+class Recorder:
+    """Stands for the recorder: the paths of the spans it hears with their steps, and the steps it is told of."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.steps: list[tuple[int, int]] = []
+        self.failed: list[str] = []
+        self._open: list[str] = []
+
+    def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
+        if not self._open:
+            self.stages.append(f"{name} {attributes['step']}" if "step" in attributes else name)
+        self._open.append(name)
+
+    def exit(self, name: str, failed: bool) -> None:
+        assert self._open.pop() == name
+        if failed:
+            self.failed.append(name)
+
+    def on_step(self, step: int, steps: int) -> None:
+        self.steps.append((step, steps))
+
+
+def config(**sections: Any) -> RunConfig:
+    model = {"task": "t2i-tiny", "device": "cpu", "precision": "fp32", **sections.pop("model_config", {})}
+    generation = {"sample_steps": STEPS, "base_seed": 3, **sections.pop("generation", {})}
+    mapping = {"name": "test", "model_config": model, "generation": generation, **sections}
+    return from_mapping(mapping, source="test")
+
+
+@pytest.fixture(autouse=True)
+def environ() -> Iterator[None]:
+    """The environment as it was: a run sets what CUDA and NCCL read."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def plan(given: RunConfig, run_dir: Path, **changes: Any) -> RankPlan:
+    facts = RankFacts(node_id="n0", host="alpha", node_ip="127.0.0.1", pid=1, gpu_index=-1)
+    values: dict[str, Any] = {
+        "run_id": "r", "config": given, "rank": 0, "world_size": 1, "local_rank": 0, "local_world_size": 1,
+        "node": 0, "visible_devices": (), "facts": facts, "run_dir": run_dir,
+    }  # fmt: skip
+    return RankPlan(**values | changes)
+
+
+def run(given: RankPlan) -> Recorder:
+    recorder = Recorder()
+    with listening(recorder):
+        workload.run(given, recorder)
+    return recorder
+
+
+LOOP = [f"denoise {step}" for step in range(STEPS)]
+
+
+def test_a_run_that_saves_nothing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recorder = run(plan(config(), tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+    assert [stage for stage in recorder.stages if not stage.startswith(("load.", "residency."))] == [
+        "device.init", "warmup", "encode.text", *LOOP, "decode",
+    ]  # fmt: skip
+    assert recorder.steps == [(1, STEPS), (2, STEPS)]
+    assert recorder.failed == []
+
+
+def test_a_batch_is_made_with_one_seed_after_the_other_and_saved_under_numbers(tmp_path: Path) -> None:
+    def make(folder: Path, **sections: Any) -> Recorder:
+        folder.mkdir()
+        seed = sections.pop("seed")
+        save = {"save_file": str(folder / "out.png"), "base_seed": seed}
+        return run(plan(config(generation=save, **sections), tmp_path / "run"))
+
+    recorder = make(tmp_path / "batch", seed=3, optimization={"batch_size": 2})
+    for index in range(2):
+        make(tmp_path / str(index), seed=3 + index)
+    assert [stage for stage in recorder.stages if stage in (*LOOP, "decode", "save")] == [
+        *LOOP, "decode", "save", *LOOP, "decode", "save",
+    ]  # fmt: skip
+    assert recorder.steps == 2 * [(1, STEPS), (2, STEPS)]
+    assert sorted(path.name for path in (tmp_path / "batch").iterdir()) == ["out-0.png", "out-1.png"]
+    made = [read_image(tmp_path / "batch" / f"out-{index}.png") for index in range(2)]
+    alone = [read_image(tmp_path / str(index) / "out.png") for index in range(2)]
+    assert torch.equal(made[0], alone[0])
+    assert torch.equal(made[1], alone[1])
+    assert not torch.equal(made[0], made[1])
+
+
+def test_a_file_that_could_not_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    recorder = Recorder()
+    given = config(generation={"save_file": str(tmp_path / "absent" / "out.png")})
+    (tmp_path / "absent").write_text("not a folder")
+    with listening(recorder), pytest.raises(MediaError):
+        workload.run(plan(given, tmp_path), recorder)
+    assert recorder.stages == []
+
+
+def test_an_error_inside_a_stage_passes_through_and_marks_its_spans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("wan.vae.WanVae.decode", refuse)
+    recorder = Recorder()
+    with listening(recorder), pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
+        workload.run(plan(config(), tmp_path), recorder)
+    assert recorder.failed == ["decode"]
+
+
+def test_the_allocator_is_set_up_for_cuda_only_and_never_against_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after(given: RunConfig, **environ: str) -> list[str | None]:
+        for name in ALLOCATOR:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        workload._set_up_allocator(plan(given, tmp_path))
+        return [os.environ.get(name) for name in ALLOCATOR]
+
+    cuda = {"device": "cuda"}
+    assert after(config(model_config=cuda)) == ["expandable_segments:True", None]
+    assert after(config()) == [None, None]
+    assert after(config(model_config=cuda, optimization={"expandable_segments": False})) == [None, None]
+    for name in ALLOCATOR:
+        kept = ["max_split_size_mb:64" if name == one else None for one in ALLOCATOR]
+        assert after(config(model_config=cuda), **{name: "max_split_size_mb:64"}) == kept
+    script = from_mapping({"name": "x", "workload": "script", "script": {"path": "x.py"}}, source="test")
+    assert after(script) == [None, None]
+
+
+def test_a_rank_takes_its_own_gpu_from_the_list_of_its_node(tmp_path: Path) -> None:
+    given = config(model_config={"device": "cuda"})
+
+    def device(rank: int, *visible: str) -> str:
+        return workload.device_name(plan(given, tmp_path, local_rank=rank, visible_devices=visible))
+
+    assert workload.device_name(plan(config(), tmp_path, local_rank=2)) == "cpu"
+    assert [device(0), device(1, "4", "5"), device(2, "GPU-a", "GPU-a", "GPU-b")] == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("precision", "task", "dtypes"),
+    [
+        ("fp32", "i2v-tiny", {torch.float32}),
+        ("bf16", "t2v-tiny", {torch.float32, torch.bfloat16}),
+        ("fp16", "t2v-tiny", {torch.float32, torch.float16, torch.bfloat16}),
+        ("bf16", "i2v-tiny", {torch.float32, torch.float16, torch.bfloat16}),
+    ],
+)
+def test_every_dtype_that_multiplies_is_warmed_up(
+    precision: str, task: str, dtypes: set[torch.dtype], monkeypatch: pytest.MonkeyPatch, picture: Path
+) -> None:
+    from ray_memprof.wan_options import wan_options
+
+    linear, seen = torch.nn.functional.linear, set()
+
+    def watch(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        seen.add(x.dtype)
+        return linear(x, weight, bias)
+
+    given = config(
+        model_config={"precision": precision, "task": task},
+        generation={"image": str(picture)} if task == "i2v-tiny" else {},
+    )
+    monkeypatch.setattr("torch.nn.functional.linear", watch)
+    workload._warm_up(wan_options(given))
+    assert seen == dtypes
+
+
+def test_the_prompt_is_extended_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def extend(prompt: str, **named: object) -> str:
+        asked.append(prompt)
+        return "a very red fox"
+
+    monkeypatch.setattr("wan.prompt_extend.extend_prompt", extend)
+    prompts: list[list[str]] = []
+
+    def watch(encoder: Any, tokenizer: Any, texts: list[str], device: Any) -> Any:
+        prompts.append(texts[:1])
+        return encode_text(encoder, tokenizer, texts, device)
+
+    monkeypatch.setattr("wan.pipeline.encode_text", watch)
+    extended = {"prompt": "a fox", "use_prompt_extend": True}
+    run(plan(config(generation=extended, optimization={"batch_size": 2}), tmp_path))
+    assert (asked, prompts) == (["a fox"], [["a very red fox"], ["a very red fox"]])
+
+
+def test_level_torch_profiler_leaves_a_trace_of_the_active_steps(tmp_path: Path) -> None:
+    asked = {"level": "torch_profiler", "profiler": {"wait": 0, "warmup": 1, "active": 1}}
+    run(plan(config(logging=asked), tmp_path))
+    assert [path.name for path in (tmp_path / "trace").iterdir()] == ["rank0.pt.trace.json"]
+    run(plan(config(logging=asked | {"profile_memory": False}), tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_script_is_run_with_its_arguments_inside_one_span(tmp_path: Path) -> None:
+    path = tmp_path / "job.py"
+    path.write_text(
+        "import sys, torch\n"
+        "net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GELU())\n"
+        "for _ in range(int(sys.argv[1])):\n"
+        "    net(torch.ones(1, 2))\n"
+    )
+    script = {"path": str(path), "args": ["2"], "module_spans": ["Sequential", "0"]}
+    given = from_mapping(
+        {"name": "x", "workload": "script", "script": script, "model_config": {"device": "cpu"}},
+        source="test",
+    )
+    recorder = run(plan(given, tmp_path))
+    assert (recorder.stages, recorder.steps) == (["script"], [])
+
+
+RANK_OF_TWO = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+import wan.prompt_extend
+from test_workload import config, plan, run
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+asked = []
+wan.prompt_extend.extend_prompt = lambda prompt, **named: asked.append(prompt) or "a very red fox"
+generation = {"save_file": str(folder / "two.png"), "prompt": "a fox", "use_prompt_extend": True}
+given = config(parallel={"ulysses": 2}, generation=generation)
+heard = run(plan(given, folder, rank=rank, local_rank=rank, world_size=2, local_world_size=2))
+assert not dist.is_initialized()
+print(",".join(stage for stage in heard.stages if not stage.startswith(("load.", "residency.", "comm.broadcast"))))
+print(heard.steps, asked)
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_make_one_video_in_a_group_of_their_own(tmp_path: Path) -> None:
+    """In processes: torch.distributed has one default group a process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environ = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK_OF_TWO, str(rank), str(tmp_path)],
+            env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        said = [rank.communicate(timeout=100) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], said[0][1] + said[1][1]
+    start, steps = (
+        "device.init,comm.init,warmup,encode.text,denoise 0,denoise 1,decode",
+        [(1, STEPS), (2, STEPS)],
+    )
+    assert [out.splitlines() for out, _ in said] == [
+        [f"{start},save", f"{steps} ['a fox']"],
+        [start, f"{steps} []"],
+    ]
+    alone = {"save_file": str(tmp_path / "one.png"), "prompt": "a very red fox"}
+    run(plan(config(generation=alone), tmp_path))
+    one, two = (read_image(tmp_path / f"{name}.png") for name in ("one", "two"))
+    assert torch.allclose(one, two, atol=2 / 127)  # one step of a pixel: the order of sums differs
