@@ -4,7 +4,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEMO_VIDEO := outputs/demo.mp4
 
 # Two workers suit the smallest machine; tests marked gpu share one of them, so that they never run side by side.
 PYTEST_ARGS ?= -n 2 --dist loadgroup
@@ -42,14 +41,11 @@ format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-demo: $(STAMP)  ## make a tiny video with random weights on the CPU
-	@mkdir -p $(dir $(DEMO_VIDEO))
-	$(BIN)/python -m wan.generate --task t2v-tiny --weights random --device cpu --precision fp32 \
-		--sample_steps 4 --prompt "A paper boat on a quiet lake" --save_file $(DEMO_VIDEO)
-	@echo "The video is $(DEMO_VIDEO) (noise by design: its weights are random)."
+demo: $(STAMP)  ## record a tiny model on two CPU ranks, from the launch to a report
+	$(BIN)/python -m ray_memprof.launch configs/cpu2.yaml
 
 constraints:  ## resolve every version anew and rewrite constraints.txt
 	$(PYTHON) scripts/pin_constraints.py
 
-clean:  ## remove the environment, builds and caches; outputs/ stays
+clean:  ## remove the environment, builds and caches; outputs/ and profiler_logs/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
