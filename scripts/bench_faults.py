@@ -2,10 +2,12 @@
 
     python scripts/bench_faults.py                           # 20 of each kind: about an hour on two cores
     python scripts/bench_faults.py --times 3 --kinds sigkill oom
+    python scripts/bench_faults.py --times 3 --kinds sigkill oom sleep gil sigstop --gpus      # all GPUs, under NCCL
 
 Kinds: sigkill, segv, exit (mode 1), oom (2), sleep (3), gil, sigstop (4), writing (12: a rank killed while it writes),
 pairs (7: two launches at once). A fault is well handled when the verdict names its rank, with the right exit code, no
-process stays, and every row that was sealed or flushed more than FLUSH_S before the fault can be read. Leaves nothing.
+process stays, and every row that was sealed or flushed more than FLUSH_S before the fault can be read. With --gpus
+each rank holds 8 GiB, and the last columns are the seconds until every GPU is as empty as it was. Leaves nothing.
 """
 
 import argparse
@@ -16,16 +18,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ray"))
 
-from launcher import Launch, config_of, launch, rows_of
+from launcher import Launch, config_of, launch, rows_of, start
 
 FLUSH_S, STEP_S = 2.0, 0.02
 """How long the recorder may keep rows to itself; how long a step of the script takes at least."""
 STALL_S = 3.0
+SLACK_BYTES, FREED_WITHIN_S = 64 * 2**20, 60.0
 EXIT_CODES = {
     "sigkill": 10,
     "segv": 10,
@@ -51,17 +56,58 @@ class Shot:
     """Nothing sealed was lost."""
     latency_s: float
     """From the fault to the verdict."""
+    freed_s: float = float("nan")
+    """From the fault until the GPUs are as empty as before."""
 
 
-def shoot(folder: Path, kind: str, chance: random.Random) -> Shot:
+class Gpus:
+    """The GPUs of this host, as nvidia-smi shows them."""
+
+    def __init__(self) -> None:
+        import pynvml
+
+        self._nvml = pynvml
+        pynvml.nvmlInit()
+        self._handles = [
+            pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())
+        ]
+        self.count = len(self._handles)
+        self._before = self._used()
+
+    def _used(self) -> list[int]:
+        return [self._nvml.nvmlDeviceGetMemoryInfo(handle).used for handle in self._handles]
+
+    def freed_at(self, limit_s: float) -> float:
+        """When each GPU has at most SLACK_BYTES more in use than at first; infinite past the limit."""
+        until = time.time() + limit_s
+        while time.time() < until:
+            if all(
+                now - before <= SLACK_BYTES for now, before in zip(self._used(), self._before, strict=True)
+            ):
+                return time.time()
+            time.sleep(0.01)
+        return float("inf")
+
+
+def shoot(folder: Path, kind: str, chance: random.Random, gpus: Gpus | None = None) -> Shot:
     """Let one fault strike rank and step of `chance`'s choice."""
-    rank, step = chance.randrange(4), chance.randrange(5, 200)
+    num_ranks = 4 if gpus is None else gpus.count
+    rank, step = chance.randrange(num_ranks), chance.randrange(5, 200)
     if kind == "writing":
         step = chance.randrange(100, 600)
     fault = "sigkill" if kind == "writing" else kind
     arguments = ["--steps", 5000, "--fault", fault, "--at-rank", rank, "--at-step", step]
     limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": STALL_S}}
-    code, run = launch(folder, config_of(folder, name=kind, args=arguments, ray=limits))
+    changes: dict[str, Any] = {"ray": limits}
+    if gpus is not None:
+        arguments += ["--device", "cuda"]
+        changes = {"ranks": num_ranks, "model_config": {"device": "cuda"}, "ray": limits | {"num_gpus": None}}
+    started = start(folder, config_of(folder, name=kind, args=arguments, **changes))
+    freed_at = float("nan")
+    if gpus is not None:
+        started.wait_for((started.marker / "struck").exists)
+        freed_at = gpus.freed_at(FREED_WITHIN_S)
+    code, run = started.wait(), started
     facts = run.facts
     rows = rows_of(run, "spans")
     least = step - FLUSH_S / STEP_S
@@ -69,8 +115,9 @@ def shoot(folder: Path, kind: str, chance: random.Random) -> Shot:
         is_named=(code, facts["exit_code"], facts["culprits"])
         == (EXIT_CODES[kind], EXIT_CODES[kind], [rank]),
         is_clean=not run.living(),
-        has_rows=all(rows.get(one, 0) >= least for one in range(4)) and not leftovers(run),
+        has_rows=all(rows.get(one, 0) >= least for one in range(num_ranks)) and not leftovers(run),
         latency_s=run.at("error: ") - run.struck_at(),
+        freed_s=freed_at - run.struck_at(),
     )
 
 
@@ -79,7 +126,7 @@ def leftovers(run: Launch) -> list[Path]:
     return [path for path in run.run_dir.rglob("*") if path.suffix in (".arrows", ".tmp", ".damaged")]
 
 
-def pair(folder: Path, kind: str, chance: random.Random) -> Shot:
+def pair(folder: Path) -> Shot:
     """Two launches at the same time: each must end well, its ranks at a store of their own."""
 
     def one(name: str) -> Launch:
@@ -104,10 +151,12 @@ def row(kind: str, shots: list[Shot]) -> str:
     def share(is_good: Callable[[Shot], bool]) -> str:
         return f"{sum(map(is_good, shots))}/{len(shots)}"
 
-    latencies = [shot.latency_s for shot in shots]
+    latencies, freed = [shot.latency_s for shot in shots], [shot.freed_s for shot in shots]
+    freeing = "- | -" if isnan(freed[0]) else f"{median(freed):.2f} | {max(freed):.2f}"
     return (
         f"| {kind} | {share(lambda shot: shot.is_named)} | {share(lambda shot: shot.is_clean)} "
-        f"| {share(lambda shot: shot.has_rows)} | {median(latencies):.2f} | {max(latencies):.2f} |"
+        f"| {share(lambda shot: shot.has_rows)} | {median(latencies):.2f} | {max(latencies):.2f} "
+        f"| {freeing} |"
     )
 
 
@@ -119,18 +168,22 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--seed", type=int, default=0, help="decides ranks and steps")
+    parser.add_argument("--gpus", action="store_true", help="a rank on every GPU of this host, under NCCL")
     options = parser.parse_args()
+    gpus = Gpus() if options.gpus else None
     chance = random.Random(options.seed)
     print(
-        "| fault | verdict right | no process left | nothing sealed lost | to the verdict, median s | worst s |"
+        "| fault | verdict right | no process left | nothing sealed lost | to the verdict, median s | worst s "
+        "| GPUs free, median s | worst s |"
     )
-    print("|---|---|---|---|---|---|", flush=True)
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     all_good = True
     for kind in options.kinds:
         shots = []
         for _ in range(options.times):
             with tempfile.TemporaryDirectory() as folder:
-                shots.append((pair if kind == "pairs" else shoot)(Path(folder), kind, chance))
+                where = Path(folder)
+                shots.append(pair(where) if kind == "pairs" else shoot(where, kind, chance, gpus))
         all_good &= all(shot.is_named and shot.is_clean and shot.has_rows for shot in shots)
         print(row(kind, shots), flush=True)
     return 0 if all_good else 1

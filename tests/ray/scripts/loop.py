@@ -1,9 +1,10 @@
 """All-reduces in a loop under spans, as a workload does; a fault, if one is asked for, strikes one rank on the way.
 
-    loop.py [--steps N] [--fault KIND --at-rank R --at-step S] [--marker FOLDER]
+    loop.py [--steps N] [--fault KIND --at-rank R --at-step S] [--marker FOLDER] [--device cuda]
 
 Faults: sigkill, segv, exit, oom, error, hoard, sleep, gil, sigstop (see strike); never: the rank does not join;
-listener: ranks other than 0 look for the store at a port where --silent-port listens and says nothing.
+listener: ranks other than 0 look for the store at a port where --silent-port listens and says nothing. On a GPU each
+rank holds 8 GiB, so that one sees when they are free again, and oom is torch's own.
 """
 
 import argparse
@@ -24,9 +25,10 @@ from wan.spans import span
 
 HOARD_CHUNKS, HOARD_CHUNK_BYTES = 64, 64 * 2**20
 """4 GiB in 3 s: more than the threshold of the test leaves, and not more than a small host has."""
+DEVICE_BYTES = 8 * 2**30
 
 
-def strike(kind: str, fill: Path) -> None:
+def strike(kind: str, fill: Path, device: torch.device) -> None:
     """Do to this process what `kind` says."""
     if kind in ("sigkill", "sigstop"):
         os.kill(os.getpid(), {"sigkill": signal.SIGKILL, "sigstop": signal.SIGSTOP}[kind])
@@ -34,6 +36,8 @@ def strike(kind: str, fill: Path) -> None:
         ctypes.string_at(0)
     elif kind == "exit":
         os._exit(17)
+    elif kind == "oom" and device.type == "cuda":
+        torch.empty(2**42, dtype=torch.uint8, device=device)
     elif kind == "oom":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.\nMore.")
     elif kind == "error":
@@ -65,6 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--fill", type=Path, default=Path())
     parser.add_argument("--silent-port", default="")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if options.marker:
@@ -74,7 +79,12 @@ def main() -> None:
         time.sleep(3600)
     if options.fault == "listener" and rank != 0:
         os.environ["MASTER_PORT"] = options.silent_port
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
+    device, backend, held = torch.device("cpu"), "gloo", 0
+    if options.device == "cuda":
+        device, backend, held = torch.device("cuda", int(os.environ["LOCAL_RANK"])), "nccl", DEVICE_BYTES
+        torch.cuda.set_device(device)
+    hoard = torch.empty(held, dtype=torch.uint8, device=device)
+    distributed.init_process_group(backend, timeout=timedelta(seconds=600))
     assert (distributed.get_rank(), distributed.get_world_size()) == (rank, world_size)
     print(f"rank {rank} of {world_size} runs", flush=True)
     for step in range(options.steps):
@@ -82,12 +92,13 @@ def main() -> None:
             if options.fault and (rank, step) == (options.at_rank, options.at_step):
                 if options.marker:
                     (options.marker / "struck").write_text(repr(time.time()))
-                strike(options.fault, options.fill)
-            values = torch.ones(1024) * rank
+                strike(options.fault, options.fill, device)
+            values = torch.ones(1024, device=device) * rank
             distributed.all_reduce(values)
             assert values[0].item() == world_size * (world_size - 1) / 2
             time.sleep(0.02)
     distributed.destroy_process_group()
+    del hoard
     print("done", file=sys.stderr)
 
 
