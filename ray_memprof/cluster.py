@@ -13,8 +13,9 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -30,18 +31,18 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_memprof import node_tasks, resources
 from ray_memprof.collect import Remote
-from ray_memprof.crew import Crew
+from ray_memprof.crew import Address, Crew
 from ray_memprof.environment import forwarded
 from ray_memprof.errors import GpusBusy, NeverArrived, RunError, StartFailed
 from ray_memprof.interrupts import Interrupted, Interrupts
 from ray_memprof.live import Live
 from ray_memprof.places import node_names, rank_order, rank_plans
 from ray_memprof.plan import RankFacts
-from ray_memprof.preflight import describe
+from ray_memprof.preflight import describe, gaps
 from ray_memprof.rank import CONTROL, Prepared, Rank
 from ray_memprof.ray_words import first_line
 from ray_memprof.record import Record
-from ray_memprof.verdict import Verdict
+from ray_memprof.verdict import Verdict, log_name, name_ranks
 from wan.errors import WanError
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -49,7 +50,7 @@ OBJECT_STORE_BYTES = 512 * 2**20
 _POLL_S = 0.2
 _SAY_EVERY_S = 10.0
 _CONNECT_S = 10.0
-_SEAL_S = 1.0
+_SEAL_S = 1.5
 """For ranks to write down what they hold, before they are killed. What they wrote earlier is safe without."""
 
 
@@ -76,7 +77,8 @@ class Cluster:
         with self._live.stage("ray"):
             self._connect()
             resources.check_capacity(self.config, _totals())
-        self._book(timeouts.start_s)
+        with self._live.stage("places"):
+            self._book(timeouts.start_s)
         with self._live.stage("actors"):
             self._actors = self._start_actors()
             facts = self._all("describe", [() for _ in self._actors])
@@ -89,13 +91,32 @@ class Cluster:
         with self._live.stage("torch"):
             self.prepared = self._all("prepare", [(plan,) for plan in plans])
         self._record.environment, self._record.checks = self.prepared[0].environment, self.prepared[0].checks
-        self._record.note()
         checks = [ready.checks for ready in self.prepared]
+        self._record.problems += gaps(checks)
+        self._record.note()
         self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True)), ()))
         self._tell_folders()
         address = self._all("open_store", [()])[0]
-        self.crew = Crew(self._actors, self._live.say)
+        first = self.prepared[0]
+        log = first.run_dir / log_name(0) if first.shared else None
+        self.crew = Crew(self._actors, self._live.say, log, self._raylets())
         self.crew.run(address)
+
+    def _raylets(self) -> dict[int, Address]:
+        """Where the raylet of each rank on another node than ours listens."""
+        places = {
+            node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()
+        }
+        ours = ray.get_runtime_context().get_node_id()
+        return {rank: places[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
+
+    @property
+    def home(self) -> str:
+        """Our own node, by name; "" where no rank is on it."""
+        ours = ray.get_runtime_context().get_node_id()
+        return next(
+            (name for name, one in zip(self.nodes, self.facts, strict=True) if one.node_id == ours), ""
+        )
 
     def _connect(self) -> None:
         config = self.config.ray
@@ -192,17 +213,22 @@ class Cluster:
         for node, folder in far.items():
             self._live.say(f"  {node} writes to {folder}; its files are collected through Ray at the end")
 
-    def end(self, verdict: Verdict) -> list[int]:
-        """End every rank; returns the ids of processes that could not be ended."""
+    def end(self, verdict: Verdict) -> list[str]:
+        """End every rank; a line for every process that could not be ended."""
         if verdict.status != "ok":
             self.crew.seal(_SEAL_S)
         self._kill()
         lost = self._lost_nodes(verdict)
-        left: list[int] = []
+        problems = []
         for node_id in dict.fromkeys(one.node_id for one in self.facts if one.node_id not in lost):
-            pids = [one.pid for one in self.facts if one.node_id == node_id]
-            left += node_tasks.end_processes(pids, node_id, wait_s=self.config.ray.timeouts.stop_s)
-        return left
+            ranks = {one.pid: rank for rank, one in enumerate(self.facts) if one.node_id == node_id}
+            left = node_tasks.end_processes(list(ranks), node_id, wait_s=self.config.ray.timeouts.stop_s)
+            problems += [
+                f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "
+                "what it holds of its GPU stays"
+                for pid in left
+            ]
+        return problems
 
     def _kill(self) -> None:
         for actor in self._actors:
@@ -212,13 +238,9 @@ class Cluster:
     def remotes(self, verdict: Verdict) -> list[Remote]:
         """The folders of nodes that do not share the run folder; their files come as they are read."""
         lost = self._lost_nodes(verdict)
-        far: dict[tuple[str, Any], list[int]] = {}
-        for rank, ready in enumerate(self.prepared):
-            if not ready.shared:
-                far.setdefault((self.facts[rank].node_id, ready.run_dir), []).append(rank)
         limit_s = self.config.ray.timeouts.collect_s
         remotes = []
-        for (node_id, folder), ranks in far.items():
+        for (node_id, folder), ranks in self._far().items():
             chunks = node_tasks.chunks(node_id, folder, ranks, limit_s=limit_s)
             if node_id in lost:
                 chunks = node_tasks.unreachable()
@@ -226,6 +248,27 @@ class Cluster:
                 Remote(where=f"{self.nodes[ranks[0]]}:{folder}", ranks=tuple(ranks), chunks=chunks)
             )
         return remotes
+
+    def clear(self, received: Collection[int]) -> list[str]:
+        """Remove from other nodes what has come from them; a line for all that could not be removed."""
+        problems = []
+        for (node_id, folder), ranks in self._far().items():
+            done = [rank for rank in ranks if rank in received]
+            if not done:
+                continue
+            limit_s = self.config.ray.timeouts.collect_s
+            if reason := node_tasks.remove(node_id, folder, done, limit_s=limit_s):
+                where = f"{self.nodes[ranks[0]]}:{folder}"
+                problems.append(f"{name_ranks(done)}: collected, and still in {where}: {reason}")
+        return problems
+
+    def _far(self) -> dict[tuple[str, Path], list[int]]:
+        """The ranks by node and folder, of those that do not write into the run folder."""
+        far: dict[tuple[str, Path], list[int]] = {}
+        for rank, ready in enumerate(self.prepared):
+            if not ready.shared:
+                far.setdefault((self.facts[rank].node_id, ready.run_dir), []).append(rank)
+        return far
 
     def _lost_nodes(self, verdict: Verdict) -> set[str]:
         return {self.facts[rank].node_id for rank in verdict.ranks} if verdict.status == "lost" else set()

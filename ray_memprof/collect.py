@@ -84,6 +84,8 @@ class Gathered:
     ranks: dict[int, RankRows]
     problems: tuple[str, ...]
     """Of all ranks and transports, in order."""
+    received: frozenset[int] = frozenset()
+    """Ranks of other nodes all of whose files are here."""
 
 
 def gather(run_dir: Path, ranks: Iterable[int], remotes: Sequence[Remote] = ()) -> Gathered:
@@ -93,10 +95,12 @@ def gather(run_dir: Path, ranks: Iterable[int], remotes: Sequence[Remote] = ()) 
         DiskFull: the run folder could not be written; the message says where the records still are.
     """
     problems: list[str] = []
+    received = set[int]()
     where = {rank: remote.where for remote in remotes for rank in remote.ranks}
     for remote in remotes:
         try:
             receive(run_dir, remote)
+            received.update(remote.ranks)
         except TransportError as error:
             listed = ", ".join(map(str, remote.ranks))
             problems.append(f"ranks {listed}: not all came from {remote.where}: {error}")
@@ -104,7 +108,9 @@ def gather(run_dir: Path, ranks: Iterable[int], remotes: Sequence[Remote] = ()) 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         gathered = list(pool.map(lambda rank: _gather_rank(run_dir, rank, where.get(rank)), ranks))
     problems += [line for one in gathered for line in one.problems]
-    return Gathered(ranks={one.rank: one for one in gathered}, problems=tuple(problems))
+    return Gathered(
+        ranks={one.rank: one for one in gathered}, problems=tuple(problems), received=frozenset(received)
+    )
 
 
 def _gather_rank(run_dir: Path, rank: int, where: str | None) -> RankRows:
@@ -225,6 +231,27 @@ def _write_manifest(path: Path, listed: Sequence[Sealed]) -> None:
 
 def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """What these ranks left in a scratch folder, in chunks; manifests first, so that a torn transfer is noticed."""
+    for path in _files_of(folder, ranks):
+        with open(path, "rb") as file:
+            data = file.read(chunk_bytes)
+            yield _name(folder, path), data
+            while data := file.read(chunk_bytes):
+                yield _name(folder, path), data
+
+
+def remove(folder: Path, ranks: Iterable[int]) -> None:
+    """Remove from a scratch folder what send() sends of these ranks, and every folder that is empty then.
+
+    Another node of the same host may have ranks in the same folder: what is theirs stays.
+    """
+    for path in _files_of(folder, ranks):
+        path.unlink()
+    for path in [*sorted(folder.rglob("*/"), reverse=True), folder]:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _files_of(folder: Path, ranks: Iterable[int]) -> list[Path]:
     names = []
     for rank in ranks:
         names += [manifest_path(folder, rank)]
@@ -232,12 +259,7 @@ def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) 
         # With the flight record of NCCL, whose name ends with the rank.
         patterns = (LOGS_DIR, f"rank{rank}.*"), (LOGS_DIR, f"*_rank{rank}"), (TRACE_DIR, f"rank{rank}.*")
         names += [path for kind, pattern in patterns for path in sorted((folder / kind).glob(pattern))]
-    for path in (name for name in names if name.is_file()):
-        with open(path, "rb") as file:
-            data = file.read(chunk_bytes)
-            yield _name(folder, path), data
-            while data := file.read(chunk_bytes):
-                yield _name(folder, path), data
+    return [name for name in names if name.is_file()]
 
 
 def receive(run_dir: Path, remote: Remote) -> None:

@@ -92,14 +92,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def from_mapping(mapping: Mapping[str, Any], *, source: str, overridden: Sequence[str] = ()) -> RunConfig:
     """What a file says, as a checked value without open defaults. `source` names it in errors."""
     try:
-        config = RunConfig.model_validate(config_file.without_nulls(mapping))
+        given = config_file.without_nulls(mapping)
+        config_check.check_sections(given)
+        config = RunConfig.model_validate(given)
+        config_check.check(config)
+        return _resolved(config)
     except RecursionError as error:
         raise ConfigError(f"{source}: a section holds itself", hint="check the aliases (*name)") from error
     except ValidationError as error:
         raise config_faults.explained(error, RunConfig, source=source, overridden=overridden) from None
-    try:
-        config_check.check(config)
-        return _resolved(config)
     except ConfigError as error:
         origin = config_faults.origin(str(error), source, overridden)
         raise ConfigError(f"{origin}: {error}", hint=error.hint) from None

@@ -9,7 +9,8 @@ Bounds of single keys are in config_sections.py; what wan.generate also refuses 
 
 import difflib
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ray_memprof.config_sections import Profiler
 from ray_memprof.errors import ConfigError
@@ -18,6 +19,17 @@ from wan.config import TASKS
 
 if TYPE_CHECKING:
     from ray_memprof.config import RunConfig
+
+
+def check_sections(given: Mapping[str, Any]) -> None:
+    """Refuse a part of a section that nobody will read, before the rest of it is asked for. Raises ConfigError."""
+    script = given.get("script")
+    if isinstance(script, dict) and "path" not in script and given.get("workload", "wan") == "wan":
+        raise _stray_script()
+
+
+def _stray_script() -> ConfigError:
+    return ConfigError("script is given, but workload is wan", hint="workload: script")
 
 
 def check(config: "RunConfig") -> None:
@@ -32,7 +44,7 @@ def check(config: "RunConfig") -> None:
             )
         return
     if config.script is not None:
-        raise ConfigError("script is given, but workload is wan", hint="workload: script")
+        raise _stray_script()
     _check_task(config)
     _check_batch(config)
     _check_parallel(config)

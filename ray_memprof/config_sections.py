@@ -200,8 +200,8 @@ class Logging(Section):
     """Folder of torch_profiler's traces; None: the run folder."""
     output_dir: FilePath = Path("profiler_logs")
     """Run folders are made below it: <output_dir>/<name>/<run_id>."""
-    sample_interval_s: Seconds = 0.1
-    """Between two looks at the device and the host."""
+    sample_interval_s: Annotated[Seconds, Field(ge=0.01)] = 0.1
+    """Between two looks at the device and the host; a look takes 0.1 ms or less, and the model's thread waits."""
     profiler: Profiler = Field(default_factory=Profiler)
 
 
@@ -239,7 +239,7 @@ class Ray(Section):
     placement: Placement = "pack"
     """Of the ranks over the nodes, in Ray's words."""
     scratch_dir: FilePath | None = None
-    """Where ranks of other nodes write before their files are collected; None: straight into the run folder."""
+    """Where ranks write before their files are collected, and removed there; None: the run folder, where it is seen."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
 
 

@@ -48,9 +48,12 @@ class Device:
             return self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
         return self._nvml.nvmlDeviceGetMemoryInfo(self._handle, version=version)
 
-    def holders(self) -> list[Holder]:
-        """Every process with a CUDA context on it that the driver shows here."""
-        processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+    def holders(self) -> list[Holder] | None:
+        """Every process with a CUDA context on it that the driver shows here; None: it does not tell (MIG)."""
+        try:
+            processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except self._nvml.NVMLError:
+            return None
         return [
             Holder(
                 int(one.pid), None if one.usedGpuMemory in (None, _NOT_AVAILABLE) else int(one.usedGpuMemory)

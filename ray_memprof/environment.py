@@ -4,6 +4,7 @@
 
 Ranks inherit the environment of their own node. Of the driver's, only the names in FORWARDED go along, and only where
 the node has no value of its own: a host may need another NCCL_SOCKET_IFNAME, PATH and LD_LIBRARY_PATH are its own.
+What wan.generate would set for itself under torchrun is set here too, so that it is recorded like the rest.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ray_memprof.plan import RankPlan
+from wan.parallel.environment import set_defaults
 
 FORWARDED = (
     "NCCL_*",
@@ -28,6 +30,8 @@ FORWARDED = (
 """Names of the driver that ranks may see. DASH_*: the service that extends prompts."""
 NEVER_FORWARDED = ("CUDA_VISIBLE_DEVICES",)
 """Ray's to give, one list a node."""
+ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""torch reads the first, and the second only where the first is absent."""
 
 _SECRET = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD"))
 _FLIGHT_RECORDS = 2000
@@ -46,7 +50,7 @@ def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
 
 def rank_environment(plan: RankPlan, environ: Mapping[str, str], *, num_cores: int) -> dict[str, str]:
     """The variables to set in a rank whose process has `environ` already; MASTER_* come once the store is open."""
-    defaults = plan.environment | _defaults(plan)
+    defaults = _of_wan(plan, environ) | plan.environment | _defaults(plan)
     # Ray sets OMP_NUM_THREADS to the number of CPUs it booked, 1 by default, so the rank's own value says nothing.
     threads = plan.environment.get(_THREADS) or str(max(1, num_cores // plan.local_world_size))
     return {
@@ -70,6 +74,21 @@ def _defaults(plan: RankPlan) -> dict[str, str]:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
     return {name: value for name, value in wanted.items() if name not in plan.environment}
+
+
+def _of_wan(plan: RankPlan, environ: Mapping[str, str]) -> dict[str, str]:
+    """What makes this package's own workload hold less: a script is left with what torchrun would give it."""
+    config = plan.config
+    wanted: dict[str, str] = {}
+    if config.workload != "wan" or config.model.device == "cpu":
+        return wanted
+    if plan.world_size > 1:
+        set_defaults(wanted)
+    # What the user set stays, under either name.
+    is_set = any(name in environ or name in plan.environment for name in ALLOCATOR_SETTINGS)
+    if config.optimization.expandable_segments and not is_set:
+        wanted[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+    return wanted
 
 
 def _mask(plan: RankPlan) -> dict[str, str]:
@@ -96,6 +115,14 @@ def _torchrun(plan: RankPlan) -> dict[str, str]:
         # Rank 0 holds the store itself, and torch's rendezvous joins it there.
         "TORCHELASTIC_USE_AGENT_STORE": "False",
     }
+
+
+def in_force(environ: Mapping[str, str]) -> dict[str, str]:
+    """What bears on memory in the environment of a rank, whoever set it: the node, the driver or the workload itself.
+
+    As it may be written into a run folder.
+    """
+    return shown(forwarded(environ))
 
 
 def shown(environ: Mapping[str, str]) -> dict[str, str]:

@@ -49,6 +49,7 @@ class Live:
         plain: write lines even on a terminal.
         console: where to; None: stderr.
         clock: seconds, from any start.
+        stages_s: takes the seconds of each stage, by name.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Live:
         *,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        stages_s: dict[str, float] | None = None,
     ) -> None:
         self._console = _Console(stderr=True, highlight=False) if console is None else console
         self._log_interval = config.logging.log_interval
         self._beats: list[Beat | None] = [None] * num_ranks
         self._pace = Pace(config.optimization.batch_size, clock)
         self._clock, self._stage = clock, ""
+        self._stages_s = {} if stages_s is None else stages_s
         self._told: tuple[str, int] = ("", -1)
         self._last_line = float("-inf")
         self._live: rich_live.Live | None = None
@@ -106,7 +109,16 @@ class Live:
             ended = ""
         finally:
             self._stage = outer
-            self.say(f"  {name}: {ended}{self._clock() - start:.1f} s")
+            self._took(name, self._clock() - start, ended)
+
+    def reached(self, name: str, seconds: float, *, from_launch_s: float) -> None:
+        """A moment of the run, in seconds since the ranks were set to work and since the launch; one line."""
+        self._stages_s[f"launch to {name}"] = round(from_launch_s, 3)
+        self._took(name, seconds, "after ", f", {from_launch_s:.1f} s from the launch")
+
+    def _took(self, name: str, seconds: float, how: str = "", more: str = "") -> None:
+        self._stages_s[name] = round(seconds, 3)
+        self.say(f"  {name}: {how}{seconds:.1f} s{more}")
 
     def summary(self, lines: Sequence[str]) -> None:
         """Take the table away and write the last lines."""

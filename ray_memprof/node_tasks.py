@@ -1,7 +1,8 @@
-"""What is done on a node when its ranks are gone: end what did not die, and send what they wrote.
+"""What is done on a node when its ranks are gone: end what did not die, send what they wrote, and clear it away.
 
     still_there = end_processes(pids, node_id, wait_s=10)
     Remote(where=..., ranks=(4, 5), chunks=chunks(node_id, folder, (4, 5), limit_s=120))
+    remove(node_id, folder, (4, 5), limit_s=120)           # "", or why something is left
 
 Tasks of no CPU, pinned to the node: they start although every CPU and GPU is booked, and nowhere else.
 """
@@ -18,7 +19,9 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_memprof.collect import Chunk, TransportError, send
+from ray_memprof import collect
+from ray_memprof.collect import Chunk, TransportError
+from ray_memprof.ray_words import first_line
 
 _POLL_S = 0.05
 _START_S = 10.0
@@ -82,7 +85,7 @@ def chunks(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) 
         except StopIteration:
             return
         except exceptions.RayError as error:
-            raise TransportError(str(error).strip().partition("\n")[0]) from error
+            raise TransportError(first_line(error)) from error
         yield chunk
 
 
@@ -93,7 +96,26 @@ def unreachable() -> Iterator[Chunk]:
 
 
 def _send(folder: Path, ranks: tuple[int, ...]) -> Iterator[Chunk]:
-    yield from send(folder, ranks)
+    yield from collect.send(folder, ranks)
+
+
+def remove(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) -> str:
+    """Remove what these ranks wrote on that node; returns why that failed, or ""."""
+    task = ray.remote(num_cpus=0, max_retries=0)(_remove)
+    ref = task.options(scheduling_strategy=_pinned(node_id)).remote(folder, tuple(ranks))
+    try:
+        reason: str = ray.get(ref, timeout=limit_s)
+    except exceptions.RayError as error:  # too late is one of them
+        return first_line(error)
+    return reason
+
+
+def _remove(folder: Path, ranks: tuple[int, ...]) -> str:
+    try:
+        collect.remove(folder, ranks)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _pinned(node_id: str) -> NodeAffinitySchedulingStrategy:

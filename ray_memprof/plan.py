@@ -87,6 +87,8 @@ class Outcome:
     allocated_bytes: int = 0
     reserved_bytes: int = 0
     check: "ReplayCheck | None" = None
+    environment: dict[str, str] = field(default_factory=dict)
+    """What bore on its memory at the end: a workload may have set some of it itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,6 +21,7 @@ from ray_memprof.device import Device, Holder, open_device
 from ray_memprof.errors import DiskFull, PreflightFailed
 from ray_memprof.plan import RankFacts, RankPlan
 from ray_memprof.units import size_text
+from ray_memprof.verdict import name_ranks
 from wan.config import TASKS
 
 if TYPE_CHECKING:
@@ -163,11 +164,27 @@ def check_gpu(
                 f"before the run, {_told(held, holders)}",
                 hint=f"end them, or use other GPUs: at most {size_text(MAX_HELD_BYTES)} may be in use",
             )
-        return {"driver": driver(), "held_bytes": held, "num_holders": len(holders)}
+        checks: Checks = {"driver": driver(), "held_bytes": held}
+        if holders is None:
+            return checks | {
+                "nvml": "names no process on this GPU (MIG?): what others hold of it is not recorded"
+            }
+        return checks | {"num_holders": len(holders)}
 
 
-def _told(held_bytes: int, holders: Sequence[Holder]) -> str:
+def gaps(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
+    """What will be missing of the records because the driver does not tell it; `checks` in rank order."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, one in enumerate(checks):
+        if "nvml" in one:
+            ranks_of.setdefault(str(one["nvml"]), []).append(rank)
+    return [f"{name_ranks(ranks)}: NVML {text}" for text, ranks in ranks_of.items()]
+
+
+def _told(held_bytes: int, holders: Sequence[Holder] | None) -> str:
     """Who holds it, the largest first, and what nobody seen from here accounts for."""
+    if holders is None:
+        return "by processes that the driver does not name"
     ordered = sorted(holders, key=lambda holder: -(holder.used_bytes or 0))
     lines = [
         f"{process_name(holder.pid)} (pid {holder.pid}) "
@@ -235,11 +252,7 @@ def describe(
     if checks:
         shown = ("python", "torch", "cuda", "cudnn", "nccl", "driver", "ray")
         lines.append(", ".join(f"{name} {checks[0][name]}" for name in shown if checks[0].get(name)))
-    told = [
-        *notes,
-        *disagreements(checks),
-        *dict.fromkeys(str(one["nvml"]) for one in checks if "nvml" in one),
-    ]
+    told = [*notes, *disagreements(checks), *gaps(checks)]
     texts = [Text(line) for line in lines]
     warnings = [Text(f"warning: {line}", style="yellow") for line in told]
     return Group(*texts, *([_places(ranks)] if ranks else []), *warnings)

@@ -91,7 +91,10 @@ class Rank:
 
         checks = preflight.check_rank(plan)
         return Prepared(
-            run_dir=plan.run_dir, shared=shared, environment=environment.shown(variables), checks=checks
+            run_dir=plan.run_dir,
+            shared=shared,
+            environment=environment.in_force(os.environ) | environment.shown(variables),
+            checks=checks,
         )
 
     def open_store(self) -> tuple[str, int]:
@@ -135,7 +138,7 @@ class Rank:
             if outcome.status == "ok":
                 outcome = outcome_of(error, plan.rank, None)
         check = None if self._recorder is None else self._recorder.check()
-        return dataclasses.replace(outcome, check=check)
+        return dataclasses.replace(outcome, check=check, environment=environment.in_force(os.environ))
 
     @ray.method(concurrency_group="control")
     def beat(self) -> Beat:
@@ -160,9 +163,11 @@ class Rank:
         return stack
 
     @ray.method(concurrency_group="control")
-    def said(self, offset: int) -> tuple[int, str]:
-        """What came into the log since byte `offset`, in whole lines, and where to go on."""
-        return (offset, "") if self._log is None else lines_since(self._log, offset, self._end_of_talk)
+    def said(self, offset: int, whole: bool = True) -> tuple[int, str]:
+        """What came into the log since byte `offset`, in `whole` lines only, and where to go on."""
+        if self._log is None:
+            return offset, ""
+        return lines_since(self._log, offset, self._end_of_talk, whole=whole)
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -188,13 +193,14 @@ class Rank:
         return self._plan
 
 
-def lines_since(log: Path, offset: int, until: int | None = None) -> tuple[int, str]:
+def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool = True) -> tuple[int, str]:
     """The whole lines of `log` from byte `offset` on, and where they end; a line of more than one answer in pieces.
 
     Args:
         log: of a rank.
         offset: where the lines before these ended.
         until: byte at which to stop; None: the end.
+        whole: False: with the line that has no end yet; nothing will follow it.
     """
     with log.open("rb") as file:
         end = file.seek(0, os.SEEK_END) if until is None else until
@@ -204,8 +210,9 @@ def lines_since(log: Path, offset: int, until: int | None = None) -> tuple[int, 
         file.seek(offset)
         read = file.read(max(0, min(_MAX_SAID_BYTES, end - offset)))
     text, newline, _ = read.rpartition(b"\n")
-    if not newline and len(read) == _MAX_SAID_BYTES:
-        text = read  # a bar that is drawn over and over ends no line for hours
+    # A bar that is drawn over and over ends no line for hours.
+    if (not newline and len(read) == _MAX_SAID_BYTES) or (not whole and len(read) < _MAX_SAID_BYTES):
+        text, newline = read, b""
     return offset + len(text) + len(newline), text.decode(errors="replace")
 
 

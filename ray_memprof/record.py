@@ -36,10 +36,12 @@ class Record:
     facts: Sequence[RankFacts] = ()
     """In rank order; empty until the ranks have their places."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Applied in rank 0; what differs in the others is what torchrun sets."""
+    """Of rank 0: what was set for it, and what else bore on its memory; others differ in what torchrun sets."""
     checks: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """What is missing or damaged of the records."""
+    stages_s: dict[str, float] = field(default_factory=dict)
+    """Seconds that each stage of starting and ending the run took, and the way to its first step."""
     figures: list[str] = field(default_factory=list)
     """What was measured, in the lines of summary.py; empty where nothing could be derived."""
     is_abandoned: bool = False
@@ -53,6 +55,8 @@ class Record:
     def settle(self, verdict: Verdict) -> None:
         """The run has ended like this."""
         self.verdict = verdict
+        if 0 in verdict.outcomes:
+            self.environment = self.environment | verdict.outcomes[0].environment
         for rank, stack in verdict.stacks.items():
             self.folder.write(stack, LOGS_DIR, f"rank{rank}.stack.txt")
         self.folder.note(
@@ -62,6 +66,7 @@ class Record:
             hint=verdict.hint,
             culprits=list(verdict.ranks),
             end_ns=time.time_ns(),
+            stages_s=self.stages_s,
         )
 
     def note(self) -> None:
@@ -72,6 +77,7 @@ class Record:
             environment=self.environment,
             ranks=[asdict(one) for one in self.facts],
             problems=self.problems,
+            stages_s=self.stages_s,
         )
 
     def run_row(self) -> dict[str, Any]:

@@ -61,7 +61,8 @@ class Recorder:
         self._recorder_ns = self._longest_pause_ns = 0
         self._lock = threading.RLock()
         self._thread = 0
-        self._primed = self._is_sealed = False
+        self._primed = self._is_sealed = self._is_closing = False
+        self._closed = threading.Event()
         self._check: ReplayCheck | None = None
 
     def start(self) -> None:
@@ -240,16 +241,23 @@ class Recorder:
         Spans that are open end here, as failed ones, for their rows would be missing; nothing is recorded after it.
         """
         with self._lock:
-            self._flush()  # at once: the device may be in a state in which it answers no question
-            reading = self._read(look=self._meter.peek)
-            while self._open:
-                self._close_span(reading, failed=True)
-            self._is_sealed = True
-            done = threading.Event()
-            self._parcel.seal, self._parcel.done = True, done
-            self._flush()
-        if self._scribe is not None:
-            done.wait(wait_s)
+            # Closing: the model's thread is at it already, after an error that ended the model.
+            done = self._closed if self._is_closing else self._seal()
+        done.wait(wait_s)
+
+    def _seal(self) -> threading.Event:
+        """Hand over all there is; the event is set once it is written."""
+        self._flush()  # at once: the device may be in a state in which it answers no question
+        reading = self._read(look=self._meter.peek)
+        while self._open:
+            self._close_span(reading, failed=True)
+        self._is_sealed = True
+        done = threading.Event()
+        self._parcel.seal, self._parcel.done = True, done
+        self._flush()
+        if self._scribe is None:
+            done.set()
+        return done
 
     def beat(self) -> Beat:
         """A sign of life, from any thread."""
@@ -277,7 +285,14 @@ class Recorder:
 
     def close(self) -> None:
         """Close what is open, write everything and compare the peaks; on the model's thread."""
+        try:
+            self._close()
+        finally:
+            self._closed.set()
+
+    def _close(self) -> None:
         with self._lock:
+            self._is_closing = True
             reading = self._read()
             while self._open:
                 self._close_span(reading, failed=True)

@@ -2,7 +2,7 @@
 
 with ending(record, live, interrupts):       # whatever goes wrong in here becomes the verdict of the run
     ...
-    settle(record, supervise(cluster, live, interrupts), live)
+    settle(record, supervise(cluster, record, live, interrupts), live)
 write(record, live)                          # tables of the driver, run.duckdb, memory_events.json, report.html
 
 Takes the Record of the run; leaves everything in its folder that is not written by a rank.
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _DRIVER_LOG = "driver.log"
 
 
-def supervise(cluster: "Cluster", live: Live, interrupts: Interrupts) -> Verdict:
+def supervise(cluster: "Cluster", record: Record, live: Live, interrupts: Interrupts) -> Verdict:
     """Watch the ranks to their end, under the live table."""
-    timeouts = cluster.config.ray.timeouts
+    timeouts = record.config.ray.timeouts
     began, is_first = time.monotonic(), True
 
     def show(beats: Mapping[int, Beat]) -> None:
@@ -40,11 +40,13 @@ def supervise(cluster: "Cluster", live: Live, interrupts: Interrupts) -> Verdict
         live.update(beats.values())
         if is_first and any(beat.step >= 0 for beat in beats.values()):
             is_first = False
-            live.say(f"  first denoise step: after {time.monotonic() - began:.1f} s")
+            from_launch_s = (time.time_ns() - record.folder.facts["start_ns"]) / 1e9
+            live.reached("first denoise step", time.monotonic() - began, from_launch_s=from_launch_s)
 
-    return watch(
+    verdict = watch(
         cluster.crew,
         nodes=cluster.nodes,
+        home=cluster.home,
         limits=Limits(
             init_s=timeouts.init_s,
             stall_s=timeouts.stall_s,
@@ -55,6 +57,9 @@ def supervise(cluster: "Cluster", live: Live, interrupts: Interrupts) -> Verdict
         interrupted=lambda: interrupts.signal,
         show=show,
     )
+    # The last beat is older than the last line: what explains the verdict stands above it.
+    cluster.crew.last_words()
+    return verdict
 
 
 def settle(record: Record, verdict: Verdict, live: Live) -> None:
@@ -124,6 +129,7 @@ def write(record: Record, live: Live) -> None:
         record.figures = summary_lines(run_dir)
         memory_events.write(run_dir)
         report.write(run_dir, record.problems)
+    record.note()  # the seconds of this stage too
 
 
 def summary(record: Record) -> list[str]:

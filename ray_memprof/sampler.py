@@ -61,7 +61,7 @@ def split(device: Device, pid: int) -> tuple[int | None, int | None]:
     In a container the driver may name processes by the host's numbers: then this one is not among them, and neither
     number is known.
     """
-    holders = {holder.pid: holder.used_bytes for holder in device.holders()}
+    holders = {holder.pid: holder.used_bytes for holder in device.holders() or ()}
     own = holders.pop(pid, None)
     sizes = list(holders.values())
     if own is None or None in sizes:

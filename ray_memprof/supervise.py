@@ -7,8 +7,8 @@ blocks longer than it is told. What a failure means is weighed in verdict.py, wh
 """
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ray_memprof import errors, verdict
@@ -20,6 +20,8 @@ POLL_S = 0.2
 """How long one look waits for news: also the delay of a signal."""
 WHERE_S = 1.0
 """How long a rank may take to say where it is; one that answers at all takes milliseconds."""
+NODE_S = 1.0
+"""How long a node may take to show that it is there; one that is takes a millisecond."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +46,15 @@ class Ranks(Protocol):
     def where(self, wait_s: float) -> Mapping[int, str]:
         """The stacks of the ranks that answer in time."""
 
+    def lost(self, wait_s: float) -> Collection[int]:
+        """The ranks whose node is gone, as far as that can be told in time."""
+
 
 def watch(
     ranks: Ranks,
     *,
     nodes: Sequence[str],
+    home: str = "",
     limits: Limits,
     clock: Callable[[], float],
     interrupted: Callable[[], int],
@@ -59,89 +65,113 @@ def watch(
     Args:
         ranks: who is asked.
         nodes: name of the node of each rank.
+        home: the node of the driver, which cannot be lost; "" where none of `nodes` is.
         limits: how long what may take.
         clock: seconds that only grow.
         interrupted: number of the signal that asks for an end; 0: none.
         show: told the beats at every look.
     """
-    outcomes: dict[int, Outcome] = {}
+    away = frozenset(rank for rank, node in enumerate(nodes) if node != home)
+    watched = _Watch(ranks, nodes, away, limits, clock, interrupted)
     progress = Progress(range(len(nodes)), now=clock())
     while True:
-        news = ranks.ended(POLL_S)
+        failures = watched.hear(POLL_S)
         beats = ranks.beats()
         show(beats)
-        failures = _sort(news, outcomes)
-        ended = _ended(ranks, failures, outcomes, nodes, limits, clock, interrupted)
-        if ended is None:
-            progress.look(beats, now=clock())
-            ended = _stuck(ranks, progress, outcomes, beats, limits, clock)
-        if ended is not None:
-            return replace(ended, outcomes={**outcomes, **ended.outcomes}, beats=ranks.beats())
-
-
-def _sort(news: Sequence[Outcome | Loss], outcomes: dict[int, Outcome]) -> list[Outcome | Loss]:
-    """Put good ends into `outcomes`; returns the others."""
-    failures: list[Outcome | Loss] = []
-    for one in news:
-        if isinstance(one, Outcome) and one.status == "ok":
-            outcomes[one.rank] = one
+        ended: Verdict | None
+        if number := interrupted():
+            ended = interruption(number)
+        elif failures:
+            ended = watched.weigh(failures)
+        elif len(watched.outcomes) == len(nodes):
+            ended = Verdict(status="ok")
         else:
-            failures.append(one)
-    return failures
+            progress.look(beats, now=clock())
+            ended = watched.stuck(progress, beats)
+        if ended is not None:
+            return replace(ended, outcomes={**watched.outcomes, **ended.outcomes}, beats=ranks.beats())
 
 
-def _ended(
-    ranks: Ranks,
-    failures: list[Outcome | Loss],
-    outcomes: dict[int, Outcome],
-    nodes: Sequence[str],
-    limits: Limits,
-    clock: Callable[[], float],
-    interrupted: Callable[[], int],
-) -> Verdict | None:
-    """The verdict, where there is one without asking how the ranks get on."""
-    if number := interrupted():
-        return interruption(number)
-    if failures:
-        began = clock()
-        while len(failures) + len(outcomes) < len(nodes) and not interrupted():
-            grace_s = limits.node_grace_s if verdict.is_unclear(failures) else limits.grace_s
-            if (left_s := began + grace_s - clock()) <= 0:
+@dataclass(slots=True)
+class _Watch:
+    """Of one run; see watch()."""
+
+    ranks: Ranks
+    nodes: Sequence[str]
+    away: Collection[int]
+    """Ranks on other nodes than the driver's."""
+    limits: Limits
+    clock: Callable[[], float]
+    interrupted: Callable[[], int]
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    """Of the ranks that have ended well."""
+
+    def hear(self, wait_s: float) -> list[Outcome | Loss]:
+        """The failures since the last call; good ends go into `outcomes`."""
+        failures: list[Outcome | Loss] = []
+        for one in self.ranks.ended(wait_s):
+            if isinstance(one, Outcome) and one.status == "ok":
+                self.outcomes[one.rank] = one
+            else:
+                failures.append(one)
+        return failures
+
+    def weigh(self, failures: list[Outcome | Loss]) -> Verdict:
+        """The verdict on `failures`, and on those that follow within the grace.
+
+        Ray tells of dead ranks before it knows that their node is gone, by seconds on a busy host. So the nodes are
+        looked at themselves, as long as nothing that is known rules out that one is lost.
+        """
+        began = self.clock()
+        lost: list[int] = []
+        while not self.interrupted():
+            if verdict.may_be_node(failures):
+                lost = self._lost()
+            left_s = began + self._grace_s(failures) - self.clock()
+            if lost or left_s <= 0 or self._is_clear(failures):
                 break
-            failures += _sort(ranks.ended(min(POLL_S, left_s)), outcomes)
-        return verdict.judge(failures, nodes)
-    return Verdict(status="ok") if len(outcomes) == len(nodes) else None
+            failures += self.hear(min(POLL_S, left_s))
+        return verdict.judge(failures, self.nodes, lost)
+
+    def _lost(self) -> list[int]:
+        return [rank for rank in self.ranks.lost(NODE_S) if rank not in self.outcomes]
+
+    def _grace_s(self, failures: Sequence[Outcome | Loss]) -> float:
+        # A node that is shut down in good order may outlive its processes by a second.
+        if verdict.is_unclear(failures) or verdict.died_together(failures, self.nodes, self.away):
+            return self.limits.node_grace_s
+        return self.limits.grace_s
+
+    def _is_clear(self, failures: Sequence[Outcome | Loss]) -> bool:
+        """Whether there is nothing more to come: all have told, and no death may yet turn out to be that of a node."""
+        may_follow = any(isinstance(one, Loss) and one.rank in self.away for one in failures)
+        return len(failures) + len(self.outcomes) == len(self.nodes) and not may_follow
+
+    def stuck(self, progress: Progress, beats: Mapping[int, Beat]) -> Verdict | None:
+        """The verdict on ranks that live and do not get on."""
+        limits, now = self.limits, self.clock()
+        never_met = progress.meeting_s(self.outcomes, now=now) >= limits.init_s
+        if not never_met and progress.stalled_s(self.outcomes, now=now) < limits.stall_s:
+            return None
+        # A host without power breaks no connection: its peers wait, and so does Ray.
+        if lost := self._lost():
+            return verdict.judge([], self.nodes, lost)
+        if never_met:
+            return _never_met(progress.absent(self.outcomes), limits, self.ranks.where(WHERE_S))
+        stacks = self.ranks.where(WHERE_S)
+        left = [rank for rank in range(progress.num_ranks) if rank not in self.outcomes]
+        found = suspects(stacks, beats, left)
+        return Verdict(
+            status="hung",
+            exit_code=errors.EXIT_HANG,
+            reason=f"{name_ranks(found.ranks)} {found.why}; no rank got on for {limits.stall_s:g} s",
+            hint="logs/rankN.stack.txt says where every rank was; a step that takes longer: raise ray.timeouts.stall_s",
+            ranks=found.ranks,
+            stacks=stacks,
+        )
 
 
-def _stuck(
-    ranks: Ranks,
-    progress: Progress,
-    outcomes: Mapping[int, Outcome],
-    beats: Mapping[int, Beat],
-    limits: Limits,
-    clock: Callable[[], float],
-) -> Verdict | None:
-    """The verdict on ranks that live and do not get on."""
-    if progress.meeting_s(outcomes, now=clock()) >= limits.init_s:
-        return _never_met(progress.absent(outcomes), outcomes, limits, ranks.where(WHERE_S))
-    if progress.stalled_s(outcomes, now=clock()) < limits.stall_s:
-        return None
-    stacks = ranks.where(WHERE_S)
-    left = [rank for rank in range(progress.num_ranks) if rank not in outcomes]
-    found = suspects(stacks, beats, left)
-    return Verdict(
-        status="hung",
-        exit_code=errors.EXIT_HANG,
-        reason=f"{name_ranks(found.ranks)} {found.why}; no rank got on for {limits.stall_s:g} s",
-        hint="logs/rankN.stack.txt says where every rank was; a step that takes longer: raise ray.timeouts.stall_s",
-        ranks=found.ranks,
-        stacks=stacks,
-    )
-
-
-def _never_met(
-    absent: tuple[int, ...], outcomes: Mapping[int, Outcome], limits: Limits, stacks: Mapping[int, str]
-) -> Verdict:
+def _never_met(absent: tuple[int, ...], limits: Limits, stacks: Mapping[int, str]) -> Verdict:
     who = f"waiting for ranks {list(absent)}" if absent else "all ranks wait and do not find each other"
     return Verdict(
         status="never_started",

@@ -6,7 +6,8 @@ Pure. The first error is not always the cause: a peer may complain of a broken c
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,17 +80,35 @@ def is_unclear(news: Sequence[Outcome | Loss]) -> bool:
     return max(weights) <= _UNREACHABLE or _NODE in weights or _UNREACHABLE in weights
 
 
-def judge(news: Sequence[Outcome | Loss], nodes: Sequence[str]) -> Verdict:
-    """The verdict on failures in the order they arrived; `nodes` names the node of each rank."""
-    losses = {one.rank: one for one in _nodes_lost(news, nodes) if isinstance(one, Loss)}
-    told = {one.rank: one for one in news if isinstance(one, Outcome)}
-    known = [losses.get(one.rank) or told[one.rank] for one in news]
+def may_be_node(news: Sequence[Outcome | Loss]) -> bool:
+    """Whether all that is known could come from the loss of a node: no rank tells a cause of its own."""
+    return max(map(_weight, news)) in (_PEER, _UNREACHABLE, _DIED, _NODE)
+
+
+def died_together(news: Sequence[Outcome | Loss], nodes: Sequence[str], ranks: Collection[int]) -> bool:
+    """Whether a node has lost all of its several ranks, of `ranks`, at once."""
+    gone = Counter(nodes[one.rank] for one in news if isinstance(one, Loss) and one.rank in ranks)
+    return any(num_gone == nodes.count(node) > 1 for node, num_gone in gone.items())
+
+
+def judge(news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection[int] = ()) -> Verdict:
+    """The verdict on failures.
+
+    Args:
+        news: in the order in which it arrived.
+        nodes: name of the node of each rank.
+        lost: ranks whose node is known to be gone, whatever was heard of them.
+    """
+    known = _nodes_lost(news, nodes, lost)
+    losses = {one.rank: one for one in known if isinstance(one, Loss)}
+    told = {one.rank: one for one in known if isinstance(one, Outcome)}
     heaviest = max(_weight(one) for one in known)
     culprits = [one for one in known if _weight(one) == heaviest]
     ranks = tuple(sorted(one.rank for one in culprits))
     first = culprits[0]
     if isinstance(first, Outcome):
-        status, code, reason, hint = _told(first, heaviest)
+        alike = [one.rank for one in culprits if isinstance(one, Outcome) and one.reason == first.reason]
+        status, code, reason, hint = _told(first, sorted(alike), heaviest)
     else:
         status, code, reason, hint = _lost(first, ranks, nodes)
     return Verdict(
@@ -105,30 +124,36 @@ def _weight(one: Outcome | Loss) -> int:
     return _PEER if is_peer_error(one) else _FAILED
 
 
-def _nodes_lost(news: Sequence[Outcome | Loss], nodes: Sequence[str]) -> list[Outcome | Loss]:
-    """The same news; a rank out of reach is put down to its node where no rank of that node is left."""
-    gone = {one.rank for one in news if isinstance(one, Loss)}
+def _nodes_lost(
+    news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection[int]
+) -> list[Outcome | Loss]:
+    """The same news, put down to a node where it is lost; ranks in `lost` that nothing was heard of come last."""
+    gone = {one.rank: one.kind for one in news if isinstance(one, Loss)}
+    heard = {one.rank for one in news}
     found: list[Outcome | Loss] = []
     for one in news:
-        if isinstance(one, Loss) and one.kind != "host_oom":
-            mates = [rank for rank, node in enumerate(nodes) if node == nodes[one.rank]]
-            suspect = any(
-                isinstance(other, Loss) and other.rank in mates and other.kind in ("unreachable", "node")
-                for other in news
+        if isinstance(one, Outcome):
+            if one.rank in lost and _weight(one) == _PEER:
+                one = Loss(rank=one.rank, kind="node", detail=one.reason)
+        elif one.kind != "host_oom":
+            mates = {rank for rank, node in enumerate(nodes) if node == nodes[one.rank]}
+            kinds = {gone.get(mate) for mate in mates}
+            # Ray says so, or nobody reaches them: either is wrong where a rank of that node still works.
+            is_lost = ("node" in kinds and heard >= mates) or (
+                "unreachable" in kinds and gone.keys() >= mates
             )
-            lost = suspect and gone.issuperset(mates)
-            kind: LossKind = "node" if lost else "died"
+            kind: LossKind = "node" if is_lost or one.rank in lost else "died"
             one = Loss(rank=one.rank, kind=kind, detail=one.detail)
         found.append(one)
-    return found
+    return found + [Loss(rank=rank, kind="node") for rank in sorted(set(lost) - heard)]
 
 
-def _told(outcome: Outcome, weight: int) -> tuple[Status, int, str, str]:
-    """Of a rank that told itself what went wrong."""
+def _told(outcome: Outcome, ranks: Sequence[int], weight: int) -> tuple[Status, int, str, str]:
+    """Of ranks that told themselves what went wrong, all in the same words."""
     hint = outcome.hint or f"the traceback is in {log_name(outcome.rank)}"
     if weight == _PEER:
         hint = f"it lost another rank, and none reported why; the logs of all ranks are beside {log_name(outcome.rank)}"
-    return outcome.status, outcome.exit_code, f"rank {outcome.rank}: {outcome.reason}", hint
+    return outcome.status, outcome.exit_code, f"{name_ranks(ranks)}: {outcome.reason}", hint
 
 
 def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[Status, int, str, str]:

@@ -7,7 +7,6 @@ Takes a RankPlan whose environment is already applied (rank.py); leaves the vide
 and at level torch_profiler a trace. Errors pass through as they are: rank.py tells what they mean.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +18,11 @@ from typing import TYPE_CHECKING, Protocol
 from ray_memprof.plan import RankPlan
 from wan.config import TASKS
 from wan.options import Options, describe
-from wan.parallel.environment import set_defaults
 from wan.spans import span
 
 if TYPE_CHECKING:
     import torch
 
-# torch reads the first, and the second only where the first is absent.
-ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 _WARM_UP_SIDE = 64
 
 
@@ -39,7 +35,6 @@ class StepListener(Protocol):
 
 def run(plan: RankPlan, recorder: StepListener) -> None:
     """Run the workload of `plan` to its end, on this thread."""
-    _set_up_allocator(plan)
     with _traced(plan):
         if plan.config.workload == "script":
             _run_script(plan)
@@ -56,17 +51,6 @@ def device_name(plan: RankPlan) -> str:
     # Ranks may share a GPU (gpus_per_rank below 1), and the mask names it once.
     mask = list(dict.fromkeys(plan.visible_devices))
     return f"cuda:{mask.index(plan.visible_devices[plan.local_rank])}"
-
-
-def _set_up_allocator(plan: RankPlan) -> None:
-    # Read by torch when CUDA starts, so it is set before; what the user set stays, under either name.
-    # A script is left with the allocator that torchrun would give it.
-    config = plan.config
-    wanted = (
-        config.workload == "wan" and config.optimization.expandable_segments and config.model.device != "cpu"
-    )
-    if wanted and not any(name in os.environ for name in ALLOCATOR_SETTINGS):
-        os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
 
 
 @contextmanager
@@ -98,8 +82,6 @@ def _run_wan(plan: RankPlan, recorder: StepListener) -> None:
     sys.stderr.write(describe(options) + "\n")
     if plan.rank == 0:
         _check_outputs(options, num_videos)
-    # Before the first call of CUDA or NCCL: what NCCL is told so that it holds less device memory.
-    set_defaults(os.environ)
     _start_device(options.device)
     with _process_group(plan, options.device):
         _warm_up(options)

@@ -7,12 +7,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -105,7 +109,7 @@ class Launch:
             line for _, line in self.lines if line.startswith(("error:", "hint:", "Traceback", "warning:"))
         ]
 
-    def wait_for(self, condition: Any, limit_s: float = 60.0) -> None:
+    def wait_for(self, condition: Any, limit_s: float = HARD_LIMIT_S) -> None:
         """Until `condition()` holds; the launcher is killed and the test fails otherwise."""
         until = time.monotonic() + limit_s
         while not condition():
@@ -154,6 +158,32 @@ def config_of(
     for key, value in changes.items():
         config[key] = {**config[key], **value} if isinstance(value, Mapping) and key in config else value
     return config
+
+
+@contextmanager
+def two_nodes() -> Iterator["Cluster"]:
+    """A Ray cluster of two raylets with two GPUs each; this process is on the first node."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 4, "num_gpus": 2, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    cluster.add_node(num_cpus=4, num_gpus=2)
+    try:
+        yield cluster
+    finally:
+        if ray.is_initialized():
+            ray.shutdown()
+        cluster.shutdown()
+
+
+def joining(
+    tmp_path: Path, cluster: "Cluster", *, timeouts: Mapping[str, float] | None = None, **changes: Any
+) -> dict[str, Any]:
+    """config_of(), with the ranks on a cluster that runs already."""
+    limits = {"init_s": 60.0, "stall_s": 60.0, **(timeouts or {})}
+    ray_section = {"address": cluster.address, "num_gpus": None, "gpus_per_rank": 1, "timeouts": limits}
+    return config_of(tmp_path, **{"ray": ray_section | changes.pop("ray", {}), **changes})
 
 
 def start(

@@ -5,39 +5,19 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import ray
-from launcher import Launch, config_of, launch, rows_of, start
+from launcher import Launch, config_of, joining, launch, rows_of, start, two_nodes
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, placement_group_table
-
-NODE_GRACE_S = 3.0
 
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """Two nodes with two GPUs each."""
-    made = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 2, "include_dashboard": False}
-    )
-    made.add_node(num_cpus=4, num_gpus=2)
-    try:
+    with two_nodes() as made:
         yield made
-    finally:
-        if ray.is_initialized():
-            ray.shutdown()
-        made.shutdown()
-
-
-def joining(
-    tmp_path: Path, cluster: Cluster, *, timeouts: dict[str, float] | None = None, **changes: Any
-) -> Any:
-    limits = {"init_s": 60.0, "stall_s": 60.0, "node_grace_s": NODE_GRACE_S, **(timeouts or {})}
-    ray_section = {"address": cluster.address, "num_gpus": None, "gpus_per_rank": 1, "timeouts": limits}
-    return config_of(tmp_path, **{"ray": ray_section | changes.pop("ray", {}), **changes})
 
 
 def test_5_node_lost(tmp_path: Path, cluster: Cluster) -> None:

@@ -19,6 +19,9 @@ def test_a_run_in_which_nothing_happens(tmp_path: Path) -> None:
     assert run.living() == []
     assert {rank: rows > 0 for rank, rows in rows_of(run, "spans").items()} == dict.fromkeys(range(4), True)
     assert (run.run_dir / "report.html").exists()
+    # A run as short as this one may be over before its first step is seen.
+    stages = [name for name in run.facts["stages_s"] if "first denoise step" not in name]
+    assert stages == ["ray", "places", "actors", "torch", "report"]
     logs = {path.name: path.read_text() for path in (run.run_dir / "logs").glob("rank*.log")}
     assert logs == {f"rank{rank}.log": f"rank {rank} of 4 runs\ndone\n" for rank in range(4)}
     # The console shows the first rank only.
@@ -87,6 +90,39 @@ def test_2_any_other_error_keeps_its_name(tmp_path: Path) -> None:
         "hint: the traceback is in logs/rank2.log",
     ]
     assert "ValueError: a wrong number: 42" in (run.run_dir / "logs" / "rank2.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason", "hint"),
+    [
+        ("ValueError", 16, "ValueError: a prompt of no words", "the traceback is in logs/rank0.log"),
+        ("WeightsError", 3, "t5.pth: cut off", "load it again"),
+    ],
+    ids=["any error", "an error with a code of its own"],
+)
+def test_2_error_of_the_first_rank_alone_while_the_others_wait_for_what_it_makes(
+    tmp_path: Path, error: str, code: int, reason: str, hint: str
+) -> None:
+    arguments = ["--who", "first", "--error", error]
+    ended, run = launch(tmp_path, config_of(tmp_path, script="once.py", args=arguments))
+
+    assert (ended, *run.verdict()) == (code, code, "failed", f"rank 0: {reason}")
+    assert run.facts["culprits"] == [0]
+    assert run.errors() == [f"error: rank 0: {reason}", f"hint: {hint}"]
+    assert run.at("error: rank 0: ") - run.struck_at() < 5  # and not process_group_s, half an hour
+    assert run.living() == []
+
+
+def test_2_error_of_every_rank_is_told_once(tmp_path: Path) -> None:
+    arguments = ["--who", "all", "--error", "WeightsError"]
+    # Ends as soon as all have told; on a busy host that is not within the usual second.
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": 60.0, "grace_s": 20.0}}
+    code, run = launch(tmp_path, config_of(tmp_path, script="once.py", args=arguments, ray=limits))
+
+    assert (code, *run.verdict()) == (3, 3, "failed", "ranks 0, 1, 2, 3: t5.pth: cut off")
+    assert run.facts["culprits"] == [0, 1, 2, 3]
+    assert run.errors() == ["error: ranks 0, 1, 2, 3: t5.pth: cut off", "hint: load it again"]
+    assert run.text.count("t5.pth") == 1
 
 
 STALL_S = 3.0

@@ -29,6 +29,8 @@ def test_9_first_signal(tmp_path: Path, number: signal.Signals, code: int) -> No
     assert run.wait() == code
     assert run.ended_at - began < 10
     assert run.verdict() == (code, "interrupted", f"interrupted by {number.name}")
+    stages_s = run.facts["stages_s"]
+    assert stages_s["launch to first denoise step"] > stages_s["first denoise step"] > 0
     rows = rows_of(run, "spans")
     assert {rank: num > 0 for rank, num in rows.items()} == dict.fromkeys(range(4), True)
     assert (run.run_dir / "report.html").exists()

@@ -23,6 +23,7 @@ from ray_memprof.collect import (
     Remote,
     TransportError,
     gather,
+    remove,
     send,
     write_driver_tables,
 )
@@ -71,9 +72,11 @@ def found(rank: int, rows: int, recovered: int = 0, *problems: str) -> RankRows:
     )
 
 
-def gathered(*ranks: RankRows, problems: tuple[str, ...] = ()) -> Gathered:
+def gathered(*ranks: RankRows, problems: tuple[str, ...] = (), received: tuple[int, ...] = ()) -> Gathered:
     told = tuple(line for one in ranks for line in one.problems)
-    return Gathered(ranks={one.rank: one for one in ranks}, problems=problems + told)
+    return Gathered(
+        ranks={one.rank: one for one in ranks}, problems=problems + told, received=frozenset(received)
+    )
 
 
 def test_no_ranks_give_nothing(tmp_path: Path) -> None:
@@ -265,7 +268,9 @@ def test_files_of_another_node_arrive_whole_and_are_recovered_here(tmp_path: Pat
     (there / "logs" / "rank1.log").write_text("a line\n" * 100)
     (there / "logs" / "rank2.log").write_text("")
     (there / "logs" / "rank11.log").write_text("of another rank")
-    assert gather(here, range(3), [remote(there, 1, 2)]) == gathered(found(0, 1), found(1, 2), found(2, 2, 2))
+    assert gather(here, range(3), [remote(there, 1, 2)]) == gathered(
+        found(0, 1), found(1, 2), found(2, 2, 2), received=(1, 2)
+    )
     assert [values_of(here, rank) for rank in range(3)] == [[1], [2, 3], [4, 5]]
     assert (here / "logs" / "rank1.log").read_text() == "a line\n" * 100
     assert [name for name in listing(here) if not name.startswith("tables/ledger")] == [
@@ -273,6 +278,29 @@ def test_files_of_another_node_arrive_whole_and_are_recovered_here(tmp_path: Pat
         "logs/rank2.log",
         *(f"tables/manifest-rank={rank}.jsonl" for rank in range(3)),
     ]
+
+
+def test_what_was_sent_is_removed_and_what_others_wrote_beside_it_stays(tmp_path: Path) -> None:
+    """GIVEN two nodes of one host, whose ranks write into the same folder THEN each goes with its own files."""
+    there = tmp_path / "there"
+    seal(there, 1, (2, 3))
+    leave_open(there, 2, (4,))
+    (there / "logs").mkdir()
+    for rank in (1, 2):
+        (there / "logs" / f"rank{rank}.log").write_text("a line\n")
+    of_rank_2 = [name for name in listing(there) if "rank=2" in name or "rank2" in name]
+    remove(there, [1])
+    assert listing(there) == of_rank_2 != []
+    assert not table_dir(there, "ledger", 1).exists()
+    remove(there, [2])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_no_rank_wrote_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("")
+    remove(tmp_path, [0])
+    assert listing(tmp_path) == ["notes/mine.txt"]
 
 
 def test_a_transfer_that_breaks_off_is_told_with_what_is_missing(tmp_path: Path) -> None:

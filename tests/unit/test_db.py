@@ -122,6 +122,17 @@ def test_a_column_that_an_older_run_did_not_write_is_null(run_dir: Path) -> None
         assert connection.execute("SELECT num_retries FROM spans").fetchall() == [(None,), (None,)]
 
 
+def test_a_run_opened_for_one_question_has_what_it_reads(run_dir: Path) -> None:
+    with db.open_run(run_dir, db.question("measures")) as connection:
+        made = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
+        assert {"imbalance", "imbalance_by_component", "books_at_peak"} <= {name for (name,) in made}
+        assert ("timeline",) not in made
+        assert connection.execute(COUNT.format("allocs")).fetchone() == (4,)
+    with db.open_run(run_dir, "FROM runs") as connection:
+        assert connection.execute(COUNT.format("runs")).fetchone() == (1,)
+        assert connection.execute(COUNT.format("spans")).fetchone() == (0,)
+
+
 def test_a_full_disk_leaves_no_half_database(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise duckdb.IOException('Could not write file "x": No space left on device')

@@ -54,6 +54,8 @@ class FakeNvml(ModuleType):
         return memory
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:
+        if self.is_mig:
+            raise NotSupported
         sizes = {1: 50, 2: None, 3: 2**64 - 1}
         return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in sizes.items()]
 
@@ -113,11 +115,11 @@ def test_a_driver_that_tells_its_own_share_is_asked_for_it(nvml: FakeNvml) -> No
         assert (device.used_bytes(), device.total_bytes(), device.reserved_bytes()) == (80, 1000, 20)
 
 
-def test_a_slice_of_a_gpu_has_no_utilisation(nvml: FakeNvml) -> None:
+def test_a_slice_of_a_gpu_has_no_utilisation_and_no_processes(nvml: FakeNvml) -> None:
     nvml.is_mig = True
     with open_device(index=0) as device:
         assert device is not None
-        assert device.utilisation() is None
+        assert (device.utilisation(), device.holders(), device.used_bytes()) == (None, None, 100)
 
 
 @pytest.mark.parametrize(("has_driver", "uuid"), [(False, ""), (True, "GPU-b"), (True, "GPU-a")])

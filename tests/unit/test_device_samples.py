@@ -32,13 +32,13 @@ class FakeMeter:
 class FakeDevice(Device):
     """A GPU with these holders."""
 
-    def __init__(self, *holders: Holder, utilisation: float | None = 0.5) -> None:
-        self._holders, self._utilisation = list(holders), utilisation
+    def __init__(self, *holders: Holder, utilisation: float | None = 0.5, is_mig: bool = False) -> None:
+        self._holders, self._utilisation = None if is_mig else list(holders), utilisation
 
     def used_bytes(self) -> int:
         return 50
 
-    def holders(self) -> list[Holder]:
+    def holders(self) -> list[Holder] | None:
         return self._holders
 
     def utilisation(self) -> float | None:
@@ -71,6 +71,11 @@ def test_what_the_driver_does_not_tell_stays_empty(
     holders: tuple[Holder, ...], own: int | None, others: int | None
 ) -> None:
     assert split(FakeDevice(*holders), ME) == (own, others)
+
+
+def test_a_driver_that_names_no_process_tells_neither() -> None:
+    wanted = replace(ROW, device_used_bytes=50)
+    assert sample(FakeMeter(), FakeDevice(utilisation=None, is_mig=True)) == wanted  # type: ignore[arg-type]
 
 
 def test_rows_come_from_a_thread_that_ends_with_the_block() -> None:

@@ -1,5 +1,6 @@
 """Diagnosis on generated runs: the right rank, stage and component of every injected skew, silence without one."""
 
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ import pytest
 
 from ray_memprof import db, diagnosis
 from ray_memprof.collect import write_driver_tables
+from ray_memprof.store import TABLES_DIR
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 BLOCKS, EVENTS = 2, 3_000
@@ -40,16 +42,21 @@ def peaks(maker: ModuleType, seed: int) -> dict[str, int]:
     return found
 
 
-def diagnose(maker: ModuleType, run_dir: Path, ranks: int, variant: object) -> list[diagnosis.Finding]:
+def diagnose(
+    maker: ModuleType, run_dir: Path, ranks: int, variant: object, *, level: str
+) -> list[diagnosis.Finding]:
     maker.make(run_dir, ranks, EVENTS, blocks=BLOCKS, variant=variant)
+    if level == "stage":
+        shutil.rmtree(run_dir / TABLES_DIR / "allocs")
     write_driver_tables(run_dir, *maker.driver_rows(run_dir, ranks))
     with db.open_run(run_dir) as connection:
         return diagnosis.findings(connection)
 
 
+@pytest.mark.parametrize("level", ["event", "stage"])
 @pytest.mark.parametrize("number", RUNS)
 def test_a_skew_is_found_with_its_rank_stage_and_component(
-    maker: ModuleType, tmp_path: Path, number: int
+    maker: ModuleType, tmp_path: Path, number: int, level: str
 ) -> None:
     draw = np.random.default_rng(number)
     ranks = int(draw.integers(2, 6))
@@ -59,7 +66,7 @@ def test_a_skew_is_found_with_its_rank_stage_and_component(
     skew = maker.Skew(int(draw.integers(ranks)), stage, COMPONENTS[int(draw.integers(4))], size)
     uneven = int(UNEVEN_FRACTION * min(held[stage] for stage in STAGES))
 
-    found = diagnose(maker, tmp_path, ranks, maker.Variant(number, True, uneven, skew))
+    found = diagnose(maker, tmp_path, ranks, maker.Variant(number, True, uneven, skew), level=level)
 
     told = [(one.ranks, one.stage, one.component) for one in found if one.rule == "holds_more"]
     assert told == [((skew.rank,), skew.stage, skew.component)]
@@ -67,13 +74,14 @@ def test_a_skew_is_found_with_its_rank_stage_and_component(
     assert abs(finding.bytes - size) <= uneven
 
 
+@pytest.mark.parametrize("level", ["event", "stage"])
 @pytest.mark.parametrize("number", RUNS)
 def test_ranks_that_do_the_same_are_passed_over_in_silence(
-    maker: ModuleType, tmp_path: Path, number: int
+    maker: ModuleType, tmp_path: Path, number: int, level: str
 ) -> None:
     seed = 1000 + number
     held = peaks(maker, seed)
     uneven = int(UNEVEN_FRACTION * min(held[stage] for stage in STAGES))
-    found = diagnose(maker, tmp_path, 2 + number % 4, maker.Variant(seed, True, uneven))
+    found = diagnose(maker, tmp_path, 2 + number % 4, maker.Variant(seed, True, uneven), level=level)
     # The player's allocator gives each size segments of its own: that it fragments is no false alarm.
     assert [one for one in found if one.rule != "fragments"] == []

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.config import RunConfig
-from ray_memprof.environment import forwarded, rank_environment, shown
+from ray_memprof.config import RunConfig, from_mapping
+from ray_memprof.environment import ALLOCATOR_SETTINGS, forwarded, in_force, rank_environment, shown
 from ray_memprof.plan import RankFacts, RankPlan
 
 FACTS = RankFacts(node_id="n1", host="h", node_ip="10.0.0.1", pid=1, gpu_index=3, visible_device="3")
@@ -29,6 +29,11 @@ DEFAULTS = {
     "TORCH_FR_DUMP_TEMP_FILE": "/run/logs/nccl_trace_rank",
     "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": "/run/logs/nccl_trace_rank",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+}
+OF_WAN = {
+    "NCCL_BUFFSIZE": "1048576",
+    "NCCL_NVLS_ENABLE": "0",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
 }
 
 
@@ -79,7 +84,9 @@ def test_only_the_allow_list_is_forwarded() -> None:
 
 
 def test_rank_without_a_gpu_in_an_empty_environment() -> None:
-    assert rank_environment(plan(), {}, num_cores=9) == TORCHRUN | DEFAULTS | {"OMP_NUM_THREADS": "4"}
+    found = rank_environment(plan(), {}, num_cores=9)
+
+    assert found == TORCHRUN | DEFAULTS | OF_WAN | {"OMP_NUM_THREADS": "4"}
 
 
 def test_the_node_keeps_its_own_values_and_ray_does_not_decide_the_threads() -> None:
@@ -88,6 +95,7 @@ def test_the_node_keeps_its_own_values_and_ray_does_not_decide_the_threads() -> 
     expected = (
         TORCHRUN
         | DEFAULTS
+        | OF_WAN
         | {"OMP_NUM_THREADS": "2", "NCCL_DEBUG": "INFO", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
     )
     del expected["TORCH_FR_BUFFER_SIZE"]
@@ -122,4 +130,49 @@ def test_secrets_are_not_shown() -> None:
         "HF_TOKEN": "(set, not recorded)",
         "RANK": "0",
         "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def of_wan(config: RunConfig, environ: dict[str, str] | None = None, **changes: Any) -> dict[str, str]:
+    """What is set of the names that wan.generate would set for itself, beside what `environ` has."""
+    found = rank_environment(plan(config=config, **changes), environ or {}, num_cores=1)
+    return {name: value for name, value in found.items() if name in (*OF_WAN, *ALLOCATOR_SETTINGS)}
+
+
+def test_wan_holds_less_on_cuda_only_and_nccl_is_told_where_there_are_several_ranks() -> None:
+    allocator = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    nccl = {name: value for name, value in OF_WAN.items() if name.startswith("NCCL")}
+    plain = {"optimization": {"expandable_segments": False}}
+    script = {"workload": "script", "script": {"path": "x.py"}}
+    one = {"world_size": 1}
+
+    assert of_wan(from_mapping({"name": "x"}, source="test")) == allocator | nccl
+    assert of_wan(from_mapping({"name": "x"}, source="test"), **one) == allocator
+    assert of_wan(from_mapping({"name": "x", **plain}, source="test")) == nccl
+    assert of_wan(from_mapping({"name": "x", "model_config": {"device": "cpu"}}, source="test")) == {}
+    assert of_wan(from_mapping({"name": "x", **script}, source="test")) == {}
+
+
+def test_what_the_user_set_stays_whoever_passes_it_on() -> None:
+    config = from_mapping({"name": "x"}, source="test")
+    nvls = {"NCCL_NVLS_ENABLE": "0"}
+    for name in ALLOCATOR_SETTINGS:
+        own = {name: "max_split_size_mb:64", "NCCL_BUFFSIZE": "4194304"}
+        assert of_wan(config, own) == nvls
+        assert of_wan(config, environment=own) == nvls | own
+
+
+def test_what_is_in_force_is_told_whoever_set_it() -> None:
+    environ = {
+        "NCCL_BUFFSIZE": "4194304",
+        "PYTORCH_ALLOC_CONF": "x:1",
+        "HF_TOKEN": "x",
+        "PATH": "/bin",
+        "CUDA_VISIBLE_DEVICES": "1",
+    }
+
+    assert in_force(environ) == {
+        "HF_TOKEN": "(set, not recorded)",
+        "NCCL_BUFFSIZE": "4194304",
+        "PYTORCH_ALLOC_CONF": "x:1",
     }

@@ -43,7 +43,9 @@ def beat(
 class Lines:
     """A Live that is no terminal, its clock, and what it wrote."""
 
-    def __init__(self, num_ranks: int = 1, **sections: Any) -> None:
+    def __init__(
+        self, num_ranks: int = 1, *, stages_s: dict[str, float] | None = None, **sections: Any
+    ) -> None:
         self._out, self.clock = io.StringIO(), Clock()
         self.live = Live(
             config(**sections),
@@ -51,6 +53,7 @@ class Lines:
             plain=False,
             clock=self.clock,
             console=Console(file=self._out, width=60),
+            stages_s=stages_s,
         )
 
     def said(self) -> list[str]:
@@ -132,13 +135,25 @@ def test_at_most_one_line_a_second_and_what_was_held_back_is_told_later() -> Non
 
 
 def test_a_stage_of_the_launcher_is_timed_whether_it_ends_well_or_not() -> None:
-    lines = Lines()
+    stages_s: dict[str, float] = {}
+    lines = Lines(stages_s=stages_s)
     with lines.live.stage("start Ray"):
         lines.clock.now += 3.14
     with pytest.raises(RuntimeError), lines.live.stage("start ranks"):
         lines.clock.now += 1.0
         raise RuntimeError
-    assert lines.said() == ["  start Ray: 3.1 s", "  start ranks: failed after 1.0 s"]
+    lines.live.reached("first step", 2.5, from_launch_s=7.12345)
+    assert lines.said() == [
+        "  start Ray: 3.1 s",
+        "  start ranks: failed after 1.0 s",
+        "  first step: after 2.5 s, 7.1 s from the launch",
+    ]
+    assert stages_s == {
+        "start Ray": 3.14,
+        "start ranks": 1.0,
+        "first step": 2.5,
+        "launch to first step": 7.123,
+    }
 
 
 def test_lines_are_written_as_they_are_and_not_folded() -> None:

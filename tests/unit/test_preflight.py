@@ -22,6 +22,7 @@ from ray_memprof.preflight import (
     check_rank,
     describe,
     disagreements,
+    gaps,
     needed_bytes,
     process_name,
     versions,
@@ -130,8 +131,8 @@ def no_device(*, uuid: str = "", index: int = -1) -> Iterator[Device | None]:
 class Opened:
     """Stands for device.open_device: a GPU with this much in use, by these."""
 
-    def __init__(self, used_bytes: int, *holders: Holder) -> None:
-        self._used_bytes, self._holders = used_bytes, list(holders)
+    def __init__(self, used_bytes: int, *holders: Holder, is_mig: bool = False) -> None:
+        self._used_bytes, self._holders = used_bytes, None if is_mig else list(holders)
         self.asked: list[tuple[str, int]] = []
 
     @contextmanager
@@ -142,7 +143,7 @@ class Opened:
     def used_bytes(self) -> int:
         return self._used_bytes
 
-    def holders(self) -> list[Holder]:
+    def holders(self) -> list[Holder] | None:
         return self._holders
 
     def name(self) -> str:
@@ -187,9 +188,17 @@ def test_an_idle_gpu_is_accepted_up_to_the_limit() -> None:
     assert opened.asked == [("GPU-2", 6)]
 
 
-def refusal(*given: Any) -> tuple[str, str]:
+UNNAMED = "names no process on this GPU (MIG?): what others hold of it is not recorded"
+
+
+def test_a_driver_that_names_no_process_is_told_and_ends_nothing() -> None:
+    found = check_gpu(2, facts(2), devices=Opened(GIB, is_mig=True), driver=lambda: "570.1")
+    assert found == {"driver": "570.1", "held_bytes": GIB, "nvml": UNNAMED}
+
+
+def refusal(*given: Any, is_mig: bool = False) -> tuple[str, str]:
     with pytest.raises(PreflightFailed) as raised:
-        check_gpu(2, facts(2), devices=Opened(*given))
+        check_gpu(2, facts(2), devices=Opened(*given, is_mig=is_mig))
     return str(raised.value), raised.value.hint
 
 
@@ -212,6 +221,11 @@ def test_memory_of_processes_that_cannot_be_seen_is_told_as_such() -> None:
 def test_an_amount_that_the_driver_does_not_tell_is_not_made_up() -> None:
     message, _ = refusal(30 * GIB, Holder(os.getpid(), None))
     assert message.endswith(f"by {process_name(os.getpid())} (pid {os.getpid()}) an amount not told")
+
+
+def test_holders_that_the_driver_does_not_name_are_not_made_up() -> None:
+    message, _ = refusal(30 * GIB, is_mig=True)
+    assert message.endswith("in use before the run, by processes that the driver does not name")
 
 
 # --- what is shown ---
@@ -270,4 +284,12 @@ def test_ranks_that_agree_have_nothing_to_be_told() -> None:
     assert disagreements([{"torch": "2.11"}, {"torch": "2.11"}]) == []
     assert disagreements([{"nccl": "2.28"}, {}, {"nccl": "2.28"}]) == [
         "nccl differs: 2.28 in ranks [0, 2]; none in ranks [1]"
+    ]
+
+
+def test_what_the_driver_does_not_tell_is_a_gap_with_the_ranks_that_it_concerns() -> None:
+    assert gaps([]) == gaps([{"driver": "570.1"}]) == []
+    assert gaps([{"nvml": UNNAMED}, {}, {"nvml": UNNAMED}, {"nvml": "not available"}]) == [
+        f"ranks 0, 2: NVML {UNNAMED}",
+        "rank 3: NVML not available",
     ]

@@ -68,3 +68,11 @@ def test_lines_end_where_a_traceback_begins(tmp_path: Path) -> None:
     assert lines_since(log, 0, until=7) == (7, "step 1")
     assert lines_since(log, 7, until=7) == (7, "")
     assert lines_since(log, 7) == (42, "Traceback (most recent call last):")
+
+
+def test_the_line_without_end_is_passed_on_once_nothing_will_follow(tmp_path: Path) -> None:
+    log = tmp_path / "rank0.log"
+    log.write_bytes(b"one\ntwo")
+    assert lines_since(log, 0, whole=False) == (7, "one\ntwo")
+    assert lines_since(log, 7, whole=False) == (7, "")
+    assert lines_since(log, 0, until=6, whole=False) == (6, "one\ntw")

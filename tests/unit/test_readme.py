@@ -19,6 +19,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 NOT_IN_CI = {
     r"python -m ray_memprof\.launch (?!.*--dry-run).*": "needs CUDA devices; `make demo` launches on the CPU",
     r"torchrun .*": "needs several CUDA devices and an official checkpoint",
+    r"ray-memprof compare ring4 ulysses4 .*": "needs two runs on several GPUs; tests compare made-up ones",
+    r"ray-memprof import .*": "needs snapshots of a CUDA program; tests import made-up ones",
     r"duckdb .*": "needs DuckDB's own client and a run on several GPUs; the same database is read in tests",
     r"python -m wan\.generate .*--ckpt_dir .*": "needs a CUDA device and an official checkpoint",
     r"python3 -m venv \.venv": "belongs to the install with CUDA; `make env` does the same here",

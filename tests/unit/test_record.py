@@ -102,6 +102,28 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_workload_set_itself_is_recorded_too(tmp_path: Path) -> None:
+    record = record_of(tmp_path, ranks=2)
+    record.environment = {"NCCL_BUFFSIZE": "1048576", "RANK": "0"}
+    ends = {
+        rank: Outcome(rank=rank, status="ok", environment={"NCCL_BUFFSIZE": str(2**rank)}) for rank in (0, 1)
+    }
+    record.settle(Verdict(status="ok", exit_code=0, reason="", outcomes=ends))
+
+    assert json.loads(record.run_row()["environment"]) == {"NCCL_BUFFSIZE": "1", "RANK": "0"}
+
+
+def test_the_seconds_of_each_stage_are_kept_as_far_as_the_run_came(tmp_path: Path) -> None:
+    record = record_of(tmp_path)
+    record.stages_s["ray"] = 3.5
+    record.settle(DIED)
+    assert json.loads((record.folder.path / "run.json").read_text())["stages_s"] == {"ray": 3.5}
+    record.stages_s["report"] = 1.25
+    record.note()
+    facts = json.loads((record.folder.path / "run.json").read_text())
+    assert facts["stages_s"] == {"ray": 3.5, "report": 1.25}
+
+
 def test_stacks_are_kept(tmp_path: Path) -> None:
     record = record_of(tmp_path)
     record.settle(Verdict(status="hung", exit_code=12, reason="r", stacks={2: "File x\n"}))

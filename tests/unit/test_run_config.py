@@ -410,7 +410,8 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(
         ("ranks: 0", "ranks 0: must be at least 1", ""),
         ("logging: {sample_interval_s: 1e-1}", "logging.sample_interval_s '1e-1': must be a number",
          "YAML takes it for text: write 0.1 without quotes"),
-        ("logging: {sample_interval_s: 0}", "logging.sample_interval_s 0: must be more than 0", ""),
+        ("ray: {timeouts: {stop_s: 0}}", "ray.timeouts.stop_s 0: must be more than 0", ""),
+        ("logging: {sample_interval_s: 0.009}", "logging.sample_interval_s 0.009: must be at least 0.01", ""),
         ("ray: {timeouts: {stop_s: .inf}}", "ray.timeouts.stop_s inf: must be a finite number", ""),
         ("ray: {timeouts: {stop_s: 1e400}}", "ray.timeouts.stop_s '1e400': must be a number", ""),
         ("ray: {timeouts: {stop_s: 1.0e+300}}", "ray.timeouts.stop_s 1e+300: must be at most 31536000", ""),
@@ -433,7 +434,7 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(
         ("matrix: [{name: a, set: 3}]", "matrix[0].set 3: must be a section of keys", ""),
         ("matrix: []", "matrix []: must hold at least 1", ""),
         ("ray: {1: 2}", "ray[1] 1: keys must be text", ""),
-        ("script: {args: []}", "script.path is missing", ""),
+        ("workload: script\nscript: {args: []}", "script.path is missing", ""),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_told_in_one_line(

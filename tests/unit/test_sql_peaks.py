@@ -102,19 +102,23 @@ def test_peak_by_stage(run_dir: Path) -> None:
 
 
 def test_imbalance(run_dir: Path) -> None:
+    assert columns(run_dir, "imbalance") == [
+        *("stage", "measure", "num_ranks", "max_bytes", "mean_bytes", "min_bytes", "max_over_mean"),
+        *("max_rank", "component", "component_bytes"),
+    ]
     assert answer(run_dir, "imbalance") == [
-        (None, "allocated", 2, 90, 65, 40, 90 / 65, 0),
-        (None, "device_used", 2, 120, 105, 90, 120 / 105, 0),
-        (None, "reserved", 2, 130, 105, 80, 130 / 105, 0),
-        ("denoise", "allocated", 2, 90, 65, 40, 90 / 65, 0),
-        ("denoise", "device_used", 2, 120, 105, 90, 120 / 105, 0),
-        ("denoise", "reserved", 2, 100, 90, 80, 100 / 90, 0),
-        ("encode.text", "allocated", 1, 50, 50, 50, 1.0, 0),
-        ("encode.text", "device_used", 1, 0, 0, 0, None, 0),
-        ("encode.text", "reserved", 1, 60, 60, 60, 1.0, 0),
-        ("decode", "allocated", 1, 70, 70, 70, 1.0, 0),
-        ("decode", "device_used", 1, 0, 0, 0, None, 0),
-        ("decode", "reserved", 1, 130, 130, 130, 1.0, 0),
+        (None, "allocated", 2, 90, 65, 40, 90 / 65, 0, None, None),
+        (None, "device_used", 2, 120, 105, 90, 120 / 105, 0, None, None),
+        (None, "reserved", 2, 130, 105, 80, 130 / 105, 0, None, None),
+        ("denoise", "allocated", 2, 90, 65, 40, 90 / 65, 0, None, None),
+        ("denoise", "device_used", 2, 120, 105, 90, 120 / 105, 0, None, None),
+        ("denoise", "reserved", 2, 100, 90, 80, 100 / 90, 0, None, None),
+        ("encode.text", "allocated", 1, 50, 50, 50, 1.0, 0, None, None),
+        ("encode.text", "device_used", 1, 0, 0, 0, None, 0, None, None),
+        ("encode.text", "reserved", 1, 60, 60, 60, 1.0, 0, None, None),
+        ("decode", "allocated", 1, 70, 70, 70, 1.0, 0, None, None),
+        ("decode", "device_used", 1, 0, 0, 0, None, 0, None, None),
+        ("decode", "reserved", 1, 130, 130, 130, 1.0, 0, None, None),
     ]
 
 
@@ -122,7 +126,7 @@ def test_of_equal_ranks_the_lowest_is_named(tmp_path: Path) -> None:
     spans = {"spans": [span(1, "decode", (0, 1), allocated=(0, 0, 7))]}
     make_run(tmp_path, dict.fromkeys((3, 1, 2), spans))
     rows = answer(tmp_path, "imbalance")
-    assert rows[0] == (None, "allocated", 3, 7, 7, 7, 1.0, 1)
+    assert rows[0] == (None, "allocated", 3, 7, 7, 7, 1.0, 1, None, None)
 
 
 def test_fragmentation_and_fluctuation(tmp_path: Path) -> None:

@@ -23,9 +23,12 @@ class Ranks:
         *,
         beats: Mapping[int, Sequence[tuple[float, int, str]]] | None = None,
         stacks: Mapping[int, str] | None = None,
+        lost_at: Mapping[int, float] | None = None,
     ) -> None:
         self.now = 0.0
         self._script = list(script)
+        self._lost_at = lost_at or {}
+        self.looked_at_nodes = 0
         self._beats, self._stacks = beats or {}, stacks or {}
         self.asked_where = 0
 
@@ -52,6 +55,10 @@ class Ranks:
         self.asked_where += 1
         self.now += wait_s
         return dict(self._stacks)
+
+    def lost(self, wait_s: float) -> list[int]:
+        self.looked_at_nodes += 1
+        return [rank for rank, when in self._lost_at.items() if when <= self.now]
 
 
 def beat(rank: int, sequence: int, path: str = "denoise") -> Beat:
@@ -80,10 +87,13 @@ def lost(rank: int, kind: LossKind = "died", detail: str = "") -> Loss:
     return Loss(rank=rank, kind=kind, detail=detail)
 
 
-def watched(ranks: Ranks, *, nodes: Sequence[str] = ("a",) * 4, signal_at: float = float("inf")) -> Verdict:
+def watched(
+    ranks: Ranks, *, nodes: Sequence[str] = ("a",) * 4, home: str = "a", signal_at: float = float("inf")
+) -> Verdict:
     return watch(
         ranks,
         nodes=nodes,
+        home=home,
         limits=LIMITS,
         clock=ranks.clock,
         interrupted=lambda: 2 if ranks.now >= signal_at else 0,
@@ -108,7 +118,7 @@ def test_all_end_well() -> None:
 
 @pytest.mark.parametrize("first", ["peer", "death"])
 def test_death_weighs_more_than_a_peer_that_complains_whatever_comes_first(first: str) -> None:
-    events = [lost(2), failed(1, RESET), failed(3, RESET)]
+    events: list[Outcome | Loss] = [lost(2), failed(1, RESET), failed(3, RESET)]
     times = (1.0, 1.002, 1.015) if first == "death" else (1.015, 1.0, 1.002)
     ranks = Ranks(list(zip(times, events, strict=True)))
 
@@ -127,7 +137,7 @@ def test_peers_complain_and_nobody_tells_why() -> None:
     ranks = Ranks([(1.0, failed(1, RESET)), (1.1, failed(3, RESET))])
     verdict = watched(ranks)
 
-    assert told(verdict) == ("failed", 16, f"rank 1: {RESET}", (1, 3))
+    assert told(verdict) == ("failed", 16, f"ranks 1, 3: {RESET}", (1, 3))
     assert verdict.hint.startswith("it lost another rank, and none reported why")
     assert ranks.now == pytest.approx(1.0 + LIMITS.node_grace_s)
 
@@ -147,9 +157,18 @@ def test_own_error_of_a_rank_weighs_more_than_a_peer() -> None:
     assert (told(verdict), verdict.hint) == (("failed", 16, "rank 3: ValueError: 42", (3,)), "use 43")
 
 
+def test_what_several_ranks_tell_in_the_same_words_is_told_once_with_all_of_them() -> None:
+    missing = "ckpt: model.safetensors is missing"
+    events = [(1.0 + rank / 10, failed(rank, missing, hint="get it")) for rank in (2, 0, 3)]
+    verdict = watched(Ranks([*events, (1.4, failed(1, "another"))]))
+
+    assert told(verdict) == ("failed", 16, f"ranks 0, 2, 3: {missing}", (0, 1, 2, 3))
+    assert verdict.hint == "get it"
+
+
 @pytest.mark.parametrize("kinds", [("unreachable", "unreachable"), ("unreachable", "died"), ("node", "died")])
 def test_node_lost_although_its_neighbours_complain_first(kinds: tuple[LossKind, LossKind]) -> None:
-    events = [
+    events: list[tuple[float, Outcome | Loss]] = [
         (1.0, failed(0, RESET)),
         (1.1, failed(1, RESET)),
         (2.3, lost(2, kinds[0])),
@@ -171,6 +190,90 @@ def test_deaths_of_all_ranks_of_a_node_are_deaths_unless_the_node_is_suspect() -
     verdict = watched(Ranks([(1.0, lost(2)), (1.0, lost(3))]), nodes=("a", "a", "b", "b"))
 
     assert told(verdict) == ("died", 10, "ranks 2, 3: process died", (2, 3))
+
+
+TWO_NODES = ("a", "a", "b", "b")
+NODE_LOST = ("lost", 13, "node b lost, with ranks 2, 3", (2, 3))
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [(1.0, lost(2)), (1.0, lost(3))],
+        [(1.0, lost(2, detail="Worker exits with an exit code 1")), (1.1, lost(3))],
+        [(1.0, lost(3))],
+        [(1.0, failed(0, RESET)), (1.0, lost(3))],
+        [(1.0, failed(0, RESET)), (1.0, failed(1, RESET))],
+        [(1.0, failed(3, RESET)), (1.1, lost(2))],
+        [(1.0, failed(rank, RESET)) for rank in (0, 1)] + [(1.0, lost(rank)) for rank in (2, 3)],
+    ],
+    ids=[
+        "both dead",
+        "one with a code",
+        "one alone",
+        "one and a peer",
+        "peers alone",
+        "told before",
+        "all at once",
+    ],
+)
+def test_ranks_that_are_dead_before_their_node_is_known_to_be_lost(
+    events: list[tuple[float, Outcome | Loss]],
+) -> None:
+    """GIVEN a node that is gone, and Ray that does not know it yet THEN the verdict is that of the node, at once."""
+    ranks = Ranks(events, lost_at={2: 0.9, 3: 0.9})
+
+    assert told(watched(ranks, nodes=TWO_NODES)) == NODE_LOST
+    assert ranks.now <= 1.1
+
+
+def test_a_node_that_outlives_its_ranks_for_a_while() -> None:
+    """GIVEN a host that is shut down in good order THEN deaths of all its ranks are not taken for its own at once."""
+    ranks = Ranks([(1.0, lost(2)), (1.0, lost(3))], lost_at={2: 3.0, 3: 3.0})
+
+    assert told(watched(ranks, nodes=TWO_NODES)) == NODE_LOST
+    assert ranks.now <= 3.0 + POLL_S
+
+
+def test_two_nodes_lost() -> None:
+    ranks = Ranks([(1.0, lost(1))], lost_at={1: 0.9, 2: 0.9})
+
+    verdict = watched(ranks, nodes=("a", "b", "c", "d"))
+    assert told(verdict) == ("lost", 13, "node b, c lost, with ranks 1, 2", (1, 2))
+
+
+def test_a_rank_that_had_ended_well_is_not_lost_with_its_node() -> None:
+    ranks = Ranks([(0.5, ok(2)), (1.0, lost(3))], lost_at={2: 0.9, 3: 0.9})
+
+    assert told(watched(ranks, nodes=TWO_NODES)) == ("lost", 13, "node b lost, with rank 3", (3,))
+
+
+def test_a_death_on_a_node_that_is_there_waits_no_longer_than_the_grace() -> None:
+    ranks = Ranks([(1.0, lost(2)), (1.01, failed(3, RESET))])
+
+    assert told(watched(ranks, nodes=TWO_NODES)) == ("died", 10, "rank 2: process died", (2,))
+    assert ranks.now <= 1.0 + LIMITS.grace_s + POLL_S
+
+
+def test_deaths_on_the_node_of_the_driver_are_not_waited_for() -> None:
+    ranks = Ranks([(1.0, lost(0))])
+
+    assert told(watched(ranks, nodes=("a",))) == ("died", 10, "rank 0: process died", (0,))
+    assert ranks.now == 1.0
+
+
+def test_an_error_that_a_rank_tells_is_not_put_down_to_a_node() -> None:
+    """GIVEN a rank that says what went wrong THEN nobody looks at the nodes: what follows is its doing."""
+    ranks = Ranks([(1.0, failed(1, "ValueError: 42"))], lost_at={2: 0.9, 3: 0.9})
+
+    assert told(watched(ranks, nodes=TWO_NODES)) == ("failed", 16, "rank 1: ValueError: 42", (1,))
+    assert ranks.looked_at_nodes == 0
+
+
+def test_the_word_of_ray_on_a_node_counts_although_one_of_its_ranks_could_still_complain() -> None:
+    ranks = Ranks([(1.0, failed(3, RESET)), (1.1, lost(2, "node"))])
+
+    assert told(watched(ranks, nodes=TWO_NODES)) == ("lost", 13, "node b lost, with rank 2", (2,))
 
 
 def test_host_out_of_memory() -> None:
@@ -227,6 +330,14 @@ def test_ranks_that_have_ended_do_not_count_as_standing_still() -> None:
     ranks = Ranks([(1.0, ok(0)), (20.0, ok(1))], beats=beats)
 
     assert watched(ranks, nodes=("a", "a")).status == "ok"
+
+
+def test_a_standstill_because_of_a_node_that_is_gone_is_put_down_to_it() -> None:
+    """GIVEN a host without power, which breaks no connection THEN its ranks are lost, not hung."""
+    ranks = Ranks(beats=STALLED, stacks=dict.fromkeys((0, 1), IN_COLLECTIVE), lost_at={2: 1.0, 3: 1.0})
+
+    assert told(watched(ranks, nodes=TWO_NODES)) == NODE_LOST
+    assert ranks.asked_where == 0
 
 
 def test_a_rank_that_never_beats_stands_still() -> None:

@@ -1,8 +1,9 @@
-"""Sizes are read by people: never 0.00 of anything that is there."""
+"""Sizes are read by people: never 0.00 of anything that is there. And written by them: never without a unit."""
 
 import pytest
 
-from ray_memprof.units import GIB, MIB, size_text
+from ray_memprof.errors import ConfigError
+from ray_memprof.units import GIB, MIB, parse_size, size_text
 
 
 @pytest.mark.parametrize(
@@ -20,3 +21,34 @@ from ray_memprof.units import GIB, MIB, size_text
 )
 def test_a_size_has_the_unit_that_suits_it(num_bytes: int, text: str) -> None:
     assert size_text(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("0 B", 0),
+        ("4096B", 4096),
+        ("1 kB", 1000),
+        ("1 KiB", 1024),
+        ("500 MB", 500_000_000),
+        (" 33.0 MiB ", 33 * MIB),
+        ("30 GiB", 30 * GIB),
+        ("30gib", 30 * GIB),
+        ("1.5 GB", 1_500_000_000),
+        ("0.1 GiB", 107_374_182),
+        ("2 TiB", 2 * 2**40),
+        ("1 TB", 10**12),
+    ],
+)
+def test_a_size_is_a_number_with_its_unit(text: str, num_bytes: int) -> None:
+    assert parse_size(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "30", "GiB", "30 G", "30 Gbit", "-1 GiB", "1e3 MB", "1 2 MB", "30 %"])
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_size(text)
+    assert (str(raised.value), raised.value.hint) == (
+        f"{text!r} is no size",
+        "a number and its unit: 30 GiB, 500 MB or 4096 B; GiB are 1024^3 bytes, GB are 1000^3",
+    )

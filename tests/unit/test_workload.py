@@ -20,7 +20,6 @@ from wan.spans import Attribute, listening
 from wan.text import encode_text
 
 STEPS = 2
-ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
 class Recorder:
@@ -134,28 +133,6 @@ def test_an_error_inside_a_stage_passes_through_and_marks_its_spans(
     with listening(recorder), pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
         workload.run(plan(config(), tmp_path), recorder)
     assert recorder.failed == ["decode"]
-
-
-def test_the_allocator_is_set_up_for_cuda_only_and_never_against_the_user(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def after(given: RunConfig, **environ: str) -> list[str | None]:
-        for name in ALLOCATOR:
-            monkeypatch.delenv(name, raising=False)
-        for name, value in environ.items():
-            monkeypatch.setenv(name, value)
-        workload._set_up_allocator(plan(given, tmp_path))
-        return [os.environ.get(name) for name in ALLOCATOR]
-
-    cuda = {"device": "cuda"}
-    assert after(config(model_config=cuda)) == ["expandable_segments:True", None]
-    assert after(config()) == [None, None]
-    assert after(config(model_config=cuda, optimization={"expandable_segments": False})) == [None, None]
-    for name in ALLOCATOR:
-        kept = ["max_split_size_mb:64" if name == one else None for one in ALLOCATOR]
-        assert after(config(model_config=cuda), **{name: "max_split_size_mb:64"}) == kept
-    script = from_mapping({"name": "x", "workload": "script", "script": {"path": "x.py"}}, source="test")
-    assert after(script) == [None, None]
 
 
 def test_a_rank_takes_its_own_gpu_from_the_list_of_its_node(tmp_path: Path) -> None:

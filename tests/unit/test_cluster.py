@@ -1,0 +1,113 @@
+"""The driver's side of the ranks' folders and processes, without Ray: nodes answer what the test says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_memprof import node_tasks
+from ray_memprof.cluster import Cluster
+from ray_memprof.config import RunConfig
+from ray_memprof.interrupts import Interrupts
+from ray_memprof.live import Live
+from ray_memprof.plan import RankFacts
+from ray_memprof.rank import Prepared
+from ray_memprof.record import Record
+from ray_memprof.run_folder import RunFolder
+from ray_memprof.verdict import Verdict
+
+NODES = ("a", "a", "b", "b")
+SCRATCH = Path("/scratch/x")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    """Ranks 0 and 1 on node a, which shares the run folder, 2 and 3 on node b, which does not."""
+    config = RunConfig(name="test", ranks=4, logging={"output_dir": tmp_path})
+    live = Live(config, 4, plain=True)
+    record = Record(config, RunFolder.create(config))
+    made = Cluster(record, live, Interrupts(live.say))
+    made.facts = [
+        RankFacts(node_id=node, host=f"host-{node}", node_ip="1", pid=100 + rank, gpu_index=rank)
+        for rank, node in enumerate(NODES)
+    ]
+    made.nodes = [one.host for one in made.facts]
+    made.prepared = [
+        Prepared(
+            run_dir=record.folder.path if node == "a" else SCRATCH,
+            shared=node == "a",
+            environment={},
+            checks={},
+        )
+        for node in NODES
+    ]
+    return made
+
+
+class Removals:
+    """In place of node_tasks.remove."""
+
+    def __init__(self, reason: str = "") -> None:
+        self.asked: list[tuple[str, Path, list[int]]] = []
+        self._reason = reason
+
+    def __call__(self, node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) -> str:
+        self.asked.append((node_id, folder, list(ranks)))
+        return self._reason
+
+
+def test_nothing_is_removed_where_nothing_came_from_elsewhere(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_tasks, "remove", removals := Removals())
+    assert (cluster.clear(frozenset()), removals.asked) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("reason", "problems"),
+    [
+        ("", []),
+        (
+            "[Errno 13] Permission denied",
+            ["ranks 2, 3: collected, and still in host-b:/scratch/x: [Errno 13] Permission denied"],
+        ),
+    ],
+)
+def test_what_came_is_removed_where_it_came_from(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, reason: str, problems: list[str]
+) -> None:
+    monkeypatch.setattr(node_tasks, "remove", removals := Removals(reason))
+    assert cluster.clear(frozenset({2, 3})) == problems
+    assert removals.asked == [("b", SCRATCH, [2, 3])]
+
+
+def test_a_process_that_outlives_everything_is_told(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[int]]] = []
+
+    def end_processes(pids: Sequence[int], node_id: str, *, wait_s: float) -> list[int]:
+        asked.append((node_id, list(pids)))
+        return [103] if node_id == "b" else []
+
+    monkeypatch.setattr(node_tasks, "end_processes", end_processes)
+    problem = (
+        "rank 3: process 103 on host-b does not end, not even by SIGKILL; what it holds of its GPU stays"
+    )
+    assert cluster.end(Verdict(status="ok")) == [problem]
+    assert asked == [("a", [100, 101]), ("b", [102, 103])]
+
+
+def test_nobody_asks_a_node_that_is_lost(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        node_tasks, "end_processes", lambda pids, node_id, *, wait_s: asked.append(node_id) or []
+    )
+    verdict = Verdict(status="lost", ranks=(2, 3))
+    assert cluster.end(verdict) == []
+    assert asked == ["a"]
+    remotes = cluster.remotes(verdict)
+    assert [(one.where, one.ranks) for one in remotes] == [("host-b:/scratch/x", (2, 3))]
+    with pytest.raises(Exception, match="the node is lost"):
+        next(iter(remotes[0].chunks))
