@@ -13,14 +13,18 @@ from typing import Any
 
 import duckdb
 
+from ray_memprof import knobs
 from ray_memprof.db import SQL_DIR
 from ray_memprof.units import size_text
 
 RULES_DIR = SQL_DIR / "diagnosis"
-EVIDENCE = ("settings", "stage_peaks", "skews", "alive")
+EVIDENCE = ("settings", "stage_peaks", "ooms", "skews", "alive", "grown")
 """Tables that rules share, in an order in which each finds those that it reads."""
 SEVERE_FRACTION, NOTABLE_FRACTION = 0.10, 0.03
 """Of the most device memory that a rank of the finding had in use: what a second look is worth."""
+
+FATAL = frozenset(("out_of_memory",))
+"""Rules that say what ended the run."""
 
 Row = dict[str, Any]
 
@@ -31,7 +35,7 @@ class Finding:
 
     rule: str
     severity: str
-    """severe, notable or minor: bytes as a share of the memory in use."""
+    """severe, notable or minor: bytes as a share of the memory in use; severe where it ended the run."""
     is_peak: bool
     """The bytes are part of a peak, and not only of some stage below it."""
     ranks: tuple[int, ...]
@@ -40,7 +44,7 @@ class Finding:
     bytes: int
     sentence: str
     knob: str
-    """What to change: a key of the configuration, or a variable of the environment."""
+    """What to change: see knobs.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +82,6 @@ def _holds_more(row: Row) -> str:
     )
 
 
-def _holds_more_knob(row: Row) -> str:
-    if row["component"] == "vae":
-        return "parallel.vae: split"
-    return (
-        f"compare rank {row['ranks'][0]} with rank {row['typical_rank']}: "
-        f"ray-memprof query alive_at_peak, and largest_allocations"
-    )
-
-
 def _decodes_alone(row: Row) -> str:
     others = "the other rank waits" if row["num_others"] == 1 else f"the {row['num_others']} other ranks wait"
     return f"{_who(row)} decodes alone and needs {size_text(row['bytes'])} for it, while {others}."
@@ -99,39 +94,19 @@ def _decode_peaks(row: Row) -> str:
     )
 
 
-def _decode_peaks_knob(row: Row) -> str:
-    if row["num_slabs"] == 1:
-        return "optimization.vae_slabs: 0 (by size), which was 1"
-    asked = "chosen by size" if row["num_slabs"] == 0 else str(row["num_slabs"])
-    return f"optimization.vae_slabs: more than it was ({asked})"
-
-
 def _nccl_holds(row: Row) -> str:
     groups = "one process group" if row["num_groups"] == 1 else f"{row['num_groups']} process groups"
     return f"NCCL holds {size_text(row['bytes'])} for {groups} on {rank_text(row['ranks'])} when the device is fullest."
 
 
-def _nccl_knob(row: Row) -> str:
-    if row["num_groups"] > 1:
-        return "fewer process groups: parallel.ulysses or parallel.ring alone; else NCCL_BUFFSIZE=1048576"
-    return "NCCL_BUFFSIZE=1048576 in the environment (buffers of 1 MiB and not 4)"
-
-
 def _fragments(row: Row) -> str:
-    return (
-        f"The allocator of {rank_text(row['ranks'])} takes {size_text(row['bytes'])} more from the device than is ever "
-        f"in use at once; most of it comes in {row['stage']}."
+    text = (
+        f"The allocator of {rank_text(row['ranks'])} holds up to {size_text(row['unused_bytes'])} that is not in use; "
+        f"its peak, in {row['stage']}, is {size_text(row['bytes'])} above the most that is ever in use at once"
     )
-
-
-def _fragments_knob(row: Row) -> str:
-    if row["is_expandable"] is False:
-        return "optimization.expandable_segments: true, which gives back up to all of it"
-    if row["is_expandable"] is None:
-        return "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment, if it was not set"
-    if row["workload"] != "wan":
-        return "expandable segments are on: smaller tensors, or torch.cuda.empty_cache() between stages"
-    return "expandable segments are on: make the largest tensors smaller (optimization.ffn_chunks, vae_slabs)"
+    if row["is_expandable"]:
+        return f"{text}, with expandable segments."
+    return f"{text}: expandable segments would give back at most that."
 
 
 def _ffn_hidden(row: Row) -> str:
@@ -148,12 +123,6 @@ def _weights_fp32(row: Row) -> str:
     )
 
 
-def _weights_knob(row: Row) -> str:
-    if row["precision"] == "fp32":
-        return "model_config.precision: bf16, which was fp32"
-    return f"model_config.precision was {row['precision']}, yet they came in fp32: look at what loads them"
-
-
 def _t5_stays(row: Row) -> str:
     return (
         f"The text encoder is still on the device in the denoise loop, {size_text(row['bytes'])} of weights on "
@@ -161,19 +130,9 @@ def _t5_stays(row: Row) -> str:
     )
 
 
-def _t5_knob(row: Row) -> str:
-    return (
-        "model_config.offload: true, which was false (or model_config.t5_cpu: true)"
-        if row["is_offload"] is False
-        else "model_config.t5_cpu: true, or parallel.t5_fsdp: true on several ranks"
-    )
-
-
 def _starts_late(row: Row) -> str:
-    return (
-        f"{_who(row)} begins {row['late_ns'] / 1e9:.1f} s after the median rank, and the others wait for it at their "
-        "first collective."
-    )
+    wait = ", and the others wait for it at their first collective" if row["is_awaited"] else ""
+    return f"{_who(row)} begins {row['late_ns'] / 1e9:.1f} s after the median rank{wait}."
 
 
 def _outside_grows(row: Row) -> str:
@@ -182,6 +141,22 @@ def _outside_grows(row: Row) -> str:
         f"Memory outside the allocator grows by {size_text(row['bytes'])} over {row['num_times']} visits of "
         f"{row['stage']} on {rank_text(row['ranks'])}; it belongs to {whose}."
     )
+
+
+def _out_of_memory(row: Row) -> str:
+    step = f" step {row['step']}" if row["step"] >= 0 else ""
+    text = f"{_who(row)} ran out of device memory in {row['stage'] or 'no span'}{step}: "
+    first = f"rank {row['first_rank']}, the first, " if len(row["ranks"]) > 1 else "it "
+    if row["asked_bytes"] is not None:
+        first += (
+            f"asked for {size_text(row['asked_bytes'])} where {size_text(row['free_bytes'])} were free, and "
+        )
+    unused = row["reserved_bytes"] - row["bytes"]
+    text += f"{first}held {size_text(row['bytes'])} in tensors and {size_text(unused)} unused"
+    if row["part_bytes"] is None:
+        return f"{text}."
+    owner = f"of {row['component']}" if row["component"] else "of no component"
+    return f"{text}; the largest part is {size_text(row['part_bytes'])} {owner} ({row['category'] or 'of no kind'})."
 
 
 def _retries(row: Row) -> str:
@@ -193,30 +168,19 @@ def _retries(row: Row) -> str:
     )
 
 
-def _ffn_knob(row: Row) -> str:
-    if row["num_chunks"] == 1:
-        return "optimization.ffn_chunks: 0 (by size), which was 1"
-    return f"optimization.ffn_chunks: more than it was ({row['num_chunks'] or 'chosen by size'})"
-
-
 RULES = (
-    Rule("retries", _retries, lambda row: "optimization.expandable_segments: true, and less at the peak"),
-    Rule("t5_stays", _t5_stays, _t5_knob),
-    Rule("weights_fp32", _weights_fp32, _weights_knob),
-    Rule("ffn_hidden", _ffn_hidden, _ffn_knob),
-    Rule("decodes_alone", _decodes_alone, lambda row: "parallel.vae: split"),
-    Rule("decode_peaks", _decode_peaks, _decode_peaks_knob),
-    Rule("holds_more", _holds_more, _holds_more_knob),
-    Rule("nccl_holds", _nccl_holds, _nccl_knob),
-    Rule("fragments", _fragments, _fragments_knob),
-    Rule(
-        "outside_grows",
-        _outside_grows,
-        lambda row: "the versions of cuDNN and NCCL, and what allocates by itself: query books, collectives",
-    ),
-    Rule(
-        "starts_late", _starts_late, lambda row: "what its node does before: logs/, load_strategy, the disk"
-    ),
+    Rule("out_of_memory", _out_of_memory, knobs.out_of_memory),
+    Rule("retries", _retries, knobs.retries),
+    Rule("t5_stays", _t5_stays, knobs.t5_stays),
+    Rule("weights_fp32", _weights_fp32, knobs.weights_fp32),
+    Rule("ffn_hidden", _ffn_hidden, knobs.ffn_hidden),
+    Rule("decodes_alone", _decodes_alone, knobs.decodes_alone),
+    Rule("decode_peaks", _decode_peaks, knobs.decode_peaks),
+    Rule("holds_more", _holds_more, knobs.holds_more),
+    Rule("nccl_holds", _nccl_holds, knobs.nccl_holds),
+    Rule("fragments", _fragments, knobs.fragments),
+    Rule("outside_grows", _outside_grows, knobs.outside_grows),
+    Rule("starts_late", _starts_late, knobs.starts_late),
 )
 
 
@@ -226,7 +190,7 @@ def rule_text(name: str) -> str:
 
 
 def findings(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
-    """What every rule says of the run: what is part of a peak first, then by bytes."""
+    """What every rule says of the run: what ended it first, then what is part of a peak, then by bytes."""
     for name in EVIDENCE:
         connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS\n{rule_text(name)}")
     used = _device_used(connection)
@@ -235,7 +199,10 @@ def findings(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
         for rule in RULES
         for row in connection.sql(rule_text(rule.name)).to_arrow_table().to_pylist()
     ]
-    return sorted(found, key=lambda one: (not one.is_peak, -one.bytes, one.rule, one.ranks, one.stage))
+    return sorted(
+        found,
+        key=lambda one: (one.rule not in FATAL, not one.is_peak, -one.bytes, one.rule, one.ranks, one.stage),
+    )
 
 
 def lines(found: Sequence[Finding], most: int | None = None) -> list[str]:
@@ -243,7 +210,7 @@ def lines(found: Sequence[Finding], most: int | None = None) -> list[str]:
     listed = []
     for one in found[:most]:
         below = "" if one.is_peak else ", below the peak"
-        listed += [f"{one.severity}{below}: {one.sentence}", f"  change {one.knob}"]
+        listed += [f"{one.severity}{below}: {one.sentence}", f"  knob: {one.knob}"]
     return listed
 
 
@@ -256,8 +223,9 @@ def _device_used(connection: duckdb.DuckDBPyConnection) -> dict[int, int]:
 
 
 def _finding(rule: Rule, row: Row, used: dict[int, int]) -> Finding:
-    share = row["bytes"] / max(1, *(used[rank] for rank in row["ranks"]))
-    severity = "severe" if share >= SEVERE_FRACTION else "notable" if share >= NOTABLE_FRACTION else "minor"
+    share = row["bytes"] / max(1, *(used.get(rank, 0) for rank in row["ranks"]))
+    is_severe = share >= SEVERE_FRACTION or rule.name in FATAL
+    severity = "severe" if is_severe else "notable" if share >= NOTABLE_FRACTION else "minor"
     return Finding(
         rule=rule.name,
         severity=severity,

@@ -20,7 +20,7 @@ others AS (
     SELECT
         rank,
         MAX(allocated_peak_bytes) AS peak_bytes,
-        ARG_MAX(stage, allocated_peak_bytes) AS stage
+        ARG_MIN(stage, (-allocated_peak_bytes, first_span_id)) AS stage
     FROM stage_peaks
     WHERE stage != 'decode'
     GROUP BY rank
@@ -32,8 +32,9 @@ SELECT
     'vae' AS component,
     MAX(stage_peaks.allocated_peak_bytes - others.peak_bytes) AS bytes,
     TRUE AS is_peak,
-    ARG_MAX(
-        others.stage, stage_peaks.allocated_peak_bytes - others.peak_bytes
+    ARG_MIN(
+        others.stage,
+        (others.peak_bytes - stage_peaks.allocated_peak_bytes, others.rank)
     ) AS other_stage,
     MAX(settings.vae_slabs) AS num_slabs
 FROM stage_peaks

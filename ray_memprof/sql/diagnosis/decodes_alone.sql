@@ -1,6 +1,7 @@
 -- Rule: does one rank decode the video while the others wait?
 -- One row = the rank that does; none where there is one rank, or several
--- decode.
+-- decode. A rank that failed before it could decode waits for nobody: then it
+-- must be known that one was to decode.
 --   ranks       who
 --   stage       decode
 --   component   vae
@@ -37,9 +38,19 @@ INNER JOIN stage_peaks
     AND activation_by_stage.stage = stage_peaks.stage
 INNER JOIN peak_by_rank ON activation_by_stage.rank = peak_by_rank.rank
 CROSS JOIN counted
+CROSS JOIN settings
 WHERE
     activation_by_stage.stage = 'decode'
     AND counted.num_decoding = 1
     AND counted.num_ranks > 1
+    AND (
+        COALESCE(settings.vae = 'rank0', FALSE)
+        OR NOT EXISTS (
+            SELECT 1
+            FROM spans
+            ANTI JOIN decoding ON spans.rank = decoding.rank
+            WHERE spans.failed
+        )
+    )
     AND activation_by_stage.activation_peak_bytes
     >= GREATEST(0.02 * peak_by_rank.device_used_peak_bytes, 67108864)

@@ -3,17 +3,26 @@
 --   ranks          who
 --   stage          in which reserved memory peaked, on the worst of them
 --   component      null
---   bytes          peak of reserved - peak of active, the most on any of them:
---                  with nothing between blocks the first would equal the second
+--   bytes          peak of reserved - peak of active, the most on any of them.
+--                  Without gaps between blocks the first would equal the
+--                  second: growing segments, too, cannot give back more
 --   is_peak        true
---   is_expandable  optimization.expandable_segments was on; null: not known
---   workload       wan, script or import
+--   unused_bytes   reserved - active when it was most, on the worst of them: as
+--                  measured at ends of spans; in between, at least bytes
+--   is_expandable, wants_expandable, allocator_variable, allocator_conf,
+--   workload       see settings
 -- Threshold: 8 % of the reserved peak, 256 MiB at least. Recorded runs on one
 -- H200 with nothing done against the peak have 4 %; it cannot be none, since
 -- pages of 2 MiB are taken whole.
 WITH places AS (
     SELECT rank, ARG_MIN(stage, (-reserved_peak_bytes, span_id)) AS stage
     FROM spans
+    GROUP BY rank
+),
+
+unused AS (
+    SELECT rank, MAX(fragmentation_worst_bytes) AS bytes
+    FROM fragmentation
     GROUP BY rank
 ),
 
@@ -26,19 +35,26 @@ slack AS (
             - GREATEST(
                 peak_by_rank.active_peak_bytes,
                 peak_by_rank.allocated_peak_bytes
-            ) AS bytes
+            ) AS bytes,
+        unused.bytes AS unused_bytes
     FROM peak_by_rank
     INNER JOIN places ON peak_by_rank.rank = places.rank
+    INNER JOIN unused ON peak_by_rank.rank = unused.rank
 )
 
 SELECT
     LIST(rank ORDER BY rank) AS ranks,
-    ARG_MAX(stage, bytes) AS stage,
+    ARG_MIN(stage, (-bytes, rank)) AS stage,
     NULL::VARCHAR AS component,
     MAX(bytes) AS bytes,
     TRUE AS is_peak,
-    (SELECT expandable_segments FROM settings) AS is_expandable,
-    (SELECT workload FROM settings) AS workload
+    ARG_MIN(GREATEST(unused_bytes, bytes), (-bytes, rank)) AS unused_bytes,
+    ANY_VALUE(settings.is_expandable) AS is_expandable,
+    ANY_VALUE(settings.wants_expandable) AS wants_expandable,
+    ANY_VALUE(settings.allocator_variable) AS allocator_variable,
+    ANY_VALUE(settings.allocator_conf) AS allocator_conf,
+    ANY_VALUE(settings.workload) AS workload
 FROM slack
+CROSS JOIN settings
 WHERE bytes >= GREATEST(0.08 * reserved_peak_bytes, 268435456)
 HAVING COUNT(*) > 0

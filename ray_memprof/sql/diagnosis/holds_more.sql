@@ -7,14 +7,19 @@
 --   bytes          how much more it holds on the worst of them
 --   is_peak        the stage has the peak of one of these ranks
 --   typical_rank   whom they are compared with
--- Thresholds: see skews.
+--   vae, t5_fsdp   keys of the configuration as they were; null: not known
+-- Thresholds: see skews. A rank that alone decodes is left to decodes_alone.
 WITH held AS (
     SELECT
         rank,
         stage,
         COALESCE(component, '') AS component,
         SUM(bytes) AS bytes
-    FROM alive
+    FROM (
+        FROM alive SELECT rank, stage, component, bytes
+        UNION ALL
+        FROM grown SELECT rank, stage, component, bytes
+    )
     GROUP BY rank, stage, component
 ),
 
@@ -31,7 +36,6 @@ differences AS (
         skews.rank,
         skews.stage,
         skews.typical_rank,
-        skews.typical_bytes,
         named.component,
         COALESCE(mine.bytes, 0) - COALESCE(theirs.bytes, 0) AS bytes
     FROM skews
@@ -46,58 +50,25 @@ differences AS (
         AND named.component = theirs.component
 ),
 
--- Without events: weights that came and stayed, or else the component at work.
-bases AS (
-    SELECT
-        skews.rank,
-        skews.stage,
-        base_memory.component,
-        base_memory.base_bytes - COALESCE(others.base_bytes, 0) AS bytes
-    FROM skews
-    INNER JOIN base_memory ON skews.rank = base_memory.rank
-    LEFT JOIN base_memory AS others
-        ON skews.typical_rank = others.rank
-        AND base_memory.component = others.component
-    WHERE
-        base_memory.base_bytes - COALESCE(others.base_bytes, 0)
-        > 0.5 * skews.excess_bytes
-),
-
-guesses AS (
-    SELECT
-        skews.rank,
-        skews.stage,
-        skews.typical_rank,
-        skews.typical_bytes,
-        COALESCE(bases.component, stage_peaks.component, '') AS component,
-        skews.excess_bytes AS bytes
-    FROM skews
-    INNER JOIN stage_peaks
-        ON skews.rank = stage_peaks.rank AND skews.stage = stage_peaks.stage
-    LEFT JOIN bases ON skews.rank = bases.rank AND skews.stage = bases.stage
-    ANTI JOIN differences
-        ON skews.rank = differences.rank AND skews.stage = differences.stage
-),
-
 -- Of a stage the component that makes the most of it, of a component the stage.
 blamed AS (
     SELECT
         rank,
         stage,
         typical_rank,
-        typical_bytes,
         component,
         bytes
-    FROM (
-        FROM differences
-        SELECT rank, stage, typical_rank, typical_bytes, component, bytes
-        UNION ALL
-        FROM guesses
-        SELECT rank, stage, typical_rank, typical_bytes, component, bytes
-    )
+    FROM differences
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY rank, stage ORDER BY bytes DESC, component
     ) = 1
+),
+
+lone AS (
+    SELECT MIN(rank) AS rank
+    FROM spans
+    WHERE name LIKE 'vae.%' AND stage = 'decode'
+    HAVING COUNT(DISTINCT rank) = 1
 ),
 
 worst AS (
@@ -111,18 +82,29 @@ worst AS (
     FROM blamed
     INNER JOIN stage_peaks
         ON blamed.rank = stage_peaks.rank AND blamed.stage = stage_peaks.stage
+    ANTI JOIN lone
+        ON blamed.rank = lone.rank
+        AND blamed.stage = 'decode'
+        AND blamed.component = 'vae'
+    -- The span of a whole script says less than the stage inside it.
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY blamed.rank, blamed.component
-        ORDER BY blamed.bytes DESC, stage_peaks.first_span_id
+        ORDER BY
+            blamed.bytes DESC,
+            blamed.stage = 'script',
+            stage_peaks.first_span_id
     ) = 1
 )
 
 SELECT
-    LIST(rank ORDER BY rank) AS ranks,
-    stage,
-    NULLIF(component, '') AS component,
-    MAX(bytes)::BIGINT AS bytes,
-    BOOL_OR(is_run_peak) AS is_peak,
-    MIN(typical_rank) AS typical_rank
+    LIST(worst.rank ORDER BY worst.rank) AS ranks,
+    worst.stage,
+    NULLIF(worst.component, '') AS component,
+    MAX(worst.bytes)::BIGINT AS bytes,
+    BOOL_OR(worst.is_run_peak) AS is_peak,
+    MIN(worst.typical_rank) AS typical_rank,
+    ANY_VALUE(settings.vae) AS vae,
+    ANY_VALUE(settings.t5_fsdp) AS t5_fsdp
 FROM worst
-GROUP BY stage, component
+CROSS JOIN settings
+GROUP BY worst.stage, worst.component

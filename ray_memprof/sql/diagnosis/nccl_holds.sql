@@ -7,6 +7,11 @@
 --   bytes       the most on any of them
 --   is_peak     true: it is what they hold at the peak
 --   num_groups  process groups that the ranks made, the most of any rank
+--   buffer_bytes
+--               NCCL_BUFFSIZE as it was in the ranks; NCCL's own 4 MiB where it
+--               was not set, or is no number
+--   workload, backend
+--               see settings
 -- Threshold: 8 % of what the device has in use at its fullest, 256 MiB at
 -- least. Smaller buffers give back an eighth of what a group holds after its
 -- first all-to-all (1.0 GiB of 1.2 on four H200): under 8 %, less than 1 % of
@@ -20,12 +25,19 @@ WITH made AS (
 
 SELECT
     LIST(books_at_peak.rank ORDER BY books_at_peak.rank) AS ranks,
-    MIN(SPLIT_PART(books_at_peak.path, '/', 1)) AS stage,
+    ARG_MIN(
+        SPLIT_PART(books_at_peak.path, '/', 1),
+        (-books_at_peak.bytes, books_at_peak.rank)
+    ) AS stage,
     NULL::VARCHAR AS component,
     MAX(books_at_peak.bytes) AS bytes,
     TRUE AS is_peak,
-    COALESCE(MAX(made.num_groups), 1) AS num_groups
+    COALESCE(MAX(made.num_groups), 1) AS num_groups,
+    COALESCE(ANY_VALUE(settings.nccl_buffer_bytes), 4194304) AS buffer_bytes,
+    ANY_VALUE(settings.workload) AS workload,
+    ANY_VALUE(settings.backend) AS backend
 FROM books_at_peak
+CROSS JOIN settings
 LEFT JOIN made ON books_at_peak.rank = made.rank
 WHERE
     books_at_peak.account = 'nccl'

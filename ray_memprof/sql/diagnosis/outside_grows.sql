@@ -9,7 +9,8 @@
 --   num_times  visits of the stage
 --   account    library, unexplained: whichever grew more
 -- Threshold: 64 MiB over three visits or more, growing in half of them or more.
--- A library that takes its workspace once grows once.
+-- A library that takes its workspace once grows once. On a GPU only: outside
+-- the tensors of a CPU there is the whole interpreter.
 WITH ends AS (
     SELECT
         books.rank,
@@ -21,7 +22,12 @@ WITH ends AS (
     FROM books
     INNER JOIN spans
         ON books.rank = spans.rank AND books.span_id = spans.span_id
-    WHERE books.edge = 'end' AND spans.depth = 0 AND books.device_used_bytes > 0
+    CROSS JOIN settings
+    WHERE
+        books.edge = 'end'
+        AND spans.depth = 0
+        AND books.device_used_bytes > 0
+        AND settings.source = 'cuda'
 ),
 
 moves AS (

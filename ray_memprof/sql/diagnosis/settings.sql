@@ -1,37 +1,88 @@
 -- Evidence: how were the levers set?
--- One row = the run; nulls where its configuration is not known.
---   workload                 wan, script or import
+-- One row = the run; nulls where its configuration, or its environment, is not
+-- known.
+--   source, workload         as the table runs has them
 --   num_ranks                ranks it was to have
---   task, precision, offload, t5_cpu, dit_fsdp, ffn_chunks, vae_slabs,
---   expandable_segments
+--   is_imported              made of snapshots of another program
+--   task, precision, load_strategy, offload, t5_cpu, t5_fsdp, dit_fsdp, vae,
+--   backend, attention_slicing, ffn_chunks, vae_slabs
 --                            keys of the configuration
+--   wants_expandable         optimization.expandable_segments
+--   allocator_variable       that torch's allocator read; null: none was set
+--   allocator_conf           what it said
+--   nccl_buffer_bytes        NCCL_BUFFSIZE; null: not set
+--   is_expandable            the allocator grew its segments, or was told to;
+--                            null: not known
 WITH known AS (
     SELECT
+        source,
         workload,
         num_ranks,
-        IF(JSON_VALID(config), config, '{}') AS config
+        IF(JSON_VALID(config), config, '{}') AS config,
+        IF(JSON_VALID(environment), environment, '{}') AS environment
     FROM runs
 ),
 
-one AS (
-    SELECT 1 AS row_number
+-- Segments say it best: a script may set its allocator up by itself.
+grown AS (
+    SELECT
+        EXISTS (SELECT 1 FROM allocs WHERE action = 'segment_map') AS has_maps,
+        EXISTS (SELECT 1 FROM allocs WHERE action = 'segment_alloc')
+            AS has_segments
+),
+
+told AS (
+    SELECT
+        source,
+        workload,
+        num_ranks,
+        config,
+        environment,
+        CASE
+            WHEN environment ->> '$.PYTORCH_CUDA_ALLOC_CONF' IS NOT NULL
+                THEN 'PYTORCH_CUDA_ALLOC_CONF'
+            WHEN environment ->> '$.PYTORCH_ALLOC_CONF' IS NOT NULL
+                THEN 'PYTORCH_ALLOC_CONF'
+        END AS allocator_variable,
+        COALESCE(
+            environment ->> '$.PYTORCH_CUDA_ALLOC_CONF',
+            environment ->> '$.PYTORCH_ALLOC_CONF'
+        ) AS allocator_conf
+    FROM known
 )
 
 SELECT
-    known.workload,
-    known.num_ranks,
-    JSON_EXTRACT_STRING(known.config, '$.model_config.task') AS task,
-    JSON_EXTRACT_STRING(known.config, '$.model_config.precision')
-        AS precision,
-    JSON_EXTRACT(known.config, '$.model_config.offload')::BOOLEAN AS offload,
-    JSON_EXTRACT(known.config, '$.model_config.t5_cpu')::BOOLEAN AS t5_cpu,
-    JSON_EXTRACT(known.config, '$.parallel.dit_fsdp')::BOOLEAN AS dit_fsdp,
-    JSON_EXTRACT(known.config, '$.optimization.ffn_chunks')::INTEGER
-        AS ffn_chunks,
-    JSON_EXTRACT(known.config, '$.optimization.vae_slabs')::INTEGER
-        AS vae_slabs,
-    JSON_EXTRACT(known.config, '$.optimization.expandable_segments')::BOOLEAN
-        AS expandable_segments
-FROM one
-LEFT JOIN known ON TRUE
+    told.source,
+    told.workload,
+    told.num_ranks,
+    JSON_EXISTS(told.config, '$.imported') AS is_imported,
+    told.config ->> '$.model_config.task' AS task,
+    told.config ->> '$.model_config.precision' AS precision,
+    told.config ->> '$.model_config.load_strategy' AS load_strategy,
+    (told.config ->> '$.model_config.offload')::BOOLEAN AS offload,
+    (told.config ->> '$.model_config.t5_cpu')::BOOLEAN AS t5_cpu,
+    (told.config ->> '$.parallel.t5_fsdp')::BOOLEAN AS t5_fsdp,
+    (told.config ->> '$.parallel.dit_fsdp')::BOOLEAN AS dit_fsdp,
+    told.config ->> '$.parallel.vae' AS vae,
+    told.config ->> '$.parallel.backend' AS backend,
+    (told.config ->> '$.optimization.attention_slicing')::BOOLEAN
+        AS attention_slicing,
+    (told.config ->> '$.optimization.ffn_chunks')::INTEGER AS ffn_chunks,
+    (told.config ->> '$.optimization.vae_slabs')::INTEGER AS vae_slabs,
+    (told.config ->> '$.optimization.expandable_segments')::BOOLEAN
+        AS wants_expandable,
+    told.allocator_variable,
+    told.allocator_conf,
+    TRY_CAST(told.environment ->> '$.NCCL_BUFFSIZE' AS BIGINT)
+        AS nccl_buffer_bytes,
+    CASE
+        WHEN grown.has_maps THEN TRUE
+        WHEN grown.has_segments THEN FALSE
+        WHEN told.source = 'cuda' AND told.environment != '{}'
+            THEN COALESCE(
+                told.allocator_conf LIKE '%expandable_segments:True%', FALSE
+            )
+    END AS is_expandable
+FROM grown
+LEFT JOIN told ON TRUE
 LIMIT 1

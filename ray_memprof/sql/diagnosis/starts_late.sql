@@ -6,9 +6,10 @@
 --   bytes      0: it costs time
 --   is_peak    false
 --   late_ns    behind the median rank
+--   is_awaited the ranks call collectives
 -- Threshold: 2 s, and 1 % of the run. Ranks of four recorded GPUs begin within
 -- 0.3 s of each other. Clocks of several nodes may differ: NTP keeps them
--- closer.
+-- closer. Imported snapshots begin where their rings do, and say nothing of it.
 WITH firsts AS (
     SELECT
         rank,
@@ -17,6 +18,8 @@ WITH firsts AS (
         ARG_MIN(stage, span_id) AS stage
     FROM spans
     GROUP BY rank
+    -- Else its first rows are lost.
+    HAVING MIN(span_id) = 1
 ),
 
 middle AS (
@@ -32,9 +35,12 @@ SELECT
     NULL::VARCHAR AS component,
     0::BIGINT AS bytes,
     FALSE AS is_peak,
-    firsts.start_ns - middle.start_ns AS late_ns
+    firsts.start_ns - middle.start_ns AS late_ns,
+    EXISTS (SELECT 1 FROM collectives) AS is_awaited
 FROM firsts
 CROSS JOIN middle
+CROSS JOIN settings
 WHERE
-    firsts.start_ns - middle.start_ns
+    NOT COALESCE(settings.is_imported, FALSE)
+    AND firsts.start_ns - middle.start_ns
     >= GREATEST(2000000000, 0.01 * middle.duration_ns)

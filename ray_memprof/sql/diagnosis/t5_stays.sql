@@ -5,7 +5,8 @@
 --   component   t5
 --   bytes       its weights, the most on any of them
 --   is_peak     the rank's peak comes after text encoding, so that it counts in
---   is_offload  model_config.offload as it was
+--   offload, t5_fsdp
+--               keys of the configuration as they were; null: not known
 -- Evidence: its stay covers the beginning of the loop.
 -- Threshold: 1 % of the rank's peak.
 WITH loops AS (
@@ -28,7 +29,8 @@ SELECT
     't5' AS component,
     MAX(visit.base_bytes) AS bytes,
     BOOL_OR(fullest.span_id >= loops.span_id) AS is_peak,
-    (SELECT offload FROM settings) AS is_offload
+    (SELECT offload FROM settings) AS offload,
+    (SELECT t5_fsdp FROM settings) AS t5_fsdp
 FROM component_visits AS visit
 INNER JOIN loops ON visit.rank = loops.rank
 INNER JOIN fullest ON visit.rank = fullest.rank

@@ -6,8 +6,8 @@
 --   bytes       half of them: what bf16 gives back
 --   is_peak     a rank peaks while they are loaded or used
 --   precision   model_config.precision as it was
--- Evidence: measured bytes over the parameters that the task is known to have,
--- above 3 bytes each (fp32 has 4, bf16 has 2).
+-- Evidence: measured bytes over the parameters that the task is known to have.
+-- Threshold: 3 bytes each (fp32 has 4, bf16 has 2).
 WITH sizes (size, num_parameters) AS (
     -- layers x (8 d^2 of attention + 2 d f of feed-forward); the rest is under
     -- 5 %.

@@ -1,0 +1,85 @@
+-- Evidence: which ranks ended because the device was full, and what was there?
+-- One row = such a rank.
+--   rank             who
+--   stage, path      innermost span that the error left
+--   step             of it; -1 outside the denoise loop
+--   seq, t_ns        of the last request that failed; null, like what follows
+--                    from it, where no allocator events were recorded
+--   asked_bytes      of that request
+--   free_bytes       on the device then
+--   allocated_bytes  tensors then; without events the most in that span
+--   reserved_bytes   held by the allocator then, what it could give back given
+--                    back; without events the most in that span
+WITH full_ranks AS (
+    SELECT rank, path, step FROM ranks WHERE status = 'oom'
+),
+
+refused AS (
+    SELECT
+        allocs.rank,
+        MAX(allocs.seq) AS seq,
+        MAX(allocs.t_ns) AS t_ns,
+        ARG_MAX(allocs.requested_bytes, allocs.seq) AS asked_bytes,
+        -- In place of an address.
+        ARG_MAX(allocs.address, allocs.seq) AS free_bytes
+    FROM allocs
+    INNER JOIN full_ranks ON allocs.rank = full_ranks.rank
+    WHERE allocs.action = 'oom'
+    GROUP BY allocs.rank
+    LIMIT 65536
+),
+
+held AS (
+    SELECT
+        allocs.rank,
+        SUM(
+            CASE allocs.action
+                WHEN 'alloc' THEN allocs.size_bytes
+                WHEN 'free_requested' THEN -allocs.size_bytes
+                ELSE 0
+            END
+        )::BIGINT AS allocated_bytes,
+        SUM(
+            CASE
+                WHEN allocs.action IN ('segment_alloc', 'segment_map')
+                    THEN allocs.size_bytes
+                WHEN allocs.action IN ('segment_free', 'segment_unmap')
+                    THEN -allocs.size_bytes
+                ELSE 0
+            END
+        )::BIGINT AS reserved_bytes
+    FROM allocs
+    INNER JOIN refused
+        ON allocs.rank = refused.rank AND allocs.seq < refused.seq
+    GROUP BY allocs.rank
+),
+
+places AS (
+    SELECT
+        full_ranks.rank,
+        full_ranks.path,
+        full_ranks.step,
+        ARG_MAX(spans.stage, spans.span_id) AS stage,
+        MAX(spans.allocated_peak_bytes) AS allocated_bytes,
+        MAX(spans.reserved_peak_bytes) AS reserved_bytes
+    FROM full_ranks
+    LEFT JOIN spans
+        ON full_ranks.rank = spans.rank AND full_ranks.path = spans.path
+    GROUP BY full_ranks.rank, full_ranks.path, full_ranks.step
+)
+
+SELECT
+    places.rank,
+    COALESCE(places.stage, SPLIT_PART(places.path, '/', 1)) AS stage,
+    places.path,
+    places.step,
+    refused.seq,
+    refused.t_ns,
+    refused.asked_bytes,
+    refused.free_bytes,
+    COALESCE(held.allocated_bytes, places.allocated_bytes, 0)
+        AS allocated_bytes,
+    COALESCE(held.reserved_bytes, places.reserved_bytes, 0) AS reserved_bytes
+FROM places
+LEFT JOIN refused ON places.rank = refused.rank
+LEFT JOIN held ON places.rank = held.rank

@@ -1,0 +1,113 @@
+-- Rule: did the device run out of memory, and end the run?
+-- One row = a stage in which it did.
+--   ranks           on whose device
+--   stage           of the span that the error left; empty: of none
+--   component       whose tensors are the largest part of what was held; null:
+--                   of none, or not known
+--   bytes           held in tensors by the first of these ranks
+--   is_peak         true
+--   first_rank      the first of them
+--   step            in which it ended; -1: outside the denoise loop
+--   asked_bytes, free_bytes, reserved_bytes
+--                   see ooms
+--   others_bytes    held on that device by other processes; null: not known
+--   category        of the largest part; null: not known
+--   part_bytes      the largest part; null: not known
+--   num_ranks, workload, precision, load_strategy, t5_fsdp, dit_fsdp, vae,
+--   attention_slicing, ffn_chunks, vae_slabs, wants_expandable,
+--   allocator_variable, allocator_conf, is_expandable
+--                   see settings
+-- Threshold: none.
+WITH firsts AS (
+    SELECT
+        rank,
+        stage,
+        step,
+        seq,
+        COALESCE(t_ns, 9223372036854775807) AS t_ns,
+        asked_bytes,
+        free_bytes,
+        allocated_bytes,
+        reserved_bytes,
+        LIST(rank) OVER (
+            PARTITION BY stage ORDER BY rank
+            ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+        ) AS ranks
+    FROM ooms
+    QUALIFY ROW_NUMBER() OVER (PARTITION BY stage ORDER BY t_ns, rank) = 1
+    LIMIT 65536
+),
+
+-- As in alive_at_peak.
+last AS (
+    SELECT
+        allocs.rank,
+        ARG_MAX(
+            IF(allocs.action = 'alloc', allocs.size_bytes, 0), allocs.seq
+        ) AS size_bytes,
+        ARG_MAX(allocs.span_id, allocs.seq) AS span_id,
+        NULLIF(ARG_MAX(COALESCE(allocs.category, ''), allocs.seq), '')
+            AS category
+    FROM allocs
+    INNER JOIN firsts ON allocs.rank = firsts.rank AND allocs.seq < firsts.seq
+    WHERE allocs.action IN ('alloc', 'free_requested')
+    GROUP BY allocs.rank, allocs.address
+),
+
+parts AS (
+    SELECT
+        last.rank,
+        spans.component,
+        last.category,
+        SUM(last.size_bytes)::BIGINT AS bytes
+    FROM last
+    LEFT JOIN spans ON last.rank = spans.rank AND last.span_id = spans.span_id
+    GROUP BY last.rank, spans.component, last.category
+    QUALIFY ROW_NUMBER() OVER (
+        PARTITION BY last.rank
+        ORDER BY SUM(last.size_bytes) DESC, spans.component, last.category
+    ) = 1
+),
+
+others AS (
+    SELECT firsts.rank, samples.others_used_bytes AS bytes
+    FROM firsts
+    ASOF INNER JOIN samples
+        ON firsts.rank = samples.rank AND firsts.t_ns >= samples.t_ns
+)
+
+SELECT
+    firsts.ranks,
+    firsts.stage,
+    IF(parts.bytes IS NULL, stage_peaks.component, parts.component)
+        AS component,
+    firsts.allocated_bytes AS bytes,
+    TRUE AS is_peak,
+    firsts.rank AS first_rank,
+    firsts.step,
+    firsts.asked_bytes,
+    firsts.free_bytes,
+    firsts.reserved_bytes,
+    others.bytes AS others_bytes,
+    parts.category,
+    parts.bytes AS part_bytes,
+    settings.num_ranks,
+    settings.workload,
+    settings.precision,
+    settings.load_strategy,
+    settings.t5_fsdp,
+    settings.dit_fsdp,
+    settings.vae,
+    settings.attention_slicing,
+    settings.ffn_chunks,
+    settings.vae_slabs,
+    settings.wants_expandable,
+    settings.allocator_variable,
+    settings.allocator_conf,
+    settings.is_expandable
+FROM firsts
+CROSS JOIN settings
+LEFT JOIN parts ON firsts.rank = parts.rank
+LEFT JOIN others ON firsts.rank = others.rank
+LEFT JOIN stage_peaks
+    ON firsts.rank = stage_peaks.rank AND firsts.stage = stage_peaks.stage

@@ -1,0 +1,412 @@
+"""Runs on which each rule of the diagnosis speaks, or does not: hand-made rows, a function a rule.
+
+Called without more than an empty run, a function fills it so that its rule has something to say; its arguments take
+that back, one at a time. RUNS has them by rule. The views of a run take longer to make than to ask: it is filled anew
+again and again.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from run_tables import Row, blank, make_run, span
+
+from ray_memprof import db, diagnosis
+from ray_memprof.schema import TABLES
+
+MIB, GIB, SECOND = 2**20, 2**30, 10**9
+PARAMETERS = 1_391_984_640
+"""Of the transformer of t2v-1.3B, as weights_fp32.sql counts them."""
+FFN_TOKENS = 1024
+Tables = Mapping[str, Sequence[Row]]
+
+
+class EmptyRun:
+    """A run in memory whose tables can be filled; a context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._open = db.open_run(make_run(folder, {0: {}}))
+
+    def __enter__(self) -> "EmptyRun":
+        self.connection: duckdb.DuckDBPyConnection = self._open.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._open.__exit__(*raised)
+
+    def fill(self, *ranks: Tables) -> None:
+        """Put what these ranks recorded in place of what is there; the driver has written nothing."""
+        for table in TABLES:
+            self.connection.execute(f"DELETE FROM {table}")
+        for rank, tables in enumerate(ranks):
+            for table, rows in tables.items():
+                self.insert(table, rows, rank)
+
+    def insert(self, table: str, rows: Sequence[Row], rank: int | None = None) -> None:
+        """Add rows, of a rank where the table has one."""
+        columns = pa.Table.from_pylist(list(rows), schema=TABLES[table].schema)
+        if rank is not None:
+            columns = columns.append_column("rank", pa.array([rank] * len(rows), pa.int64()))
+        # DuckDB finds the local variable.
+        self.connection.execute(f"INSERT INTO {table} BY NAME FROM columns")
+
+
+def diagnose(
+    empty: EmptyRun,
+    *ranks: Tables,
+    rank_rows: Sequence[Row] = (),
+    config: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    **run: Any,
+) -> list[diagnosis.Finding]:
+    """What the rules say of a run with these rows; rank_rows: of the table ranks, in rank order."""
+    empty.fill(*ranks)
+    facts = {"source": "cuda", "workload": "wan", "num_ranks": len(ranks), "status": "ok"}
+    texts = {"config": json.dumps(config or {}), "environment": json.dumps(environ or {})}
+    empty.insert("runs", [blank("runs", **facts | texts | run)])
+    for rank in range(len(ranks)):
+        row = rank_rows[rank] if rank_rows else {"status": "ok"}
+        empty.insert("ranks", [blank("ranks", **row)], rank)
+    return diagnosis.findings(empty.connection)
+
+
+def events(*rows: tuple[str, int, int, int], category: str | None = "activation") -> list[Row]:
+    """Allocator events of (action, bytes, address, span_id), in order."""
+    return [
+        blank(
+            "allocs",
+            seq=seq,
+            t_ns=seq,
+            action=action,
+            size_bytes=size,
+            requested_bytes=size,
+            address=address,
+            span_id=span_id,
+            category=category if action in ("alloc", "free_requested") else None,
+        )
+        for seq, (action, size, address, span_id) in enumerate(rows)
+    ]
+
+
+def held(start: int, end: int, peak: int) -> dict[str, tuple[int, int, int]]:
+    """Tensors of a span, all that there is on the device."""
+    return dict.fromkeys(("allocated", "reserved", "active", "device_used"), (start, end, peak))
+
+
+def t5_stays(
+    empty: EmptyRun,
+    *,
+    weights: int = 11 * GIB,
+    peak: int = 40 * GIB,
+    leaves_ns: int | None = None,
+    **model: Any,
+) -> list[diagnosis.Finding]:
+    """The text encoder comes, and moves out at leaves_ns or never; the loop begins at 100."""
+    spans = [
+        span(1, "encode.text", (0, 90), component="t5", **held(0, weights, weights)),
+        span(2, "encode.text/load.t5", (0, 9), parent_id=1, component="t5", **held(0, weights, weights)),
+    ]
+    if leaves_ns is not None:
+        spans.append(
+            span(3, "residency.offload", (leaves_ns, 95), component="t5", **held(weights, 0, weights))
+        )
+    spans.append(span(4, "denoise", (100, 900), step=0, component="dit", **held(weights, weights, peak)))
+    return diagnose(empty, {"spans": spans}, config={"model_config": model})
+
+
+def weights_fp32(
+    empty: EmptyRun,
+    *,
+    bytes_each: float = 4,
+    ranks: int = 1,
+    task: str = "t2v-1.3B",
+    precision: str = "fp32",
+    dit_fsdp: bool = False,
+    **run: Any,
+) -> list[diagnosis.Finding]:
+    """The transformer comes with so many bytes for each of its parameters, over all ranks."""
+    size = int(bytes_each * PARAMETERS) // (ranks if dit_fsdp else 1)
+    spans = [
+        span(1, "load.dit", (0, 90), component="dit", **held(0, size, size)),
+        span(2, "denoise", (100, 900), step=0, component="dit", **held(size, size, size + GIB)),
+    ]
+    config = {"model_config": {"task": task, "precision": precision}, "parallel": {"dit_fsdp": dit_fsdp}}
+    return diagnose(empty, *[{"spans": spans}] * ranks, config=config, **run)
+
+
+def ffn_hidden(
+    empty: EmptyRun,
+    *,
+    hidden_width: int = 8960,
+    others: int = 300 * MIB,
+    chunks: int = 1,
+    category: str = "activation",
+    has_events: bool = True,
+) -> list[diagnosis.Finding]:
+    """A chunk of tokens of t2v-1.3B as wide as the model, its hidden layer, and other tensors beside them."""
+    narrow, wide = (FFN_TOKENS * width * 2 for width in (1536, hidden_width))
+    peak = narrow + wide + others
+    spans = [span(1, "denoise", (0, 90), step=0, component="dit", **held(0, 0, peak))]
+    rows = [
+        ("alloc", others, 1, 1),
+        ("alloc", narrow, 2, 1),
+        ("alloc", wide, 3, 1),
+        ("free_requested", wide, 3, 1),
+    ]
+    config = {"model_config": {"task": "t2v-1.3B"}, "optimization": {"ffn_chunks": chunks}}
+    allocs = events(*rows, category=category) if has_events else []
+    return diagnose(empty, {"spans": spans, "allocs": allocs}, config=config)
+
+
+def decodes_alone(
+    empty: EmptyRun,
+    *,
+    added: int = 10 * GIB,
+    ranks: int = 4,
+    num_decoding: int = 1,
+    device_used: int = 40 * GIB,
+    fails: bool = False,
+    vae: str | None = None,
+) -> list[diagnosis.Finding]:
+    """The first ranks decode, the others find nothing to do there, or failed in the loop before."""
+    base, loop = device_used // 40, device_used // 2
+    used = {"device_used": (device_used, device_used, device_used)}
+    denoise = span(1, "denoise", (0, 100), step=0, component="dit", allocated=(base, base, loop), **used)
+    decode = {"allocated": (base, base, base + added), **used}
+    decoding = [
+        denoise,
+        span(2, "decode", (100, 200), component="vae", **decode),
+        span(3, "decode/vae.chunk", (110, 190), parent_id=2, component="vae", **decode),
+    ]
+    idle = [{**denoise, "failed": fails}]
+    if not fails:
+        idle.append(span(2, "decode", (100, 110), component="vae", allocated=(base, base, base)))
+    tables = [{"spans": decoding if rank < num_decoding else idle} for rank in range(ranks)]
+    return diagnose(empty, *tables, config={"parallel": {"vae": vae}})
+
+
+def decode_peaks(
+    empty: EmptyRun,
+    *,
+    decode: int = 20 * GIB,
+    loop: int = 15 * GIB,
+    slabs: int = 0,
+    ranks: int = 1,
+    workload: str = "wan",
+    component: str | None = "vae",
+) -> list[diagnosis.Finding]:
+    """Every rank decodes, and holds so much in decode and in the loop."""
+    spans = [
+        span(1, "denoise", (0, 100), step=0, component="dit", **held(0, 0, loop)),
+        span(2, "decode", (100, 200), component=component, **held(0, 0, decode)),
+        span(3, "decode/vae.chunk", (110, 190), parent_id=2, component=component, **held(0, 0, decode)),
+    ]
+    config = {"optimization": {"vae_slabs": slabs}}
+    return diagnose(empty, *[{"spans": spans}] * ranks, config=config, workload=workload)
+
+
+def holds_more(
+    empty: EmptyRun,
+    *,
+    excess: int = 5 * GIB,
+    ranks: int = 3,
+    stage: str = "denoise",
+    loop: int = 20 * GIB,
+    small: int = 0,
+    component: str = "dit",
+    fails: bool = False,
+    has_events: bool = True,
+    rank: int = 1,
+    **parallel: Any,
+) -> list[diagnosis.Finding]:
+    """One rank holds `excess` more in `stage`, for `component`; device.init takes `small` bytes on all of them."""
+
+    def tables(held_more: int) -> Tables:
+        sizes = {"device.init": small, "encode.text": loop // 2, "denoise": loop}
+        sizes[stage] = sizes.get(stage, 0) + held_more
+        spans, rows = [], []
+        for number, (name, size) in enumerate(sizes.items()):
+            spans.append(
+                span(
+                    number + 1,
+                    name,
+                    (100 * number, 100 * number + 90),
+                    component=component if name == stage else None,
+                    failed=fails and name == stage,
+                    **held(0, 0, size),
+                )
+            )
+            parts = [size - held_more, held_more] if name == stage and held_more else [size]
+            for part in (part for part in parts if part):
+                rows += [("alloc", part, len(rows) + 1, number + 1)]
+            rows += [("free_requested", row[1], row[2], number + 1) for row in rows if row[3] == number + 1]
+        return {"spans": spans, "allocs": events(*rows) if has_events else []}
+
+    every = [tables(excess if one == rank else 0) for one in range(ranks)]
+    return diagnose(empty, *every, config={"parallel": parallel})
+
+
+def out_of_memory(
+    empty: EmptyRun,
+    *,
+    status: str = "oom",
+    asked: int = 2 * GIB,
+    free: int = GIB,
+    tensors: int = 30 * GIB,
+    reserved: int = 31 * GIB,
+    stage: str = "denoise",
+    component: str | None = "dit",
+    category: str = "activation",
+    others: int | None = None,
+    has_events: bool = True,
+    is_expandable: bool = True,
+    ranks: int = 2,
+    failing: int = 1,
+    **facts: Any,
+) -> list[diagnosis.Finding]:
+    """The last of the ranks ask for more than there is, in the third step; the others have it."""
+    spans = [span(1, stage, (0, 90), step=3, component=component, allocated=(0, 0, tensors), num_retries=1,
+                  reserved=(0, reserved, reserved), active=(0, 0, tensors), device_used=(0, 0, 40 * GIB))]  # fmt: skip
+    rows = [
+        ("segment_map" if is_expandable else "segment_alloc", reserved, 1, 1),
+        ("alloc", tensors, 1, 1),
+        *([("oom", asked, free, 1)] if status == "oom" else []),
+        ("free_requested", tensors, 1, 1),
+    ]
+    sample = blank("samples", t_ns=1, others_used_bytes=others)
+    tables = {
+        "spans": spans,
+        "samples": [sample],
+        "allocs": events(*rows, category=category) if has_events else [],
+    }
+    ends = [{"status": "interrupted"}] * (ranks - failing)
+    ends += [{"status": status, "path": stage, "step": 3}] * failing
+    quiet = {
+        "spans": [{**spans[0], "num_retries": 0}],
+        "allocs": [row for row in tables["allocs"] if row["action"] != "oom"],
+    }
+    return diagnose(empty, *[quiet] * (ranks - failing), *[tables] * failing, rank_rows=ends, **facts)
+
+
+def retries(
+    empty: EmptyRun, *, num: int = 1, segments: str | None = "segment_alloc", **facts: Any
+) -> list[diagnosis.Finding]:
+    """The allocator flushed its cache so often, in a loop at whose end a GiB is held and not in use."""
+    spans = [
+        span(
+            1,
+            "denoise",
+            (0, 90),
+            step=0,
+            num_retries=num,
+            num_segments=1,
+            allocated=(0, 0, 9 * GIB),
+            active=(0, 29 * GIB, 30 * GIB),
+            reserved=(0, 30 * GIB, 30 * GIB),
+            device_used=(0, 40 * GIB, 40 * GIB),
+        )
+    ]
+    return diagnose(
+        empty, {"spans": spans, "allocs": events((segments, GIB, 1, 1)) if segments else []}, **facts
+    )
+
+
+def nccl_holds(
+    empty: EmptyRun,
+    *,
+    size: int = 2 * GIB,
+    used: int = 20 * GIB,
+    account: str = "nccl",
+    groups: Sequence[str] = ("0",),
+    config: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    **run: Any,
+) -> list[diagnosis.Finding]:
+    """So much of what the device has in use belongs to an account, on two ranks alike."""
+    tables = {
+        "spans": [span(1, "denoise", (10, 90), step=0, device_used=(used, used, used), **dict.fromkeys(
+            ("allocated", "active", "reserved"), (used - size, used - size, used - size)))],
+        "ledger": [blank("ledger", t_ns=5, account=account, bytes=size)],
+        "collectives": [blank("collectives", op="all_reduce", group=name, group_size=2) for name in groups],
+    }  # fmt: skip
+    return diagnose(empty, tables, tables, config=config, environ=environ, **run)
+
+
+def fragments(
+    empty: EmptyRun,
+    *,
+    reserved: int = 20 * GIB,
+    active: int = 16 * GIB,
+    unused: int = 5 * GIB,
+    segments: str | None = "segment_alloc",
+    **facts: Any,
+) -> list[diagnosis.Finding]:
+    """What the allocator took and what was in use, each at its most; `unused` of it at the end of decode."""
+    spans = [
+        span(1, "denoise", (0, 90), step=0, allocated=(0, 0, active), active=(0, 0, active), reserved=(0, 0, active)),
+        span(2, "decode", (90, 99), active=(0, reserved - unused, active), reserved=(0, reserved, reserved),
+             device_used=(reserved, reserved, reserved)),
+    ]  # fmt: skip
+    allocs = events((segments, reserved, 1, 2)) if segments else []
+    return diagnose(empty, {"spans": spans, "allocs": allocs}, **facts)
+
+
+def outside_grows(
+    empty: EmptyRun,
+    *,
+    outside: Sequence[int] = (GIB, GIB + 40 * MIB, GIB + 80 * MIB),
+    account: str | None = None,
+    source: str = "cuda",
+) -> list[diagnosis.Finding]:
+    """Bytes outside the allocator at the end of each step."""
+    tables: dict[str, list[Row]] = {"spans": [], "ledger": []}
+    before = 0
+    for step, size in enumerate(outside):
+        ends = (100 * step, 100 * step + 90)
+        measured = {"reserved": (GIB, GIB, GIB), "active": (GIB, GIB, GIB), "allocated": (GIB, GIB, GIB)}
+        measured["device_used"] = (GIB + before, GIB + size, GIB + size)
+        tables["spans"].append(span(step + 1, "denoise", ends, step=step, **measured))
+        if account is not None:
+            tables["ledger"].append(blank("ledger", t_ns=ends[1], account=account, bytes=size - before))
+        before = size
+    return diagnose(empty, tables, source=source)
+
+
+def starts_late(
+    empty: EmptyRun,
+    *,
+    late_ns: int = 5 * SECOND,
+    duration_ns: int = 100 * SECOND,
+    has_collectives: bool = True,
+    first_span: int = 1,
+    ranks: int = 3,
+    **facts: Any,
+) -> list[diagnosis.Finding]:
+    """The last rank begins so much later than the others."""
+    heard = [blank("collectives", op="barrier", group="0", group_size=ranks)] if has_collectives else []
+    tables = []
+    for rank in range(ranks):
+        is_last = rank == ranks - 1
+        begin = late_ns if is_last else 0
+        spans = [span(first_span if is_last else 1, "device.init", (begin, duration_ns))]
+        tables.append({"spans": spans, "collectives": heard})
+    return diagnose(empty, *tables, **facts)
+
+
+RUNS: dict[str, Callable[..., list[diagnosis.Finding]]] = {
+    "out_of_memory": out_of_memory,
+    "retries": retries,
+    "t5_stays": t5_stays,
+    "weights_fp32": weights_fp32,
+    "ffn_hidden": ffn_hidden,
+    "decodes_alone": decodes_alone,
+    "decode_peaks": decode_peaks,
+    "holds_more": holds_more,
+    "nccl_holds": nccl_holds,
+    "fragments": fragments,
+    "outside_grows": outside_grows,
+    "starts_late": starts_late,
+}
