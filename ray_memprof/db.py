@@ -12,6 +12,7 @@ database lies is the setting temp_directory, whose default is the path of the da
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,14 +42,18 @@ QUESTIONS = (
     "activation_by_stage",
     "model_switching",
     "fragmentation",
+    "imbalance_by_component",
     "imbalance",
     "books",
     "books_at_peak",
     "replay_check",
     "collectives_summary",
     "stage_bands",
+    "time_slices",
     "timeline",
     "timeline_spread",
+    "vae_cache",
+    "categories_over_time",
     "timeline_by_account",
     "steps",
     "peak_event",
@@ -105,14 +110,17 @@ def build(run_dir: Path) -> Path:
 
 
 @contextmanager
-def open_run(run_dir: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_run(run_dir: Path, only: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """The same tables and views in memory, straight from the Parquet files: needs no run.duckdb and locks none.
+
+    `only`: the text that will be asked; what it does not name is left empty (tables) or out (views), which saves most
+    of the time that opening takes.
 
     Raises:
         ConfigError: `run_dir` is no run, or one of a newer version.
     """
     with duckdb.connect() as connection:
-        _fill(connection, run_dir, _literal(_without_wildcards(run_dir.resolve())))
+        _fill(connection, run_dir, _literal(_without_wildcards(run_dir.resolve())), only)
         yield connection
 
 
@@ -169,7 +177,7 @@ def query(run_dir: Path, name: str) -> pa.Table:
         ConfigError: no such question, or no such run.
     """
     text = question(name)
-    with open_run(run_dir) as connection:
+    with open_run(run_dir, text) as connection:
         return connection.sql(text).to_arrow_table()
 
 
@@ -194,37 +202,54 @@ def headline(name: str) -> str:
     return text.strip()
 
 
-def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str) -> None:
+def _named(text: str) -> set[str]:
+    """The tables and questions that `text` reads, and those that they read; too many where a column has such a name."""
+    names = {*TABLES, *QUESTIONS}
+    found: set[str] = set()
+    waiting = [text]
+    while waiting:
+        words = set(re.findall(r"\w+", re.sub("--.*", "", waiting.pop()))) & names - found
+        found |= words
+        waiting += [question(word) for word in words if word in QUESTIONS]
+    return found
+
+
+def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, only: str | None = None) -> None:
     """Make every table and view; `folder` is the run folder as an SQL expression, for views over files."""
     if not (run_dir / TABLES_DIR).is_dir():
         raise ConfigError(
             f"{run_dir} is no run: it has no folder {TABLES_DIR}",
             hint="a run folder is profiler_logs/<name>/<run_id>, or profiler_logs/<name>/latest",
         )
+    wanted = {*TABLES, *QUESTIONS} if only is None else {"runs", *_named(only)}
     for table in TABLES.values():
-        _make_table(connection, run_dir, table, folder)
-    newest = connection.execute("SELECT MAX(schema_version) FROM runs").fetchone()
-    assert newest is not None
-    if newest[0] is not None and newest[0] < SCHEMA_VERSION:
+        _make_table(connection, run_dir, table, folder, is_empty=table.name not in wanted)
+    # fetchall, not fetchone: what was not fetched to its end would be in the way of whatever is asked next.
+    ((newest,),) = connection.execute("SELECT MAX(schema_version) FROM runs").fetchall()
+    if newest is not None and newest < SCHEMA_VERSION:
         raise ConfigError(
-            f"{run_dir} was recorded with schema version {newest[0]}; this program reads {SCHEMA_VERSION} alone",
+            f"{run_dir} was recorded with schema version {newest}; this program reads {SCHEMA_VERSION} alone",
             hint="use the ray_memprof that recorded it",
         )
-    if newest[0] is not None and newest[0] > SCHEMA_VERSION:
+    if newest is not None and newest > SCHEMA_VERSION:
         raise ConfigError(
-            f"{run_dir} was recorded with schema version {newest[0]}; this program knows {SCHEMA_VERSION}",
+            f"{run_dir} was recorded with schema version {newest}; this program knows {SCHEMA_VERSION}",
             hint="use a newer ray_memprof",
         )
     for name in QUESTIONS:
+        if name not in wanted:
+            continue
         connection.execute(f"CREATE VIEW {name} AS\n{question(name)}")
         connection.execute(f"COMMENT ON VIEW {name} IS {_literal(headline(name))}")
 
 
-def _make_table(connection: duckdb.DuckDBPyConnection, run_dir: Path, table: Table, folder: str) -> None:
+def _make_table(
+    connection: duckdb.DuckDBPyConnection, run_dir: Path, table: Table, folder: str, *, is_empty: bool
+) -> None:
     pattern = (
         f"{table.name}/*{PART_SUFFIX}" if table.name == "runs" else f"{table.name}/rank=*/*{PART_SUFFIX}"
     )
-    is_there = next((run_dir / TABLES_DIR).glob(pattern), None) is not None
+    is_there = not is_empty and next((run_dir / TABLES_DIR).glob(pattern), None) is not None
     columns = _columns(table)
     if is_there and table.name in LARGE_TABLES:
         # Files first: an older run may lack a column, and this view could not add it.

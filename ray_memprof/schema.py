@@ -17,6 +17,7 @@ _MEASURED = ("allocated", "reserved", "active")
 ACCOUNTS = ("context", "nccl", "library", "others")
 """Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
 CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output")
+"""What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ RUNS = Table(
         _text("workload", "wan or script"),
         Column("num_ranks", pa.int32(), "", "ranks the run was to have"),
         _text("config", "effective configuration, JSON"),
-        _text("environment", "variables applied in the ranks, JSON"),
+        _text("environment", "variables of rank 0 that the launcher set or that bear on memory, JSON"),
         _text("git_commit", "of the code that ran; empty outside a repository"),
         _text("versions", "python, torch, cuda, cudnn, nccl, driver, ray and so on, JSON"),
         _ns("start_ns", "wall clock, since 1970"),

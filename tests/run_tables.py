@@ -35,6 +35,12 @@ def span(span_id: int, path: str, times: tuple[int, int], **measured: Any) -> Ro
     return blank("spans", start_ns=times[0], end_ns=times[1], **{**row, **measured})
 
 
+def event(seq: int, action: str, size: int, category: str | None = None, **values: Any) -> Row:
+    """An allocator event at `seq` ns; `size` is what was asked for too."""
+    about = {"t_ns": seq, "requested_bytes": size, **values}
+    return blank("allocs", seq=seq, action=action, size_bytes=size, category=category, **about)
+
+
 def load(store: RankStore, table: str, rows: Sequence[Row]) -> None:
     """Append rows."""
     if rows:

@@ -3,12 +3,12 @@
 -- a rank add up to its peak. No rows where no allocator events were recorded.
 --   rank         of the run
 --   component    t5, clip, vae, dit or a module's name; null: none
---   category     what the tensors are for
+--   category     what the tensors are for (see vae_cache)
 --   path         span in which they were allocated; null: outside of any
 --   bytes        as the allocator counts them
 --   num_tensors  of them
 WITH peaks AS (
-    SELECT rank, seq
+    SELECT rank, seq, span_id
     FROM peak_event
     -- Says that it is small: DuckDB would guess it larger than allocs, and keep
     -- all of allocs in memory for the join.
@@ -30,22 +30,36 @@ last AS (
     INNER JOIN peaks ON allocs.rank = peaks.rank AND allocs.seq <= peaks.seq
     WHERE allocs.action IN ('alloc', 'free_requested')
     GROUP BY allocs.rank, allocs.address
+),
+
+alive AS (
+    SELECT
+        last.rank,
+        spans.component,
+        -- What an earlier chunk of the VAE has left behind.
+        IF(
+            last.category = 'activation'
+            AND spans.name = 'vae.chunk'
+            AND last.span_id != peaks.span_id,
+            'cache',
+            last.category
+        ) AS category,
+        spans.path,
+        last.size_bytes
+    FROM last
+    INNER JOIN peaks ON last.rank = peaks.rank
+    LEFT JOIN spans
+        ON last.rank = spans.rank AND last.span_id = spans.span_id
+    WHERE last.size_bytes > 0
 )
 
 SELECT
-    last.rank,
-    spans.component,
-    last.category,
-    spans.path,
-    SUM(last.size_bytes)::BIGINT AS bytes,
+    rank,
+    component,
+    category,
+    path,
+    SUM(size_bytes)::BIGINT AS bytes,
     COUNT(*) AS num_tensors
-FROM last
-LEFT JOIN spans ON last.rank = spans.rank AND last.span_id = spans.span_id
-WHERE last.size_bytes > 0
-GROUP BY last.rank, spans.component, last.category, spans.path
-ORDER BY
-    last.rank,
-    SUM(last.size_bytes) DESC,
-    spans.path,
-    spans.component,
-    last.category
+FROM alive
+GROUP BY rank, component, category, path
+ORDER BY rank, SUM(size_bytes) DESC, path, component, category

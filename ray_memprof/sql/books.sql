@@ -1,12 +1,12 @@
 -- Who holds the memory of the device at every span boundary, and do the books
 -- close?
--- One row = a span boundary on a rank.
+-- One row = a span boundary on a rank; of a rank without spans, a sample.
 --   rank                 of the run
 --   t_ns                 since 1970
---   span_id, stage, path the span
---   edge                 start or end
+--   span_id, stage, path the span; null: a sample
+--   edge                 start or end, or sample
 --   device_used_bytes    in use on the device by anybody: the sum of the rest
---   active_bytes         tensors in the allocator
+--   active_bytes         tensors in the allocator; of a sample, those allocated
 --   fragmentation_bytes  reserved - active: held by the allocator, not in use
 --   context_bytes        CUDA context
 --   nccl_bytes           NCCL's buffers
@@ -66,6 +66,19 @@ boundaries AS (
         active_end_bytes AS active_bytes,
         reserved_end_bytes AS reserved_bytes
     FROM spans
+    UNION ALL
+    SELECT
+        rank,
+        t_ns,
+        NULL AS span_id,
+        NULL AS stage,
+        NULL AS path,
+        'sample' AS edge,
+        device_used_bytes,
+        allocated_bytes AS active_bytes,
+        reserved_bytes
+    FROM samples
+    WHERE rank NOT IN (SELECT spans.rank FROM spans)
 )
 
 SELECT

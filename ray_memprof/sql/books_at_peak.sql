@@ -1,9 +1,9 @@
 -- Who holds the memory when the device is fullest?
 -- One row = an account on a rank, at the span boundary with the largest
--- device_used; the accounts of a rank add up to device_used_bytes.
+-- device_used (see books); the accounts of a rank add up to device_used_bytes.
 --   rank               of the run
 --   t_ns               since 1970
---   path               span whose boundary it is
+--   path               span whose boundary it is; null: a sample
 --   account            active, fragmentation, context, nccl, library, others or
 --                      unexplained
 --   bytes              held by the account

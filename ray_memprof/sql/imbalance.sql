@@ -8,6 +8,10 @@
 --   min_bytes          smallest
 --   max_over_mean      max / mean; null where nothing was held
 --   max_rank           who: the lowest of the ranks with the largest peak
+--   component          of allocated: whose tensors make most of the difference
+--                      to the rank with the smallest peak; null: of no
+--                      component, or not known (see imbalance_by_component)
+--   component_bytes    how much more of it max_rank has; null: not known
 WITH peaks AS (
     SELECT
         rank,
@@ -24,17 +28,51 @@ long AS (
     UNPIVOT peaks
     ON allocated, reserved, device_used
     INTO NAME measure VALUE peak_bytes
+),
+
+measured AS (
+    SELECT
+        stage,
+        measure,
+        MIN(first_span_id) AS first_span_id,
+        COUNT(*) AS num_ranks,
+        MAX(peak_bytes) AS max_bytes,
+        ROUND(AVG(peak_bytes))::BIGINT AS mean_bytes,
+        MIN(peak_bytes) AS min_bytes,
+        MAX(peak_bytes) / NULLIF(AVG(peak_bytes), 0) AS max_over_mean,
+        ARG_MIN(rank, (-peak_bytes, rank)) AS max_rank
+    FROM long
+    GROUP BY stage, measure
+),
+
+blamed AS (
+    SELECT
+        COALESCE(stage, '') AS stage,
+        component,
+        difference_bytes
+    FROM imbalance_by_component
+    QUALIFY ROW_NUMBER() OVER (
+        PARTITION BY stage ORDER BY difference_bytes DESC, component
+    ) = 1
 )
 
 SELECT
-    stage,
-    measure,
-    COUNT(*) AS num_ranks,
-    MAX(peak_bytes) AS max_bytes,
-    ROUND(AVG(peak_bytes))::BIGINT AS mean_bytes,
-    MIN(peak_bytes) AS min_bytes,
-    MAX(peak_bytes) / NULLIF(AVG(peak_bytes), 0) AS max_over_mean,
-    ARG_MIN(rank, (-peak_bytes, rank)) AS max_rank
-FROM long
-GROUP BY stage, measure
-ORDER BY stage IS NOT NULL, MIN(first_span_id), stage, measure
+    measured.stage,
+    measured.measure,
+    measured.num_ranks,
+    measured.max_bytes,
+    measured.mean_bytes,
+    measured.min_bytes,
+    measured.max_over_mean,
+    measured.max_rank,
+    blamed.component,
+    blamed.difference_bytes AS component_bytes
+FROM measured
+LEFT JOIN blamed
+    ON COALESCE(measured.stage, '') = blamed.stage
+    AND measured.measure = 'allocated'
+ORDER BY
+    measured.stage IS NOT NULL,
+    measured.first_span_id,
+    measured.stage,
+    measured.measure

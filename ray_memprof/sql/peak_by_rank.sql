@@ -1,10 +1,11 @@
 -- What is the most memory that each rank held, and where was it?
--- One row = a rank.
+-- One row = a rank of which a span or a sample was recorded; samples count for
+-- all but active.
 --   rank                   of the run
 --   allocated_peak_bytes   tensors, as the allocator counts them
 --   reserved_peak_bytes    held by the allocator
---   active_peak_bytes      allocated and not yet safe to reuse
---   device_used_peak_bytes in use on the device by anybody; samples count too
+--   active_peak_bytes      allocated and not yet safe to reuse; null: no span
+--   device_used_peak_bytes in use on the device by anybody
 --   host_rss_peak_bytes    resident memory of the process
 --   device_total_bytes     memory of the device; null: not known
 --   stage, path, step      innermost span in which allocated memory peaked;
@@ -25,10 +26,18 @@ WITH peaks AS (
 sampled AS (
     SELECT
         rank,
+        MAX(allocated_bytes) AS allocated_bytes,
+        MAX(reserved_bytes) AS reserved_bytes,
         MAX(device_used_bytes) AS device_used_bytes,
         MAX(host_rss_bytes) AS host_rss_bytes
     FROM samples
     GROUP BY rank
+),
+
+seen AS (
+    SELECT rank FROM peaks
+    UNION
+    SELECT rank FROM sampled
 ),
 
 places AS (
@@ -41,11 +50,17 @@ places AS (
 )
 
 SELECT
-    peaks.rank,
-    GREATEST(peaks.allocated_peak_bytes, ranks.allocated_peak_bytes)
-        AS allocated_peak_bytes,
-    GREATEST(peaks.reserved_peak_bytes, ranks.reserved_peak_bytes)
-        AS reserved_peak_bytes,
+    seen.rank,
+    GREATEST(
+        peaks.allocated_peak_bytes,
+        ranks.allocated_peak_bytes,
+        sampled.allocated_bytes
+    ) AS allocated_peak_bytes,
+    GREATEST(
+        peaks.reserved_peak_bytes,
+        ranks.reserved_peak_bytes,
+        sampled.reserved_bytes
+    ) AS reserved_peak_bytes,
     peaks.active_peak_bytes,
     GREATEST(peaks.device_used_peak_bytes, sampled.device_used_bytes)
         AS device_used_peak_bytes,
@@ -55,10 +70,15 @@ SELECT
     places.stage,
     places.path,
     places.step
-FROM peaks
-LEFT JOIN sampled ON peaks.rank = sampled.rank
-LEFT JOIN ranks ON peaks.rank = ranks.rank
+FROM seen
+LEFT JOIN peaks ON seen.rank = peaks.rank
+LEFT JOIN sampled ON seen.rank = sampled.rank
+LEFT JOIN ranks ON seen.rank = ranks.rank
 LEFT JOIN places
-    ON peaks.rank = places.rank
-    AND COALESCE(ranks.allocated_peak_bytes <= peaks.allocated_peak_bytes, TRUE)
-ORDER BY peaks.rank
+    ON seen.rank = places.rank
+    AND COALESCE(
+        GREATEST(ranks.allocated_peak_bytes, sampled.allocated_bytes)
+        <= peaks.allocated_peak_bytes,
+        TRUE
+    )
+ORDER BY seen.rank

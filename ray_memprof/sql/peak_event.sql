@@ -54,72 +54,126 @@ ranges AS (
     GROUP BY allocs.rank
 ),
 
-wanted AS (
-    SELECT rank, peak_bytes, first_seq, last_seq FROM ranges
-    UNION ALL
-    -- No span to go by: from the first event to the last one.
-    SELECT
-        rank,
-        NULL AS peak_bytes,
-        0 AS first_seq,
-        9223372036854775807 AS last_seq
+-- No span to go by: 32 events in a row are one first, and only those are taken
+-- apart in which the peak may be.
+bare AS (
+    SELECT rank
     FROM (SELECT DISTINCT rank FROM allocs)
     WHERE rank NOT IN (SELECT rank FROM ranges)
     LIMIT 65536
 ),
 
-running AS (
+signed AS NOT MATERIALIZED (
     SELECT
-        allocs.rank,
-        allocs.seq,
-        allocs.t_ns,
-        allocs.span_id,
-        allocs.size_bytes,
-        allocs.category,
-        allocs.action,
-        wanted.peak_bytes,
-        SUM(
-            IF(allocs.action = 'alloc', allocs.size_bytes, -allocs.size_bytes)
-        ) OVER (
-            PARTITION BY allocs.rank ORDER BY allocs.seq
-            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
-        )::BIGINT AS grown_bytes
+        rank,
+        seq,
+        seq >> 5 AS batch,
+        t_ns,
+        span_id,
+        category,
+        IF(action = 'alloc', size_bytes, -size_bytes) AS bytes
     FROM allocs
-    INNER JOIN wanted
-        ON allocs.rank = wanted.rank
-        AND allocs.seq BETWEEN wanted.first_seq AND wanted.last_seq
-    WHERE allocs.action IN ('alloc', 'free_requested')
+    WHERE action IN ('alloc', 'free_requested')
 ),
 
-peaks AS (
+batches AS (
+    SELECT
+        signed.rank,
+        signed.batch,
+        SUM(signed.bytes)::BIGINT AS bytes,
+        COALESCE(SUM(signed.bytes) FILTER (WHERE signed.bytes > 0), 0)::BIGINT
+            AS gained_bytes
+    FROM signed
+    INNER JOIN bare ON signed.rank = bare.rank
+    GROUP BY signed.rank, signed.batch
+),
+
+followed AS (
+    SELECT
+        rank,
+        batch,
+        bytes,
+        gained_bytes,
+        (SUM(bytes) OVER (
+            PARTITION BY rank ORDER BY batch
+            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+        ))::BIGINT - bytes AS before_bytes
+    FROM batches
+),
+
+apart AS (
+    SELECT rank, batch, before_bytes
+    FROM followed
+    QUALIFY
+        before_bytes + gained_bytes
+        >= MAX(before_bytes + bytes) OVER (PARTITION BY rank)
+),
+
+running AS (
+    SELECT
+        signed.rank,
+        signed.seq,
+        signed.t_ns,
+        signed.span_id,
+        signed.category,
+        signed.bytes,
+        ranges.peak_bytes,
+        SUM(signed.bytes) OVER (
+            PARTITION BY signed.rank ORDER BY signed.seq
+            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+        )::BIGINT AS grown_bytes
+    FROM signed
+    INNER JOIN ranges
+        ON signed.rank = ranges.rank
+        AND signed.seq BETWEEN ranges.first_seq AND ranges.last_seq
+    UNION ALL
+    SELECT
+        signed.rank,
+        signed.seq,
+        signed.t_ns,
+        signed.span_id,
+        signed.category,
+        signed.bytes,
+        NULL AS peak_bytes,
+        apart.before_bytes + SUM(signed.bytes) OVER (
+            PARTITION BY signed.rank, signed.batch ORDER BY signed.seq
+            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+        )::BIGINT AS grown_bytes
+    FROM signed
+    INNER JOIN apart
+        ON signed.rank = apart.rank AND signed.batch = apart.batch
+),
+
+highest AS (
     SELECT
         rank,
         seq,
         t_ns,
         span_id,
-        size_bytes,
         category,
+        bytes,
         COALESCE(peak_bytes, grown_bytes) AS allocated_bytes
     FROM running
-    WHERE action = 'alloc'
+    WHERE bytes > 0
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY rank ORDER BY grown_bytes DESC, seq
     ) = 1
 )
 
 SELECT
-    peaks.rank,
-    peaks.seq,
-    peaks.t_ns,
-    peaks.span_id,
+    highest.rank,
+    highest.seq,
+    highest.t_ns,
+    highest.span_id,
     spans.stage,
     spans.component,
     spans.path,
     spans.step,
     spans.block,
-    peaks.allocated_bytes,
-    peaks.size_bytes,
-    peaks.category
-FROM peaks
-LEFT JOIN spans ON peaks.rank = spans.rank AND peaks.span_id = spans.span_id
-ORDER BY peaks.rank
+    highest.allocated_bytes,
+    highest.bytes AS size_bytes,
+    highest.category
+FROM highest
+LEFT JOIN spans
+    ON highest.rank = spans.rank AND highest.span_id = spans.span_id
+ORDER BY highest.rank

@@ -7,24 +7,7 @@
 --   allocated_bytes    the most in it: tensors
 --   reserved_bytes     the most in it: held by the allocator
 --   device_used_bytes  the most in it: in use on the device by anybody
--- A script may work before its first span and after its last one.
-WITH reach AS (
-    SELECT MIN(start_ns) AS first_ns, MAX(end_ns) AS last_ns FROM spans
-    UNION ALL
-    SELECT MIN(t_ns), MAX(t_ns) FROM samples
-    UNION ALL
-    SELECT MIN(t_ns), MAX(t_ns) FROM allocs
-),
-
-bounds AS (
-    SELECT
-        MIN(first_ns) AS first_ns,
-        GREATEST(CEIL((MAX(last_ns) - MIN(first_ns) + 1) / 400), 1)::BIGINT
-            AS slice_ns
-    FROM reach
-),
-
-children AS (
+WITH children AS (
     SELECT
         rank,
         parent_id,
@@ -103,12 +86,12 @@ seen AS (
 sliced AS (
     SELECT
         seen.rank,
-        (seen.t_ns - bounds.first_ns) // bounds.slice_ns AS slice,
+        (seen.t_ns - time_slices.first_ns) // time_slices.slice_ns AS slice,
         seen.allocated_bytes,
         seen.reserved_bytes,
         seen.device_used_bytes
     FROM seen
-    CROSS JOIN bounds
+    CROSS JOIN time_slices
     WHERE COALESCE(
         seen.allocated_bytes, seen.reserved_bytes, seen.device_used_bytes
     ) IS NOT NULL
@@ -117,12 +100,14 @@ sliced AS (
 SELECT
     sliced.rank,
     sliced.slice,
-    ANY_VALUE(bounds.first_ns + sliced.slice * bounds.slice_ns) AS start_ns,
-    ANY_VALUE(bounds.first_ns + (sliced.slice + 1) * bounds.slice_ns) AS end_ns,
+    ANY_VALUE(time_slices.first_ns + sliced.slice * time_slices.slice_ns)
+        AS start_ns,
+    ANY_VALUE(time_slices.first_ns + (sliced.slice + 1) * time_slices.slice_ns)
+        AS end_ns,
     MAX(sliced.allocated_bytes) AS allocated_bytes,
     MAX(sliced.reserved_bytes) AS reserved_bytes,
     MAX(sliced.device_used_bytes) AS device_used_bytes
 FROM sliced
-CROSS JOIN bounds
+CROSS JOIN time_slices
 GROUP BY sliced.rank, sliced.slice
 ORDER BY sliced.rank, sliced.slice

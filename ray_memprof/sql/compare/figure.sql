@@ -1,0 +1,12 @@
+-- What is one figure of one run, that a limit asks for?
+-- One row = the figure; none where the run has no such.
+--   value, mean_value, max_rank, unit
+--               as in places
+-- Parameters: run, measure, path and rank.
+SELECT value, mean_value, max_rank, unit
+FROM places
+WHERE
+    run = $run
+    AND measure = $measure
+    AND path IS NOT DISTINCT FROM $path
+    AND rank IS NOT DISTINCT FROM $rank

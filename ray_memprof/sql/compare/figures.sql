@@ -1,0 +1,89 @@
+-- What are the figures of one run, for the run, its spans and its ranks?
+-- One row = a measure of the whole run (path null) or of a span path, on a rank
+-- or, as `measures` has it, of the worst rank (rank null).
+--   path     names from the outermost span inwards; null: the whole run
+--   rank     of the run; null: of all ranks
+--   measure  as in measures, and num_spans: visits to the path
+--   unit     bytes, s, or empty for a count or a ratio
+--   value    in that unit; of several visits the largest peak, time and counts
+--            added up
+WITH visits AS (
+    SELECT
+        path,
+        rank,
+        MAX(allocated_peak_bytes)::DOUBLE AS peak_allocated,
+        MAX(reserved_peak_bytes)::DOUBLE AS peak_reserved,
+        MAX(active_peak_bytes)::DOUBLE AS peak_active,
+        MAX(device_used_peak_bytes)::DOUBLE AS peak_device_used,
+        MAX(host_rss_peak_bytes)::DOUBLE AS peak_host_rss,
+        SUM(end_ns - start_ns) / 1e9 AS duration,
+        COUNT(*)::DOUBLE AS num_spans,
+        SUM(num_allocs)::DOUBLE AS num_allocs,
+        SUM(num_retries)::DOUBLE AS num_retries
+    FROM spans
+    GROUP BY path, rank
+),
+
+whole AS (
+    SELECT
+        NULL::VARCHAR AS path,
+        peak_by_rank.rank,
+        peak_by_rank.allocated_peak_bytes::DOUBLE AS peak_allocated,
+        peak_by_rank.reserved_peak_bytes::DOUBLE AS peak_reserved,
+        peak_by_rank.active_peak_bytes::DOUBLE AS peak_active,
+        peak_by_rank.device_used_peak_bytes::DOUBLE AS peak_device_used,
+        peak_by_rank.host_rss_peak_bytes::DOUBLE AS peak_host_rss,
+        times.duration,
+        NULL::DOUBLE AS num_spans,
+        counts.num_allocs,
+        counts.num_retries
+    FROM peak_by_rank
+    INNER JOIN (
+        SELECT rank, (MAX(end_ns) - MIN(start_ns)) / 1e9 AS duration
+        FROM spans
+        GROUP BY rank
+    ) AS times
+        ON peak_by_rank.rank = times.rank
+    INNER JOIN (
+        SELECT
+            rank,
+            SUM(num_allocs)::DOUBLE AS num_allocs,
+            SUM(num_retries)::DOUBLE AS num_retries
+        FROM peak_by_stage
+        GROUP BY rank
+    ) AS counts
+        ON peak_by_rank.rank = counts.rank
+),
+
+by_rank AS (
+    UNPIVOT (FROM visits UNION ALL FROM whole)
+    ON peak_allocated, peak_reserved, peak_active, peak_device_used,
+    peak_host_rss, duration, num_spans, num_allocs, num_retries
+    INTO NAME measure VALUE value
+)
+
+SELECT
+    path,
+    rank,
+    measure,
+    CASE
+        WHEN measure LIKE 'peak%' THEN 'bytes'
+        WHEN measure = 'duration' THEN 's'
+        ELSE ''
+    END AS unit,
+    value
+FROM by_rank
+UNION ALL
+SELECT NULL, rank, account, 'bytes', bytes::DOUBLE
+FROM books_at_peak
+WHERE account != 'active' AND account != 'context'
+UNION ALL
+SELECT 'denoise', rank, 'step_duration', 's', MEDIAN(end_ns - start_ns) / 1e9
+FROM spans
+WHERE path = 'denoise' AND step IS NOT NULL
+GROUP BY rank
+UNION ALL
+SELECT stage, NULL, measure, unit, value
+FROM measures
+-- Modules of a script are stages too; their paths are above.
+WHERE stage IS NULL OR stage IN (SELECT path FROM spans WHERE depth = 0)

@@ -1,0 +1,147 @@
+-- Which component makes the difference between the rank with the most tensors
+-- in a stage and the one with the fewest?
+-- One row = a component in a stage, at the peaks of both ranks; stage null: the
+-- whole run. None where the ranks are equal or no allocator events were
+-- recorded, nor for a peak that a stage began with.
+--   stage             name of the outermost span; null: the whole run
+--   component         of the span of birth; null: none
+--   max_rank          the lowest of the ranks with the largest peak
+--   min_rank          the lowest of those with the smallest
+--   max_bytes         alive on the one, as the allocator counts them
+--   min_bytes         alive on the other
+--   difference_bytes  max_bytes - min_bytes
+WITH stage_peaks AS (
+    SELECT rank, stage, MAX(allocated_peak_bytes) AS peak_bytes
+    FROM spans
+    GROUP BY GROUPING SETS ((rank, stage), (rank))
+),
+
+extremes AS (
+    SELECT
+        stage,
+        ARG_MIN(rank, (-peak_bytes, rank)) AS max_rank,
+        ARG_MIN(rank, (peak_bytes, rank)) AS min_rank
+    FROM stage_peaks
+    GROUP BY stage
+    HAVING MAX(peak_bytes) > MIN(peak_bytes)
+),
+
+asked AS (
+    SELECT stage, max_rank AS rank FROM extremes
+    UNION ALL
+    SELECT stage, min_rank FROM extremes
+),
+
+-- See peak_event. An empty name stands for the whole run.
+places AS (
+    SELECT
+        spans.rank,
+        COALESCE(asked.stage, '') AS stage,
+        spans.span_id
+    FROM spans
+    INNER JOIN asked
+        ON spans.rank = asked.rank
+        AND COALESCE(asked.stage = spans.stage, TRUE)
+    INNER JOIN stage_peaks
+        ON asked.rank = stage_peaks.rank
+        AND asked.stage IS NOT DISTINCT FROM stage_peaks.stage
+        AND spans.allocated_peak_bytes = stage_peaks.peak_bytes
+        AND spans.allocated_start_bytes < stage_peaks.peak_bytes
+    QUALIFY ROW_NUMBER() OVER (
+        PARTITION BY spans.rank, asked.stage
+        ORDER BY spans.depth DESC, spans.span_id
+    ) = 1
+    LIMIT 65536
+),
+
+ranges AS (
+    SELECT
+        places.rank,
+        places.stage,
+        MIN(allocs.seq) AS first_seq,
+        MAX(allocs.seq) AS last_seq
+    FROM allocs
+    INNER JOIN places
+        ON allocs.rank = places.rank AND allocs.span_id = places.span_id
+    WHERE allocs.action IN ('alloc', 'free_requested')
+    GROUP BY places.rank, places.stage
+    LIMIT 65536
+),
+
+running AS (
+    SELECT
+        ranges.rank,
+        ranges.stage,
+        allocs.seq,
+        SUM(
+            IF(allocs.action = 'alloc', allocs.size_bytes, -allocs.size_bytes)
+        ) OVER (
+            PARTITION BY ranges.rank, ranges.stage ORDER BY allocs.seq
+            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+        ) AS grown_bytes
+    FROM allocs
+    INNER JOIN ranges
+        ON allocs.rank = ranges.rank
+        AND allocs.seq BETWEEN ranges.first_seq AND ranges.last_seq
+    WHERE allocs.action IN ('alloc', 'free_requested')
+),
+
+peaks AS (
+    SELECT rank, stage, ARG_MIN(seq, (-grown_bytes, seq)) AS seq
+    FROM running
+    GROUP BY rank, stage
+    LIMIT 65536
+),
+
+-- As in alive_at_peak.
+last AS (
+    SELECT
+        peaks.rank,
+        peaks.stage,
+        ARG_MAX(
+            IF(allocs.action = 'alloc', allocs.size_bytes, 0), allocs.seq
+        ) AS size_bytes,
+        ARG_MAX(allocs.span_id, allocs.seq) AS span_id
+    FROM allocs
+    INNER JOIN peaks ON allocs.rank = peaks.rank AND allocs.seq <= peaks.seq
+    WHERE allocs.action IN ('alloc', 'free_requested')
+    GROUP BY peaks.rank, peaks.stage, allocs.address
+),
+
+alive AS (
+    SELECT
+        last.rank,
+        last.stage,
+        spans.component,
+        SUM(last.size_bytes)::BIGINT AS bytes
+    FROM last
+    LEFT JOIN spans
+        ON last.rank = spans.rank AND last.span_id = spans.span_id
+    WHERE last.size_bytes > 0
+    GROUP BY last.rank, last.stage, spans.component
+),
+
+-- Where the peak of one of the two is not known there is nothing to compare.
+known AS (
+    SELECT stage FROM peaks GROUP BY stage HAVING COUNT(*) = 2
+)
+
+SELECT
+    extremes.stage,
+    alive.component,
+    extremes.max_rank,
+    extremes.min_rank,
+    COALESCE(SUM(alive.bytes) FILTER (WHERE alive.rank = extremes.max_rank), 0)
+        ::BIGINT AS max_bytes,
+    COALESCE(SUM(alive.bytes) FILTER (WHERE alive.rank = extremes.min_rank), 0)
+        ::BIGINT AS min_bytes,
+    max_bytes - min_bytes AS difference_bytes
+FROM extremes
+INNER JOIN alive ON COALESCE(extremes.stage, '') = alive.stage
+SEMI JOIN known ON alive.stage = known.stage
+GROUP BY
+    extremes.stage,
+    alive.component,
+    extremes.max_rank,
+    extremes.min_rank
+ORDER BY extremes.stage NULLS FIRST, difference_bytes DESC, alive.component

@@ -1,0 +1,76 @@
+-- What does the VAE carry from one chunk to the next?
+-- One row = a tensor that a vae.chunk span allocated and left behind: what the
+-- causal convolutions remember of earlier frames, and the pixels just made. It
+-- is an activation until its chunk is over, and cache from then on.
+--   rank         of the run
+--   span_id      of the chunk
+--   seq          of its allocation, in allocs
+--   t_ns         of the same, since 1970
+--   size_bytes   as the allocator counts it
+--   carried_seq  of the last event of its chunk
+--   freed_seq    of the event that freed it; null: it stayed
+WITH chunks AS (
+    SELECT rank, span_id FROM spans WHERE name = 'vae.chunk'
+),
+
+-- What happened last at an address says whether a tensor is there.
+last AS (
+    SELECT
+        allocs.rank,
+        allocs.span_id,
+        allocs.address,
+        MAX(allocs.seq) AS seq,
+        ARG_MAX(allocs.action, allocs.seq) AS action,
+        ARG_MAX(allocs.t_ns, allocs.seq) AS t_ns,
+        ARG_MAX(allocs.size_bytes, allocs.seq) AS size_bytes
+    FROM allocs
+    INNER JOIN chunks
+        ON allocs.rank = chunks.rank AND allocs.span_id = chunks.span_id
+    WHERE
+        allocs.category = 'activation'
+        AND allocs.action IN ('alloc', 'free_requested', 'free_completed')
+    GROUP BY allocs.rank, allocs.span_id, allocs.address
+),
+
+kept AS (
+    SELECT
+        rank,
+        span_id,
+        address,
+        seq,
+        t_ns,
+        size_bytes,
+        action,
+        MAX(seq) OVER (PARTITION BY rank, span_id) AS carried_seq
+    FROM last
+    QUALIFY action = 'alloc'
+),
+
+places AS (
+    SELECT DISTINCT rank, address FROM kept
+    -- More than there ever are. Says that they are few: see alive_at_peak.
+    LIMIT 16777216
+),
+
+frees AS (
+    SELECT allocs.rank, allocs.address, allocs.seq
+    FROM allocs
+    INNER JOIN places
+        ON allocs.rank = places.rank AND allocs.address = places.address
+    WHERE allocs.action = 'free_completed'
+)
+
+SELECT
+    kept.rank,
+    kept.span_id,
+    kept.seq,
+    kept.t_ns,
+    kept.size_bytes,
+    kept.carried_seq,
+    frees.seq AS freed_seq
+FROM kept
+ASOF LEFT JOIN frees
+    ON kept.rank = frees.rank
+    AND kept.address = frees.address
+    AND kept.seq < frees.seq
+ORDER BY kept.rank, kept.seq

@@ -1,0 +1,170 @@
+"""Questions about a run as a whole, its hosts and its blocks: hand-made rows in, exact rows out."""
+
+from pathlib import Path
+
+import pytest
+from run_tables import answer, blank, columns, event, make_ranks, make_run, span
+
+SECOND = 10**9
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Three ranks on two hosts; the third one is of no known host and only waits."""
+    first = [
+        span(1, "encode.text", (0, 10 * SECOND), allocated=(0, 4, 9), host_rss=(100, 140, 150), num_allocs=5),
+        span(
+            2,
+            "denoise",
+            (10 * SECOND, 13 * SECOND),
+            allocated=(4, 4, 20),
+            reserved=(6, 30, 30),
+            active=(4, 4, 21),
+            device_used=(36, 60, 60),
+            host_rss=(140, 130, 145),
+            step=0,
+            num_allocs=7,
+            num_retries=1,
+        ),
+        span(
+            3,
+            "denoise",
+            (13 * SECOND, 14 * SECOND),
+            allocated=(4, 4, 18),
+            reserved=(30, 30, 30),
+            host_rss=(130, 135, 135),
+            step=1,
+            num_allocs=7,
+        ),
+    ]
+    second = [
+        span(1, "encode.text", (0, 2 * SECOND), allocated=(0, 4, 9), host_rss=(90, 95, 150)),
+        span(2, "denoise", (2 * SECOND, 4 * SECOND), allocated=(4, 4, 10), host_rss=(95, 95, 95), step=0),
+    ]
+    third = [span(3, "denoise", (0, 14 * SECOND), host_rss=(10, 20, 30))]
+    ledger = [blank("ledger", t_ns=0, account="nccl", bytes=11), blank("ledger", account="context", bytes=9)]
+    sample = blank("samples", t_ns=5, device_used_bytes=62)
+    make_run(
+        tmp_path,
+        {
+            0: {"spans": first, "ledger": ledger, "samples": [sample]},
+            1: {"spans": second},
+            2: {"spans": third},
+        },
+    )
+    return make_ranks(
+        tmp_path,
+        {"host": "a", "gpu_name": "H"},
+        {"host": "a", "gpu_name": "G"},
+        run_id="r",
+        name="n",
+        source="cuda",
+        workload="wan",
+        versions='{"torch": "2.13.0"}',
+        git_commit="c",
+        status="oom",
+        reason="rank 1: out of memory",
+        start_ns=5,
+        end_ns=25,
+    )
+
+
+def test_nothing_recorded_gives_no_rows(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {}})
+    for name in ("run_overview", "measures", "host_memory", "activation_by_block"):
+        assert answer(tmp_path, name) == []
+
+
+def test_run_overview(run_dir: Path) -> None:
+    assert columns(run_dir, "run_overview") == [
+        *("run_id", "name", "source", "workload", "num_ranks", "gpu_name", "torch", "git_commit"),
+        *("status", "reason", "duration_ns", "num_steps"),
+        *(f"{what}_peak_bytes" for what in ("allocated", "reserved", "device_used", "host_rss")),
+    ]
+    about = ("r", "n", "cuda", "wan", 3, "H", "2.13.0", "c", "oom", "rank 1: out of memory")
+    assert answer(run_dir, "run_overview") == [(*about, 20, 2, 20, 30, 62, 150)]
+
+
+def test_a_run_that_ended_before_a_rank_recorded_is_a_run_nevertheless(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {}})
+    make_ranks(tmp_path, run_id="r", status="failed", start_ns=1, end_ns=3)
+    about = ("r", "", "", "", 0, None, None, "", "failed", "", 2)
+    assert answer(tmp_path, "run_overview") == [(*about, None, None, None, None, None)]
+
+
+def test_host_memory(run_dir: Path) -> None:
+    assert columns(run_dir, "host_memory") == [
+        *("host", "stage", "num_ranks", "sum_peak_bytes", "max_peak_bytes", "max_rank", "grown_bytes")
+    ]
+    assert answer(run_dir, "host_memory") == [
+        ("a", "encode.text", 2, 300, 150, 0, 45),
+        ("a", "denoise", 2, 240, 145, 0, -5),
+        (None, "denoise", 1, 30, 30, 2, 10),
+    ]
+
+
+def test_measures(run_dir: Path) -> None:
+    assert columns(run_dir, "measures") == ["measure", "stage", "unit", "value"]
+    assert answer(run_dir, "measures") == [
+        ("peak_active", None, "bytes", 21.0),
+        ("peak_allocated", None, "bytes", 20.0),
+        ("peak_device_used", None, "bytes", 62.0),
+        ("peak_host_rss", None, "bytes", 150.0),
+        ("peak_reserved", None, "bytes", 30.0),
+        ("fragmentation", None, "bytes", 26.0),
+        ("library", None, "bytes", 0.0),
+        ("nccl", None, "bytes", 11.0),
+        ("others", None, "bytes", 0.0),
+        ("unexplained", None, "bytes", 10.0),
+        ("duration", None, "s", 14.0),
+        ("imbalance", None, "", 20 / 10),
+        ("num_allocs", None, "", 19.0),
+        ("num_retries", None, "", 1.0),
+        ("peak_active", "encode.text", "bytes", 0.0),
+        ("peak_allocated", "encode.text", "bytes", 9.0),
+        ("peak_device_used", "encode.text", "bytes", 0.0),
+        ("peak_host_rss", "encode.text", "bytes", 150.0),
+        ("peak_reserved", "encode.text", "bytes", 0.0),
+        ("duration", "encode.text", "s", 10.0),
+        ("imbalance", "encode.text", "", 1.0),
+        ("num_allocs", "encode.text", "", 5.0),
+        ("num_retries", "encode.text", "", 0.0),
+        ("peak_active", "denoise", "bytes", 21.0),
+        ("peak_allocated", "denoise", "bytes", 20.0),
+        ("peak_device_used", "denoise", "bytes", 60.0),
+        ("peak_host_rss", "denoise", "bytes", 145.0),
+        ("peak_reserved", "denoise", "bytes", 30.0),
+        ("duration", "denoise", "s", 14.0),
+        # Of the steps 3, 1 and 2 s; rank 2 has none.
+        ("step_duration", "denoise", "s", 2.0),
+        ("imbalance", "denoise", "", 20 / 10),
+        ("num_allocs", "denoise", "", 14.0),
+        ("num_retries", "denoise", "", 1.0),
+    ]
+
+
+def test_activation_by_block(tmp_path: Path) -> None:
+    path = "denoise/dit.block"
+    about = {"component": "dit", "step": 0, "parent_id": 1}
+    spans = [
+        span(1, "denoise", (0, 90), step=0),
+        span(2, path, (0, 10), allocated=(5, 6, 15), block=0, **about),
+        span(3, f"{path}/comm.all_to_all", (1, 2), allocated=(5, 5, 99), block=0, **about),
+        span(4, path, (10, 30), allocated=(5, 5, 17), block=1, **about),
+        span(5, path, (30, 42), allocated=(5, 5, 18), block=0, **about),
+        span(6, "t5.block", (50, 60), allocated=(5, 8, 9), block=0, component="t5"),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    assert columns(tmp_path, "activation_by_block") == [
+        *("rank", "component", "block", "num_times", "duration_ns", "activation_peak_bytes", "kept_bytes")
+    ]
+    assert answer(tmp_path, "activation_by_block") == [
+        (0, "dit", 0, 2, 11, 13, 1),
+        (0, "dit", 1, 1, 20, 12, 0),
+        (0, "t5", 0, 1, 10, 4, 3),
+    ]
+
+
+def test_a_run_of_events_alone_has_no_figures_of_spans(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {"allocs": [event(1, "alloc", 8)]}})
+    assert answer(tmp_path, "measures") == answer(tmp_path, "host_memory") == []

@@ -1,0 +1,269 @@
+"""Questions about single tensors and calls to the device: hand-made rows in, exact rows out."""
+
+import random
+from pathlib import Path
+
+import pytest
+from run_tables import Row, answer, blank, columns, event, make_ranks, make_run, span
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("peak_event", "alive_at_peak", "largest_allocations", "churn", "device_calls"),
+        "imbalance_by_component",
+    ],
+)
+def test_nothing_recorded_gives_no_rows(tmp_path: Path, name: str) -> None:
+    assert answer(make_run(tmp_path, {0: {}}), name) == []
+
+
+def free(seq: int, size: int, category: str | None = None, **values: int) -> list[Row]:
+    """Both events of a tensor that goes."""
+    return [
+        event(seq, "free_requested", size, category, **values),
+        event(seq + 1, "free_completed", size, category, **values),
+    ]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Rank 0 loads weights and peaks in its second block, rank 1 outside of its only span, rank 2 has no span."""
+    spans = [
+        span(1, "load.dit", (0, 10), allocated=(0, 100, 100), component="dit"),
+        span(2, "denoise", (10, 90), allocated=(100, 104, 150), step=0, component="dit"),
+        span(
+            3, "denoise/dit.block", (20, 30), parent_id=2, allocated=(100, 108, 148), step=0, block=0,
+            component="dit",
+        ),
+        span(
+            4, "denoise/dit.block", (30, 60), parent_id=2, allocated=(108, 108, 150), step=0, block=1,
+            component="dit",
+        ),
+    ]  # fmt: skip
+    events = [
+        event(1, "segment_alloc", 4096),
+        event(2, "alloc", 60, "weight", address=1, span_id=1),
+        event(3, "alloc", 40, "weight", address=2, span_id=1),
+        event(4, "alloc", 8, "activation", address=3, span_id=3),
+        event(5, "alloc", 40, "activation", address=4, span_id=3),
+        *free(6, 40, "activation", address=4, span_id=3),
+        event(8, "alloc", 12, "activation", address=4, span_id=4),
+        event(9, "alloc", 12, "activation", address=5, span_id=4),
+        event(10, "alloc", 18, None, address=6, span_id=4),
+        *free(11, 18, None, address=6, span_id=4),
+        event(13, "alloc", 18, "activation", address=6, span_id=4),
+        *free(14, 12, "activation", address=5, span_id=4),
+    ]
+    outside = [
+        event(1, "alloc", 5, "activation", address=1, span_id=1),
+        event(2, "alloc", 7, None, address=2),
+        *free(3, 7, None, address=2),
+    ]
+    bare = [event(1, "alloc", 3, address=9), *free(2, 3, address=9), event(4, "alloc", 2, address=9)]
+    make_run(
+        tmp_path,
+        {
+            0: {"spans": spans, "allocs": events},
+            1: {"spans": [span(1, "module", (0, 2), allocated=(0, 5, 5))], "allocs": outside},
+            2: {"allocs": bare},
+        },
+    )
+    known = {"replayed_allocated_peak_bytes": 150}
+    return make_ranks(tmp_path, known, {"replayed_allocated_peak_bytes": 12}, {})
+
+
+def test_peak_event(run_dir: Path) -> None:
+    assert columns(run_dir, "peak_event") == [
+        *("rank", "seq", "t_ns", "span_id", "stage", "component", "path", "step", "block"),
+        *("allocated_bytes", "size_bytes", "category"),
+    ]
+    # Events 10 and 13 both reach 150: the first one counts.
+    assert answer(run_dir, "peak_event") == [
+        (0, 10, 10, 4, "denoise", "dit", "denoise/dit.block", 0, 1, 150, 18, None),
+        (1, 2, 2, 0, None, None, None, None, None, 12, 7, None),
+        (2, 1, 1, 0, None, None, None, None, None, 3, 3, None),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_peak_without_spans_is_found_however_the_events_lie(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    rows: list[Row] = []
+    held: list[tuple[int, int]] = []
+    most, at, seq = 0, -1, 0
+    for _ in range(600):
+        seq += chance.choice((1, 1, 5))
+        if held and chance.random() < 0.49:
+            size, address = held.pop(chance.randrange(len(held)))
+            rows.append(event(seq, "free_requested", size, address=address))
+        else:
+            held.append((chance.choice((1, 2, 30)), seq))
+            rows.append(event(seq, "alloc", held[-1][0], address=seq))
+        if sum(size for size, _ in held) > most:
+            most, at = sum(size for size, _ in held), seq
+    make_run(tmp_path, {0: {"allocs": rows}})
+    ((_, found, *_, allocated, _, _),) = answer(tmp_path, "peak_event")
+    assert (found, allocated) == (at, most)
+
+
+def test_alive_at_peak(run_dir: Path) -> None:
+    assert columns(run_dir, "alive_at_peak") == [
+        *("rank", "component", "category", "path", "bytes", "num_tensors")
+    ]
+    assert answer(run_dir, "alive_at_peak") == [
+        (0, "dit", "weight", "load.dit", 100, 2),
+        (0, "dit", "activation", "denoise/dit.block", 32, 3),
+        (0, "dit", None, "denoise/dit.block", 18, 1),
+        (1, None, None, None, 7, 1),
+        (1, None, "activation", "module", 5, 1),
+        (2, None, None, None, 3, 1),
+    ]
+
+
+def test_what_an_earlier_chunk_left_is_cache_at_the_peak(tmp_path: Path) -> None:
+    spans = [
+        span(1, "decode", (0, 9), allocated=(0, 0, 15)),
+        span(2, "decode/vae.chunk", (1, 4), parent_id=1, allocated=(0, 5, 5), component="vae"),
+        span(3, "decode/vae.chunk", (5, 8), parent_id=1, allocated=(5, 5, 15), component="vae"),
+    ]
+    events = [
+        event(1, "alloc", 4, "activation", address=1, span_id=2),
+        event(2, "alloc", 1, "communication", address=2, span_id=2),
+        event(5, "alloc", 10, "activation", address=3, span_id=3),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}})
+    path = "decode/vae.chunk"
+    assert answer(tmp_path, "alive_at_peak") == [
+        (0, "vae", "activation", path, 10, 1),
+        (0, "vae", "cache", path, 4, 1),
+        (0, "vae", "communication", path, 1, 1),
+    ]
+
+
+def test_largest_allocations(run_dir: Path) -> None:
+    assert columns(run_dir, "largest_allocations") == [
+        *("rank", "size_bytes", "requested_bytes", "category", "component", "path"),
+        *("num_allocs", "median_life_ns", "num_kept"),
+    ]
+    block = "denoise/dit.block"
+    assert answer(run_dir, "largest_allocations") == [
+        (0, 60, 60, "weight", "dit", "load.dit", 1, None, 1),
+        (0, 40, 40, "activation", "dit", block, 1, 1, 0),
+        (0, 40, 40, "weight", "dit", "load.dit", 1, None, 1),
+        (0, 18, 18, "activation", "dit", block, 1, None, 1),
+        (0, 18, 18, None, "dit", block, 1, 1, 0),
+        # One lived 5 ns, the other was never freed.
+        (0, 12, 12, "activation", "dit", block, 2, None, 1),
+        (0, 8, 8, "activation", "dit", block, 1, None, 1),
+        (1, 7, 7, None, None, None, 1, 1, 0),
+        (1, 5, 5, "activation", None, "module", 1, None, 1),
+        (2, 3, 3, None, None, None, 1, 1, 0),
+        (2, 2, 2, None, None, None, 1, None, 1),
+    ]
+
+
+def test_only_the_twenty_largest_sizes_are_named(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {"allocs": [event(seq, "alloc", seq, address=seq) for seq in range(1, 30)]}})
+    assert [row[1] for row in answer(tmp_path, "largest_allocations")] == list(range(29, 9, -1))
+
+
+def test_churn(run_dir: Path) -> None:
+    assert columns(run_dir, "churn") == [
+        *("rank", "component", "path", "num_visits", "num_allocs", "num_short", "short_bytes", "turnover")
+    ]
+    assert answer(run_dir, "churn") == [
+        # Blocks 0 and 1: 40, and 18 and 12, came and went; the first of them added 48.
+        (0, "dit", "denoise/dit.block", 2, 6, 3, 70, 70 / 48),
+        (0, "dit", "load.dit", 1, 2, 0, 0, 0.0),
+        (1, None, None, 1, 1, 1, 7, None),
+        (1, None, "module", 1, 1, 0, 0, 0.0),
+        (2, None, None, 1, 2, 1, 3, None),
+    ]
+
+
+def test_device_calls(tmp_path: Path) -> None:
+    block = "denoise/dit.block"
+    spans = [
+        span(1, "denoise", (0, 100), num_segments=2, num_retries=1),
+        span(2, block, (0, 30), parent_id=1, num_segments=2, num_retries=1),
+        span(3, block, (30, 40), parent_id=1),
+        span(4, block, (40, 52), parent_id=1),
+        span(5, block, (60, 75), parent_id=1),
+        span(6, "decode", (100, 110)),
+        span(7, "save", (110, 120)),
+    ]
+    events = [
+        event(1, "segment_alloc", 100, span_id=2),
+        event(2, "segment_map", 20, span_id=2),
+        event(3, "alloc", 9, span_id=2),
+        event(4, "segment_free", 100, span_id=5),
+        event(5, "segment_unmap", 7, span_id=7),
+        event(6, "segment_alloc", 3),
+    ]
+    counted = [
+        span(1, "denoise", (0, 100), num_segments=3, num_retries=2),
+        span(2, block, (0, 30), parent_id=1, num_segments=2, num_retries=2),
+        span(3, block, (30, 40), parent_id=1),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}, 1: {"spans": counted}})
+    assert columns(tmp_path, "device_calls") == [
+        *("rank", "stage", "num_retries", "num_takes", "taken_bytes"),
+        *("num_returns", "returned_bytes", "extra_ns"),
+    ]
+    assert answer(tmp_path, "device_calls") == [
+        # Quiet blocks take 10 and 12 ns; those with calls took 30 and 15.
+        (0, "denoise", 1, 2, 120, 1, 100, 19 + 4),
+        (0, "save", 0, 0, None, 1, 7, None),
+        (1, "denoise", 2, 3, None, None, None, 20),
+    ]
+
+
+def holders(extra: int) -> dict[str, list[Row]]:
+    """A rank that holds 10 of the text encoder and 20 of the transformer in denoise, and `extra` more of the latter."""
+    spans = [
+        span(1, "encode.text", (0, 10), allocated=(0, 10, 10), component="t5"),
+        span(2, "denoise", (10, 20), allocated=(10, 10, 30 + extra), component="dit"),
+        span(3, "save", (20, 30), allocated=(10, 10, 10)),
+    ]
+    events = [
+        event(1, "alloc", 10, "activation", address=1, span_id=1),
+        event(2, "alloc", 20 + extra, "activation", address=2, span_id=2),
+        *free(3, 20 + extra, "activation", address=2, span_id=2),
+    ]
+    return {"spans": spans, "allocs": events}
+
+
+def test_imbalance_by_component(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: holders(4), 1: holders(0), 2: holders(7), 3: holders(7)})
+    assert columns(tmp_path, "imbalance_by_component") == [
+        *("stage", "component", "max_rank", "min_rank", "max_bytes", "min_bytes", "difference_bytes")
+    ]
+    assert answer(tmp_path, "imbalance_by_component") == [
+        (None, "dit", 2, 1, 27, 20, 7),
+        (None, "t5", 2, 1, 10, 10, 0),
+        ("denoise", "dit", 2, 1, 27, 20, 7),
+        ("denoise", "t5", 2, 1, 10, 10, 0),
+    ]
+    rows = {(row[0], row[1]): row[7:] for row in answer(tmp_path, "imbalance")}
+    assert rows[None, "allocated"] == rows["denoise", "allocated"] == (2, "dit", 7)
+    assert rows["encode.text", "allocated"] == rows["save", "allocated"] == (0, None, None)
+    assert rows["denoise", "reserved"] == (0, None, None)
+
+
+def test_a_component_is_blamed_only_where_both_peaks_are_known(tmp_path: Path) -> None:
+    without = {"spans": [span(1, "denoise", (0, 9), allocated=(0, 0, 5))]}
+    make_run(tmp_path, {0: holders(4), 1: without})
+    assert answer(tmp_path, "imbalance_by_component") == []
+
+
+def test_a_span_that_only_frees_has_no_churn(tmp_path: Path) -> None:
+    events = [event(1, "alloc", 8, address=1, span_id=1), *free(2, 8, address=1, span_id=2)]
+    spans = [span(1, "encode.text", (0, 1), allocated=(0, 8, 8)), span(2, "denoise", (1, 2))]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}})
+    assert answer(tmp_path, "churn") == [(0, None, "encode.text", 1, 1, 0, 0, 0.0)]
+
+
+def test_samples_and_ledgers_alone_hold_no_tensor(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {"samples": [blank("samples", allocated_bytes=5)]}})
+    assert [answer(tmp_path, name) for name in ("peak_event", "alive_at_peak", "churn")] == [[], [], []]

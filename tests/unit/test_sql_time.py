@@ -1,0 +1,248 @@
+"""Questions about the run over time: hand-made rows in, exact rows out."""
+
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_tables import Row, answer, blank, columns, event, make_run, span
+
+from ray_memprof.db import query
+
+CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("time_slices", "timeline_spread", "vae_cache", "categories_over_time", "timeline_by_account"),
+        *("steps", "stage_bands"),
+    ],
+)
+def test_nothing_recorded_gives_no_rows(tmp_path: Path, name: str) -> None:
+    assert answer(make_run(tmp_path, {0: {}}), name) == []
+
+
+def test_time_slices_reach_from_the_first_to_the_last_that_was_seen(tmp_path: Path) -> None:
+    sample = blank("samples", t_ns=100)
+    tables = {"spans": [span(1, "denoise", (200, 900))], "samples": [sample]}
+    make_run(tmp_path / "a", {0: tables, 1: {"allocs": [event(500, "alloc", 1), event(1299, "alloc", 1)]}})
+    assert columns(tmp_path / "a", "time_slices") == ["first_ns", "slice_ns"]
+    # 100 to 1299 are 1200 ns.
+    assert answer(tmp_path / "a", "time_slices") == [(100, 3)]
+    make_run(tmp_path / "b", {0: {"samples": [sample]}})
+    assert answer(tmp_path / "b", "time_slices") == [(100, 1)]
+
+
+def test_timeline_spread_takes_a_silent_rank_as_it_was_seen_last(tmp_path: Path) -> None:
+    ranks = {
+        0: {"spans": [span(1, "denoise", (0, 399), device_used=(5, 6, 6))]},
+        1: {"spans": [span(1, "denoise", (0, 100), device_used=(1, 9, 9))]},
+        2: {"samples": [blank("samples", t_ns=250, device_used_bytes=9)]},
+    }
+    make_run(tmp_path, ranks)
+    assert columns(tmp_path, "timeline_spread") == [
+        *("slice", "start_ns", "num_ranks", "min_bytes", "max_bytes", "max_rank")
+    ]
+    assert answer(tmp_path, "timeline_spread") == [
+        (0, 0, 2, 1, 5, 0),
+        (100, 100, 2, 5, 9, 1),
+        (250, 250, 3, 5, 9, 1),
+        (399, 399, 3, 6, 9, 1),
+    ]
+
+
+def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
+    figures = {"allocated": (0, 0, 5), "reserved": (0, 0, 6), "device_used": (0, 0, 7), "num_allocs": 8}
+    spans = [
+        span(1, "encode.text", (0, 1)),
+        span(2, "denoise", (1, 4), step=0, **figures),
+        span(3, "denoise/dit.forward", (2, 3), step=0, parent_id=2),
+        span(4, "denoise", (4, 5), step=1),
+    ]
+    script = [
+        span(1, "script", (0, 9)),
+        span(2, "script/module", (1, 4), step=3, parent_id=1),
+        span(3, "script/module/module", (1, 4), step=3, parent_id=2),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}, 1: {"spans": script}})
+    assert columns(tmp_path, "steps") == [
+        *("rank", "step", "start_ns", "duration_ns"),
+        *("allocated_peak_bytes", "reserved_peak_bytes", "device_used_peak_bytes", "num_allocs"),
+    ]
+    assert answer(tmp_path, "steps") == [
+        (0, 0, 1, 3, 5, 6, 7, 8),
+        (0, 1, 4, 1, 0, 0, 0, 0),
+        (1, 3, 1, 3, 0, 0, 0, 0),
+    ]
+
+
+def chunks(rank_events: list[Row]) -> dict[str, list[Row]]:
+    """A decode of two chunks; its events."""
+    spans = [
+        span(1, "decode", (0, 400)),
+        span(2, "decode/vae.chunk", (1, 100), parent_id=1, component="vae"),
+        span(3, "decode/vae.chunk", (101, 200), parent_id=1, component="vae"),
+    ]
+    return {"spans": spans, "allocs": rank_events}
+
+
+def decode_events() -> list[Row]:
+    """Two tensors outlive the first chunk: one goes in the second, one after it; the second chunk leaves one for good.
+
+    Address 7 is used twice in the first chunk and freed both times; what decode itself makes and what is communication
+    never counts.
+    """
+    act, first, second = "activation", {"span_id": 2}, {"span_id": 3}
+    return [
+        event(1, "alloc", 100, "output", address=1, span_id=1),
+        event(10, "alloc", 8, act, address=7, **first),
+        event(11, "free_requested", 8, act, address=7, **first),
+        event(12, "free_completed", 8, act, address=7, **first),
+        event(13, "alloc", 16, act, address=2, **first),
+        event(14, "alloc", 32, act, address=3, **first),
+        event(15, "alloc", 64, "communication", address=4, **first),
+        event(16, "alloc", 8, act, address=7, **first),
+        event(17, "free_requested", 8, act, address=7, **first),
+        event(18, "free_completed", 8, act, address=7, **first),
+        event(110, "alloc", 128, act, address=5, **second),
+        event(120, "free_requested", 16, act, address=2, **second),
+        event(121, "free_completed", 16, act, address=2, **second),
+        event(210, "free_requested", 32, act, address=3, span_id=1),
+        event(220, "free_completed", 32, act, address=3, span_id=1),
+    ]
+
+
+def test_vae_cache_is_what_a_chunk_leaves_behind(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: chunks([]), 1: chunks(decode_events())})
+    assert columns(tmp_path, "vae_cache") == [
+        *("rank", "span_id", "seq", "t_ns", "size_bytes", "carried_seq", "freed_seq")
+    ]
+    assert answer(tmp_path, "vae_cache") == [
+        (1, 2, 13, 13, 16, 18, 121),
+        (1, 2, 14, 14, 32, 18, 220),
+        (1, 3, 110, 110, 128, 121, None),
+    ]
+
+
+def test_categories_over_time_turn_activations_into_cache_when_their_chunk_is_over(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: chunks(decode_events())})
+    assert columns(tmp_path, "categories_over_time") == [
+        *("rank", "slice", "is_peak", "t_ns", "active_bytes", "reserved_bytes"),
+        *(f"{category}_bytes" for category in CATEGORIES),
+    ]
+    # Times are 0 to 400: two to a slice.
+    assert answer(tmp_path, "categories_over_time") == [
+        (0, 0, True, 1, 100, 100, 0, 0, 0, 0, 0, 100),
+        (0, 5, True, 10, 108, 108, 0, 8, 0, 0, 0, 100),
+        (0, 6, True, 13, 116, 116, 0, 16, 0, 0, 0, 100),
+        (0, 7, True, 15, 212, 212, 0, 48, 64, 0, 0, 100),
+        (0, 8, True, 16, 220, 220, 0, 56, 64, 0, 0, 100),
+        (0, 9, True, 18, 212, 212, 0, 0, 64, 0, 48, 100),
+        (0, 55, True, 110, 340, 340, 0, 128, 64, 0, 48, 100),
+        (0, 60, True, 121, 324, 324, 0, 0, 64, 0, 160, 100),
+        (0, 110, True, 220, 292, 292, 0, 0, 64, 0, 128, 100),
+    ]
+
+
+def test_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Path) -> None:
+    spans = [span(1, "denoise", (0, 399), device_used=(7, 27, 27), reserved=(0, 20, 20), active=(0, 2, 12))]
+    events = [
+        event(1, "segment_alloc", 20, t_ns=10),
+        event(2, "alloc", 4, "weight", t_ns=10),
+        event(3, "alloc", 8, "activation", t_ns=10),
+        event(4, "free_completed", 8, "activation", t_ns=10),
+        event(5, "free_completed", 2, "weight", t_ns=10),
+        event(6, "alloc", 1, None, t_ns=20),
+    ]
+    book = [
+        blank("ledger", t_ns=0, account="context", bytes=7),
+        blank("ledger", t_ns=399, account="nccl", bytes=3),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events, "ledger": book}})
+    outside = ("context", "nccl", "library", "others", "unexplained")
+    assert columns(tmp_path, "timeline_by_account") == [
+        *("rank", "slice", "t_ns", "is_peak", "active_bytes"),
+        *(f"{account}_bytes" for account in (*CATEGORIES, "uncategorised", "fragmentation", *outside)),
+    ]
+    nothing = (0, 0, 0, 0)
+    assert answer(tmp_path, "timeline_by_account") == [
+        (0, 0, 0, False, 0, 0, 0, *nothing, 0, 0, 7, 0, 0, 0, 0),
+        (0, 10, 10, True, 12, 4, 8, *nothing, 0, 8, 7, 0, 0, 0, 0),
+        (0, 10, 10, False, 2, 2, 0, *nothing, 0, 18, 7, 0, 0, 0, 0),
+        (0, 20, 20, True, 3, 2, 0, *nothing, 1, 17, 7, 0, 0, 0, 0),
+        (0, 399, 399, False, 3, 2, 0, *nothing, 1, 17, 7, 3, 0, 0, -3),
+    ]
+
+
+def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path) -> None:
+    spans = [span(1, "denoise", (0, 399), device_used=(7, 9, 27), reserved=(0, 2, 20), active=(0, 1, 12))]
+    make_run(tmp_path, {0: {"spans": spans}})
+    seen = [(row[1], row[3], row[4], row[11], row[12]) for row in answer(tmp_path, "timeline_by_account")]
+    assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
+
+
+def random_events(seed: int) -> list[Row]:
+    """Some hundred allocations, told in order, stamped by a clock that is late now and then; far-off gaps in seq."""
+    chance = random.Random(seed)
+    held: list[tuple[int, str | None]] = []
+    rows: list[Row] = []
+    now_ns = seq = 0
+    for _ in range(900):
+        seq += chance.choice((1, 1, 1, 2, 40))
+        now_ns += chance.choice((0, 1, 2, 400))
+        t_ns = max(0, now_ns - chance.choice((0, 0, 0, 700)))
+        kind = chance.random()
+        if held and kind < 0.45:
+            size, category = held.pop(chance.randrange(len(held)))
+            rows.append(event(seq, "free_requested", size, category, t_ns=t_ns))
+            seq += 1
+            rows.append(event(seq, "free_completed", size, category, t_ns=t_ns))
+        elif kind < 0.5:
+            action = chance.choice(("segment_alloc", "segment_free"))
+            rows.append(event(seq, action, 1000, t_ns=t_ns))
+        else:
+            size, category = 512 * chance.choice((1, 1, 2, 8, 60)), chance.choice((*CATEGORIES, None))
+            held.append((size, category))
+            rows.append(event(seq, "alloc", size, category, t_ns=t_ns))
+    return rows
+
+
+def followed(rows: list[Row]) -> list[dict[str, Any]]:
+    """The same answer, by going through the events one by one."""
+    first = min(row["t_ns"] for row in rows)
+    slice_ns = -(-(max(row["t_ns"] for row in rows) - first + 1) // 400)
+    held: dict[str, int] = defaultdict(int)
+    now_ns = 0
+    moments: dict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for row in rows:
+        if row["action"] == "free_requested":
+            continue
+        now_ns = max(now_ns, row["t_ns"])
+        sign = -1 if row["action"] in ("free_completed", "segment_free") else 1
+        if row["action"].startswith("segment"):
+            held["reserved"] += sign * row["size_bytes"]
+        else:
+            held["active"] += sign * row["size_bytes"]
+            held[row["category"]] += sign * row["size_bytes"]
+        held_at_least = max(held["reserved"], held["active"])
+        slice_ = (now_ns - first) // slice_ns
+        moment = {"rank": 0, "slice": slice_, "is_peak": False, "t_ns": now_ns}
+        moment |= {"active_bytes": held["active"], "reserved_bytes": held_at_least}
+        moment |= {f"{category}_bytes": held[category] for category in CATEGORIES}
+        moments[slice_].append((row["seq"], moment))
+    found = []
+    for seen in moments.values():
+        seq, peak = max(seen, key=lambda one: (one[1]["active_bytes"], -one[0]))
+        found.append(peak | {"is_peak": True})
+        if seen[-1][0] != seq:
+            found.append(seen[-1][1])
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_categories_over_time_are_exact_however_the_events_lie(tmp_path: Path, seed: int) -> None:
+    rows = random_events(seed)
+    make_run(tmp_path, {0: {"allocs": rows}})
+    assert query(tmp_path, "categories_over_time").to_pylist() == followed(rows)
