@@ -5,9 +5,11 @@
 | weight | load.* and residency.onload: parameters on their way in |
 | communication | comm.*: buffers of collectives and gathered shards |
 | workspace | warmup and device.init: what libraries keep for themselves (cuBLAS) |
-| cache | vae.cache: frames that the VAE carries from one chunk to the next |
 | output | save, and what the decode stage itself makes |
 | activation | anywhere else |
+
+`cache`, what the VAE carries from one chunk to the next, is no span of birth but a length of life: such tensors are
+recorded as activations of vae.chunk, and sql/vae_cache.sql finds those that outlive it.
 """
 
 SCRIPT = "script"
@@ -16,7 +18,6 @@ _BY_NAME = {
     "residency.onload": "weight",
     "warmup": "workspace",
     "device.init": "workspace",
-    "vae.cache": "cache",
     "decode": "output",
     "save": "output",
 }

@@ -1,6 +1,8 @@
 """The command line: one command for each thing to do with a run; each does no more than call its module.
 
     $ ray-memprof launch configs/baseline.yaml
+    $ ray-memprof query peak_by_rank
+    $ ray-memprof compare baseline memory_opt
     $ ray-memprof export latest --format perfetto
     $ ray-memprof import dump/rank*.pickle --name theirs
 
@@ -10,8 +12,6 @@ What a user got wrong ends in one line and a hint, with the exit code of errors.
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -19,12 +19,15 @@ from typing import Annotated
 import typer
 
 from ray_memprof import launch
-from ray_memprof.errors import ConfigError, RunError
+from ray_memprof.cli_answers import compare, diagnose, query, report, told
+from ray_memprof.errors import ConfigError
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__.split("\n")[0]
 )
 app.command("launch")(launch.main)
+for answer in (query, diagnose, report, compare):
+    app.command()(answer)
 
 
 class Format(StrEnum):
@@ -34,16 +37,6 @@ class Format(StrEnum):
     SNAPSHOT = "snapshot"
     CSV = "csv"
     MEMORY_EVENTS = "memory_events"
-
-
-@contextmanager
-def told() -> Iterator[None]:
-    """An error of the user's, or of the disk, as one line and a hint."""
-    try:
-        yield
-    except RunError as error:
-        sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        raise typer.Exit(error.exit_code) from error
 
 
 @app.command("export")

@@ -1,4 +1,4 @@
-"""What can end a run, each with the exit code that `python -m ray_memprof.launch` ends with.
+"""What can end a run or a question to one, each with the exit code that a command of this package ends with.
 
 Every message says what happened, which rank, key or file, and the value; `hint` says what to do next. A rank that
 ends with one of wan's own errors (weights, media, service) keeps the exit code that wan gives it.
@@ -19,6 +19,7 @@ EXIT_GPUS_BUSY = 21
 EXIT_START_FAILED = 22
 EXIT_NEVER_ARRIVED = 23
 EXIT_PREFLIGHT = 24
+EXIT_LIMIT = 30
 EXIT_INTERRUPTED = 130
 """SIGINT: what a shell reports for a program that signal 2 ends, 128 + 2."""
 EXIT_TERMINATED = 143
@@ -69,6 +70,12 @@ class PreflightFailed(RunError):
     """The GPUs or the log folder are not fit for a run (exit 24)."""
 
     exit_code = EXIT_PREFLIGHT
+
+
+class LimitExceeded(RunError):
+    """A limit that the user set to what was measured is exceeded (exit 30)."""
+
+    exit_code = EXIT_LIMIT
 
 
 class DiskFull(RunError):

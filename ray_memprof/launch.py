@@ -6,6 +6,7 @@ Leaves profiler_logs/<name>/<run_id>/ (run_folder.py lists what is in it), also 
 in errors.py; a configuration that cannot be used is refused in a second, before Ray and torch are imported.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,15 +27,21 @@ def main(
     overrides: Annotated[
         list[str], typer.Option("--set", help="section.key=value, on top of the file.")
     ] = [],  # noqa: B006 - typer copies it
+    module_spans: Annotated[
+        list[str],
+        typer.Option(metavar="PATTERN", help="Short for --set 'script.module_spans=[PATTERN, ...]'."),
+    ] = [],  # noqa: B006
     dry_run: Annotated[bool, typer.Option(help="Check and print the effective configuration only.")] = False,
     plain: Annotated[bool, typer.Option(help="Lines instead of a table, on a terminal too.")] = False,
 ) -> None:
     """Run CONFIG under Ray and record its memory."""
     from ray_memprof.config import effective_yaml
     from ray_memprof.config_check import check_files
-    from ray_memprof.matrix import expand
+    from ray_memprof.matrix import comparison_page, expand
 
     code = EXIT_OK
+    if module_spans:
+        overrides = [*overrides, f"script.module_spans={json.dumps(module_spans)}"]
     try:
         runs = expand(config, overrides)
         if dry_run:
@@ -42,18 +49,23 @@ def main(
             return
         for one in runs:
             check_files(one)
+        page = comparison_page(config, overrides, runs) if len(runs) > 1 else None
+        folders: list[Path] = []
         for one in runs:
-            code = run(one, plain=plain) or code
+            code = run(one, plain=plain, folders=folders) or code
             if code >= 128:  # a signal: the person wants the rest no more than this one
                 break
+        else:
+            if page is not None:
+                set_side_by_side(folders, page)
     except RunError as error:
         sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         code = error.exit_code
     raise typer.Exit(code)
 
 
-def run(config: "RunConfig", *, plain: bool) -> int:
-    """One run, from its folder to its report; returns the exit code."""
+def run(config: "RunConfig", *, plain: bool, folders: list[Path] | None = None) -> int:
+    """One run, from its folder to its report; returns the exit code, and adds its folder to `folders`."""
     from ray_memprof import results
     from ray_memprof.collect import gather
     from ray_memprof.interrupts import Interrupts
@@ -63,7 +75,10 @@ def run(config: "RunConfig", *, plain: bool) -> int:
     from ray_memprof.run_folder import RunFolder
 
     record = Record(config, RunFolder.create(config))
-    with Live(config, config.num_ranks, plain) as live, Interrupts(live.say) as interrupts:
+    if folders is not None:
+        folders.append(record.folder.path)
+    screen = Live(config, config.num_ranks, plain, stages_s=record.stages_s)
+    with screen as live, Interrupts(live.say) as interrupts:
         with results.ending(record, live, interrupts):
             for line in check_driver(config, record.folder.path):
                 live.say(f"warning: {line}")
@@ -71,17 +86,29 @@ def run(config: "RunConfig", *, plain: bool) -> int:
 
             with Cluster(record, live, interrupts) as cluster:
                 cluster.start()
-                verdict = results.supervise(cluster, live, interrupts)
+                verdict = results.supervise(cluster, record, live, interrupts)
                 results.settle(record, verdict, live)
-                cluster.end(verdict)
+                record.problems += cluster.end(verdict)
                 recorded = range(config.num_ranks if config.logging.profile_memory else 0)
                 gathered = gather(record.folder.path, recorded, cluster.remotes(verdict))
-                record.problems += gathered.problems
+                record.problems += [*gathered.problems, *cluster.clear(gathered.received)]
         if not record.is_abandoned:
             with results.ending(record, live, interrupts):
                 results.write(record, live)
         live.summary(results.summary(record))
     return record.exit_code
+
+
+def set_side_by_side(folders: list[Path], page: Path) -> None:
+    """The page that compares the runs of a matrix; the runs are what they are, whatever goes wrong with it."""
+    from ray_memprof.compare_report import write_matrix
+
+    try:
+        if write_matrix(folders, page) is not None:
+            sys.stderr.write(f"comparison: {page.absolute()}\n")
+    except (Exception, KeyboardInterrupt) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"warning: the runs are not compared: {text}\n")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,13 @@ def expand(path: str | Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
     return runs
 
 
+def comparison_page(path: str | Path, overrides: Sequence[str], runs: Sequence[RunConfig]) -> Path:
+    """Where the page goes that sets the runs of a matrix side by side: beside their folders, and no run itself."""
+    mapping = config_file.read(path)
+    config_file.override(mapping, overrides)
+    return runs[0].logging.output_dir / f"{mapping['name']}-matrix.html"
+
+
 def _run(mapping: dict[str, Any], row: MatrixRun, *, source: str, overridden: Sequence[str]) -> RunConfig:
     source = f"{source}, matrix run {row.name}"
     changed = copy.deepcopy(mapping)

@@ -8,7 +8,7 @@ that shows them in GiB in meta.gib: the exact number is one hover away, and each
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -269,28 +269,44 @@ def heat(rows: Sequence[Row], measure: str) -> Figure:
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     ranks = sorted({row["rank"] for row in rows})
     sizes = {(row["stage"], row["rank"]): row[f"{measure}_peak_bytes"] for row in rows}
-    trace = {
-        "type": "heatmap",
-        "x": ranks,
-        "y": stages,
-        "customdata": [[sizes.get((stage, rank)) for rank in ranks] for stage in stages],
-        "meta": {"gib": "z"},
-        "colorscale": [[position / 4, f"var:heat{position}"] for position in range(5)],
-        "colorbar": {"ticksuffix": IN_GIB, "thickness": 12},
-        "zmin": 0,
-        "xgap": 2 if len(ranks) <= MOST_RANKS else 0,
-        "ygap": 2,
-        "hovertemplate": f"%{{y}}, rank %{{x}}: %{{z:.2f}} GiB ({BYTES})<extra></extra>",
-        "hoverongaps": False,
-    }
+    trace = _cells(
+        ranks,
+        stages,
+        [[sizes.get((stage, rank)) for rank in ranks] for stage in stages],
+        gap=2 if len(ranks) <= MOST_RANKS else 0,
+        hover="%{y}, rank %{x}",
+    )
     if len(ranks) <= NUM_COLOURS:
-        trace |= {"texttemplate": "%{z:.2f}", "textfont": {"size": 12}}
+        trace |= _NUMBERS
     layout = {"yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False}}
     # Ranks are whole numbers: no ticks between them.
     ticks = {"dtick": 1} if len(ranks) <= MOST_RANKS else {}
     layout["xaxis"] = {"side": "top", "tickprefix": "rank ", "showgrid": False, "zeroline": False, **ticks}
     layout["margin"] = {"t": 30, "b": 10}
     return {"data": [trace], "layout": layout, "height": 90 + 34 * len(stages)}
+
+
+_NUMBERS: Row = {"texttemplate": "%{z:.2f}", "textfont": {"size": 12}}
+
+
+def _cells(
+    x: Sequence[int | str], y: Sequence[str], sizes: Sequence[Sequence[int | None]], *, gap: int, hover: str
+) -> Row:
+    """Sizes as colours, a row for each of `y`; those that are None are left empty."""
+    return {
+        "type": "heatmap",
+        "x": x,
+        "y": y,
+        "customdata": sizes,
+        "meta": {"gib": "z"},
+        "colorscale": [[position / 4, f"var:heat{position}"] for position in range(5)],
+        "colorbar": {"ticksuffix": IN_GIB, "thickness": 12},
+        "zmin": 0,
+        "xgap": gap,
+        "ygap": 2,
+        "hovertemplate": f"{hover}: %{{z:.2f}} GiB ({BYTES})<extra></extra>",
+        "hoverongaps": False,
+    }
 
 
 def imbalance(rows: Sequence[Row]) -> Figure:
@@ -365,3 +381,32 @@ def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
         },
     }
     return {"data": data, "layout": layout, "height": 440}
+
+
+def peaks_of_runs(names: Sequence[str], sizes: Mapping[str, Sequence[int | None]]) -> Figure:
+    """Peaks of several runs, a group of bars a run; `sizes` has a peak of each run, or None, by what it is of.
+
+    At most four of them: the shades tell them apart without any colour.
+    """
+    data: list[Row] = []
+    for position, (measure, peaks) in enumerate(sizes.items()):
+        trace: Row = {"type": "bar", "orientation": "h", "name": measure, "y": names}
+        trace |= {"customdata": peaks, "meta": {"gib": "x"}, "marker": {"color": f"var:heat{4 - position}"}}
+        trace["hovertemplate"] = f"%{{fullData.name}}: %{{x:.2f}} GiB ({BYTES})<extra>%{{y}}</extra>"
+        data.append(trace)
+    layout: Row = {"barmode": "group", "xaxis": {"ticksuffix": IN_GIB, "rangemode": "tozero"}}
+    layout["yaxis"] = {"autorange": "reversed", "automargin": True, "type": "category"}
+    return {"data": data, "layout": layout, "height": 110 + 46 * len(names)}
+
+
+def stages_of_runs(
+    names: Sequence[str], stages: Sequence[str], sizes: Sequence[Sequence[int | None]]
+) -> Figure:
+    """A peak of every stage in several runs: stages side by side, a row for each run."""
+    trace = _cells(stages, names, sizes, gap=2, hover="%{y}, %{x}")
+    if len(stages) <= MOST_RANKS:
+        trace |= _NUMBERS
+    layout: Row = {"margin": {"t": 30, "b": 10}}
+    layout["yaxis"] = {"autorange": "reversed", "automargin": True, "showgrid": False, "type": "category"}
+    layout["xaxis"] = {"side": "top", "showgrid": False, "zeroline": False, "type": "category"}
+    return {"data": [trace], "layout": layout, "height": 110 + 34 * len(names)}

@@ -7,22 +7,19 @@ Leaves report.html: text and tables that need no script, figures that plotly.js 
 is fetched.
 """
 
-import base64
-import gzip
 import json
 import os
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import jinja2
 from markupsafe import Markup
 
 from ray_memprof import db, plots
 from ray_memprof.diagnosis import findings
 from ray_memprof.errors import ConfigError
+from ray_memprof.page import environment, gib, packed_plotly
 from ray_memprof.schema import RUNS
 from ray_memprof.store import CONFIG_FILE, REPORT_FILE, TEMPORARY_SUFFIX, disk_error, replace
 from ray_memprof.summary import place
@@ -93,7 +90,7 @@ def render(run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None =
     config = run_dir / CONFIG_FILE
     facts["config"] = config.read_text(encoding="utf-8") if config.exists() else ""
     facts["contents"]["versions"] = "Versions, configuration"
-    return _environment().get_template(TEMPLATE).render(**facts, problems=problems, run_dir=run_dir)
+    return environment().get_template(TEMPLATE).render(**facts, problems=problems, run_dir=run_dir)
 
 
 def _facts(connection: duckdb.DuckDBPyConnection) -> Row:
@@ -123,7 +120,7 @@ def _facts(connection: duckdb.DuckDBPyConnection) -> Row:
         "details": DETAILS,
         "tiles": _tiles(whole),
         "figures": figures,
-        "plotly": _plotly() if figures else "",
+        "plotly": packed_plotly() if figures else "",
         "beside": None,
         "findings": findings(connection),
         **panels,
@@ -259,7 +256,7 @@ def _tile(name: str, value: str | Markup, note: str) -> Row:
 
 
 def _sized(size: int) -> Markup:
-    return _gib(size) + " GiB"
+    return gib(size) + " GiB"
 
 
 def _beside(facts: Row, other_dir: Path) -> Row:
@@ -280,47 +277,3 @@ def _beside(facts: Row, other_dir: Path) -> Row:
         listed = {"rank": row["rank"], "stage": row["stage"], "here_bytes": here, "there_bytes": other}
         rows.append({**listed, "difference_fraction": share})
     return {"run_id": runs[0]["run_id"], "source": runs[0]["source"], "rows": rows}
-
-
-def _plotly() -> str:
-    """plotly.js, compressed: a third of its size, and no work for the browser before the first figure."""
-    from plotly.offline import get_plotlyjs
-
-    # A fixed time in its header: the same run makes the same report.
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(gib=_gib, seconds=_seconds, share=_share, place=place, utc=_utc, data=_data)
-    return environment
-
-
-def _data(figure: plots.Figure) -> Markup:
-    """JSON that no content can break out of its script element."""
-    return Markup(json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c"))
-
-
-def _gib(size: int | None) -> Markup:
-    """GiB with two decimals, the exact bytes as a tooltip."""
-    if size is None:
-        return Markup("&ndash;")
-    return Markup('<span title="{:,} bytes">{:.2f}</span>').format(size, size / GIB)
-
-
-def _seconds(ns: int | None) -> str:
-    return "-" if ns is None else f"{ns / 1e9:,.2f}"
-
-
-def _share(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{fraction:.2%}"
-
-
-def _utc(ns: int) -> str:
-    return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,4 +1,4 @@
-"""The last lines of a run on the console: peak per rank, imbalance, whether the books close and the replay is exact.
+"""The last lines of a run on the console: peak per rank, imbalance, whether books and replay are right, findings.
 
     for line in summary_lines(run_dir): ...
 
@@ -10,12 +10,14 @@ from typing import Any
 
 import duckdb
 
-from ray_memprof import db
+from ray_memprof import db, diagnosis
 from ray_memprof.store import REPORT_FILE
 from ray_memprof.units import size_text
 
 MOST_RANKS = 16
 """Of a larger run, the fullest ranks are listed."""
+MOST_FINDINGS = 2
+"""The weightiest; `ray-memprof diagnose` and the report have all."""
 KILLED = ("died", "hung", "lost", "interrupted")
 """Ways to end in which nothing more could be checked."""
 
@@ -27,7 +29,13 @@ def summary_lines(run_dir: Path) -> list[str]:
         ConfigError: `run_dir` is no run.
     """
     with db.open_run(run_dir) as connection:
-        lines = [*_peaks(connection), *_imbalance(connection), *_books(connection), *_replay(connection)]
+        lines = [
+            *_peaks(connection),
+            *_imbalance(connection),
+            *_books(connection),
+            *_replay(connection),
+            *_findings(connection),
+        ]
     report = run_dir / REPORT_FILE
     return [*lines, f"report: {report}"] if report.exists() else lines
 
@@ -108,3 +116,10 @@ def _replay(connection: duckdb.DuckDBPyConnection) -> list[str]:
         f"{row['num_lost_events']:,} events were lost"
         for row in wrong
     ]
+
+
+def _findings(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    found = diagnosis.findings(connection)
+    more = len(found) - MOST_FINDINGS
+    noted = [f"more findings: {more}, see ray-memprof diagnose"] if more > 0 else []
+    return [*diagnosis.lines(found, MOST_FINDINGS), *noted]

@@ -5,9 +5,10 @@
     python scripts/bench_faults.py --times 3 --kinds sigkill oom sleep gil sigstop --gpus      # all GPUs, under NCCL
 
 Kinds: sigkill, segv, exit (mode 1), oom (2), sleep (3), gil, sigstop (4), writing (12: a rank killed while it writes),
-pairs (7: two launches at once). A fault is well handled when the verdict names its rank, with the right exit code, no
-process stays, and every row that was sealed or flushed more than FLUSH_S before the fault can be read. With --gpus
-each rank holds 8 GiB, and the last columns are the seconds until every GPU is as empty as it was. Leaves nothing.
+node (5: one of two raylets, with two ranks), pairs (7: two launches at once). A fault is well handled when the verdict
+names its rank, with the right exit code, no process stays, and every row that was sealed or flushed more than FLUSH_S
+before the fault can be read. With --gpus each rank holds 8 GiB, and the last columns are the seconds until every GPU is
+as empty as it was. Leaves nothing.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ray"))
 
-from launcher import Launch, config_of, launch, rows_of, start
+from launcher import Launch, config_of, joining, launch, rows_of, start, two_nodes
 
 FLUSH_S, STEP_S = 2.0, 0.02
 """How long the recorder may keep rows to itself; how long a step of the script takes at least."""
@@ -41,7 +42,8 @@ EXIT_CODES = {
     "sigstop": 12,
     "writing": 10,
 }
-KINDS = (*EXIT_CODES, "pairs")
+NODE_LOST = 13
+KINDS = (*EXIT_CODES, "node", "pairs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,29 @@ def shoot(folder: Path, kind: str, chance: random.Random, gpus: Gpus | None = No
     )
 
 
+def lose_node(folder: Path, chance: random.Random) -> Shot:
+    """End a raylet and its agents by force; its ranks go with it."""
+    with two_nodes() as cluster:
+        config = joining(
+            folder, cluster, args=["--steps", 5000], ray={"scratch_dir": str(folder / "scratch")}
+        )
+        run = start(folder, config)
+        run.wait_for(lambda: "first denoise step" in run.text)
+        time.sleep(FLUSH_S + chance.uniform(1, 3))
+        node = next(iter(cluster.worker_nodes))
+        lost = [rank for rank, facts in enumerate(run.facts["ranks"]) if facts["node_id"] == node.node_id]
+        struck = time.time()
+        cluster.remove_node(node, allow_graceful=False)
+        code = run.wait()
+        facts, rows = run.facts, rows_of(run, "spans")
+        return Shot(
+            is_named=(code, facts["exit_code"], facts["culprits"]) == (NODE_LOST, NODE_LOST, lost),
+            is_clean=not run.living(),
+            has_rows=set(rows) == set(range(4)) - set(lost) and not leftovers(run),
+            latency_s=run.at("error: ") - struck,
+        )
+
+
 def leftovers(run: Launch) -> list[Path]:
     """Files that collecting should have turned into parts, or set aside as damaged."""
     return [path for path in run.run_dir.rglob("*") if path.suffix in (".arrows", ".tmp", ".damaged")]
@@ -143,6 +168,13 @@ def pair(folder: Path) -> Shot:
         has_rows=len(set.union(*ports)) == 2 and all(set(rows_of(run, "spans")) == {0, 1} for run in both),
         latency_s=time.time() - began,
     )
+
+
+def shot_of(kind: str, folder: Path, chance: random.Random, gpus: Gpus | None) -> Shot:
+    """One fault of that kind."""
+    if kind == "pairs":
+        return pair(folder)
+    return lose_node(folder, chance) if kind == "node" else shoot(folder, kind, chance, gpus)
 
 
 def row(kind: str, shots: list[Shot]) -> str:
@@ -182,8 +214,7 @@ def main() -> int:
         shots = []
         for _ in range(options.times):
             with tempfile.TemporaryDirectory() as folder:
-                where = Path(folder)
-                shots.append(pair(where) if kind == "pairs" else shoot(where, kind, chance, gpus))
+                shots.append(shot_of(kind, Path(folder), chance, gpus))
         all_good &= all(shot.is_named and shot.is_clean and shot.has_rows for shot in shots)
         print(row(kind, shots), flush=True)
     return 0 if all_good else 1

@@ -1,0 +1,162 @@
+"""The commands that answer questions to recorded runs: query, diagnose, report and compare; cli.py lists them.
+
+    $ ray-memprof query imbalance latest
+    $ ray-memprof diagnose baseline
+    $ ray-memprof compare before after --fail-if 'peak_device_used > +2%' --html side_by_side.html
+
+Answers go to the standard output or into --out; what else there is to say, to the standard error.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_memprof.errors import ConfigError, LimitExceeded, RunError
+from ray_memprof.rows import Form, write, write_text
+
+RUN = "A run folder, <name>, <name>/<run_id>, <run_id> or latest."
+RUNS = "Several runs: a pattern in quotes, as 'profiler_logs/*/latest'."
+OUT = "File to write instead of the standard output."
+
+
+class Told(StrEnum):
+    """How findings are written."""
+
+    TEXT = "text"
+    CSV = "csv"
+    JSON = "json"
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """An error of the user's, or of the disk, as one line and a hint."""
+    try:
+        yield
+    except RunError as error:
+        sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        raise typer.Exit(error.exit_code) from error
+
+
+def query(
+    question: Annotated[str | None, typer.Argument(help="The name of a question or a table, or SQL.")] = None,
+    run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: latest.")] = None,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    format: Annotated[Form, typer.Option(help="How to write the rows.")] = Form.TABLE,  # noqa: A002 - the option's name
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List the questions and tables.")] = False,
+    show_sql: Annotated[bool, typer.Option("--sql", help="Show the SQL of the question.")] = False,
+) -> None:
+    """Ask a run, or several, a question by its name or in SQL."""
+    with told():
+        from ray_memprof.query import ask, find_runs, question_lines, sql_of
+
+        if show_list:
+            write_text("\n".join(question_lines()) + "\n", out)
+        elif question is None:
+            raise ConfigError("there is no question", hint="ray-memprof query --list has those with a name")
+        elif show_sql:
+            write_text(sql_of(question), out)
+        else:
+            write(ask(question, find_runs(run, runs), is_named=runs is not None), format, out)
+
+
+def diagnose(
+    run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: latest.")] = None,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    format: Annotated[Told, typer.Option(help="How to write the findings.")] = Told.TEXT,  # noqa: A002 - as above
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+) -> None:
+    """Say in sentences what holds the peak of a run back, and what to change."""
+    with told():
+        from ray_memprof.findings import diagnosed, found_rows, found_text
+        from ray_memprof.query import find_runs
+
+        found = [diagnosed(run_dir) for run_dir in find_runs(run, runs)]
+        if format is Told.TEXT:
+            write_text(found_text(found, is_named=runs is not None), out)
+        else:
+            write(found_rows(found), Form(format.value), out)
+
+
+def report(
+    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    beside: Annotated[
+        str | None, typer.Option(help="A run of the same configuration from another source, a prediction.")
+    ] = None,
+) -> None:
+    """Write report.html of a run anew."""
+    with told():
+        from ray_memprof import report as reporting
+        from ray_memprof.find_run import find_run
+
+        run_dir = find_run(run)
+        other = None if beside is None else find_run(beside)
+        path = reporting.write(run_dir, _problems(run_dir), beside=other)
+        sys.stdout.write(f"report: {path}\n")
+
+
+def _problems(run_dir: Path) -> list[str]:
+    """What the driver noted of records that are not whole; a run that it never ended has no note."""
+    from ray_memprof.store import RUN_FILE
+
+    try:
+        facts = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    return list(facts.get("problems", []))
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(help=f"The base, then the others. {RUN}")],
+    fail_if: Annotated[
+        list[str],
+        typer.Option(help="A limit: 'peak_device_used > +2%', 'decode.duration > 3 s' ... May be repeated."),
+    ] = [],  # noqa: B006 - typer copies it
+    rank: Annotated[int | None, typer.Option(min=0, help="Look at this rank alone.")] = None,
+    allow_failed: Annotated[
+        bool, typer.Option("--allow-failed", help="Hold limits against failed runs too.")
+    ] = False,
+    most: Annotated[int, typer.Option(min=1, help="table: rows of a kind to list at most.")] = 20,
+    format: Annotated[Form, typer.Option(help="How to write what moved.")] = Form.TABLE,  # noqa: A002 - as above
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with figures too, one file that opens offline.")
+    ] = None,
+) -> None:
+    """Compare runs with the first of them: the whole run, every rank and every span.
+
+    With --fail-if: exit code 30 where a limit is exceeded. A limit is [PLACE.]MEASURE > [+]AMOUNT; the measures are
+    those of `ray-memprof query measures`, a place is rankN, mean, or a span as the table has it. A sign or % makes it
+    a change against the base.
+    """
+    with told():
+        from ray_memprof import compare as comparing
+        from ray_memprof.compare_text import check_lines, comparison_text, warnings
+        from ray_memprof.find_run import find_run
+
+        if html is not None and rank is not None:
+            raise ConfigError("--html shows all ranks", hint="leave out --rank, or --html")
+        folders = [find_run(one) for one in runs]
+        compared = comparing.compare(folders, fail_if, rank=rank, allow_failed=allow_failed)
+        if format is Form.TABLE:
+            write_text(comparison_text(compared, most), out)
+        elif format is Form.JSON:
+            write_text(json.dumps(comparing.as_facts(compared), indent=1) + "\n", out)
+        else:
+            write(compared.moves, format, out)
+        sys.stdout.flush()
+        for line in (*warnings(compared), *check_lines(compared)):
+            sys.stderr.write(f"{line}\n")
+        if html is not None:
+            from ray_memprof import compare_report
+
+            sys.stderr.write(f"comparison: {compare_report.write(compared, html)}\n")
+        exceeded = sum(one.is_exceeded for one in compared.checks)
+        if exceeded:
+            raise LimitExceeded(f"{exceeded} of {len(compared.checks)} limits exceeded")

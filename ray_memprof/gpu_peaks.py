@@ -1,0 +1,166 @@
+"""What a limit for GPU memory is held against: the peaks of this process over some code, or those of a recorded run.
+
+    with watched() as watch:
+        decode(latents)
+    watch.measured("device_used").bytes         # on the fullest device of this process
+
+    of_run(run_dir, "device_used", "max").bytes # of the fullest rank
+
+Leaves nothing. Imports torch when a watch begins, DuckDB when a run is opened.
+"""
+
+import functools
+import gc
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.units import size_text
+
+if TYPE_CHECKING:
+    import duckdb
+
+MEASURES = ("device_used", "reserved", "allocated")
+"""device_used: what nvidia-smi shows, CUDA context included; reserved: by torch's allocator; allocated: by tensors."""
+_RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
+"""Of torch._C: each way to let the allocator's peaks begin anew ends in one of them."""
+_HIGHEST = """\
+SELECT {0}_peak_bytes, stage, path, step FROM spans WHERE rank = ? ORDER BY {0}_peak_bytes DESC, depth DESC, span_id"""
+_HIGHEST_SAMPLE = (
+    "SELECT device_used_bytes, t_ns FROM samples WHERE rank = ? ORDER BY device_used_bytes DESC, t_ns"
+)
+_INNERMOST = """\
+SELECT stage, path, step FROM spans WHERE rank = ? AND ? BETWEEN start_ns AND end_ns ORDER BY depth DESC, span_id"""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A peak, with whose it is and what else to say of it."""
+
+    bytes: int
+    who: str
+    details: tuple[str, ...]
+
+
+class PeakWatch:
+    """The allocator's peaks on every device of this process, whoever resets its counters meanwhile."""
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        self._peaks: dict[int, tuple[int, int]] = {}
+        """Device -> allocated, reserved."""
+
+    def begin(self, patches: ExitStack) -> None:
+        """Let peaks begin at what is alive now; until CUDA is started by the test itself, that is nothing."""
+        cuda = self._torch.cuda
+        if cuda.is_initialized():
+            # What earlier tests left behind would count otherwise.
+            gc.collect()
+            cuda.empty_cache()
+            for index in range(cuda.device_count()):
+                cuda.reset_peak_memory_stats(index)
+        for name in _RESETS:
+            reset = getattr(self._torch._C, name, None)
+            if reset is not None:
+                kept = functools.partial(self._before, reset)
+                patches.enter_context(patch.object(self._torch._C, name, kept))
+
+    def _before(self, reset: Any, *args: Any) -> Any:
+        """The code under test lets its peaks begin anew: what they were so far is kept."""
+        self.take()
+        return reset(*args)
+
+    def take(self) -> None:
+        """Look at the counters."""
+        cuda = self._torch.cuda
+        for index in range(cuda.device_count() if cuda.is_initialized() else 0):
+            allocated, reserved = self._peaks.get(index, (0, 0))
+            self._peaks[index] = (
+                max(allocated, cuda.max_memory_allocated(index)),
+                max(reserved, cuda.max_memory_reserved(index)),
+            )
+
+    def measured(self, measure: str) -> Measured:
+        """The fullest device."""
+        found = [(self._bytes(index, measure), index) for index in self._peaks]
+        if not found:
+            return Measured(0, "the test", ())
+        most, index = max(found, key=lambda one: (one[0], -one[1]))
+        allocated, reserved = self._peaks[index]
+        details = f"the allocator's peaks: allocated {size_text(allocated)}, reserved {size_text(reserved)}"
+        return Measured(most, f"the test, on cuda:{index}", (details,))
+
+    def _bytes(self, index: int, measure: str) -> int:
+        """Where the allocator reserves nothing, nothing is asked of the device: that would make a CUDA context."""
+        allocated, reserved = self._peaks[index]
+        if measure != "device_used" or not reserved:
+            return allocated if measure == "allocated" else reserved
+        free, total = self._torch.cuda.mem_get_info(index)
+        outside = total - free - self._torch.cuda.memory_reserved(index)
+        return int(reserved + outside)
+
+
+@contextmanager
+def watched() -> Iterator[PeakWatch]:
+    """Watch the allocator's peaks inside the block."""
+    watch = PeakWatch()
+    with ExitStack() as patches:
+        watch.begin(patches)
+        yield watch
+        watch.take()
+
+
+def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
+    """The peak of a run: where it was, what the diagnosis says first, and where the report is.
+
+    Args:
+        run_dir: its folder.
+        measure: one of MEASURES.
+        rank: "max" (the fullest), "mean" of all ranks, or the number of one.
+
+    Raises:
+        ConfigError: no such run, or nothing was recorded of that rank.
+    """
+    from ray_memprof import db, diagnosis
+    from ray_memprof.store import REPORT_FILE
+    from ray_memprof.summary import place
+
+    name = run_dir.parent.name
+    with db.open_run(run_dir) as connection:
+        rows = connection.sql(db.question("peak_by_rank")).to_arrow_table().to_pylist()
+        peaks = {int(row["rank"]): int(row[f"{measure}_peak_bytes"]) for row in rows}
+        if not peaks or (isinstance(rank, int) and rank not in peaks):
+            raise ConfigError(f"{name}: nothing was recorded of rank {rank}", hint=f"see {run_dir}/logs")
+        fullest = max(peaks, key=lambda one: (peaks[one], -one))
+        who = rank if isinstance(rank, int) else fullest
+        stage, path, step = _place(connection, who, measure, peaks[who])
+        found = diagnosis.lines(diagnosis.findings(connection), most=1)
+    report = run_dir / REPORT_FILE
+    details = (
+        f"rank {who} has {size_text(peaks[who])} in {f'stage {stage}, {place(path, step)}' if stage else 'no span'}",
+        *found,
+        f"report: {report}" if report.exists() else f"run folder: {run_dir}",
+    )
+    if rank == "mean":
+        return Measured(sum(peaks.values()) // len(peaks), f"{name}, mean of {len(peaks)} ranks", details)
+    return Measured(peaks[who], f"{name}, rank {who}", details)
+
+
+def _place(
+    connection: "duckdb.DuckDBPyConnection", rank: int, measure: str, peak: int
+) -> tuple[str | None, str | None, int | None]:
+    """Stage, path and step of the innermost span in which `measure` came to `peak`; None: outside of all."""
+    nothing = (0, None, None, None)
+    most, stage, path, step = connection.execute(_HIGHEST.format(measure), [rank]).fetchone() or nothing
+    if most >= peak:
+        return stage, path, step
+    # Seen by the sampler between two boundaries of spans, or before the first and after the last.
+    sample = connection.execute(_HIGHEST_SAMPLE, [rank]).fetchone() if measure == "device_used" else None
+    found = connection.execute(_INNERMOST, [rank, sample[1]]).fetchone() if sample else None
+    return (found[0], found[1], found[2]) if found else (None, None, None)

@@ -1,0 +1,66 @@
+"""What every page has: the templates, plotly.js packed into it, and sizes, times and figures as a page writes them.
+
+    environment().get_template("report.html.j2").render(figures=figures, plotly=packed_plotly(), ...)
+
+Nothing that a page shows is fetched. Leaves nothing; report.py and compare_report.py write the files.
+"""
+
+import base64
+import gzip
+import json
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from ray_memprof import plots
+from ray_memprof.summary import place
+from ray_memprof.units import GIB
+
+
+@cache
+def packed_plotly() -> str:
+    """plotly.js, compressed: a third of its size, and no work for the browser before the first figure."""
+    from plotly.offline import get_plotlyjs
+
+    # A fixed time in its header: the same run makes the same page.
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+def environment() -> jinja2.Environment:
+    """Templates and the filters that they write sizes, times and figures with."""
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters.update(gib=gib, seconds=_seconds, share=_share, place=place, utc=_utc, data=_data)
+    return made
+
+
+def _data(figure: plots.Figure) -> Markup:
+    """JSON that no content can break out of its script element."""
+    return Markup(json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def gib(size: int | None) -> Markup:
+    """GiB with two decimals, the exact bytes as a tooltip."""
+    if size is None:
+        return Markup("&ndash;")
+    return Markup('<span title="{:,} bytes">{:.2f}</span>').format(size, size / GIB)
+
+
+def _seconds(ns: int | None) -> str:
+    return "-" if ns is None else f"{ns / 1e9:,.2f}"
+
+
+def _share(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{fraction:.2%}"
+
+
+def _utc(ns: int) -> str:
+    return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,0 +1,307 @@
+"""A limit for GPU memory in pytest: on what a test does in its own process, or on a launched configuration.
+
+    @pytest.mark.limit_gpu_peak("30 GiB")
+    def test_decode(latents: Tensor) -> None:
+        decode(latents)                                     # the peak on this process's GPUs meanwhile
+
+    @pytest.mark.limit_gpu_peak("16 GiB", config="configs/ulysses4.yaml", rank="max")
+    def test_four_ranks(gpu_run: Path) -> None: ...         # gpu_run: the folder of the run, launched before the test
+
+pytest finds it where this package is installed. Until a marked test is set up it imports no torch, and no Ray at all.
+Run folders are left below pytest's temporary folder. What is measured, and every argument: docs/tour.md.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeGuard
+
+import pytest
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.units import parse_size, size_text
+
+if TYPE_CHECKING:
+    from ray_memprof.config import RunConfig
+    from ray_memprof.gpu_peaks import Measured
+
+MARK = "limit_gpu_peak"
+NO_GPU = "limit_gpu_peak needs a CUDA device: torch.cuda.is_available() is False here"
+_SIGNATURE = "limit_gpu_peak(limit, *, rank='max', measure=None, config=None, overrides=(), timeout_s=3600.0)"
+_STOP_S = 60.0
+"""For a launcher to end its ranks and to write what there is, before it is killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A configuration to run before the test."""
+
+    path: str
+    overrides: tuple[str, ...]
+    timeout_s: float
+    config: "RunConfig" = field(compare=False)  # its seed may be drawn anew each time
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One mark, checked."""
+
+    bytes: int
+    rank: str | int
+    measure: str
+    launch: Launch | None
+    """None: the limit is for what the test function does in its own process."""
+
+
+_LIMITS = pytest.StashKey[tuple[Limit, ...]]()
+_REFUSED = pytest.StashKey[str]()
+
+
+def limit_gpu_peak(
+    limit: str | int,
+    *,
+    rank: str | int = "max",
+    measure: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (),
+    timeout_s: float = 3600.0,
+) -> Limit:
+    """A mark's arguments, checked. A configuration is read as it is found from the current directory.
+
+    Args:
+        limit: "30 GiB", or a number of bytes; a peak that is equal to it passes.
+        rank: of the run: "max" (the fullest), "mean" of all, or a number. Without `config` there is one process.
+        measure: one of MEASURES; None: device_used, and allocated where the configuration runs on the CPU.
+        config: the YAML file to launch; None: the test itself is measured.
+        overrides: "section.key=value", laid over the file.
+        timeout_s: for the whole launched run.
+
+    Raises:
+        ConfigError: an argument that cannot be used, or a configuration that is refused.
+    """
+    from ray_memprof.gpu_peaks import MEASURES
+
+    num_bytes = limit if _is_count(limit) else parse_size(limit) if isinstance(limit, str) else None
+    if num_bytes is None:
+        raise ConfigError(f"limit is {limit!r}", hint='a size such as "30 GiB", or a number of bytes')
+    if rank not in ("max", "mean") and not _is_count(rank):
+        raise ConfigError(f"rank is {rank!r}", hint='"max", "mean" or the number of a rank')
+    if measure is not None and measure not in MEASURES:
+        raise ConfigError(f"measure is {measure!r}", hint=f"one of {', '.join(MEASURES)}")
+    if config is not None:
+        launch = _launch(os.fspath(config), overrides, timeout_s)
+        return Limit(num_bytes, rank, _measure_of(launch, rank, measure), launch)
+    if overrides or rank != "max":
+        key, value = ("overrides", overrides) if overrides else ("rank", rank)
+        raise ConfigError(
+            f"{key} is {value!r}, but a test by itself is one process", hint="name the configuration: config="
+        )
+    return Limit(num_bytes, rank, measure or "device_used", None)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _launch(path: str, overrides: Sequence[str], timeout_s: float) -> Launch:
+    """Raises ConfigError."""
+    from ray_memprof.matrix import expand
+
+    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
+        raise ConfigError(f"overrides is {overrides!r}", hint='a list: ["generation.sample_steps=4"]')
+    if any(one.startswith("logging.output_dir=") for one in overrides):
+        raise ConfigError(f"overrides is {overrides!r}: the run is kept in a temporary folder of pytest's")
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
+        raise ConfigError(f"timeout_s is {timeout_s!r}", hint="seconds, above 0")
+    runs = expand(path, overrides)
+    if len(runs) > 1:
+        raise ConfigError(f"{path} is a table of {len(runs)} runs, and a limit is for one", hint="no matrix")
+    if not runs[0].logging.profile_memory:
+        raise ConfigError(f"{path} records nothing", hint="logging.profile_memory: true")
+    return Launch(path, tuple(overrides), float(timeout_s), runs[0])
+
+
+def _measure_of(launch: Launch, rank: str | int, measure: str | None) -> str:
+    """Raises ConfigError for a rank or a measure that the run will not have."""
+    num_ranks = launch.config.num_ranks
+    if isinstance(rank, int) and rank >= num_ranks:
+        raise ConfigError(f"rank is {rank}, and {launch.path} has {num_ranks}", hint="ranks count from 0")
+    if launch.config.model.device == "cuda":
+        return measure or "device_used"
+    if measure not in (None, "allocated"):
+        raise ConfigError(f"measure is {measure!r}, and {launch.path} runs on the CPU", hint="allocated")
+    return "allocated"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known."""
+    meaning = "fail where more GPU memory is in use at the peak, in the test or in the run of a configuration"
+    config.addinivalue_line("markers", f"{_SIGNATURE}: {meaning}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Read the marks of the tests that were selected; one that cannot be used ends pytest before a test runs."""
+    for item in items:
+        marks = list(item.iter_markers(MARK))
+        is_asking = "gpu_run" in getattr(item, "fixturenames", ())
+        if not marks and not is_asking:
+            continue
+        try:
+            with contextlib.chdir(item.config.rootpath):
+                limits = tuple(_read(mark) for mark in marks)
+            _check_together(item, limits, is_asking)
+        except ConfigError as error:
+            text = f"{item.nodeid}: {MARK}: {error}" + (f"\nhint: {error.hint}" if error.hint else "")
+            if not hasattr(item.config, "workerinput"):
+                raise pytest.UsageError(text) from error
+            # A worker of pytest-xdist that ends so leaves its controller with an internal error.
+            item.stash[_REFUSED] = text
+            continue
+        item.stash[_LIMITS] = limits
+        if limits[0].launch is not None and not is_asking:
+            item.fixturenames.append("gpu_run")  # type: ignore[attr-defined]
+
+
+def _read(mark: pytest.Mark) -> Limit:
+    try:
+        return limit_gpu_peak(*mark.args, **mark.kwargs)
+    except TypeError as error:
+        raise ConfigError(str(error), hint=_SIGNATURE) from error
+
+
+def _check_together(item: pytest.Item, limits: Sequence[Limit], is_asking: bool) -> None:
+    """Raises ConfigError where the limits of a test, or what it asks for, do not go together."""
+    launches = {limit.launch for limit in limits}
+    if len(launches) > 1:
+        raise ConfigError(
+            "several limits of one test are for different runs",
+            hint="the same config, overrides and timeout_s",
+        )
+    if is_asking and launches <= {None}:
+        raise ConfigError(
+            "the fixture gpu_run needs a run", hint=f'@pytest.mark.{MARK}("16 GiB", config="...")'
+        )
+    if launches != {None} and not isinstance(item, pytest.Function):
+        raise ConfigError("a configuration can be launched for test functions only")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, with the reason, where there are not the GPUs for it."""
+    if _REFUSED in item.stash:
+        pytest.fail(item.stash[_REFUSED], pytrace=False)
+    limits = item.stash.get(_LIMITS, ())
+    if not limits:
+        return
+    launch = limits[0].launch
+    if launch is None:
+        import torch
+
+        if not torch.cuda.is_available():
+            _skip(item, NO_GPU)
+    elif launch.config.model.device == "cuda" and launch.config.ray.address is None:
+        import torch
+
+        needed, found = launch.config.num_ranks * launch.config.ray.gpus_per_rank, torch.cuda.device_count()
+        if found < needed:
+            _skip(item, f"{launch.path} needs {needed} CUDA devices, and there are {found} here")
+
+
+def _skip(item: pytest.Item, reason: str) -> None:
+    """By a mark, which pytest looks at next, so that it names the line of the test and not one in here."""
+    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def gpu_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that limit_gpu_peak(config=...) launches, once for each test."""
+    limits = request.node.stash.get(_LIMITS, ())
+    if not limits or limits[0].launch is None:
+        pytest.fail(f"the fixture gpu_run needs @pytest.mark.{MARK}(..., config=...)", pytrace=False)
+    return run_launch(limits[0].launch, tmp_path_factory.mktemp("gpu_run"), request.config.rootpath)
+
+
+def run_launch(launch: Launch, output_dir: Path, root: Path) -> Path:
+    """Run a configuration from the folder `root`; its run folder. Fails the test where it does not end well."""
+    log = output_dir / "launch.log"
+    command = [sys.executable, "-m", "ray_memprof.launch", launch.path, "--plain"]
+    # JSON: the value is read as YAML, and a path may hold anything.
+    for one in (*launch.overrides, f"logging.output_dir={json.dumps(str(output_dir))}"):
+        command += ["--set", one]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=root, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            code: int | None = process.wait(launch.timeout_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # also where the test is interrupted, or runs into a time limit of pytest's
+            _stop(process)
+    if code != 0:
+        ended = f"did not end within {launch.timeout_s:g} s" if code is None else f"ended with exit {code}"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = [f"  {line}" for line in lines if line.startswith(("error:", "hint:"))]
+        pytest.fail("\n".join([f"{launch.path} {ended}", *told, f"  log: {log}"]), pytrace=False)
+    return (output_dir / launch.config.name / "latest").resolve()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a launcher that still runs: it ends its ranks itself when it is asked to."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Hold what the test, or its run, took against every limit; a test that fails by itself is left at that."""
+    limits = item.stash.get(_LIMITS, ())
+    if not limits:
+        return (yield)
+    from ray_memprof.gpu_peaks import of_run, watched
+
+    if limits[0].launch is None:
+        with watched() as watch:
+            yield
+        _judge(item, [(limit, watch.measured(limit.measure)) for limit in limits])
+        return
+    yield
+    run_dir = item.funcargs["gpu_run"]  # type: ignore[attr-defined]
+    try:
+        found = [(limit, of_run(run_dir, limit.measure, limit.rank)) for limit in limits]
+    except ConfigError as error:
+        pytest.fail(f"{error}\nhint: {error.hint}", pytrace=False)
+    _judge(item, found)
+
+
+def _judge(item: pytest.Item, found: Sequence[tuple[Limit, "Measured"]]) -> None:
+    """Fail with a line or more for each limit that does not hold; what was measured goes into JUnit's file too."""
+    told = []
+    for limit, measured in found:
+        item.user_properties.append((f"gpu_{limit.measure}_peak_bytes", measured.bytes))
+        if measured.bytes > limit.bytes:
+            over = size_text(measured.bytes - limit.bytes)
+            told.append(
+                f"{measured.who}: {limit.measure} peaks at {_exact(measured.bytes)}, {over} over the limit of "
+                f"{_exact(limit.bytes)}"
+            )
+            told += [f"  {line}" for line in measured.details]
+    if told:
+        pytest.fail("\n".join(told), pytrace=False)
+
+
+def _exact(num_bytes: int) -> str:
+    return f"{size_text(num_bytes)} ({num_bytes:,} bytes)"

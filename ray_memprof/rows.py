@@ -1,0 +1,189 @@
+"""Rows as people read them, or as a file for programs: what query, diagnose and compare end with.
+
+    write(rows, Form.TABLE, None)                    # to the standard output
+    write(rows, Form.PARQUET, Path("rows.parquet"))
+
+Takes Arrow tables of any type that SQL can make. Leaves the file, whole or not at all.
+"""
+
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.units import size_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MOST_ROWS = 200
+"""Of the table for people; every other form has all of them."""
+_WIDEST = 10_000
+_MOMENTS = ("t_ns", "start_ns", "end_ns")
+"""Wall clock; every other column in ns is a duration."""
+
+
+class Form(StrEnum):
+    """How rows are written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+def write(rows: "pa.Table", form: Form, out: Path | None) -> None:
+    """Write rows to a file, or to the standard output.
+
+    Raises:
+        ConfigError: Parquet onto a terminal.
+        DiskFull: the file cannot be written.
+    """
+    if form is Form.TABLE:
+        write_text(table_text(rows, None if out else _width()), out)
+    elif out is not None:
+        from ray_memprof.exporters.whole_file import whole_file
+
+        with whole_file(out) as temporary:
+            _copy(rows, form, temporary)
+    elif form is Form.PARQUET and sys.stdout.isatty():
+        raise ConfigError("Parquet is nothing for a terminal", hint="name a file: --out rows.parquet")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows"
+            _copy(rows, form, path)
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def write_text(text: str, out: Path | None) -> None:
+    """The same for lines that are no rows.
+
+    Raises:
+        DiskFull: the file cannot be written.
+    """
+    if out is None:
+        sys.stdout.write(text)
+        return
+    from ray_memprof.exporters.whole_file import whole_file
+
+    with whole_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _copy(rows: "pa.Table", form: Form, path: Path) -> None:
+    """Through DuckDB: it knows a form for every type that a question can have."""
+    import duckdb
+
+    from ray_memprof.query import first_line
+
+    if form is Form.JSON:
+        rows = _finite(rows)
+    options = {Form.CSV: "HEADER", Form.JSON: "ARRAY true", Form.PARQUET: "COMPRESSION zstd"}[form]
+    target = str(path).replace("'", "''")
+    with duckdb.connect() as connection:
+        connection.register("answer", rows)
+        try:
+            connection.execute(f"COPY (FROM answer) TO '{target}' (FORMAT {form.value}, {options})")
+        except duckdb.IOException as error:
+            raise OSError(first_line(error)) from error
+
+
+def _finite(rows: "pa.Table") -> "pa.Table":
+    """Null where a number is none: JSON has no word for it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for number, field in enumerate(rows.schema):
+        if pa.types.is_floating(field.type):
+            column = rows.column(number)
+            finite = pc.if_else(pc.is_finite(column), column, pa.scalar(None, field.type))
+            rows = rows.set_column(number, field, finite)
+    return rows
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where it is none: then lines are as long as they must be."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table_text(rows: "pa.Table", width: int | None = None) -> str:
+    """Rows for people: bytes with their unit, durations in seconds, at most MOST_ROWS of them."""
+    shown = rows.slice(0, MOST_ROWS)
+    units = shown.column("unit").to_pylist() if "unit" in shown.column_names else [None] * shown.num_rows
+    columns = []
+    for field, column in zip(rows.schema, shown.columns, strict=True):
+        cells = [cell(field.name, value, unit) for value, unit in zip(column.to_pylist(), units, strict=True)]
+        columns.append(Shown(field.name, cells, is_figure(field.type)))
+    text = columns_text(columns, width)
+    if rows.num_rows > MOST_ROWS:
+        text += f"{rows.num_rows - MOST_ROWS:,} more rows; --format csv, json or parquet has all of them\n"
+    return text
+
+
+def is_figure(kind: "pa.DataType") -> bool:
+    """Whether its values line up at the right."""
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A column of a table for people."""
+
+    name: str
+    cells: Sequence[str]
+    is_figure: bool = True
+
+
+def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
+    """Columns as lines of text, folded to `width` where there is one."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        shown.add_column(column.name, justify="right" if column.is_figure else "left", overflow="fold")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        shown.add_row(*cells)
+    console = Console(width=width or _WIDEST, color_system=None, highlight=False, markup=False)
+    with console.capture() as capture:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+
+
+def figure_text(value: float | None, unit: str) -> str:
+    """A figure as people read it; the unit is bytes, s, or empty for a count or a ratio."""
+    if value is None:
+        return "-"
+    if unit == "bytes":
+        return size_text(round(value))
+    if unit == "s":
+        return f"{value:,.3f} s"
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
+
+
+def cell(column: str, value: Any, unit: str | None = None) -> str:
+    """A value as people read it, by the unit in the name of its column, or by that of its row if the row has one."""
+    if unit is not None and isinstance(value, float) and math.isfinite(value):
+        return figure_text(value, unit)
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        value = int(value)  # SUM of a BIGINT
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        if column == "bytes" or column.endswith("_bytes"):
+            return size_text(value)
+        if column.endswith("_ns") and column not in _MOMENTS:
+            return f"{value / 1e9:,.3f} s"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

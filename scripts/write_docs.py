@@ -1,0 +1,302 @@
+"""Writes docs/schema.md from schema.py, and docs/questions.md from the files of sql/ with an example of each.
+
+    python scripts/write_docs.py              # after a change of a column or a question
+    python scripts/write_docs.py --check      # exit 1 and the files' names where they are out of date
+
+The examples are answers, not text: they are asked of two runs that make_synthetic_run.py plays, four ranks each. The
+same code writes the same pages.
+"""
+
+import argparse
+import difflib
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import make_synthetic_run
+import pyarrow as pa
+
+from ray_memprof import collect, compare, compare_text, db, diagnosis, findings, rows, schema, units
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+RANKS, EVENTS, BLOCKS = 4, 3_000, 2
+SKEW_BYTES = 12 * 2**30
+RUNS = {
+    "even": make_synthetic_run.Variant(seed=1, is_shared=True),
+    "skewed": make_synthetic_run.Variant(
+        seed=1, skew=make_synthetic_run.Skew(rank=2, stage="denoise", component="dit", bytes=SKEW_BYTES)
+    ),
+}
+"""Two runs by name: in the second one rank 0 decodes alone, and rank 2 holds more in the first step than the others."""
+RUN_ID = "20270115-080000-0000"
+"""When make_synthetic_run.START_NS was."""
+MOST_ROWS, MOST_TURNED, WIDEST = 6, 3, 120
+"""Rows of an example; of one that is turned, because it would be wider than so many letters."""
+COMPARE_ORDER = ("figures", "places", "moves", "figure")
+TYPES = {
+    **{"bool": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT"},
+    **{"float": "FLOAT", "string": "VARCHAR", "dictionary": "VARCHAR"},
+}
+"""What DuckDB calls them."""
+
+SCHEMA_INTRO = """\
+# Tables
+
+What ranks and launcher record. Written by `python scripts/write_docs.py` from `ray_memprof/schema.py`;
+`tests/unit/test_docs.py` holds it to the code.
+
+On disk a table is Parquet: `tables/<table>/rank=N/part-*.parquet`, and `tables/runs/part-*.parquet`. In `run.duckdb`
+and for `ray-memprof query` every table but `runs` has one more column in front: `rank` (BIGINT), which Parquet keeps in
+the name of the folder. Types are DuckDB's. Bytes are whole numbers and end in `_bytes`, times in `_ns`. Measured runs,
+runs on the CPU and predicted ones fill the same columns; `runs.source` says which it is.
+
+This is schema version {version}. It grows when a column changes its meaning or goes away, not with a new one: a column
+that an older run did not write is null.
+
+"""
+QUESTIONS_INTRO = """\
+# Questions
+
+What can be asked of a run by name, with the columns of the answer and an example of each. Written by
+`python scripts/write_docs.py` from `ray_memprof/sql/`; `tests/unit/test_docs.py` holds it to the code.
+
+```console
+$ ray-memprof query peak_by_rank                            # the newest run
+$ ray-memprof query peak_by_rank ulysses4 --format csv      # the newest of that name
+$ ray-memprof query imbalance --runs 'profiler_logs/*/latest'
+$ ray-memprof query "SELECT stage, max_bytes FROM imbalance WHERE measure = 'allocated'"
+$ duckdb profiler_logs/ulysses4/latest/run.duckdb "FROM peak_by_rank"
+```
+
+In SQL a question is a view of the same name, beside the [tables](schema.md). `--sql` prints what it asks.
+
+The examples are asked of a made-up run of four ranks, in which rank 0 decodes alone and rank 2 holds {size} more than
+the others in a step: their figures say nothing of any GPU. A dash is null. Of long answers the first rows are shown;
+one that is wider than {widest} letters is turned, its columns downwards.
+
+"""
+RULES_INTRO = """
+## What holds the peak back
+
+`ray-memprof diagnose` asks the rules of `ray_memprof/sql/diagnosis/`. Each says in its file from which size on it
+speaks, and why; each finding names what to change.
+
+"""
+COMPARE_INTRO = """
+## Two runs side by side
+
+`ray-memprof compare` holds runs against the first of them, with the questions of `ray_memprof/sql/compare/`, each asked
+of what those before it found:
+
+"""
+
+
+def schema_page() -> Iterator[str]:
+    """Lines of docs/schema.md."""
+    yield from SCHEMA_INTRO.format(version=schema.SCHEMA_VERSION).splitlines()
+    yield "| table | one row is | written by |"
+    yield "|---|---|---|"
+    for table in schema.TABLES.values():
+        writer = "each rank" if table.name in schema.RANK_TABLES else "the launcher"
+        yield f"| [`{table.name}`](#{table.name}) | {table.row} | {writer} |"
+    for table in schema.TABLES.values():
+        yield from table_section(table)
+
+
+def table_section(table: schema.Table) -> Iterator[str]:
+    """A table with its columns."""
+    yield ""
+    yield f"## {table.name}"
+    yield ""
+    yield f"One row is {table.row}."
+    yield ""
+    yield "| column | type | unit | null | meaning |"
+    yield "|---|---|---|---|---|"
+    for column in table.columns:
+        null = "may be" if column.nullable else ""
+        unit = column.unit
+        yield f"| `{column.name}` | {type_name(column.type)} | {unit} | {null} | {escaped(column.meaning)} |"
+
+
+def type_name(kind: pa.DataType) -> str:
+    """DuckDB's name of a column's type."""
+    return TYPES["dictionary" if pa.types.is_dictionary(kind) else str(kind)]
+
+
+def escaped(text: str) -> str:
+    """Text as a cell of a Markdown table."""
+    return text.replace("|", "\\|")
+
+
+def questions_page(run_dirs: Sequence[Path]) -> Iterator[str]:
+    """Lines of docs/questions.md; the last run is the one that is asked."""
+    yield from QUESTIONS_INTRO.format(size=units.size_text(SKEW_BYTES), widest=WIDEST).splitlines()
+    yield "| question | what it asks |"
+    yield "|---|---|"
+    for name in db.QUESTIONS:
+        yield f"| [`{name}`](#{name}) | {escaped(db.headline(name))} |"
+    with db.open_run(run_dirs[-1]) as connection:
+        for name in db.QUESTIONS:
+            text = db.question(name)
+            yield from question_section(name, text, connection.sql(text).to_arrow_table())
+    yield from rules_section(run_dirs[-1])
+    yield from compare_section(run_dirs)
+
+
+def question_section(name: str, text: str, answer: pa.Table) -> Iterator[str]:
+    """A question with the header of its file and an example."""
+    asks, columns = header(text)
+    yield ""
+    yield f"## {name}"
+    yield ""
+    yield asks
+    yield ""
+    yield from block("text", columns)
+    yield ""
+    if answer.num_rows:
+        yield from block("console", [f"$ ray-memprof query {name} {list(RUNS)[-1]}", *example(answer)])
+    else:
+        yield "The made-up run has no such rows."
+
+
+def header(text: str) -> tuple[str, list[str]]:
+    """What a file of sql/ asks, and what its header says of the answer."""
+    comments = []
+    for line in text.splitlines():
+        if not line.startswith("--"):
+            break
+        comments.append(line.removeprefix("--").removeprefix(" "))
+    start = next(number for number, line in enumerate(comments) if line.startswith("One row"))
+    return " ".join(comments[:start]), comments[start:]
+
+
+def block(kind: str, lines: Sequence[str]) -> list[str]:
+    """Lines as they are."""
+    return [f"```{kind}", *lines, "```"]
+
+
+def example(answer: pa.Table) -> list[str]:
+    """The first rows of an answer as `ray-memprof query` writes them, or turned where that is too wide."""
+    shown = ascii_lines(rows.table_text(answer.slice(0, MOST_ROWS)))
+    num_shown = min(MOST_ROWS, answer.num_rows)
+    if max(map(len, shown)) > WIDEST:
+        num_shown = min(MOST_TURNED, answer.num_rows)
+        shown = turned(answer.slice(0, num_shown))
+    rest = answer.num_rows - num_shown
+    return shown if not rest else [*shown, f"... and {rest:,} more"]
+
+
+def turned(answer: pa.Table) -> list[str]:
+    """Columns downwards, one row beside the other."""
+    names = rows.Shown("column", answer.column_names, is_figure=False)
+    cells = [
+        rows.Shown(f"row {number}", [rows.cell(name, value, row.get("unit")) for name, value in row.items()])
+        for number, row in enumerate(answer.to_pylist(), 1)
+    ]
+    return ascii_lines(rows.columns_text([names, *cells]))
+
+
+def ascii_lines(text: str) -> list[str]:
+    """Lines of a table, its rule drawn with hyphens."""
+    return text.replace("\u2500", "-").splitlines()
+
+
+def rules_section(run_dir: Path) -> Iterator[str]:
+    """What `diagnose` looks for, and what it says of the run that was asked."""
+    yield from RULES_INTRO.splitlines()
+    yield "| rule | what it asks |"
+    yield "|---|---|"
+    for rule in diagnosis.RULES:
+        asks, _ = header(diagnosis.rule_text(rule.name))
+        asks = asks.removeprefix("Rule: ")
+        yield f"| `{rule.name}` | {escaped(asks[0].upper() + asks[1:])} |"
+    yield ""
+    said = findings.found_text([findings.diagnosed(run_dir)]).splitlines()
+    yield from block("console", [f"$ ray-memprof diagnose {list(RUNS)[-1]}", *said])
+
+
+def compare_section(run_dirs: Sequence[Path]) -> Iterator[str]:
+    """What `compare` says of both runs, and the questions that it asks."""
+    yield from COMPARE_INTRO.splitlines()
+    yield "| question | what it asks |"
+    yield "|---|---|"
+    for name in COMPARE_ORDER:
+        asks, _ = header((db.SQL_DIR / "compare" / f"{name}.sql").read_text(encoding="utf-8"))
+        yield f"| `{name}` | {escaped(asks)} |"
+    yield ""
+    compared = compare.compare(run_dirs)
+    # As it lies in a folder of the reader's.
+    sides = [replace(side, folder=f"profiler_logs/{side.name}/{side.run_id}") for side in compared.sides]
+    text = compare_text.comparison_text(replace(compared, sides=tuple(sides)), most=MOST_ROWS)
+    yield from block(
+        "console", [f"$ ray-memprof compare {' '.join(RUNS)} --most {MOST_ROWS}", *ascii_lines(text)]
+    )
+    yield ""
+    _, answer = header((db.SQL_DIR / "compare" / "moves.sql").read_text(encoding="utf-8"))
+    yield "With `--format csv`, `json` or `parquet` it writes the rows of `moves`, all of them:"
+    yield ""
+    yield from block("text", answer)
+
+
+def make_run(folder: Path, name: str) -> Path:
+    """A finished run of that name, without the files that nothing here reads."""
+    run_dir = folder / name / RUN_ID
+    run_dir.mkdir(parents=True)
+    make_synthetic_run.make(run_dir, RANKS, EVENTS, blocks=BLOCKS, variant=RUNS[name])
+    collect.gather(run_dir, range(RANKS))
+    run, ranks = make_synthetic_run.driver_rows(run_dir, RANKS)
+    collect.write_driver_tables(run_dir, {**run, "name": name}, ranks)
+    return run_dir
+
+
+def pages() -> dict[str, str]:
+    """Both pages by their file names."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dirs = [make_run(Path(folder), name) for name in RUNS]
+        made: dict[str, Callable[[], Iterator[str]]] = {
+            "schema.md": schema_page,
+            "questions.md": lambda: questions_page(run_dirs),
+        }
+        return {name: "".join(f"{line.rstrip()}\n" for line in make()) for name, make in made.items()}
+
+
+def stale(docs: Path) -> list[str]:
+    """A line for every page that is out of date: its name, and the first line that is no longer so."""
+    told = []
+    for name, text in pages().items():
+        path = docs / name
+        found = path.read_text(encoding="utf-8") if path.exists() else ""
+        if found != text:
+            changes = difflib.unified_diff(found.splitlines(), text.splitlines(), n=0, lineterm="")
+            first = next(
+                (line for line in changes if line[:1] in "+-" and line[:3] not in ("+++", "---")), ""
+            )
+            told.append(f"{path}: {first}")
+    return told
+
+
+def main(arguments: Sequence[str] | None = None, docs: Path = DOCS) -> int:
+    """Write the pages, or check them; the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 where a page is out of date"
+    )
+    if parser.parse_args(arguments).check:
+        told = stale(docs)
+        for line in told:
+            print(line, file=sys.stderr)
+        if told:
+            print("hint: python scripts/write_docs.py", file=sys.stderr)
+        return 1 if told else 0
+    for name, text in pages().items():
+        (docs / name).write_text(text, encoding="utf-8")
+        print(docs / name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

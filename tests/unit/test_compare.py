@@ -1,0 +1,350 @@
+"""Runs side by side: hand-made rows in, exact rows out; ranks and spans that only one has; failed runs; limits."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_tables import answer, make_ranks, make_run, span
+
+from ray_memprof.compare import Comparison, Difference, Side, as_facts, compare
+from ray_memprof.db import SQL_DIR
+from ray_memprof.errors import ConfigError
+from ray_memprof.limits import Check
+
+SECOND = 10**9
+Ledger = dict[str, Any]
+
+
+def steps(peak: int, seconds: float, *, retries: int = 0) -> list[dict[str, Any]]:
+    """A stage `denoise` of two steps, each with a block; the second step has the peak, a sixth of it outside."""
+    made = []
+    for step in (0, 1):
+        times = int(step * seconds * SECOND), int((step + 1) * seconds * SECOND)
+        most = peak if step else peak // 2
+        measured = {
+            "allocated": (0, 0, most),
+            "reserved": (0, 0, 2 * most),
+            "device_used": (0, 0, 3 * most),
+        }
+        made += [
+            span(2 * step + 1, "denoise", times, step=step, num_allocs=10, num_retries=retries, **measured),
+            span(2 * step + 2, "denoise/dit.block", times, step=step, allocated=(0, 0, most), num_allocs=4),
+        ]
+    return made
+
+
+def run_of(folder: Path, *spans: list[dict[str, Any]], status: str = "ok", **run: Any) -> Path:
+    """A run with these spans on its ranks."""
+    tables = {rank: {"spans": rows} for rank, rows in enumerate(spans)}
+    run = {"run_id": folder.name, "status": status, "source": "cpu", **run}
+    return make_ranks(make_run(folder, tables), *({} for _ in spans), **run)
+
+
+def pair(tmp_path: Path) -> list[Path]:
+    """One rank against two, the first of which takes more; `save` is gone, `decode` is new."""
+    save = span(9, "save", (4 * SECOND, 5 * SECOND), allocated=(0, 0, 6))
+    decode = span(9, "decode", (6 * SECOND, 8 * SECOND), allocated=(0, 0, 10))
+    before = run_of(tmp_path / "before" / "r1", [*steps(1200, 2.0), save])
+    after = run_of(tmp_path / "after" / "r2", [*steps(1800, 3.0, retries=1), decode], steps(600, 2.5))
+    return [before, after]
+
+
+def moves(found: Comparison, *columns: str) -> list[tuple[Any, ...]]:
+    """Rows as tuples of these columns, rows of measures that are 0 on both sides left out."""
+    return [
+        tuple(row[name] for name in columns)
+        for row in found.moves.to_pylist()
+        if row["base_value"] or row["value"]
+    ]
+
+
+def test_runs_without_rows_have_nothing_to_compare(tmp_path: Path) -> None:
+    empty = [make_run(tmp_path / "n" / name, {0: {}}) for name in "ab"]
+    found = compare(empty)
+    assert (found.moves.num_rows, found.differences, found.checks, found.rank) == (0, (), (), None)
+    assert [(side.label, side.status, side.num_ranks) for side in found.sides] == [
+        ("a", "unknown", 0),
+        ("b", "unknown", 0),
+    ]
+
+
+def test_the_whole_run_is_compared_over_the_worst_rank_and_the_mean(tmp_path: Path) -> None:
+    found = compare(pair(tmp_path))
+    rows = moves(
+        found,
+        "level",
+        "measure",
+        "unit",
+        "base_value",
+        "value",
+        "change",
+        "base_mean",
+        "mean_value",
+        "max_rank",
+    )
+    assert [row[1:] for row in rows if row[0] == "run"] == [
+        ("peak_allocated", "bytes", 1200.0, 1800.0, 600.0, 1200.0, 1200.0, 0),
+        ("peak_device_used", "bytes", 3600.0, 5400.0, 1800.0, 3600.0, 3600.0, 0),
+        ("peak_reserved", "bytes", 2400.0, 3600.0, 1200.0, 2400.0, 2400.0, 0),
+        ("duration", "s", 5.0, 8.0, 3.0, 5.0, 6.5, 0),
+        ("imbalance", "", 1.0, 1.5, 0.5, None, None, None),
+        ("num_allocs", "", 20.0, 20.0, 0.0, 20.0, 20.0, 0),
+        ("num_retries", "", 0.0, 2.0, 2.0, 0.0, 1.0, 0),
+    ]
+
+
+def test_ranks_come_with_the_largest_moves_first(tmp_path: Path) -> None:
+    spans = [steps(1000, 1.0), steps(1000, 1.0), steps(1000, 1.0)]
+    before = run_of(tmp_path / "a" / "r", *spans)
+    after = run_of(tmp_path / "b" / "r", spans[0], steps(1500, 1.0), steps(900, 1.0), spans[0])
+    found = compare([before, after])
+    rows = moves(found, "level", "rank", "measure", "base_value", "value", "change", "only_in")
+    ranked = [row[1:] for row in rows if row[0] == "rank" and row[2] in ("peak_allocated", "duration")]
+    assert ranked == [
+        # A rank that only one run has counts with its time.
+        (3, "peak_allocated", None, 1000.0, None, "other"),
+        (3, "duration", None, 2.0, None, "other"),
+        (1, "peak_allocated", 1000.0, 1500.0, 500.0, None),
+        (1, "duration", 2.0, 2.0, 0.0, None),
+        (2, "peak_allocated", 1000.0, 900.0, -100.0, None),
+        (2, "duration", 2.0, 2.0, 0.0, None),
+        (0, "peak_allocated", 1000.0, 1000.0, 0.0, None),
+        (0, "duration", 2.0, 2.0, 0.0, None),
+    ]
+
+
+def test_spans_are_compared_over_their_visits_with_the_largest_moves_first(tmp_path: Path) -> None:
+    found = compare(pair(tmp_path))
+    columns = (
+        "path",
+        "measure",
+        "base_value",
+        "value",
+        "change",
+        "change_fraction",
+        "base_mean",
+        "mean_value",
+    )
+    rows = moves(found, "level", *columns, "only_in", "share_fraction")
+    assert [row[1:] for row in rows if row[0] == "span" and row[1].startswith("denoise/")] == [
+        ("denoise/dit.block", "peak_allocated", 1200.0, 1800.0, 600.0, 0.5, 1200.0, 1200.0, None, 0.5),
+        ("denoise/dit.block", "duration", 4.0, 6.0, 2.0, 0.5, 4.0, 5.5, None, 0.4),
+        ("denoise/dit.block", "num_allocs", 8.0, 8.0, 0.0, 0.0, 8.0, 8.0, None, None),
+        ("denoise/dit.block", "num_spans", 2.0, 2.0, 0.0, 0.0, 2.0, 2.0, None, None),
+    ]
+    order = dict.fromkeys(row[1] for row in rows if row[0] == "span")
+    assert list(order) == ["denoise", "denoise/dit.block", "decode", "save"]
+    alone = [row[1:5] + row[9:] for row in rows if row[1] in ("decode", "save") and row[2] == "duration"]
+    assert alone == [
+        ("decode", "duration", None, 2.0, "other", 0.4),
+        ("save", "duration", 1.0, None, "base", 0.2),
+    ]
+
+
+def test_a_step_has_its_median_duration(tmp_path: Path) -> None:
+    found = compare(pair(tmp_path))
+    rows = moves(found, "path", "measure", "base_value", "value", "base_mean", "mean_value")
+    assert [row for row in rows if row[1] == "step_duration"] == [
+        ("denoise", "step_duration", 2.0, 2.75, 2.0, 2.75)
+    ]
+
+
+def test_what_is_compared_is_what_measures_says(tmp_path: Path) -> None:
+    runs = pair(tmp_path)
+    rows = compare(runs).moves.to_pylist()
+    for column, run in (("base_value", runs[0]), ("value", runs[1])):
+        compared = {
+            (row["measure"], row["path"], row["unit"]): row[column]
+            for row in rows
+            if row["level"] != "rank" and row[column] is not None
+        }
+        told = {(measure, stage, unit): value for measure, stage, unit, value in answer(run, "measures")}
+        assert told and told.items() <= compared.items()
+
+
+def test_a_value_of_no_single_rank_is_of_none(tmp_path: Path) -> None:
+    late = [span(1, "denoise", (SECOND, 3 * SECOND), allocated=(0, 0, 7))]
+    runs = [run_of(tmp_path / name / "r", steps(5, 1.0), late) for name in "ab"]
+    rows = moves(compare(runs), "level", "measure", "value", "mean_value", "max_rank")
+    whole = {row[1]: row[2:] for row in rows if row[0] == "run"}
+    # From the first start of a rank to the last end of another.
+    assert (whole["duration"], whole["peak_allocated"]) == ((3.0, 2.0, None), (7.0, 6.0, 1))
+
+
+def test_one_rank_alone(tmp_path: Path) -> None:
+    before, after = pair(tmp_path)
+    found = compare([after, before], rank=0)
+    rows = moves(found, "level", "rank", "measure", "base_value", "value")
+    whole = [row for row in rows if row[0] != "span"]
+    assert ("run", None, "peak_allocated", 1800.0, 1200.0) in whole
+    assert ("run", None, "duration", 8.0, 5.0) in whole
+    assert {row[1] for row in whole} == {None, 0} and found.rank == 0
+    # It is of all ranks together.
+    assert "imbalance" not in {row[2] for row in rows}
+    with pytest.raises(ConfigError) as caught:
+        compare([after, before], rank=1)
+    assert (str(caught.value), caught.value.hint) == ("before has no rank 1", "it has rank 0")
+
+
+def test_several_runs_are_each_compared_with_the_first(tmp_path: Path) -> None:
+    runs = [
+        run_of(tmp_path / "n" / f"r{number}", steps(peak, 1.0)) for number, peak in enumerate((100, 200, 50))
+    ]
+    found = compare(runs, ["peak_allocated > +10%"])
+    rows = moves(found, "run", "name", "run_id", "level", "measure", "base_value", "value")
+    assert [row for row in rows if row[3:5] == ("run", "peak_allocated")] == [
+        (1, "n", "r1", "run", "peak_allocated", 100.0, 200.0),
+        (2, "n", "r2", "run", "peak_allocated", 100.0, 50.0),
+    ]
+    assert [(one.run, one.is_exceeded) for one in found.checks] == [(1, True), (2, False)]
+
+
+def test_modules_of_a_script_are_compared_by_their_paths(tmp_path: Path) -> None:
+    def script(peak: int) -> list[dict[str, Any]]:
+        rows = [span(1, "script", (0, SECOND)), span(2, "script/unet", (0, SECOND), allocated=(0, 0, peak))]
+        return [rows[0], {**rows[1], "stage": "unet"}]
+
+    found = compare([run_of(tmp_path / name / "r", script(peak)) for name, peak in (("a", 5), ("b", 7))])
+    rows = moves(found, "path", "measure", "base_value", "value")
+    assert [row for row in rows if row[1] == "peak_allocated" and row[0]] == [
+        ("script/unet", "peak_allocated", 5.0, 7.0)
+    ]
+
+
+def test_sides_have_the_shortest_label_that_tells_them_apart(tmp_path: Path) -> None:
+    def labels(*folders: str) -> list[str]:
+        runs = [run_of(tmp_path / folder, steps(1, 1.0)) for folder in folders]
+        return [side.label for side in compare(runs).sides]
+
+    assert labels("a/r", "b/r") == ["a", "b"]
+    assert labels("c/r1", "c/r2") == ["r1", "r2"]
+    assert labels("d/e/r", "f/e/r") == [str(tmp_path / "d/e/r"), str(tmp_path / "f/e/r")]
+
+
+def test_a_side_says_how_its_run_ended_and_on_what(tmp_path: Path) -> None:
+    folder = tmp_path / "base" / "r1"
+    make_run(folder, {0: {"spans": steps(1, 1.0)}})
+    make_ranks(folder, {"gpu_name": "H200"}, run_id="r1", status="oom", reason="rank 0: full", source="cuda")
+    other = run_of(tmp_path / "other" / "r2", steps(1, 1.0))
+    assert compare([folder, other]).sides[0] == Side(
+        label="base", name="base", run_id="r1", folder=str(folder), status="oom", reason="rank 0: full",
+        source="cuda", num_ranks=1, gpu_name="H200",
+    )  # fmt: skip
+
+
+def test_what_was_set_differently_is_listed(tmp_path: Path) -> None:
+    def run(name: str, level: str, slabs: int | None, **environment: str) -> Path:
+        config: dict[str, Any] = {
+            "name": name,
+            "description": f"about {name}",
+            "logging": {"level": level, "output_dir": name},
+            "optimization": {"ffn_chunks": 1} if slabs is None else {"vae_slabs": slabs, "ffn_chunks": 1},
+        }
+        return run_of(
+            tmp_path / name / f"run-{name}",
+            steps(1, 1.0),
+            config=json.dumps(config),
+            environment=json.dumps(environment),
+            versions=json.dumps({"torch": f"2.{len(name)}", "cuda": "13"}),
+            git_commit=name,
+        )
+
+    first = run("a", "event", 4, RANK="0", MASTER_PORT="1", NCCL_BUFFSIZE="1048576", DUMP="/logs/run-a/x")
+    second = run("bb", "event", None, RANK="0", MASTER_PORT="2", DUMP="/logs/run-bb/x", WORLD_SIZE="2")
+    assert compare([first, second]).differences == (
+        Difference("optimization.vae_slabs", ("4", None)),
+        Difference("environment.NCCL_BUFFSIZE", ("1048576", None)),
+        Difference("versions.torch", ("2.1", "2.2")),
+        Difference("git_commit", ("a", "bb")),
+    )
+
+
+def test_a_comparison_needs_two_different_runs(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "a" / "r", steps(1, 1.0))
+    (tmp_path / "a" / "latest").symlink_to("r")
+    for folders in ([], [run]):
+        with pytest.raises(ConfigError, match="^a comparison needs two runs$") as caught:
+            compare(folders)
+        assert caught.value.hint == "ray-memprof compare BASE OTHER [OTHER ...]"
+    with pytest.raises(ConfigError) as caught:
+        compare([run, tmp_path / "a" / "latest"])
+    assert str(caught.value) == f"{run} is given twice"
+    assert caught.value.hint == "`latest` and a name without a run id mean the newest run"
+
+
+def test_a_failed_run_is_compared_but_no_limit_is_held_against_it(tmp_path: Path) -> None:
+    good = run_of(tmp_path / "good" / "r", steps(100, 1.0))
+    bad = run_of(tmp_path / "bad" / "r", steps(50, 1.0), status="oom")
+    assert moves(compare([good, bad]), "change")[0] == (-50.0,)
+    for runs in ([good, bad], [bad, good]):
+        with pytest.raises(ConfigError) as caught:
+            compare(runs, ["peak_allocated > +2%"])
+        assert str(caught.value) == "bad did not end well (oom): its figures are no measure for a limit"
+        assert caught.value.hint == "--allow-failed holds them against it all the same"
+    (check,) = compare([good, bad], ["peak_allocated > +2%"], allow_failed=True).checks
+    assert not check.is_exceeded
+
+
+def test_a_limit_is_refused_before_any_run_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'peak' is no limit"):
+        compare([tmp_path / "a", tmp_path / "b"], ["peak"])
+
+
+def test_limits_by_rank_and_place(tmp_path: Path) -> None:
+    runs = pair(tmp_path)
+    limits = (
+        "rank0.peak_allocated > +49%",
+        "denoise/dit.block.peak_allocated > +50%",
+        "mean.peak_reserved > +0%",
+        "rank0.denoise.duration > 5 s",
+        "rank1.peak_allocated > 700 B",
+    )
+    checks = compare(runs, limits).checks
+    assert [(one.base_value, one.value, one.is_exceeded, one.rank) for one in checks] == [
+        (1200.0, 1800.0, True, 0),
+        (1200.0, 1800.0, False, 0),
+        (2400.0, 2400.0, False, None),
+        (4.0, 6.0, True, 0),
+        # Not a change: the base needs no rank 1.
+        (None, 600.0, False, 1),
+    ]
+
+
+def test_all_of_it_as_json(tmp_path: Path) -> None:
+    facts = json.loads(json.dumps(as_facts(compare(pair(tmp_path), ["peak_allocated > 1 KiB"]))))
+    assert list(facts) == ["runs", "differences", "moves", "limits"]
+    assert [run["label"] for run in facts["runs"]] == ["before", "after"]
+    assert facts["limits"] == [
+        {
+            "limit": "peak_allocated > 1 KiB", "run": 1, "is_exceeded": True, "unit": "bytes",
+            "base_value": 1200, "value": 1800, "bound": 1024, "rank": 0,
+        }
+    ]  # fmt: skip
+    (row,) = [row for row in facts["moves"] if row["measure"] == "peak_allocated" and row["level"] == "run"]
+    assert row == {
+        "run": 1, "name": "after", "run_id": "r2", "level": "run", "path": None, "rank": None,
+        "measure": "peak_allocated", "unit": "bytes", "base_value": 1200, "value": 1800, "change": 600,
+        "change_fraction": 0.5, "base_mean": 1200, "mean_value": 1200, "mean_change": 0, "max_rank": 0,
+        "only_in": None, "share_fraction": 0.5,
+    }  # fmt: skip
+    assert isinstance(row["value"], int)
+    assert Check(**facts["limits"][0]).run == 1
+
+
+def test_the_questions_of_compare_have_headers(tmp_path: Path) -> None:
+    paths = sorted((SQL_DIR / "compare").glob("*.sql"))
+    assert [path.stem for path in paths] == ["figure", "figures", "moves", "places"]
+    for path in paths:
+        text = path.read_text()
+        assert re.match(r"-- [A-Z][^\n]*\n(-- [^\n]*\n)*-- One row = [a-z]", text), path
+        assert not re.search(r"SELECT\s+\*", text), path
+        assert [line for line in text.splitlines() if len(line) > 80] == [], path
+    header = (SQL_DIR / "compare" / "moves.sql").read_text()
+    missing = [
+        name
+        for name in compare(pair(tmp_path)).moves.column_names
+        if not re.search(rf"^--.*\b{name}\b", header, re.MULTILINE)
+    ]
+    assert missing == []

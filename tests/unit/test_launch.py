@@ -1,0 +1,46 @@
+"""The flags of the launcher, up to where a run would begin."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from ray_memprof.launch import app
+
+SCRIPT = "name: x\nworkload: script\nscript: {path: a.py, module_spans: [own]}\n"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    return tmp_path / "x.yaml"
+
+
+def dry_run(config: Path, text: str, *flags: str) -> tuple[int, str, str]:
+    config.write_text(text)
+    done = CliRunner().invoke(app, [str(config), "--dry-run", *flags])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_without_flags_the_file_is_in_effect(config: Path) -> None:
+    code, out, err = dry_run(config, SCRIPT)
+    assert (code, yaml.safe_load(out)["script"]["module_spans"], err) == (0, ["own"], "")
+
+
+def test_module_spans_are_taken_as_they_are_typed_and_in_place_of_the_file_s(config: Path) -> None:
+    patterns = ["blocks.*", "a'b: [", '"']
+    flags = [part for pattern in patterns for part in ("--module-spans", pattern)]
+    code, out, _ = dry_run(config, SCRIPT, *flags)
+    assert (code, yaml.safe_load(out)["script"]["module_spans"]) == (0, patterns)
+
+
+def test_module_spans_go_with_a_script_only(config: Path) -> None:
+    flags = ("--module-spans", "blocks.*")
+    refusal = "error: --set: script is given, but workload is wan\nhint: workload: script\n"
+    assert dry_run(config, "name: x\n", *flags) == (2, "", refusal)
+
+
+def test_the_path_of_a_script_is_still_asked_for(config: Path) -> None:
+    flags = ("--module-spans", "blocks.*")
+    code, _, err = dry_run(config, "name: x\nworkload: script\n", *flags)
+    assert (code, err) == (2, f"error: {config}: script.path is missing\n")

@@ -1,0 +1,262 @@
+"""Limits: what they say, what they are held against, and what cannot be held against anything."""
+
+from collections.abc import Iterator
+
+import duckdb
+import pytest
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.limits import Check, change_text, check, check_line, parse
+
+MIB, GIB = 2**20, 2**30
+LABELS = ["before", "after"]
+
+
+@pytest.fixture
+def places() -> "Iterator[duckdb.DuckDBPyConnection]":  # in quotes: else DuckDB complains of leaks
+    """The table of that name: two runs, the second of which lacks the stage decode and rank 1."""
+    rows = [
+        # run, path, rank, measure, unit, value, mean_value, max_rank
+        (0, None, None, "peak_allocated", "bytes", 100.0 * MIB, 80.0 * MIB, 1),
+        (1, None, None, "peak_allocated", "bytes", 102.0 * MIB, 82.0 * MIB, 0),
+        (0, None, 0, "peak_allocated", "bytes", 60.0 * MIB, None, None),
+        (1, None, 0, "peak_allocated", "bytes", 102.0 * MIB, None, None),
+        (0, None, 1, "peak_allocated", "bytes", 100.0 * MIB, None, None),
+        (0, "encode.text", None, "duration", "s", 2.0, 1.5, 0),
+        (1, "encode.text", None, "duration", "s", 2.5, 1.5, 0),
+        (0, "decode", None, "duration", "s", 1.0, 1.0, 0),
+        (0, None, None, "imbalance", "", 1.25, None, None),
+        (1, None, None, "imbalance", "", 1.0, None, None),
+        (0, None, None, "num_retries", "", 0.0, 0.0, 0),
+        (1, None, None, "num_retries", "", 3.0, 1.5, 1),
+        (0, None, None, "unexplained", "bytes", -4.0 * MIB, -4.0 * MIB, 0),
+        (1, None, None, "unexplained", "bytes", -3.0 * MIB, -3.0 * MIB, 0),
+        (1, None, None, "nccl", "bytes", 1.0 * GIB, 1.0 * GIB, 0),
+        (0, "denoise", None, "step_duration", "s", 1.0, 1.0, 0),
+        (1, "denoise", None, "step_duration", "s", 1.0, 1.0, 0),
+    ]
+    columns = (
+        "run INTEGER, path VARCHAR, rank BIGINT, measure VARCHAR, unit VARCHAR, value DOUBLE, mean_value DOUBLE, "
+        "max_rank BIGINT"
+    )
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE TABLE places ({columns})")
+        connection.executemany("INSERT INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "rank", "is_mean", "measure", "comparison", "is_change", "amount", "unit"),
+    [
+        ("peak_device_used > +2%", None, None, False, "peak_device_used", ">", True, 2.0, "%"),
+        ("a>1", None, None, False, "a", ">", False, 1.0, ""),
+        (" denoise.peak >= +100 MiB ", "denoise", None, False, "peak", ">=", True, 100.0 * MIB, "bytes"),
+        ("encode.text.duration<-0.5s", "encode.text", None, False, "duration", "<", True, -0.5, "s"),
+        ("rank3.peak_reserved > 16 GiB", None, 3, False, "peak_reserved", ">", False, 16.0 * GIB, "bytes"),
+        ("mean.a/b.c.duration <= 250 ms", "a/b.c", None, True, "duration", "<=", False, 0.25, "s"),
+        ("rank0.my module.duration > 2 min", "my module", 0, False, "duration", ">", False, 120.0, "s"),
+        ("x > - 1.5 %", None, None, False, "x", ">", True, -1.5, "%"),
+        ("x > 16 GB", None, None, False, "x", ">", False, 16e9, "bytes"),
+    ],
+)  # fmt: skip
+def test_what_a_limit_says(
+    text: str,
+    path: str | None,
+    rank: int | None,
+    is_mean: bool,
+    measure: str,
+    comparison: str,
+    is_change: bool,
+    amount: float,
+    unit: str,
+) -> None:
+    limit = parse(text)
+    assert (limit.path, limit.rank, limit.is_mean, limit.measure) == (path, rank, is_mean, measure)
+    assert (limit.comparison, limit.is_change, limit.amount, limit.unit) == (
+        comparison,
+        is_change,
+        amount,
+        unit,
+    )
+    assert limit.text == text.strip()
+
+
+EXAMPLE = (
+    "[PLACE.]MEASURE > [+]AMOUNT, as in 'peak_device_used > +2%', 'denoise.peak_allocated > +100 MiB', "
+    "'rank0.peak_reserved > 16 GiB'"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "peak",
+        "peak >",
+        "> 3",
+        "peak = 3",
+        "peak > x",
+        "peak > +-3",
+        "peak > 3 %%",
+        "peak > 1e3",
+        "a > 1 > 2",
+    ],
+)
+def test_what_is_no_limit(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    assert (str(caught.value), caught.value.hint) == (f"--fail-if {text!r} is no limit", EXAMPLE)
+
+
+def test_a_percentage_without_a_sign_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("peak_allocated > 2.5%")
+    assert str(caught.value) == "--fail-if 'peak_allocated > 2.5%': 2.5% of what? A change has a sign"
+    assert caught.value.hint == "+2.5%"
+
+
+def test_an_unknown_unit_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("peak_allocated > +3 XiB")
+    assert str(caught.value) == "--fail-if 'peak_allocated > +3 XiB': there is no unit 'XiB'"
+    assert (
+        caught.value.hint == "%, B, KiB, MiB, GiB, KB, MB, GB, ms, s, min, h, or none for a count or a ratio"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "bound", "is_exceeded"),
+    [
+        ("peak_allocated > +2%", 102.0 * MIB, False),
+        ("peak_allocated >= +2%", 102.0 * MIB, True),
+        ("peak_allocated > +1.5%", 101.5 * MIB, True),
+        ("peak_allocated > +1 MiB", 101.0 * MIB, True),
+        ("peak_allocated > 1 GiB", 1.0 * GIB, False),
+        ("peak_allocated < -1%", 99.0 * MIB, False),
+        ("rank0.peak_allocated > +50%", 90.0 * MIB, True),
+        ("mean.peak_allocated > +2 MiB", 82.0 * MIB, False),
+        ("mean.encode.text.duration > +0%", 1.5, False),
+        ("encode.text.duration > +400 ms", 2.4, True),
+        ("imbalance > 1", 1.0, False),
+        ("imbalance < +0", 1.25, True),
+        ("num_retries > +0%", 0.0, True),
+        ("num_retries > +300%", 0.0, True),
+        ("unexplained > +10%", -3.6 * MIB, True),
+        ("unexplained > +30%", -2.8 * MIB, False),
+        ("nccl > 512 MiB", 512.0 * MIB, True),
+    ],
+)
+def test_a_limit_is_held_against_the_figure(
+    places: "duckdb.DuckDBPyConnection", text: str, bound: float, is_exceeded: bool
+) -> None:
+    found = check(places, parse(text), 1, LABELS)
+    assert (found.bound, found.is_exceeded) == (pytest.approx(bound, rel=1e-12), is_exceeded)
+
+
+def test_a_check_has_both_values_and_whose_it_is(places: "duckdb.DuckDBPyConnection") -> None:
+    assert check(places, parse("peak_allocated > +1 MiB"), 1, LABELS) == Check(
+        limit="peak_allocated > +1 MiB",
+        run=1,
+        is_exceeded=True,
+        unit="bytes",
+        base_value=100.0 * MIB,
+        value=102.0 * MIB,
+        bound=101.0 * MIB,
+        rank=0,
+    )
+    assert check(places, parse("nccl > 2 GiB"), 1, LABELS).base_value is None
+    assert check(places, parse("mean.peak_allocated > +1%"), 1, LABELS).rank is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        (
+            "peak_alocated > +1%",
+            "there is no measure 'peak_alocated'",
+            "did you mean peak_allocated?",
+        ),
+        (
+            "zzz > 1",
+            "there is no measure 'zzz'",
+            "there are duration, imbalance, nccl, num_retries, peak_allocated, step_duration, unexplained",
+        ),
+        ("encode.txt.duration > +1%", "after has no duration in 'encode.txt'", "did you mean encode.text?"),
+        (
+            "zzz.duration > 1 s",
+            "after has no duration in 'zzz'",
+            "ray-memprof compare --format csv lists every place",
+        ),
+        # Known, but not of this run: no silent pass.
+        (
+            "decode.duration > +1%",
+            "after has no duration in 'decode'",
+            "a limit wants a figure that both runs have",
+        ),
+        (
+            "rank1.peak_allocated > 1 B",
+            "after has no peak_allocated of rank 1",
+            "a limit wants a figure that both runs have",
+        ),
+        ("nccl > +1%", "before has no nccl", "a limit wants a figure that both runs have"),
+        (
+            "mean.imbalance > 1",
+            "after has no imbalance as a mean over ranks",
+            "it is of all ranks together: leave out `mean.`",
+        ),
+        ("step_duration > 1 s", "after has no step_duration", "there is denoise.step_duration"),
+    ],
+)
+def test_a_limit_without_its_figure_is_an_error(
+    places: "duckdb.DuckDBPyConnection", text: str, message: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(places, parse(text), 1, LABELS)
+    assert (str(caught.value), caught.value.hint) == (f"--fail-if {text!r}: {message}", hint)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("peak_allocated > 3", "gives no unit", "peak_allocated wants a size (100 MiB), or +2%"),
+        ("peak_allocated > +3 s", "gives a time", "peak_allocated wants a size (100 MiB), or +2%"),
+        ("encode.text.duration > 3 MiB", "gives a size", "duration wants seconds (0.5 s), or +2%"),
+        ("imbalance > 3 s", "gives a time", "imbalance wants a bare number, or +2%"),
+    ],
+)
+def test_a_unit_that_does_not_fit_is_an_error(
+    places: "duckdb.DuckDBPyConnection", text: str, message: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(places, parse(text), 1, LABELS)
+    assert (str(caught.value), caught.value.hint) == (f"--fail-if {text!r} {message}", hint)
+
+
+def test_a_line_has_both_values_and_the_bound(places: "duckdb.DuckDBPyConnection") -> None:
+    lines = [
+        check_line(check(places, parse(text), 1, LABELS), "after")
+        for text in ("peak_allocated > +1 MiB", "nccl > 2 GiB", "mean.encode.text.duration > +1%")
+    ]
+    assert lines == [
+        "limit exceeded: peak_allocated > +1 MiB: 100.0 MiB -> 102.0 MiB (+2.0 MiB, +2.0%) on rank 0 in after, "
+        "bound 101.0 MiB",
+        "limit holds: nccl > 2 GiB: 1.00 GiB on rank 0 in after, bound 2.00 GiB",
+        "limit holds: mean.encode.text.duration > +1%: 1.500 s -> 1.500 s (=) in after, bound 1.515 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "base", "unit", "text"),
+    [
+        (None, None, "bytes", "-"),
+        (0.0, 5.0, "bytes", "="),
+        (1.5 * GIB, 1.0 * GIB, "bytes", "+1.50 GiB, +150.0%"),
+        (-3.0 * MIB, 0.0, "bytes", "-3.0 MiB"),
+        (512.0, 1.0 * GIB, "bytes", "+512 B, +0.0%"),
+        (99.0, 1.0, "s", "+99.000 s, x 100"),
+        (-0.05, 1.05, "", "-0.05, -4.8%"),
+        (1.0 * MIB, -4.0 * MIB, "bytes", "+1.0 MiB, +25.0%"),
+    ],
+)
+def test_a_change_in_words(change: float | None, base: float | None, unit: str, text: str) -> None:
+    assert change_text(change, base, unit) == text

@@ -1,0 +1,185 @@
+"""Rows for people and for programs: every type that SQL can make, every form, and where they go."""
+
+import json
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+from pyarrow import csv, parquet
+
+from ray_memprof.errors import ConfigError, DiskFull
+from ray_memprof.rows import (
+    MOST_ROWS,
+    Form,
+    Shown,
+    cell,
+    columns_text,
+    figure_text,
+    table_text,
+    write,
+    write_text,
+)
+
+Read = Callable[[], str]
+
+
+def rows_of(sql: str) -> pa.Table:
+    with duckdb.connect() as connection:
+        return connection.sql(sql).to_arrow_table()
+
+
+EVERY_TYPE = rows_of(
+    """
+    SELECT 1::BIGINT AS whole, 2.5::DOUBLE AS share, 'nan'::DOUBLE AS nothing, 'inf'::FLOAT AS endless,
+        SUM(3::BIGINT) AS total_bytes, 1.25::DECIMAL(5, 2) AS decimal, 'a,"b"' AS text, NULL AS empty, true AS is_so,
+        [1, 2] AS list, {'key': 1} AS struct, MAP {'key': 2} AS map, INTERVAL 1 DAY AS days, 'x'::BLOB AS raw,
+        DATE '2026-01-02' AS day
+    """
+)
+
+
+def test_no_rows(tmp_path: Path) -> None:
+    empty = EVERY_TYPE.slice(0, 0).select(["whole", "text"])
+    for form in Form:
+        write(empty, form, tmp_path / form.value)
+    assert (tmp_path / "table").read_text().splitlines()[0].split() == ["whole", "text"]
+    assert (tmp_path / "csv").read_text() == "whole,text\n"
+    assert json.loads((tmp_path / "json").read_text()) == []
+    assert parquet.read_table(tmp_path / "parquet").num_rows == 0
+
+
+def test_every_type_has_a_form_in_json(tmp_path: Path) -> None:
+    write(EVERY_TYPE, Form.JSON, tmp_path / "rows")
+    assert json.loads((tmp_path / "rows").read_text()) == [
+        {
+            "whole": 1, "share": 2.5, "nothing": None, "endless": None, "total_bytes": 3, "decimal": 1.25,
+            "text": 'a,"b"', "empty": None, "is_so": True, "list": [1, 2], "struct": {"key": 1}, "map": {"key": 2},
+            "days": "1 day", "raw": "x", "day": "2026-01-02",
+        }
+    ]  # fmt: skip
+
+
+def test_every_type_has_a_form_in_csv_and_parquet(tmp_path: Path) -> None:
+    write(EVERY_TYPE, Form.CSV, tmp_path / "it's.csv")
+    head, row = (tmp_path / "it's.csv").read_text().splitlines()
+    assert head.split(",") == EVERY_TYPE.column_names
+    assert row == '1,2.5,nan,inf,3,1.25,"a,""b""",,true,"[1, 2]",{\'key\': 1},{key=2},1 day,x,2026-01-02'
+    write(EVERY_TYPE, Form.PARQUET, tmp_path / "rows")
+    back = parquet.read_table(tmp_path / "rows")
+    assert back.column_names == EVERY_TYPE.column_names
+    assert back.select(["whole", "text", "list"]).to_pylist() == [
+        {"whole": 1, "text": 'a,"b"', "list": [1, 2]}
+    ]
+
+
+def test_columns_of_the_same_name_are_all_there(tmp_path: Path) -> None:
+    twice = rows_of("SELECT 1 AS a, 2 AS a")
+    assert table_text(twice).split() == ["a", "a", *table_text(twice).split()[2:-2], "1", "2"]
+    write(twice, Form.JSON, tmp_path / "rows")
+    assert list(json.loads((tmp_path / "rows").read_text())[0].values()) == [1, 2]
+
+
+def test_a_table_lines_figures_up_at_the_right_and_text_at_the_left() -> None:
+    rows = pa.table({"stage": ["load", "denoise"], "size_bytes": [5 * 2**20, 3 * 2**30], "num": [7, 1234]})
+    assert table_text(rows) == (
+        " stage     size_bytes    num\n"
+        f" {27 * chr(0x2500)}\n"
+        " load         5.0 MiB      7\n"
+        " denoise     3.00 GiB   1234\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "unit", "text"),
+    [
+        ("x", None, None, "-"),
+        ("x", True, None, "True"),
+        ("x", 12, None, "12"),
+        ("x_bytes", 2**30, None, "1.00 GiB"),
+        ("bytes", -(2**20), None, "-1.0 MiB"),
+        ("x_bytes", Decimal(2**20), None, "1.0 MiB"),
+        ("x", Decimal("1.50"), None, "1.50"),
+        ("duration_ns", 1_500_000_000, None, "1.500 s"),
+        ("start_ns", 1_500_000_000, None, "1500000000"),
+        ("t_ns", 15, None, "15"),
+        ("share", 0.123456, None, "0.1235"),
+        ("value", 2.0**30, "bytes", "1.00 GiB"),
+        ("value", 0.25, "s", "0.250 s"),
+        ("value", 12_000.0, "", "12,000"),
+        ("value", 1.04683, "", "1.047"),
+        ("value", float("nan"), "bytes", "nan"),
+        ("measure", "peak", "bytes", "peak"),
+        ("list", [1, 2], None, "[1, 2]"),
+    ],
+)
+def test_a_cell_has_the_unit_of_its_column_or_its_row(
+    column: str, value: Any, unit: str | None, text: str
+) -> None:
+    assert cell(column, value, unit) == text
+
+
+def test_a_table_reads_the_unit_of_each_row() -> None:
+    rows = pa.table({"measure": ["peak", "time"], "unit": ["bytes", "s"], "value": [2.0**30, 2.0]})
+    assert [line.split()[2:] for line in table_text(rows).splitlines()[2:]] == [
+        ["1.00", "GiB"],
+        ["2.000", "s"],
+    ]
+
+
+def test_a_figure_that_is_not_there_is_a_dash() -> None:
+    assert [figure_text(None, unit) for unit in ("bytes", "s", "")] == 3 * ["-"]
+
+
+def test_a_long_table_says_how_much_it_leaves_out() -> None:
+    rows = pa.table({"n": range(MOST_ROWS + 1_500)})
+    *_, last, note = table_text(rows).splitlines()
+    assert last.split() == [str(MOST_ROWS - 1)]
+    assert note == "1,500 more rows; --format csv, json or parquet has all of them"
+
+
+def test_a_narrow_terminal_folds_lines_and_loses_nothing() -> None:
+    text = columns_text(
+        [Shown("path", ["denoise/dit.forward/dit.block"], is_figure=False), Shown("n", ["1"])], 20
+    )
+    assert max(map(len, text.splitlines())) <= 20
+    assert "".join(text.splitlines()[2:]).replace(" ", "").replace("1", "") == "denoise/dit.forward/dit.block"
+
+
+def test_rows_go_to_the_standard_output_as_they_go_to_a_file(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    for form in Form:
+        write(EVERY_TYPE, form, tmp_path / form.value)
+        sys.stdout.flush()
+        capfdbinary.readouterr()
+        write(EVERY_TYPE, form, None)
+        sys.stdout.flush()
+        assert capfdbinary.readouterr().out == (tmp_path / form.value).read_bytes()
+    assert csv.read_csv(tmp_path / "csv").num_rows == 1
+
+
+def test_parquet_is_not_written_onto_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with pytest.raises(ConfigError) as caught:
+        write(EVERY_TYPE, Form.PARQUET, None)
+    assert (str(caught.value), caught.value.hint) == (
+        "Parquet is nothing for a terminal",
+        "name a file: --out rows.parquet",
+    )
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.csv"
+    write_text("old\n", path)
+    write(pa.table({"a": [1]}), Form.CSV, path)
+    assert path.read_text() == "a\n1\n"
+    (tmp_path / "file").write_text("")
+    for form in Form:
+        with pytest.raises(DiskFull, match="cannot write"):
+            write(EVERY_TYPE, form, tmp_path / "file" / "rows")
+    assert sorted(item.name for item in tmp_path.rglob("*")) == ["file", "new", "rows.csv"]
