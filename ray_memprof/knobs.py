@@ -131,7 +131,10 @@ def _nccl_buffers(was: int) -> str:
         return f"NCCL_BUFFSIZE={_BUFFER_BYTES} in the environment, which was {was}"
     if was > _SMALL_BUFFER_BYTES:
         return f"NCCL_BUFFSIZE={_SMALL_BUFFER_BYTES} in the environment, which was {was}; time a ring with it"
-    return f"NCCL_MAX_NCHANNELS=8 in the environment, which costs an all-to-all 60 % of its speed; NCCL_BUFFSIZE was {was}"
+    return (
+        f"NCCL_MAX_NCHANNELS=8 in the environment, where NCCL_BUFFSIZE was {was}; "
+        "it costs an all-to-all 60 % of its speed"
+    )
 
 
 def fragments(row: Row) -> str:

@@ -107,6 +107,11 @@ def test_a_peak_without_spans_is_found_however_the_events_lie(tmp_path: Path, se
     assert (found, allocated) == (at, most)
 
 
+def test_a_peak_without_spans_may_be_the_last_event(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {"allocs": [event(seq, "alloc", 1, address=seq) for seq in (5, 70)]}})
+    assert answer(tmp_path, "peak_event") == [(0, 70, 70, 0, None, None, None, None, None, 2, 1, None)]
+
+
 def test_alive_at_peak(run_dir: Path) -> None:
     assert columns(run_dir, "alive_at_peak") == [
         *("rank", "component", "category", "path", "bytes", "num_tensors")
