@@ -55,11 +55,11 @@ def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Ta
     if is_name and name not in TABLES:
         db.question(name)  # refuses a name that is none
     is_apart = len(run_dirs) == 1 and not is_named
-    with opened(run_dirs, is_apart=is_apart) as connection:
-        sql = text
-        if is_name:
-            # The text of a question, and not FROM its view: only that is sure to keep the order of its rows.
-            sql = db.question(name) if is_apart and name in db.QUESTIONS else f"FROM {name}"
+    sql = text
+    if is_name:
+        # The text of a question, and not FROM its view: only that is sure to keep the order of its rows.
+        sql = db.question(name) if is_apart and name in db.QUESTIONS else f"FROM {name}"
+    with opened(run_dirs, is_apart=is_apart, only=sql if is_name else None) as connection:
         try:
             return _statement(connection, sql).to_arrow_table()
         except duckdb.Error as error:
@@ -67,15 +67,21 @@ def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Ta
 
 
 @contextmanager
-def opened(run_dirs: Sequence[Path], *, is_apart: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(
+    run_dirs: Sequence[Path], *, is_apart: bool = False, only: str | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Runs as db.open_runs opens them, or the one run as db.open_run does; files that are no Parquet are told.
+
+    `only` is that of db.open_run, for the one run.
 
     Raises:
         ConfigError: no such run, or one that cannot be read.
     """
     with ExitStack() as stack:
         try:
-            connection = stack.enter_context(db.open_run(run_dirs[0]) if is_apart else db.open_runs(run_dirs))
+            connection = stack.enter_context(
+                db.open_run(run_dirs[0], only) if is_apart else db.open_runs(run_dirs)
+            )
         except (duckdb.IOException, duckdb.InvalidInputException) as error:
             raise ConfigError(
                 f"{', '.join(map(str, run_dirs))} cannot be read: {first_line(error)}",
