@@ -8,6 +8,7 @@ in errors.py; a configuration that cannot be used is refused in a second, before
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,6 +108,8 @@ def set_side_by_side(folders: list[Path], page: Path) -> None:
         if write_matrix(folders, page) is not None:
             sys.stderr.write(f"comparison: {page.absolute()}\n")
     except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, RunError | OSError | KeyboardInterrupt):  # a bug: its place is worth telling
+            traceback.print_exc()
         text = " ".join(str(error).split()) or type(error).__name__
         sys.stderr.write(f"warning: the runs are not compared: {text}\n")
 

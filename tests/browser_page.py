@@ -1,11 +1,43 @@
 """A page in a headless Chromium: what it draws, logs and asks a network for."""
 
+import importlib.util
 import json
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 DEADLINE_S = 60
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+def is_there() -> bool:
+    """Whether there is a browser to open pages in."""
+    return bool(BROWSER and DRIVER and importlib.util.find_spec("selenium"))
+
+
+@contextmanager
+def window(profile: Path) -> Iterator["Page"]:
+    """A window of a browser with a profile of its own."""
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield Page(driver)
+    finally:
+        driver.quit()
 
 
 class Page:

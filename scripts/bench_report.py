@@ -1,0 +1,106 @@
+"""How long a report takes: written, its diagnosis alone, a comparison with another run, and drawn by a browser.
+
+    python scripts/bench_report.py                              # two runs of 8 ranks x 1 M events, made here
+    python scripts/bench_report.py --ranks 256 --events 10000
+
+Each is done --repeats times, the median counts; files are in the page cache. The browser is Chromium where it and
+chromedriver are on PATH: first paint as the browser tells it, and the time until every figure is drawn.
+"""
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from make_synthetic_run import Variant, driver_rows, make_rank
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from ray_memprof import collect, compare_report, db, diagnosis, report
+from ray_memprof.compare import compare
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from browser_page import is_there, window
+
+MIB = 2**20
+PAINT = "performance.getEntriesByName('first-paint')[0].startTime"
+errors, out = Console(stderr=True), Console()
+
+
+def make(run_dir: Path, ranks: int, events: int, seed: int) -> Path:
+    """A run of this size; another seed gives another."""
+    run_dir.mkdir()
+    for rank in track(range(ranks), f"making {ranks} x {events:,} events", console=errors):
+        make_rank(run_dir, rank, ranks, events, variant=Variant(seed=seed))
+    collect.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
+    return run_dir
+
+
+def median_s(call: Callable[[], Any], repeats: int) -> float:
+    """Seconds of one call."""
+    taken = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def diagnose(run_dir: Path) -> None:
+    """What `ray-memprof diagnose` asks."""
+    with db.open_run(run_dir) as connection:
+        diagnosis.findings(connection)
+
+
+def drawn_s(path: Path, profile: Path) -> tuple[float, float]:
+    """First paint, and everything drawn, after a page is asked for."""
+    with window(profile) as page:
+        start = time.perf_counter()
+        page.open(path)
+        return page.ask(PAINT) / 1e3, time.perf_counter() - start
+
+
+def main(
+    ranks: Annotated[int, typer.Option(help="of each run")] = 8,
+    events: Annotated[int, typer.Option(help="of each rank, roughly")] = 1_000_000,
+    repeats: Annotated[int, typer.Option(help="each is done so often")] = 3,
+) -> None:
+    """Times reports, diagnosis and comparison."""
+    table = Table("what", "s", "MiB")
+    with tempfile.TemporaryDirectory() as folder:
+        base, other = (make(Path(folder) / f"run{seed}", ranks, events, seed) for seed in (0, 1))
+        written = report.write(base)
+        table.add_row("report.html", f"{median_s(lambda: report.write(base), repeats):.2f}", _size(written))
+        table.add_row("diagnosis, run opened", f"{median_s(lambda: diagnose(base), repeats):.2f}", "")
+        table.add_row(
+            "comparison of two runs", f"{median_s(lambda: compare([base, other]), repeats):.2f}", ""
+        )
+        compared, side = compare([base, other]), Path(folder) / "compare.html"
+        table.add_row(
+            "compare.html",
+            f"{median_s(lambda: compare_report.write(compared, side), repeats):.2f}",
+            _size(side),
+        )
+        if is_there():
+            shown = [drawn_s(written, Path(folder) / f"profile{number}") for number in range(repeats)]
+            for name, taken in zip(
+                ("first paint", "every figure drawn"), zip(*shown, strict=True), strict=True
+            ):
+                table.add_row(name, f"{statistics.median(taken):.2f}", "")
+    out.print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, DuckDB {db.duckdb.__version__}")
+    out.print(table)
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / MIB:.1f}"
+
+
+if __name__ == "__main__":
+    typer.run(main)
