@@ -12,6 +12,7 @@ Run folders are left below pytest's temporary folder. What is measured, and ever
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -225,7 +226,16 @@ def gpu_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     limits = request.node.stash.get(_LIMITS, ())
     if not limits or limits[0].launch is None:
         pytest.fail(f"the fixture gpu_run needs @pytest.mark.{MARK}(..., config=...)", pytrace=False)
+    _empty_cache()
     return run_launch(limits[0].launch, tmp_path_factory.mktemp("gpu_run"), request.config.rootpath)
+
+
+def _empty_cache() -> None:
+    """Give back what earlier tests left in this process's cache: it would count as the run's, or end it at once."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def run_launch(launch: Launch, output_dir: Path, root: Path) -> Path:

@@ -159,7 +159,8 @@ class Rank:
         if frame is None:
             return "not running\n"
         stack = "".join(traceback.format_stack(frame))
-        _dump_flight_record(self._prepared())
+        # On a thread of its own: it may take longer than the asker waits, and find the disk full.
+        threading.Thread(target=_dump_flight_record, args=(self._prepared(),), daemon=True).start()
         return stack
 
     @ray.method(concurrency_group="control")
@@ -282,5 +283,6 @@ def _dump_flight_record(plan: RankPlan) -> None:
     if dump is None or not plan.visible_devices:
         return
     path = plan.run_dir / "logs" / f"nccl_trace_rank{plan.rank}"
-    path.write_bytes(dump())
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} flight record of NCCL: {path}\n")
+    with suppress(OSError, RuntimeError, *_CLOSED):
+        path.write_bytes(dump())
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')} flight record of NCCL: {path}\n")

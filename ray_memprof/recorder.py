@@ -226,10 +226,11 @@ class Recorder:
 
     def tick(self, sample: Sample) -> None:
         """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long."""
+        is_due = time.monotonic() - self._last_flush >= 2 * FLUSH_S and self._meter.answers()
         with self._lock:
             self._others = sample.others_used_bytes
             self._parcel.samples.append(sample)
-            if time.monotonic() - self._last_flush >= 2 * FLUSH_S:
+            if is_due:
                 # Counted as the model's time too: the meter copies its events under Python's lock.
                 began = time.perf_counter_ns()
                 self._flush()
@@ -291,17 +292,22 @@ class Recorder:
             self._closed.set()
 
     def _close(self) -> None:
-        with self._lock:
-            self._is_closing = True
-            reading = self._read()
-            while self._open:
-                self._close_span(reading, failed=True)
-            self._flush()
-            peaks = self._meter.peaks() if self._meter.has_events else (0, 0)
-            self._meter.stop()
-            scribe, self._scribe = self._scribe, None
+        peaks, scribe = (0, 0), self._scribe
+        try:
+            with self._lock:
+                self._is_closing = True
+                reading = self._read()
+                while self._open:
+                    self._close_span(reading, failed=True)
+                self._flush()
+                peaks = self._meter.peaks() if self._meter.has_events else (0, 0)
+                self._meter.stop()
+                self._scribe = None
+        finally:
+            # Whatever the device answers by now: what was recorded is written.
+            if scribe is not None:
+                scribe.close()
         if scribe is not None:
-            scribe.close()
             self._check = self._verdict(scribe, peaks)
             if scribe.error is not None:
                 raise scribe.error

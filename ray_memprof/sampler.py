@@ -7,11 +7,12 @@ Samples show what happens between span boundaries and what other processes take;
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ray_memprof.device import Device
-from ray_memprof.meters import Meter
+from ray_memprof.meters import Meter, Reading
 from ray_memprof.scribe import Sample
 
 
@@ -23,8 +24,11 @@ def sampling(
     done = threading.Event()
 
     def work() -> None:
+        last = meter.peek()
         while not done.wait(interval_s):
-            tick(sample(meter, device))
+            # Where the allocator does not answer it holds what it held: the model waits for it, or for the device.
+            last = meter.peek() if meter.answers() else last
+            tick(sample(last, device))
 
     thread = threading.Thread(target=work, name="sampler", daemon=True)
     thread.start()
@@ -35,16 +39,16 @@ def sampling(
         thread.join()
 
 
-def sample(meter: Meter, device: Device | None) -> Sample:
-    """One row; what the driver does not tell stays empty."""
-    reading = meter.peek()
+def sample(reading: Reading, device: Device | None) -> Sample:
+    """One row of now, with a reading just taken or the last there is; what the driver does not tell stays empty."""
+    t_ns = time.time_ns()
     own = others = utilisation = None
     used = reading.device_used
     if device is not None:
         used, utilisation = device.used_bytes(), device.utilisation()
         own, others = split(device, os.getpid())
     return Sample(
-        t_ns=reading.t_ns,
+        t_ns=t_ns,
         device_used_bytes=used,
         process_used_bytes=own,
         others_used_bytes=others,

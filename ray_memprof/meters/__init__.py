@@ -63,6 +63,9 @@ class Meter(Protocol):
     def peek(self) -> Reading:
         """As read(), from another thread: no peak begins anew."""
 
+    def answers(self) -> bool:
+        """Whether peek() and drain() return at once here; asked on other threads than the model's."""
+
     def stamp(self, span_id: int) -> None:
         """Events from now on belong to `span_id`."""
 

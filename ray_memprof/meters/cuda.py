@@ -5,6 +5,7 @@ context: until the program makes its own, readings show what the driver reports.
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,12 +14,15 @@ from typing import Any
 import torch
 
 from ray_memprof.device import Device
+from ray_memprof.frames import Moves
 from ray_memprof.meters import Batch, Reading
 
 MAX_EVENTS = 2_000_000
 """Ring of the allocator, taken as it fills: far more than arrive between two drains, so that none is lost."""
 MAX_KEPT_EVENTS = 131_072
 """Events that another thread than the model's may leave in the ring: decoding them again takes some 50 ms."""
+_LOOK_S = 0.002
+"""Between two looks at the model's thread: where it gets on, it is somewhere else by then."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -68,6 +72,8 @@ class CudaMeter:
     def _begin(self) -> None:
         if not self._is_started or self._is_on:
             return
+        if torch.cuda.get_allocator_backend() != "native":
+            self.has_events = False  # cudaMallocAsync counts, and tells no events
         was_in_use = torch.cuda.is_initialized()
         if was_in_use:
             torch._C._cuda_resetPeakMemoryStats(self._index)
@@ -133,6 +139,20 @@ class CudaMeter:
             num_segments=stats["segment"]["all"]["allocated"],
             num_retries=stats["num_alloc_retries"],
         )
+
+    def answers(self) -> bool:
+        """Whether the allocator can be asked from another thread than the model's.
+
+        It keeps its lock while it waits for the device: for ever where a collective hangs and memory is to be freed.
+        torch waits for that lock with Python's own in hand, and then no thread could tell where the model is. So the
+        model's must be seen to get on.
+        """
+        if not self._is_on or threading.get_ident() == self._thread:
+            return True
+        moves = Moves()
+        moves.look(sys._current_frames().get(self._thread))
+        time.sleep(_LOOK_S)
+        return moves.look(sys._current_frames().get(self._thread)) > 1
 
     def _device_used(self) -> int:
         try:

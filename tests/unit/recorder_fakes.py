@@ -26,6 +26,8 @@ class FakeMeter:
     events: list[dict[str, Any]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     top: int = 0
+    is_stuck: bool = False
+    """Does not answer other threads than the model's."""
 
     def start(self) -> None:
         self.calls.append("start")
@@ -73,6 +75,9 @@ class FakeMeter:
             0,
             0,
         )
+
+    def answers(self) -> bool:
+        return not self.is_stuck
 
     def stamp(self, span_id: int) -> None:
         self.span = span_id

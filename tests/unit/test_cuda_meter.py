@@ -1,6 +1,7 @@
 """The CUDA meter against an allocator faked here: when it begins, what a drain can vouch for, what it loses."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ class FakeCuda:
     during_copy: Callable[[], None] = lambda: None
     """What other threads do while a snapshot is taken, just after the copy."""
     is_broken: bool = False
+    backend: str = "native"
 
     def start(self) -> None:
         """The program starts CUDA."""
@@ -89,6 +91,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     for where, name, function in (
         (torch.cuda, "_lazy_call", fake.lazy_call),
         (torch.cuda, "is_initialized", lambda: fake.is_on),
+        (torch.cuda, "get_allocator_backend", lambda: fake.backend),
         (torch.cuda, "mem_get_info", fake.mem_get_info),
         (torch.cuda, "reset_peak_memory_stats", reset_peak),
         (torch.cuda.memory, "reset_peak_memory_stats", reset_peak),
@@ -270,3 +273,46 @@ def test_stop_ends_the_recording(cuda: FakeCuda) -> None:
     meter.stop()
     meter.stop()
     assert (cuda.history, meter.is_on) == (["all", None], False)
+
+
+def test_an_allocator_without_events_is_counted(cuda: FakeCuda) -> None:
+    cuda.backend = "cudaMallocAsync"
+    meter = started(cuda)
+    cuda.alloc()
+    assert (meter.has_events, cuda.history, drain(meter)) == (False, [], Batch([], None))
+    assert meter.read().allocated_peak == KIB
+
+
+def test_the_allocator_is_asked_while_the_model_gets_on(cuda: FakeCuda) -> None:
+    meter = started(cuda)
+    done = threading.Event()
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: (answers.append(meter.answers()), done.set()))
+    thread.start()
+    count = 0
+    while not done.is_set():
+        count += 1
+    assert answers == [True]
+
+
+def test_the_allocator_is_not_asked_while_the_model_is_inside_one_call(cuda: FakeCuda) -> None:
+    meter = started(cuda)
+    lock = threading.Lock()
+    lock.acquire()
+    answers: list[bool] = []
+
+    def ask() -> None:
+        time.sleep(0.05)  # by then the model's thread waits for the lock
+        answers.append(meter.answers())
+        lock.release()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert lock.acquire(timeout=20)
+    thread.join()
+    assert answers == [False]
+
+
+def test_the_models_own_thread_may_always_ask(cuda: FakeCuda) -> None:
+    assert CudaMeter(0, events=True).answers()
+    assert started(cuda).answers()

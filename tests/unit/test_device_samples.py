@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -23,10 +24,23 @@ ME = os.getpid()
 
 
 class FakeMeter:
-    """Answers every look with the same reading."""
+    """Answers every look with one reading, and then, where it is stuck, no more."""
+
+    def __init__(self, stuck: bool = False) -> None:
+        self.num_looks, self._stuck = 0, stuck
 
     def peek(self) -> Reading:
+        self.num_looks += 1
         return READING
+
+    def answers(self) -> bool:
+        return not self._stuck
+
+
+def at_once(row: Sample) -> Sample:
+    """The same row; its time is that of the look."""
+    assert 0 <= time.time_ns() - row.t_ns < 60e9
+    return replace(row, t_ns=1)
 
 
 class FakeDevice(Device):
@@ -46,7 +60,7 @@ class FakeDevice(Device):
 
 
 def test_without_a_driver_a_row_has_what_the_meter_knows() -> None:
-    assert sample(FakeMeter(), None) == ROW  # type: ignore[arg-type]
+    assert at_once(sample(READING, None)) == ROW
 
 
 def test_the_driver_tells_who_holds_what() -> None:
@@ -54,7 +68,7 @@ def test_the_driver_tells_who_holds_what() -> None:
     wanted = replace(
         ROW, device_used_bytes=50, process_used_bytes=30, others_used_bytes=15, utilisation_fraction=0.5
     )
-    assert sample(FakeMeter(), device) == wanted  # type: ignore[arg-type]
+    assert at_once(sample(READING, device)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -75,7 +89,7 @@ def test_what_the_driver_does_not_tell_stays_empty(
 
 def test_a_driver_that_names_no_process_tells_neither() -> None:
     wanted = replace(ROW, device_used_bytes=50)
-    assert sample(FakeMeter(), FakeDevice(utilisation=None, is_mig=True)) == wanted  # type: ignore[arg-type]
+    assert at_once(sample(READING, FakeDevice(utilisation=None, is_mig=True))) == wanted
 
 
 def test_rows_come_from_a_thread_that_ends_with_the_block() -> None:
@@ -92,9 +106,25 @@ def test_rows_come_from_a_thread_that_ends_with_the_block() -> None:
     with sampling(tick, FakeMeter(), None, 0.001):  # type: ignore[arg-type]
         assert enough.wait(20)
     num_rows = len(rows)
-    assert (set(rows), names) == ({ROW}, {"sampler"})
+    assert ({at_once(row) for row in rows}, names) == ({ROW}, {"sampler"})
     assert "sampler" not in {thread.name for thread in threading.enumerate()}
     assert len(rows) == num_rows
+
+
+def test_an_allocator_that_does_not_answer_is_not_asked_and_rows_go_on() -> None:
+    rows: list[Sample] = []
+    enough = threading.Event()
+    meter = FakeMeter(stuck=True)
+
+    def tick(row: Sample) -> None:
+        rows.append(row)
+        if len(rows) == 3:
+            enough.set()
+
+    with sampling(tick, meter, FakeDevice(), 0.001):  # type: ignore[arg-type]
+        assert enough.wait(20)
+    assert meter.num_looks == 1
+    assert {(row.allocated_bytes, row.device_used_bytes) for row in rows} == {(2, 50)}
 
 
 def test_a_block_that_fails_ends_the_thread_at_once() -> None:

@@ -409,6 +409,35 @@ def test_seal_waits_for_nothing_where_nothing_is_kept() -> None:
     recorder.seal(wait_s=1000.0)
 
 
+def test_what_was_recorded_is_written_though_the_device_fails_at_the_end() -> None:
+    desk = desk_of()
+    desk.recorder.start()
+    with listening(desk.recorder):
+        with span("decode"):
+            desk.meter.alloc(5)
+
+    def fails() -> None:
+        raise RuntimeError("device-side assert triggered")
+
+    desk.meter.stop = fails  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="device-side"):
+        desk.recorder.close()
+    assert (list(desk.spans), desk.store.is_closed) == (["decode"], True)
+
+
+def test_a_tick_does_not_ask_an_allocator_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 1000.0)
+    with at_work() as desk, span("load.dit"):
+        desk.meter.alloc(5)
+        monkeypatch.setattr(module, "FLUSH_S", 0.0)
+        desk.meter.is_stuck = True
+        desk.recorder.tick(SAMPLE)
+        assert len(desk.meter.events) == 1
+        desk.meter.is_stuck = False
+        desk.recorder.tick(SAMPLE)
+        assert desk.meter.events == []
+
+
 def test_a_tick_flushes_where_no_span_has_ended_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_S", 1000.0)
     with at_work() as desk, span("load.dit"):
