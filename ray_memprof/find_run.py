@@ -30,7 +30,8 @@ def find_run(text: str, output_dir: Path = OUTPUT_DIR) -> Path:
         candidates = [runs[-1]] if runs else []
     else:
         candidates = [Path(text), output_dir / text]
-        candidates += [run for run in list_runs(output_dir) if run.name == text]
+        # Newest first; a name without its link is that of runs that were copied.
+        candidates += [run for run in reversed(list_runs(output_dir)) if text in (run.name, run.parent.name)]
     for folder in candidates:
         for place in (folder, folder / LATEST_LINK):
             if (place / TABLES_DIR).is_dir():

@@ -232,4 +232,6 @@ def change_text(change: float | None, base: float | None, unit: str) -> str:
     if not base:
         return f"{sign}{text}"
     share = change / abs(base)
-    return f"{sign}{text}, {share:+.1%}" if share < _TIMES else f"{sign}{text}, x {share + 1:,.0f}"
+    # Times a negative base would be a negative number of times.
+    is_share = share < _TIMES or base < 0
+    return f"{sign}{text}, {share:+.1%}" if is_share else f"{sign}{text}, x {share + 1:,.0f}"

@@ -66,7 +66,9 @@ counts AS (
         MAX(num_retries) AS num_retries
     FROM (
         SELECT SUM(num_allocs) AS num_allocs, SUM(num_retries) AS num_retries
-        FROM peak_by_stage
+        FROM spans
+        -- A span counts what is inside it, the modules of a script too.
+        WHERE depth = 0
         GROUP BY rank
     )
     HAVING COUNT(*) > 0

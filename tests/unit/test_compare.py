@@ -203,14 +203,28 @@ def test_several_runs_are_each_compared_with_the_first(tmp_path: Path) -> None:
 
 def test_modules_of_a_script_are_compared_by_their_paths(tmp_path: Path) -> None:
     def script(peak: int) -> list[dict[str, Any]]:
-        rows = [span(1, "script", (0, SECOND)), span(2, "script/unet", (0, SECOND), allocated=(0, 0, peak))]
-        return [rows[0], {**rows[1], "stage": "unet"}]
+        outer = span(1, "script", (0, SECOND), num_allocs=10)
+        inner = span(2, "script/unet", (0, SECOND), allocated=(0, 0, peak), num_allocs=9, depth=1)
+        return [outer, {**inner, "stage": "unet"}]
 
     found = compare([run_of(tmp_path / name / "r", script(peak)) for name, peak in (("a", 5), ("b", 7))])
     rows = moves(found, "path", "measure", "base_value", "value")
     assert [row for row in rows if row[1] == "peak_allocated" and row[0]] == [
         ("script/unet", "peak_allocated", 5.0, 7.0)
     ]
+    # A span counts what is inside it: a module's allocations are its script's, and counted once.
+    assert [row for row in rows if row[1] == "num_allocs"] == [
+        (None, "num_allocs", 10.0, 10.0),
+        (None, "num_allocs", 10.0, 10.0),
+        ("script/unet", "num_allocs", 9.0, 9.0),
+        ("script", "num_allocs", 10.0, 10.0),
+    ]
+
+
+def test_a_run_without_spans_beside_one_with_them(tmp_path: Path) -> None:
+    whole, empty = run_of(tmp_path / "a" / "r", steps(1, 1.0)), run_of(tmp_path / "b" / "r", [])
+    assert {row["only_in"] for row in compare([whole, empty]).moves.to_pylist()} == {"base"}
+    assert {row["only_in"] for row in compare([empty, whole]).moves.to_pylist()} == {"other"}
 
 
 def test_sides_have_the_shortest_label_that_tells_them_apart(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.find_run import find_run, list_runs
+from ray_memprof.store import TABLES_DIR
 
 
 @pytest.fixture
@@ -47,6 +48,12 @@ def test_a_folder_is_found_wherever_it_is(logs: Path, tmp_path: Path) -> None:
         find_run(str(logs / "base" / "20260101-000000-aaaa"), tmp_path / "none").name
         == "20260101-000000-aaaa"
     )
+
+
+def test_runs_that_were_copied_without_their_link(tmp_path: Path) -> None:
+    for name in ("20260101-000000-aaaa", "20260102-000000-bbbb"):
+        (tmp_path / "copied" / name / TABLES_DIR).mkdir(parents=True)
+    assert find_run("copied", tmp_path).name == "20260102-000000-bbbb"
 
 
 @pytest.mark.parametrize("text", ["bsae", "", "*", "../x", "nope/nope", "a\0b"])

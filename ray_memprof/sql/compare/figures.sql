@@ -49,7 +49,9 @@ whole AS (
             rank,
             SUM(num_allocs)::DOUBLE AS num_allocs,
             SUM(num_retries)::DOUBLE AS num_retries
-        FROM peak_by_stage
+        FROM spans
+        -- A span counts what is inside it, the modules of a script too.
+        WHERE depth = 0
         GROUP BY rank
     ) AS counts
         ON peak_by_rank.rank = counts.rank

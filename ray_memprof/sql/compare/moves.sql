@@ -33,7 +33,7 @@ base AS (
 ),
 
 others AS (
-    FROM shown SELECT DISTINCT run WHERE run > 0
+    FROM sides SELECT run WHERE run > 0
 ),
 
 keys AS (
