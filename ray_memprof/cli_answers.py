@@ -7,18 +7,23 @@
 Answers go to the standard output or into --out; what else there is to say, to the standard error.
 """
 
+import io
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_memprof.errors import ConfigError, LimitExceeded, RunError
+from ray_memprof.errors import ConfigError, DiskFull, LimitExceeded, RunError
 from ray_memprof.rows import Form, write, write_text
+
+if TYPE_CHECKING:
+    from ray_memprof.compare import Comparison
 
 RUN = "A run folder, <name>, <name>/<run_id>, <run_id> or latest."
 RUNS = "Several runs: a pattern in quotes, as 'profiler_logs/*/latest'."
@@ -35,12 +40,74 @@ class Told(StrEnum):
 
 @contextmanager
 def told() -> Iterator[None]:
-    """An error of the user's, or of the disk, as one line and a hint."""
+    """An error of the user's, or of the disk, as one line and a hint; a reader that left early is no error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for
+    try:
+        with _unread_is_fine():
+            yield
+            _flush()
+    except RunError as error:
+        _tell(error)
+        raise typer.Exit(error.exit_code) from error
+    except OSError as error:
+        from ray_memprof.exporters.whole_file import is_full
+
+        if not is_full(error):
+            raise
+        full = _unwritten(error)
+        _tell(full)
+        raise typer.Exit(full.exit_code) from error
+
+
+def _tell(error: RunError) -> None:
+    _say(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+
+
+def _say(text: str) -> None:
+    """To the standard error; that nobody reads it changes no exit code."""
+    with suppress(BrokenPipeError):
+        sys.stderr.write(text)
+
+
+@contextmanager
+def _unread_is_fine() -> Iterator[None]:
+    """For what is written to a pipe: its reader may leave before the end, as head does."""
     try:
         yield
-    except RunError as error:
-        sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-        raise typer.Exit(error.exit_code) from error
+    except BrokenPipeError:
+        _drop_stdout()
+
+
+def _flush() -> None:
+    """See that the standard output is written while an error of it can still be told.
+
+    Raises:
+        BrokenPipeError: nobody reads it any longer.
+        DiskFull: it cannot be written.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritten(error) from error
+
+
+def _unwritten(error: OSError) -> DiskFull:
+    _drop_stdout()
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return DiskFull(f"cannot write the standard output: {reason}", hint="make room on that disk")
+
+
+def _drop_stdout() -> None:
+    """Point the standard output at nothing: Python flushes it once more at the end, and would fail again."""
+    with suppress(io.UnsupportedOperation):  # a stream in memory
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nothing, sys.stdout.fileno())
+        finally:
+            os.close(nothing)
 
 
 def query(
@@ -54,8 +121,10 @@ def query(
 ) -> None:
     """Ask a run, or several, a question by its name or in SQL."""
     with told():
+        from ray_memprof.exporters.whole_file import check_target
         from ray_memprof.query import ask, find_runs, question_lines, sql_of
 
+        check_target(out)
         if show_list:
             write_text("\n".join(question_lines()) + "\n", out)
         elif question is None:
@@ -74,9 +143,11 @@ def diagnose(
 ) -> None:
     """Say in sentences what holds the peak of a run back, and what to change."""
     with told():
+        from ray_memprof.exporters.whole_file import check_target
         from ray_memprof.findings import diagnosed, found_rows, found_text
         from ray_memprof.query import find_runs
 
+        check_target(out)
         found = [diagnosed(run_dir) for run_dir in find_runs(run, runs)]
         if format is Told.TEXT:
             write_text(found_text(found, is_named=runs is not None), out)
@@ -137,26 +208,39 @@ def compare(
     """
     with told():
         from ray_memprof import compare as comparing
-        from ray_memprof.compare_text import check_lines, comparison_text, warnings
+        from ray_memprof.compare_text import check_lines, warnings
+        from ray_memprof.exporters.whole_file import check_target
         from ray_memprof.find_run import find_run
 
+        for path in (out, html):
+            check_target(path)
         if html is not None and rank is not None:
             raise ConfigError("--html shows all ranks", hint="leave out --rank, or --html")
         folders = [find_run(one) for one in runs]
         compared = comparing.compare(folders, fail_if, rank=rank, allow_failed=allow_failed)
-        if format is Form.TABLE:
-            write_text(comparison_text(compared, most), out)
-        elif format is Form.JSON:
-            write_text(json.dumps(comparing.as_facts(compared), indent=1) + "\n", out)
-        else:
-            write(compared.moves, format, out)
-        sys.stdout.flush()
         for line in (*warnings(compared), *check_lines(compared)):
-            sys.stderr.write(f"{line}\n")
+            _say(f"{line}\n")
         if html is not None:
             from ray_memprof import compare_report
 
-            sys.stderr.write(f"comparison: {compare_report.write(compared, html)}\n")
+            with suppress(BrokenPipeError):  # of a FIFO
+                _say(f"comparison: {compare_report.write(compared, html)}\n")
+        # Last, and apart: the verdict stands whether or not the table is read to its end.
+        with _unread_is_fine():
+            _write_compared(compared, format, out, most)
+            _flush()
         exceeded = sum(one.is_exceeded for one in compared.checks)
         if exceeded:
             raise LimitExceeded(f"{exceeded} of {len(compared.checks)} limits exceeded")
+
+
+def _write_compared(compared: "Comparison", format: Form, out: Path | None, most: int) -> None:  # noqa: A002 - as above
+    from ray_memprof.compare import as_facts
+    from ray_memprof.compare_text import comparison_text
+
+    if format is Form.TABLE:
+        write_text(comparison_text(compared, most), out)
+    elif format is Form.JSON:
+        write_text(json.dumps(as_facts(compared), indent=1) + "\n", out)
+    else:
+        write(compared.moves, format, out)

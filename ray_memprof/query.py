@@ -50,6 +50,8 @@ def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Ta
     Raises:
         ConfigError: no such question, no such run, or SQL that DuckDB refuses.
     """
+    if not _is_utf8(text):
+        raise ConfigError("the SQL is refused: it is not UTF-8", hint="write the letter as chr(number)")
     name = text.strip()
     is_name = re.fullmatch(r"\w+", name) is not None
     if is_name and name not in TABLES:
@@ -77,6 +79,11 @@ def opened(
     Raises:
         ConfigError: no such run, or one that cannot be read.
     """
+    for run_dir in run_dirs:
+        if not _is_utf8(str(run_dir.resolve())):
+            raise ConfigError(
+                f"{str(run_dir)!r} cannot be read: its name is not UTF-8", hint="rename the folder"
+            )
     with ExitStack() as stack:
         try:
             connection = stack.enter_context(
@@ -88,6 +95,15 @@ def opened(
                 hint="if it is a copy, copy the whole folder again",
             ) from error
         yield connection
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether DuckDB takes it; Python hides other bytes of the command line and of file names in surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def first_line(error: duckdb.Error) -> str:

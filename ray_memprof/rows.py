@@ -43,8 +43,9 @@ def write(rows: "pa.Table", form: Form, out: Path | None) -> None:
     """Write rows to a file, or to the standard output.
 
     Raises:
-        ConfigError: Parquet onto a terminal.
-        DiskFull: the file cannot be written.
+        BrokenPipeError: nobody reads the standard output any longer.
+        ConfigError: Parquet onto a terminal, or `out` is no file that can be written.
+        DiskFull: no room for the file.
     """
     if form is Form.TABLE:
         write_text(table_text(rows, None if out else _width()), out)
@@ -68,7 +69,9 @@ def write_text(text: str, out: Path | None) -> None:
     """The same for lines that are no rows.
 
     Raises:
-        DiskFull: the file cannot be written.
+        BrokenPipeError: nobody reads the standard output any longer.
+        ConfigError: `out` is no file that can be written.
+        DiskFull: no room for the file.
     """
     if out is None:
         sys.stdout.write(text)
@@ -100,14 +103,34 @@ def _copy(rows: "pa.Table", form: Form, path: Path) -> None:
 def _finite(rows: "pa.Table") -> "pa.Table":
     """Null where a number is none: JSON has no word for it."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     for number, field in enumerate(rows.schema):
-        if pa.types.is_floating(field.type):
-            column = rows.column(number)
-            finite = pc.if_else(pc.is_finite(column), column, pa.scalar(None, field.type))
-            rows = rows.set_column(number, field, finite)
+        chunks = [_finite_array(chunk) for chunk in rows.column(number).chunks]
+        rows = rows.set_column(number, field, pa.chunked_array(chunks, field.type))
     return rows
+
+
+def _finite_array(array: "pa.Array") -> "pa.Array":
+    """The same for the numbers inside lists, structs and the values of maps; of the same length and type."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_floating(kind):
+        return pc.if_else(pc.is_finite(array), array, pa.scalar(None, kind))
+    if pa.types.is_struct(kind):
+        parts = [_finite_array(array.field(number)) for number in range(kind.num_fields)]
+        return pa.StructArray.from_arrays(parts, fields=list(kind), mask=array.is_null())
+    if pa.types.is_map(kind):
+        fields = [kind.key_field, kind.item_field]
+        inner = pa.StructArray.from_arrays([array.keys, _finite_array(array.items)], fields=fields)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = _finite_array(array.values)
+    else:
+        return array
+    # The validity, and where each list begins if they differ in length; the buffers after those are of the values.
+    own = array.buffers()[: 1 if pa.types.is_fixed_size_list(kind) else 2]
+    return pa.Array.from_buffers(kind, len(array), own, offset=array.offset, children=[inner])
 
 
 def _width() -> int | None:
@@ -118,15 +141,29 @@ def _width() -> int | None:
 def table_text(rows: "pa.Table", width: int | None = None) -> str:
     """Rows for people: bytes with their unit, durations in seconds, at most MOST_ROWS of them."""
     shown = rows.slice(0, MOST_ROWS)
-    units = shown.column("unit").to_pylist() if "unit" in shown.column_names else [None] * shown.num_rows
+    is_by_row = shown.column_names.count("unit") == 1
+    units = _values(shown.column("unit")) if is_by_row else [None] * shown.num_rows
     columns = []
     for field, column in zip(rows.schema, shown.columns, strict=True):
-        cells = [cell(field.name, value, unit) for value, unit in zip(column.to_pylist(), units, strict=True)]
+        cells = [cell(field.name, value, unit) for value, unit in zip(_values(column), units, strict=True)]
         columns.append(Shown(field.name, cells, is_figure(field.type)))
     text = columns_text(columns, width)
     if rows.num_rows > MOST_ROWS:
         text += f"{rows.num_rows - MOST_ROWS:,} more rows; --format csv, json or parquet has all of them\n"
     return text
+
+
+def _values(column: "pa.ChunkedArray") -> list[Any]:
+    """As Python has them; as text where Python has none, as for a date after the year 9999."""
+    import duckdb
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError):
+        with duckdb.connect() as connection:
+            connection.register("answer", pa.table({"v": column}))
+            return [row[0] for row in connection.execute("SELECT v::VARCHAR FROM answer").fetchall()]
 
 
 def is_figure(kind: "pa.DataType") -> bool:
@@ -156,7 +193,7 @@ def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
         shown.add_column(column.name, justify="right" if column.is_figure else "left", overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
         shown.add_row(*cells)
-    console = Console(width=width or _WIDEST, color_system=None, highlight=False, markup=False)
+    console = Console(width=width or _WIDEST, color_system=None, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(shown)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"

@@ -2,32 +2,98 @@
 
 with whole_file(path) as temporary:
     temporary.write_text(...)
+
+A link stays a link: what it points to is written. A device or a FIFO cannot be replaced: it gets the whole at the end.
 """
 
+import errno
 import os
+import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ray_memprof.errors import ConfigError, RunError
 from ray_memprof.store import TEMPORARY_SUFFIX, disk_error, replace
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_target(path: Path | None) -> None:
+    """Refuse what can never be a file, before there is anything to write; None is the standard output.
+
+    Raises:
+        ConfigError: an empty name, or a folder.
+    """
+    if path is None:
+        return
+    if path == Path():  # of an empty name too
+        raise ConfigError("the name of the file to write is empty, or a folder", hint="name a file")
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder", hint=f"name a file: {path / 'file'}")
+
+
+def is_full(error: OSError) -> bool:
+    """Whether the disk has no room; DuckDB leaves the system's words alone of that."""
+    return error.errno in _FULL or any(os.strerror(number) in str(error) for number in _FULL)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write under, in the same folder; it becomes `path` when the block ends well.
+    """A name to write under; it becomes `path` when the block ends well.
 
     Raises:
-        DiskFull: it could not be written.
+        BrokenPipeError: `path` is a FIFO that nobody reads any longer.
+        ConfigError: `path` is no file that can be written.
+        DiskFull: no room for it.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    check_target(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with _written_straight(path) if _is_special(path) else _replaced(path) as temporary:
+            yield temporary
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _told(path, error) from error
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is there and no regular file. Links are followed by the system: it alone knows /dev/stdout."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _written_straight(path: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / "whole"
+        yield temporary
+        with temporary.open("rb") as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    # Path.resolve raises RuntimeError for links in a circle.
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        replace(temporary, path)
-    except OSError as error:
-        raise disk_error("export", path, error) from error
+        replace(temporary, target)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _told(path: Path, error: OSError) -> RunError:
+    if is_full(error):
+        return disk_error("export", path, error)
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return ConfigError(f"cannot write {path}: {reason}", hint="name a file that you may write")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.multiprocessing as multiprocessing
 
-START_S, CALL_S = 90.0, 30.0
+START_S, CALL_S = 100.0, 100.0
 
 
 class RankError(AssertionError):

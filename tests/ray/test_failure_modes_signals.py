@@ -45,7 +45,7 @@ def test_9_second_signal(tmp_path: Path) -> None:
     os.kill(run.process.pid, signal.SIGINT)
 
     assert run.wait() == 130
-    assert run.ended_at - began < 3
+    assert run.ended_at - began < 15  # not the minute that collecting may take
     assert "what is not collected yet stays where it is" in run.text
     assert not (run.run_dir / "report.html").exists()
     assert run.facts["status"] == "interrupted"

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -163,8 +164,8 @@ def test_a_file_that_cannot_be_written(logs: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for arguments in (["query", "spans", "base"], ["diagnose", "base"], ["compare", "base", "wide"]):
         code, lines, out = refusal(*arguments, "--out", tmp_path / "file" / "x")
-        assert (code, out) == (EXIT_DISK_FULL, "")
-        assert "cannot write" in lines[0]
+        assert (code, len(lines), out) == (EXIT_CONFIG, 2, "")
+        assert lines[0].startswith("error: cannot write")
 
 
 # diagnose
@@ -308,3 +309,63 @@ def test_a_failed_run_is_told_and_held_to_limits_only_on_request(logs: Path) -> 
 def test_runs_that_cannot_be_compared(logs: Path, arguments: list[str], lines: list[str]) -> None:
     code, told, out = refusal("compare", *arguments)
     assert (code, told[: len(lines)], out) == (EXIT_CONFIG, lines, "")
+
+
+@pytest.mark.parametrize("option", ["--out", "--html"])
+def test_what_can_be_no_file_is_refused_before_runs_are_compared(logs: Path, option: str) -> None:
+    for name in ("", logs):
+        # The runs are not looked for yet.
+        code, lines, out = refusal("compare", "base", "nope", option, name)
+        assert (code, len(lines), out) == (EXIT_CONFIG, 2, "")
+        assert "a folder" in lines[0]
+
+
+# the standard output
+
+
+def run_with_stdout(stdout: int, *arguments: str, **environment: str) -> tuple[int, list[str]]:
+    """A process of its own: exit code, and lines of the standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_memprof.cli", *arguments],
+        stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )  # fmt: skip
+    return done.returncode, done.stderr.splitlines()
+
+
+def test_a_reader_that_left_loses_no_verdict(logs: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        limit = ("--fail-if", "peak_allocated > +2%")
+        code, lines = run_with_stdout(writer, "compare", "base", "wide", *limit)
+        assert (code, len(lines), lines[-1]) == (EXIT_LIMIT, 2, "error: 1 of 1 limits exceeded")
+        assert run_with_stdout(writer, "query", "spans", "--format", "csv") == (0, [])
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "arguments", [("query", "spans"), ("query", "spans", "--format", "csv"), ("diagnose",)]
+)
+def test_a_full_disk_behind_the_standard_output(logs: Path, arguments: tuple[str, ...]) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        assert run_with_stdout(full, *arguments) == (
+            EXIT_DISK_FULL,
+            [
+                "error: cannot write the standard output: No space left on device",
+                "hint: make room on that disk",
+            ],
+        )
+    finally:
+        os.close(full)
+
+
+def test_letters_that_the_terminal_has_not_are_escaped(logs: Path, tmp_path: Path) -> None:
+    for form, text in (("table", "\\xe9"), ("csv", "\u00e9")):
+        with (tmp_path / "out").open("w+b") as file:
+            arguments = ("query", "SELECT chr(233) AS letter", "--format", form)
+            assert run_with_stdout(file.fileno(), *arguments, PYTHONIOENCODING="ascii") == (0, [])
+        assert text in (tmp_path / "out").read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """Questions by name and in SQL, on one run and on several, and what is refused."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -222,3 +223,13 @@ def test_rows_of_several_runs_keep_the_order_of_the_question(tmp_path: Path) -> 
     answer = ask("steps", folders)
     assert answer.column("step").to_pylist() == 2 * list(reversed(range(number)))
     assert answer.column("run_id").to_pylist() == number * ["a"] + number * ["b"]
+
+
+def test_bytes_that_are_no_utf8_are_refused_in_a_line(runs: list[Path], tmp_path: Path) -> None:
+    message, _ = refusal(os.fsdecode(b"SELECT '\xff'"), runs)
+    assert message == "the SQL is refused: it is not UTF-8"
+    odd = tmp_path / os.fsdecode(b"r\xff")
+    shutil.copytree(runs[0], odd)
+    message, hint = refusal("peak_by_rank", [odd])
+    assert message == f"'{tmp_path}/r\\udcff' cannot be read: its name is not UTF-8"
+    assert hint == "rename the folder"

@@ -1,7 +1,11 @@
 """Rows for people and for programs: every type that SQL can make, every form, and where they go."""
 
+import errno
 import json
+import math
+import os
 import sys
+import threading
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +17,7 @@ import pytest
 from pyarrow import csv, parquet
 
 from ray_memprof.errors import ConfigError, DiskFull
+from ray_memprof.exporters.whole_file import whole_file
 from ray_memprof.rows import (
     MOST_ROWS,
     Form,
@@ -180,6 +185,90 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "a\n1\n"
     (tmp_path / "file").write_text("")
     for form in Form:
-        with pytest.raises(DiskFull, match="cannot write"):
+        with pytest.raises(ConfigError, match="cannot write"):
             write(EVERY_TYPE, form, tmp_path / "file" / "rows")
     assert sorted(item.name for item in tmp_path.rglob("*")) == ["file", "new", "rows.csv"]
+
+
+def test_text_is_shown_as_it_is() -> None:
+    assert columns_text([Shown("name", [":x: [bold]"], is_figure=False)]).split()[2:] == [":x:", "[bold]"]
+
+
+def test_two_columns_called_unit_are_columns_as_others() -> None:
+    twice = rows_of("SELECT 'bytes' AS unit, 's' AS unit, 2.5::DOUBLE AS value")
+    assert table_text(twice).splitlines()[-1].split() == ["bytes", "s", "2.5"]
+
+
+def test_dates_that_python_has_not_are_shown() -> None:
+    rows = rows_of("SELECT 'infinity'::DATE AS a, DATE '10000-01-02' AS b, [DATE '10000-01-02'] AS c, 1 AS d")
+    assert table_text(rows).splitlines()[-1].split() == ["infinity", "10000-01-02", "[10000-01-02]", "1"]
+
+
+def test_numbers_that_are_none_are_null_in_json_at_every_depth(tmp_path: Path) -> None:
+    rows = rows_of(
+        """
+        SELECT [n::DOUBLE, 'nan', NULL] AS list, {'a': 'inf'::FLOAT, 'b': n} AS struct,
+            MAP {'k': '-inf'::DOUBLE} AS map,
+            [{'a': ['nan'::DOUBLE, n]}, NULL] AS deep, ['nan'::DOUBLE, n]::DOUBLE[2] AS fixed,
+            CASE n WHEN 1 THEN ['inf'::DOUBLE, 2] END AS some
+        FROM range(4) AS t (n) ORDER BY n
+        """
+    )
+    # A part of the rows has buffers that do not begin with it.
+    write(rows.slice(1, 2), Form.JSON, tmp_path / "rows")
+    assert json.loads((tmp_path / "rows").read_text()) == [
+        {
+            "list": [n, None, None], "struct": {"a": None, "b": n}, "map": {"k": None},
+            "deep": [{"a": [None, n]}, None], "fixed": [None, n], "some": [None, 2] if n == 1 else None,
+        }
+        for n in (1, 2)
+    ]  # fmt: skip
+    assert math.isnan(rows.column("list")[0].as_py()[1])
+
+
+def test_a_link_stays_and_what_it_points_to_is_written(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to("data/rows")
+    for text in ("new\n", "newer\n"):
+        write_text(text, tmp_path / "link")
+        assert (tmp_path / "data" / "rows").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    assert [item.name for item in (tmp_path / "data").iterdir()] == ["rows"]
+
+
+def test_a_fifo_and_a_device_are_written_and_stay(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    (tmp_path / "null").symlink_to(os.devnull)
+    read: list[str] = []
+    for form in (Form.TABLE, Form.CSV):
+        reader = threading.Thread(target=lambda: read.append(fifo.read_text()), daemon=True)
+        reader.start()
+        write(pa.table({"a": [1]}), form, fifo)
+        reader.join(10)
+        write(pa.table({"a": [1]}), form, tmp_path / "null")
+    assert (read[0].split()[0], read[1:]) == ("a", ["a\n1\n"])
+    assert fifo.is_fifo() and (tmp_path / "null").is_char_device()
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["fifo", "null"]
+
+
+def test_what_can_be_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it is a folder"):
+        write_text("", tmp_path)
+    with pytest.raises(ConfigError, match="is empty, or a folder"):
+        write_text("", Path(""))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "x"),
+        OSError(errno.EDQUOT, "x"),
+        OSError(f"IO Error: {os.strerror(errno.ENOSPC)}"),
+    ],
+)
+def test_a_full_disk_is_told_as_one(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(DiskFull, match="cannot write"), whole_file(tmp_path / "rows"):
+        raise error
+    with pytest.raises(ConfigError, match="Permission denied"), whole_file(tmp_path / "rows"):
+        raise OSError(errno.EACCES, "x")
