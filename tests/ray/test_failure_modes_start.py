@@ -22,7 +22,7 @@ def test_6_more_gpus_than_there_are(tmp_path: Path) -> None:
 
     assert (code, *run.verdict()) == (20, 20, "never_started", "config asks 8 GPUs, cluster has 4")
     assert run.errors() == ["error: config asks 8 GPUs, cluster has 4", "hint: parallel.ulysses: 4"]
-    assert run.ended_at - run.at("  ray: ") < 5
+    assert run.ended_at - run.at("  ray: ") < 10
 
 
 def test_7_simultaneous_launches_do_not_meet(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_8_import_fails_in_a_rank(tmp_path: Path, module: str, rank: str, who: s
     assert run.errors()[1] == (
         "hint: every node needs this package and what it imports, in the Python that its Ray runs with"
     )
-    assert run.ended_at - run.at("error: ") < 5
+    assert run.ended_at - run.at("error: ") < 10
     assert "Traceback" not in run.text
 
 
