@@ -37,7 +37,7 @@ def test_5_node_lost(tmp_path: Path, cluster: Cluster) -> None:
     assert (exit_code, status, run.facts["culprits"]) == (13, "lost", lost)
     assert reason.startswith("node ") and f"({second.node_id[:8]})" in reason
     assert reason.endswith(f"lost, with ranks {lost[0]}, {lost[1]}")
-    assert run.at("error: node") - began < 10
+    assert run.at("error: node") - began < 25
     assert "Traceback" not in run.text
     # The other node's rows came through Ray; what is missing is listed, and where it would be.
     left = [rank for rank in range(4) if rank not in lost]

@@ -109,7 +109,7 @@ def test_2_error_of_the_first_rank_alone_while_the_others_wait_for_what_it_makes
     assert (ended, *run.verdict()) == (code, code, "failed", f"rank 0: {reason}")
     assert run.facts["culprits"] == [0]
     assert run.errors() == [f"error: rank 0: {reason}", f"hint: {hint}"]
-    assert run.at("error: rank 0: ") - run.struck_at() < 5  # and not process_group_s, half an hour
+    assert run.at("error: rank 0: ") - run.struck_at() < 30  # and not process_group_s, half an hour
     assert run.living() == []
 
 
@@ -156,5 +156,5 @@ def test_4_hang_of_a_rank_that_does_not_answer(tmp_path: Path, fault: str) -> No
     assert run.at("error: rank 2") - run.struck_at() < STALL_S + 2
     assert run.living() == []
     assert (
-        run.ended_at - run.at("error: rank 2") < 10 + 5
+        run.ended_at - run.at("error: rank 2") < 10 + 20
     )  # the ranks within 10 s, then the report and Ray's own end
