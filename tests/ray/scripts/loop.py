@@ -73,7 +73,9 @@ def main() -> None:
     options = parser.parse_args()
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if options.marker:
-        (options.marker / f"rank{rank}.pid").write_text(str(os.getpid()))
+        written = options.marker / f"{rank}.tmp"
+        written.write_text(str(os.getpid()))
+        written.rename(options.marker / f"rank{rank}.pid")  # whole from the first moment on
         (options.marker / f"rank{rank}.json").write_text(json.dumps(dict(os.environ)))
     if options.fault == "never" and rank == options.at_rank:
         time.sleep(3600)

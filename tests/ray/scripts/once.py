@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--marker", type=Path)
     options = parser.parse_args()
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    (options.marker / f"rank{rank}.pid").write_text(str(os.getpid()))
+    written = options.marker / f"{rank}.tmp"
+    written.write_text(str(os.getpid()))
+    written.rename(options.marker / f"rank{rank}.pid")  # whole from the first moment on
     distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
     ranks = Ranks(Layout(ranks=world_size), torch.device("cpu"))
 
