@@ -2,19 +2,15 @@
 
     python scripts/make_synthetic_run.py --out profiler_logs/synthetic/a --ranks 8 --events 1000000 --finish
 
-An allocator with free lists is played through a text-to-video run: T5, DiT and VAE come and go, the steps of the
-denoise loop repeat with about 60 events a span, addresses and sizes recur as a caching allocator makes them recur.
-Every figure in spans follows from the events, so that a replay agrees with them to the byte. Rank 0 decodes, the
-others do not. The same arguments make the same rows. `--finish` does what the driver does at the end of a run.
+synthetic_player.py plays a text-to-video run through an allocator with free lists; here the steps of its denoise loop
+are repeated, with about 60 events a span. Every figure in spans follows from the events, so that a replay agrees with
+them to the byte. Rank 0 decodes, the others do not. The same arguments make the same rows. `--finish` does what the
+driver does at the end of a run.
 """
 
 import argparse
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,243 +18,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from synthetic_player import ACTIONS, MIB, PLAIN, Variant, play
+from synthetic_player import Skew as Skew  # for those who want a Variant with one
 
 from ray_memprof.schema import CATEGORIES
 from ray_memprof.store import RankStore, table_dir
 
-MIB = 2**20
 START_NS = 1_800_000_000_000_000_000
-ACTIONS = ("alloc", "free_requested", "free_completed", "segment_alloc", "segment_free")
-TENSORS_A_SPAN = 20  # three events each: alloc, free_requested, free_completed
-BASE_ADDRESS = 0x7F00_0000_0000
 DEVICE_BYTES = 139 * 1024 * MIB
 SAMPLE_US = 100_000
 BATCH_ROWS = 16_384
-SIZES = np.outer(MIB * np.array([0.0005, 0.003, 0.06, 0.5, 1.25, 6, 24, 96]), [1, 1.25, 1.5, 2, 2.5]).ravel()
-SHARES = np.repeat(np.array([0.24, 0.2, 0.14, 0.12, 0.1, 0.09, 0.06, 0.05]) / 5, 5)
 PEAKS = ("allocated_peak_bytes", "reserved_peak_bytes")
 WORDS = ("path", "name", "stage", "component", "branch")
-
-Block = tuple[int, int, str]
-"""Size, address and category of a tensor."""
-
-
-@dataclass(frozen=True, slots=True)
-class Skew:
-    """Memory that one rank holds in one stage and no other rank does."""
-
-    rank: int
-    stage: str
-    """encode.text, denoise or decode."""
-    component: str
-    """In whose span it is allocated."""
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """What else a run may be like."""
-
-    seed: int | None = None
-    """Of the sizes and lifetimes of all ranks; None: each rank has its own."""
-    is_shared: bool = False
-    """Every rank decodes."""
-    uneven_bytes: int = 0
-    """Ranks hold up to so much more, each another share of it, from beginning to end."""
-    skew: Skew | None = None
-
-
-class Player:
-    """Spans and events of one rank, in order; a block of a size comes from the free list of that size.
-
-    Every block has a segment of its own: simpler than an allocator, with the same habits as seen from outside.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.events: dict[str, list[int]] = {
-            name: [] for name in ("action", "size", "address", "category", "span_id", "time_us")
-        }
-        self.spans: list[dict[str, Any]] = []
-        self.ledger: list[tuple[int, int, int, str, int]] = []
-        self.now_us = self.outside = 0
-        self.seed, self._clock = seed, np.random.default_rng(seed)
-        self.reseed()
-        self._open: list[dict[str, Any]] = []
-        self._free: dict[int, list[int]] = defaultdict(list)
-        self._next = BASE_ADDRESS
-
-    def reseed(self) -> None:
-        """Play the same sizes and lifetimes again."""
-        self._rng = np.random.default_rng(self.seed)
-
-    @contextmanager
-    def span(self, name: str, **attributes: Any) -> Iterator[None]:
-        """What is played inside belongs to it."""
-        around = self._open[-1] if self._open else None
-        row: dict[str, Any] = {"component": None, "step": None, "block": None, "branch": None}
-        if around is not None:
-            row.update({key: around[key] for key in ("component", "step", "branch")})
-        row.update(attributes, name=name, span_id=len(self.spans) + 1, depth=len(self._open))
-        row["parent_id"] = around["span_id"] if around else 0
-        row["path"] = f"{around['path']}/{name}" if around else name
-        row["stage"] = around["stage"] if around else name
-        row.update(first=len(self.events["size"]), start_us=self.now_us, outside_start=self.outside)
-        self.spans.append(row)
-        self._open.append(row)
-        self.now_us += 3
-        yield
-        self.now_us += 3
-        row.update(last=len(self.events["size"]), end_us=self.now_us, outside_end=self.outside)
-        self._open.pop()
-
-    def alloc(self, size: int, category: str) -> Block:
-        """A tensor; a new segment where none of its size is free."""
-        if not self._free[size]:
-            self._event("segment_alloc", _segment(size), self._next, None)
-            self._free[size].append(self._next)
-            self._next += _segment(size)
-        address = self._free[size].pop()
-        self._event("alloc", size, address, category)
-        return size, address, category
-
-    def free(self, block: Block) -> None:
-        """A tensor goes; its segment stays."""
-        size, address, category = block
-        self._event("free_requested", size, address, category)
-        self._event("free_completed", size, address, category, pause=False)
-        self._free[size].append(address)
-
-    def empty_cache(self) -> None:
-        """Segments without a tensor go back to the device."""
-        for size, addresses in self._free.items():
-            for address in addresses:
-                self._event("segment_free", _segment(size), address, None)
-            addresses.clear()
-
-    def grow(self, account: str | None, size: int) -> None:
-        """Device memory outside the allocator; without an account nobody knows whose it is."""
-        self.outside += size
-        if account is not None:
-            where = len(self.events["size"]), self.now_us, self._open[-1]["span_id"]
-            self.ledger.append((*where, account, size))
-
-    def churn(self, tensors: int = TENSORS_A_SPAN, scale: int = 1) -> None:
-        """Activations that come and go, each freed soon after the next few came."""
-        sizes = (self._rng.choice(SIZES, tensors, p=SHARES).astype(np.int64) // 512 * 512).clip(512) * scale
-        kinds = self._rng.choice(["activation", "activation", "workspace", "communication"], tensors)
-        alive: list[Block] = []
-        for size, kind in zip(sizes.tolist(), kinds.tolist(), strict=True):
-            alive.append(self.alloc(size, kind))
-            if len(alive) > 6:
-                self.free(alive.pop(int(self._rng.integers(len(alive)))))
-        for block in alive:
-            self.free(block)
-
-    def _event(
-        self, action: str, size: int, address: int, category: str | None, *, pause: bool = True
-    ) -> None:
-        self.now_us += int(self._clock.exponential(20)) + 1 if pause else 0
-        row = (
-            ACTIONS.index(action),
-            size,
-            address,
-            -1 if category is None else CATEGORIES.index(category),
-            self._open[-1]["span_id"] if self._open else 0,
-            self.now_us,
-        )
-        for values, value in zip(self.events.values(), row, strict=True):
-            values.append(value)
-
-
-def _segment(size: int) -> int:
-    return -(-size // (2 * MIB)) * 2 * MIB
-
-
-@contextmanager
-def _resident(player: Player, component: str, parameter: int, count: int) -> Iterator[None]:
-    """A component's weights, read to the device and given back at the end."""
-    with player.span(f"load.{component}", component=component):
-        weights = [player.alloc(parameter, "weight") for _ in range(count)]
-    with player.span("residency.onload", component=component):
-        pass
-    yield
-    with player.span("residency.offload", component=component):
-        for block in weights:
-            player.free(block)
-        player.empty_cache()
-
-
-@contextmanager
-def _skewed(player: Player, rank: int, stage: str, skew: Skew | None) -> Iterator[None]:
-    """A stage, with what this rank alone holds in it."""
-    if skew is None or (skew.rank, skew.stage) != (rank, stage):
-        yield
-        return
-    with player.span("module", component=skew.component):
-        block = player.alloc(skew.bytes, "activation")
-    yield
-    player.free(block)
-
-
-def _step(player: Player, step: int, blocks: int, rank: int, skew: Skew | None) -> None:
-    player.reseed()  # steps are alike: the second one finds a block for each of its tensors
-    with player.span("denoise", step=step, component="dit"), _skewed(player, rank, "denoise", skew):
-        for branch in ("cond", "uncond"):
-            with player.span("dit.forward", branch=branch):
-                for index in range(blocks):
-                    with player.span("dit.block", block=index):
-                        player.churn()
-
-
-def play(
-    rank: int, blocks: int, variant: Variant = Variant()
-) -> tuple[Player, slice, slice, tuple[int, int]]:
-    """A run of two steps; events, spans and time of the second one, which may be repeated any number of times."""
-    player = Player(seed=rank if variant.seed is None else variant.seed)
-    skew = variant.skew
-    with player.span("device.init"):
-        player.grow("context", 560 * MIB)
-        if variant.uneven_bytes:
-            share = np.random.default_rng((player.seed, rank)).integers(variant.uneven_bytes // 512)
-            player.alloc(512 * (1 + int(share)), "activation")
-    with player.span("comm.init"):
-        player.grow("nccl", 840 * MIB)
-        player.grow(None, 6 * MIB)
-    with (
-        player.span("encode.text", component="t5"),
-        _skewed(player, rank, "encode.text", skew),
-        _resident(player, "t5", 48 * MIB, 226),
-    ):
-        for index in range(24):
-            with player.span("t5.block", block=index, component="t5"):
-                player.churn()
-    with _resident(player, "dit", 12 * MIB, 225):
-        latents = player.alloc(8 * MIB, "output")
-        _step(player, 0, blocks, rank, skew)
-        if rank == 0:
-            with player.span("warmup"):
-                player.grow("library", 64 * MIB)
-        start = len(player.events["size"]), len(player.spans), player.now_us
-        # Repeated below: what a step holds alone is in the first one.
-        _step(player, 1, blocks, rank, None)
-        end = len(player.events["size"]), len(player.spans), player.now_us
-    if rank == 0 or variant.is_shared:
-        with (
-            player.span("decode", component="vae"),
-            _skewed(player, rank, "decode", skew),
-            _resident(player, "vae", 4 * MIB, 120),
-        ):
-            for index in range(21):
-                with player.span("vae.chunk", block=index, component="vae"):
-                    player.churn(scale=3)
-    player.free(latents)
-    return player, slice(start[0], end[0]), slice(start[1], end[1]), (start[2], end[2])
 
 
 class Rows:
     """What a rank recorded: the second step of play() repeated, and the figures of spans summed from the events."""
 
-    def __init__(self, rank: int, events: int, blocks: int, variant: Variant = Variant()) -> None:
+    def __init__(self, rank: int, events: int, blocks: int, variant: Variant = PLAIN) -> None:
         player, step, spans, (start_us, end_us) = play(rank, blocks, variant)
         length = step.stop - step.start
         repeats = max(1, 1 + (events - len(player.events["size"])) // length)
@@ -405,7 +182,7 @@ def make_rank(
     *,
     blocks: int = 30,
     dies: bool = False,
-    variant: Variant = Variant(),
+    variant: Variant = PLAIN,
 ) -> None:
     """The store of one rank; one that dies leaves its last rows in open streams."""
     rows = Rows(rank, events, blocks, variant)
@@ -426,7 +203,7 @@ def make_rank(
         store.close()
 
 
-def make(run_dir: Path, ranks: int, events: int, *, blocks: int = 30, variant: Variant = Variant()) -> None:
+def make(run_dir: Path, ranks: int, events: int, *, blocks: int = 30, variant: Variant = PLAIN) -> None:
     """The folders of `ranks` ranks with about `events` allocator events each."""
     for rank in range(ranks):
         make_rank(run_dir, rank, ranks, events, blocks=blocks, variant=variant)
