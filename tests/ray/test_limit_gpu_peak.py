@@ -25,7 +25,17 @@ def test_two_ranks(gpu_run):
 
 def run_pytest(folder: Path) -> tuple[int, str]:
     """Exit code and output; everything is killed where there is none within HARD_LIMIT_S."""
-    command = [sys.executable, "-m", "pytest", "-p", "ray_memprof.pytest_plugin", "--basetemp", "basetemp"]
+    # -rN: the summary says a failure again, cut to a terminal's width, but whole where CI is set.
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-rN",
+        "-p",
+        "ray_memprof.pytest_plugin",
+        "--basetemp",
+        "basetemp",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         command,
