@@ -68,6 +68,8 @@ QUESTIONS = (
     "memory_events",
 )
 """Files of sql/, in an order in which each finds the views that it reads."""
+MACROS = ("is_stage", "tensors_alive", "peak_moments")
+"""Files of sql/macros/: what several questions share."""
 
 _BESIDE_DATABASE = (
     r"regexp_replace(parse_dirpath(current_setting('temp_directory')), '([\[*?])', '[\1]', 'g')"
@@ -202,15 +204,22 @@ def headline(name: str) -> str:
     return text.strip()
 
 
+def _macro(name: str) -> str:
+    return (SQL_DIR / "macros" / f"{name}.sql").read_text(encoding="utf-8")
+
+
 def _named(text: str) -> set[str]:
-    """The tables and questions that `text` reads, and those that they read; too many where a column has such a name."""
-    names = {*TABLES, *QUESTIONS}
+    """The tables, questions and macros that `text` reads, and those that they read; too many where a column has such
+    a name.
+    """
+    names = {*TABLES, *QUESTIONS, *MACROS}
     found: set[str] = set()
     waiting = [text]
     while waiting:
         words = set(re.findall(r"\w+", re.sub("--.*", "", waiting.pop()))) & names - found
         found |= words
         waiting += [question(word) for word in words if word in QUESTIONS]
+        waiting += [_macro(word) for word in words if word in MACROS]
     return found
 
 
@@ -236,6 +245,8 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
             f"{run_dir} was recorded with schema version {newest}; this program knows {SCHEMA_VERSION}",
             hint="use a newer ray_memprof",
         )
+    for name in MACROS:
+        connection.execute(_macro(name))
     for name in QUESTIONS:
         if name not in wanted:
             continue

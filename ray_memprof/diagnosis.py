@@ -136,7 +136,7 @@ def _starts_late(row: Row) -> str:
 
 
 def _outside_grows(row: Row) -> str:
-    whose = "libraries" if row["account"] == "library" else "nobody who is known"
+    whose = "libraries" if row["account"] == "libraries" else "nobody who is known"
     return (
         f"Memory outside the allocator grows by {size_text(row['bytes'])} over {row['num_times']} visits of "
         f"{row['stage']} on {rank_text(row['ranks'])}; it belongs to {whose}."

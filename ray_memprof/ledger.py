@@ -5,7 +5,7 @@
 | others | in use before this process made its CUDA context, and whatever other processes take later (NVML) |
 | context | growth while CUDA started: the device.init span, or the first reading after it |
 | nccl | growth across a collective, the making of a group, or a comm.* span |
-| library | growth in a span whose path runs for the first time: kernels and handles are loaded on first use |
+| libraries | growth in a span whose path runs for the first time: kernels and handles are loaded on first use |
 
 Growth anywhere else has no account: it stays over when device memory is laid beside the sum of all accounts, and is
 shown as `unexplained`. So the books can fail to close, which is their use.
@@ -78,7 +78,7 @@ class Ledger:
             return "context"
         if name.startswith("comm."):
             return "nccl"
-        return "library" if span_id and path not in self._seen else ""
+        return "libraries" if span_id and path not in self._seen else ""
 
     def close(self, path: str) -> None:
         """A span of this path ended: the next one is no longer the first."""

@@ -20,7 +20,7 @@ MOST_RANKS = 16
 MOST_LINES = 4
 """... and so many in one picture, with the range of all."""
 TENSORS = (*CATEGORIES, "uncategorised")
-OUTSIDE = ("context", "nccl", "library", "others", "unexplained")
+OUTSIDE = ("context", "nccl", "libraries", "others", "unexplained")
 ACCOUNTS = (*TENSORS, "fragmentation", *OUTSIDE)
 """What the memory of a device divides into, from the bottom up."""
 NAMES = {"nccl": "NCCL", "uncategorised": "tensors, category not recorded", "active": "tensors"}

@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 _NAME = pa.dictionary(pa.int16(), pa.string())
 _MEASURED = ("allocated", "reserved", "active")
 
-ACCOUNTS = ("context", "nccl", "library", "others")
+ACCOUNTS = ("context", "nccl", "libraries", "others")
 """Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
 CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output")
 """What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live."""

@@ -222,7 +222,7 @@ def play(rank: int, blocks: int, variant: Variant = PLAIN) -> tuple[Player, slic
         _step(player, 0, blocks, rank, skew)
         if rank == 0:
             with player.span("warmup"):
-                player.grow("library", 64 * MIB)
+                player.grow("libraries", 64 * MIB)
         start = len(player.events["size"]), len(player.spans), player.now_us
         # Repeated below: what a step holds alone is in the first one.
         _step(player, 1, blocks, rank, None)

@@ -28,7 +28,7 @@ WITH numbered AS (
 began AS (
     SELECT rank, stage, MIN(span_id) AS span_id
     FROM spans
-    WHERE (depth = 0 OR depth = 1 AND path LIKE 'script/%')
+    WHERE is_stage(depth, path)
     GROUP BY rank, stage
 )
 

@@ -22,7 +22,7 @@ WITH stages AS (
         allocated_peak_bytes
     FROM spans
     -- Bringing weights is base memory, not activation.
-    WHERE (depth = 0 OR depth = 1 AND path LIKE 'script/%')
+    WHERE is_stage(depth, path)
         AND name NOT LIKE 'load.%' AND name NOT LIKE 'residency.%'
 ),
 

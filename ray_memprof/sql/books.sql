@@ -10,7 +10,7 @@
 --   fragmentation_bytes  reserved - active: held by the allocator, not in use
 --   context_bytes        CUDA context
 --   nccl_bytes           NCCL's buffers
---   library_bytes        cuDNN, cuBLAS and others
+--   libraries_bytes        cuDNN, cuBLAS and others
 --   others_bytes         other processes on the same device
 --   unexplained_bytes    device_used - reserved - the four above
 WITH running AS (
@@ -21,8 +21,8 @@ WITH running AS (
         SUM(bytes) FILTER (WHERE account = 'context') OVER upto
             AS context_bytes,
         SUM(bytes) FILTER (WHERE account = 'nccl') OVER upto AS nccl_bytes,
-        SUM(bytes) FILTER (WHERE account = 'library') OVER upto
-            AS library_bytes,
+        SUM(bytes) FILTER (WHERE account = 'libraries') OVER upto
+            AS libraries_bytes,
         SUM(bytes) FILTER (WHERE account = 'others') OVER upto AS others_bytes
     FROM ledger
     WINDOW upto AS (
@@ -37,7 +37,7 @@ accounts AS (
         t_ns,
         COALESCE(context_bytes, 0)::BIGINT AS context_bytes,
         COALESCE(nccl_bytes, 0)::BIGINT AS nccl_bytes,
-        COALESCE(library_bytes, 0)::BIGINT AS library_bytes,
+        COALESCE(libraries_bytes, 0)::BIGINT AS libraries_bytes,
         COALESCE(others_bytes, 0)::BIGINT AS others_bytes
     FROM running
 ),
@@ -93,13 +93,13 @@ SELECT
     boundaries.reserved_bytes - boundaries.active_bytes AS fragmentation_bytes,
     COALESCE(accounts.context_bytes, 0) AS context_bytes,
     COALESCE(accounts.nccl_bytes, 0) AS nccl_bytes,
-    COALESCE(accounts.library_bytes, 0) AS library_bytes,
+    COALESCE(accounts.libraries_bytes, 0) AS libraries_bytes,
     COALESCE(accounts.others_bytes, 0) AS others_bytes,
     boundaries.device_used_bytes
         - boundaries.reserved_bytes
         - COALESCE(accounts.context_bytes, 0)
         - COALESCE(accounts.nccl_bytes, 0)
-        - COALESCE(accounts.library_bytes, 0)
+        - COALESCE(accounts.libraries_bytes, 0)
         - COALESCE(accounts.others_bytes, 0) AS unexplained_bytes
 FROM boundaries
 ASOF LEFT JOIN accounts

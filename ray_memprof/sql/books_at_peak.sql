@@ -4,8 +4,8 @@
 --   rank               of the run
 --   t_ns               since 1970
 --   path               span whose boundary it is; null: a sample
---   account            active, fragmentation, context, nccl, library, others or
---                      unexplained
+--   account            active, fragmentation, context, nccl, libraries, others
+--                      or unexplained
 --   bytes              held by the account
 --   share_fraction     of device_used; null where that is 0
 --   device_used_bytes  in use on the device by anybody
@@ -19,7 +19,7 @@ WITH fullest AS (
         fragmentation_bytes AS fragmentation,
         context_bytes AS context,
         nccl_bytes AS nccl,
-        library_bytes AS library,
+        libraries_bytes AS libraries,
         others_bytes AS others,
         unexplained_bytes AS unexplained
     FROM books
@@ -39,14 +39,14 @@ SELECT
     device_used_bytes
 FROM (
     UNPIVOT fullest
-    ON active, fragmentation, context, nccl, library, others, unexplained
+    ON active, fragmentation, context, nccl, libraries, others, unexplained
     INTO NAME account VALUE bytes
 )
 ORDER BY
     rank,
     LIST_POSITION(
         [
-            'active', 'fragmentation', 'context', 'nccl', 'library', 'others',
+            'active', 'fragmentation', 'context', 'nccl', 'libraries', 'others',
             'unexplained'
         ],
         account

@@ -59,7 +59,7 @@ steps AS (
         MAX(allocated_peak_bytes) - MIN(allocated_peak_bytes)
             AS step_spread_bytes
     FROM spans
-    WHERE (depth = 0 OR depth = 1 AND path LIKE 'script/%')
+    WHERE is_stage(depth, path)
     GROUP BY rank, stage
 )
 

@@ -17,7 +17,7 @@ WITH stages AS (
         ARG_MAX(host_rss_end_bytes, span_id)
             - ARG_MIN(host_rss_start_bytes, span_id) AS grown_bytes
     FROM spans
-    WHERE (depth = 0 OR depth = 1 AND path LIKE 'script/%')
+    WHERE is_stage(depth, path)
     GROUP BY rank, stage
 )
 

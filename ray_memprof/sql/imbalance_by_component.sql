@@ -51,74 +51,23 @@ places AS (
         PARTITION BY spans.rank, asked.stage
         ORDER BY spans.depth DESC, spans.span_id
     ) = 1
-    LIMIT 65536
-),
-
-ranges AS (
-    SELECT
-        places.rank,
-        places.stage,
-        MIN(allocs.seq) AS first_seq,
-        MAX(allocs.seq) AS last_seq
-    FROM allocs
-    INNER JOIN places
-        ON allocs.rank = places.rank AND allocs.span_id = places.span_id
-    WHERE allocs.action IN ('alloc', 'free_requested')
-    GROUP BY places.rank, places.stage
-    LIMIT 65536
-),
-
-running AS (
-    SELECT
-        ranges.rank,
-        ranges.stage,
-        allocs.seq,
-        SUM(
-            IF(allocs.action = 'alloc', allocs.size_bytes, -allocs.size_bytes)
-        ) OVER (
-            PARTITION BY ranges.rank, ranges.stage ORDER BY allocs.seq
-            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
-        ) AS grown_bytes
-    FROM allocs
-    INNER JOIN ranges
-        ON allocs.rank = ranges.rank
-        AND allocs.seq BETWEEN ranges.first_seq AND ranges.last_seq
-    WHERE allocs.action IN ('alloc', 'free_requested')
 ),
 
 peaks AS (
-    SELECT rank, stage, ARG_MIN(seq, (-grown_bytes, seq)) AS seq
-    FROM running
-    GROUP BY rank, stage
-    LIMIT 65536
-),
-
--- As in alive_at_peak.
-last AS (
-    SELECT
-        peaks.rank,
-        peaks.stage,
-        ARG_MAX(
-            IF(allocs.action = 'alloc', allocs.size_bytes, 0), allocs.seq
-        ) AS size_bytes,
-        ARG_MAX(allocs.span_id, allocs.seq) AS span_id
-    FROM allocs
-    INNER JOIN peaks ON allocs.rank = peaks.rank AND allocs.seq <= peaks.seq
-    WHERE allocs.action IN ('alloc', 'free_requested')
-    GROUP BY peaks.rank, peaks.stage, allocs.address
+    SELECT rank, stage, seq
+    FROM peak_moments(places)
 ),
 
 alive AS (
     SELECT
-        last.rank,
-        last.stage,
+        tensors.rank,
+        tensors.stage,
         spans.component,
-        SUM(last.size_bytes)::BIGINT AS bytes
-    FROM last
+        SUM(tensors.size_bytes)::BIGINT AS bytes
+    FROM tensors_alive(peaks) AS tensors
     LEFT JOIN spans
-        ON last.rank = spans.rank AND last.span_id = spans.span_id
-    WHERE last.size_bytes > 0
-    GROUP BY last.rank, last.stage, spans.component
+        ON tensors.rank = spans.rank AND tensors.span_id = spans.span_id
+    GROUP BY tensors.rank, tensors.stage, spans.component
 ),
 
 -- Where the peak of one of the two is not known there is nothing to compare.

@@ -22,7 +22,7 @@ smallest AS (
     SELECT rank, MIN(size_bytes) AS size_bytes
     FROM sizes
     GROUP BY rank
-    -- Says that it is small: see alive_at_peak.
+    -- Says that it is small: see tensors_alive.
     LIMIT 65536
 ),
 

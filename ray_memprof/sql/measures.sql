@@ -2,7 +2,7 @@
 -- One row = a measure of the whole run (stage null) or of a stage; of ranks,
 -- the worst counts.
 --   measure  peak_allocated, peak_reserved, peak_active, peak_device_used,
---            peak_host_rss; fragmentation, nccl, library, others, unexplained
+--            peak_host_rss; fragmentation, nccl, libraries, others, unexplained
 --            (at the peak of the device); imbalance (largest allocated peak /
 --            mean); duration, step_duration (median denoise step), num_allocs,
 --            num_retries

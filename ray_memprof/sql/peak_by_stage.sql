@@ -27,6 +27,6 @@ SELECT
     SUM(num_segments)::BIGINT AS num_segments,
     SUM(num_retries)::BIGINT AS num_retries
 FROM spans
-WHERE (depth = 0 OR depth = 1 AND path LIKE 'script/%')
+WHERE is_stage(depth, path)
 GROUP BY rank, stage
 ORDER BY rank, MIN(span_id)

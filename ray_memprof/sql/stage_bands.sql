@@ -16,7 +16,7 @@ WITH numbered AS (
             - ROW_NUMBER() OVER (PARTITION BY rank, stage ORDER BY span_id)
             AS island
     FROM spans
-    WHERE (depth = 0 OR depth = 1 AND path LIKE 'script/%')
+    WHERE is_stage(depth, path)
 )
 
 SELECT

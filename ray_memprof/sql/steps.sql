@@ -19,6 +19,6 @@ SELECT
     num_allocs
 FROM spans
 WHERE
-    (depth = 0 OR depth = 1 AND path LIKE 'script/%')
+    is_stage(depth, path)
     AND step IS NOT NULL
 ORDER BY rank, span_id

@@ -11,7 +11,7 @@
 --                        by what the tensors are for
 --   uncategorised_bytes  of them nobody said; without events all of active
 --   fragmentation_bytes  reserved - active: held by the allocator, not in use
---   context_bytes, nccl_bytes, library_bytes, others_bytes, unexplained_bytes
+--   context_bytes, nccl_bytes, libraries_bytes, others_bytes, unexplained_bytes
 --                        outside the allocator, at the last boundary of a span
 -- Of a rank without spans the samples take their place.
 WITH from_events AS (
@@ -22,12 +22,14 @@ WITH from_events AS (
         t_ns,
         active_bytes,
         reserved_bytes,
-        weight_bytes,
-        activation_bytes,
-        communication_bytes,
-        workspace_bytes,
-        cache_bytes,
-        output_bytes
+        STRUCT_PACK(
+            weight_bytes,
+            activation_bytes,
+            communication_bytes,
+            workspace_bytes,
+            cache_bytes,
+            output_bytes
+        ) AS categories
     FROM categories_over_time
 ),
 
@@ -153,12 +155,7 @@ states AS (
         t_ns,
         active_bytes,
         reserved_bytes,
-        weight_bytes,
-        activation_bytes,
-        communication_bytes,
-        workspace_bytes,
-        cache_bytes,
-        output_bytes
+        categories
     FROM from_events
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY rank, t_ns ORDER BY slice DESC, is_peak
@@ -173,12 +170,7 @@ quiet AS (
         FALSE AS is_peak,
         COALESCE(states.active_bytes, 0) AS active_bytes,
         COALESCE(states.reserved_bytes, 0) AS reserved_bytes,
-        states.weight_bytes,
-        states.activation_bytes,
-        states.communication_bytes,
-        states.workspace_bytes,
-        states.cache_bytes,
-        states.output_bytes
+        states.categories
     FROM later
     ASOF LEFT JOIN states
         ON
@@ -194,12 +186,7 @@ moments AS (
         t_ns,
         active_bytes,
         reserved_bytes,
-        weight_bytes,
-        activation_bytes,
-        communication_bytes,
-        workspace_bytes,
-        cache_bytes,
-        output_bytes
+        categories
     FROM from_events
     UNION ALL BY NAME
     SELECT
@@ -219,12 +206,7 @@ moments AS (
         t_ns,
         active_bytes,
         reserved_bytes,
-        weight_bytes,
-        activation_bytes,
-        communication_bytes,
-        workspace_bytes,
-        cache_bytes,
-        output_bytes
+        categories
     FROM quiet
 ),
 
@@ -237,12 +219,7 @@ booked AS (
         moments.is_peak,
         moments.active_bytes,
         moments.reserved_bytes,
-        moments.weight_bytes,
-        moments.activation_bytes,
-        moments.communication_bytes,
-        moments.workspace_bytes,
-        moments.cache_bytes,
-        moments.output_bytes,
+        moments.categories,
         edges.t_ns AS booked_ns
     FROM moments
     ASOF LEFT JOIN edges
@@ -255,7 +232,7 @@ accounts AS (
         t_ns,
         context_bytes,
         nccl_bytes,
-        library_bytes,
+        libraries_bytes,
         others_bytes,
         unexplained_bytes
     FROM books
@@ -271,23 +248,23 @@ SELECT
     booked.t_ns,
     booked.is_peak,
     booked.active_bytes,
-    COALESCE(booked.weight_bytes, 0) AS weight_bytes,
-    COALESCE(booked.activation_bytes, 0) AS activation_bytes,
-    COALESCE(booked.communication_bytes, 0) AS communication_bytes,
-    COALESCE(booked.workspace_bytes, 0) AS workspace_bytes,
-    COALESCE(booked.cache_bytes, 0) AS cache_bytes,
-    COALESCE(booked.output_bytes, 0) AS output_bytes,
+    COALESCE(booked.categories.weight_bytes, 0) AS weight_bytes,
+    COALESCE(booked.categories.activation_bytes, 0) AS activation_bytes,
+    COALESCE(booked.categories.communication_bytes, 0) AS communication_bytes,
+    COALESCE(booked.categories.workspace_bytes, 0) AS workspace_bytes,
+    COALESCE(booked.categories.cache_bytes, 0) AS cache_bytes,
+    COALESCE(booked.categories.output_bytes, 0) AS output_bytes,
     booked.active_bytes
-        - COALESCE(booked.weight_bytes, 0)
-        - COALESCE(booked.activation_bytes, 0)
-        - COALESCE(booked.communication_bytes, 0)
-        - COALESCE(booked.workspace_bytes, 0)
-        - COALESCE(booked.cache_bytes, 0)
-        - COALESCE(booked.output_bytes, 0) AS uncategorised_bytes,
+        - weight_bytes
+        - activation_bytes
+        - communication_bytes
+        - workspace_bytes
+        - cache_bytes
+        - output_bytes AS uncategorised_bytes,
     booked.reserved_bytes - booked.active_bytes AS fragmentation_bytes,
     COALESCE(accounts.context_bytes, 0) AS context_bytes,
     COALESCE(accounts.nccl_bytes, 0) AS nccl_bytes,
-    COALESCE(accounts.library_bytes, 0) AS library_bytes,
+    COALESCE(accounts.libraries_bytes, 0) AS libraries_bytes,
     COALESCE(accounts.others_bytes, 0) AS others_bytes,
     COALESCE(accounts.unexplained_bytes, 0) AS unexplained_bytes
 FROM booked

@@ -48,7 +48,7 @@ kept AS (
 
 places AS (
     SELECT DISTINCT rank, address FROM kept
-    -- More than there ever are. Says that they are few: see alive_at_peak.
+    -- More than there ever are. Says that they are few: see tensors_alive.
     LIMIT 16777216
 ),
 

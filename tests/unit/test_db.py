@@ -162,6 +162,15 @@ def test_every_file_is_a_question_and_says_what_it_answers() -> None:
         assert not long, (name, long)
 
 
+def test_every_macro_has_a_file_and_says_what_it_answers() -> None:
+    paths = sorted((db.SQL_DIR / "macros").glob("*.sql"))
+    assert [path.stem for path in paths] == sorted(db.MACROS)
+    for path in paths:
+        text = path.read_text()
+        assert re.match(rf"-- [A-Z](.|\n)*\?(.|\n)*CREATE MACRO {path.stem}\(", text), path
+        assert [line for line in text.splitlines() if len(line) > 80] == [], path
+
+
 def test_a_header_lists_every_column_of_its_answer(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {}})
     for name in db.QUESTIONS:

@@ -102,7 +102,7 @@ def ordinary(rank: int, *, cut: str = "", is_first_to_fail: bool = False, has_de
     if has_device:
         tables["ledger"] = [
             blank("ledger", t_ns=1, account=account, bytes=size)
-            for account, size in (("context", 560 * MIB), ("nccl", 840 * MIB), ("library", 64 * MIB))
+            for account, size in (("context", 560 * MIB), ("nccl", 840 * MIB), ("libraries", 64 * MIB))
         ]
     return tables
 

@@ -216,7 +216,7 @@ def test_nccl_below_eight_hundredths_or_a_quarter_of_a_gib(empty: EmptyRun) -> N
     assert nccl_holds(empty, size=256 * MIB - 1, used=GIB) == []
 
 
-@pytest.mark.parametrize("account", ["context", "library", "others"])
+@pytest.mark.parametrize("account", ["context", "libraries", "others"])
 def test_what_others_hold_is_not_put_down_to_nccl(empty: EmptyRun, account: str) -> None:
     assert nccl_holds(empty, account=account) == []
 
@@ -307,7 +307,7 @@ def test_memory_outside_grows(empty: EmptyRun) -> None:
 
 
 def test_memory_of_libraries_grows(empty: EmptyRun) -> None:
-    (finding,) = outside_grows(empty, account="library")
+    (finding,) = outside_grows(empty, account="libraries")
     assert finding.sentence.endswith("; it belongs to libraries.")
 
 

@@ -86,11 +86,11 @@ def test_growth_across_a_collective_or_in_a_comm_span_is_nccls() -> None:
 
 def test_growth_in_a_path_that_runs_for_the_first_time_is_a_librarys() -> None:
     ledger = started()
-    assert book(ledger, 520, span=(1, "denoise/dit.block")) == [("library", 20)]
+    assert book(ledger, 520, span=(1, "denoise/dit.block")) == [("libraries", 20)]
     ledger.close("denoise/dit.block")
     # THEN growth in its second run is explained by nobody, and no later entry makes up for it
     assert book(ledger, 550, span=(2, "denoise/dit.block")) == []
-    assert book(ledger, 560, span=(3, "decode")) == [("library", 10)]
+    assert book(ledger, 560, span=(3, "decode")) == [("libraries", 10)]
 
 
 def test_growth_outside_every_span_has_no_account() -> None:
@@ -99,6 +99,6 @@ def test_growth_outside_every_span_has_no_account() -> None:
 
 def test_what_others_take_is_theirs_wherever_it_is_seen() -> None:
     ledger = started()
-    assert book(ledger, 560, span=(1, "decode"), others=40) == [("others", 40), ("library", 20)]
+    assert book(ledger, 560, span=(1, "decode"), others=40) == [("others", 40), ("libraries", 20)]
     assert book(ledger, 520, span=(1, "decode"), others=0) == [("others", -40)]
     assert book(ledger, 520, span=(1, "decode")) == []

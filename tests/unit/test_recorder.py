@@ -206,7 +206,7 @@ def test_growth_outside_the_allocator_goes_into_the_ledger() -> None:
             desk.meter.device_used += 100
         desk.meter.device_used += 1
     desk.recorder.close()
-    assert desk.ledger() == [(0, "others", 7), (1, "context", 500), (2, "library", 10), (4, "nccl", 100)]
+    assert desk.ledger() == [(0, "others", 7), (1, "context", 500), (2, "libraries", 10), (4, "nccl", 100)]
 
 
 def test_a_sample_is_a_row_and_tells_what_others_hold() -> None:
@@ -244,7 +244,7 @@ def test_a_collective_is_a_row_with_the_growth_across_it(tmp_path: Path) -> None
     assert rows == [
         ("init_process_group", 0, 0, 1, 0), ("barrier", 1, 0, 1, 5), ("destroy_process_group", 0, 0, 0, 0)
     ]  # fmt: skip
-    assert desk.ledger() == [(1, "library", 5), (1, "nccl", 5)]
+    assert desk.ledger() == [(1, "libraries", 5), (1, "nccl", 5)]
 
 
 # --------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def run_dir(tmp_path: Path) -> Path:
         entry(20, "context", 50),
         entry(20, "others", 7),
         entry(25, "nccl", 40),
-        entry(60, "library", 6),
+        entry(60, "libraries", 6),
         entry(60, "nccl", 30),
         entry(99, "nccl", -30),
         entry(200, "context", 1_000),
@@ -50,7 +50,7 @@ def test_books(run_dir: Path) -> None:
     names = columns(run_dir, "books")
     assert names == [
         *("rank", "t_ns", "span_id", "stage", "path", "edge", "device_used_bytes", "active_bytes"),
-        *("fragmentation_bytes", "context_bytes", "nccl_bytes", "library_bytes", "others_bytes"),
+        *("fragmentation_bytes", "context_bytes", "nccl_bytes", "libraries_bytes", "others_bytes"),
         "unexplained_bytes",
     ]
     assert answer(run_dir, "books") == [
@@ -76,7 +76,7 @@ def test_books_at_peak(run_dir: Path) -> None:
         "fragmentation": 80,
         "context": 50,
         "nccl": 70,
-        "library": 6,
+        "libraries": 6,
         "others": 7,
         "unexplained": 12,
     }

@@ -97,7 +97,7 @@ ANSWERS = {
             for rank in (0, 1)
             for account, size in (
                 *(("active", 55), ("fragmentation", 0), ("context", 0), ("nccl", 0)),
-                *(("library", 0), ("others", 0), ("unexplained", 8 * 55)),
+                *(("libraries", 0), ("others", 0), ("unexplained", 8 * 55)),
             )
         ],
     },

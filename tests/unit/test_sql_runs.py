@@ -112,7 +112,7 @@ def test_measures(run_dir: Path) -> None:
         ("peak_host_rss", None, "bytes", 150.0),
         ("peak_reserved", None, "bytes", 30.0),
         ("fragmentation", None, "bytes", 26.0),
-        ("library", None, "bytes", 0.0),
+        ("libraries", None, "bytes", 0.0),
         ("nccl", None, "bytes", 11.0),
         ("others", None, "bytes", 0.0),
         ("unexplained", None, "bytes", 10.0),

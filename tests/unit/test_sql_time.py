@@ -161,7 +161,7 @@ def test_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Pat
         blank("ledger", t_ns=399, account="nccl", bytes=3),
     ]
     make_run(tmp_path, {0: {"spans": spans, "allocs": events, "ledger": book}})
-    outside = ("context", "nccl", "library", "others", "unexplained")
+    outside = ("context", "nccl", "libraries", "others", "unexplained")
     assert columns(tmp_path, "timeline_by_account") == [
         *("rank", "slice", "t_ns", "is_peak", "active_bytes"),
         *(f"{account}_bytes" for account in (*CATEGORIES, "uncategorised", "fragmentation", *outside)),

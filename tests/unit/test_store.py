@@ -266,7 +266,7 @@ def test_a_stream_without_a_head_is_all_lost(tmp_path: Path, data: bytes) -> Non
 
 def test_a_part_keeps_its_dictionaries_when_words_change_from_batch_to_batch(tmp_path: Path) -> None:
     store = RankStore(tmp_path, 0)
-    for word in ("nccl", "context", "library"):
+    for word in ("nccl", "context", "libraries"):
         store.append("ledger", {**ledger(*range(1000)), "account": [word] * 1000})
     store.close()
     metadata = pq.ParquetFile(table_dir(tmp_path, "ledger", 0) / part_name(0)).metadata

@@ -35,37 +35,21 @@ WITH firsts AS (
         ) AS ranks
     FROM ooms
     QUALIFY ROW_NUMBER() OVER (PARTITION BY stage ORDER BY t_ns, rank) = 1
-    LIMIT 65536
-),
-
--- As in alive_at_peak.
-last AS (
-    SELECT
-        allocs.rank,
-        ARG_MAX(
-            IF(allocs.action = 'alloc', allocs.size_bytes, 0), allocs.seq
-        ) AS size_bytes,
-        ARG_MAX(allocs.span_id, allocs.seq) AS span_id,
-        NULLIF(ARG_MAX(COALESCE(allocs.category, ''), allocs.seq), '')
-            AS category
-    FROM allocs
-    INNER JOIN firsts ON allocs.rank = firsts.rank AND allocs.seq < firsts.seq
-    WHERE allocs.action IN ('alloc', 'free_requested')
-    GROUP BY allocs.rank, allocs.address
 ),
 
 parts AS (
     SELECT
-        last.rank,
+        tensors.rank,
         spans.component,
-        last.category,
-        SUM(last.size_bytes)::BIGINT AS bytes
-    FROM last
-    LEFT JOIN spans ON last.rank = spans.rank AND last.span_id = spans.span_id
-    GROUP BY last.rank, spans.component, last.category
+        tensors.category,
+        SUM(tensors.size_bytes)::BIGINT AS bytes
+    FROM tensors_alive(firsts) AS tensors
+    LEFT JOIN spans
+        ON tensors.rank = spans.rank AND tensors.span_id = spans.span_id
+    GROUP BY tensors.rank, spans.component, tensors.category
     QUALIFY ROW_NUMBER() OVER (
-        PARTITION BY last.rank
-        ORDER BY SUM(last.size_bytes) DESC, spans.component, last.category
+        PARTITION BY tensors.rank
+        ORDER BY SUM(tensors.size_bytes) DESC, spans.component, tensors.category
     ) = 1
 ),
 

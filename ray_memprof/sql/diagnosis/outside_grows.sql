@@ -7,7 +7,7 @@
 --              most
 --   is_peak    true: what grows is there at the peak, or soon will be
 --   num_times  visits of the stage
---   account    library, unexplained: whichever grew more
+--   account    libraries, unexplained: whichever grew more
 -- Threshold: 64 MiB over three visits or more, growing in half of them or more.
 -- A library that takes its workspace once grows once. On a GPU only: outside
 -- the tensors of a CPU there is the whole interpreter.
@@ -16,9 +16,9 @@ WITH ends AS (
         books.rank,
         books.stage,
         books.span_id,
-        books.library_bytes,
+        books.libraries_bytes,
         books.unexplained_bytes,
-        books.library_bytes + books.unexplained_bytes AS outside_bytes
+        books.libraries_bytes + books.unexplained_bytes AS outside_bytes
     FROM books
     INNER JOIN spans
         ON books.rank = spans.rank AND books.span_id = spans.span_id
@@ -35,7 +35,7 @@ moves AS (
         rank,
         stage,
         span_id,
-        library_bytes,
+        libraries_bytes,
         unexplained_bytes,
         outside_bytes,
         outside_bytes - LAG(outside_bytes) OVER (
@@ -52,8 +52,8 @@ totals AS (
         COUNT(*) FILTER (WHERE grown_bytes > 0) AS num_grown,
         ARG_MAX(outside_bytes, span_id) - ARG_MIN(outside_bytes, span_id)
             AS bytes,
-        ARG_MAX(library_bytes, span_id) - ARG_MIN(library_bytes, span_id)
-            AS library_bytes,
+        ARG_MAX(libraries_bytes, span_id) - ARG_MIN(libraries_bytes, span_id)
+            AS libraries_bytes,
         ARG_MAX(unexplained_bytes, span_id)
             - ARG_MIN(unexplained_bytes, span_id) AS unexplained_bytes
     FROM moves
@@ -67,8 +67,11 @@ SELECT
     MAX(bytes) AS bytes,
     TRUE AS is_peak,
     MAX(num_times) AS num_times,
-    IF(MAX(library_bytes) >= MAX(unexplained_bytes), 'library', 'unexplained')
-        AS account
+    IF(
+        MAX(libraries_bytes) >= MAX(unexplained_bytes),
+        'libraries',
+        'unexplained'
+    ) AS account
 FROM totals
 WHERE num_times >= 3 AND num_grown * 2 >= num_times - 1 AND bytes >= 67108864
 GROUP BY stage

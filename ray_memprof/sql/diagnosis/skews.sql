@@ -19,7 +19,7 @@ WITH whole AS (
         MIN(span_id) AS first_span_id,
         MAX(allocated_peak_bytes) AS peak_bytes
     FROM spans
-    WHERE (depth = 0 OR depth = 1 AND path LIKE 'script/%') AND NOT failed
+    WHERE is_stage(depth, path) AND NOT failed
     GROUP BY rank, stage
 ),
 

@@ -1,0 +1,35 @@
+-- Which tensors were there at some moments?
+-- moments: a table (rank, stage, seq), few rows; stage tells several of a rank
+-- apart, seq is the last event that counts.
+-- One row = a tensor that was there.
+--   rank, stage      of the moment
+--   span_id          in which it was allocated; 0: none
+--   category         what it is for
+--   requested_bytes  what was asked for
+--   size_bytes       as the allocator counts it
+CREATE MACRO tensors_alive(moments) AS TABLE
+WITH few AS (
+    SELECT rank, stage, seq
+    FROM QUERY_TABLE(moments)
+    -- Says that it is small: DuckDB would guess it larger than allocs, and keep
+    -- all of allocs in memory for the join.
+    LIMIT 65536
+)
+
+-- What happened last at an address says whether a tensor is there.
+SELECT
+    few.rank,
+    few.stage,
+    ARG_MAX(allocs.span_id, allocs.seq) AS span_id,
+    -- ARG_MAX passes over nulls.
+    NULLIF(ARG_MAX(COALESCE(allocs.category, ''), allocs.seq), '')
+        AS category,
+    ARG_MAX(allocs.requested_bytes, allocs.seq) AS requested_bytes,
+    ARG_MAX(IF(allocs.action = 'alloc', allocs.size_bytes, 0), allocs.seq)
+        AS size_bytes
+FROM allocs
+INNER JOIN few ON allocs.rank = few.rank AND allocs.seq <= few.seq
+WHERE allocs.action IN ('alloc', 'free_requested')
+GROUP BY few.rank, few.stage, allocs.address
+HAVING
+    ARG_MAX(IF(allocs.action = 'alloc', allocs.size_bytes, 0), allocs.seq) > 0
