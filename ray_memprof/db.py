@@ -209,9 +209,7 @@ def _macro(name: str) -> str:
 
 
 def _named(text: str) -> set[str]:
-    """The tables, questions and macros that `text` reads, and those that they read; too many where a column has such
-    a name.
-    """
+    """What `text` reads, and what that reads in turn; too much where a column is called like a table."""
     names = {*TABLES, *QUESTIONS, *MACROS}
     found: set[str] = set()
     waiting = [text]

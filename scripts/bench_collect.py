@@ -11,35 +11,28 @@ high-water mark (VmHWM).
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from make_synthetic_run import driver_rows, make_rank
+from measuring import in_process, proc_bytes
 
 from ray_memprof import collect, db
 
 MIB = 2**20
 
 
-def highest_resident_bytes() -> int:
-    """Of this process, since it began."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 def gather(run_dir: Path, scratch: Path, ranks: int) -> dict[str, Any]:
     """Gather the run and build its database; seconds and bytes."""
-    before = highest_resident_bytes()
+    before = proc_bytes()["VmHWM"]
     there = tuple(range(ranks // 2, ranks))
     remote = collect.Remote(where=str(scratch), ranks=there, chunks=collect.send(scratch, there))
     start = time.perf_counter()
     gathered = collect.gather(run_dir, range(ranks), [remote])
     gathered_s = time.perf_counter() - start
-    after_gather = highest_resident_bytes()
+    after_gather = proc_bytes()["VmHWM"]
     collect.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
     start = time.perf_counter()
     database = db.build(run_dir)
@@ -51,7 +44,7 @@ def gather(run_dir: Path, scratch: Path, ranks: int) -> dict[str, Any]:
         "problems": len(gathered.problems),
         "resident before, MiB": before / MIB,
         "resident after gather, MiB": after_gather / MIB,
-        "resident after build, MiB": highest_resident_bytes() / MIB,
+        "resident after build, MiB": proc_bytes()["VmHWM"] / MIB,
         "tables, MiB": sum(path.stat().st_size for path in run_dir.glob("tables/**/*.parquet")) / MIB,
         "run.duckdb, MiB": database.stat().st_size / MIB,
     }
@@ -74,16 +67,7 @@ def main() -> None:
         for rank in range(args.ranks):
             where = there if rank >= args.ranks // 2 else here
             make_rank(where, rank, args.ranks, args.events, dies=rank % 2 == 1)
-        command = [
-            sys.executable,
-            __file__,
-            "--ranks",
-            str(args.ranks),
-            "--in-process",
-            str(here),
-            str(there),
-        ]
-        figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        figures = in_process(__file__, "--ranks", args.ranks, "--in-process", here, there)
     print("| what | figure |\n|---|---:|")
     for name, figure in figures.items():
         print(f"| {name} | {f'{figure:,.2f}' if isinstance(figure, float) else f'{figure:,}'} |")

@@ -12,12 +12,13 @@ import argparse
 import json
 import pickle
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from measuring import in_process, proc_bytes
 
 MIB = 2**20
 LIVE = 400
@@ -121,19 +122,9 @@ def loaded(path: Path, folder: Path) -> tuple[int, int]:
     return replay.allocated_peak, replay.reserved_peak
 
 
-def most_resident() -> int:
-    """Bytes, of this process: getrusage would count what the process that started it had."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def measure(way: str, path: Path, folder: Path) -> dict[str, Any]:
     """Run one of the two in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", way, "--file", str(path), "--folder", str(folder)],
-        stdout=subprocess.PIPE, text=True, check=True,
-    )  # fmt: skip
-    figures: dict[str, Any] = json.loads(done.stdout)
+    figures = in_process(__file__, "--measure", way, "--file", path, "--folder", folder)
     print(
         f"{way}: {figures['seconds']:.1f} s, {figures['rss'] / MIB:,.0f} MiB resident at most, "
         f"{figures['rss'] - figures['before']:,} bytes more than before "
@@ -159,11 +150,11 @@ def main() -> int:
     if args.measure:
         import ray_memprof.importers.torch_snapshot  # noqa: F401 - libraries are not what is measured
 
-        before = most_resident()
+        before = proc_bytes()["VmHWM"]
         start = time.perf_counter()
         peaks = {"imported": imported, "loaded": loaded}[args.measure](args.file, args.folder)
         seconds = time.perf_counter() - start
-        rss = most_resident()
+        rss = proc_bytes()["VmHWM"]
         print(json.dumps({"seconds": seconds, "rss": rss, "before": before, "peaks": peaks}))
         return 0
     with tempfile.TemporaryDirectory() as folder:

@@ -27,17 +27,16 @@ Prints a Markdown table to stdout and progress to stderr. Linux only.
 import argparse
 import json
 import resource
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from measuring import SAMPLE_EVERY_S, in_process, peaks, proc_bytes
+
 GIB = 2**30
 BUDGET_FILES = 1.2
-SAMPLE_EVERY_S = 0.002
 FILES = {
     "dit": "diffusion_pytorch_model*.safetensors",
     "vae": "Wan2.1_VAE.pth",
@@ -46,47 +45,11 @@ FILES = {
 }
 STRATEGIES = ("full", "block", "stream")
 PRECISIONS = ("bf16", "fp32")
+RESIDENT = {"peak": "VmRSS", "anonymous": "RssAnon", "mapped": "RssFile"}
 COLUMNS = (
     "case", "strategy", "model", "largest file", "before", "peak", "ru_maxrss", "anonymous", "mapped", "above model",
     "of budget",
 )  # fmt: skip
-
-
-class Sampler(threading.Thread):
-    """The peaks of this process's resident memory, by kind, while the block runs."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._done = threading.Event()
-        self.peaks = resident_bytes()
-
-    def __enter__(self) -> "Sampler":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self.join()
-
-    def run(self) -> None:
-        """Sample until the block ends, and once more then."""
-        while True:
-            done = self._done.wait(SAMPLE_EVERY_S)
-            for kind, size in resident_bytes().items():
-                self.peaks[kind] = max(self.peaks[kind], size)
-            if done:
-                return
-
-
-def resident_bytes() -> dict[str, int]:
-    """What of this process is in memory: in all, memory of its own, and pages of files.
-
-    Not from smaps_rollup, which walks every page: 0.1 s and the address space locked, for a process of this size.
-    """
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "Rss"))}
-    kinds = {"peak": "VmRSS", "anonymous": "RssAnon", "mapped": "RssFile"}
-    return {kind: 1024 * int(fields[field]) for kind, field in kinds.items()}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -116,30 +79,22 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     part = make[args.components[0]]()
     assert part is not None
     torch.set_num_threads(1)  # copies are bound by memory anyway; a pool of threads brings stacks of its own
-    before = resident_bytes()["peak"]
-    with Sampler() as sampler:
+    before = proc_bytes()["VmRSS"]
+    with peaks(proc_bytes) as most:
         for _ in range(2):
             with part.on_device() as module:
                 model = sum(parameter.nbytes for parameter in module.parameters())
                 time.sleep(5 * SAMPLE_EVERY_S)
             del module
     highest = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"model": model, "before": before, "ru_maxrss": highest, **sampler.peaks}
+    resident = {kind: most[name] for kind, name in RESIDENT.items()}
+    return {"model": model, "before": before, "ru_maxrss": highest, **resident}
 
 
 def row(args: argparse.Namespace, component: str, precision: str, strategy: str) -> list[str]:
     """Measure one case in a process of its own; a row of the table."""
-    command = [sys.executable, __file__, "--task", args.task, "--folder", str(args.folder)]
-    command += [
-        "--components",
-        component,
-        "--strategies",
-        strategy,
-        "--precisions",
-        precision,
-        "--in-process",
-    ]
-    sizes: dict[str, int] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    case = ("--components", component, "--strategies", strategy, "--precisions", precision)
+    sizes = in_process(__file__, "--task", args.task, "--folder", args.folder, *case, "--in-process")
     sizes["largest file"] = max(path.stat().st_size for path in args.folder.glob(FILES[component]))
     taken = max(sizes["peak"], sizes["ru_maxrss"]) - sizes["before"]
     sizes["above model"] = taken - sizes["model"]

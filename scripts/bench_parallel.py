@@ -29,11 +29,12 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from measuring import device_bytes, measure_on_gpu, peaks, proc_bytes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -55,45 +56,11 @@ Row = dict[str, Any]
 # ---- measuring ---------------------------------------------------------------------------------------------
 
 
-class DeviceUsed:
-    """The highest number of bytes in use on a device while a block runs, whoever uses them."""
-
-    def __init__(self, device: Any) -> None:
-        self._device = device
-        self.peak_bytes = 0
-
-    def __enter__(self) -> "DeviceUsed":
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._sample()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.002):
-            self._sample()
-
-    def _sample(self) -> None:
-        self.peak_bytes = max(self.peak_bytes, used_bytes(self._device))
-
-
-def used_bytes(device: Any) -> int:
-    """Bytes in use on the device now."""
-    import torch
-
-    free, total = torch.cuda.mem_get_info(device)
-    return int(total - free)
-
-
 def outside_bytes(device: Any) -> int:
-    """Of them, what no allocator of torch holds."""
+    """Bytes in use on the device now that no allocator of torch holds."""
     import torch
 
-    return used_bytes(device) - int(torch.cuda.memory_reserved(device))
+    return device_bytes(device)["device used"] - int(torch.cuda.memory_reserved(device))
 
 
 def measure(call: Callable[[], object], device: Any, num_timed: int = 2) -> Row:
@@ -103,22 +70,15 @@ def measure(call: Callable[[], object], device: Any, num_timed: int = 2) -> Row:
 
     from wan.parallel.ranks import gather_into
 
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    weights, seconds = torch.cuda.memory_allocated(), []
-    with DeviceUsed(device) as used:
-        for _ in range(1 + num_timed):
-            if dist.is_initialized():
-                # Not a barrier: that is an all_reduce, for which NCCL would make what only --t5_fsdp needs.
-                everyone = torch.empty(dist.get_world_size(), device=device)
-                gather_into(everyone, everyone[:1].clone(), group=dist.group.WORLD)
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            call()
+    def meet() -> None:
+        if dist.is_initialized():
+            # Not a barrier: that is an all_reduce, for which NCCL would make what only --t5_fsdp needs.
+            everyone = torch.empty(dist.get_world_size(), device=device)
+            gather_into(everyone, everyone[:1].clone(), group=dist.group.WORLD)
             torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-    return memory_row(weights, used.peak_bytes, device) | {"seconds": statistics.median(seconds[1:])}
+
+    weights, device_used, seconds = measure_on_gpu(call, num_timed, device, prepare=meet)
+    return memory_row(weights, device_used, device) | {"seconds": seconds}
 
 
 def memory_row(weights: int, device_used: int, device: Any) -> Row:
@@ -221,39 +181,14 @@ def whole_run(layout: Layout, device: Any, task: str = "t2v-14B", steps: int = 3
         torch.cuda.synchronize()
         ticks.append(time.perf_counter())
 
-    with DeviceUsed(device) as used:
+    with peaks(device_bytes, device) as most:
         start = time.perf_counter()
         pipeline = Pipeline(TASKS[task], ckpt_dir=None, device=device, load_strategy="block", layout=layout)
         pipeline.generate(Request(prompt="a red fox in the snow", steps=steps), on_step=on_step)
         torch.cuda.synchronize()
         total = time.perf_counter() - start
     a_step = statistics.median([later - earlier for earlier, later in zip(ticks, ticks[1:], strict=False)])
-    return memory_row(0, used.peak_bytes, device) | {"seconds": a_step, "whole run, s": total}
-
-
-class HostUsed:
-    """The most host memory that this process held inside a block, pages shared with others by their share."""
-
-    def __enter__(self) -> "HostUsed":
-        self.before_bytes = self.peak_bytes = pss_bytes()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.05):
-            self.peak_bytes = max(self.peak_bytes, pss_bytes())
-
-
-def pss_bytes() -> int:
-    """Of this process, now."""
-    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return memory_row(0, most["device used"], device) | {"seconds": a_step, "whole run, s": total}
 
 
 def load(layout: Layout, device: Any, ckpt_dir: Path) -> Row:
@@ -276,15 +211,15 @@ def load(layout: Layout, device: Any, ckpt_dir: Path) -> Row:
         ranks=ranks,
     )
     torch.zeros(1, device=device)  # the context is not part of loading
-    start = time.perf_counter()
-    with HostUsed() as host:
+    before = proc_bytes("smaps_rollup")["Pss"]
+    with peaks(proc_bytes, "smaps_rollup", every_s=0.05) as most:
+        start = time.perf_counter()
         for part in (made.dit(Levers(), torch.bfloat16), made.text(torch.bfloat16, on_cpu=False)):
             part.prepare()
             with part.on_device():
                 pass
-    return {
-        HOST_BEFORE: host.before_bytes / GIB, HOST_PEAK: host.peak_bytes / GIB, "seconds": time.perf_counter() - start
-    }  # fmt: skip
+        seconds = time.perf_counter() - start
+    return {HOST_BEFORE: before / GIB, HOST_PEAK: most["Pss"] / GIB, "seconds": seconds}
 
 
 def comm(layout: Layout, device: Any) -> Row:

@@ -19,7 +19,6 @@ import os
 import pickle
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from typing import Annotated, Any
 
 import typer
 from make_synthetic_run import driver_rows, make_rank
+from measuring import in_process, proc_bytes
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -51,12 +51,6 @@ errors = Console(stderr=True)
 out = Console()
 
 
-def highest_resident_bytes() -> int:
-    """Of this process, since it began."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
 def ask(run_dir: Path, question: str, memory_limit: str = "") -> dict[str, Any]:
     """Open the run, ask once: seconds of both, rows, and this process's memory."""
     text = db.question(question)
@@ -68,7 +62,7 @@ def ask(run_dir: Path, question: str, memory_limit: str = "") -> dict[str, Any]:
         start = time.perf_counter()
         rows = connection.sql(text).to_arrow_table().num_rows
         asked_s = time.perf_counter() - start
-    return {"opened_s": opened_s, "asked_s": asked_s, "rows": rows, "resident": highest_resident_bytes()}
+    return {"opened_s": opened_s, "asked_s": asked_s, "rows": rows, "resident": proc_bytes()["VmHWM"]}
 
 
 def every_question(run_dir: Path, repeats: int) -> None:
@@ -86,11 +80,7 @@ def large(run_dir: Path, memory_limit: str, questions: list[str]) -> None:
     """A line for each question, asked in a process of its own."""
     table = _table("question", "rows", "open + ask, s", "ask, s", "resident at most, GiB")
     for name in track(questions, "asking", console=errors):
-        command = [sys.executable, __file__, "--run", str(run_dir), "--measure", name]
-        done = subprocess.run(
-            [*command, "--memory-limit", memory_limit], stdout=subprocess.PIPE, text=True, check=True
-        )
-        one = json.loads(done.stdout)
+        one = in_process(__file__, "--run", run_dir, "--measure", name, "--memory-limit", memory_limit)
         both = one["opened_s"] + one["asked_s"]
         figures = (f"{both:.1f}", f"{one['asked_s']:.1f}", f"{one['resident'] / GIB:.2f}")
         table.add_row(name, f"{one['rows']:,}", *figures)

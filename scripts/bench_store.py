@@ -16,7 +16,6 @@ span, microsecond times, sizes and addresses that recur. Prints a Markdown table
 
 import argparse
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,42 +24,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from make_synthetic_run import Rows
+from measuring import peaks, proc_bytes
 
 from ray_memprof.store import RankStore, table_dir
 
 MIB = 2**20
-
-
-class Resident(threading.Thread):
-    """Largest resident memory of this process, of its own and mapped from files, while the block runs."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._done = threading.Event()
-        self.before = self.peak = _resident()
-
-    def __enter__(self) -> "Resident":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self.join()
-
-    def run(self) -> None:
-        """Look every 2 ms."""
-        while not self._done.wait(0.002):
-            self.peak = {kind: max(size, self.peak[kind]) for kind, size in _resident().items()}
-
-    def grown_mib(self, kind: str) -> float:
-        """MiB above what was there before the block."""
-        return (self.peak[kind] - self.before[kind]) / MIB
-
-
-def _resident() -> dict[str, int]:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Rss")}
-    return {kind: 1024 * int(fields[kind]) for kind in ("RssAnon", "RssFile")}
 
 
 def column_bytes(folder: Path) -> tuple[Counter[str], int, int]:
@@ -93,7 +61,8 @@ def scattered(columns: dict[str, Any]) -> dict[str, Any]:
 def measure(columns: dict[str, Any], batch_rows: int) -> tuple[Counter[str], str]:
     """Bytes per event by column, and a line of figures."""
     with tempfile.TemporaryDirectory() as folder:
-        with Resident() as resident:
+        before = proc_bytes()
+        with peaks(proc_bytes) as most:
             start = time.perf_counter()
             store = RankStore(Path(folder), 0)
             for row in range(0, len(columns["seq"]), batch_rows):
@@ -103,9 +72,8 @@ def measure(columns: dict[str, Any], batch_rows: int) -> tuple[Counter[str], str
             seconds = time.perf_counter() - start
         sizes, files, rows = column_bytes(table_dir(Path(folder), "allocs", 0))
     sizes.update({"all columns": sizes.total(), "file": files})
-    memory = (
-        f"memory +{resident.grown_mib('RssAnon'):.0f} MiB, mapped +{resident.grown_mib('RssFile'):.0f} MiB"
-    )
+    own, mapped = ((most[name] - before[name]) / MIB for name in ("RssAnon", "RssFile"))
+    memory = f"memory +{own:.0f} MiB, mapped +{mapped:.0f} MiB"
     return sizes, f"{rows:,} events, {rows / seconds:,.0f} rows/s, {memory}"
 
 

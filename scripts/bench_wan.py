@@ -22,11 +22,12 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from measuring import device_bytes, measure_on_gpu, peaks
 
 GIB = 2**30
 RESULT = "result: "
@@ -75,61 +76,18 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 # ---- measuring ---------------------------------------------------------------------------------------------
 
 
-class DeviceUsed:
-    """The highest number of bytes in use on the device while a block runs, whoever uses them."""
-
-    def __enter__(self) -> "DeviceUsed":
-        self.peak_bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._sample()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.002):
-            self._sample()
-
-    def _sample(self) -> None:
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
-        self.peak_bytes = max(self.peak_bytes, total - free)
-
-
 def measure(call: Callable[[], object], num_timed: int) -> dict[str, float]:
-    """Peaks over a warm-up and `num_timed` timed calls, and the median time of the latter."""
+    """One line of the table, in GiB and seconds: a warm-up, and the median of `num_timed` calls."""
     import torch
 
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    weights = torch.cuda.memory_allocated()
-    seconds = []
-    with DeviceUsed() as used:
-        for _ in range(1 + num_timed):
-            start = time.perf_counter()
-            call()
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-    return row(weights, used.peak_bytes, statistics.median(seconds[1:]))
-
-
-def row(weights_bytes: int, device_used_bytes: int, seconds: float) -> dict[str, float]:
-    """One line of the table, in GiB and seconds."""
-    import torch
-
+    weights, device_used, seconds = measure_on_gpu(call, num_timed)
     peak = torch.cuda.max_memory_allocated()
     return {
-        "weights": weights_bytes / GIB,
-        "above weights": (peak - weights_bytes) / GIB,
+        "weights": weights / GIB,
+        "above weights": (peak - weights) / GIB,
         "allocated": peak / GIB,
         "reserved": torch.cuda.max_memory_reserved() / GIB,
-        "device used": device_used_bytes / GIB,
+        "device used": device_used / GIB,
         "seconds": seconds,
     }
 
@@ -287,7 +245,7 @@ def our_run(task: str, load_strategy: str, steps: int = 3, **levers: Any) -> dic
 
     torch.cuda.init()
     start = time.perf_counter()
-    with DeviceUsed() as used, listening(stages):
+    with peaks(device_bytes) as most, listening(stages):
         request = Request(prompt="a red fox in the snow", steps=steps, **inputs(task))
         video = pipeline.generate(request, on_step)
     assert video.shape[1] == TASKS[task].frame_num and bool(torch.isfinite(video).all())
@@ -295,7 +253,7 @@ def our_run(task: str, load_strategy: str, steps: int = 3, **levers: Any) -> dic
     return {
         "allocated": stages.highest("allocated"),
         "reserved": stages.highest("reserved"),
-        "device used": used.peak_bytes / GIB,
+        "device used": most["device used"] / GIB,
         "seconds": seconds,
         "whole run s": time.perf_counter() - start,
         **stages.figures,

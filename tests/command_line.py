@@ -1,6 +1,6 @@
 """Running `python -m wan.generate` in process, and reading what it leaves and says: for several test files."""
 
-import importlib.util
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -58,10 +58,11 @@ def frames_of(path: Path) -> torch.Tensor:
     return read_image(path)[:, None] if path.suffix == ".png" else read_video(path, frame_num=1000)
 
 
-def import_make_checkpoint() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_checkpoint", ROOT / "scripts" / "make_checkpoint.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_checkpoint"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+def import_script(name: str) -> ModuleType:
+    """A module of scripts/, with those beside it that it imports."""
+    scripts = str(ROOT / "scripts")
+    sys.path.insert(0, scripts)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(scripts)

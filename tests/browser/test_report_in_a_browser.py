@@ -48,7 +48,8 @@ def rank_rows(rank: int) -> dict[str, list[Row]]:
         for seq, (at, action, bytes_, category, span_id) in enumerate(events)
     ]
     book = [
-        blank("ledger", t_ns=0, account=account, bytes=GIB // 4) for account in ("context", "nccl", "libraries")
+        blank("ledger", t_ns=0, account=account, bytes=GIB // 4)
+        for account in ("context", "nccl", "libraries")
     ]
     return {"spans": [begin, *steps], "allocs": allocs, "ledger": book}
 

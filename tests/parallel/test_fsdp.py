@@ -247,12 +247,12 @@ def test_tables_of_any_length_are_looked_up(four: Crew, num_rows: int) -> None:
 
 
 def sources(tmp_path: Path) -> dict[str, tuple[weights.Source, nn.Module]]:
-    from command_line import import_make_checkpoint
+    from command_line import import_script
 
     from wan import checkpoint
 
     task = TASKS["i2v-tiny"]
-    import_make_checkpoint().write_checkpoint(task, tmp_path)
+    import_script("make_checkpoint").write_checkpoint(task, tmp_path)
     dit = on_meta(lambda: WanDit(task.dit), torch.float32)
     assert task.clip is not None
     from wan.image import build_image_encoder

@@ -207,17 +207,23 @@ def test_torchrun_leaves_one_video_and_one_voice(tmp_path: Path) -> None:
     assert told.count("out.mp4: 9 frames of 64*48") == 1
 
 
-@pytest.mark.parametrize(("rank", "lines"), [(0, 2), (1, 0)])
-def test_of_a_mistake_in_the_flags_one_rank_speaks(
-    rank: int, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("rank", "local_rank", "who"), [(0, 0, ["error: "]), (1, 1, []), (2, 0, ["error: rank 2: "]), (3, 1, [])]
+)
+def test_of_a_mistake_in_the_flags_one_rank_of_each_host_speaks(
+    rank: int,
+    local_rank: int,
+    who: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2}.items():
+    """GIVEN two hosts THEN both tell: the folder of the weights may be missing on the second one alone."""
+    for name, value in {"RANK": rank, "LOCAL_RANK": local_rank, "WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     flags = ["--task", "t2v-tiny", "--weights", "random", "--device", "cpu", "--ulysses_size", "3"]
     assert main(flags) == EXIT_INPUT
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == lines
-    assert told[:1] == ["error: --ulysses_size 3 does not divide the 4 heads of t2v-tiny"][:lines]
+    assert told[::2] == [f"{one}--ulysses_size 3 does not divide the 4 heads of t2v-tiny" for one in who]
 
 
 def test_xfuser_without_a_gpu_is_one_sentence() -> None:

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from crew import Crew, RankError
+from dit_inputs import inputs
 from torch import Tensor
 
 from tests.live_bytes import LiveBytes
 from wan.components import Components
-from wan.config import TASKS, DitConfig
+from wan.config import TASKS
 from wan.dit import WanDit
 from wan.levers import Levers
 from wan.parallel import Layout
@@ -43,25 +44,6 @@ def words(layout: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in layout.items())
 
 
-def inputs(config: DitConfig, shape: tuple[int, int, int], batch: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-
-    def noise(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
-
-    made = {
-        "latents": noise(batch, 16, *shape),
-        "time": torch.tensor([700.0, 31.0])[:batch],
-        "text": noise(batch, config.text_len, config.text_dim),
-    }
-    if config.has_image_context:
-        made["image_latents"] = noise(batch, 20, *shape)
-        made["image_states"] = noise(batch, config.image_len, config.image_dim)
-    if config.model_type == "vace":
-        made["control"] = noise(batch, config.vace_in_dim, *shape)
-    return made
-
-
 class Names:
     """Counts the spans of each name."""
 
@@ -91,7 +73,7 @@ def forward(
     )
     names = Names()
     with torch.no_grad(), listening(names), made.dit(levers or Levers(), dtype).on_device() as dit:
-        return dit(**inputs(TASKS[task].dit, shape, batch)), names.counts
+        return dit(**inputs(TASKS[task].dit, batch, shape)), names.counts
 
 
 def alone(task: str, *arguments: Any, **named: Any) -> Tensor:

@@ -1,10 +1,13 @@
-"""Pictures and checkpoint folders that several test files start from."""
+"""What several test files start from: pictures, checkpoint folders, configuration files, runs."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from command_line import import_make_checkpoint
+from command_line import import_script
+from diagnosis_runs import EmptyRun
 from PIL import Image
 
 from wan.config import TASKS
@@ -22,9 +25,34 @@ def picture(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of the official layout."""
-    script = import_make_checkpoint()
+    script = import_script("make_checkpoint")
     made = {}
     for name in ("t2v-tiny", "i2v-tiny"):
         made[name] = tmp_path_factory.mktemp(name)
         script.write_checkpoint(TASKS[name], made[name])
     return made
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a configuration file and returns its path."""
+
+    def write_file(text: str) -> Path:
+        path = tmp_path / "x.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+@pytest.fixture(scope="session")
+def maker() -> ModuleType:
+    """scripts/make_synthetic_run.py."""
+    return import_script("make_synthetic_run")
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyRun]:
+    """A run in memory, to be filled by each test."""
+    with EmptyRun(tmp_path_factory.mktemp("run")) as run:
+        yield run

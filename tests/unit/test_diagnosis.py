@@ -31,12 +31,6 @@ SECTIONS: dict[str, type[BaseModel]] = {
 STAGES = ("encode.text", "load.dit", "denoise", "decode")
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyRun]:
-    with EmptyRun(tmp_path_factory.mktemp("run")) as run:
-        yield run
-
-
 def test_a_run_without_a_row(empty: EmptyRun) -> None:
     empty.fill()
     assert diagnosis.findings(empty.connection) == []

@@ -1,6 +1,5 @@
 """Rules about the device and what lies outside of tensors: what each says, to the byte, and what is not its case."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,12 +20,6 @@ from ray_memprof.diagnosis import Finding
 
 LOOK = "ray-memprof query alive_at_peak, and largest_allocations"
 SET_IT = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyRun]:
-    with EmptyRun(tmp_path_factory.mktemp("run")) as run:
-        yield run
 
 
 def test_the_device_ran_out_of_memory(empty: EmptyRun) -> None:

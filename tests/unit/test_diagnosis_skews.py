@@ -1,7 +1,6 @@
 """Diagnosis on generated runs: the right rank, stage and component of every injected skew, silence without one."""
 
 import shutil
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +11,6 @@ from ray_memprof import db, diagnosis
 from ray_memprof.collect import write_driver_tables
 from ray_memprof.store import TABLES_DIR
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 BLOCKS, EVENTS = 2, 3_000
 RUNS = [pytest.param(number, marks=[] if number < 4 else [pytest.mark.slow]) for number in range(50)]
 STAGES = ("encode.text", "denoise", "decode")
@@ -20,16 +18,6 @@ COMPONENTS = ("t5", "clip", "dit", "vae")
 LEAST_FRACTION = 0.05
 UNEVEN_FRACTION = 0.01
 """Of the peak of the smallest stage: ranks with equal work are not equal to the byte."""
-
-
-@pytest.fixture(scope="module")
-def maker() -> ModuleType:
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import make_synthetic_run
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    return make_synthetic_run
 
 
 def peaks(maker: ModuleType, seed: int) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """Rules about stages and components: what each says, to the byte, and what is not quite its case."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -26,12 +25,6 @@ from ray_memprof.diagnosis import Finding
 
 LOOK = "ray-memprof query alive_at_peak, and largest_allocations"
 HIDDEN = FFN_TOKENS * 8960 * 2
-
-
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyRun]:
-    with EmptyRun(tmp_path_factory.mktemp("run")) as run:
-        yield run
 
 
 def said(found: list[Finding]) -> list[tuple[Any, ...]]:

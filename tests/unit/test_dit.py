@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
-from torch import Tensor, nn
+from dit_inputs import inputs
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.live_bytes import LiveBytes
@@ -35,25 +36,6 @@ def random_dit(config: DitConfig, levers: Levers | None = None) -> WanDit:
     for parameter in dit.parameters():
         parameter.copy_(torch.randn(parameter.shape) * 0.1 + (parameter.dim() == 1) * 0.5)
     return dit
-
-
-def inputs(config: DitConfig, batch: int = 2, shape: tuple[int, int, int] = (3, 6, 8)) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-
-    def noise(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator)
-
-    made = {
-        "latents": noise(batch, 16, *shape),
-        "time": torch.tensor([700.0, 31.0])[:batch],
-        "text": noise(batch, config.text_len, config.text_dim),
-    }
-    if config.has_image_context:
-        made["image_latents"] = noise(batch, 20, *shape)
-        made["image_states"] = noise(batch, config.image_len, config.image_dim)
-    if config.model_type == "vace":
-        made["control"] = noise(batch, config.vace_in_dim, *shape)
-    return made
 
 
 def reference(config: DitConfig) -> nn.Module:

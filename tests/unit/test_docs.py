@@ -3,12 +3,11 @@
 import inspect
 import re
 import shlex
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from command_line import import_script
 from run_tables import make_run
 
 from ray_memprof import db
@@ -24,13 +23,8 @@ SOURCES = "".join((ROOT / path).read_text(encoding="utf-8") for path in ("README
 
 
 @pytest.fixture(scope="module")
-def writer() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        import write_docs
-    finally:
-        sys.path.remove(str(ROOT / "scripts"))
-    yield write_docs
+def writer() -> ModuleType:
+    return import_script("write_docs")
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,13 @@
 """The folders that make_checkpoint.py writes: official names and sizes, the same model as `random`."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from command_line import import_script
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
@@ -22,19 +21,7 @@ from wan.text import TOKENIZER_DIR, build_text_encoder, load_tokenizer
 from wan.vae import WanVae
 from wan.weights import Source, load, on_meta, random_clip, random_dit, random_text, random_vae
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "make_checkpoint.py"
-
-
-def _import_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_checkpoint", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_checkpoint"] = module  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-make_checkpoint = _import_script()
+make_checkpoint = import_script("make_checkpoint")
 
 
 def build_dit(task: Task, dtype: torch.dtype) -> nn.Module:

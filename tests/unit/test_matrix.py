@@ -23,18 +23,6 @@ matrix:
 """
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Writes a file and returns its path."""
-
-    def write_file(text: str) -> Path:
-        path = tmp_path / "x.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write_file
-
-
 def refusal(path: Path, *overrides: str) -> tuple[str, str]:
     """(message, hint); x.yaml stands for the path."""
     with pytest.raises(ConfigError) as caught:

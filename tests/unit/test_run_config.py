@@ -25,18 +25,6 @@ Write = Callable[[str], Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """Writes a file and returns its path."""
-
-    def write_file(text: str) -> Path:
-        path = tmp_path / "x.yaml"
-        path.write_text(text, encoding="utf-8")
-        return path
-
-    return write_file
-
-
-@pytest.fixture
 def refusal(write: Write) -> Callable[..., tuple[str, str]]:
     """(message, hint) of a file that is refused; x.yaml stands for its path."""
 

@@ -1,6 +1,5 @@
 """scripts/make_synthetic_run.py: what it makes is a run whose events, spans and questions agree."""
 
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -8,7 +7,6 @@ import pytest
 
 from ray_memprof import db
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 RANKS, EVENTS, BLOCKS = 2, 10_000, 2
 
 REPLAY = """
@@ -24,16 +22,6 @@ REPLAY = """
     FROM moved
     WINDOW held AS (PARTITION BY rank ORDER BY seq)
 """
-
-
-@pytest.fixture(scope="module")
-def maker() -> ModuleType:
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import make_synthetic_run
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    return make_synthetic_run
 
 
 @pytest.fixture(scope="module")
