@@ -10,7 +10,6 @@ What a user got wrong ends in one line and a hint, with the exit code of errors.
 """
 
 import re
-import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -62,6 +61,7 @@ def _export(
     run_dir: Path, format: Format, rank: int | None, out: Path | None, name: str | None
 ) -> list[Path]:
     from ray_memprof.exporters import csv, memory_events, perfetto
+    from ray_memprof.store import EVENTS_FILE
 
     stem = f"{run_dir.parent.name}-{run_dir.name}"
     of_rank = "" if rank is None else f"-rank{rank}"
@@ -74,8 +74,7 @@ def _export(
         return [csv.write(run_dir, out or Path(default), name, rank)]
     if rank is not None:
         raise ConfigError("memory_events.json is of all ranks", hint="leave --rank out")
-    path = memory_events.write(run_dir)
-    return [path if out is None else Path(shutil.copyfile(path, out))]
+    return [memory_events.write(run_dir, out or run_dir / EVENTS_FILE)]
 
 
 def _snapshots(run_dir: Path, rank: int | None, out: Path | None, stem: str) -> list[Path]:

@@ -37,6 +37,7 @@ from ray_memprof.store import (
     part_name,
     read_stream,
     replace,
+    replacing,
     table_dir,
     to_batch,
     write_part,
@@ -221,12 +222,10 @@ def _read_manifest(path: Path, found: RankRows) -> list[Sealed]:
 
 
 def _write_manifest(path: Path, listed: Sequence[Sealed]) -> None:
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    with open(temporary, "w", encoding="ascii") as file:
-        file.writelines(json.dumps(asdict(sealed)) + "\n" for sealed in listed)
-        file.flush()
-        os.fsync(file.fileno())
-    replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(
+            "".join(json.dumps(asdict(sealed)) + "\n" for sealed in listed), encoding="ascii"
+        )
 
 
 def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:

@@ -8,8 +8,10 @@ several ranks the worst and the mean. Runs need not have the same ranks, spans o
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,40 @@ class Comparison:
     checks: tuple[Check, ...]
     rank: int | None
     """The only rank that was looked at; None: all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rank or a span of a run, beside the same of the base."""
+
+    run: int
+    path: str | None
+    rank: int | None
+    only_in: str | None
+    """Which of the two has it at all, base or other; None: both."""
+    share: float
+    """Of the figure of the whole base run: the largest of its moves."""
+    measures: dict[str, Row]
+    """Rows of sql/compare/moves.sql, in their order."""
+
+
+def places(rows: Iterable[Row], level: str) -> list[Place]:
+    """The ranks or the spans (`level`) among the rows of moves, in their order: those that moved most first."""
+    listed = (row for row in rows if row["level"] == level)
+    return [_place(list(group)) for _, group in groupby(listed, key=itemgetter("run", "path", "rank"))]
+
+
+def _place(rows: Sequence[Row]) -> Place:
+    first = rows[0]
+    sides = {row["only_in"] for row in rows}
+    return Place(
+        run=first["run"],
+        path=first["path"],
+        rank=first["rank"],
+        only_in=sides.pop() if len(sides) == 1 else None,
+        share=max(row["share_fraction"] or 0.0 for row in rows),
+        measures={row["measure"]: row for row in rows},
+    )
 
 
 def compare(

@@ -8,13 +8,13 @@ whole of it or none.
 """
 
 from collections.abc import Sequence
-from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from markupsafe import Markup
 
 from ray_memprof import db, plots
-from ray_memprof.compare import Comparison, Difference, Row, Side, compare
+from ray_memprof.compare import Comparison, Difference, Place, Row, Side, compare, places
 from ray_memprof.compare_text import LEAST_FRACTION, SHOWN, check_lines
 from ray_memprof.exporters.whole_file import whole_file
 from ray_memprof.limits import change_text
@@ -202,27 +202,19 @@ def _clipped(value: str | None) -> str:
 
 def _moves(compared: Comparison) -> tuple[list[Row], int]:
     """Spans that moved, of all runs, the largest moves first; and how many there are in all."""
-    spans = [row for row in compared.moves.to_pylist() if row["level"] == "span"]
-    visited = [list(rows) for _, rows in groupby(spans, key=lambda row: (row["run"], row["path"]))]
-    moved = [rows for rows in visited if _share(rows) >= LEAST_FRACTION]
-    moved.sort(key=_share, reverse=True)
-    return [_move(rows, compared.sides) for rows in moved[:MOST_SPANS]], len(moved)
+    spans = places(compared.moves.to_pylist(), "span")
+    moved = [one for one in spans if one.share >= LEAST_FRACTION]
+    moved.sort(key=attrgetter("share"), reverse=True)
+    return [_move(one, compared.sides) for one in moved[:MOST_SPANS]], len(moved)
 
 
-def _share(rows: Sequence[Row]) -> float:
-    """Of the figure of the whole base run: the largest of a span's moves."""
-    return max(row["share_fraction"] or 0.0 for row in rows)
-
-
-def _move(rows: Sequence[Row], sides: Sequence[Side]) -> Row:
-    by_measure = {row["measure"]: row for row in rows}
-    missing = {row["only_in"] for row in rows}
-    only_in = missing.pop() if len(missing) == 1 else None
+def _move(span: Place, sides: Sequence[Side]) -> Row:
+    notes = {None: "", "base": "only in the first run", "other": "not in the first run"}
     return {
-        "label": sides[rows[0]["run"]].label,
-        "path": rows[0]["path"],
-        "note": {None: "", "base": "only in the first run", "other": "not in the first run"}[only_in],
-        "cells": [_moved(by_measure.get(measure)) for measure in SHOWN],
+        "label": sides[span.run].label,
+        "path": span.path,
+        "note": notes[span.only_in],
+        "cells": [_moved(span.measures.get(measure)) for measure in SHOWN],
     }
 
 

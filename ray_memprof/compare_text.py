@@ -6,10 +6,9 @@ Takes what compare.py found; every form but this one has all of it. Leaves nothi
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from typing import Any
 
-from ray_memprof.compare import Comparison, Row
+from ray_memprof.compare import Comparison, Place, Row, places
 from ray_memprof.diagnosis import rank_text
 from ray_memprof.limits import change_text, check_line
 from ray_memprof.rows import Shown, columns_text, figure_text
@@ -40,7 +39,8 @@ def comparison_text(compared: Comparison, most: int, width: int | None = None) -
     for number, side in enumerate(compared.sides[1:], 1):
         against = f"{side.label} against {compared.sides[0].label}"
         mine = [row for row in rows if row["run"] == number]
-        parts += [*_ranks(mine, against, most, width), *_spans(mine, against, most, width)]
+        parts += _ranks(places(mine, "rank"), against, most, width)
+        parts += _spans(places(mine, "span"), against, most, width)
     return "\n".join(parts)
 
 
@@ -126,31 +126,21 @@ def _cells(row: Row | None, is_mean: bool) -> tuple[str, str]:
     return figure_text(value, row["unit"]), change_text(change, base, row["unit"])
 
 
-def _things(rows: Sequence[Row], level: str) -> list[dict[str, Row]]:
-    """Ranks or spans in the order of the rows, each with its rows by measure."""
-    listed = [row for row in rows if row["level"] == level]
-    return [
-        {row["measure"]: row for row in group}
-        for _, group in groupby(listed, key=lambda row: (row["path"], row["rank"]))
-    ]
-
-
-def _ranks(rows: Sequence[Row], against: str, most: int, width: int | None) -> Iterator[str]:
-    ranks = _things(rows, "rank")
+def _ranks(ranks: Sequence[Place], against: str, most: int, width: int | None) -> Iterator[str]:
     if len(ranks) < 2:
         return
-    both = [one for one in ranks if _only_in(one) is None]
+    both = [one for one in ranks if one.only_in is None]
     text = _pivot("rank", both[:most], width) + _more(both, most, "ranks")
     for which, words in (("base", "only the base has"), ("other", "the base lacks")):
-        alone = sorted(int(_first(one)["rank"]) for one in ranks if _only_in(one) == which)
+        alone = sorted(one.rank for one in ranks if one.only_in == which and one.rank is not None)
         if alone:
             text += f"{words} {rank_text(alone)}\n"
     yield f"ranks, {against}\n{text}"
 
 
-def _spans(rows: Sequence[Row], against: str, most: int, width: int | None) -> Iterator[str]:
-    both = [one for one in _things(rows, "span") if _only_in(one) is None]
-    moved = [one for one in both if _share(one) >= LEAST_FRACTION]
+def _spans(spans: Sequence[Place], against: str, most: int, width: int | None) -> Iterator[str]:
+    both = [one for one in spans if one.only_in is None]
+    moved = [one for one in both if one.share >= LEAST_FRACTION]
     still = len(both) - len(moved)
     note = f"moved by less than {LEAST_FRACTION:.1%} of the whole run: {still}\n" if still else ""
     if moved:
@@ -159,33 +149,18 @@ def _spans(rows: Sequence[Row], against: str, most: int, width: int | None) -> I
     elif both:
         yield f"no span moved by {LEAST_FRACTION:.1%} of the whole run, {against}\n"
     for which, words in (("base", "spans that only the base has"), ("other", "spans that the base lacks")):
-        alone = [one for one in _things(rows, "span") if _only_in(one) == which]
+        alone = [one for one in spans if one.only_in == which]
         if alone:
             key = "base_value" if which == "base" else "value"
             text = _alone(alone[:most], key, width) + _more(alone, most, "spans")
             yield f"{words}, {against}\n{text}"
 
 
-def _first(measures: dict[str, Row]) -> Row:
-    return next(iter(measures.values()))
-
-
-def _only_in(measures: dict[str, Row]) -> str | None:
-    """Which run alone has this rank or span; None: both."""
-    sides = {row["only_in"] for row in measures.values()}
-    return sides.pop() if len(sides) == 1 else None
-
-
-def _share(measures: dict[str, Row]) -> float:
-    return max((row["share_fraction"] or 0.0 for row in measures.values()), default=0.0)
-
-
-def _pivot(what: str, things: Sequence[dict[str, Row]], width: int | None) -> str:
-    """A line for each thing: value and change of each measure."""
-    first = [str(_first(one)[what]) for one in things]
-    columns = [Shown(what, first, is_figure=what == "rank")]
+def _pivot(what: str, listed: Sequence[Place], width: int | None) -> str:
+    """A line for each rank or path: value and change of each measure."""
+    columns = [Shown(what, [str(getattr(one, what)) for one in listed], is_figure=what == "rank")]
     for measure in SHOWN:
-        cells = [_cells(one.get(measure), is_mean=False) for one in things]
+        cells = [_cells(one.measures.get(measure), is_mean=False) for one in listed]
         columns += [
             Shown(measure, [value for value, _ in cells]),
             Shown("change", [change for _, change in cells]),
@@ -193,15 +168,15 @@ def _pivot(what: str, things: Sequence[dict[str, Row]], width: int | None) -> st
     return columns_text(columns, width)
 
 
-def _alone(things: Sequence[dict[str, Row]], key: str, width: int | None) -> str:
-    columns = [Shown("path", [one["num_spans"]["path"] for one in things], is_figure=False)]
+def _alone(spans: Sequence[Place], key: str, width: int | None) -> str:
+    columns = [Shown("path", [str(one.path) for one in spans], is_figure=False)]
     for measure in ("num_spans", *SHOWN):
-        rows = [one.get(measure) for one in things]
+        rows = [one.measures.get(measure) for one in spans]
         cells = ["-" if row is None else figure_text(row[key], row["unit"]) for row in rows]
         columns.append(Shown(measure, cells))
     return columns_text(columns, width)
 
 
-def _more(things: Sequence[object], most: int, what: str) -> str:
-    hidden = len(things) - most
-    return f"{what} not listed: {hidden}; --most {len(things)}, or another --format\n" if hidden > 0 else ""
+def _more(listed: Sequence[object], most: int, what: str) -> str:
+    hidden = len(listed) - most
+    return f"{what} not listed: {hidden}; --most {len(listed)}, or another --format\n" if hidden > 0 else ""

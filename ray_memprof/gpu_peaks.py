@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from ray_memprof.errors import ConfigError
+from ray_memprof.meters import PEAK_RESETS
 from ray_memprof.units import size_text
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 MEASURES = ("device_used", "reserved", "allocated")
 """device_used: what nvidia-smi shows, CUDA context included; reserved: by torch's allocator; allocated: by tensors."""
-_RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
-"""Of torch._C: each way to let the allocator's peaks begin anew ends in one of them."""
 _HIGHEST = """\
 SELECT {0}_peak_bytes, stage, path, step FROM spans WHERE rank = ? ORDER BY {0}_peak_bytes DESC, depth DESC, span_id"""
 _HIGHEST_SAMPLE = (
@@ -65,7 +64,7 @@ class PeakWatch:
             cuda.empty_cache()
             for index in range(cuda.device_count()):
                 cuda.reset_peak_memory_stats(index)
-        for name in _RESETS:
+        for name in PEAK_RESETS:
             reset = getattr(self._torch._C, name, None)
             if reset is not None:
                 kept = functools.partial(self._before, reset)

@@ -8,7 +8,6 @@ is fetched.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from ray_memprof import db, plots
 from ray_memprof.diagnosis import findings
 from ray_memprof.errors import ConfigError
 from ray_memprof.page import environment, gib, packed_plotly
+from ray_memprof.query import opened
 from ray_memprof.schema import RUNS
-from ray_memprof.store import CONFIG_FILE, REPORT_FILE, TEMPORARY_SUFFIX, disk_error, replace
+from ray_memprof.store import CONFIG_FILE, REPORT_FILE, run_file
 from ray_memprof.summary import place
 from ray_memprof.units import GIB
 
@@ -67,22 +67,14 @@ def write(run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = 
     """
     path = run_dir / REPORT_FILE
     html = render(run_dir, problems, beside=beside)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(html)
-            file.flush()
-            os.fsync(file.fileno())
-        replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error("the driver", path, error) from error
+    with run_file(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return path
 
 
 def render(run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None) -> str:
     """The report as text."""
-    with db.open_run(run_dir) as connection:
+    with opened([run_dir], is_apart=True) as connection:
         facts = _facts(connection)
     if beside is not None:
         facts["beside"] = _beside(facts, beside)
@@ -261,7 +253,7 @@ def _sized(size: int) -> Markup:
 
 def _beside(facts: Row, other_dir: Path) -> Row:
     """Peaks by stage of another run of this configuration, beside those of this one."""
-    with db.open_run(other_dir) as connection:
+    with opened([other_dir], is_apart=True) as connection:
         runs = _ask(connection, "FROM runs")
         there = {(row["rank"], row["stage"]): row for row in _ask(connection, db.question("peak_by_stage"))}
     if not runs or runs[0]["source"] == facts["run"]["source"]:

@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -318,26 +318,48 @@ def write_part(path: Path, table: pa.Table) -> int:
     # A dictionary that changes half-way makes the Parquet writer give up on dictionaries for the rest of the column.
     table = table.replace_schema_metadata(metadata).unify_dictionaries()
     rising = [name for name in table.schema.names if name in _RISING]
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            use_dictionary=[name for name in table.schema.names if name not in rising],
+            column_encoding=dict.fromkeys(rising, "DELTA_BINARY_PACKED"),
+            row_group_size=SEAL_ROWS,
+        )
+    return path.stat().st_size
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write under; the file becomes `path` when the block ends well, and else it is gone.
+
+    `path` is there whole or not at all, power cuts included.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
-        with open(temporary, "wb") as file:
-            pq.write_table(
-                table,
-                file,
-                compression="zstd",
-                use_dictionary=[name for name in table.schema.names if name not in rising],
-                column_encoding=dict.fromkeys(rising, "DELTA_BINARY_PACKED"),
-                row_group_size=SEAL_ROWS,
-            )
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-            size = file.tell()
         replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk its bytes are what others need
-        raise
-    return size
+    finally:
+        with suppress(OSError):
+            temporary.unlink()  # on a full disk its bytes are what others need
+
+
+@contextmanager
+def run_file(path: Path) -> Iterator[Path]:
+    """The same for what the driver derives from the tables of a run.
+
+    Raises:
+        DiskFull: it could not be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise disk_error("the driver", path, error) from error
 
 
 def replace(temporary: Path, path: Path) -> None:
@@ -358,13 +380,23 @@ def _writing(rank: int, path: Path) -> Iterator[None]:
         raise disk_error(f"rank {rank}", path, error) from error
 
 
-def disk_error(who: str, path: Path, error: OSError) -> DiskFull:
-    """The error of a run whose records could not be written, with the reason in the system's own words."""
+def disk_error(
+    who: str,
+    path: Path,
+    error: OSError,
+    *,
+    instead: str = "point logging.output_dir or ray.scratch_dir at another one",
+) -> DiskFull:
+    """The error of what could not be written, with the reason in the system's own words.
+
+    Args:
+        who: wrote it.
+        path: where to.
+        error: the reason.
+        instead: what to do where there can be no room on that disk; the default is for a run that is recorded.
+    """
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return DiskFull(
-        f"{who}: cannot write {path}: {reason}",
-        hint="make room on that disk, or point logging.output_dir or ray.scratch_dir at another one",
-    )
+    return DiskFull(f"{who}: cannot write {path}: {reason}", hint=f"make room on that disk, or {instead}")
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import duckdb
 
 from ray_memprof import db
 from ray_memprof.errors import ConfigError
-from ray_memprof.exporters.whole_file import whole_file
+from ray_memprof.exporters.whole_file import check_target, whole_file
+from ray_memprof.query import opened
 from ray_memprof.schema import TABLES
 
 
@@ -26,10 +27,11 @@ def write(run_dir: Path, path: Path, name: str | None = None, rank: int | None =
         rank: only its rows.
 
     Raises:
-        ConfigError: no such run, table or question, or rows that know no rank.
+        ConfigError: no such run, table or question, rows that know no rank, or no file can be written there.
         DiskFull: no room for it.
     """
-    with db.open_run(run_dir) as connection:
+    check_target(path if name else path / "runs.csv")
+    with opened([run_dir], is_apart=True) as connection:
         if name is not None:
             if name not in TABLES:
                 db.question(name)  # refuses unknown names

@@ -12,12 +12,12 @@ sql/memory_events.sql for what is chosen.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from ray_memprof import db
-from ray_memprof.store import EVENTS_FILE, TEMPORARY_SUFFIX, disk_error, replace
+from ray_memprof.exporters.whole_file import check_target, whole_file
+from ray_memprof.query import ask
+from ray_memprof.store import EVENTS_FILE, run_file
 
 NS = 1_000_000_000
 
@@ -30,25 +30,16 @@ def to_event(row: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "timestamp": t_ns / NS, "memory_log": log, "metadata": known}
 
 
-def write(run_dir: Path) -> Path:
-    """Write memory_events.json of a run; where it is.
+def write(run_dir: Path, path: Path | None = None) -> Path:
+    """Write memory_events.json of a run to `path`, or without one into its folder; where it is.
 
     Raises:
-        ConfigError: `run_dir` is no run.
+        ConfigError: no such run, or no file can be written at `path`.
         DiskFull: no room for it.
     """
-    rows = db.query(run_dir, "memory_events").to_pylist()
-    path = run_dir / EVENTS_FILE
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write("[\n")
-            file.write(",\n".join(json.dumps(to_event(row)) for row in rows))
-            file.write("\n]\n")
-            file.flush()
-            os.fsync(file.fileno())
-        replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise disk_error("the driver", path, error) from error
-    return path
+    check_target(path)
+    lines = ",\n".join(json.dumps(to_event(row)) for row in ask("memory_events", [run_dir]).to_pylist())
+    own = run_dir / EVENTS_FILE
+    with run_file(own) if path is None else whole_file(path) as temporary:
+        temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    return path or own

@@ -16,9 +16,9 @@ from typing import Any
 
 import duckdb
 
-from ray_memprof import db
 from ray_memprof.errors import ConfigError
-from ray_memprof.exporters.whole_file import whole_file
+from ray_memprof.exporters.whole_file import check_target, whole_file
+from ray_memprof.query import opened
 
 SLICES = 4000
 _HERE = Path(__file__).parent
@@ -32,10 +32,11 @@ def write(run_dir: Path, path: Path, rank: int | None = None) -> Path:
     """Write the trace of a run, or of one rank of it; where it is.
 
     Raises:
-        ConfigError: no such run, or nothing was recorded of that rank.
+        ConfigError: no such run, nothing was recorded of that rank, or no file can be written there.
         DiskFull: no room for it.
     """
-    with db.open_run(run_dir) as connection:
+    check_target(path)
+    with opened([run_dir], is_apart=True) as connection:
         events = _events(connection, run_dir, rank)
         with whole_file(path) as temporary, open(temporary, "wb") as file:
             _write(file, path.suffix == ".gz", events)

@@ -20,10 +20,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from ray_memprof import db
 from ray_memprof.errors import ConfigError
 from ray_memprof.exporters.pickle_writer import PickleWriter, integer
-from ray_memprof.exporters.whole_file import whole_file
+from ray_memprof.exporters.whole_file import check_target, whole_file
+from ray_memprof.query import opened
 from ray_memprof.schema import SCHEMA_VERSION
 from ray_memprof.store import PART_SUFFIX, table_dir
 
@@ -41,9 +41,10 @@ def write(run_dir: Path, rank: int, path: Path) -> Path:
     """Write the snapshot of `rank`; where it is.
 
     Raises:
-        ConfigError: no such run or rank, or none of its events were recorded.
+        ConfigError: no such run or rank, none of its events were recorded, or no file can be written there.
         DiskFull: no room for it.
     """
+    check_target(path)
     source = _Source(run_dir, rank)
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         _write(PickleWriter(file), source)
@@ -71,7 +72,7 @@ class _Source:
     def __init__(self, run_dir: Path, rank: int) -> None:
         self.rank = rank
         self._parts = sorted(table_dir(run_dir, "allocs", rank).glob(f"*{PART_SUFFIX}"))
-        with db.open_run(run_dir) as connection:
+        with opened([run_dir], is_apart=True) as connection:
             if not self._parts:
                 found = connection.execute("SELECT DISTINCT rank FROM spans ORDER BY rank").fetchall()
                 ranks = ", ".join(str(row[0]) for row in found) or "none"
@@ -290,8 +291,8 @@ class _Held:
             at = address + row["size_bytes"]
         if at < start + size:
             blocks.append((_block(at, start + size - at, 0, "inactive"), None))
-        sizes = [(block["state"], block) for block, _ in blocks]
-        allocated = [block for state, block in sizes if state == "active_allocated"]
+        held = [block for block, row in blocks if row is not None]
+        allocated = [block for block in held if block["state"] == "active_allocated"]
         return {
             "address": start,
             "total_size": size,
@@ -299,7 +300,7 @@ class _Held:
             "segment_type": "small" if size == _SMALL_SEGMENT_BYTES else "large",
             "allocated_size": sum(block["size"] for block in allocated),
             "requested_size": sum(block["requested_size"] for block in allocated),
-            "active_size": sum(block["size"] for state, block in sizes if state != "inactive"),
+            "active_size": sum(block["size"] for block in held),
             "is_expandable": is_expandable,
             "blocks": blocks,
         }

@@ -12,27 +12,35 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ray_memprof.errors import ConfigError, RunError
-from ray_memprof.store import TEMPORARY_SUFFIX, disk_error, replace
+from ray_memprof.store import disk_error, replacing
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_target(path: Path | None) -> None:
-    """Refuse what can never be a file, before there is anything to write; None is the standard output.
+    """Refuse what cannot be written, before anything is done for it; None is the standard output.
 
     Raises:
-        ConfigError: an empty name, or a folder.
+        ConfigError: an empty name, a folder, or a place where no file can be made.
+        DiskFull: no room for one.
     """
     if path is None:
         return
     if path == Path():  # of an empty name too
         raise ConfigError("the name of the file to write is empty, or a folder", hint="name a file")
-    if path.is_dir():
-        raise ConfigError(f"cannot write {path}: it is a folder", hint=f"name a file: {path / 'file'}")
+    try:
+        if path.is_dir():
+            raise ConfigError(f"cannot write {path}: it is a folder", hint=f"name a file: {path / 'file'}")
+        if not _is_special(path):
+            folder = next(one for one in _end_of_links(path).parents if one.exists())
+            with tempfile.TemporaryFile(dir=folder):  # only that tells
+                pass
+    except OSError as error:
+        raise _told(path, error) from error
 
 
 def is_full(error: OSError) -> bool:
@@ -78,22 +86,19 @@ def _written_straight(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _replaced(path: Path) -> Iterator[Path]:
-    # Path.resolve raises RuntimeError for links in a circle.
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    target = _end_of_links(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        replace(temporary, target)
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+
+
+def _end_of_links(path: Path) -> Path:
+    # Path.resolve raises RuntimeError for links in a circle.
+    return Path(os.path.realpath(path))
 
 
 def _told(path: Path, error: OSError) -> RunError:
     if is_full(error):
-        return disk_error("export", path, error)
+        return disk_error("export", path, error, instead="write to another one")
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return ConfigError(f"cannot write {path}: {reason}", hint="name a file that you may write")
+    return ConfigError(f"cannot write {path}: {reason}", hint="name a place that you may write to")

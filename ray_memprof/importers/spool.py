@@ -14,7 +14,6 @@ import numpy as np
 
 from ray_memprof.importers.beginning import Witness
 from ray_memprof.replay import signed
-from ray_memprof.store import disk_error
 
 CHUNK_EVENTS = 16_384
 _ROW = np.dtype(
@@ -36,7 +35,7 @@ class Spool:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self.num_events = folder, 0
+        self.num_events = 0
         self.witness = Witness()
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the spool
         self._waiting: list[dict[str, Any]] = []
@@ -64,10 +63,7 @@ class Spool:
             raise ValueError(f"an event has no {error}") from error
         except TypeError as error:
             raise ValueError(f"an event has values of wrong types: {error}") from error
-        try:
-            rows.tofile(self._file)
-        except OSError as error:
-            raise disk_error("import", self._folder, error) from error
+        rows.tofile(self._file)
         self.num_events += len(events)
 
     def _rows(self, events: list[dict[str, Any]]) -> "np.ndarray[Any, Any]":

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_memprof.errors import DiskFull
 from ray_memprof.exporters.torch_snapshot import MARK, SPAN_FILE
 from ray_memprof.importers.pickle_stream import Frame, NotASnapshot, PickleStream
 from ray_memprof.importers.rows import Rows, Written
@@ -41,6 +42,7 @@ from ray_memprof.store import CONFIG_FILE, LOGS_DIR, RUN_FILE, TABLES_DIR, disk_
 
 MAX_TEXTS = 10_000
 """Different values of user_metadata in a file up to which they name spans."""
+_INSTEAD = "name a folder on another one: --output-dir"
 _HOW_TO_RECORD = "call torch.cuda.memory._record_memory_history() first, then _dump_snapshot() at the end"
 
 
@@ -85,14 +87,18 @@ def import_snapshots(paths: Sequence[Path], run_dir: Path, name: str) -> list[st
         (run_dir / LOGS_DIR).mkdir(parents=True)
         (run_dir / TABLES_DIR).mkdir()
     except OSError as error:
-        raise disk_error("import", run_dir, error) from error
+        raise disk_error("import", run_dir, error, instead=_INSTEAD) from error
     try:
         imported = _import_all(files, run_dir)
         _finish(imported, run_dir, name)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(run_dir)
         with suppress(OSError):  # other runs of that name are there
             run_dir.parent.rmdir()
+        if isinstance(error, OSError):
+            raise disk_error("import", run_dir, error, instead=_INSTEAD) from error
+        if isinstance(error, DiskFull):  # its hint is for a run that is recorded
+            raise DiskFull(str(error), hint=f"make room on that disk, or {_INSTEAD}") from error
         raise
     return [line for one in imported for line in one.problems]
 

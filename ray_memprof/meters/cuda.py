@@ -4,7 +4,7 @@ Costs on an H200 host: a reading about 20 us, a stamp 2 us, draining about 0.6 u
 context: until the program makes its own, readings show what the driver reports.
 """
 
-import os
+import functools
 import sys
 import threading
 import time
@@ -15,7 +15,7 @@ import torch
 
 from ray_memprof.device import Device
 from ray_memprof.frames import Moves
-from ray_memprof.meters import Batch, Reading
+from ray_memprof.meters import PEAK_RESETS, Batch, HostRss, Reading
 
 MAX_EVENTS = 2_000_000
 """Ring of the allocator, taken as it fills: far more than arrive between two drains, so that none is lost."""
@@ -23,7 +23,7 @@ MAX_KEPT_EVENTS = 131_072
 """Events that another thread than the model's may leave in the ring: decoding them again takes some 50 ms."""
 _LOOK_S = 0.002
 """Between two looks at the model's thread: where it gets on, it is somewhere else by then."""
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_CURVES = ("allocated_bytes", "reserved_bytes", "active_bytes")
 
 
 class CudaMeter:
@@ -48,26 +48,34 @@ class CudaMeter:
         self._thread = self._used = 0
         self._base: list[Any] = []
         self._stamp = "0"
-        self._peaks = (0, 0)
-        self._reset: Callable[..., None] | None = None
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY)
+        self._resets: dict[str, Callable[..., None]] = {}
+        self._kept = (0, 0, 0)  # the peaks that the program has reset, since ours began
+        self._host_rss = HostRss()
 
     def start(self) -> None:
         """Begin: now, or in the moment in which the program starts CUDA, before its first allocation."""
         self._is_started, self._thread = True, threading.get_ident()
-        self._reset = torch.cuda.memory.reset_peak_memory_stats
-        self._set_reset(self._reset_by_program)
+        self._resets = {name: getattr(torch._C, name) for name in PEAK_RESETS if hasattr(torch._C, name)}
+        for name, reset in self._resets.items():
+            setattr(torch._C, name, functools.partial(self._reset_by_program, reset))
         torch.cuda._lazy_call(self._begin)
 
-    def _set_reset(self, function: Callable[..., None]) -> None:
-        for module in (torch.cuda, torch.cuda.memory):
-            module.reset_peak_memory_stats = function  # type: ignore[attr-defined]
-
-    def _reset_by_program(self, *args: Any, **kwargs: Any) -> None:
+    def _reset_by_program(self, reset: Callable[..., None], *args: Any) -> None:
         """The program lets its peaks begin anew: what they were so far is kept here."""
-        self._peaks = self.peaks()
-        assert self._reset is not None
-        self._reset(*args, **kwargs)
+        if self._is_on:
+            self._kept = self._tops(torch._C._cuda_memoryStats(self._index))
+        reset(*args)
+
+    def _tops(self, stats: dict[str, Any]) -> tuple[int, int, int]:
+        """Peaks since ours began: allocated, reserved and active bytes."""
+        allocated, reserved, active = (
+            max(kept, stats[name]["all"]["peak"]) for kept, name in zip(self._kept, _CURVES, strict=True)
+        )
+        return allocated, reserved, active
+
+    def _reset_peaks(self) -> None:
+        self._kept = (0, 0, 0)
+        self._resets[PEAK_RESETS[0]](self._index)
 
     def _begin(self) -> None:
         if not self._is_started or self._is_on:
@@ -76,7 +84,7 @@ class CudaMeter:
             self.has_events = False  # cudaMallocAsync counts, and tells no events
         was_in_use = torch.cuda.is_initialized()
         if was_in_use:
-            torch._C._cuda_resetPeakMemoryStats(self._index)
+            self._reset_peaks()
         if self.has_events:
             self._record()
             if was_in_use:
@@ -108,33 +116,36 @@ class CudaMeter:
         return self._is_on
 
     def read(self) -> Reading:
-        """Counters and device memory of this moment; at level stage the allocator's peaks begin anew."""
+        """Counters and device memory of this moment; at level stage the allocator's peaks begin anew.
+
+        There is no other way to the peak of a span without events. So what torch.cuda.max_memory_allocated() tells the
+        program at that level is of the time since the last boundary of a span.
+        """
         reading = self.peek()
         if self._is_on and not self.has_events:
-            torch._C._cuda_resetPeakMemoryStats(self._index)
+            self._reset_peaks()
         return reading
 
     def peek(self) -> Reading:
         """Counters and device memory of this moment."""
-        host_rss = self._host_rss()
+        host_rss = self._host_rss.read()
         if not self._is_on:
             used = 0 if self._device is None else self._device.used_bytes()
             return Reading(time.time_ns(), 0, 0, 0, used, host_rss, 0, 0, 0, 0, 0, 0)
         stats = torch._C._cuda_memoryStats(self._index)
-        allocated, reserved, active = (
-            stats[name]["all"] for name in ("allocated_bytes", "reserved_bytes", "active_bytes")
-        )
+        allocated, reserved, active = (stats[name]["all"]["current"] for name in _CURVES)
+        peaks = (-1, -1, -1) if self.has_events else self._tops(stats)
         return Reading(
             # Last: while the allocator talks to the driver, the counters may come seconds after they were asked for.
             t_ns=time.time_ns(),
-            allocated=allocated["current"],
-            reserved=reserved["current"],
-            active=active["current"],
+            allocated=allocated,
+            reserved=reserved,
+            active=active,
             device_used=self._device_used(),
             host_rss=host_rss,
-            allocated_peak=-1 if self.has_events else allocated["peak"],
-            reserved_peak=-1 if self.has_events else reserved["peak"],
-            active_peak=-1 if self.has_events else active["peak"],
+            allocated_peak=peaks[0],
+            reserved_peak=peaks[1],
+            active_peak=peaks[2],
             num_allocs=stats["allocation"]["all"]["allocated"],
             num_segments=stats["segment"]["all"]["allocated"],
             num_retries=stats["num_alloc_retries"],
@@ -164,16 +175,12 @@ class CudaMeter:
         self._used = total - free
         return self._used
 
-    def _host_rss(self) -> int:
-        return int(os.pread(self._statm, 64, 0).split(None, 2)[1]) * _PAGE_BYTES
-
     def peaks(self) -> tuple[int, int]:
         """The allocator's own peaks since recording began: allocated and reserved bytes."""
         if not self._is_on:
-            return self._peaks
-        stats = torch._C._cuda_memoryStats(self._index)
-        allocated, reserved = (stats[name]["all"]["peak"] for name in ("allocated_bytes", "reserved_bytes"))
-        return max(self._peaks[0], allocated), max(self._peaks[1], reserved)
+            return 0, 0
+        allocated, reserved, _ = self._tops(torch._C._cuda_memoryStats(self._index))
+        return allocated, reserved
 
     def stamp(self, span_id: int) -> None:
         """Events of this thread from now on carry `span_id`."""
@@ -191,7 +198,7 @@ class CudaMeter:
             return 0
         return 3 * (reading.num_allocs - self._drained_allocs) + self._num_taken
 
-    def drain(self, reading: Reading) -> Batch:
+    def drain(self) -> Batch:
         """Take the recorded events, and empty the ring where that loses none.
 
         On another thread it would: the model goes on, and what it allocates between the copy and the emptying would be
@@ -218,17 +225,15 @@ class CudaMeter:
 
     def _counters(self) -> Reading:
         stats = torch._C._cuda_memoryStats(self._index)
-        allocated, reserved, active = (
-            stats[name]["all"]["current"] for name in ("allocated_bytes", "reserved_bytes", "active_bytes")
-        )
+        allocated, reserved, active = (stats[name]["all"]["current"] for name in _CURVES)
         num_allocs = stats["allocation"]["all"]["allocated"]
         return Reading(0, allocated, reserved, active, 0, 0, -1, -1, -1, num_allocs, 0, 0)
 
     def stop(self) -> None:
-        """Stop recording events, and give torch its function back."""
-        if self._reset is not None:
-            self._set_reset(self._reset)
-            self._reset = None
+        """Stop recording events, and give torch its functions back."""
+        for name, reset in self._resets.items():
+            setattr(torch._C, name, reset)
+        self._resets = {}
         if self._is_on and self.has_events:
             torch.cuda.memory._record_memory_history(None)
         self._is_started = self._is_on = False

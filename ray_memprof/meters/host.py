@@ -4,7 +4,6 @@ A storage counts from the operation that made it until it is freed, with its exa
 NumPy array, a mapped file) is not counted. A buffer that one operation makes and frees inside itself is not seen.
 """
 
-import os
 import threading
 import time
 import weakref
@@ -14,9 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from ray_memprof.meters import Batch, Reading
-
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+from ray_memprof.meters import Batch, HostRss, Reading
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
@@ -46,7 +43,7 @@ class HostMeter(TorchDispatchMode):
         self._stamp = "0"
         # Storages may be freed by the garbage collector, inside any line of this thread or another one.
         self._lock = threading.RLock()
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY)
+        self._host_rss = HostRss()
         self._resize: Any = None
 
     @property
@@ -111,12 +108,11 @@ class HostMeter(TorchDispatchMode):
     def _change(self, number: int, size: int) -> None:
         """Storage `number` now has `size` bytes; 0: it is gone."""
         with self._lock:
-            before = self._sizes.pop(number, 0)
+            before = self._sizes.get(number, 0)
             if before == size:
-                if size:
-                    self._sizes[number] = size
                 return
             if before:
+                del self._sizes[number]
                 self._allocated -= before
                 self._note("free_requested", number, before)
                 self._note("free_completed", number, before)
@@ -149,7 +145,7 @@ class HostMeter(TorchDispatchMode):
 
     def peek(self) -> Reading:
         """As read(); no peak begins anew."""
-        host_rss = int(os.pread(self._statm, 64, 0).split(None, 2)[1]) * _PAGE_BYTES
+        host_rss = self._host_rss.read()
         with self._lock:
             live, peak = self._allocated, -1 if self.has_events else self._peak
             now, num_allocs = time.time_ns(), self._num_allocs
@@ -171,7 +167,7 @@ class HostMeter(TorchDispatchMode):
         """Always: its lock is held for microseconds."""
         return True
 
-    def drain(self, reading: Reading) -> Batch:
+    def drain(self) -> Batch:
         """Take the events that wait."""
         with self._lock:
             events, self._events = self._events, []

@@ -85,7 +85,7 @@ class FakeMeter:
     def pending(self, reading: Reading) -> int:
         return len(self.events)
 
-    def drain(self, reading: Reading) -> Batch:
+    def drain(self) -> Batch:
         events, self.events = self.events, []
         return Batch(events, self.peek(), self.num_allocs)
 

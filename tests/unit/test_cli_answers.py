@@ -168,6 +168,54 @@ def test_a_file_that_cannot_be_written(logs: Path, tmp_path: Path) -> None:
         assert lines[0].startswith("error: cannot write")
 
 
+def export(target: str, *options: str) -> tuple[str, ...]:
+    return ("export", "base", "--out", target, "--format", *options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (export("file/x", "perfetto"), "Not a directory"),
+        (export("file/x", "snapshot"), "Not a directory"),
+        (export("file/x", "snapshot", "--rank", "0"), "Not a directory"),
+        (export("file/x", "csv"), "Not a directory"),
+        (export("file/x", "csv", "--name", "spans"), "Not a directory"),
+        (export("file/x", "memory_events"), "Not a directory"),
+        (export("folder", "memory_events"), "it is a folder"),
+        (export("x" * 300, "memory_events"), "File name too long"),
+        (("export", "base", "--format", "memory_events"), "it is a folder"),
+        (("report", "base"), "it is a folder"),
+    ],
+)  # fmt: skip
+def test_a_place_that_cannot_be_written_is_refused_before_the_run_is_read(
+    logs: Path, arguments: tuple[str, ...], reason: str
+) -> None:
+    run = logs / "base" / "20260101-000000-aaaa"
+    own = [run / name for name in ("report.html", "memory_events.json", "tables/allocs/rank=0")]
+    for folder in (Path("folder"), *own):
+        folder.mkdir(parents=True)
+    for file in (Path("file"), run / "tables" / "allocs" / "rank=0" / "part-00000.parquet"):
+        file.write_text("no Parquet")
+    code, lines, out = refusal(*arguments)
+    assert (code, len(lines), out) == (EXIT_CONFIG, 2, "")
+    assert lines[0].startswith("error: cannot write ")
+    assert lines[0].endswith(f": {reason}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [*(export("x", name) for name in ("perfetto", "snapshot", "csv", "memory_events")), ("report", "base")],
+)
+def test_a_run_that_was_damaged_is_told_in_a_line(logs: Path, arguments: tuple[str, ...]) -> None:
+    part = logs / "base" / "20260101-000000-aaaa" / "tables" / "allocs" / "rank=0" / "part-00000.parquet"
+    part.parent.mkdir(parents=True)
+    part.write_text("no Parquet")
+    (part.parents[2] / "spans" / "rank=0" / part.name).write_text("none either")
+    code, lines, out = refusal(*arguments)
+    assert (code, len(lines), out) == (EXIT_CONFIG, 2, "")
+    assert "cannot be read: " in lines[0]
+
+
 # diagnose
 
 
@@ -208,6 +256,14 @@ def test_a_report_is_written_anew_with_what_the_driver_noted(logs: Path) -> None
         result = call("report", *arguments)
         assert (result.exit_code, result.output) == (0, f"report: {run / 'report.html'}\n")
         assert "<li>rank 1: the last 3 bytes</li>" in (run / "report.html").read_text()
+
+
+def test_a_note_of_the_driver_that_was_cut_off_is_told(logs: Path) -> None:
+    path = logs / "base" / "20260101-000000-aaaa" / "run.json"
+    path.write_text('{"problems": [')
+    code, lines, out = refusal("report", "base")
+    assert (code, len(lines), out) == (EXIT_CONFIG, 2, "")
+    assert lines[0].startswith(f"error: {path} cannot be read: Expecting value")
 
 
 def test_a_prediction_is_shown_beside_a_measured_run(logs: Path) -> None:

@@ -274,7 +274,7 @@ class Runs:
     def __init__(self, *ends: tuple[int, bool]) -> None:
         self.ends = list(ends)
 
-    def __call__(self, config: RunConfig, *, plain: bool, folders: list[Path] | None = None) -> int:
+    def __call__(self, config: RunConfig, *, plain: bool) -> tuple[int, Path]:
         code, is_recorded = self.ends.pop(0)
         folder = config.logging.output_dir / config.name / "r1"
         folder.mkdir(parents=True)
@@ -282,9 +282,7 @@ class Runs:
         status = {"status": "oom" if code else "ok", "reason": "out of memory" if code else ""}
         if is_recorded:
             run_of(folder, [stage(1, "load", (0, 1), 1 + code)], **status)
-        if folders is not None:
-            folders.append(folder)
-        return code
+        return code, folder
 
 
 def launched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *ends: tuple[int, bool]) -> Result:
@@ -358,11 +356,11 @@ def test_a_record_that_cannot_be_read_is_a_line_and_no_failure(
     damaged = tmp_path / "logs" / "table-one" / "r1" / "tables" / "spans" / "rank=9"
     made = Runs((0, True), (0, True), (0, True))
 
-    def run(config: RunConfig, *, plain: bool, folders: list[Path] | None = None) -> int:
-        code = made(config, plain=plain, folders=folders)
+    def run(config: RunConfig, *, plain: bool) -> tuple[int, Path]:
+        ended = made(config, plain=plain)
         damaged.mkdir(parents=True, exist_ok=True)
         (damaged / "part-0.parquet").write_bytes(b"no\nparquet")
-        return code
+        return ended
 
     monkeypatch.setattr(launch, "run", run)
     told = launched_so(tmp_path)

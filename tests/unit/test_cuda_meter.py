@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ray_memprof.meters import Batch
+from ray_memprof.meters import PEAK_RESETS, Batch
 from ray_memprof.meters import cuda as module
 from ray_memprof.meters.cuda import CudaMeter
 
@@ -93,8 +93,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         (torch.cuda, "is_initialized", lambda: fake.is_on),
         (torch.cuda, "get_allocator_backend", lambda: fake.backend),
         (torch.cuda, "mem_get_info", fake.mem_get_info),
-        (torch.cuda, "reset_peak_memory_stats", reset_peak),
-        (torch.cuda.memory, "reset_peak_memory_stats", reset_peak),
+        (torch._C, "_accelerator_resetPeakStats", reset_peak),
         (torch.cuda.memory, "_record_memory_history", fake.record),
         (torch.cuda.memory, "_set_memory_metadata", fake.stamps.append),
         (torch._C, "_cuda_memoryStats", fake.stats),
@@ -113,7 +112,7 @@ def started(cuda: FakeCuda, *, events: bool = True) -> CudaMeter:
 
 
 def drain(meter: CudaMeter) -> Batch:
-    return meter.drain(meter.peek())
+    return meter.drain()
 
 
 def on_another_thread(call: Callable[[], Batch]) -> Batch:
@@ -248,15 +247,27 @@ def test_at_level_stage_peaks_begin_anew_at_each_reading_and_at_no_look(cuda: Fa
     assert (cuda.history, drain(meter), meter.pending(meter.peek())) == ([], Batch([], None), 0)
 
 
-def test_a_program_that_resets_its_peaks_does_not_reset_ours(cuda: FakeCuda) -> None:
-    original = torch.cuda.reset_peak_memory_stats
+@pytest.mark.parametrize("name", PEAK_RESETS)
+def test_a_program_that_resets_its_peaks_does_not_reset_ours(cuda: FakeCuda, name: str) -> None:
+    original = getattr(torch._C, name)
     meter = started(cuda)
     cuda.alloc(4 * KIB)
     cuda.current = KIB
-    torch.cuda.reset_peak_memory_stats()
+    getattr(torch._C, name)(0)
     assert (cuda.peak, meter.peaks()) == (KIB, (4 * KIB, 4 * KIB))
     meter.stop()
-    assert torch.cuda.reset_peak_memory_stats is torch.cuda.memory.reset_peak_memory_stats is original
+    assert getattr(torch._C, name) is original
+
+
+@pytest.mark.parametrize("name", PEAK_RESETS)
+def test_a_program_that_resets_its_peaks_lowers_no_span_at_level_stage(cuda: FakeCuda, name: str) -> None:
+    meter = started(cuda, events=False)
+    cuda.alloc(4 * KIB)
+    cuda.current = KIB
+    getattr(torch._C, name)(0)
+    assert [meter.peek().allocated_peak, meter.read().allocated_peak] == [4 * KIB, 4 * KIB]
+    # WHEN the next span begins THEN what was before it is not its
+    assert meter.read().allocated_peak == KIB
 
 
 def test_a_device_that_has_failed_reads_as_it_did_last(cuda: FakeCuda) -> None:

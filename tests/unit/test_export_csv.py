@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from ray_memprof.cli import app
 from ray_memprof.errors import ConfigError
 from ray_memprof.exporters import csv as exporter
+from ray_memprof.exporters import memory_events
 from ray_memprof.schema import TABLES
 
 
@@ -81,7 +82,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines(Path("r.csv"))) == 3
     result = CliRunner().invoke(app, ["export", str(run_dir), "--format", "memory_events", "--out", "m.json"])
     assert (result.exit_code, result.output) == (0, "m.json\n")
-    assert Path("m.json").read_bytes() == (run_dir / "memory_events.json").read_bytes()
+    assert not (run_dir / "memory_events.json").exists(), "nothing of the run is written anew"
+    assert Path("m.json").read_bytes() == memory_events.write(run_dir).read_bytes()
     for arguments, told in (
         (["--format", "memory_events", "--rank", "1"], "error: memory_events.json is of all ranks"),
         (

@@ -1,6 +1,7 @@
 """The host meter counts storages that operations make, to the byte, until they are freed."""
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ def kib(number: int = 1) -> torch.Tensor:
 
 
 def told(meter: HostMeter) -> list[tuple[str, int, str]]:
-    batch = meter.drain(meter.read())
+    batch = meter.drain()
     return [(event["action"], event["size"], event["user_metadata"]) for event in batch.events]
 
 
@@ -54,6 +55,15 @@ def test_stopping_a_meter_that_never_started_is_harmless() -> None:
     before = torch.UntypedStorage.resize_
     HostMeter(events=True).stop()
     assert torch.UntypedStorage.resize_ is before
+
+
+def test_a_meter_that_is_gone_leaves_no_open_file() -> None:
+    with metering() as meter:
+        pass
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    del meter
+    assert len(os.listdir("/proc/self/fd")) == before - 1
 
 
 def test_a_tensor_counts_from_its_making_to_its_end_with_exact_bytes() -> None:
@@ -116,7 +126,7 @@ def test_a_storage_given_back_and_taken_again_as_fsdp_does() -> None:
         assert live(meter) == 0
         storage.resize_(KIB)
         assert live(meter) == KIB
-        batch = meter.drain(meter.read())
+        batch = meter.drain()
         replay = Replay()
         replay.feed(batch.events)
         assert batch.reading is not None
@@ -185,7 +195,7 @@ def test_without_events_each_reading_has_the_peak_since_the_one_before() -> None
         kib(2)
         assert meter.peek().allocated_peak == 3 * KIB
         # Neither a look from another thread nor a drain takes a peak away.
-        assert meter.drain(meter.peek()).events == []
+        assert meter.drain().events == []
         reading = meter.read()
         assert (reading.allocated, reading.allocated_peak) == (KIB, 3 * KIB)
         assert (reading.reserved_peak, reading.active_peak) == (3 * KIB, 3 * KIB)
@@ -208,7 +218,7 @@ def test_drained_events_add_up_to_the_reading_beside_them() -> None:
             kept.append(kib(number) + 1)
             if number % 3 == 0:
                 kept.pop(0)
-            batch = meter.drain(meter.read())
+            batch = meter.drain()
             replay.feed(batch.events)
             assert batch.reading is not None
             assert replay.allocated == batch.reading.allocated

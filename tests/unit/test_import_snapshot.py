@@ -1,5 +1,6 @@
 """Snapshots of torch's allocator become a run whose peaks are the truth; whatever is no snapshot is refused."""
 
+import errno
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from ray_memprof import db
 from ray_memprof.cli import app
+from ray_memprof.errors import DiskFull
 from ray_memprof.importers.beginning import Witness
 from ray_memprof.importers.pickle_stream import NotASnapshot, PickleStream
 from ray_memprof.importers.torch_snapshot import import_snapshots, ranks_of
@@ -449,6 +451,25 @@ def test_the_command_names_the_file_and_leaves_nothing(
         "rank0.pickle",
         "rank1.pickle",
     ]
+
+
+@pytest.mark.parametrize("written_by", ["a table", "the run itself"])
+def test_a_full_disk_is_told_with_what_can_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_by: str
+) -> None:
+    path = write(tmp_path / "rank0.pickle", snapshot([event("alloc", 0, 512)], []))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if written_by == "a table":
+        monkeypatch.setattr(os, "fsync", full)
+    else:
+        monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DiskFull, match="No space left on device") as caught:
+        import_snapshots([path], tmp_path / "runs" / "x", "x")
+    assert caught.value.hint == "make room on that disk, or name a folder on another one: --output-dir"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_command_makes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

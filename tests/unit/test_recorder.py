@@ -409,6 +409,19 @@ def test_seal_waits_for_nothing_where_nothing_is_kept() -> None:
     recorder.seal(wait_s=1000.0)
 
 
+def test_where_nothing_is_kept_no_peak_begins_anew() -> None:
+    meter = FakeMeter(has_events=False)
+    recorder = Recorder(0, meter, None)
+    recorder.start()
+    with listening(recorder):
+        meter.alloc(5)
+        meter.free(1, 5)
+        with span("decode"), span("dit.block"):
+            pass
+    recorder.close()
+    assert (recorder.beat().sequence, meter.peek().allocated_peak) == (4, 5)
+
+
 def test_what_was_recorded_is_written_though_the_device_fails_at_the_end() -> None:
     desk = desk_of()
     desk.recorder.start()

@@ -268,7 +268,8 @@ def test_what_can_be_no_file_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_full_disk_is_told_as_one(tmp_path: Path, error: OSError) -> None:
-    with pytest.raises(DiskFull, match="cannot write"), whole_file(tmp_path / "rows"):
+    with pytest.raises(DiskFull, match="cannot write") as caught, whole_file(tmp_path / "rows"):
         raise error
+    assert caught.value.hint == "make room on that disk, or write to another one"
     with pytest.raises(ConfigError, match="Permission denied"), whole_file(tmp_path / "rows"):
         raise OSError(errno.EACCES, "x")
