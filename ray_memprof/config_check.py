@@ -89,10 +89,10 @@ def _check_ray(config: "RunConfig") -> None:
             "ray.gpus_per_rank (0): ranks on model_config.device cuda need a GPU each",
             hint="leave it out, or set model_config.device: cpu",
         )
-    if config.workload == "wan" and ray.gpus_per_rank > 1:
+    # Each rank sees one GPU for every rank of its node, as under torchrun: others would be booked and stay idle.
+    if ray.gpus_per_rank > 1:
         raise ConfigError(
-            f"ray.gpus_per_rank ({ray.gpus_per_rank}): a rank of workload wan uses one GPU",
-            hint="raise ranks instead",
+            f"ray.gpus_per_rank ({ray.gpus_per_rank}): a rank uses one GPU", hint="raise ranks instead"
         )
 
 

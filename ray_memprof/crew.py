@@ -10,7 +10,7 @@ No call waits for a rank longer than it is told: a rank that holds its GIL, or i
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
@@ -54,7 +54,7 @@ class Crew:
     def __init__(
         self,
         actors: Sequence[Any],
-        say: Any,
+        say: Callable[[str], None],
         log: Path | None = None,
         raylets: Mapping[int, Address] | None = None,
     ) -> None:

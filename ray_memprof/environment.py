@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ray_memprof.plan import RankPlan
+from wan.generate import ALLOCATOR_SETTINGS
 from wan.parallel.environment import set_defaults
 
 FORWARDED = (
@@ -30,8 +31,6 @@ FORWARDED = (
 """Names of the driver that ranks may see. DASH_*: the service that extends prompts."""
 NEVER_FORWARDED = ("CUDA_VISIBLE_DEVICES",)
 """Ray's to give, one list a node."""
-ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""torch reads the first, and the second only where the first is absent."""
 
 _SECRET = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD"))
 _FLIGHT_RECORDS = 2000
@@ -93,8 +92,7 @@ def _of_wan(plan: RankPlan, environ: Mapping[str, str]) -> dict[str, str]:
 
 def _mask(plan: RankPlan) -> dict[str, str]:
     """The node's list, as under torchrun: a script that calls set_device(LOCAL_RANK) gets its own GPU."""
-    devices = dict.fromkeys(plan.visible_devices)
-    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(plan.visible_devices)} if plan.visible_devices else {}
 
 
 def _torchrun(plan: RankPlan) -> dict[str, str]:

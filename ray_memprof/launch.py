@@ -53,7 +53,9 @@ def main(
         page = comparison_page(config, overrides, runs) if len(runs) > 1 else None
         folders: list[Path] = []
         for one in runs:
-            code = run(one, plain=plain, folders=folders) or code
+            ended, folder = run(one, plain=plain)
+            code = ended or code
+            folders.append(folder)
             if code >= 128:  # a signal: the person wants the rest no more than this one
                 break
         else:
@@ -65,8 +67,8 @@ def main(
     raise typer.Exit(code)
 
 
-def run(config: "RunConfig", *, plain: bool, folders: list[Path] | None = None) -> int:
-    """One run, from its folder to its report; returns the exit code, and adds its folder to `folders`."""
+def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
+    """One run, from its folder to its report; returns the exit code and the folder."""
     from ray_memprof import results
     from ray_memprof.collect import gather
     from ray_memprof.interrupts import Interrupts
@@ -76,8 +78,6 @@ def run(config: "RunConfig", *, plain: bool, folders: list[Path] | None = None) 
     from ray_memprof.run_folder import RunFolder
 
     record = Record(config, RunFolder.create(config))
-    if folders is not None:
-        folders.append(record.folder.path)
     screen = Live(config, config.num_ranks, plain, stages_s=record.stages_s)
     with screen as live, Interrupts(live.say) as interrupts:
         with results.ending(record, live, interrupts):
@@ -97,7 +97,7 @@ def run(config: "RunConfig", *, plain: bool, folders: list[Path] | None = None) 
             with results.ending(record, live, interrupts):
                 results.write(record, live)
         live.summary(results.summary(record))
-    return record.exit_code
+    return record.exit_code, record.folder.path
 
 
 def set_side_by_side(folders: list[Path], page: Path) -> None:

@@ -127,7 +127,7 @@ def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
         return checks | {"device": "cpu"}
     import torch
 
-    mask = tuple(dict.fromkeys(plan.visible_devices))
+    mask = plan.visible_devices
     # NVML is asked, where there is one, and not the runtime: no context is made.
     num_devices = torch.cuda.device_count()
     if num_devices < max(1, len(mask)):

@@ -7,7 +7,7 @@ Pure. The first error is not always the cause: a peer may complain of a broken c
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -111,6 +111,8 @@ def judge(news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection
         status, code, reason, hint = _told(first, sorted(alike), heaviest)
     else:
         status, code, reason, hint = _lost(first, ranks, nodes)
+        if first.kind == "died":
+            hint += _beside(told.values())
     return Verdict(
         status=status, exit_code=code, reason=reason, hint=hint, ranks=ranks, outcomes=told, losses=losses
     )
@@ -178,6 +180,15 @@ def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[St
         f"{log} has its last words; without any it was killed: by the kernel for memory (dmesg), or by hand"
     )
     return "died", errors.EXIT_RANK_DIED, reason, hint
+
+
+def _beside(told: Iterable[Outcome]) -> str:
+    """A rank's own error around a death: which of the two led to the other, the order of the news does not tell.
+
+    The rank seals its records before it reports; Ray tells of a death at once, on a busy host a second later.
+    """
+    own = next((one for one in told if _weight(one) == _FAILED), None)
+    return "" if own is None else f"; rank {own.rank} failed too, perhaps first: {own.reason}"
 
 
 def log_name(rank: int) -> str:

@@ -46,11 +46,7 @@ def device_name(plan: RankPlan) -> str:
     """The device of this rank as torch names it, under a mask that lists every GPU of its node once."""
     if plan.config.model.device == "cpu":
         return "cpu"
-    if not plan.visible_devices:
-        return "cuda:0"
-    # Ranks may share a GPU (gpus_per_rank below 1), and the mask names it once.
-    mask = list(dict.fromkeys(plan.visible_devices))
-    return f"cuda:{mask.index(plan.visible_devices[plan.local_rank])}"
+    return f"cuda:{plan.local_rank}" if plan.visible_devices else "cuda:0"
 
 
 @contextmanager

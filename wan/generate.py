@@ -5,7 +5,8 @@
     torchrun --nproc_per_node 4 -m wan.generate --task t2v-14B --ulysses_size 4 --dit_fsdp --t5_fsdp --ckpt_dir ...
 
 Leaves one .mp4 (or .png for one frame). Exit codes: errors.py; a wrong flag is answered before torch is imported. Of
-several ranks the first one speaks and saves; the others open their mouth only for what happened to them alone.
+several ranks the first one speaks and saves; an error is told by every rank that meets it, a wrong flag by the first
+rank of each host.
 """
 
 import os
@@ -26,28 +27,28 @@ if TYPE_CHECKING:
 
     from wan.pipeline import Pipeline, Request
 
-# torch reads the first, and the second only where the first is absent.
-_ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""Of the environment: torch reads the first, and the second only where the first is absent."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run once; returns the exit code."""
-    # The ranks are given the same flags, and all find the same mistakes in them.
-    rank, is_checked = 0, False
+    # The ranks are given the same flags, and all of a host find the same mistakes in them: another may lack a file.
+    place, is_checked = Place(), False
     try:
-        rank = Place.of(os.environ).rank
+        place = Place.of(os.environ)
         options = parse(sys.argv[1:] if argv is None else argv)
         check(options)
         is_checked = True
         run(options)
     except WanError as error:
-        if rank == 0 or is_checked:
-            who = f"rank {rank}: " if rank else ""
+        if place.local_rank == 0 or is_checked:
+            who = f"rank {place.rank}: " if place.rank else ""
             hint = f"\nhint: {error.hint}" if error.hint else ""
             sys.stderr.write(f"error: {who}{error}{hint}\n")
         return error.exit_code
     except KeyboardInterrupt:
-        if rank == 0:
+        if place.rank == 0:
             sys.stderr.write("interrupted\n")
         return EXIT_INTERRUPTED
     return EXIT_OK
@@ -58,8 +59,8 @@ def run(options: Options) -> Path:
     place = Place.of(os.environ)
     path = options.save_file or _default_path(options)
     # Read by torch when CUDA starts, so it is set before; what the user set stays, under either name.
-    if options.expandable_segments and not any(name in os.environ for name in _ALLOCATOR_SETTINGS):
-        os.environ[_ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+    if options.expandable_segments and not any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
     if place.num_ranks > 1:
         set_defaults(os.environ)
     import torch

@@ -14,9 +14,10 @@ from run_tables import Row, blank, span
 
 from ray_memprof import config_sections, db, diagnosis, knobs
 from ray_memprof.config import RunConfig, from_mapping
-from ray_memprof.environment import ALLOCATOR_SETTINGS, FORWARDED
+from ray_memprof.environment import FORWARDED
 from ray_memprof.errors import ConfigError
 from ray_memprof.schema import TABLES
+from wan.generate import ALLOCATOR_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = [rule.name for rule in diagnosis.RULES]

@@ -184,12 +184,12 @@ def test_a_rank_on_cuda_holds_a_gpu() -> None:
     )
 
 
-def test_only_a_script_has_a_use_for_several_gpus_a_rank() -> None:
-    assert refusal(ray={"gpus_per_rank": 2}) == (
-        "ray.gpus_per_rank (2): a rank of workload wan uses one GPU",
+@pytest.mark.parametrize("workload", [{}, {"workload": "script", "script": {"path": "a.py"}}])
+def test_a_rank_uses_one_gpu(workload: dict[str, Any]) -> None:
+    assert refusal(ray={"gpus_per_rank": 2}, **workload) == (
+        "ray.gpus_per_rank (2): a rank uses one GPU",
         "raise ranks instead",
     )
-    assert loaded(workload="script", script={"path": "a.py"}, ray={"gpus_per_rank": 2}).ray.gpus_per_rank == 2
 
 
 # --------------------------------------------------------------------------------

@@ -166,6 +166,16 @@ def test_what_several_ranks_tell_in_the_same_words_is_told_once_with_all_of_them
     assert verdict.hint == "get it"
 
 
+@pytest.mark.parametrize("first", ["error", "death"])
+def test_an_own_error_beside_a_death_is_told_whatever_comes_first(first: str) -> None:
+    """GIVEN peers that die because a rank failed, or that fail in words of their own because one died."""
+    times = (1.0, 1.5) if first == "error" else (1.5, 1.0)
+    verdict = watched(Ranks(list(zip(times, [failed(1, "ValueError: 42"), lost(2)], strict=True))))
+
+    assert told(verdict) == ("died", 10, "rank 2: process died", (2,))
+    assert verdict.hint.endswith("; rank 1 failed too, perhaps first: ValueError: 42")
+
+
 @pytest.mark.parametrize("kinds", [("unreachable", "unreachable"), ("unreachable", "died"), ("node", "died")])
 def test_node_lost_although_its_neighbours_complain_first(kinds: tuple[LossKind, LossKind]) -> None:
     events: list[tuple[float, Outcome | Loss]] = [

@@ -142,10 +142,10 @@ def test_a_rank_takes_its_own_gpu_from_the_list_of_its_node(tmp_path: Path) -> N
         return workload.device_name(plan(given, tmp_path, local_rank=rank, visible_devices=visible))
 
     assert workload.device_name(plan(config(), tmp_path, local_rank=2)) == "cpu"
-    assert [device(0), device(1, "4", "5"), device(2, "GPU-a", "GPU-a", "GPU-b")] == [
+    assert [device(0), device(1, "4", "5"), device(2, "GPU-a", "GPU-b", "GPU-c")] == [
         "cuda:0",
         "cuda:1",
-        "cuda:1",
+        "cuda:2",
     ]
 
 
