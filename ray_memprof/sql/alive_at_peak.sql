@@ -10,6 +10,8 @@
 WITH moments AS (
     SELECT rank, stage, seq, span_id
     FROM peak_event
+    -- Says that it is small: see tensors_alive.
+    LIMIT 65536
 ),
 
 alive AS (

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -308,3 +308,18 @@ def test_every_file_says_what_it_asks_and_lists_its_columns(empty: EmptyRun) -> 
 
 def test_rules_have_a_knob_each_that_the_module_offers() -> None:
     assert [rule.knob for rule in diagnosis.RULES] == [getattr(knobs, name) for name in RULES]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"),
+    [
+        ([3], "rank 3"),
+        ([0, 1], "ranks 0 and 1"),
+        (range(8), "ranks 0 to 7"),
+        (range(1000), "ranks 0 to 999"),
+        ([0, 2, 5], "ranks 0, 2 and 5"),
+        (range(1, 35, 2), "17 ranks (1, 3, 5, 7 ...)"),
+    ],
+)
+def test_ranks_in_few_words(ranks: Sequence[int], text: str) -> None:
+    assert diagnosis.rank_text(ranks) == text
