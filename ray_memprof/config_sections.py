@@ -234,7 +234,7 @@ class Ray(Section):
     num_gpus: Annotated[int, Field(ge=0)] | None = None
     """What our own Ray is told it has; None: what it finds."""
     gpus_per_rank: Annotated[int, Field(ge=0)] = 1
-    """0 where the device is the CPU, unless num_gpus or this key is given."""
+    """1, or 0 where the device is the CPU, unless num_gpus or this key is given."""
     cpus_per_rank: Annotated[int, Field(ge=0)] = 1
     placement: Placement = "pack"
     """Of the ranks over the nodes, in Ray's words."""

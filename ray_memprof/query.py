@@ -89,7 +89,7 @@ def opened(
             connection = stack.enter_context(
                 db.open_run(run_dirs[0], only) if is_apart else db.open_runs(run_dirs)
             )
-        except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        except duckdb.Error as error:  # no SQL of the user's runs there
             raise ConfigError(
                 f"{', '.join(map(str, run_dirs))} cannot be read: {first_line(error)}",
                 hint="if it is a copy, copy the whole folder again",

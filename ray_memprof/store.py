@@ -335,7 +335,7 @@ def write_part(path: Path, table: pa.Table) -> int:
 def replacing(path: Path) -> Iterator[Path]:
     """A name to write under; the file becomes `path` when the block ends well, and else it is gone.
 
-    `path` is there whole or not at all, power cuts included.
+    `path` is there whole or not at all, power cuts included. One writer of a path at a time.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
@@ -343,9 +343,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         replace(temporary, path)
-    finally:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink()  # on a full disk its bytes are what others need
+        raise
 
 
 @contextmanager

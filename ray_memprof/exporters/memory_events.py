@@ -15,8 +15,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ray_memprof import db
 from ray_memprof.exporters.whole_file import check_target, whole_file
-from ray_memprof.query import ask
+from ray_memprof.query import opened
 from ray_memprof.store import EVENTS_FILE, run_file
 
 NS = 1_000_000_000
@@ -38,7 +39,10 @@ def write(run_dir: Path, path: Path | None = None) -> Path:
         DiskFull: no room for it.
     """
     check_target(path)
-    lines = ",\n".join(json.dumps(to_event(row)) for row in ask("memory_events", [run_dir]).to_pylist())
+    text = db.question("memory_events")
+    with opened([run_dir], is_apart=True, only=text) as connection:
+        rows = connection.sql(text).to_arrow_table().to_pylist()
+    lines = ",\n".join(json.dumps(to_event(row)) for row in rows)
     own = run_dir / EVENTS_FILE
     with run_file(own) if path is None else whole_file(path) as temporary:
         temporary.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_memprof.errors import ConfigError
@@ -91,9 +92,15 @@ class _Source:
 
     def events(self) -> Iterator[Row]:
         for part in self._parts:
-            with pq.ParquetFile(part) as file:
-                for batch in file.iter_batches(16_384, columns=list(_COLUMNS)):
-                    yield from batch.to_pylist()
+            try:
+                with pq.ParquetFile(part) as file:
+                    for batch in file.iter_batches(16_384, columns=list(_COLUMNS)):
+                        yield from batch.to_pylist()
+            except (OSError, pa.ArrowInvalid) as error:
+                reason = " ".join(str(error).split())
+                raise ConfigError(
+                    f"{part} cannot be read: {reason}", hint="if it is a copy, copy it again"
+                ) from error
 
     def settings(self, *, expandable: bool) -> dict[str, Any]:
         """The allocator's, as far as they are known."""

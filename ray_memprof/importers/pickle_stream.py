@@ -154,7 +154,10 @@ class PickleStream:
             self._refuse("refers to more objects than a snapshot has")
         if self._is_at_end:
             self._cut_off()
-        more = self._file.read(WINDOW_BYTES)
+        try:
+            more = self._file.read(WINDOW_BYTES)
+        except OSError as error:
+            raise NotASnapshot(f"{self._name} cannot be read: {error.strerror}") from error
         self._num_read += len(more)
         self._data = self._data[self._at :] + more
         self._at = 0

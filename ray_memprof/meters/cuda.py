@@ -61,7 +61,10 @@ class CudaMeter:
         torch.cuda._lazy_call(self._begin)
 
     def _reset_by_program(self, reset: Callable[..., None], *args: Any) -> None:
-        """The program lets its peaks begin anew: what they were so far is kept here."""
+        """The program lets its peaks begin anew: what they were so far is kept here.
+
+        Where another thread than the model's does so while a span begins, the span may be given the peak before it.
+        """
         if self._is_on:
             self._kept = self._tops(torch._C._cuda_memoryStats(self._index))
         reset(*args)
@@ -74,8 +77,9 @@ class CudaMeter:
         return allocated, reserved, active
 
     def _reset_peaks(self) -> None:
+        # By its name, as the program would: whoever else watches resets (PeakWatch) hears of this one too.
+        torch._C._cuda_resetPeakMemoryStats(self._index)
         self._kept = (0, 0, 0)
-        self._resets[PEAK_RESETS[0]](self._index)
 
     def _begin(self) -> None:
         if not self._is_started or self._is_on:

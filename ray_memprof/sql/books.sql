@@ -10,7 +10,7 @@
 --   fragmentation_bytes  reserved - active: held by the allocator, not in use
 --   context_bytes        CUDA context
 --   nccl_bytes           NCCL's buffers
---   libraries_bytes        cuDNN, cuBLAS and others
+--   libraries_bytes      cuDNN, cuBLAS and others
 --   others_bytes         other processes on the same device
 --   unexplained_bytes    device_used - reserved - the four above
 WITH running AS (

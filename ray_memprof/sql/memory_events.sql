@@ -45,8 +45,7 @@ CROSS JOIN edges
 -- Blocks and other parts of a network stay in the table spans: thousands of
 -- events would hide the dozens that a reader wants.
 WHERE
-    depth = 0
-    OR depth = 1 AND path LIKE 'script/%'
+    is_stage(depth, path)
     OR name LIKE 'load.%'
     OR name LIKE 'residency.%'
 -- Of what happens at the same moment, the older span comes first.

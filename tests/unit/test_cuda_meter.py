@@ -270,6 +270,29 @@ def test_a_program_that_resets_its_peaks_lowers_no_span_at_level_stage(cuda: Fak
     assert meter.read().allocated_peak == KIB
 
 
+@pytest.mark.parametrize("is_watched_first", [True, False])
+def test_whoever_else_watches_resets_hears_of_ours(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, is_watched_first: bool
+) -> None:
+    """GIVEN another watch (gpu_peaks.PeakWatch) around the meter or inside it WHEN a span ends THEN it saw the peak."""
+    seen = []
+
+    def watch() -> None:
+        reset = torch._C._cuda_resetPeakMemoryStats
+        kept = lambda index: (seen.append(cuda.peak), reset(index))  # noqa: E731
+        monkeypatch.setattr(torch._C, "_cuda_resetPeakMemoryStats", kept)
+
+    if is_watched_first:
+        watch()
+    meter = started(cuda, events=False)
+    if not is_watched_first:
+        watch()
+    cuda.alloc(4 * KIB)
+    cuda.current = KIB
+    assert meter.read().allocated_peak == 4 * KIB
+    assert (seen[-1], meter.read().allocated_peak) == (4 * KIB, KIB)
+
+
 def test_a_device_that_has_failed_reads_as_it_did_last(cuda: FakeCuda) -> None:
     meter = started(cuda)
     cuda.alloc()

@@ -252,3 +252,15 @@ def test_the_command_writes_a_file_a_rank(tmp_path: Path, monkeypatch: pytest.Mo
     result = CliRunner().invoke(app, ["export", str(run_dir), "--format", "snapshot", "--rank", "4"])
     assert result.exit_code == 2
     assert result.output.startswith(f"error: {run_dir} has no allocator events of rank 4\nhint: ")
+
+
+def test_damaged_events_are_told_of_the_run_and_not_of_the_file_to_write(tmp_path: Path) -> None:
+    """GIVEN a part with a whole footer, and pages that are not."""
+    run_dir = recorded(tmp_path)
+    (part,) = table_dir(run_dir, "allocs", 0).glob("*.parquet")
+    whole = part.read_bytes()
+    pages = len(whole) - 8 - pq.read_metadata(part).serialized_size - 4
+    part.write_bytes(whole[:4] + b"\xff" * pages + whole[4 + pages :])
+    with pytest.raises(ConfigError, match=rf"^{part} cannot be read: \S"):
+        torch_snapshot.write(run_dir, 0, tmp_path / "x.pickle")
+    assert not (tmp_path / "x.pickle").exists()

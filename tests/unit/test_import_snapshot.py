@@ -482,3 +482,12 @@ def test_the_command_makes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     latest = tmp_path / "profiler_logs" / "theirs" / "latest"
     assert result.output == f"report: {latest.resolve() / 'report.html'}\n"
     assert (latest / "run.duckdb").exists()
+
+
+def test_a_file_that_cannot_be_read_is_told_as_such() -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(NotASnapshot, match=r"^a\.pickle cannot be read: Input/output error$"):
+        PickleStream(Broken(), "a.pickle", lambda device, event: None).read()
