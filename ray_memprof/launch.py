@@ -85,7 +85,8 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
                 live.say(f"warning: {line}")
             from ray_memprof.cluster import Cluster  # imports Ray
 
-            with Cluster(record, live, interrupts) as cluster:
+            # Settled inside: taking the cluster down may take longer than who leaves at once has patience.
+            with Cluster(record, live, interrupts) as cluster, results.ending(record, live, interrupts):
                 cluster.start()
                 verdict = results.supervise(cluster, record, live, interrupts)
                 results.settle(record, verdict, live)

@@ -53,8 +53,7 @@ class Record:
         return self._ended().exit_code
 
     def settle(self, verdict: Verdict) -> None:
-        """The run has ended like this."""
-        self.verdict = verdict
+        """The run has ended like this; `verdict` is set once run.json says so."""
         if 0 in verdict.outcomes:
             self.environment = self.environment | verdict.outcomes[0].environment
         for rank, stack in verdict.stacks.items():
@@ -68,6 +67,7 @@ class Record:
             end_ns=time.time_ns(),
             stages_s=self.stages_s,
         )
+        self.verdict = verdict
 
     def note(self) -> None:
         """Put what is known by now into run.json."""

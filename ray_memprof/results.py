@@ -69,10 +69,11 @@ def settle(record: Record, verdict: Verdict, live: Live) -> None:
         record.settle(verdict)
     except DiskFull as error:
         if verdict.status == "ok":
-            record.verdict = verdict_of(error, record)
-            _tell(record.verdict, live)
+            verdict = verdict_of(error, record)
+            _tell(verdict, live)
         else:
             record.problems.append(str(error))
+        record.verdict = verdict
 
 
 def _tell(verdict: Verdict, live: Live) -> None:

@@ -1,13 +1,16 @@
-"""The flags of the launcher, up to where a run would begin."""
+"""The flags of the launcher, up to where a run would begin; and a run that is left at once."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from ray_memprof.interrupts import Abandoned
 from ray_memprof.launch import app
 
+CPU2 = Path(__file__).parents[2] / "configs" / "cpu2.yaml"
 SCRIPT = "name: x\nworkload: script\nscript: {path: a.py, module_spans: [own]}\n"
 
 
@@ -44,3 +47,28 @@ def test_the_path_of_a_script_is_still_asked_for(config: Path) -> None:
     flags = ("--module-spans", "blocks.*")
     code, _, err = dry_run(config, "name: x\nworkload: script\n", *flags)
     assert (code, err) == (2, f"error: {config}: script.path is missing\n")
+
+
+def test_a_run_that_is_left_at_once_says_so_before_its_cluster_goes_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN a cluster that takes longer to go down than Interrupts lets it."""
+    found = []
+
+    class Cluster:
+        def __init__(self, *_: object) -> None: ...
+
+        def __enter__(self) -> "Cluster":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            (path,) = tmp_path.glob("logs/x/2*/run.json")
+            found.append(json.loads(path.read_text())["status"])
+
+        def start(self) -> None:
+            raise Abandoned(2)
+
+    monkeypatch.setattr("ray_memprof.cluster.Cluster", Cluster)
+    flags = ["--plain", "--set", "name=x", "--set", f"logging.output_dir={tmp_path / 'logs'}"]
+    done = CliRunner().invoke(app, [str(CPU2), *flags])
+    assert (done.exit_code, found) == (130, ["interrupted"])

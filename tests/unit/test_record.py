@@ -180,6 +180,21 @@ def test_the_second_signal_is_no_bug_whatever_compiled_code_makes_of_it(tmp_path
     assert not (record.folder.path / "logs" / "driver.log").exists()
 
 
+def test_the_second_signal_while_the_verdict_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = record_of(tmp_path)
+    screen = live(record)
+    with ending(record, screen, Interrupts(screen.say)):
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "note", lambda self, **facts: (_ for _ in ()).throw(Abandoned(2)))
+            settle(
+                record, Verdict(status="interrupted", exit_code=130, reason="interrupted by SIGINT"), screen
+            )
+    assert run_json(record)["status"] == "interrupted"
+    assert (record.exit_code, record.is_abandoned, record.problems) == (130, True, [])
+
+
 def test_first_failure_stays_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record = record_of(tmp_path)
     screen = live(record)
