@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ray_memprof.plan import RankPlan
-from wan.generate import ALLOCATOR_SETTINGS
+from wan.levers import ALLOCATOR_SETTINGS
 from wan.parallel.environment import set_defaults
 
 FORWARDED = (

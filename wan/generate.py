@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from wan.config import TASKS
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
+from wan.levers import ALLOCATOR_SETTINGS
 from wan.options import Options, check, describe, layout_of, parse, warn
 from wan.parallel.environment import Place, set_defaults
 
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wan.pipeline import Pipeline, Request
-
-ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""Of the environment: torch reads the first, and the second only where the first is absent."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

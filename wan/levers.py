@@ -10,6 +10,8 @@ from typing import Literal
 
 LoadStrategy = Literal["full", "block", "stream"]
 Precision = Literal["fp32", "fp16", "bf16"]
+ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""Of the environment: torch reads the first, and the second only where the first is absent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

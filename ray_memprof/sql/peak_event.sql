@@ -41,6 +41,7 @@ places AS (
     LIMIT 65536
 ),
 
+-- As in peak_moments, which would have to read allocs once more for the event.
 ranges AS (
     SELECT
         allocs.rank,

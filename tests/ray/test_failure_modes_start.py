@@ -3,7 +3,6 @@
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,7 +92,6 @@ def test_8_bad_config_ends_before_ray_starts(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({**config_of(tmp_path), "rank": 4}))
     program = "import atexit, sys; from ray_memprof.launch import app; atexit.register(tell); app()"
     heavy = "def tell(): print([name for name in ('ray', 'torch', 'duckdb') if name in sys.modules])"
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", f"{heavy}\n{program}", str(path)],
         cwd=ROOT,
@@ -105,7 +103,6 @@ def test_8_bad_config_ends_before_ray_starts(tmp_path: Path) -> None:
 
     assert (done.returncode, done.stdout) == (2, "[]\n")
     assert "rank" in done.stderr and "Traceback" not in done.stderr
-    assert time.monotonic() - began < 15
     assert not (tmp_path / "logs").exists()
 
 

@@ -17,7 +17,7 @@ from ray_memprof.config import RunConfig, from_mapping
 from ray_memprof.environment import FORWARDED
 from ray_memprof.errors import ConfigError
 from ray_memprof.schema import TABLES
-from wan.generate import ALLOCATOR_SETTINGS
+from wan.levers import ALLOCATOR_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = [rule.name for rule in diagnosis.RULES]

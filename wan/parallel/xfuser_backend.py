@@ -63,8 +63,8 @@ def _set_up(
     found: str, rank: int, size: int, local_rank: int, ulysses: int, ring: int
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     try:
-        # The first is private, and moved by torch now and then; the others need packages that fit together. What
-        # xfuser raises besides (NotImplementedError, AttributeError) is for want of a device: _usp has looked for one.
+        # The first is private, and moved by torch now and then; the others need packages that fit together. Both end
+        # in an ImportError. Without a device xfuser would end in other errors: _usp has refused that by now.
         from torch.distributed.tensor.experimental._attention import set_rotate_method
         from xfuser.config import xFuserArgs
         from xfuser.core.distributed import (
