@@ -11,11 +11,14 @@ took by name before (DeviceMesh has new_group like that); their growth is booked
 
 import functools
 import inspect
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from ray_memprof.meters import Reading
+from ray_memprof.plan import Group
 
 # isend and irecv stay torch's own: P2POp refuses any other function, and a module may have taken them by name before.
 OPS = (
@@ -24,6 +27,9 @@ OPS = (
     "reduce_scatter_tensor", "reduce_scatter_single", "all_to_all", "all_to_all_single", "send", "recv",
     "batch_isend_irecv",
 )  # fmt: skip
+_BATCH = "batch_isend_irecv"
+_batches: Counter[Group] = Counter()
+"""Of each group, how often it was called inside watching(): NCCL numbers point to point apart, and tells nobody."""
 
 
 class Hearer(Protocol):
@@ -77,6 +83,8 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
 
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
+        if op == _BATCH and not ear.is_shut and (group := _group_of_batch(args, kwargs)) is not None:
+            _batches[_named(group)] += 1
         before = None if ear.is_shut else hearer.begin_collective()
         if before is None:
             return original(*args, **kwargs)
@@ -87,8 +95,8 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
             ear.is_shut = False
         if op == "new_group":
             group = result
-        elif op == "batch_isend_irecv":
-            group = kwargs.get("p2p_op_list", args and args[0])[0].group
+        elif op == _BATCH:
+            group = _group_of_batch(args, kwargs)
         else:
             group = kwargs.get("group", args[place] if 0 <= place < len(args) else None)
         name, size = _describe(group)
@@ -96,6 +104,18 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
         return result
 
     return watched
+
+
+def _group_of_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    operations = kwargs.get("p2p_op_list", args and args[0])
+    return operations[0].group if operations else None
+
+
+def _named(group: Any) -> Group:
+    """A process group of this rank."""
+    import torch.distributed as dist
+
+    return Group(name=str(group.group_name), first_rank=min(dist.get_process_group_ranks(group)))
 
 
 def _describe(group: Any) -> tuple[str, int]:
@@ -107,6 +127,26 @@ def _describe(group: Any) -> tuple[str, int]:
     if not isinstance(group, dist.ProcessGroup):
         return "", 0
     return str(group.group_name), int(group.size())
+
+
+def joined() -> dict[Group, int]:
+    """How many collectives of each group this process has called, finished or not; from any thread.
+
+    As torch itself numbers them, whoever calls them and however, and a batch of isend and irecv is one more. gloo's
+    groups are left out: every send and receive counts there, so that ranks differ without a hang, and its calls wait,
+    so that stacks tell.
+    """
+    c10d = sys.modules.get("torch.distributed.distributed_c10d")
+    if c10d is None:
+        return {}
+    found: dict[Group, int] = {}
+    for group in list(c10d._world.pg_map):
+        # Some backends do not count; and a group may be gone by now.
+        with suppress(RuntimeError, ValueError, KeyError):
+            if c10d.get_backend(group) != "gloo":
+                name = _named(group)
+                found[name] = group._get_sequence_number_for_group() + _batches[name]
+    return found
 
 
 def _num_bytes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from ray_memprof.plan import Beat, Outcome
+from ray_memprof.plan import Beat, Outcome, Whereabouts
 from ray_memprof.rank import lines_since
 from ray_memprof.ray_words import exit_detail, first_line, host_memory, tells_of_node
 from ray_memprof.verdict import Loss
@@ -145,12 +145,12 @@ class Crew:
             if crash or not text:
                 return
 
-    def where(self, wait_s: float) -> dict[int, str]:
-        """The stacks of the ranks that still run and answer in time."""
+    def where(self, wait_s: float) -> dict[int, Whereabouts]:
+        """Where those ranks are that still run and answer in time."""
         questions = {self._actors[rank].where.remote(): rank for rank in sorted(self._left)}
         answers = {questions[ref]: _answer(ref) for ref in _ready(questions, wait_s)}
         self._silent = set(questions.values()) - answers.keys()
-        return {rank: stack for rank, stack in answers.items() if stack is not None}
+        return {rank: place for rank, place in answers.items() if place is not None}
 
     def lost(self, wait_s: float) -> frozenset[int]:
         """The ranks whose node is gone: where its raylet listened nobody does. Ray itself takes up to half a minute."""

@@ -1,5 +1,6 @@
 """What crosses between the driver and its ranks: plain data that pickles, without torch and without Ray."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -69,6 +70,25 @@ class Beat:
     allocated_bytes: int
     reserved_bytes: int
     device_used_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """A process group, by the same name on all its ranks."""
+
+    name: str
+    """torch's; groups that share no rank may have the same."""
+    first_rank: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Whereabouts:
+    """Where a rank is; asked of ranks that do not get on."""
+
+    stack: str
+    """Of the thread that runs the workload."""
+    joined: Mapping[Group, int] = field(default_factory=dict)
+    """How many collectives of each group it has called, finished or not; see collectives.joined."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,7 +24,7 @@ import ray
 from ray_memprof import environment
 from ray_memprof.failures import outcome_of
 from ray_memprof.frames import Moves, is_meeting
-from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan
+from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan, Whereabouts
 from ray_memprof.stall import MEETING
 
 if TYPE_CHECKING:
@@ -153,15 +153,17 @@ class Rank:
         return dataclasses.replace(beat, path=path, sequence=beat.sequence + moves)
 
     @ray.method(concurrency_group="control")
-    def where(self) -> str:
-        """The stack of the thread that runs the workload; leaves the flight record of NCCL beside the log."""
+    def where(self) -> Whereabouts:
+        """Where the thread is that runs the workload; leaves the flight record of NCCL beside the log."""
+        from ray_memprof.collectives import joined
+
         frame = self._frame()
         if frame is None:
-            return "not running\n"
+            return Whereabouts(stack="not running\n")
         stack = "".join(traceback.format_stack(frame))
         # On a thread of its own: it may take longer than the asker waits, and find the disk full.
         threading.Thread(target=_dump_flight_record, args=(self._prepared(),), daemon=True).start()
-        return stack
+        return Whereabouts(stack=stack, joined=joined())
 
     @ray.method(concurrency_group="control")
     def said(self, offset: int, whole: bool = True) -> tuple[int, str]:

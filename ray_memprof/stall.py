@@ -2,7 +2,7 @@
 
     progress = Progress(range(4), now=clock())
     progress.look(beats, now=clock())
-    if progress.stalled_s(now=clock()) >= 300: suspects(stacks, beats, ranks)
+    if progress.stalled_s(now=clock()) >= 300: suspects(places, beats, ranks)
 
 Pure. A hang is all ranks standing still: one that works for minutes while the others wait for it is no hang.
 """
@@ -11,12 +11,13 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from ray_memprof.plan import Beat
+from ray_memprof.plan import Beat, Group, Whereabouts
 
 MEETING = "comm.init"
 """The span in which ranks wait for each other."""
 # Where a thread stands that waits for other ranks.
 _COLLECTIVE = re.compile(r"torch[/\\]distributed[/\\]|wait_tensor|_functional_collectives")
+_LIBRARY = re.compile(r"[/\\](site|dist)-packages[/\\](torch|triton)[/\\]")
 _LAST_FRAMES = 8
 """How many lines of a stack, from its inner end, tell where a thread is: a training loop may itself be called from
 torch.distributed."""
@@ -69,20 +70,73 @@ class Suspicion:
     why: str
 
 
-def suspects(stacks: Mapping[int, str], beats: Mapping[int, Beat], ranks: Collection[int]) -> Suspicion:
-    """Of `ranks`, which all stand still: the silent ones, else those outside a collective, else those behind."""
-    if silent := tuple(rank for rank in ranks if rank not in stacks):
+def suspects(
+    places: Mapping[int, Whereabouts], beats: Mapping[int, Beat], ranks: Collection[int]
+) -> Suspicion:
+    """Of `ranks`, which all stand still: the silent ones, else those that have not joined a collective of the others.
+
+    Under NCCL a collective returns at once, and who waits for it stands at any line that needs its result: there the
+    collectives that each rank has called tell more than the stacks. Where these are of no help: who is in no collective
+    while others are, else who is a step behind.
+    """
+    if silent := tuple(rank for rank in ranks if rank not in places):
         return Suspicion(ranks=silent, why=f"{'does' if len(silent) == 1 else 'do'} not answer")
-    outside = tuple(rank for rank in ranks if not in_collective(stacks[rank]))
+    if found := _absent_from_collective({rank: places[rank] for rank in ranks}):
+        return found
+    outside = tuple(rank for rank in ranks if not in_collective(places[rank].stack))
     if outside and len(outside) < len(ranks):
-        where = last_frame(stacks[outside[0]])
+        where = last_frame(places[outside[0]].stack)
         return Suspicion(ranks=outside, why=f"in no collective while the others wait: {where}")
     steps = {rank: beats[rank].step for rank in ranks if rank in beats}
     behind = tuple(rank for rank in ranks if steps.get(rank, -1) == min(steps.values(), default=-1))
     if len(behind) < len(ranks):
         step = min(steps.values(), default=-1)
         return Suspicion(ranks=behind, why=f"at step {step} while others are at step {max(steps.values())}")
-    return Suspicion(ranks=tuple(ranks), why="all at the same place: " + last_frame(stacks[min(ranks)]))
+    return Suspicion(ranks=tuple(ranks), why=_whereabouts({rank: places[rank].stack for rank in ranks}))
+
+
+def _whereabouts(stacks: Mapping[int, str]) -> str:
+    """Where ranks stand of which none is known to be behind."""
+    frames = {rank: last_frame(stack) for rank, stack in stacks.items()}
+    first, *others = dict.fromkeys(frames.values())
+    if not others:
+        return f"all at the same place: {first}"
+    one = next(rank for rank, frame in frames.items() if frame != first)
+    return f"at several places, none known to be behind: rank {min(frames)} at {first}, rank {one} at {frames[one]}"
+
+
+def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | None:
+    """The ranks that others wait for in a group and that wait for nobody themselves; None: all are even.
+
+    Where a rank has called more collectives of a group than another one, it waits for that one. Programs that send
+    point to point unevenly, as pipelines do, are uneven without a hang too.
+    """
+    most: dict[Group, int] = {}
+    least: dict[Group, int] = {}
+    for place in places.values():
+        for group, number in place.joined.items():
+            most[group] = max(number, most.get(group, number))
+            least[group] = min(number, least.get(group, number))
+
+    def lags(rank: int) -> list[Group]:
+        return [group for group, number in places[rank].joined.items() if number < most[group]]
+
+    behind = [rank for rank in places if lags(rank)]
+    free = [rank for rank in behind if all(n == least[group] for group, n in places[rank].joined.items())]
+    if not behind:
+        return None
+    if not free:
+        return Suspicion(
+            ranks=tuple(behind), why="wait for each other, each in a collective of another group"
+        )
+    first, group = free[0], lags(free[0])[0]
+    keeps = "keeps" if len(free) == 1 else "keep"
+    numbers = (
+        f"{places[first].joined[group]} collectives of group {group.name} called, by others {most[group]}"
+    )
+    return Suspicion(
+        ranks=tuple(free), why=f"{keeps} the others waiting, {numbers}: {last_frame(places[first].stack)}"
+    )
 
 
 def in_collective(stack: str) -> bool:
@@ -92,6 +146,7 @@ def in_collective(stack: str) -> bool:
 
 
 def last_frame(stack: str) -> str:
-    """File, line and function of the innermost frame, in one line."""
+    """File, line and function of the innermost frame outside of torch and Triton, in one line."""
     frames = [line.strip() for line in stack.splitlines() if line.lstrip().startswith("File ")]
-    return frames[-1] if frames else "no Python frame"
+    own = [line for line in frames if not _LIBRARY.search(line)]
+    return (own or frames or ["no Python frame"])[-1]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ray_memprof import errors, verdict
-from ray_memprof.plan import Beat, Outcome
+from ray_memprof.plan import Beat, Outcome, Whereabouts
 from ray_memprof.stall import Progress, suspects
 from ray_memprof.verdict import Loss, Verdict, name_ranks
 
@@ -43,8 +43,8 @@ class Ranks(Protocol):
     def beats(self) -> Mapping[int, Beat]:
         """The newest beat of each rank that ever answered."""
 
-    def where(self, wait_s: float) -> Mapping[int, str]:
-        """The stacks of the ranks that answer in time."""
+    def where(self, wait_s: float) -> Mapping[int, Whereabouts]:
+        """Where those ranks are that answer in time."""
 
     def lost(self, wait_s: float) -> Collection[int]:
         """The ranks whose node is gone, as far as that can be told in time."""
@@ -158,20 +158,24 @@ class _Watch:
             return verdict.judge([], self.nodes, lost)
         if never_met:
             return _never_met(progress.absent(self.outcomes), limits, self.ranks.where(WHERE_S))
-        stacks = self.ranks.where(WHERE_S)
+        places = self.ranks.where(WHERE_S)
         left = [rank for rank in range(progress.num_ranks) if rank not in self.outcomes]
-        found = suspects(stacks, beats, left)
+        found = suspects(places, beats, left)
         return Verdict(
             status="hung",
             exit_code=errors.EXIT_HANG,
             reason=f"{name_ranks(found.ranks)} {found.why}; no rank got on for {limits.stall_s:g} s",
             hint="logs/rankN.stack.txt says where every rank was; a step that takes longer: raise ray.timeouts.stall_s",
             ranks=found.ranks,
-            stacks=stacks,
+            stacks=_stacks(places),
         )
 
 
-def _never_met(absent: tuple[int, ...], limits: Limits, stacks: Mapping[int, str]) -> Verdict:
+def _stacks(places: Mapping[int, Whereabouts]) -> dict[int, str]:
+    return {rank: place.stack for rank, place in places.items()}
+
+
+def _never_met(absent: tuple[int, ...], limits: Limits, places: Mapping[int, Whereabouts]) -> Verdict:
     who = f"waiting for ranks {list(absent)}" if absent else "all ranks wait and do not find each other"
     return Verdict(
         status="never_started",
@@ -179,7 +183,7 @@ def _never_met(absent: tuple[int, ...], limits: Limits, stacks: Mapping[int, str
         reason=f"{who}: not met within {limits.init_s:g} s",
         hint="logs/rankN.stack.txt says where every rank was; a slower start: raise ray.timeouts.init_s",
         ranks=absent,
-        stacks=stacks,
+        stacks=_stacks(places),
     )
 
 

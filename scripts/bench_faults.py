@@ -111,6 +111,8 @@ def shoot(folder: Path, kind: str, chance: random.Random, gpus: Gpus | None = No
         freed_at = gpus.freed_at(FREED_WITHIN_S)
     code, run = started.wait(), started
     facts = run.facts
+    if facts["culprits"] != [rank]:
+        print(f"{kind} at rank {rank}, step {step}: {facts['reason']}", file=sys.stderr, flush=True)
     rows = rows_of(run, "spans")
     least = step - FLUSH_S / STEP_S
     return Shot(

@@ -1,7 +1,7 @@
 """The CUDA meter: the caching allocator's counters and events, and what the device has in use.
 
-Costs on an H200 host: a reading about 20 us, a stamp 2 us, draining about 0.6 us an event. Nothing here makes a CUDA
-context: until the program makes its own, readings show what the driver reports.
+Costs on an H200 host: a reading 20 to 35 us (75 in a rank of four), a stamp 1 us, draining 0.6 to 0.9 us an event.
+Nothing here makes a CUDA context: until the program makes its own, readings show what the driver reports.
 """
 
 import functools

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+
+from ray_memprof.collectives import joined, watching
+from ray_memprof.meters import Reading
+from ray_memprof.plan import Group
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench_parallel.py"
 NUM_GPUS = min(4, torch.cuda.device_count())
@@ -15,12 +20,19 @@ LIMIT_S = 300.0
 MOST_DIFFERENCE = 1e-2
 """Relative to the norm of what one GPU gives."""
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.slow,
-    pytest.mark.skipif(NUM_GPUS < 2, reason=f"needs two CUDA devices, torch sees {NUM_GPUS}"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+several = pytest.mark.skipif(NUM_GPUS < 2, reason=f"needs two CUDA devices, torch sees {NUM_GPUS}")
 CASES = ["agree ulysses N", "agree ring N", "agree ulysses N/2 x ring 2"]
+
+
+class Deaf:
+    """Keeps nothing of what it hears."""
+
+    def begin_collective(self) -> Reading | None:
+        return None
+
+    def end_collective(self, before: Reading, **facts: object) -> None:
+        raise AssertionError("nothing had begun")
 
 
 def difference(case: str) -> float:
@@ -41,12 +53,37 @@ def difference(case: str) -> float:
     return max(row["relative difference"] for row in json.loads(line.removeprefix("result: ")))
 
 
+@several
 @pytest.mark.parametrize("case", CASES)
 def test_a_layout_agrees_with_one_gpu(case: str) -> None:
     assert difference(case) <= MOST_DIFFERENCE
 
 
+@several
 @pytest.mark.skipif(find_spec("xfuser") is None, reason="needs xfuser, which is not installed")
 @pytest.mark.parametrize("case", ["xfuser agree ulysses N", "xfuser agree ulysses N/2 x ring 2"])
 def test_xfuser_agrees_with_one_gpu(case: str) -> None:
     assert difference(case) <= MOST_DIFFERENCE
+
+
+def test_collectives_and_batches_are_counted(tmp_path: Path) -> None:
+    """What tells, among ranks that stand still, who keeps the others waiting."""
+    device = torch.device("cuda", 0)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        second = dist.new_group([0])
+        assert second is not None
+        names = [group.group_name for group in (dist.group.WORLD, second)]
+        groups = [Group(name=name, first_rank=0) for name in names]
+        x, y = torch.ones(4, device=device), torch.empty(4, device=device)
+        for group in (None, second):
+            dist.all_reduce(x, group=group)
+        before = joined()
+        with watching(Deaf()):
+            dist.all_reduce(x)
+            for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, x, 0), dist.P2POp(dist.irecv, y, 0)]):
+                work.wait()
+            dist.all_reduce(x, group=second)
+        assert [joined()[group] - before[group] for group in groups] == [2, 1]
+    finally:
+        dist.destroy_process_group()

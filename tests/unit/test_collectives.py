@@ -3,13 +3,15 @@
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from ray_memprof.collectives import OPS, watching
+from ray_memprof.collectives import OPS, joined, watching
 from ray_memprof.meters import Reading
+from ray_memprof.plan import Group
 
 KIB = 1024
 NOW = Reading(1, 0, 0, 0, 0, 0, -1, -1, -1, 0, 0, 0)
@@ -187,3 +189,43 @@ def test_other_threads_are_not_held_up() -> None:
         thread.start()
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("group")
+def test_groups_whose_collectives_wait_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/gpu/test_ranks_gpu.py counts those of NCCL. GIVEN the same groups under another name THEN they are."""
+    pair = dist.new_group([0])
+    assert pair is not None
+    assert joined() == {}
+    default, second = (Group(name=group.group_name, first_rank=0) for group in (dist.group.WORLD, pair))
+    monkeypatch.setattr(dist.distributed_c10d, "get_backend", lambda group: "other")
+    before = joined()
+    dist.all_reduce(kib())
+    thread = threading.Thread(target=lambda: [dist.all_reduce(kib(), group=pair) for _ in range(2)])
+    thread.start()
+    thread.join()
+    assert {group: number - before[group] for group, number in joined().items()} == {default: 1, second: 2}
+
+
+@pytest.mark.usefixtures("group")
+def test_batches_count_for_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = dist.new_group([0])
+    assert pair is not None
+    for module in (dist, dist.distributed_c10d):
+        monkeypatch.setattr(
+            module, "batch_isend_irecv", lambda p2p_op_list: []
+        )  # one rank cannot send to itself
+    monkeypatch.setattr(dist.distributed_c10d, "get_backend", lambda group: "other")
+    before, operations = joined(), [SimpleNamespace(group=pair)] * 2
+    with watching(Notebook()):
+        dist.batch_isend_irecv(operations)
+        dist.batch_isend_irecv(p2p_op_list=operations)
+    with watching(Notebook(deaf=True)):
+        dist.batch_isend_irecv(operations)
+    dist.batch_isend_irecv(operations)  # nobody hears it
+    grown = {group.name: number - before[group] for group, number in joined().items()}
+    assert grown == {dist.group.WORLD.group_name: 0, pair.group_name: 3}
+
+
+def test_without_a_group_nothing_is_counted() -> None:
+    assert joined() == {}

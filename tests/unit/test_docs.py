@@ -135,16 +135,17 @@ def test_links_of_the_tour_lead_to_files() -> None:
 
 
 def test_the_tour_quotes_figures_that_were_measured() -> None:
-    """Every figure of its prose and tables stands in the README or in benchmarks.md, digit by digit."""
+    """Every figure of its prose and tables is printed there, or stands in the README or in benchmarks.md."""
     prose = re.sub(r"^```.*?^```", "", TOUR, flags=re.DOTALL | re.MULTILINE)
     figures = re.findall(r"(?<![\w.])\d+\.\d+(?![\w.])", prose.replace(".\n", "\n").replace(". ", " "))
-    measured = set(re.findall(r"(?<![\w.])\d+\.\d+(?!\w)", SOURCES))
+    measured = set(re.findall(r"(?<![\w.])\d+\.\d+(?!\w)", SOURCES + "".join(blocks("console"))))
     assert len(figures) > 25
     assert [figure for figure in figures if figure not in measured] == []
 
 
 def test_the_tour_prints_what_the_readme_shows() -> None:
-    lines = "".join(blocks("text")).splitlines()
+    (text,) = blocks("text")
+    lines = text.splitlines()
     assert len(lines) == 9
     assert [line for line in lines if line not in SOURCES.splitlines()] == []
 
@@ -171,6 +172,17 @@ def test_the_tour_asks_questions_that_exist_of_runs_that_it_launched() -> None:
         if re.fullmatch(r"\w+", word)  # no flag, no limit
     }
     assert runs == {"ulysses4", "rank0_decodes", "ring4"}
+
+
+def test_answers_in_the_tour_have_the_columns_of_their_questions(tmp_path: Path) -> None:
+    answers = re.findall(r"^\$ ray-memprof query (\w+) \w+\n (.+)$", "".join(blocks("console")), re.MULTILINE)
+    assert len(answers) > 5
+    with db.open_run(make_run(tmp_path, {0: {}})) as connection:
+        for name, header in answers:
+            columns = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()]
+            shown = [word for word in header.split() if word != "..."]
+            assert [column for column in columns if column in shown] == shown, name
+            assert ("..." in header.split()) == (shown != columns), name
 
 
 def test_the_limits_of_the_tour_are_accepted(pytester: pytest.Pytester) -> None:

@@ -15,7 +15,7 @@ from ray_memprof.config import RunConfig
 from ray_memprof.crew import Crew
 from ray_memprof.interrupts import Interrupts
 from ray_memprof.live import Live
-from ray_memprof.plan import Outcome
+from ray_memprof.plan import Outcome, Whereabouts
 from ray_memprof.rank import lines_since
 from ray_memprof.record import Record
 from ray_memprof.run_folder import RunFolder
@@ -212,9 +212,10 @@ def test_a_rank_that_does_not_say_where_it_is_is_not_asked_to_seal(
     ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
+    place = Whereabouts(stack="a stack")
     actors = [Actor(tmp_path / f"rank{rank}.log") for rank in range(2)]
     for rank, actor in enumerate(actors):
-        answer = Ref("a stack", lambda rank=rank: rank == 0)
+        answer = Ref(place, lambda rank=rank: rank == 0)
         monkeypatch.setattr(
             actor, "where", SimpleNamespace(remote=lambda answer=answer: answer), raising=False
         )
@@ -222,6 +223,6 @@ def test_a_rank_that_does_not_say_where_it_is_is_not_asked_to_seal(
         monkeypatch.setattr(actor, "stop", stop, raising=False)
     crew = Crew(actors, lambda line: None)
     crew.run(("127.0.0.1", 1))
-    assert crew.where(1.0) == {0: "a stack"}
+    assert crew.where(1.0) == {0: place}
     crew.seal(1.0)
     assert (asked, ray.now) == ([0], 1.0)

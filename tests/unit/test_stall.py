@@ -1,6 +1,7 @@
-"""Where a stack says that its thread is."""
+"""Who is to blame when all ranks stand still: what stacks tell, and what counts of collectives."""
 
-from ray_memprof.stall import in_collective, last_frame
+from ray_memprof.plan import Group, Whereabouts
+from ray_memprof.stall import Suspicion, in_collective, last_frame, suspects
 
 STACK = """  File "/x/torch/distributed/distributed_c10d.py", line 1, in run
     main()
@@ -17,4 +18,68 @@ def test_in_a_collective_by_the_inner_end_of_the_stack() -> None:
     assert (last_frame(""), last_frame(STACK.format(deep=DEEP))) == (
         "no Python frame",
         'File "/x/model.py", line 9, in forward',
+    )
+
+
+WORLD, LEFT, RIGHT = (
+    Group(name="0", first_rank=0), Group(name="1", first_rank=0), Group(name="1", first_rank=2)
+)  # fmt: skip
+"""Of four ranks: all, and two pairs whose groups have the same name."""
+
+
+def suspected(*joined: dict[Group, int], places: tuple[str, ...] = ()) -> Suspicion:
+    stacks = places or (STACK.format(deep=DEEP),) * len(joined)
+    found = {
+        rank: Whereabouts(stack=stack, joined=counts)
+        for rank, (stack, counts) in enumerate(zip(stacks, joined, strict=True))
+    }
+    return suspects(found, {}, range(len(joined)))
+
+
+def test_who_waits_for_others_is_not_to_blame() -> None:
+    """GIVEN rank 2 asleep, rank 3 waiting for it in their pair, and the others for both THEN rank 2 alone is blamed."""
+    found = suspected(
+        {WORLD: 6, LEFT: 40}, {WORLD: 6, LEFT: 40}, {WORLD: 5, RIGHT: 38}, {WORLD: 5, RIGHT: 39}
+    )
+    assert found.ranks == (2,)
+    assert found.why == (
+        'keeps the others waiting, 5 collectives of group 0 called, by others 6: File "/x/model.py", line 9, in forward'
+    )
+
+
+def test_several_that_are_missing() -> None:
+    found = suspected({WORLD: 5}, {WORLD: 6}, {WORLD: 4}, {WORLD: 6})
+    assert (found.ranks, found.why.partition(",")[0]) == ((2,), "keeps the others waiting")
+    found = suspected({WORLD: 4}, {WORLD: 6}, {WORLD: 4}, {WORLD: 6})
+    assert (found.ranks, found.why.partition(",")[0]) == ((0, 2), "keep the others waiting")
+
+
+def test_collectives_in_different_orders() -> None:
+    other = Group(name="2", first_rank=0)
+    found = suspected({WORLD: 6, other: 3}, {WORLD: 5, other: 4})
+    assert found == Suspicion(ranks=(0, 1), why="wait for each other, each in a collective of another group")
+
+
+def test_where_all_are_even_the_stacks_tell() -> None:
+    """Groups of the same name that share no rank are two."""
+    inside, outside = STACK.format(deep=""), STACK.format(deep=DEEP)
+    counts = ({WORLD: 6, LEFT: 40}, {WORLD: 6, LEFT: 40}, {WORLD: 6, RIGHT: 1}, {WORLD: 6, RIGHT: 1})
+    found = suspected(*counts, places=(inside, outside, inside, inside))
+    assert found.ranks == (1,)
+    assert found.why.startswith("in no collective while the others wait: File ")
+    assert suspected({}, {}, places=(inside, outside)).ranks == (1,)
+
+
+def test_where_nobody_is_known_to_be_behind_it_says_where_they_are() -> None:
+    """In lines of the model: that a kernel of torch was launched last says little."""
+    library = (
+        '  File "/venv/lib/site-packages/torch/_ops.py", line 1269, in __call__\n    return self._op(*args)\n'
+    )
+    outside = STACK.format(deep=DEEP)
+    elsewhere = outside.replace("forward", "backward")
+    forward, backward = (f'File "/x/model.py", line 9, in {name}' for name in ("forward", "backward"))
+    assert suspected({}, {}, places=(outside, outside + library)).why == f"all at the same place: {forward}"
+    assert suspected({}, {}, {}, places=(outside, outside + library, elsewhere)) == Suspicion(
+        ranks=(0, 1, 2),
+        why=f"at several places, none known to be behind: rank 0 at {forward}, rank 2 at {backward}",
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from ray_memprof.plan import Beat, Outcome
+from ray_memprof.plan import Beat, Group, Outcome, Whereabouts
 from ray_memprof.supervise import POLL_S, Limits, watch
 from ray_memprof.verdict import Loss, LossKind, Verdict
 
@@ -23,13 +23,14 @@ class Ranks:
         *,
         beats: Mapping[int, Sequence[tuple[float, int, str]]] | None = None,
         stacks: Mapping[int, str] | None = None,
+        joined: Mapping[int, int] | None = None,
         lost_at: Mapping[int, float] | None = None,
     ) -> None:
         self.now = 0.0
         self._script = list(script)
         self._lost_at = lost_at or {}
         self.looked_at_nodes = 0
-        self._beats, self._stacks = beats or {}, stacks or {}
+        self._beats, self._stacks, self._joined = beats or {}, stacks or {}, joined or {}
         self.asked_where = 0
 
     def clock(self) -> float:
@@ -51,10 +52,14 @@ class Ranks:
                     found[rank] = beat(rank, sequence, path)
         return found
 
-    def where(self, wait_s: float) -> dict[int, str]:
+    def where(self, wait_s: float) -> dict[int, Whereabouts]:
         self.asked_where += 1
         self.now += wait_s
-        return dict(self._stacks)
+        all_ranks = Group(name="0", first_rank=0)
+        return {
+            rank: Whereabouts(stack=stack, joined={all_ranks: self._joined.get(rank, 0)})
+            for rank, stack in self._stacks.items()
+        }
 
     def lost(self, wait_s: float) -> list[int]:
         self.looked_at_nodes += 1
@@ -305,6 +310,15 @@ def test_hang_names_the_rank_outside_a_collective() -> None:
     reason = f"rank 2 in no collective while the others wait: {where}; no rank got on for 10 s"
     assert (told(verdict), verdict.stacks) == (("hung", 12, reason, (2,)), stacks)
     assert ranks.now < LIMITS.stall_s + 2
+
+
+def test_hang_names_the_rank_that_has_not_called_the_collective_of_the_others() -> None:
+    """GIVEN collectives that return at once, as NCCL's do THEN the waiting stand in the model too: counts tell."""
+    ranks = Ranks(beats=STALLED, stacks=dict.fromkeys(range(4), IN_MODEL), joined={0: 8, 1: 7, 2: 8, 3: 9})
+
+    reason = 'rank 1 keeps the others waiting, 7 collectives of group 0 called, by others 9: File "/x/model.py", line 7'
+    assert watched(ranks).reason == f"{reason}, in forward; no rank got on for 10 s"
+    assert watched(ranks).ranks == (1,)
 
 
 def test_hang_names_the_rank_that_does_not_answer() -> None:
