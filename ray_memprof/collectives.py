@@ -28,8 +28,8 @@ OPS = (
     "batch_isend_irecv",
 )  # fmt: skip
 _BATCH = "batch_isend_irecv"
-_batches: Counter[Group] = Counter()
-"""Of each group, how often it was called inside watching(): NCCL numbers point to point apart, and tells nobody."""
+_passed: Counter[Group] = Counter()
+"""Of each pair of ranks, sends and receives in batches called inside watching(): NCCL tells nobody their number."""
 
 
 class Hearer(Protocol):
@@ -83,8 +83,9 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
 
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        if op == _BATCH and not ear.is_shut and (group := _group_of_batch(args, kwargs)) is not None:
-            _batches[_named(group)] += 1
+        if op == _BATCH:
+            with suppress(Exception):  # what is wrong with a batch, torch says itself
+                _count_batch(kwargs.get("p2p_op_list", args and args[0]))
         before = None if ear.is_shut else hearer.begin_collective()
         if before is None:
             return original(*args, **kwargs)
@@ -96,7 +97,7 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
         if op == "new_group":
             group = result
         elif op == _BATCH:
-            group = _group_of_batch(args, kwargs)
+            group = kwargs.get("p2p_op_list", args and args[0])[0].group
         else:
             group = kwargs.get("group", args[place] if 0 <= place < len(args) else None)
         name, size = _describe(group)
@@ -106,16 +107,15 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
     return watched
 
 
-def _group_of_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    operations = kwargs.get("p2p_op_list", args and args[0])
-    return operations[0].group if operations else None
-
-
-def _named(group: Any) -> Group:
-    """A process group of this rank."""
+def _count_batch(operations: Any) -> None:
+    """A pair of ranks is a group of its own: of a pipeline's ranks the inner ones send more than the first and last."""
     import torch.distributed as dist
 
-    return Group(name=str(group.group_name), first_rank=min(dist.get_process_group_ranks(group)))
+    for operation in operations:
+        if operation.group.name() != "gloo":
+            one, other = sorted((dist.get_rank(), operation.peer))
+            name = f"{operation.group.group_name} between ranks {one} and {other}"
+            _passed[Group(name=name, first_rank=one)] += 1
 
 
 def _describe(group: Any) -> tuple[str, int]:
@@ -132,20 +132,21 @@ def _describe(group: Any) -> tuple[str, int]:
 def joined() -> dict[Group, int]:
     """How many collectives of each group this process has called, finished or not; from any thread.
 
-    As torch itself numbers them, whoever calls them and however, and a batch of isend and irecv is one more. gloo's
-    groups are left out: every send and receive counts there, so that ranks differ without a hang, and its calls wait,
-    so that stacks tell.
+    As torch itself numbers them, whoever calls them and however; sends and receives in batches as _passed has them.
+    gloo's groups are left out: every send and receive counts there, so that ranks differ without a hang, and its calls
+    wait, so that stacks tell. Never raises: a rank that does not answer is blamed.
     """
     c10d = sys.modules.get("torch.distributed.distributed_c10d")
     if c10d is None:
         return {}
-    found: dict[Group, int] = {}
+    found = dict(_passed)
     for group in list(c10d._world.pg_map):
-        # Some backends do not count; and a group may be gone by now.
-        with suppress(RuntimeError, ValueError, KeyError):
-            if c10d.get_backend(group) != "gloo":
-                name = _named(group)
-                found[name] = group._get_sequence_number_for_group() + _batches[name]
+        # Some backends do not count, classes of a program's own may lack anything, and a group may be gone by now.
+        with suppress(Exception):
+            # The backend that counts; get_backend() says "undefined" or "cpu:gloo" where it was asked for like that.
+            if group.name() != "gloo":
+                name, first_rank = str(group.group_name), min(c10d.get_process_group_ranks(group))
+                found[Group(name=name, first_rank=first_rank)] = group._get_sequence_number_for_group()
     return found
 
 

@@ -142,7 +142,8 @@ def fragments(row: Row) -> str:
     if not row["is_expandable"]:
         return _expandable(row)
     if row["workload"] == "wan":
-        return "the largest tensors, with more optimization.ffn_chunks or optimization.vae_slabs"
+        lever = {"denoise": "optimization.ffn_chunks", "decode": "optimization.vae_slabs"}.get(row["stage"])
+        return f"the largest tensors, with more {lever}" if lever else f"the largest tensors: {_LOOK}"
     return "the largest tensors, or torch.cuda.empty_cache() between stages"
 
 

@@ -74,7 +74,7 @@ class Beat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """A process group, by the same name on all its ranks."""
+    """A process group, or two ranks of one, by the same name on all its ranks."""
 
     name: str
     """torch's; groups that share no rank may have the same."""

@@ -10,6 +10,7 @@ that shows them in GiB in meta.gib: the exact number is one hover away, and each
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from ray_memprof.schema import CATEGORIES
@@ -342,15 +343,17 @@ def imbalance(rows: Sequence[Row]) -> Figure:
 
 
 def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
-    """Peak and time of every denoise step, a line a rank."""
+    """Peak and time of every denoise step, a line a rank; of a script a line a rank and module."""
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
     data: list[Row] = []
-    for position, rank in enumerate(ranks):
-        mine = [row for row in rows if row["rank"] == rank]
+    for position, (rank, stage) in enumerate(product(ranks, stages)):
+        mine = [row for row in rows if (row["rank"], row["stage"]) == (rank, stage)]
+        name = f"rank {rank}" if len(stages) == 1 else f"rank {rank}, {stage}"
         style: Row = {
             "type": "scatter",
             "mode": "lines+markers",
-            "name": f"rank {rank}",
-            "legendgroup": f"{rank}",
+            "name": name,
+            "legendgroup": name,
         }
         style["line"] = {"color": _rank_colour(position), "dash": _dash(position), "width": 2}
         style["marker"] = {"symbol": f"{SYMBOLS[position % len(SYMBOLS)]}-open", "size": 9}

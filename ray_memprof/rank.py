@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_memprof import environment
+from ray_memprof.collectives import joined
 from ray_memprof.failures import outcome_of
 from ray_memprof.frames import Moves, is_meeting
 from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan, Whereabouts
@@ -155,8 +156,6 @@ class Rank:
     @ray.method(concurrency_group="control")
     def where(self) -> Whereabouts:
         """Where the thread is that runs the workload; leaves the flight record of NCCL beside the log."""
-        from ray_memprof.collectives import joined
-
         frame = self._frame()
         if frame is None:
             return Whereabouts(stack="not running\n")

@@ -17,7 +17,10 @@ MEETING = "comm.init"
 """The span in which ranks wait for each other."""
 # Where a thread stands that waits for other ranks.
 _COLLECTIVE = re.compile(r"torch[/\\]distributed[/\\]|wait_tensor|_functional_collectives")
-_LIBRARY = re.compile(r"[/\\](site|dist)-packages[/\\](torch|triton)[/\\]")
+# Frames that say nothing of where the model is; the last is ours, around every call of torch.distributed.
+_LIBRARY = re.compile(
+    r"[/\\](site|dist)-packages[/\\](torch|triton)[/\\]|[/\\]ray_memprof[/\\]collectives\.py\""
+)
 _LAST_FRAMES = 8
 """How many lines of a stack, from its inner end, tell where a thread is: a training loop may itself be called from
 torch.distributed."""
@@ -108,8 +111,8 @@ def _whereabouts(stacks: Mapping[int, str]) -> str:
 def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | None:
     """The ranks that others wait for in a group and that wait for nobody themselves; None: all are even.
 
-    Where a rank has called more collectives of a group than another one, it waits for that one. Programs that send
-    point to point unevenly, as pipelines do, are uneven without a hang too.
+    Where a rank has called more collectives of a group than another one, it waits for that one, or soon will: calls
+    are counted, and where a kernel hangs on a rank that called as many as the others, counts do not show it.
     """
     most: dict[Group, int] = {}
     least: dict[Group, int] = {}
@@ -130,13 +133,10 @@ def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | No
             ranks=tuple(behind), why="wait for each other, each in a collective of another group"
         )
     first, group = free[0], lags(free[0])[0]
-    keeps = "keeps" if len(free) == 1 else "keep"
-    numbers = (
-        f"{places[first].joined[group]} collectives of group {group.name} called, by others {most[group]}"
-    )
-    return Suspicion(
-        ranks=tuple(free), why=f"{keeps} the others waiting, {numbers}: {last_frame(places[first].stack)}"
-    )
+    number = places[first].joined[group]
+    keeps = "keeps the others waiting" if len(free) == 1 else f"keep the others waiting, rank {first}"
+    calls = f"{number} call{'' if number == 1 else 's'} in group {group.name}, others {most[group]}"
+    return Suspicion(ranks=tuple(free), why=f"{keeps} after {calls}: {last_frame(places[first].stack)}")
 
 
 def in_collective(stack: str) -> bool:
@@ -146,7 +146,7 @@ def in_collective(stack: str) -> bool:
 
 
 def last_frame(stack: str) -> str:
-    """File, line and function of the innermost frame outside of torch and Triton, in one line."""
+    """File, line and function of the innermost frame outside of torch, Triton and our watch, in one line."""
     frames = [line.strip() for line in stack.splitlines() if line.lstrip().startswith("File ")]
     own = [line for line in frames if not _LIBRARY.search(line)]
     return (own or frames or ["no Python frame"])[-1]

@@ -5,7 +5,8 @@
 --   num_times              how often it ran; denoise: steps
 --   activation_peak_bytes  peak - began, the most of its steps
 --   activation_step        step of that peak; null outside the loop
---   base_bytes             weights on the device during that step
+--   base_bytes             weights on the device during that step; null: not
+--                          known (see activation_by_step)
 --   above_base_bytes       peak - base, the most of its steps
 WITH numbered AS (
     SELECT

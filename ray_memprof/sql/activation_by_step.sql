@@ -8,7 +8,8 @@
 --   activation_peak_bytes  peak - began: what it added, weights that it loaded
 --                          included
 --   base_bytes             weights of the components that were on the device at
---                          any time during it
+--                          any time during it; null: the run tells of none, as
+--                          a script does not
 --   above_base_bytes       peak - base: activations, inputs and outputs alone
 WITH stages AS (
     SELECT
@@ -37,6 +38,12 @@ bases AS (
         AND component_visits.start_ns < stages.end_ns
         AND COALESCE(component_visits.end_ns > stages.start_ns, TRUE)
     GROUP BY stages.rank, stages.span_id
+),
+
+-- Before the first component comes nothing is there; where none ever does,
+-- nobody said what the weights are.
+nothing AS (
+    SELECT IF(COUNT(*) > 0, 0, NULL) AS base_bytes FROM component_visits
 )
 
 SELECT
@@ -47,10 +54,11 @@ SELECT
     stages.allocated_peak_bytes,
     stages.allocated_peak_bytes - stages.allocated_start_bytes
         AS activation_peak_bytes,
-    COALESCE(bases.base_bytes, 0) AS base_bytes,
-    stages.allocated_peak_bytes - COALESCE(bases.base_bytes, 0)
+    COALESCE(bases.base_bytes, nothing.base_bytes) AS base_bytes,
+    stages.allocated_peak_bytes - COALESCE(bases.base_bytes, nothing.base_bytes)
         AS above_base_bytes
 FROM stages
+CROSS JOIN nothing
 LEFT JOIN bases
     ON stages.rank = bases.rank AND stages.span_id = bases.span_id
 ORDER BY stages.rank, stages.span_id

@@ -1,7 +1,8 @@
 -- How much memory and time does each denoise step take?
 -- One row = a step on a rank, in the order the steps began.
 --   rank                    of the run
---   step                    of the denoise loop
+--   stage                   denoise; in a script, the module that is called
+--   step                    of the denoise loop; in a script, calls before it
 --   start_ns                since 1970
 --   duration_ns             from its beginning to its end
 --   allocated_peak_bytes    tensors, as the allocator counts them
@@ -10,6 +11,7 @@
 --   num_allocs              tensors allocated
 SELECT
     rank,
+    stage,
     step,
     start_ns,
     end_ns - start_ns AS duration_ns,

@@ -84,6 +84,7 @@ def test_collectives_and_batches_are_counted(tmp_path: Path) -> None:
             for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, x, 0), dist.P2POp(dist.irecv, y, 0)]):
                 work.wait()
             dist.all_reduce(x, group=second)
-        assert [joined()[group] - before[group] for group in groups] == [2, 1]
+        assert [joined()[group] - before[group] for group in groups] == [1, 1]
+        assert joined()[Group(name=f"{names[0]} between ranks 0 and 0", first_rank=0)] == 2
     finally:
         dist.destroy_process_group()

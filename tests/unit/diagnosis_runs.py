@@ -142,17 +142,19 @@ def ffn_hidden(
     *,
     hidden_width: int = 8960,
     others: int = 300 * MIB,
+    gathered: Sequence[int] = (),
     chunks: int = 1,
     category: str = "activation",
     has_events: bool = True,
 ) -> list[diagnosis.Finding]:
     """A chunk of tokens of t2v-1.3B as wide as the model, its hidden layer, and other tensors beside them."""
     narrow, wide = (FFN_TOKENS * width * 2 for width in (1536, hidden_width))
-    peak = narrow + wide + others
+    peak = narrow + wide + others + sum(gathered)
     spans = [span(1, "denoise", (0, 90), step=0, component="dit", **held(0, 0, peak))]
     rows = [
         ("alloc", others, 1, 1),
         ("alloc", narrow, 2, 1),
+        *(("alloc", size, 4 + at, 1) for at, size in enumerate(gathered)),
         ("alloc", wide, 3, 1),
         ("free_requested", wide, 3, 1),
     ]

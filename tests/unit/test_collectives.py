@@ -1,14 +1,17 @@
 """Collectives are heard once each, with bytes and group, and torch.distributed is as it was afterwards."""
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from ray_memprof import collectives
 from ray_memprof.collectives import OPS, joined, watching
 from ray_memprof.meters import Reading
 from ray_memprof.plan import Group
@@ -198,7 +201,7 @@ def test_groups_whose_collectives_wait_are_not_counted(monkeypatch: pytest.Monke
     assert pair is not None
     assert joined() == {}
     default, second = (Group(name=group.group_name, first_rank=0) for group in (dist.group.WORLD, pair))
-    monkeypatch.setattr(dist.distributed_c10d, "get_backend", lambda group: "other")
+    monkeypatch.setattr(dist.ProcessGroup, "name", lambda group: "other")
     before = joined()
     dist.all_reduce(kib())
     thread = threading.Thread(target=lambda: [dist.all_reduce(kib(), group=pair) for _ in range(2)])
@@ -207,24 +210,75 @@ def test_groups_whose_collectives_wait_are_not_counted(monkeypatch: pytest.Monke
     assert {group: number - before[group] for group, number in joined().items()} == {default: 1, second: 2}
 
 
+def test_gloo_is_not_counted_by_whatever_name_it_was_asked_for(tmp_path: Path) -> None:
+    dist.init_process_group("cpu:gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        assert joined() == {}
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.usefixtures("group")
-def test_batches_count_for_their_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = dist.new_group([0])
-    assert pair is not None
+@pytest.mark.parametrize("function", ["name", "_get_sequence_number_for_group"])
+def test_a_group_that_cannot_be_counted_is_left_out(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GIVEN a class of a program's own without a part of torch's THEN the rank still says where it is."""
+
+    def fails(group: dist.ProcessGroup) -> str:
+        raise TypeError(function)
+
+    monkeypatch.setattr(dist.ProcessGroup, "name", lambda group: "other")
+    monkeypatch.setattr(dist.ProcessGroup, function, fails)
+    assert joined() == {}
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize("operations", [None, 5, [None], [SimpleNamespace(group=None)]])
+def test_what_is_wrong_with_a_batch_torch_says_itself(operations: object) -> None:
+    with watching(Notebook()), pytest.raises(ValueError, match="Invalid ``p2p_op_list``"):
+        dist.batch_isend_irecv(operations)  # type: ignore[arg-type]
+
+
+def batched(peer: int, backend: str = "other") -> list[Any]:
+    """A send and a receive with `peer`."""
+    return [SimpleNamespace(group=SimpleNamespace(group_name="7", name=lambda: backend), peer=peer)] * 2
+
+
+def between(one: int, other: int) -> Group:
+    return Group(name=f"7 between ranks {one} and {other}", first_rank=one)
+
+
+@pytest.fixture
+def no_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank has nobody to send to."""
+    monkeypatch.setattr(collectives, "_passed", Counter())
     for module in (dist, dist.distributed_c10d):
-        monkeypatch.setattr(
-            module, "batch_isend_irecv", lambda p2p_op_list: []
-        )  # one rank cannot send to itself
-    monkeypatch.setattr(dist.distributed_c10d, "get_backend", lambda group: "other")
-    before, operations = joined(), [SimpleNamespace(group=pair)] * 2
+        monkeypatch.setattr(module, "batch_isend_irecv", lambda p2p_op_list: [])
+
+
+@pytest.mark.usefixtures("group", "no_batches")
+def test_a_batch_counts_while_another_thread_is_in_a_collective(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_reduce(tensor: torch.Tensor) -> None:
+        thread = threading.Thread(target=lambda: dist.batch_isend_irecv(batched(3)))
+        thread.start()
+        thread.join(20)
+
+    for module in (dist, dist.distributed_c10d):
+        monkeypatch.setattr(module, "all_reduce", all_reduce)
     with watching(Notebook()):
-        dist.batch_isend_irecv(operations)
-        dist.batch_isend_irecv(p2p_op_list=operations)
+        dist.all_reduce(kib())
+    assert joined() == {between(0, 3): 2}
+
+
+@pytest.mark.usefixtures("group", "no_batches")
+def test_batches_count_for_each_pair_of_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     with watching(Notebook(deaf=True)):
-        dist.batch_isend_irecv(operations)
-    dist.batch_isend_irecv(operations)  # nobody hears it
-    grown = {group.name: number - before[group] for group, number in joined().items()}
-    assert grown == {dist.group.WORLD.group_name: 0, pair.group_name: 3}
+        dist.batch_isend_irecv([*batched(1), *batched(3)])
+        dist.batch_isend_irecv(p2p_op_list=batched(3))
+        dist.batch_isend_irecv(batched(3, "gloo"))
+        monkeypatch.setattr(dist, "get_rank", lambda: 5)
+        dist.batch_isend_irecv(batched(3))
+    dist.batch_isend_irecv(batched(3))  # nobody hears it
+    assert joined() == {between(0, 1): 2, between(0, 3): 4, between(3, 5): 2}
 
 
 def test_without_a_group_nothing_is_counted() -> None:

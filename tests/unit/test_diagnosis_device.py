@@ -8,6 +8,8 @@ from diagnosis_runs import (
     MIB,
     SECOND,
     EmptyRun,
+    diagnose,
+    events,
     fragments,
     nccl_holds,
     out_of_memory,
@@ -15,6 +17,7 @@ from diagnosis_runs import (
     retries,
     starts_late,
 )
+from run_tables import span
 
 from ray_memprof.diagnosis import Finding
 
@@ -238,9 +241,32 @@ def test_gaps_inside_segments_that_grow(empty: EmptyRun) -> None:
         " is 4.00 GiB above the most that is ever in use at once, with expandable segments."
     )
     assert [wan.knob, script.knob] == [
-        "the largest tensors, with more optimization.ffn_chunks or optimization.vae_slabs",
+        "the largest tensors, with more optimization.vae_slabs",
         "the largest tensors, or torch.cuda.empty_cache() between stages",
     ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "knob"),
+    [
+        ("denoise", "the largest tensors, with more optimization.ffn_chunks"),
+        ("encode.text", "the largest tensors: ray-memprof query alive_at_peak, and largest_allocations"),
+    ],
+)
+def test_the_lever_against_gaps_is_that_of_the_stage(empty: EmptyRun, stage: str, knob: str) -> None:
+    spans = [span(1, stage, (0, 9), active=(0, 0, GIB), reserved=(0, 2 * GIB, 2 * GIB))]
+    (finding,) = diagnose(empty, {"spans": spans, "allocs": events(("segment_map", GIB, 1, 1))})
+    assert (finding.stage, finding.knob) == (stage, knob)
+
+
+def test_gaps_in_a_script_are_put_down_to_its_module(empty: EmptyRun) -> None:
+    figures = {"active": (0, 0, GIB), "reserved": (0, 2 * GIB, 2 * GIB)}
+    spans = [
+        span(1, "script", (0, 9), **figures),
+        span(2, "script/module", (1, 8), parent_id=1, stage="Decoder", **figures),
+    ]
+    (finding,) = diagnose(empty, {"spans": spans}, workload="script")
+    assert finding.stage == "Decoder"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +282,7 @@ def test_gaps_inside_segments_that_grow(empty: EmptyRun) -> None:
         ({"segments": None}, f"{SET_IT}, if it was not set"),
         (
             {"segments": None, "environ": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}},
-            "the largest tensors, with more optimization.ffn_chunks or optimization.vae_slabs",
+            "the largest tensors, with more optimization.vae_slabs",
         ),
         # What the allocator did counts more than what it was told.
         (

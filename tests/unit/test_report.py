@@ -447,7 +447,20 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
         span(3, "denoise/dit", (2, 3), step=0, parent_id=2),
     ]
     make_run(tmp_path, {0: {"spans": spans}})
-    assert answer(tmp_path, "steps") == [(0, 0, 1, 3, 5, 6, 7, 0)]
+    assert answer(tmp_path, "steps") == [(0, "denoise", 0, 1, 3, 5, 6, 7, 0)]
+
+
+def test_each_module_of_a_script_has_a_line_of_its_own_over_its_calls() -> None:
+    rows: list[dict[str, Any]] = [
+        {"rank": 0, "stage": stage, "step": step, "allocated_peak_bytes": size, "duration_ns": 10**9}
+        for stage, step, size in (("DiT", 0, 1), ("DiT", 1, 2), ("Decoder", 0, 3))
+    ]
+    script = [one for one in plots.steps(rows, [0])["data"] if "meta" in one]
+    assert [(one["name"], one["x"], one["customdata"]) for one in script] == [
+        ("rank 0, DiT", [0, 1], [1, 2]),
+        ("rank 0, Decoder", [0], [3]),
+    ]
+    assert [one["name"] for one in plots.steps(rows[:2], [0])["data"]] == ["rank 0", "rank 0"]
 
 
 def test_a_peak_outside_of_any_span_counts_and_has_no_place(tmp_path: Path) -> None:

@@ -63,18 +63,18 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
     ]
     script = [
         span(1, "script", (0, 9)),
-        span(2, "script/module", (1, 4), step=3, parent_id=1),
+        span(2, "script/module", (1, 4), step=3, parent_id=1, stage="Model"),
         span(3, "script/module/module", (1, 4), step=3, parent_id=2),
     ]
     make_run(tmp_path, {0: {"spans": spans}, 1: {"spans": script}})
     assert columns(tmp_path, "steps") == [
-        *("rank", "step", "start_ns", "duration_ns"),
+        *("rank", "stage", "step", "start_ns", "duration_ns"),
         *("allocated_peak_bytes", "reserved_peak_bytes", "device_used_peak_bytes", "num_allocs"),
     ]
     assert answer(tmp_path, "steps") == [
-        (0, 0, 1, 3, 5, 6, 7, 8),
-        (0, 1, 4, 1, 0, 0, 0, 0),
-        (1, 3, 1, 3, 0, 0, 0, 0),
+        (0, "denoise", 0, 1, 3, 5, 6, 7, 8),
+        (0, "denoise", 1, 4, 1, 0, 0, 0, 0),
+        (1, "Model", 3, 1, 3, 0, 0, 0, 0),
     ]
 
 

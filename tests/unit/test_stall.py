@@ -21,6 +21,15 @@ def test_in_a_collective_by_the_inner_end_of_the_stack() -> None:
     )
 
 
+def test_the_place_in_the_model_and_not_the_watch_around_a_collective() -> None:
+    stack = STACK.format(deep="") + (
+        '  File "/x/ray_memprof/collectives.py", line 91, in watched\n'
+        '  File "/v/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3, in all_reduce\n'
+    )
+    assert in_collective(stack)
+    assert last_frame(stack) == 'File "/x/model.py", line 9, in forward'
+
+
 WORLD, LEFT, RIGHT = (
     Group(name="0", first_rank=0), Group(name="1", first_rank=0), Group(name="1", first_rank=2)
 )  # fmt: skip
@@ -43,15 +52,27 @@ def test_who_waits_for_others_is_not_to_blame() -> None:
     )
     assert found.ranks == (2,)
     assert found.why == (
-        'keeps the others waiting, 5 collectives of group 0 called, by others 6: File "/x/model.py", line 9, in forward'
+        'keeps the others waiting after 5 calls in group 0, others 6: File "/x/model.py", line 9, in forward'
     )
 
 
 def test_several_that_are_missing() -> None:
-    found = suspected({WORLD: 5}, {WORLD: 6}, {WORLD: 4}, {WORLD: 6})
-    assert (found.ranks, found.why.partition(",")[0]) == ((2,), "keeps the others waiting")
-    found = suspected({WORLD: 4}, {WORLD: 6}, {WORLD: 4}, {WORLD: 6})
-    assert (found.ranks, found.why.partition(",")[0]) == ((0, 2), "keep the others waiting")
+    found = suspected({WORLD: 2}, {WORLD: 3}, {WORLD: 1}, {WORLD: 3})
+    calls = "1 call in group 0, others 3"
+    assert (found.ranks, found.why.partition(": ")[0]) == ((2,), f"keeps the others waiting after {calls}")
+    found = suspected({WORLD: 1}, {WORLD: 3}, {WORLD: 1}, {WORLD: 3})
+    assert (found.ranks, found.why.partition(": ")[0]) == (
+        (0, 2), f"keep the others waiting, rank 0 after {calls}"
+    )  # fmt: skip
+
+
+def test_a_pipeline_is_not_uneven_because_inner_ranks_send_more() -> None:
+    pairs = [Group(name=f"0 between ranks {rank} and {rank + 1}", first_rank=rank) for rank in range(3)]
+    counts = [{pairs[0]: 40}, {pairs[0]: 40, pairs[1]: 40}, {pairs[1]: 38, pairs[2]: 38}, {pairs[2]: 39}]
+    found = suspected(*counts)
+    assert (found.ranks, found.why.partition(":")[0]) == (
+        (2,), "keeps the others waiting after 38 calls in group 0 between ranks 1 and 2, others 40"
+    )  # fmt: skip
 
 
 def test_collectives_in_different_orders() -> None:

@@ -316,7 +316,7 @@ def test_hang_names_the_rank_that_has_not_called_the_collective_of_the_others() 
     """GIVEN collectives that return at once, as NCCL's do THEN the waiting stand in the model too: counts tell."""
     ranks = Ranks(beats=STALLED, stacks=dict.fromkeys(range(4), IN_MODEL), joined={0: 8, 1: 7, 2: 8, 3: 9})
 
-    reason = 'rank 1 keeps the others waiting, 7 collectives of group 0 called, by others 9: File "/x/model.py", line 7'
+    reason = 'rank 1 keeps the others waiting after 7 calls in group 0, others 9: File "/x/model.py", line 7'
     assert watched(ranks).reason == f"{reason}, in forward; no rank got on for 10 s"
     assert watched(ranks).ranks == (1,)
 

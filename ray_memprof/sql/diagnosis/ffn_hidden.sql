@@ -9,8 +9,10 @@
 --   num_chunks  optimization.ffn_chunks as it was; 0: by size
 -- Evidence: tensors as wide as the hidden layer beside ones as wide as the
 -- model, in the ratio of the two, 35 to 6 or 27 to 10; computed in chunks of
--- tokens, both are a chunk of them. Threshold: 5 % of the stage's peak; twice
--- the chunks give back half of it.
+-- tokens, both are a chunk of them. The layer's own weights have this ratio,
+-- too, to those of attention: gathered whole by FSDP they are no weights by
+-- their category, and known by their size. Threshold: 5 % of the stage's peak;
+-- twice the chunks give back half of it.
 WITH widths (size, model_width, hidden_width) AS (
     VALUES ('1.3B', 1536, 8960), ('14B', 5120, 13824)
 ),
@@ -43,6 +45,11 @@ hidden AS (
             wide.requested_bytes * known.model_width
             / (narrow.requested_bytes * known.hidden_width) - 1
         ) < 0.0005
+        -- In bf16 or fp16, and in fp32.
+        AND wide.requested_bytes NOT IN (
+            2 * known.model_width * known.hidden_width,
+            4 * known.model_width * known.hidden_width
+        )
 )
 
 SELECT

@@ -15,7 +15,11 @@
 -- H200 with nothing done against the peak have 4 %; it cannot be none, since
 -- pages of 2 MiB are taken whole.
 WITH places AS (
-    SELECT rank, ARG_MIN(stage, (-reserved_peak_bytes, span_id)) AS stage
+    SELECT
+        rank,
+        -- Around the modules of a script there is a span of the whole script.
+        ARG_MIN(stage, (-reserved_peak_bytes, path = 'script', span_id))
+            AS stage
     FROM spans
     GROUP BY rank
 ),
