@@ -1,12 +1,12 @@
 """Spans of a script that opens none: forward hooks on torch.nn.Module name what runs, without a change to the script.
 
     with naming_modules(("blocks.*", "head")):
-        ...                               # span("module", component="WanModel.blocks.7") around every call of a block
+        ...                          # span("WanModel.blocks", component="WanModel.blocks.7") around a call of a block
 
 The module called while no other is running is the outermost one; it goes by the name of its class, and a module inside
 it by that name and its path in named_modules(). Outermost modules always have a span. A pattern adds modules inside
 them: it is compared with the path, with or without the class, part by part as fnmatch does: "blocks.*" is every block,
-"blocks.*.attn" every block's attention.
+"blocks.*.attn" every block's attention. A span is called as its component without the numbers: blocks share one name.
 
 A script has no denoise loop that we know of. So the outermost of our spans carries `step`: how many calls of the same
 component came before it. A DiT that is called twice a step (with and without the prompt) counts two a step.
@@ -131,11 +131,12 @@ class ModuleSpans:
     def _span(self, component: str | None) -> AbstractContextManager[None] | None:
         if component is None:
             return None
+        name = ".".join(part for part in component.split(".") if not part.isdigit())
         if self._num_open:
-            return span("module", component=component)
+            return span(name, component=component)
         step = self._num_calls[component]
         self._num_calls[component] += 1
-        return span("module", component=component, step=step)
+        return span(name, component=component, step=step)
 
     def _component(self, module: Module) -> str | None:
         try:

@@ -15,7 +15,7 @@ On a CPU device full and block keep one copy; stream still copies blocks into it
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,14 @@ from wan.weights import Source, expected_shapes, materialize, place
 
 Module = TypeVar("Module", bound=nn.Module)
 Units = Callable[[Module], Sequence[nn.Module]]
+
+
+@runtime_checkable
+class LaysOut(Protocol):
+    """A part of a network that wants its weights in another order in memory than files have them."""
+
+    def lay_out(self) -> None:
+        """Bring them into it, on whatever device they are."""
 
 
 class Component(Generic[Module]):
@@ -112,6 +120,9 @@ class Component(Generic[Module]):
             self._streamer = Streamer(module, self._units(module), source, self.device)
         else:
             materialize(module, source, self.device if self._strategy == "block" else torch.device("cpu"))
+            for part in module.modules():
+                if isinstance(part, LaysOut):
+                    part.lay_out()
 
     def _move_in(self, module: Module) -> None:
         if self._strategy == "block" or (self._strategy == "full" and self.device.type == "cpu"):

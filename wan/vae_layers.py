@@ -75,14 +75,17 @@ class CausalConv(Layer):
         self.bias = nn.Parameter(torch.zeros(out_dim))
         nn.init.normal_(self.weight, std=self.weight[0].numel() ** -0.5)
 
-    def taps(self) -> Tensor:
-        """The weight as [3, O, I, k, k], each tap dense in channels-last memory, oldest frame first.
+    def lay_out(self) -> None:
+        """Make each tap of the weight dense in channels-last memory; its shape and values stay as they are.
 
-        The parameter itself is laid out so on first use, since a copy per call would cost as much time as a
-        small convolution; its shape and values stay as they are.
+        Done once, after loading: a copy per call would cost as much time as a small convolution.
         """
         if not self.weight[:, :, 0].is_contiguous(memory_format=torch.channels_last):
             self.weight.data = self.weight.data.permute(2, 0, 3, 4, 1).contiguous().permute(1, 4, 0, 2, 3)
+
+    def taps(self) -> Tensor:
+        """The weight as [3, O, I, k, k], each tap dense in channels-last memory, oldest frame first."""
+        self.lay_out()  # for those that no Component has loaded
         return self.weight.movedim(2, 0)
 
     def forward(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:

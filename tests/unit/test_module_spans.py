@@ -1,6 +1,7 @@
 """Spans from forward hooks: the modules asked for, nested as they run, closed on every way out."""
 
 import gc
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,15 +28,18 @@ class Notebook:
         self._open: list[str] = []
 
     def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
-        assert name == "module"
         assert set(attributes) <= {"component", "step"}
         self._open.append(str(attributes["component"]))
+        assert name == self._name()
         step = f" {attributes['step']}" if "step" in attributes else ""
         self.lines.append(f"+{self._open[-1]}{step}")
 
     def exit(self, name: str, failed: bool) -> None:
-        assert name == "module"
+        assert name == self._name()
         self.lines.append(f"-{self._open.pop()}{'!' if failed else ''}")
+
+    def _name(self) -> str:
+        return re.sub(r"\.\d+", "", self._open[-1])
 
 
 class Block(nn.Module):

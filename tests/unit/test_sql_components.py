@@ -98,7 +98,7 @@ def test_activation_by_stage_takes_the_most_of_the_steps(run_dir: Path) -> None:
 def test_a_script_does_not_say_what_its_weights_are(tmp_path: Path) -> None:
     spans = [
         span(1, "script", (0, 9), allocated=(0, 2, 9)),
-        span(2, "script/module", (1, 4), allocated=(5, 6, 9), step=0, parent_id=1, stage="Model"),
+        span(2, "script/Model", (1, 4), allocated=(5, 6, 9), step=0, parent_id=1, stage="Model"),
     ]
     make_run(tmp_path, {0: {"spans": spans}})
     assert answer(tmp_path, "activation_by_stage") == [

@@ -107,7 +107,7 @@ def test_host_memory_that_came_and_went_inside_a_stage_counts(tmp_path: Path) ->
     """GIVEN a model that was in host memory for a while, WHEN samples saw it, THEN its stage has it."""
     spans = [
         span(1, "script", (0, 90), host_rss=(1, 2, 2)),
-        span(2, "script/module", (60, 80), host_rss=(2, 2, 3), parent_id=1, stage="Model"),
+        span(2, "script/Model", (60, 80), host_rss=(2, 2, 3), parent_id=1, stage="Model"),
     ]
     samples = [blank("samples", t_ns=t_ns, host_rss_bytes=size) for t_ns, size in ((30, 6), (70, 2), (99, 9))]
     make_run(tmp_path, {0: {"spans": spans, "samples": samples}})

@@ -63,8 +63,8 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
     ]
     script = [
         span(1, "script", (0, 9)),
-        span(2, "script/module", (1, 4), step=3, parent_id=1, stage="Model"),
-        span(3, "script/module/module", (1, 4), step=3, parent_id=2),
+        span(2, "script/Model", (1, 4), step=3, parent_id=1, stage="Model"),
+        span(3, "script/Model/Model.blocks", (1, 4), step=3, parent_id=2),
     ]
     make_run(tmp_path, {0: {"spans": spans}, 1: {"spans": script}})
     assert columns(tmp_path, "steps") == [

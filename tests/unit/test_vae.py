@@ -9,9 +9,12 @@ from torch._subclasses import FakeTensorMode
 
 from wan import vae_layers
 from wan.config import VaeConfig
+from wan.levers import LoadStrategy
+from wan.residency import Component
 from wan.spans import listening
 from wan.vae import WanVae, cut_dim
 from wan.vae_slabs import DECODE_FRAMES, Reach, Window, choose_slabs, crops, split, windows
+from wan.weights import on_meta, random_vae
 
 GIB = 2**30
 BLOCK, UP, DOWN = Reach(before=2, after=2), Reach(before=1, after=1, zoom=2), Reach(after=2, stride=2)
@@ -235,6 +238,24 @@ def test_weights_keep_names_shapes_and_values_when_they_are_laid_out(vae: WanVae
     after = used.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("strategy", ["full", "block"])
+def test_weights_are_laid_out_while_they_are_loaded(strategy: LoadStrategy) -> None:
+    """GIVEN a VAE from files THEN its weights are where load.vae has put them: decoding makes none anew."""
+    part = Component(
+        "vae",
+        lambda: on_meta(lambda: WanVae(VaeConfig(base_dim=8)), torch.float32),
+        random_vae,
+        strategy=strategy,
+        device=torch.device("cpu"),
+        offload=False,
+    )
+    with part.on_device() as vae:
+        before = {name: parameter.data_ptr() for name, parameter in vae.named_parameters()}
+        vae.decode(torch.randn(16, 2, 2, 2))
+        vae.encode(torch.randn(3, 5, 16, 16))
+        assert {name: parameter.data_ptr() for name, parameter in vae.named_parameters()} == before
 
 
 def test_spans_name_features_slabs_and_chunks(vae: WanVae) -> None:
