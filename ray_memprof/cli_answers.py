@@ -208,9 +208,9 @@ def compare(
 ) -> None:
     """Compare runs with the first of them: the whole run, every rank and every span.
 
-    With --fail-if: exit code 30 where a limit is exceeded. A limit is [PLACE.]MEASURE > [+]AMOUNT; the measures are
-    those of `ray-memprof query measures`, a place is rankN, mean, or a span as the table has it. A sign or % makes it
-    a change against the base.
+    With --fail-if: exit code 30 where a limit is exceeded. A limit is [PLACE.]MEASURE > [+]AMOUNT, or with <: it
+    is exceeded where this holds. The measures are those of `ray-memprof query measures`, a place is rankN, mean, or a
+    span as the table has it. A sign or % makes it a change against the base.
     """
     with told():
         from ray_memprof import compare as comparing

@@ -91,10 +91,18 @@ def _decodes_alone(row: Row) -> str:
     return f"{_who(row)} decodes alone and needs {size_text(row['bytes'])} for it, while {others}."
 
 
+def _encode_peaks(row: Row) -> str:
+    return f"Encoding the text makes the peak of {_above_next(row)}"
+
+
 def _decode_peaks(row: Row) -> str:
+    return f"Decoding makes the peak of {_above_next(row)}"
+
+
+def _above_next(row: Row) -> str:
     return (
-        f"Decoding makes the peak of {rank_text(row['ranks'])}: {size_text(row['bytes'])} more than "
-        f"{row['other_stage']}, the next stage below it."
+        f"{rank_text(row['ranks'])}: {size_text(row['bytes'])} more than {row['other_stage']}, "
+        "the next stage below it."
     )
 
 
@@ -104,9 +112,10 @@ def _nccl_holds(row: Row) -> str:
 
 
 def _fragments(row: Row) -> str:
+    each = f" on each of {row['num_streams']} streams" if row["num_streams"] > 1 else ""
     text = (
-        f"The allocator of {rank_text(row['ranks'])} holds up to {size_text(row['unused_bytes'])} that is not in use; "
-        f"its peak, in {row['stage']}, is {size_text(row['bytes'])} above the most that is ever in use at once"
+        f"Reserved memory of {rank_text(row['ranks'])} peaks in {row['stage']}, {size_text(row['bytes'])} above the "
+        f"most in use at once{each}"
     )
     if row["is_expandable"]:
         return f"{text}, with expandable segments."
@@ -178,6 +187,7 @@ RULES = (
     Rule("t5_stays", _t5_stays, knobs.t5_stays),
     Rule("weights_fp32", _weights_fp32, knobs.weights_fp32),
     Rule("ffn_hidden", _ffn_hidden, knobs.ffn_hidden),
+    Rule("encode_peaks", _encode_peaks, knobs.encode_peaks),
     Rule("decodes_alone", _decodes_alone, knobs.decodes_alone),
     Rule("decode_peaks", _decode_peaks, knobs.decode_peaks),
     Rule("holds_more", _holds_more, knobs.holds_more),

@@ -81,6 +81,17 @@ def _t5_away(row: Row) -> str:
     return f"model_config.t5_cpu: true{', and parallel.t5_fsdp: false' if row['t5_fsdp'] else ''}"
 
 
+def encode_peaks(row: Row) -> str:
+    """Off the device, block by block on it, or a share of it on each rank."""
+    levers = [_t5_away(row)]
+    if not row["t5_fsdp"]:
+        if row["load_strategy"] != "stream" and not row["dit_fsdp"]:
+            levers.append("model_config.load_strategy: stream")
+        if row["num_ranks"] > 1:
+            levers.append("parallel.t5_fsdp: true")
+    return "; or ".join(levers)
+
+
 def weights_fp32(row: Row) -> str:
     """The dtype that was asked for, unless it was not what came."""
     if row["precision"] == "fp32":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 200
 """Of the table for people; every other form has all of them."""
 _WIDEST = 10_000
-_MOMENTS = ("t_ns", "start_ns", "end_ns")
+_MOMENTS = ("t_ns", "first_ns", "start_ns", "end_ns")
 """Wall clock; every other column in ns is a duration."""
 
 

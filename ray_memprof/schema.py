@@ -164,7 +164,9 @@ SPANS = Table(
         *_ends("device_used", "in use on the device by anybody"),
         *_ends("host_rss", "resident memory of the process"),
         _count("num_allocs", "tensors allocated inside it"),
-        _count("num_segments", "segments that the allocator took from the device inside it"),
+        _count(
+            "num_segments", "segments taken from the device; expandable ones grow uncounted, see device_calls"
+        ),
         _count("num_retries", "times it had to flush its cache and ask the device again"),
         _ns("recorder_ns", "spent recording inside it"),
     ),

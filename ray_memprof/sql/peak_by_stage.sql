@@ -11,7 +11,8 @@
 --   device_used_peak_bytes in use on the device by anybody
 --   host_rss_peak_bytes    resident memory of the process, samples included
 --   num_allocs             tensors allocated
---   num_segments           segments taken from the device
+--   num_segments           segments taken from the device; expandable ones grow
+--                          uncounted: see device_calls
 --   num_retries            times the allocator had to flush its cache
 WITH stages AS (
     FROM spans

@@ -190,6 +190,37 @@ def decodes_alone(
     return diagnose(empty, *tables, config={"parallel": {"vae": vae}})
 
 
+def encode_peaks(
+    empty: EmptyRun,
+    *,
+    encode: int = 20 * GIB,
+    loop: int = 8 * GIB,
+    ranks: int = 1,
+    num_encoding: int | None = None,
+    component: str | None = "t5",
+    cut: str = "",
+    fails: bool = True,
+    parallel: Mapping[str, Any] | None = None,
+    source: str = "cuda",
+    workload: str = "wan",
+    **model: Any,
+) -> list[diagnosis.Finding]:
+    """The first ranks encode the text, all by default, and leave nothing behind; with `cut` the run ended there."""
+    stages = ("encode.text", "denoise", "decode")
+    stages = stages[: stages.index(cut) + 1 if cut else None]
+    tables = []
+    for rank in range(ranks):
+        is_encoding = rank < (ranks if num_encoding is None else num_encoding)
+        peaks = (encode if is_encoding else 0, loop, loop // 2)
+        spans = []
+        for stage, owner, peak in zip(stages, (component, "dit", "vae"), peaks, strict=False):
+            facts: dict[str, Any] = {"component": owner, "failed": fails and stage == cut, **held(0, 0, peak)}
+            spans.append(span(len(spans) + 1, stage, (100 * len(spans), 100 * len(spans) + 90), **facts))
+        tables.append({"spans": spans})
+    config = {"model_config": {"t5_cpu": False, "load_strategy": "block"} | model, "parallel": parallel or {}}
+    return diagnose(empty, *tables, config=config, source=source, workload=workload)
+
+
 def decode_peaks(
     empty: EmptyRun,
     *,
@@ -342,17 +373,25 @@ def fragments(
     *,
     reserved: int = 20 * GIB,
     active: int = 16 * GIB,
-    unused: int = 5 * GIB,
     segments: str | None = "segment_alloc",
+    beside: Sequence[tuple[str, int, int, int]] = (),
     **facts: Any,
 ) -> list[diagnosis.Finding]:
-    """What the allocator took and what was in use, each at its most; `unused` of it at the end of decode."""
+    """What the allocator took and what was in use, each at its most.
+
+    beside: events of (action, bytes, address, stream) in place of those of one segment.
+    """
     spans = [
         span(1, "denoise", (0, 90), step=0, allocated=(0, 0, active), active=(0, 0, active), reserved=(0, 0, active)),
-        span(2, "decode", (90, 99), active=(0, reserved - unused, active), reserved=(0, reserved, reserved),
+        span(2, "decode", (90, 99), active=(0, active, active), reserved=(0, reserved, reserved),
              device_used=(reserved, reserved, reserved)),
     ]  # fmt: skip
     allocs = events((segments, reserved, 1, 2)) if segments else []
+    if beside:
+        allocs = [
+            {**row, "stream": stream}
+            for row, (*_, stream) in zip(events(*((*one[:3], 2) for one in beside)), beside, strict=True)
+        ]
     return diagnose(empty, {"spans": spans, "allocs": allocs}, **facts)
 
 
@@ -404,6 +443,7 @@ RUNS: dict[str, Callable[..., list[diagnosis.Finding]]] = {
     "t5_stays": t5_stays,
     "weights_fp32": weights_fp32,
     "ffn_hidden": ffn_hidden,
+    "encode_peaks": encode_peaks,
     "decodes_alone": decodes_alone,
     "decode_peaks": decode_peaks,
     "holds_more": holds_more,

@@ -228,8 +228,8 @@ def test_gaps_between_blocks(empty: EmptyRun) -> None:
         stage="decode",
         component=None,
         bytes=4 * GIB,
-        sentence="The allocator of rank 0 holds up to 5.00 GiB that is not in use; its peak, in decode, is 4.00 GiB "
-        "above the most that is ever in use at once: expandable segments would give back at most that.",
+        sentence="Reserved memory of rank 0 peaks in decode, 4.00 GiB above the most in use at once: expandable "
+        "segments would give back at most that.",
         knob="optimization.expandable_segments: true, which was false",
     )
 
@@ -238,7 +238,7 @@ def test_gaps_inside_segments_that_grow(empty: EmptyRun) -> None:
     (wan,) = fragments(empty, segments="segment_map")
     (script,) = fragments(empty, segments="segment_map", workload="script")
     assert wan.sentence.endswith(
-        " is 4.00 GiB above the most that is ever in use at once, with expandable segments."
+        " peaks in decode, 4.00 GiB above the most in use at once, with expandable segments."
     )
     assert [wan.knob, script.knob] == [
         "the largest tensors, with more optimization.vae_slabs",
@@ -263,7 +263,7 @@ def test_gaps_in_a_script_are_put_down_to_its_module(empty: EmptyRun) -> None:
     figures = {"active": (0, 0, GIB), "reserved": (0, 2 * GIB, 2 * GIB)}
     spans = [
         span(1, "script", (0, 9), **figures),
-        span(2, "script/module", (1, 8), parent_id=1, stage="Decoder", **figures),
+        span(2, "script/Decoder", (1, 8), parent_id=1, stage="Decoder", **figures),
     ]
     (finding,) = diagnose(empty, {"spans": spans}, workload="script")
     assert finding.stage == "Decoder"
@@ -300,13 +300,51 @@ def test_how_segments_are_made_to_grow(empty: EmptyRun, changes: dict[str, Any],
 def test_gaps_of_eight_hundredths(empty: EmptyRun) -> None:
     assert len(fragments(empty, reserved=25 * GIB, active=23 * GIB)) == 1
     assert fragments(empty, reserved=25 * GIB, active=23 * GIB + 1) == []
-    assert len(fragments(empty, reserved=GIB, active=768 * MIB, unused=0)) == 1
-    assert fragments(empty, reserved=GIB, active=768 * MIB + 1, unused=0) == []
+    assert len(fragments(empty, reserved=GIB, active=768 * MIB)) == 1
+    assert fragments(empty, reserved=GIB, active=768 * MIB + 1) == []
 
 
 def test_memory_that_was_in_use_earlier_is_no_gap(empty: EmptyRun) -> None:
     """Reserved stays where active was as high: nothing more was ever taken than was in use at once."""
-    assert fragments(empty, reserved=20 * GIB, active=20 * GIB, unused=15 * GIB) == []
+    assert fragments(empty, reserved=20 * GIB, active=20 * GIB) == []
+
+
+@pytest.mark.parametrize(
+    ("first_peak", "gaps"),
+    [
+        (10 * GIB, None),
+        # From 8 % of what is reserved on, 1638.4 MiB.
+        (10 * GIB - 1638 * MIB, None),
+        (10 * GIB - 1639 * MIB, 1639 * MIB),
+        # At most what reserved is above the most in use on all of them together.
+        (3 * GIB, 4 * GIB),
+    ],
+)
+def test_streams_that_peak_at_different_times_leave_no_gaps(
+    empty: EmptyRun, first_peak: int, gaps: int | None
+) -> None:
+    """GIVEN two streams of 10 GiB each that were full in turn, WHEN asked, THEN only what each had too much counts."""
+    found = fragments(
+        empty,
+        beside=[
+            ("segment_map", 10 * GIB, 1, 0),
+            ("alloc", first_peak, 1, 0),
+            ("free_requested", first_peak, 1, 0),
+            ("free_completed", first_peak, 1, 0),
+            ("segment_map", 10 * GIB, 2, 7),
+            ("alloc", 10 * GIB, 2, 7),
+            ("free_requested", 10 * GIB, 2, 7),
+            ("segment_unmap", 4 * GIB, 1, 0),
+            ("free_completed", 10 * GIB, 2, 7),
+        ],
+    )
+    assert [one.bytes for one in found] == ([] if gaps is None else [gaps])
+    assert all("above the most in use at once on each of 2 streams" in one.sentence for one in found)
+
+
+def test_streams_say_nothing_where_their_events_are_not_whole(empty: EmptyRun) -> None:
+    (finding,) = fragments(empty, beside=[("segment_map", GIB, 1, 0), ("segment_map", GIB, 2, 7)])
+    assert (finding.bytes, "streams" in finding.sentence) == (4 * GIB, False)
 
 
 def test_memory_outside_grows(empty: EmptyRun) -> None:

@@ -13,6 +13,7 @@ from diagnosis_runs import (
     decode_peaks,
     decodes_alone,
     diagnose,
+    encode_peaks,
     ffn_hidden,
     held,
     holds_more,
@@ -156,6 +157,77 @@ def test_tensors_of_other_widths_or_kinds_are_no_hidden_layer(
     empty: EmptyRun, changes: dict[str, Any]
 ) -> None:
     assert ffn_hidden(empty, **changes) == []
+
+
+def test_encoding_makes_the_peak(empty: EmptyRun) -> None:
+    (finding,) = encode_peaks(empty, ranks=2, parallel={"t5_fsdp": False, "dit_fsdp": False})
+    assert finding == Finding(
+        rule="encode_peaks",
+        severity="severe",
+        is_peak=True,
+        ranks=(0, 1),
+        stage="encode.text",
+        component="t5",
+        bytes=12 * GIB,
+        sentence="Encoding the text makes the peak of ranks 0 and 1: 12.00 GiB more than denoise, the next stage below "
+        "it.",
+        knob="model_config.t5_cpu: true; or model_config.load_strategy: stream; or parallel.t5_fsdp: true",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "knob"),
+    [
+        ({}, "model_config.t5_cpu: true; or model_config.load_strategy: stream"),
+        ({"load_strategy": "stream"}, "model_config.t5_cpu: true"),
+        # Neither goes with what the ranks share.
+        (
+            {"ranks": 2, "parallel": {"t5_fsdp": True}},
+            "model_config.t5_cpu: true, and parallel.t5_fsdp: false",
+        ),
+        (
+            {"ranks": 2, "parallel": {"dit_fsdp": True}},
+            "model_config.t5_cpu: true; or parallel.t5_fsdp: true",
+        ),
+    ],
+)
+def test_where_the_text_encoder_may_go(empty: EmptyRun, changes: dict[str, Any], knob: str) -> None:
+    (finding,) = encode_peaks(empty, **changes)
+    assert finding.knob == knob
+
+
+def test_encoding_a_twentieth_above_the_loop(empty: EmptyRun) -> None:
+    assert said(encode_peaks(empty, loop=19 * GIB)) == [
+        ("encode_peaks", (0,), "encode.text", "t5", GIB, True)
+    ]
+    assert encode_peaks(empty, loop=19 * GIB + 1) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"encode": 4 * GIB},
+        {"component": None},
+        {"workload": "script"},
+        {"source": "cpu"},
+        {"t5_cpu": True},
+        {"t5_cpu": None},  # not known
+        {"cut": "encode.text"},
+        {"cut": "denoise"},  # what it would have taken is not known
+        {"cut": "decode"},
+        {"cut": "denoise", "fails": False},  # what came later is lost
+    ],
+)
+def test_what_is_not_encoding_or_not_the_peak(empty: EmptyRun, changes: dict[str, Any]) -> None:
+    assert encode_peaks(empty, **changes) == []
+
+
+def test_a_peak_that_one_rank_has_since_it_encodes_for_all(empty: EmptyRun) -> None:
+    found = encode_peaks(empty, ranks=4, num_encoding=1, parallel={"t5_fsdp": False})
+    assert said(found) == [
+        ("holds_more", (0,), "encode.text", "t5", 20 * GIB, True),
+        ("encode_peaks", (0,), "encode.text", "t5", 12 * GIB, True),
+    ]
 
 
 def test_one_rank_decodes(empty: EmptyRun) -> None:

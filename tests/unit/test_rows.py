@@ -112,6 +112,7 @@ def test_a_table_lines_figures_up_at_the_right_and_text_at_the_left() -> None:
         ("duration_ns", 1_500_000_000, None, "1.500 s"),
         ("start_ns", 1_500_000_000, None, "1500000000"),
         ("t_ns", 15, None, "15"),
+        ("first_ns", 15, None, "15"),
         ("share", 0.123456, None, "0.1235"),
         ("value", 2.0**30, "bytes", "1.00 GiB"),
         ("value", 0.25, "s", "0.250 s"),

@@ -5,15 +5,19 @@
 --   component      null
 --   bytes          peak of reserved - peak of active, the most on any of them.
 --                  Without gaps between blocks the first would equal the
---                  second: growing segments, too, cannot give back more
+--                  second: growing segments, too, cannot give back more. Where
+--                  several CUDA streams hold memory at the peak of reserved, at
+--                  most the sum over streams: what it holds then - the peak of
+--                  its active. Streams share no blocks, so that what one of
+--                  them leaves unused while another peaks is no gap
 --   is_peak        true
---   unused_bytes   reserved - active when it was most, on the worst of them: as
---                  measured at ends of spans; in between, at least bytes
+--   num_streams    that hold memory at the peak of reserved, on the worst of
+--                  them; 1 also where that is not recorded
 --   is_expandable, wants_expandable, allocator_variable, allocator_conf,
 --   workload       see settings
 -- Threshold: 8 % of the reserved peak, 256 MiB at least. Recorded runs on one
--- H200 with nothing done against the peak have 4 %; it cannot be none, since
--- pages of 2 MiB are taken whole.
+-- H200 with nothing done against the peak have 4 %, on four of them 5 and 7; it
+-- cannot be none, since pages of 2 MiB are taken whole.
 WITH places AS (
     SELECT
         rank,
@@ -24,41 +28,135 @@ WITH places AS (
     GROUP BY rank
 ),
 
-unused AS (
-    SELECT rank, MAX(fragmentation_worst_bytes) AS bytes
-    FROM fragmentation
-    GROUP BY rank
-),
-
 slack AS (
     SELECT
         peak_by_rank.rank,
         places.stage,
         peak_by_rank.reserved_peak_bytes,
+        GREATEST(0.08 * peak_by_rank.reserved_peak_bytes, 268435456)
+            AS least_bytes,
         peak_by_rank.reserved_peak_bytes
             - GREATEST(
                 peak_by_rank.active_peak_bytes,
                 peak_by_rank.allocated_peak_bytes
-            ) AS bytes,
-        unused.bytes AS unused_bytes
+            ) AS bytes
     FROM peak_by_rank
     INNER JOIN places ON peak_by_rank.rank = places.rank
-    INNER JOIN unused ON peak_by_rank.rank = unused.rank
+    WHERE bytes >= least_bytes
+    -- Says that it is small: see tensors_alive.
+    LIMIT 65536
+),
+
+segments AS (
+    SELECT
+        allocs.rank,
+        allocs.seq,
+        allocs.stream,
+        IF(
+            allocs.action IN ('segment_alloc', 'segment_map'),
+            allocs.size_bytes,
+            -allocs.size_bytes
+        ) AS bytes
+    FROM allocs
+    INNER JOIN slack ON allocs.rank = slack.rank
+    WHERE
+        allocs.action IN (
+            'segment_alloc', 'segment_map', 'segment_free', 'segment_unmap'
+        )
+),
+
+running AS (
+    SELECT
+        rank,
+        seq,
+        SUM(bytes) OVER (
+            PARTITION BY rank ORDER BY seq
+            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+        ) AS reserved_bytes
+    FROM segments
+),
+
+-- None where the events do not have the peak that was counted.
+moments AS (
+    SELECT running.rank, MIN(running.seq) AS seq
+    FROM running
+    INNER JOIN slack
+        ON running.rank = slack.rank
+        AND running.reserved_bytes = slack.reserved_peak_bytes
+    GROUP BY running.rank
+),
+
+pools AS (
+    SELECT
+        segments.rank,
+        segments.stream,
+        SUM(segments.bytes) AS bytes,
+        -- What the millions of rows below are told apart by.
+        ROW_NUMBER() OVER (ORDER BY segments.rank, segments.stream) AS number
+    FROM segments
+    INNER JOIN moments
+        ON segments.rank = moments.rank AND segments.seq <= moments.seq
+    GROUP BY segments.rank, segments.stream
+    HAVING SUM(segments.bytes) > 0
+    QUALIFY COUNT(*) OVER (PARTITION BY segments.rank) > 1
+    LIMIT 65536
+),
+
+used AS (
+    SELECT
+        pools.number,
+        SUM(
+            IF(allocs.action = 'alloc', allocs.size_bytes, -allocs.size_bytes)
+        ) OVER (
+            PARTITION BY pools.number ORDER BY allocs.seq
+            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+        ) AS active_bytes
+    FROM allocs
+    INNER JOIN pools
+        ON allocs.rank = pools.rank AND allocs.stream = pools.stream
+    WHERE allocs.action IN ('alloc', 'free_completed')
+),
+
+most AS (
+    SELECT number, MAX(active_bytes) AS active_bytes
+    FROM used
+    GROUP BY number
+),
+
+gaps AS (
+    SELECT
+        pools.rank,
+        SUM(GREATEST(pools.bytes - COALESCE(most.active_bytes, 0), 0))::BIGINT
+            AS bytes,
+        COUNT(*) AS num_streams
+    FROM pools
+    LEFT JOIN most ON pools.number = most.number
+    GROUP BY pools.rank
+),
+
+found AS (
+    SELECT
+        slack.rank,
+        slack.stage,
+        LEAST(slack.bytes, gaps.bytes) AS bytes,
+        COALESCE(gaps.num_streams, 1) AS num_streams
+    FROM slack
+    LEFT JOIN gaps ON slack.rank = gaps.rank
+    WHERE COALESCE(gaps.bytes, slack.bytes) >= slack.least_bytes
 )
 
 SELECT
-    LIST(rank ORDER BY rank) AS ranks,
-    ARG_MIN(stage, (-bytes, rank)) AS stage,
+    LIST(found.rank ORDER BY found.rank) AS ranks,
+    ARG_MIN(found.stage, (-found.bytes, found.rank)) AS stage,
     NULL::VARCHAR AS component,
-    MAX(bytes) AS bytes,
+    MAX(found.bytes) AS bytes,
     TRUE AS is_peak,
-    ARG_MIN(GREATEST(unused_bytes, bytes), (-bytes, rank)) AS unused_bytes,
+    ARG_MIN(found.num_streams, (-found.bytes, found.rank)) AS num_streams,
     ANY_VALUE(settings.is_expandable) AS is_expandable,
     ANY_VALUE(settings.wants_expandable) AS wants_expandable,
     ANY_VALUE(settings.allocator_variable) AS allocator_variable,
     ANY_VALUE(settings.allocator_conf) AS allocator_conf,
     ANY_VALUE(settings.workload) AS workload
-FROM slack
+FROM found
 CROSS JOIN settings
-WHERE bytes >= GREATEST(0.08 * reserved_peak_bytes, 268435456)
 HAVING COUNT(*) > 0

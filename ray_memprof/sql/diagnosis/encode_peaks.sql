@@ -1,0 +1,63 @@
+-- Rule: is the text encoder what the run needs its memory for?
+-- One row = the run, on its fullest rank.
+--   ranks       ranks whose peak is in encode.text
+--   stage       encode.text
+--   component   t5
+--   bytes       by how much encode.text exceeds the fullest other stage: what a
+--               text encoder that is elsewhere takes off the peak
+--   is_peak     true
+--   other_stage the fullest other stage
+--   num_ranks, load_strategy, t5_fsdp, dit_fsdp
+--               see settings
+-- Evidence: ranks that came as far as decode, for nobody knows what the others
+-- would have taken. That t5_cpu was off must be known, and in a run on the CPU
+-- nothing else than the CPU is there.
+-- Threshold: 5 % of the peak, as in decode_peaks.
+WITH whole AS (
+    SELECT rank
+    FROM spans
+    GROUP BY rank
+    HAVING NOT BOOL_OR(failed) AND BOOL_OR(stage = 'decode')
+),
+
+others AS (
+    SELECT
+        stage_peaks.rank,
+        MAX(stage_peaks.allocated_peak_bytes) AS peak_bytes,
+        ARG_MIN(
+            stage_peaks.stage,
+            (-stage_peaks.allocated_peak_bytes, stage_peaks.first_span_id)
+        ) AS stage
+    FROM stage_peaks
+    INNER JOIN whole ON stage_peaks.rank = whole.rank
+    WHERE stage_peaks.stage != 'encode.text'
+    GROUP BY stage_peaks.rank
+)
+
+SELECT
+    LIST(stage_peaks.rank ORDER BY stage_peaks.rank) AS ranks,
+    'encode.text' AS stage,
+    't5' AS component,
+    MAX(stage_peaks.allocated_peak_bytes - others.peak_bytes) AS bytes,
+    TRUE AS is_peak,
+    ARG_MIN(
+        others.stage,
+        (others.peak_bytes - stage_peaks.allocated_peak_bytes, others.rank)
+    ) AS other_stage,
+    ANY_VALUE(settings.num_ranks) AS num_ranks,
+    ANY_VALUE(settings.load_strategy) AS load_strategy,
+    ANY_VALUE(settings.t5_fsdp) AS t5_fsdp,
+    ANY_VALUE(settings.dit_fsdp) AS dit_fsdp
+FROM stage_peaks
+INNER JOIN others ON stage_peaks.rank = others.rank
+CROSS JOIN settings
+WHERE
+    settings.workload = 'wan'
+    AND settings.source != 'cpu'
+    AND NOT settings.t5_cpu
+    AND stage_peaks.stage = 'encode.text'
+    AND stage_peaks.component = 't5'
+    AND stage_peaks.is_run_peak
+    AND stage_peaks.allocated_peak_bytes - others.peak_bytes
+    >= 0.05 * stage_peaks.allocated_peak_bytes
+HAVING COUNT(*) > 0
