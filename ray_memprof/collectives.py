@@ -115,7 +115,7 @@ def _count_batch(operations: Any) -> None:
         if operation.group.name() != "gloo":
             one, other = sorted((dist.get_rank(), operation.peer))
             name = f"{operation.group.group_name} between ranks {one} and {other}"
-            _passed[Group(name=name, first_rank=one)] += 1
+            _passed[Group(name=name, first_rank=one, second_rank=other)] += 1
 
 
 def _describe(group: Any) -> tuple[str, int]:

@@ -79,6 +79,8 @@ class Group:
     name: str
     """torch's; groups that share no rank may have the same."""
     first_rank: int
+    second_rank: int | None = None
+    """Of two ranks: they have no number before their first call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

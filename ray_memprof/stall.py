@@ -114,18 +114,16 @@ def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | No
     Where a rank has called more collectives of a group than another one, it waits for that one, or soon will: calls
     are counted, and where a kernel hangs on a rank that called as many as the others, counts do not show it.
     """
-    most: dict[Group, int] = {}
-    least: dict[Group, int] = {}
-    for place in places.values():
-        for group, number in place.joined.items():
-            most[group] = max(number, most.get(group, number))
-            least[group] = min(number, least.get(group, number))
+    called = _calls(places)
+    groups = {group for calls in called.values() for group in calls}
+    most = {group: max(calls.get(group, 0) for calls in called.values()) for group in groups}
+    least = {group: min(calls[group] for calls in called.values() if group in calls) for group in groups}
 
     def lags(rank: int) -> list[Group]:
-        return [group for group, number in places[rank].joined.items() if number < most[group]]
+        return [group for group, number in called[rank].items() if number < most[group]]
 
-    behind = [rank for rank in places if lags(rank)]
-    free = [rank for rank in behind if all(n == least[group] for group, n in places[rank].joined.items())]
+    behind = [rank for rank in called if lags(rank)]
+    free = [rank for rank in behind if all(n == least[group] for group, n in called[rank].items())]
     if not behind:
         return None
     if not free:
@@ -133,10 +131,21 @@ def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | No
             ranks=tuple(behind), why="wait for each other, each in a collective of another group"
         )
     first, group = free[0], lags(free[0])[0]
-    number = places[first].joined[group]
+    number = called[first][group]
     keeps = "keeps the others waiting" if len(free) == 1 else f"keep the others waiting, rank {first}"
     calls = f"{number} call{'' if number == 1 else 's'} in group {group.name}, others {most[group]}"
     return Suspicion(ranks=tuple(free), why=f"{keeps} after {calls}: {last_frame(places[first].stack)}")
+
+
+def _calls(places: Mapping[int, Whereabouts]) -> dict[int, dict[Group, int]]:
+    """Of each rank, how many calls of each of its groups it has made."""
+    called = {rank: dict(place.joined) for rank, place in places.items()}
+    # No set: the same hang is told in the same words.
+    for group in dict.fromkeys(group for calls in called.values() for group in calls):
+        if group.second_rank is not None:
+            for rank in {group.first_rank, group.second_rank} & called.keys():
+                called[rank].setdefault(group, 0)
+    return called
 
 
 def in_collective(stack: str) -> bool:

@@ -85,6 +85,6 @@ def test_collectives_and_batches_are_counted(tmp_path: Path) -> None:
                 work.wait()
             dist.all_reduce(x, group=second)
         assert [joined()[group] - before[group] for group in groups] == [1, 1]
-        assert joined()[Group(name=f"{names[0]} between ranks 0 and 0", first_rank=0)] == 2
+        assert joined()[Group(name=f"{names[0]} between ranks 0 and 0", first_rank=0, second_rank=0)] == 2
     finally:
         dist.destroy_process_group()

@@ -244,7 +244,7 @@ def batched(peer: int, backend: str = "other") -> list[Any]:
 
 
 def between(one: int, other: int) -> Group:
-    return Group(name=f"7 between ranks {one} and {other}", first_rank=one)
+    return Group(name=f"7 between ranks {one} and {other}", first_rank=one, second_rank=other)
 
 
 @pytest.fixture

@@ -66,8 +66,21 @@ def test_several_that_are_missing() -> None:
     )  # fmt: skip
 
 
+def pair(one: int, other: int) -> Group:
+    return Group(name=f"0 between ranks {one} and {other}", first_rank=one, second_rank=other)
+
+
+def test_a_rank_that_has_sent_nothing_yet_is_behind_those_that_have() -> None:
+    """GIVEN a ring of three, rank 1 asleep before the first block, and rank 3 in another node's ring."""
+    found = suspected({WORLD: 6, pair(0, 1): 4, pair(0, 2): 4}, {WORLD: 6}, {WORLD: 6, pair(1, 2): 4, pair(0, 2): 4},
+                      {WORLD: 6})  # fmt: skip
+    assert (found.ranks, found.why.partition(" between")[0]) == (
+        (1,), "keeps the others waiting after 0 calls in group 0"
+    )  # fmt: skip
+
+
 def test_a_pipeline_is_not_uneven_because_inner_ranks_send_more() -> None:
-    pairs = [Group(name=f"0 between ranks {rank} and {rank + 1}", first_rank=rank) for rank in range(3)]
+    pairs = [pair(rank, rank + 1) for rank in range(3)]
     counts = [{pairs[0]: 40}, {pairs[0]: 40, pairs[1]: 40}, {pairs[1]: 38, pairs[2]: 38}, {pairs[2]: 39}]
     found = suspected(*counts)
     assert (found.ranks, found.why.partition(":")[0]) == (
