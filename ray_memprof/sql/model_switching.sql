@@ -8,7 +8,8 @@
 --   allocated_bytes  change of allocated memory; negative: given back
 --   reserved_bytes   change of what the allocator holds
 --   host_rss_bytes   change of the process's resident memory
---   duration_ns      time it took
+--   duration_ns      time it took on the host; residency.offload waits until
+--                    the device has done what was asked of it before
 SELECT
     rank,
     start_ns,
