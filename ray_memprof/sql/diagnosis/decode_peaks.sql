@@ -14,31 +14,24 @@ WITH shared AS (
     SELECT COUNT(DISTINCT rank) AS num_decoding
     FROM spans
     WHERE name LIKE 'vae.%' AND stage = 'decode'
-),
-
-others AS (
-    SELECT
-        rank,
-        MAX(allocated_peak_bytes) AS peak_bytes,
-        ARG_MIN(stage, (-allocated_peak_bytes, first_span_id)) AS stage
-    FROM stage_peaks
-    WHERE stage != 'decode'
-    GROUP BY rank
 )
 
 SELECT
     LIST(stage_peaks.rank ORDER BY stage_peaks.rank) AS ranks,
     'decode' AS stage,
     'vae' AS component,
-    MAX(stage_peaks.allocated_peak_bytes - others.peak_bytes) AS bytes,
+    MAX(stage_peaks.allocated_peak_bytes - stage_peaks.other_peak_bytes)
+        AS bytes,
     TRUE AS is_peak,
     ARG_MIN(
-        others.stage,
-        (others.peak_bytes - stage_peaks.allocated_peak_bytes, others.rank)
+        stage_peaks.other_stage,
+        (
+            stage_peaks.other_peak_bytes - stage_peaks.allocated_peak_bytes,
+            stage_peaks.rank
+        )
     ) AS other_stage,
     MAX(settings.vae_slabs) AS num_slabs
 FROM stage_peaks
-INNER JOIN others ON stage_peaks.rank = others.rank
 CROSS JOIN shared
 CROSS JOIN settings
 WHERE
@@ -50,6 +43,6 @@ WHERE
         shared.num_decoding > 1
         OR (SELECT COUNT(DISTINCT rank) FROM spans) = 1
     )
-    AND stage_peaks.allocated_peak_bytes - others.peak_bytes
+    AND stage_peaks.allocated_peak_bytes - stage_peaks.other_peak_bytes
     >= 0.05 * stage_peaks.allocated_peak_bytes
 HAVING COUNT(*) > 0

@@ -18,38 +18,28 @@ WITH whole AS (
     FROM spans
     GROUP BY rank
     HAVING NOT BOOL_OR(failed) AND BOOL_OR(stage = 'decode')
-),
-
-others AS (
-    SELECT
-        stage_peaks.rank,
-        MAX(stage_peaks.allocated_peak_bytes) AS peak_bytes,
-        ARG_MIN(
-            stage_peaks.stage,
-            (-stage_peaks.allocated_peak_bytes, stage_peaks.first_span_id)
-        ) AS stage
-    FROM stage_peaks
-    INNER JOIN whole ON stage_peaks.rank = whole.rank
-    WHERE stage_peaks.stage != 'encode.text'
-    GROUP BY stage_peaks.rank
 )
 
 SELECT
     LIST(stage_peaks.rank ORDER BY stage_peaks.rank) AS ranks,
     'encode.text' AS stage,
     't5' AS component,
-    MAX(stage_peaks.allocated_peak_bytes - others.peak_bytes) AS bytes,
+    MAX(stage_peaks.allocated_peak_bytes - stage_peaks.other_peak_bytes)
+        AS bytes,
     TRUE AS is_peak,
     ARG_MIN(
-        others.stage,
-        (others.peak_bytes - stage_peaks.allocated_peak_bytes, others.rank)
+        stage_peaks.other_stage,
+        (
+            stage_peaks.other_peak_bytes - stage_peaks.allocated_peak_bytes,
+            stage_peaks.rank
+        )
     ) AS other_stage,
     ANY_VALUE(settings.num_ranks) AS num_ranks,
     ANY_VALUE(settings.load_strategy) AS load_strategy,
     ANY_VALUE(settings.t5_fsdp) AS t5_fsdp,
     ANY_VALUE(settings.dit_fsdp) AS dit_fsdp
 FROM stage_peaks
-INNER JOIN others ON stage_peaks.rank = others.rank
+INNER JOIN whole ON stage_peaks.rank = whole.rank
 CROSS JOIN settings
 WHERE
     settings.workload = 'wan'
@@ -58,6 +48,6 @@ WHERE
     AND stage_peaks.stage = 'encode.text'
     AND stage_peaks.component = 't5'
     AND stage_peaks.is_run_peak
-    AND stage_peaks.allocated_peak_bytes - others.peak_bytes
+    AND stage_peaks.allocated_peak_bytes - stage_peaks.other_peak_bytes
     >= 0.05 * stage_peaks.allocated_peak_bytes
 HAVING COUNT(*) > 0

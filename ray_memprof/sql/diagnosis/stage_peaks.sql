@@ -6,6 +6,8 @@
 --   allocated_peak_bytes  the most in it
 --   run_peak_bytes        the most on this rank in any stage
 --   is_run_peak           this stage has it
+--   other_peak_bytes      the most in any other stage; null: there is none
+--   other_stage           which that is, the earliest of several
 --   span_id               innermost span that took the stage to its peak; null:
 --                         it began at its peak and never reached it again
 --   component, path       of that span
@@ -25,8 +27,16 @@ ranked AS (
         stage,
         first_span_id,
         allocated_peak_bytes,
-        MAX(allocated_peak_bytes) OVER (PARTITION BY rank) AS run_peak_bytes
+        MAX(allocated_peak_bytes) OVER (PARTITION BY rank) AS run_peak_bytes,
+        MAX(allocated_peak_bytes) OVER others AS other_peak_bytes,
+        ARG_MIN(stage, (-allocated_peak_bytes, first_span_id))
+            OVER others AS other_stage
     FROM peaks
+    WINDOW others AS (
+        PARTITION BY rank
+        ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+        EXCLUDE CURRENT ROW
+    )
 ),
 
 -- As in peak_event.
@@ -56,6 +66,8 @@ SELECT
     ranked.allocated_peak_bytes,
     ranked.run_peak_bytes,
     ranked.allocated_peak_bytes = ranked.run_peak_bytes AS is_run_peak,
+    ranked.other_peak_bytes,
+    ranked.other_stage,
     places.span_id,
     places.component,
     places.path
