@@ -236,6 +236,10 @@ class Recorder:
         with self._lock:
             self._others = sample.others_used_bytes
             self._parcel.samples.append(sample)
+            for record in reversed(self._open):
+                if record.start.t_ns <= sample.t_ns:
+                    record.host_rss = max(record.host_rss, sample.host_rss_bytes)
+                    break
             if is_due:
                 # Counted as the model's time too: the meter copies its events under Python's lock.
                 began = time.perf_counter_ns()

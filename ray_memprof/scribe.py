@@ -36,6 +36,8 @@ class SpanRecord:
     recorder_ns: int = 0
     peaks: Peaks = field(default_factory=Peaks)
     """Its own, from readings; the scribe adds those from events and from the spans inside it."""
+    host_rss: int = 0
+    """The most that samples saw: no event tells of host memory between the ends of a span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,7 @@ class Scribe:
         device_peak = max(inside.device_used, start.device_used, end.device_used, peaks.reserved + outside)
         if self._total:
             device_peak = min(device_peak, self._total)
-        rss_peak = max(inside.host_rss, start.host_rss, end.host_rss)
+        rss_peak = max(inside.host_rss, span.host_rss, start.host_rss, end.host_rss)
         if span.parent_id:
             around = self._inherited.setdefault(span.parent_id, _Inherited())
             around.peaks.fold(peaks.allocated, peaks.reserved, peaks.active)

@@ -95,10 +95,10 @@ def suspects(
     if len(behind) < len(ranks):
         step = min(steps.values(), default=-1)
         return Suspicion(ranks=behind, why=f"at step {step} while others are at step {max(steps.values())}")
-    return Suspicion(ranks=tuple(ranks), why=_whereabouts({rank: places[rank].stack for rank in ranks}))
+    return Suspicion(ranks=tuple(ranks), why=_all_places({rank: places[rank].stack for rank in ranks}))
 
 
-def _whereabouts(stacks: Mapping[int, str]) -> str:
+def _all_places(stacks: Mapping[int, str]) -> str:
     """Where ranks stand of which none is known to be behind."""
     frames = {rank: last_frame(stack) for rank, stack in stacks.items()}
     first, *others = dict.fromkeys(frames.values())
@@ -115,9 +115,12 @@ def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | No
     are counted, and where a kernel hangs on a rank that called as many as the others, counts do not show it.
     """
     called = _calls(places)
-    groups = {group for calls in called.values() for group in calls}
-    most = {group: max(calls.get(group, 0) for calls in called.values()) for group in groups}
-    least = {group: min(calls[group] for calls in called.values() if group in calls) for group in groups}
+    numbers: dict[Group, list[int]] = {}
+    for calls in called.values():
+        for group, number in calls.items():
+            numbers.setdefault(group, []).append(number)
+    most = {group: max(found) for group, found in numbers.items()}
+    least = {group: min(found) for group, found in numbers.items()}
 
     def lags(rank: int) -> list[Group]:
         return [group for group, number in called[rank].items() if number < most[group]]
@@ -133,8 +136,8 @@ def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | No
     first, group = free[0], lags(free[0])[0]
     number = called[first][group]
     keeps = "keeps the others waiting" if len(free) == 1 else f"keep the others waiting, rank {first}"
-    calls = f"{number} call{'' if number == 1 else 's'} in group {group.name}, others {most[group]}"
-    return Suspicion(ranks=tuple(free), why=f"{keeps} after {calls}: {last_frame(places[first].stack)}")
+    after = f"{number} call{'' if number == 1 else 's'} in group {group.name}, others {most[group]}"
+    return Suspicion(ranks=tuple(free), why=f"{keeps} after {after}: {last_frame(places[first].stack)}")
 
 
 def _calls(places: Mapping[int, Whereabouts]) -> dict[int, dict[Group, int]]:

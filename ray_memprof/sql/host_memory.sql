@@ -13,6 +13,7 @@ WITH stages AS (
         rank,
         stage,
         MIN(span_id) AS first_span_id,
+        MAX(host_rss_peak_bytes) AS peak_bytes,
         ARG_MAX(host_rss_end_bytes, span_id)
             - ARG_MIN(host_rss_start_bytes, span_id) AS grown_bytes
     FROM spans
@@ -24,13 +25,11 @@ SELECT
     ranks.host,
     stages.stage,
     COUNT(*) AS num_ranks,
-    SUM(peaks.host_rss_peak_bytes)::BIGINT AS sum_peak_bytes,
-    MAX(peaks.host_rss_peak_bytes) AS max_peak_bytes,
-    ARG_MIN(stages.rank, (-peaks.host_rss_peak_bytes, stages.rank)) AS max_rank,
+    SUM(stages.peak_bytes)::BIGINT AS sum_peak_bytes,
+    MAX(stages.peak_bytes) AS max_peak_bytes,
+    ARG_MIN(stages.rank, (-stages.peak_bytes, stages.rank)) AS max_rank,
     SUM(stages.grown_bytes)::BIGINT AS grown_bytes
 FROM stages
-INNER JOIN peak_by_stage AS peaks
-    ON stages.rank = peaks.rank AND stages.stage = peaks.stage
 LEFT JOIN ranks ON stages.rank = ranks.rank
 GROUP BY ranks.host, stages.stage
 ORDER BY ranks.host, MIN(stages.first_span_id), stages.stage

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_tables import answer, blank, make_ranks, make_run, span
+from run_tables import answer, make_ranks, make_run, span
 
 from ray_memprof.compare import Comparison, Difference, Side, as_facts, compare
 from ray_memprof.db import SQL_DIR
@@ -141,17 +141,6 @@ def test_spans_are_compared_over_their_visits_with_the_largest_moves_first(tmp_p
         ("decode", "duration", None, 2.0, "other", 0.4),
         ("save", "duration", 1.0, None, "base", 0.2),
     ]
-
-
-def test_samples_of_host_memory_count_for_a_stage_on_every_rank(tmp_path: Path) -> None:
-    """GIVEN a stage whose host memory only a sample saw, WHEN it is compared, THEN mean and worst rank agree."""
-    runs = []
-    for name, size in (("a", 6), ("b", 8)):
-        tables = {"spans": [span(1, "script", (0, 9), host_rss=(1, 2, 2))]}
-        samples = [blank("samples", t_ns=5, host_rss_bytes=size)]
-        runs.append(make_ranks(make_run(tmp_path / name, {0: {**tables, "samples": samples}}), {}))
-    rows = moves(compare(runs), "measure", "path", "rank", "base_value", "value", "base_mean", "mean_value")
-    assert [row[3:] for row in rows if row[:2] == ("peak_host_rss", "script")] == [(6.0, 8.0, 6.0, 8.0)]
 
 
 def test_a_step_has_its_median_duration(tmp_path: Path) -> None:

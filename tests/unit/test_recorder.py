@@ -219,6 +219,23 @@ def test_a_sample_is_a_row_and_tells_what_others_hold() -> None:
     assert desk.ledger() == [(0, "others", 40)]
 
 
+def test_host_memory_that_came_and_went_counts_for_the_span_in_which_a_sample_saw_it() -> None:
+    """GIVEN a script that builds a model on the host and moves it away before its first span ends."""
+    with at_work() as desk:
+        with span("script"):
+            begun = desk.meter.now
+            with span("load.dit"):
+                # Looked at before load.dit began, noted after: what it saw was the script's.
+                desk.recorder.tick(replace(SAMPLE, t_ns=begun, host_rss_bytes=60))
+                desk.recorder.tick(replace(SAMPLE, t_ns=desk.meter.now, host_rss_bytes=50))
+            with span("denoise"):
+                pass
+        with span("decode"):
+            desk.recorder.tick(replace(SAMPLE, t_ns=begun, host_rss_bytes=70))  # of no span that is open
+    peaks = {path: row["host_rss_peak_bytes"] for path, row in desk.spans.items()}
+    assert peaks == {"script": 60, "script/load.dit": 50, "script/denoise": 9, "decode": 9}
+
+
 def test_a_collective_is_a_row_with_the_growth_across_it(tmp_path: Path) -> None:
     with at_work() as desk, watching(desk.recorder):
         desk.recorder.tick(replace(SAMPLE, others_used_bytes=0))

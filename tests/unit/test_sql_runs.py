@@ -103,21 +103,6 @@ def test_host_memory(run_dir: Path) -> None:
     ]
 
 
-def test_host_memory_that_came_and_went_inside_a_stage_counts(tmp_path: Path) -> None:
-    """GIVEN a model that was in host memory for a while, WHEN samples saw it, THEN its stage has it."""
-    spans = [
-        span(1, "script", (0, 90), host_rss=(1, 2, 2)),
-        span(2, "script/Model", (60, 80), host_rss=(2, 2, 3), parent_id=1, stage="Model"),
-    ]
-    samples = [blank("samples", t_ns=t_ns, host_rss_bytes=size) for t_ns, size in ((30, 6), (70, 2), (99, 9))]
-    make_run(tmp_path, {0: {"spans": spans, "samples": samples}})
-    make_ranks(tmp_path, {"host": "a"})
-    assert [(row[1], row[3]) for row in answer(tmp_path, "host_memory")] == [("script", 6), ("Model", 3)]
-    assert [(row[1], row[8]) for row in answer(tmp_path, "peak_by_stage")] == [("script", 6), ("Model", 3)]
-    measured = [row for row in answer(tmp_path, "measures") if row[0] == "peak_host_rss"]
-    assert [(stage, value) for _, stage, _, value in measured] == [(None, 9), ("script", 6), ("Model", 3)]
-
-
 def test_measures(run_dir: Path) -> None:
     assert columns(run_dir, "measures") == ["measure", "stage", "unit", "value"]
     assert answer(run_dir, "measures") == [

@@ -15,17 +15,7 @@ WITH visits AS (
         MAX(reserved_peak_bytes)::DOUBLE AS peak_reserved,
         MAX(active_peak_bytes)::DOUBLE AS peak_active,
         MAX(device_used_peak_bytes)::DOUBLE AS peak_device_used,
-        GREATEST(
-            MAX(host_rss_peak_bytes),
-            -- Of a stage the samples count, too.
-            (
-                SELECT peak_by_stage.host_rss_peak_bytes
-                FROM peak_by_stage
-                WHERE
-                    peak_by_stage.rank = spans.rank
-                    AND peak_by_stage.stage = spans.path
-            )
-        )::DOUBLE AS peak_host_rss,
+        MAX(host_rss_peak_bytes)::DOUBLE AS peak_host_rss,
         SUM(end_ns - start_ns) / 1e9 AS duration,
         COUNT(*)::DOUBLE AS num_spans,
         SUM(num_allocs)::DOUBLE AS num_allocs,

@@ -20,15 +20,11 @@ SELECT
     LIST(stage_peaks.rank ORDER BY stage_peaks.rank) AS ranks,
     'decode' AS stage,
     'vae' AS component,
-    MAX(stage_peaks.allocated_peak_bytes - stage_peaks.other_peak_bytes)
-        AS bytes,
+    MAX(stage_peaks.above_other_bytes) AS bytes,
     TRUE AS is_peak,
     ARG_MIN(
         stage_peaks.other_stage,
-        (
-            stage_peaks.other_peak_bytes - stage_peaks.allocated_peak_bytes,
-            stage_peaks.rank
-        )
+        (-stage_peaks.above_other_bytes, stage_peaks.rank)
     ) AS other_stage,
     MAX(settings.vae_slabs) AS num_slabs
 FROM stage_peaks
@@ -43,6 +39,6 @@ WHERE
         shared.num_decoding > 1
         OR (SELECT COUNT(DISTINCT rank) FROM spans) = 1
     )
-    AND stage_peaks.allocated_peak_bytes - stage_peaks.other_peak_bytes
+    AND stage_peaks.above_other_bytes
     >= 0.05 * stage_peaks.allocated_peak_bytes
 HAVING COUNT(*) > 0

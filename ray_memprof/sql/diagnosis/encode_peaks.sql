@@ -24,15 +24,11 @@ SELECT
     LIST(stage_peaks.rank ORDER BY stage_peaks.rank) AS ranks,
     'encode.text' AS stage,
     't5' AS component,
-    MAX(stage_peaks.allocated_peak_bytes - stage_peaks.other_peak_bytes)
-        AS bytes,
+    MAX(stage_peaks.above_other_bytes) AS bytes,
     TRUE AS is_peak,
     ARG_MIN(
         stage_peaks.other_stage,
-        (
-            stage_peaks.other_peak_bytes - stage_peaks.allocated_peak_bytes,
-            stage_peaks.rank
-        )
+        (-stage_peaks.above_other_bytes, stage_peaks.rank)
     ) AS other_stage,
     ANY_VALUE(settings.num_ranks) AS num_ranks,
     ANY_VALUE(settings.load_strategy) AS load_strategy,
@@ -48,6 +44,6 @@ WHERE
     AND stage_peaks.stage = 'encode.text'
     AND stage_peaks.component = 't5'
     AND stage_peaks.is_run_peak
-    AND stage_peaks.allocated_peak_bytes - stage_peaks.other_peak_bytes
+    AND stage_peaks.above_other_bytes
     >= 0.05 * stage_peaks.allocated_peak_bytes
 HAVING COUNT(*) > 0

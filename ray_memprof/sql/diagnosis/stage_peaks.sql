@@ -6,8 +6,9 @@
 --   allocated_peak_bytes  the most in it
 --   run_peak_bytes        the most on this rank in any stage
 --   is_run_peak           this stage has it
---   other_peak_bytes      the most in any other stage; null: there is none
---   other_stage           which that is, the earliest of several
+--   other_stage           the fullest of the others, the earliest of several;
+--                         null: there is none
+--   above_other_bytes     allocated_peak_bytes - that of other_stage
 --   span_id               innermost span that took the stage to its peak; null:
 --                         it began at its peak and never reached it again
 --   component, path       of that span
@@ -66,8 +67,8 @@ SELECT
     ranked.allocated_peak_bytes,
     ranked.run_peak_bytes,
     ranked.allocated_peak_bytes = ranked.run_peak_bytes AS is_run_peak,
-    ranked.other_peak_bytes,
     ranked.other_stage,
+    ranked.allocated_peak_bytes - ranked.other_peak_bytes AS above_other_bytes,
     places.span_id,
     places.component,
     places.path
