@@ -15,7 +15,7 @@ from typing import Any
 
 from ray_memprof.categories import category_of, component_of
 from ray_memprof.importers.pickle_stream import Frame
-from ray_memprof.replay import BlockReplay, Columns, Peaks
+from ray_memprof.replay import BlockReplay, Columns, Peaks, Replay
 from ray_memprof.store import RankStore
 
 NO_TEXT = "imported"
@@ -34,7 +34,23 @@ class Written:
     end_ns: int
     allocated_peak: int
     reserved_peak: int
+    num_allocs: int
+    num_ooms: int = 0
+    last_oom: "OutOfMemory | None" = None
     max_error_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """A request that the device had no room for."""
+
+    path: str
+    """Innermost span."""
+    asked_bytes: int
+    free_bytes: int
+    """On the device."""
+    num_allocs: int
+    """Tensors allocated before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +83,13 @@ class Rows:
         rank: whose they are.
         named: whether the texts of events name spans at all.
         nested: whether the texts are paths of spans, by slashes.
+        is_host: whether the events are of host tensors, whose sizes count as they are.
     """
 
-    def __init__(self, run_dir: Path, rank: int, *, named: bool = True, nested: bool) -> None:
-        self.replay = BlockReplay(
+    def __init__(
+        self, run_dir: Path, rank: int, *, named: bool = True, nested: bool, is_host: bool = False
+    ) -> None:
+        self.replay: Replay = (Replay if is_host else BlockReplay)(
             category_of=lambda span_id: self._category, stack_of=lambda event: event["stack"]
         )
         """To be primed with what was held at the beginning."""
@@ -78,6 +97,8 @@ class Rows:
         self._category = category_of(NO_TEXT)
         self._open: list[_Span] = []
         self._ended: list[dict[str, Any]] = []
+        self._num_ooms = 0
+        self._last_oom: OutOfMemory | None = None
         self._num_spans = self._num_segments = 0
         self._now_ns = 0
 
@@ -98,18 +119,33 @@ class Rows:
             self._store.append("stacks", rows)
         self._store.close()
         replay = self.replay
-        return Written(replay.num_events, start_ns, self._now_ns, replay.allocated_peak, replay.reserved_peak)
+        return Written(
+            replay.num_events, start_ns, self._now_ns, replay.allocated_peak, replay.reserved_peak,
+            replay.num_allocs, self._num_ooms, self._last_oom,
+        )  # fmt: skip
 
     def _follow(self, text: str, events: list[dict[str, Any]], columns: Columns) -> None:
         """Events that carry the same text."""
         stamp = self._turn(text.split("/") if text and self._nested else [text or NO_TEXT], events[0])
         for event in events:
             event["user_metadata"] = stamp
+        before = self.replay.num_allocs
         followed = self.replay.feed(events)
+        if "oom" in followed.action:
+            self._note_ooms(events, before)
         for name in Columns.__slots__:
             getattr(columns, name).extend(getattr(followed, name))
         self._num_segments += sum(action in ("segment_alloc", "segment_map") for action in followed.action)
         self._now_ns = followed.t_ns[-1]
+
+    def _note_ooms(self, events: list[dict[str, Any]], num_allocs: int) -> None:
+        """Those among events of the innermost span, before which there were `num_allocs`."""
+        for event in events:
+            num_allocs += event["action"] == "alloc"
+            if event["action"] == "oom":
+                self._num_ooms += 1
+                path = self._open[-1].path
+                self._last_oom = OutOfMemory(path, event["size"], event["addr"], num_allocs)
 
     def _turn(self, names: list[str], event: dict[str, Any]) -> str:
         """Leave the spans that are over, enter those that begin; the innermost one as a stamp of events."""

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ray_memprof.importers.beginning import Witness
-from ray_memprof.replay import signed
 
 CHUNK_EVENTS = 16_384
 _ROW = np.dtype(
@@ -21,10 +20,17 @@ _ROW = np.dtype(
         ("action", "u1"),
         ("text", "i4"),
         ("stack", "i4"),
-        *((name, "i8") for name in ("addr", "size", "stream", "time_us")),
+        ("addr", "u8"),
+        ("size", "i8"),
+        ("stream", "u8"),
+        ("time_us", "i8"),
     ]
 )
 _MOST_ACTIONS = 256
+MAX_TOTAL_BYTES = 2**61
+"""Of all events of a device: 10 M of 200 GiB each. Sums over them are numbers of 64 bits."""
+MAX_TIME_US = 2**63 // 1000 - 1
+"""Nanoseconds since 1970 that 64 bits hold: the year 2262."""
 
 
 class Spool:
@@ -41,7 +47,7 @@ class Spool:
         self._waiting: list[dict[str, Any]] = []
         self._actions: dict[str, int] = {}
         self._texts: dict[str, int] = {}
-        self._last_us = 0
+        self._last_us = self._total_bytes = 0
 
     def add(self, event: dict[str, Any], stack: int) -> None:
         """One event, with the number of its Python stack.
@@ -70,20 +76,33 @@ class Spool:
         rows = np.empty(len(events), _ROW)
         actions = [event["action"] for event in events]
         # An oom event has what was free on the device in place of an address.
-        addresses = [event["addr"] if "addr" in event else 0 for event in events]
-        sizes = _integers([event["size"] for event in events])
-        if len(sizes) and min(sizes) < 0:
-            raise ValueError(f"an event has size {min(sizes)}")
+        addresses = _unsigned(
+            "address", [event["addr"] if "addr" in event else event.get("device_free", 0) for event in events]
+        )
+        sizes = _within("size", [event["size"] for event in events], 2**63 - 1)
+        self._add_up(actions, sizes)
         self.witness.see(actions, addresses, sizes)
         rows["action"] = [self._number(self._actions, action) for action in actions]
         if len(self._actions) > _MOST_ACTIONS:
             raise ValueError(f"events have more than {_MOST_ACTIONS} different actions")
         rows["text"] = [self._number(self._texts, event.get("user_metadata") or "") for event in events]
         rows["stack"] = [event["frames"] for event in events]
-        rows["addr"], rows["size"] = _integers(addresses), sizes
-        rows["stream"] = _integers([event.get("stream", 0) for event in events])
-        rows["time_us"] = _integers(self._times(events))
+        rows["addr"], rows["size"] = addresses, sizes
+        rows["stream"] = _unsigned("stream", [event.get("stream", 0) for event in events])
+        rows["time_us"] = _within("time", self._times(events), MAX_TIME_US)
         return rows
+
+    def _add_up(self, actions: list[str], sizes: "array[int]") -> None:
+        """See that no sum over the events leaves 64 bits. An oom may have asked for anything."""
+        self._total_bytes += sum(sizes)
+        if self._total_bytes > MAX_TOTAL_BYTES:
+            self._total_bytes -= sum(
+                size for action, size in zip(actions, sizes, strict=True) if action == "oom"
+            )
+            if self._total_bytes > MAX_TOTAL_BYTES:
+                raise ValueError(
+                    f"events of {self._total_bytes:,} bytes in all, which no device can have moved"
+                )
 
     def _times(self, events: list[dict[str, Any]]) -> list[int]:
         """When each was; without a clock (torch before 2.1), when the one before was."""
@@ -124,9 +143,33 @@ class Spool:
         self._file.close()
 
 
-def _integers(values: list[Any]) -> "array[int]":
-    """As 64 bits with a sign; an address or a handle may use all 64."""
+def _unsigned(what: str, values: list[Any]) -> "array[int]":
+    """Addresses and handles use all 64 bits; C++ writes the upper half of them as negative."""
     try:
-        return array("q", values)
+        return array("Q", values)
     except OverflowError:
-        return array("q", map(signed, values))
+        outside = [value for value in values if not -(2**63) <= value < 2**64]
+        if outside:
+            raise ValueError(f"an event has {what} {shown(outside[0])}: no number of 64 bits") from None
+        return array("Q", [value % 2**64 for value in values])
+
+
+def _within(what: str, values: list[Any], most: int) -> "array[int]":
+    try:
+        numbers = array("q", values)
+    except OverflowError:
+        numbers = array("q", [0])
+        lowest, highest = min(values), max(values)
+    else:
+        lowest, highest = min(numbers, default=0), max(numbers, default=0)
+    if lowest < 0 or highest > most:
+        raise ValueError(f"an event has {what} {shown(lowest if lowest < 0 else highest)}")
+    return numbers
+
+
+def shown(value: object) -> str:
+    """A value as a message has it: short, whatever it is."""
+    if not isinstance(value, int | str):
+        return f"a {type(value).__name__}"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -8,7 +8,9 @@ folder: spans, allocs and stacks of each rank, run.json, run.duckdb, memory_even
 
 What an imported run says and what it does not:
 
-* runs: source "cuda", workload "script", status "ok"; the files are listed under "imported" in its configuration.
+* runs: source "cuda", workload "script", status "ok", or "oom" where a trace has such an event; the files are listed
+  under "imported" in its configuration. A file of several devices is a rank for each, see rank_numbers.py.
+* An exported run of the CPU comes back with its source; its events say what counts, no block is rounded.
 * Blocks, curves and peaks are replayed, from the state at the beginning that beginning.py finds, and end at the
   segments of the snapshot: ranks.max_error_bytes is the difference there, num_checks is 1. No counter of the
   program's own came along, so allocated_peak_bytes and reserved_peak_bytes repeat the replayed ones.
@@ -23,22 +25,32 @@ pickle takes 8 times the file. Half its size is wanted on the disk of the run fo
 import json
 import multiprocessing
 import os
-import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.errors import DiskFull
-from ray_memprof.exporters.torch_snapshot import MARK, SPAN_FILE
+from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, DiskFull
+from ray_memprof.exporters.torch_snapshot import HOST_SOURCES, MARK, SPAN_FILE
 from ray_memprof.importers.pickle_stream import Frame, NotASnapshot, PickleStream
+from ray_memprof.importers.rank_numbers import check_files, files_by_rank, gaps, place
 from ray_memprof.importers.rows import Rows, Written
 from ray_memprof.importers.spool import Spool
-from ray_memprof.replay import BlockReplay
-from ray_memprof.store import CONFIG_FILE, LOGS_DIR, RUN_FILE, TABLES_DIR, disk_error
+from ray_memprof.replay import BlockReplay, Replay
+from ray_memprof.schema import RANK_TABLES
+from ray_memprof.store import (
+    CONFIG_FILE,
+    LOGS_DIR,
+    RUN_FILE,
+    TABLES_DIR,
+    disk_error,
+    manifest_path,
+    table_dir,
+)
+from ray_memprof.units import size_text
 
 MAX_TEXTS = 10_000
 """Different values of user_metadata in a file up to which they name spans."""
@@ -48,7 +60,7 @@ _HOW_TO_RECORD = "call torch.cuda.memory._record_memory_history() first, then _d
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What there is of a rank."""
+    """What there is of a rank: a device of a file."""
 
     rank: int
     path: Path
@@ -56,40 +68,34 @@ class Imported:
     written: Written
     settings: dict[str, Any]
     problems: tuple[str, ...]
+    source: str = "cuda"
 
 
-def ranks_of(paths: Sequence[Path]) -> dict[int, Path]:
-    """Files by rank: the last number in the name of each, or their order where a name has none or two have the same.
-
-    Raises:
-        NotASnapshot: there is no file, or one is listed twice.
-    """
-    if not paths:
-        raise NotASnapshot("no file to import", hint="ray-memprof import dump/rank*.pickle --name NAME")
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise NotASnapshot(f"a file is listed twice among {', '.join(map(str, paths))}")
-    numbers = [re.findall(r"\d+", path.stem) for path in paths]
-    ranks = [int(found[-1]) for found in numbers if found]
-    if len(set(ranks)) < len(paths) or sorted(ranks) != list(range(len(paths))):
-        ranks = list(range(len(paths)))
-    return dict(sorted(zip(ranks, paths, strict=True)))
-
-
-def import_snapshots(paths: Sequence[Path], run_dir: Path, name: str) -> list[str]:
+def import_snapshots(
+    paths: Sequence[Path], run_dir: Path, name: str, tell: Callable[[str], None] = lambda line: None
+) -> list[str]:
     """Make the run folder `run_dir`; what is doubtful about it, one line each.
+
+    Args:
+        paths: a file for each rank, or for each process where one worked on several devices.
+        run_dir: the folder to make.
+        name: of the run.
+        tell: takes a line for each rank: which file and device it is.
 
     Raises:
         NotASnapshot: a file is none; nothing is left of the run.
         DiskFull: no room for it.
     """
-    files = ranks_of(paths)
+    files, named = files_by_rank(paths)
+    check_files(list(files.values()))
     try:
         (run_dir / LOGS_DIR).mkdir(parents=True)
         (run_dir / TABLES_DIR).mkdir()
     except OSError as error:
         raise disk_error("import", run_dir, error, instead=_INSTEAD) from error
     try:
-        imported = _import_all(files, run_dir)
+        imported = _import_all(files, run_dir, named=named)
+        _tell_ranks(imported, tell, is_counted=not named and len(files) > 1)
         _finish(imported, run_dir, name)
     except BaseException as error:
         shutil.rmtree(run_dir)
@@ -103,55 +109,126 @@ def import_snapshots(paths: Sequence[Path], run_dir: Path, name: str) -> list[st
     return [line for one in imported for line in one.problems]
 
 
-def _import_all(files: dict[int, Path], run_dir: Path) -> list[Imported]:
-    """Each in a process of its own where there are several: decoding is bound by one core."""
+def _tell_ranks(imported: list[Imported], tell: Callable[[str], None], *, is_counted: bool) -> None:
+    for one in imported:
+        tell(f"rank {one.rank}: {one.path}, {_device_name(one)}")
+    if is_counted:
+        tell("the paths name no ranks (rank0, rank_1, ...): they are numbered in natural order")
+    if missing := gaps([one.rank for one in imported]):
+        tell(f"no file is of rank {missing}")
+
+
+def _device_name(one: Imported) -> str:
+    return f"cuda:{one.device}" if one.source == "cuda" else f"host memory ({one.source})"
+
+
+def _import_all(files: Mapping[int, Path], run_dir: Path, *, named: bool) -> list[Imported]:
+    """All ranks, in order; files in processes of their own where there are several: decoding is bound by one core."""
+    waiting = run_dir / "waiting"
+    folders = [waiting / str(number) for number in files]
     num_workers = min(len(files), os.cpu_count() or 1)
     if num_workers == 1:
-        return [import_rank(path, run_dir, rank) for rank, path in files.items()]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        waiting = [pool.submit(import_rank, path, run_dir, rank) for rank, path in files.items()]
-        try:
-            return [one.result() for one in waiting]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        found = [import_file(path, folder) for path, folder in zip(files.values(), folders, strict=True)]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+            futures = [
+                pool.submit(import_file, path, folder)
+                for path, folder in zip(files.values(), folders, strict=True)
+            ]
+            try:
+                found = [one.result() for one in futures]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    counted = [{one.device: one.written.num_events for one in several} for several in found]
+    placed = place(list(zip(files, counted, strict=True)), named=named)
+    imported = [
+        _adopt(one, folder, run_dir, ranks[one.device])
+        for several, ranks, folder in zip(found, placed, folders, strict=True)
+        for one in several
+    ]
+    shutil.rmtree(waiting)
+    return sorted(imported, key=lambda one: one.rank)
 
 
-def import_rank(path: Path, run_dir: Path, rank: int) -> Imported:
-    """Tables of one rank.
+def _adopt(one: Imported, folder: Path, run_dir: Path, rank: int) -> Imported:
+    """Move the tables of a device of `folder` to where those of `rank` are."""
+    for table in RANK_TABLES:
+        source, target = table_dir(folder, table, one.device), table_dir(run_dir, table, rank)
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+    manifest_path(folder, one.device).rename(manifest_path(run_dir, rank))
+    return replace(one, rank=rank, problems=tuple(f"rank {rank}: {line}" for line in one.problems))
+
+
+def import_file(path: Path, folder: Path) -> list[Imported]:
+    """Tables of each device of a file that has events, in a folder of their own, under the device in place of a rank.
 
     Raises:
         NotASnapshot: the file is none.
         DiskFull: no room for them.
     """
     with ExitStack() as closing:
+        folder.mkdir(parents=True)
         spools: dict[int, Spool] = {}
-        snapshot, stacks = _read(path, run_dir, spools, closing)
-        device = _device(path, spools)
-        spool = spools[device]
-        segments = _segments(path, snapshot, device)
-        settings = _settings(snapshot.get("allocator_settings"))
-        named = spool.num_texts <= MAX_TEXTS
-        rows = Rows(run_dir, rank, named=named, nested=MARK in snapshot)
-        replay = rows.replay
-        replay.configure(settings)
+        snapshot, stacks = _read(path, folder, spools, closing)
+        if not spools:
+            raise NotASnapshot(f"{path} has no events: nothing was recorded", hint=_HOW_TO_RECORD)
+        segments = _segments(path, snapshot)
+        imported = [
+            _import_device(path, snapshot, device, spools[device], segments.pop(device, []), stacks, folder)
+            for device in sorted(spools)
+        ]
+    silent = tuple(
+        f"{path} has no events of cuda:{device}, which holds {size_text(held)}: it is no rank"
+        for device, several in sorted(segments.items())
+        if (held := sum(segment["total_size"] for segment in several))
+    )
+    imported[0] = replace(imported[0], problems=imported[0].problems + silent)
+    return imported
+
+
+def _import_device(
+    path: Path,
+    snapshot: dict[str, Any],
+    device: int,
+    spool: Spool,
+    segments: list[dict[str, Any]],
+    stacks: Mapping[tuple[Frame, ...], int],
+    folder: Path,
+) -> Imported:
+    settings = _settings(snapshot.get("allocator_settings"))
+    named = spool.num_texts <= MAX_TEXTS
+    source = _source_of(snapshot)
+    rows = Rows(folder, device, named=named, nested=MARK in snapshot, is_host=source != "cuda")
+    replay = rows.replay
+    replay.configure(settings)
+    if isinstance(replay, BlockReplay):  # a host has no blocks that were there before
         replay.prime(spool.witness.segments_at_start(segments, replay))
-        written = rows.write(spool.chunks(), stacks)
+    written = rows.write(spool.chunks(), stacks)
     error = _difference(replay, segments)
-    problems = _doubts(rank, path, device, spools, replay, error)
+    problems = _doubts(path, replay, error)
     if doubt := spool.witness.doubt_bytes:
         problems.append(
-            f"rank {rank}: blocks that were there before the first event of {path} may have taken up to {doubt:,} "
+            f"blocks that were there before the first event of {path} may have taken up to {doubt:,} "
             "bytes more than is counted: they were freed before anything told where they ended"
         )
     if not named:
         problems.append(
-            f"rank {rank}: the events of {path} carry {spool.num_texts:,} different texts, which would be as many "
+            f"the events of {path} carry {spool.num_texts:,} different texts, which would be as many "
             f"spans or more; they are one span, as more than {MAX_TEXTS:,} are"
         )
     written.max_error_bytes = error
-    return Imported(rank, path, device, written, settings, tuple(problems))
+    return Imported(device, path, device, written, settings, tuple(problems), source)
+
+
+def _source_of(snapshot: Mapping[str, Any]) -> str:
+    """What the run was recorded on, where this project exported it; else a device."""
+    mark = snapshot.get(MARK)
+    source = mark.get("source") if isinstance(mark, dict) else None
+    return source if source in HOST_SOURCES else "cuda"
 
 
 def _read(
@@ -189,20 +266,15 @@ def _read(
     return snapshot, stacks
 
 
-def _device(path: Path, spools: dict[int, Spool]) -> int:
-    """The device that the rank worked on: the one with most events."""
-    if not spools:
-        raise NotASnapshot(f"{path} has no events: nothing was recorded", hint=_HOW_TO_RECORD)
-    return max(spools, key=lambda device: spools[device].num_events)
-
-
-def _segments(path: Path, snapshot: dict[str, Any], device: int) -> list[dict[str, Any]]:
-    """Those of `device`, with what a replay needs of them."""
-    segments = snapshot.get("segments", [])
+def _segments(path: Path, snapshot: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """Those of each device, with what a replay needs of them."""
+    found: dict[int, list[dict[str, Any]]] = {}
     try:
-        return [_segment(segment) for segment in segments if segment.get("device", 0) == device]
+        for segment in snapshot.get("segments", []):
+            found.setdefault(_whole(segment.get("device", 0)), []).append(_segment(segment))
     except (AttributeError, KeyError, TypeError) as error:
         raise NotASnapshot(f"{path} has a damaged segment: {type(error).__name__} {error}") from error
+    return found
 
 
 def _segment(segment: dict[str, Any]) -> dict[str, Any]:
@@ -249,32 +321,28 @@ def _settings(found: Any) -> dict[str, Any]:
     }
 
 
-def _difference(replay: BlockReplay, segments: list[dict[str, Any]]) -> int:
+def _difference(replay: Replay, segments: list[dict[str, Any]]) -> int:
     """Between the end of the replay and the segments of the snapshot, in the curve where it is largest."""
     blocks = [(block["state"], block["size"]) for segment in segments for block in segment["blocks"]]
     allocated: int = sum(size for state, size in blocks if state == "active_allocated")
     active: int = sum(size for state, size in blocks if state != "inactive")
     reserved: int = sum(segment["total_size"] for segment in segments)
+    if not isinstance(replay, BlockReplay):  # what host tensors use is all that there is
+        reserved = replay.reserved
     return max(
         abs(replay.allocated - allocated), abs(replay.active - active), abs(replay.reserved - reserved)
     )
 
 
-def _doubts(
-    rank: int, path: Path, device: int, spools: dict[int, Spool], replay: BlockReplay, error: int
-) -> list[str]:
-    lines = [
-        f"rank {rank}: {path} has {spool.num_events:,} events of cuda:{other} too; left out, cuda:{device} has more"
-        for other, spool in spools.items()
-        if other != device
-    ]
+def _doubts(path: Path, replay: Replay, error: int) -> list[str]:
+    lines = []
     if error:
         lines.append(
-            f"rank {rank}: the events of {path} end {error:,} bytes away from its segments: "
+            f"the events of {path} end {error:,} bytes away from its segments: "
             "some are missing, or recording was switched off before the snapshot"
         )
     if replay.num_strays:
-        lines.append(f"rank {rank}: {replay.num_strays:,} events of {path} do not fit the blocks before them")
+        lines.append(f"{replay.num_strays:,} events of {path} do not fit the blocks before them")
     return lines
 
 
@@ -287,11 +355,18 @@ def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
     gather(run_dir, [one.rank for one in imported])
     config = {"name": name, "imported": [_source(one) for one in imported]}
     conf = imported[0].settings["PYTORCH_CUDA_ALLOC_CONF"]
+    sources = {one.source for one in imported}
+    if len(sources) > 1:
+        raise NotASnapshot(
+            f"the files are of runs on {' and on '.join(sorted(sources))}: one run cannot be both",
+            hint="import them under two names",
+        )
+    reasons = [f"rank {one.rank}: {reason}" for one in imported if (reason := _reason(one))]
     environment = {"PYTORCH_CUDA_ALLOC_CONF": conf} if conf else {}
     run = {
         "run_id": run_dir.name,
         "name": name,
-        "source": "cuda",
+        "source": sources.pop(),
         "workload": "script",
         "num_ranks": len(imported),
         "config": json.dumps(config),
@@ -300,9 +375,9 @@ def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
         "versions": "{}",
         "start_ns": min(one.written.start_ns for one in imported),
         "end_ns": max(one.written.end_ns for one in imported),
-        "status": "ok",
-        "exit_code": 0,
-        "reason": "",
+        "status": "oom" if reasons else "ok",
+        "exit_code": EXIT_DEVICE_OOM if reasons else EXIT_OK,
+        "reason": reasons[0] if reasons else "",
     }
     write_driver_tables(run_dir, run, [_rank_row(one) for one in imported])
     problems = [line for one in imported for line in one.problems]
@@ -313,6 +388,22 @@ def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
     db.build(run_dir)
     memory_events.write(run_dir)
     report.write(run_dir)
+
+
+def _reason(one: Imported) -> str:
+    """Of a rank that ran out of memory; empty: it did not."""
+    num_ooms, last = one.written.num_ooms, one.written.last_oom
+    if last is None:
+        return ""
+    times = "" if num_ooms == 1 else f"; it ran out {num_ooms:,} times, this is the last"
+    after = one.written.num_allocs - last.num_allocs
+    if after:
+        times += f"; the program went on after it, with {after:,} more allocations"
+    return (
+        f"device out of memory in {last.path}: asked for {size_text(last.asked_bytes)} "
+        f"({last.asked_bytes:,} bytes), {size_text(last.free_bytes)} ({last.free_bytes:,} bytes) "
+        f"free on {_device_name(one)}{times}"
+    )
 
 
 def _source(one: Imported) -> dict[str, Any]:
@@ -326,11 +417,13 @@ def _source(one: Imported) -> dict[str, Any]:
 
 
 def _rank_row(one: Imported) -> dict[str, Any]:
-    written = one.written
+    written, reason = one.written, _reason(one)
     return {
         "rank": one.rank, "node": 0, "node_id": "", "host": "", "pid": 0, "local_rank": one.device,
         "gpu_index": one.device, "gpu_uuid": "", "gpu_name": "", "device_total_bytes": 0,
-        "ulysses": 0, "ring": 0, "fsdp": 0, "status": "ok", "exit_code": 0, "reason": "", "path": "", "step": -1,
+        "ulysses": 0, "ring": 0, "fsdp": 0,
+        "status": "oom" if reason else "ok", "exit_code": EXIT_DEVICE_OOM if reason else EXIT_OK, "reason": reason,
+        "path": written.last_oom.path if written.last_oom else "", "step": -1,
         "num_events": written.num_events, "num_lost_events": 0,
         "num_checks": 1, "max_error_bytes": written.max_error_bytes,
         "allocated_peak_bytes": written.allocated_peak, "replayed_allocated_peak_bytes": written.allocated_peak,

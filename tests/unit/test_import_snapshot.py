@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 
 from ray_memprof import db
 from ray_memprof.cli import app
+from ray_memprof.diagnosis import findings
 from ray_memprof.errors import DiskFull
 from ray_memprof.importers.beginning import Witness
 from ray_memprof.importers.pickle_stream import NotASnapshot, PickleStream
-from ray_memprof.importers.torch_snapshot import import_snapshots, ranks_of
+from ray_memprof.importers.torch_snapshot import import_snapshots
 from ray_memprof.replay import BlockReplay
 from ray_memprof.store import table_dir
 
@@ -170,22 +171,145 @@ def test_an_oom_and_a_handle_of_64_bits(tmp_path: Path) -> None:
     out = {"action": "oom", "size": 5 * MIB, "device_free": 3, "stream": 2**64 - 1, "time_us": 1}
     path = write(tmp_path / "a.pickle", snapshot([out], []))
     import_snapshots([path], tmp_path / "run", "x")
-    assert rows(tmp_path / "run", "allocs") == [(0, 1000, "oom", 5 * MIB, 5 * MIB, 0, -1, 1, None, None)]
+    assert rows(tmp_path / "run", "allocs") == [(0, 1000, "oom", 5 * MIB, 5 * MIB, 3, -1, 1, None, None)]
 
 
-def test_the_device_with_most_events_is_the_ranks(tmp_path: Path) -> None:
-    content = snapshot([event("segment_alloc", 0, 2 * MIB)], [])
-    content["device_traces"].append([event("segment_alloc", 0, 20 * MIB), event("alloc", 0, 2 * MIB)])
-    content["segments"] = [{**segment(0, (2 * MIB, "inactive")), "device": 0}]
-    content["segments"].append(
-        {**segment(0, (2 * MIB, "active_allocated"), (18 * MIB, "inactive")), "device": 1}
-    )
-    path = write(tmp_path / "rank0.pickle", content)
-
-    assert import_snapshots([path], tmp_path / "run", "x") == [
-        f"rank 0: {path} has 1 events of cuda:0 too; left out, cuda:1 has more"
+def two_devices(*, events: tuple[int, int] = (1, 2), held: int = 0) -> dict[str, Any]:
+    """A process that worked on two devices; `held`: bytes on a third one, of which no event speaks."""
+    content = snapshot([event("segment_alloc", 0, 2 * MIB)] * events[0], [])
+    second = [event("segment_alloc", 0, 20 * MIB), event("alloc", 0, 2 * MIB)]
+    content["device_traces"] += [second[: events[1]], []]
+    content["segments"] = [
+        {**segment(0, (2 * MIB, "inactive")), "device": 0},
+        {**segment(0, (2 * MIB, "active_allocated"), (18 * MIB, "inactive")), "device": 1},
     ]
-    assert peaks(tmp_path / "run") == [(2 * MIB, 20 * MIB, 2 * MIB)]
+    if held:
+        content["segments"].append({**segment(0, (held, "active_allocated")), "device": 2})
+    return content
+
+
+def test_each_device_of_a_file_is_a_rank(tmp_path: Path) -> None:
+    path = write(tmp_path / "dump.pickle", two_devices())
+    lines: list[str] = []
+
+    assert import_snapshots([path], tmp_path / "run", "x", lines.append) == []
+
+    assert lines == [f"rank 0: {path}, cuda:0", f"rank 1: {path}, cuda:1"]
+    assert peaks(tmp_path / "run") == [(0, 2 * MIB, 0), (2 * MIB, 20 * MIB, 2 * MIB)]
+    with db.open_run(tmp_path / "run") as connection:
+        found = connection.execute("SELECT rank, local_rank, gpu_index FROM ranks ORDER BY rank").fetchall()
+    assert found == [(0, 0, 0), (1, 1, 1)]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_ranks"] == 2
+    assert not (tmp_path / "run" / "waiting").exists()
+
+
+def test_a_rank_that_left_something_on_another_device_stays_itself(tmp_path: Path) -> None:
+    one = snapshot([event("segment_alloc", 0, 4 * MIB)], [segment(0, (4 * MIB, "inactive"))])
+    paths = [write(tmp_path / "rank0.pickle", one), write(tmp_path / "rank1.pickle", two_devices())]
+    lines: list[str] = []
+    import_snapshots(paths, tmp_path / "run", "x", lines.append)
+    assert lines == [
+        f"rank 0: {paths[0]}, cuda:0",
+        f"rank 1: {paths[1]}, cuda:1",
+        f"rank 2: {paths[1]}, cuda:0",
+    ]
+    assert [row[1] for row in peaks(tmp_path / "run")] == [4 * MIB, 20 * MIB, 2 * MIB]
+
+
+def test_a_device_that_holds_memory_and_has_no_events_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "dump.pickle", two_devices(held=3 * MIB))
+    (line,) = import_snapshots([path], tmp_path / "run", "x")
+    assert line == f"rank 0: {path} has no events of cuda:2, which holds 3.0 MiB: it is no rank"
+
+
+def test_gaps_between_ranks_stay(tmp_path: Path) -> None:
+    # GIVEN files of ranks 3 and 7, in folders that say so, of different sizes
+    paths = []
+    for rank, size in ((7, 8 * MIB), (3, 4 * MIB)):
+        (tmp_path / f"rank_{rank}").mkdir()
+        content = snapshot([event("segment_alloc", 0, size)], [segment(0, (size, "inactive"))])
+        paths.append(write(tmp_path / f"rank_{rank}" / "dump.pickle", content))
+    lines: list[str] = []
+
+    assert import_snapshots(paths, tmp_path / "run", "x", lines.append) == []
+
+    assert lines == [
+        f"rank 3: {paths[1]}, cuda:0", f"rank 7: {paths[0]}, cuda:0", "no file is of rank 0-2, 4-6"
+    ]  # fmt: skip
+    with db.open_run(tmp_path / "run") as connection:
+        found = connection.execute("SELECT rank, reserved_peak_bytes FROM ranks ORDER BY rank").fetchall()
+    assert found == [(3, 4 * MIB), (7, 8 * MIB)]
+    imbalance = db.query(tmp_path / "run", "imbalance").to_pylist()
+    assert {row["num_ranks"] for row in imbalance} == {2}
+    assert "rank 7" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_two_high_addresses_are_one_block(tmp_path: Path) -> None:
+    """An address above 2^63, in the segments as in the events, and as C++ writes it: negative."""
+    high = 2**64 - 2**40
+    for number, address in enumerate((high, high - 2**64)):
+        events = [event("free_requested", address, 2 * MIB), event("free_completed", address, 2 * MIB)]
+        path = write(tmp_path / f"{number}.pickle", snapshot(events, [segment(high, (20 * MIB, "inactive"))]))
+        import_snapshots([path], tmp_path / f"run{number}", "x")
+        assert peaks(tmp_path / f"run{number}") == [(2 * MIB, 20 * MIB, 2 * MIB)]
+        (check,) = db.query(tmp_path / f"run{number}", "replay_check").to_pylist()
+        assert check["max_error_bytes"] == 0
+
+
+def oom(asked: int, free: int, time_us: int, text: str = "") -> dict[str, Any]:
+    return {
+        "action": "oom", "size": asked, "device_free": free, "stream": 0, "time_us": time_us, "user_metadata": text
+    }  # fmt: skip
+
+
+def test_a_rank_that_ran_out_of_memory(tmp_path: Path) -> None:
+    # GIVEN two ranks; the second one is refused a request, twice, and goes on after the second time
+    begin = [event("segment_alloc", 0, 20 * MIB, 1), event("alloc", 0, 8 * MIB, 2)]
+    end = [event("alloc", 8 * MIB, 2 * MIB, 9), event("alloc", 10 * MIB, 2 * MIB, 10)]
+    full = [
+        segment(0, (8 * MIB, "active_allocated"), (2 * MIB, "active_allocated"), (2 * MIB, "active_allocated"),
+                (8 * MIB, "inactive"))
+    ]  # fmt: skip
+    refused = [oom(2**50, 5 * MIB, 3, "step 0"), oom(3 * 2**30, 7 * MIB, 4, "step 1")]
+    paths = [
+        write(tmp_path / "rank0.pickle", snapshot(begin + end, full)),
+        write(tmp_path / "rank1.pickle", snapshot(begin + refused + end, full)),
+    ]
+
+    import_snapshots(paths, tmp_path / "run", "x")
+
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    reason = (
+        "device out of memory in step 1: asked for 3.00 GiB (3,221,225,472 bytes), 7.0 MiB (7,340,032 bytes) "
+        "free on cuda:0; it ran out 2 times, this is the last; the program went on after it, with 2 more allocations"
+    )
+    assert (run["status"], run["exit_code"], run["reason"]) == ("oom", 11, f"rank 1: {reason}")
+    with db.open_run(tmp_path / "run") as connection:
+        ranks = connection.execute("SELECT status, exit_code, reason, path FROM ranks ORDER BY rank")
+        assert ranks.fetchall() == [("ok", 0, "", ""), ("oom", 11, reason, "step 1")]
+        (finding,) = [one for one in findings(connection) if one.rule == "out_of_memory"]
+    assert (
+        "Rank 1 ran out of device memory in step 1: it asked for 3.00 GiB where 7.0 MiB were free"
+        in finding.sentence
+    )
+
+
+def test_files_of_two_kinds_are_no_run(tmp_path: Path) -> None:
+    content = snapshot([event("alloc", 0, 512)], [])
+    paths = [write(tmp_path / "a.pickle", content)]
+    paths.append(write(tmp_path / "b.pickle", {**content, "ray_memprof": {"source": "cpu"}}))
+    with pytest.raises(NotASnapshot, match="are of runs on cpu and on cuda: one run cannot be both"):
+        import_snapshots(paths, tmp_path / "run", "x")
+
+
+def test_a_file_that_is_empty_is_named_before_any_is_read(tmp_path: Path) -> None:
+    good = write(tmp_path / "rank0.pickle", snapshot([event("alloc", 0, 512)], []))
+    empty = tmp_path / "rank1.pickle"
+    empty.touch()
+    with pytest.raises(NotASnapshot) as caught:
+        import_snapshots([good, empty], tmp_path / "run", "x")
+    assert str(caught.value) == f"{empty} is empty (0 bytes): nothing was written to it"
+    assert caught.value.hint == "dump it again, or leave it out: the other files keep their ranks"
 
 
 def test_events_that_do_not_lead_to_the_segments_are_told(tmp_path: Path) -> None:
@@ -201,26 +325,6 @@ def test_settings_decide_the_sizes_of_blocks(tmp_path: Path) -> None:
     content["allocator_settings"]["roundup_power2_divisions"] = {str(2**power): 2 for power in range(16)}
     import_snapshots([write(tmp_path / "a.pickle", content)], tmp_path / "run", "x")
     assert peaks(tmp_path / "run") == [(6 * MIB, 20 * MIB, 6 * MIB)]  # 4, 6 and 8 MiB are the steps
-
-
-@pytest.mark.parametrize(
-    ("names", "ranks"),
-    [
-        (["b", "a"], ["b", "a"]),
-        (["r1", "r0"], ["r0", "r1"]),
-        (["step10_rank1", "step10_rank0"], ["step10_rank0", "step10_rank1"]),
-        (["run2", "run3"], ["run2", "run3"]),  # not from 0: their order counts
-        (["rank0", "x"], ["rank0", "x"]),
-    ],
-)
-def test_ranks_by_name(names: list[str], ranks: list[str]) -> None:
-    files = ranks_of([Path(f"{name}.pickle") for name in names])
-    assert files == {rank: Path(f"{name}.pickle") for rank, name in enumerate(ranks)}
-
-
-def test_a_file_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NotASnapshot, match="listed twice"):
-        ranks_of([tmp_path / "a", tmp_path / "b" / ".." / "a"])
 
 
 # --------------------------------------------------------------------------------
@@ -480,7 +584,8 @@ def test_the_command_makes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     assert result.exit_code == 0, result.output
     latest = tmp_path / "profiler_logs" / "theirs" / "latest"
-    assert result.output == f"report: {latest.resolve() / 'report.html'}\n"
+    assert result.stdout == f"report: {latest.resolve() / 'report.html'}\n"
+    assert result.stderr == "rank 0: rank0.pickle, cuda:0\n"
     assert (latest / "run.duckdb").exists()
 
 
