@@ -7,20 +7,22 @@
 Leaves tables/{allocs,spans,stacks}/rank=N/.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 from ray_memprof.categories import category_of, component_of
-from ray_memprof.importers.pickle_stream import Frame
+from ray_memprof.importers.snapshot_parts import FrameLine
 from ray_memprof.replay import BlockReplay, Columns, Peaks, Replay
 from ray_memprof.store import RankStore
 
 NO_TEXT = "imported"
 """Name of a stretch of events that carry none."""
 SPAN_ROWS = 4096
+MOST_LEVELS = 100
+"""Of spans inside spans."""
 Chunk = tuple[list[str], list[dict[str, Any]]]
 """Texts of events, and the events."""
 
@@ -102,7 +104,7 @@ class Rows:
         self._num_spans = self._num_segments = 0
         self._now_ns = 0
 
-    def write(self, chunks: Iterable[Chunk], stacks: Mapping[tuple[Frame, ...], int]) -> Written:
+    def write(self, chunks: Iterable[Chunk], stacks: Sequence[tuple[FrameLine, ...]]) -> Written:
         """Write all; the store is closed then."""
         start_ns = -1
         for texts, events in chunks:
@@ -126,7 +128,7 @@ class Rows:
 
     def _follow(self, text: str, events: list[dict[str, Any]], columns: Columns) -> None:
         """Events that carry the same text."""
-        stamp = self._turn(text.split("/") if text and self._nested else [text or NO_TEXT], events[0])
+        stamp = self._turn(self._names(text), events[0])
         for event in events:
             event["user_metadata"] = stamp
         before = self.replay.num_allocs
@@ -137,6 +139,15 @@ class Rows:
             getattr(columns, name).extend(getattr(followed, name))
         self._num_segments += sum(action in ("segment_alloc", "segment_map") for action in followed.action)
         self._now_ns = followed.t_ns[-1]
+
+    def _names(self, text: str) -> list[str]:
+        """Names of the spans that a text stands for, from the outermost inwards.
+
+        Each has its path: what is deeper than any program's spans is one span, so that a text takes what it is long.
+        """
+        if not text or not self._nested:
+            return [text or NO_TEXT]
+        return text.split("/", MOST_LEVELS - 1)
 
     def _note_ooms(self, events: list[dict[str, Any]], num_allocs: int) -> None:
         """Those among events of the innermost span, before which there were `num_allocs`."""
@@ -219,10 +230,10 @@ class Rows:
             self._ended.clear()
 
 
-def _stack_rows(stacks: Mapping[tuple[Frame, ...], int]) -> Iterator[dict[str, list[Any]]]:
+def _stack_rows(stacks: Sequence[tuple[FrameLine, ...]]) -> Iterator[dict[str, list[Any]]]:
     """Columns of the table stacks, a thousand stacks at a time."""
-    for several in batched(stacks.items(), 1000):
-        rows = [(number, index, *frame) for frames, number in several for index, frame in enumerate(frames)]
+    for several in batched(enumerate(stacks), 1000):
+        rows = [(number, index, *frame) for number, frames in several for index, frame in enumerate(frames)]
         names = ("stack_id", "frame", "function", "file", "line")
         yield dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 

@@ -5,14 +5,15 @@ is known only when all have been read. So they are laid down here, in a file wit
 """
 
 import tempfile
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ray_memprof.importers.beginning import Witness
+from ray_memprof.importers.event_shapes import Run, Whole
+from ray_memprof.importers.snapshot_parts import as_address, as_text, as_whole, shown
 
 CHUNK_EVENTS = 16_384
 _ROW = np.dtype(
@@ -31,6 +32,7 @@ MAX_TOTAL_BYTES = 2**61
 """Of all events of a device: 10 M of 200 GiB each. Sums over them are numbers of 64 bits."""
 MAX_TIME_US = 2**63 // 1000 - 1
 """Nanoseconds since 1970 that 64 bits hold: the year 2262."""
+_MOST = {"size": 2**63 - 1, "time_us": MAX_TIME_US}
 
 
 class Spool:
@@ -60,39 +62,77 @@ class Spool:
         if len(self._waiting) == CHUNK_EVENTS:
             self.flush()
 
+    def add_run(self, run: Run, texts: list[str], text: Whole, stacks: Whole) -> None:
+        """Many events.
+
+        Args:
+            run: of them, by column.
+            texts: different ones that they carry.
+            text: index into these, for each.
+            stacks: numbers of their Python stacks.
+
+        Raises:
+            ValueError: one is none; the message says why.
+        """
+        self.flush()
+        rows = np.empty(len(text), _ROW)
+        for name, column in run.columns.items():
+            rows[name] = column.view(_ROW[name])
+        for name in ("size", "time_us"):
+            # What is above 2^63 is negative here.
+            _check(name, int(rows[name].min()), int(rows[name].max()), _MOST[name])
+        rows["action"] = np.array([self._action(action) for action in run.actions])[run.action]
+        rows["text"] = np.array([self._number(self._texts, one) for one in texts])[text]
+        rows["stack"] = stacks
+        self._last_us = int(rows["time_us"][-1])
+        self._lay_down(rows)
+
     def flush(self) -> None:
-        """Lay down what was added."""
+        """Lay down what was added one by one."""
         events, self._waiting = self._waiting, []
+        if not events:
+            return
         try:
             rows = self._rows(events)
         except KeyError as error:
             raise ValueError(f"an event has no {error}") from error
         except TypeError as error:
             raise ValueError(f"an event has values of wrong types: {error}") from error
+        self._lay_down(rows)
+
+    def _lay_down(self, rows: "np.ndarray[Any, Any]") -> None:
+        actions = list(self._actions)
+        named = [actions[number] for number in rows["action"].tolist()]
+        sizes = rows["size"].tolist()
+        self._add_up(named, sizes)
+        self.witness.see(named, rows["addr"].tolist(), sizes)
         rows.tofile(self._file)
-        self.num_events += len(events)
+        self.num_events += len(rows)
 
     def _rows(self, events: list[dict[str, Any]]) -> "np.ndarray[Any, Any]":
         rows = np.empty(len(events), _ROW)
-        actions = [event["action"] for event in events]
         # An oom event has what was free on the device in place of an address.
-        addresses = _unsigned(
-            "address", [event["addr"] if "addr" in event else event.get("device_free", 0) for event in events]
-        )
-        sizes = _within("size", [event["size"] for event in events], 2**63 - 1)
-        self._add_up(actions, sizes)
-        self.witness.see(actions, addresses, sizes)
-        rows["action"] = [self._number(self._actions, action) for action in actions]
-        if len(self._actions) > _MOST_ACTIONS:
-            raise ValueError(f"events have more than {_MOST_ACTIONS} different actions")
-        rows["text"] = [self._number(self._texts, event.get("user_metadata") or "") for event in events]
+        rows["addr"] = [
+            as_address(event["addr"] if "addr" in event else event.get("device_free", 0)) for event in events
+        ]
+        rows["stream"] = [as_address(event.get("stream", 0)) for event in events]
+        for name, values in (("size", [event["size"] for event in events]), ("time_us", self._times(events))):
+            numbers = list(map(as_whole, values))
+            _check(name, min(numbers), max(numbers), _MOST[name])
+            rows[name] = numbers
+        rows["action"] = [self._action(event["action"]) for event in events]
+        texts = [event.get("user_metadata") for event in events]
+        rows["text"] = [self._number(self._texts, "" if text is None else text) for text in texts]
         rows["stack"] = [event["frames"] for event in events]
-        rows["addr"], rows["size"] = addresses, sizes
-        rows["stream"] = _unsigned("stream", [event.get("stream", 0) for event in events])
-        rows["time_us"] = _within("time", self._times(events), MAX_TIME_US)
         return rows
 
-    def _add_up(self, actions: list[str], sizes: "array[int]") -> None:
+    def _action(self, action: Any) -> int:
+        number = self._number(self._actions, action)
+        if number >= _MOST_ACTIONS:
+            raise ValueError(f"events have more than {_MOST_ACTIONS} different actions")
+        return number
+
+    def _add_up(self, actions: list[str], sizes: list[int]) -> None:
         """See that no sum over the events leaves 64 bits. An oom may have asked for anything."""
         self._total_bytes += sum(sizes)
         if self._total_bytes > MAX_TOTAL_BYTES:
@@ -114,23 +154,29 @@ class Spool:
 
     @staticmethod
     def _number(numbers: dict[str, int], word: Any) -> int:
-        if not isinstance(word, str):
-            raise TypeError(f"{type(word).__name__} instead of a text")
-        return numbers.setdefault(word, len(numbers))
+        return numbers.setdefault(as_text(word), len(numbers))
 
     @property
     def num_texts(self) -> int:
         """How many different texts the events carry."""
         return len(self._texts)
 
-    def chunks(self) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
-        """All events, in order, with the texts that they carry: fields as replay.Event has them."""
+    def chunks(self, stack_ids: Sequence[int] = ()) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
+        """All events, in order, with the texts that they carry: fields as replay.Event has them.
+
+        Args:
+            stack_ids: what the numbers of Python stacks become, -1: none; without them none has one.
+        """
         actions, texts = list(self._actions), list(self._texts)
+        ids = np.array([*stack_ids, -1], np.int64)  # the last one is that of -1
         self._file.seek(0)
         while len(rows := np.fromfile(self._file, _ROW, CHUNK_EVENTS)):
-            columns = [rows[name].tolist() for name in _ROW.names or ()]
+            stacks = ids[rows["stack"]].tolist() if stack_ids else [-1] * len(rows)
+            columns = [
+                rows[name].tolist() for name in ("action", "text", "addr", "size", "stream", "time_us")
+            ]
             carried, events = [], []
-            for action, text, stack, address, size, stream, time_us in zip(*columns, strict=True):
+            for action, text, address, size, stream, time_us, stack in zip(*columns, stacks, strict=True):
                 carried.append(texts[text])
                 events.append(
                     {"action": actions[action], "addr": address, "size": size, "stream": stream, "time_us": time_us,
@@ -143,33 +189,6 @@ class Spool:
         self._file.close()
 
 
-def _unsigned(what: str, values: list[Any]) -> "array[int]":
-    """Addresses and handles use all 64 bits; C++ writes the upper half of them as negative."""
-    try:
-        return array("Q", values)
-    except OverflowError:
-        outside = [value for value in values if not -(2**63) <= value < 2**64]
-        if outside:
-            raise ValueError(f"an event has {what} {shown(outside[0])}: no number of 64 bits") from None
-        return array("Q", [value % 2**64 for value in values])
-
-
-def _within(what: str, values: list[Any], most: int) -> "array[int]":
-    try:
-        numbers = array("q", values)
-    except OverflowError:
-        numbers = array("q", [0])
-        lowest, highest = min(values), max(values)
-    else:
-        lowest, highest = min(numbers, default=0), max(numbers, default=0)
+def _check(what: str, lowest: int, highest: int, most: int) -> None:
     if lowest < 0 or highest > most:
         raise ValueError(f"an event has {what} {shown(lowest if lowest < 0 else highest)}")
-    return numbers
-
-
-def shown(value: object) -> str:
-    """A value as a message has it: short, whatever it is."""
-    if not isinstance(value, int | str):
-        return f"a {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

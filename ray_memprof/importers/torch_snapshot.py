@@ -25,6 +25,7 @@ pickle takes 8 times the file. Half its size is wanted on the disk of the run fo
 import json
 import multiprocessing
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -33,12 +34,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, DiskFull
 from ray_memprof.exporters.torch_snapshot import HOST_SOURCES, MARK, SPAN_FILE
-from ray_memprof.importers.pickle_stream import Frame, NotASnapshot, PickleStream
+from ray_memprof.importers.event_shapes import Run
+from ray_memprof.importers.pickle_stream import NotASnapshot, PickleStream
 from ray_memprof.importers.rank_numbers import check_files, files_by_rank, gaps, place
 from ray_memprof.importers.rows import Rows, Written
-from ray_memprof.importers.spool import Spool
+from ray_memprof.importers.snapshot_parts import Blocks, FrameLine, as_address, as_bytes, as_whole
+from ray_memprof.importers.spool import MAX_TOTAL_BYTES, Spool
 from ray_memprof.replay import BlockReplay, Replay
 from ray_memprof.schema import RANK_TABLES
 from ray_memprof.store import (
@@ -54,6 +59,8 @@ from ray_memprof.units import size_text
 
 MAX_TEXTS = 10_000
 """Different values of user_metadata in a file up to which they name spans."""
+_MOST_LETTERS = 4096
+_MOST_STEPS = 2**16
 _INSTEAD = "name a folder on another one: --output-dir"
 _HOW_TO_RECORD = "call torch.cuda.memory._record_memory_history() first, then _dump_snapshot() at the end"
 
@@ -69,6 +76,16 @@ class Imported:
     settings: dict[str, Any]
     problems: tuple[str, ...]
     source: str = "cuda"
+
+
+@dataclass(slots=True)
+class _Stacks:
+    """Python stacks of a file; frames that our own export made of a span are none."""
+
+    ids: list[int]
+    """By the number that the stream gave."""
+    frames: list[tuple[FrameLine, ...]]
+    """By id."""
 
 
 def import_snapshots(
@@ -196,7 +213,7 @@ def _import_device(
     device: int,
     spool: Spool,
     segments: list[dict[str, Any]],
-    stacks: Mapping[tuple[Frame, ...], int],
+    stacks: _Stacks,
     folder: Path,
 ) -> Imported:
     settings = _settings(snapshot.get("allocator_settings"))
@@ -207,7 +224,7 @@ def _import_device(
     replay.configure(settings)
     if isinstance(replay, BlockReplay):  # a host has no blocks that were there before
         replay.prime(spool.witness.segments_at_start(segments, replay))
-    written = rows.write(spool.chunks(), stacks)
+    written = rows.write(spool.chunks(stacks.ids), stacks.frames)
     error = _difference(replay, segments)
     problems = _doubts(path, replay, error)
     if doubt := spool.witness.doubt_bytes:
@@ -232,74 +249,76 @@ def _source_of(snapshot: Mapping[str, Any]) -> str:
 
 
 def _read(
-    path: Path, run_dir: Path, spools: dict[int, Spool], closing: ExitStack
-) -> tuple[dict[str, Any], dict[tuple[Frame, ...], int]]:
-    """The snapshot without its events, which go into `spools` by device; and the numbers of its stacks."""
-    stacks: dict[tuple[Frame, ...], int] = {}
-    numbers: list[int] = []  # ours, by those of the stream
+    path: Path, folder: Path, spools: dict[int, Spool], closing: ExitStack
+) -> tuple[dict[str, Any], _Stacks]:
+    """The snapshot without its events, which go into `spools` by device; and its stacks."""
+
+    def spool_of(device: int) -> Spool:
+        if device not in spools:
+            spools[device] = Spool(folder)
+            closing.callback(spools[device].close)
+        return spools[device]
 
     def take(device: int, event: dict[str, Any]) -> None:
-        if device not in spools:
-            spools[device] = Spool(run_dir)
-            closing.callback(spools[device].close)
-        try:
-            number = stream.stack_number(event.get("frames"))
-            if number == len(numbers):
-                frames = next(reversed(stream.stacks))
-                # Frames that our own export made of the span are no stack.
-                numbers.append(-1 if frames[0][1] == SPAN_FILE else stacks.setdefault(frames, len(stacks)))
-            spools[device].add(event, numbers[number] if number >= 0 else -1)
-        except ValueError as error:
-            raise NotASnapshot(f"{path}: {error}", hint=_HOW_TO_RECORD) from error
+        spool_of(device).add(event, stream.stack_number(event.get("frames")))
+
+    def take_run(device: int, run: Run) -> None:
+        numbers, text = np.unique(run.texts, return_inverse=True)
+        # -2 stands for what an event does not have.
+        texts = [stream.objects[number] if number >= 0 else "" for number in numbers.tolist()]
+        stacks, stack = np.unique(run.stacks, return_inverse=True)
+        known = [
+            stream.stack_number(stream.objects[number] if number >= 0 else None) for number in stacks.tolist()
+        ]
+        spool_of(device).add_run(run, texts, text, np.array(known)[stack])
 
     try:
         file = closing.enter_context(open(path, "rb"))
     except OSError as error:
         raise NotASnapshot(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
-    stream = PickleStream(file, str(path), take)
-    snapshot = stream.read()
-    for spool in spools.values():
-        try:
+    stream = PickleStream(file, str(path), take, take_run)
+    try:
+        snapshot = stream.read()
+        for spool in spools.values():
             spool.flush()
-        except ValueError as error:
-            raise NotASnapshot(f"{path}: {error}", hint=_HOW_TO_RECORD) from error
+    except ValueError as error:
+        raise NotASnapshot(f"{path}: {error}", hint=_HOW_TO_RECORD) from error
+    stacks = _Stacks([], [])
+    for frames in stream.stacks:
+        is_span = frames[0][1] == SPAN_FILE
+        stacks.ids.append(-1 if is_span else len(stacks.frames))
+        if not is_span:
+            stacks.frames.append(frames)
     return snapshot, stacks
 
 
 def _segments(path: Path, snapshot: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
     """Those of each device, with what a replay needs of them."""
     found: dict[int, list[dict[str, Any]]] = {}
+    total_bytes = 0
     try:
-        for segment in snapshot.get("segments", []):
-            found.setdefault(_whole(segment.get("device", 0)), []).append(_segment(segment))
-    except (AttributeError, KeyError, TypeError) as error:
+        for segment in snapshot.get("segments") or ():
+            one = _segment(segment)
+            total_bytes += one["total_size"]
+            found.setdefault(as_whole(segment.get("device", 0)), []).append(one)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotASnapshot(f"{path} has a damaged segment: {type(error).__name__} {error}") from error
+    if total_bytes > MAX_TOTAL_BYTES:
+        raise NotASnapshot(f"{path} has segments of {total_bytes:,} bytes in all, which no device has")
     return found
 
 
 def _segment(segment: dict[str, Any]) -> dict[str, Any]:
-    blocks, at = [], _whole(segment["address"])
-    for block in segment["blocks"]:
-        # Before torch 2.0.1 a block had no address: they lie one behind the other.
-        address, size = _whole(block.get("address", at)), _whole(block["size"])
-        # Older versions call it active_awaiting_free.
-        state = (
-            block["state"] if block["state"] in ("inactive", "active_allocated") else "active_pending_free"
-        )
-        blocks.append({"address": address, "size": size, "state": state})
-        at = address + size
+    address, blocks = as_address(segment["address"]), segment["blocks"]
+    if not isinstance(blocks, Blocks):
+        raise TypeError("its blocks are no list")
+    blocks.place(address)
     return {
-        "address": _whole(segment["address"]),
-        "total_size": _whole(segment["total_size"]),
-        "is_expandable": bool(segment.get("is_expandable", False)),
+        "address": address,
+        "total_size": as_bytes(segment["total_size"]),
+        "is_expandable": segment.get("is_expandable", False) is True,
         "blocks": blocks,
     }
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"{value!r:.40} is no number of bytes")
-    return value
 
 
 def _settings(found: Any) -> dict[str, Any]:
@@ -310,13 +329,13 @@ def _settings(found: Any) -> dict[str, Any]:
         divisions = {}
     conf = found.get("PYTORCH_CUDA_ALLOC_CONF")
     return {
-        "PYTORCH_CUDA_ALLOC_CONF": conf if isinstance(conf, str) else "",
+        "PYTORCH_CUDA_ALLOC_CONF": conf if isinstance(conf, str) and len(conf) <= _MOST_LETTERS else "",
         "expandable_segments": found.get("expandable_segments") is True,
-        "max_split_size": limit if isinstance(limit, int) else -1,
+        "max_split_size": limit if type(limit) is int and -1 <= limit < 2**63 else -1,
         "roundup_power2_divisions": {
             key: steps
             for key, steps in divisions.items()
-            if isinstance(key, str) and key.isdecimal() and isinstance(steps, int)
+            if re.fullmatch("[0-9]{1,6}", key) and type(steps) is int and 0 <= steps <= _MOST_STEPS
         },
     }
 
