@@ -227,6 +227,8 @@ class Shapes:
     _starts: Whole = field(default_factory=lambda: np.zeros(0, np.int64))
     _lengths: Whole = field(default_factory=lambda: np.zeros(0, np.int64))
     _which: Whole = field(default_factory=lambda: np.zeros(0, np.int64))
+    _eights: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """The eight bytes from each place on, as a number."""
     _num_met: int = 0
     _num_learned: int = 0
 
@@ -253,6 +255,7 @@ class Shapes:
     def _look(self, data: bytes, end: int) -> None:
         """Find the events of a window."""
         self._data, self._starts = data, starts_of(data, end)
+        self._eights = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
         codes = np.frombuffer(data, np.uint8)
         ends = self._starts[1:].copy()
         # Lists are written a thousand at a time: APPENDS and MARK are between two events.
@@ -267,9 +270,7 @@ class Shapes:
         at = np.flatnonzero((self._lengths == len(shape.mask)) & (self._which < 0))
         if not len(at):
             return
-        codes = np.lib.stride_tricks.sliding_window_view(
-            np.frombuffer(self._data, np.uint8), len(shape.mask)
-        )[self._starts[at]]
+        codes = _windows(self._data, len(shape.mask))[self._starts[at]]
         codes &= shape.mask
         self._which[at[(codes == shape.shared).all(axis=1)]] = number
 
@@ -314,8 +315,7 @@ class Shapes:
 
     def _field(self, at: Whole, width: int) -> npt.NDArray[np.uint64]:
         """Numbers of so many bytes, without a sign."""
-        codes = np.lib.stride_tricks.sliding_window_view(np.frombuffer(self._data, np.uint8), 8)[at]
-        numbers = np.ascontiguousarray(codes).view("<u8")[:, 0]
+        numbers = self._eights[at]
         return numbers if width == 8 else numbers & np.uint64((1 << 8 * width) - 1)
 
     def _run(self, which: Whole, starts: Whole, memo: "array[int]") -> Run:
@@ -355,13 +355,18 @@ class Shapes:
         offset, width = shape.text_at
         if width == 0:
             return self.text_number(b"")
-        codes = np.lib.stride_tricks.sliding_window_view(np.frombuffer(self._data, np.uint8), width)[
+XX
             at + offset
         ]
         changes = np.flatnonzero((codes[1:] != codes[:-1]).any(axis=1)) + 1
         begins = np.concatenate(([0], changes))
         numbers = [self.text_number(codes[begin].tobytes()) for begin in begins]
         return np.repeat(numbers, np.diff(np.append(begins, len(at))))
+
+
+def _windows(data: bytes, width: int) -> Bytes:
+    """So many bytes from each place on."""
+    return np.ndarray((len(data) - width + 1, width), np.uint8, data, strides=(1, 1))
 
 
 def _with_sign(numbers: npt.NDArray[np.uint64], width: int, is_signed: bool) -> npt.NDArray[np.uint64]:
