@@ -239,7 +239,14 @@ def driver_rank(run_dir: Path, rank: int) -> dict[str, Any]:
     return {
         **{"rank": rank, "node": 0, "node_id": "synthetic", "host": "synthetic", "pid": 1000 + rank},
         **{"local_rank": rank, "gpu_index": rank, "gpu_uuid": f"GPU-{rank}", "gpu_name": "synthetic"},
-        **{"device_total_bytes": DEVICE_BYTES, "ulysses": rank, "ring": 0, "fsdp": 0},
+        **{
+            "device_total_bytes": DEVICE_BYTES,
+            "inexact_bytes": 0,
+            "peak_at_least": False,
+            "ulysses": rank,
+            "ring": 0,
+            "fsdp": 0,
+        },
         **{"status": "ok", "exit_code": 0, "reason": "", "path": "", "step": -1},
         **{"num_events": 3 * pc.sum(spans.filter(pc.field("depth") == 0)["num_allocs"]).as_py()},
         **{"num_lost_events": 0, "num_checks": spans.num_rows, "max_error_bytes": 0},

@@ -24,6 +24,7 @@ _UNSIGNED = ("addr", "stream")
 _TEXT_OF_EVENT = -1
 _NOTHING = -2
 _GET, _LONG_GET, _MEMOIZE, _PUT, _LONG_PUT = b"hj\x94qr"
+_PAIR = 0x86
 _CONSTANTS = b"N\x88\x89)"
 
 Bytes = npt.NDArray[np.uint8]
@@ -51,6 +52,7 @@ class Shape:
     text_ref: tuple[int, int] | None = None
     """Of the place of the memo where the text is."""
     stack_ref: tuple[int, int] | None = None
+    pool: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -60,8 +62,10 @@ class Run:
     end: int
     """Where in the data the last of them ends."""
     actions: list[str]
+    pools: list[tuple[int, int] | None]
+    """Of memory, by shape as the actions are; None: the events do not say."""
     action: Whole
-    """Index into actions."""
+    """Index into actions and pools."""
     texts: Whole
     """Numbers of objects; _NOTHING: none."""
     stacks: Whole
@@ -126,7 +130,9 @@ class _Scan:
         """Whether the value of `key` can be part of a shape."""
         code, at = self._raw[self._at], self._at + 1
         known = True
-        if code in (_GET, _LONG_GET):
+        if key == "pool_id":
+            known = self._pool()
+        elif code in (_GET, _LONG_GET):
             known = self._reference(key)
         elif code in b"KMJ\x8a":
             known = self._number(key, code, at)
@@ -136,12 +142,27 @@ class _Scan:
             known = self._text(key, at + width)
         elif code == 0x5D and key == "frames":
             self._at = at
+            self._skip_put()
+            if self._raw[self._at : self._at + 2] == b"(e":  # as C++ writes a list without members
+                self._at += 2
+            return True
         elif code in _CONSTANTS and key not in ("action", "user_metadata") and key not in _NUMBERS:
             self._at = at
         else:
             known = False
         self._skip_put()
         return known
+
+    def _pool(self) -> bool:
+        """Two small numbers, the same for all of a shape."""
+        numbers = []
+        for _ in range(2):
+            width = {0x4B: 1, 0x4D: 2, 0x4A: 4}.get(self._raw[self._at], 0)
+            numbers.append(int.from_bytes(self._raw[self._at + 1 : self._at + 1 + width], "little"))
+            self._at += 1 + width
+        self.shape.pool = numbers[0], numbers[1]
+        self._at += 1
+        return self._raw[self._at - 1] == _PAIR
 
     def _reference(self, key: str) -> bool:
         at = self._at + 1
@@ -234,7 +255,7 @@ class Shapes:
 
     def wants(self) -> bool:
         """Whether another event is worth a shape: not where each has one of its own."""
-        return self._num_learned < 64 + self._num_met // 16
+        return self._num_learned < MOST_SHAPES + self._num_met // 16
 
     def add(self, shape: Shape | None) -> None:
         """Know one more; with too many, begin anew."""
@@ -339,7 +360,10 @@ class Shapes:
                     added[places, shape.memo.index(_TEXT_OF_EVENT)] = texts[places]
         last = starts[-1] + len(self.known[which[-1]].mask)
         actions = [shape.action for shape in shapes]
-        return Run(int(last), actions, local, texts, stacks, columns, added[added != _NOTHING].tobytes())
+        pools = [shape.pool for shape in shapes]
+        return Run(
+            int(last), actions, pools, local, texts, stacks, columns, added[added != _NOTHING].tobytes()
+        )
 
     def _referred(self, at: Whole, place: tuple[int, int], memo: "array[int]") -> Whole:
         indices = self._field(at + place[0], place[1]).astype(np.int64)
@@ -355,9 +379,7 @@ class Shapes:
         offset, width = shape.text_at
         if width == 0:
             return self.text_number(b"")
-XX
-            at + offset
-        ]
+        codes = _windows(self._data, width)[at + offset]
         changes = np.flatnonzero((codes[1:] != codes[:-1]).any(axis=1)) + 1
         begins = np.concatenate(([0], changes))
         numbers = [self.text_number(codes[begin].tobytes()) for begin in begins]

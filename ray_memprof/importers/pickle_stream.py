@@ -18,10 +18,10 @@ import struct
 import sys
 from array import array
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
-from ray_memprof.errors import EXIT_CONFIG, RunError
 from ray_memprof.importers.event_shapes import MOST_EVENT_BYTES, Run, Shapes, learn
+from ray_memprof.importers.pickle_window import CALLS, Window
 from ray_memprof.importers.snapshot_parts import (
     GONE,
     MOST_KEYS,
@@ -44,11 +44,6 @@ from ray_memprof.importers.snapshot_parts import (
     shown,
 )
 
-WINDOW_BYTES = 2**20
-"""Read at once."""
-LOOK_BYTES = 2**16
-"""Read before the memory taken is looked at once more."""
-MAX_TEXT_BYTES = 2**24
 MAX_DEPTH = 64
 """Marks inside marks; a snapshot has seven."""
 FREE_BYTES = 24 * 2**20
@@ -57,26 +52,11 @@ BYTES_A_BYTE = 5
 
 _BATCH = 1000
 """Members that pickle adds to a list at once."""
-_MARGIN = 272
-"""The longest short opcode: a text of 255 bytes, with its head; the rest is room."""
-_DONT_TRUST = (
-    "import only what torch.cuda.memory._dump_snapshot or `ray-memprof export --format snapshot` wrote"
-)
 _ENTRY_BYTES, _NUMBER_BYTES, _OPEN_BYTES, _FRAME_BYTES = 100, 40, 80, 50
 """Of a dictionary's entry, of a number or reference in a list, of a list or dictionary itself, and of a Frame."""
 _GLOBAL, _INST, _STACK_GLOBAL = 0x63, 0x69, 0x93
-_CALLS = {
-    0x52: "REDUCE", 0x62: "BUILD", 0x6F: "OBJ", 0x81: "NEWOBJ", 0x92: "NEWOBJ_EX", 0x82: "EXT1", 0x83: "EXT2",
-    0x84: "EXT4", 0x50: "PERSID", 0x51: "BINPERSID", 0x97: "NEXT_BUFFER",
-}  # fmt: skip
 _MARK, _STOP = 0x28, 0x2E
 _from_bytes = int.from_bytes
-
-
-class NotASnapshot(RunError):
-    """A file that is no memory snapshot, or one that asks for more than a snapshot needs (exit 2)."""
-
-    exit_code = EXIT_CONFIG
 
 
 _FORGOTTEN = frozenset((Gone, Unasked, Event, Segment, Segments, Block, Blocks, Trace, dict, list, Settings))
@@ -84,7 +64,11 @@ _LISTS = frozenset((Trace, Stack, Blocks, Segments))
 _PLAIN = frozenset((str, int, float, bool, type(None)))
 
 
-class PickleStream:
+def _kind(value: object) -> str:
+    return "something else" if type(value) is Unasked else f"a {type(value).__name__}"
+
+
+class PickleStream(Window):
     """One file, read once.
 
     Args:
@@ -101,15 +85,14 @@ class PickleStream:
         on_event: Callable[[int, dict[str, Any]], None],
         on_run: Callable[[int, Run], None] | None = None,
     ) -> None:
-        self._file, self._name, self._on_event, self._on_run = file, name, on_event, on_run
+        super().__init__(file, name)
+        self._on_event, self._on_run = on_event, on_run
         self.objects: list[Any] = [UNASKED]
         """What the memo refers to, by number."""
         self.frames: dict[FrameLine, int] = {}
         """Numbers of the frames of Python stacks."""
         self._stacks: dict[bytes, int] = {}
-        self._data, self._at, self._limit, self._end = b"", 0, -1, -1
-        self._num_read = self._kept_bytes = 0
-        self._is_at_end = False
+        self._kept_bytes = 0
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo = array("i")
@@ -164,49 +147,16 @@ class PickleStream:
     # --------------------------------------------------------------------------------
     # Bytes
 
-    def _refill(self) -> None:
-        """Look at the memory taken, and bring in the next window; behind the last one there are zeros: no opcode."""
-        self._check_memory()
-        if self._at <= self._end:
-            self._limit = min(self._end, self._at + LOOK_BYTES)
-            return
-        if self._is_at_end:
-            self._cut_off()
-        try:
-            more = self._file.read(WINDOW_BYTES)
-        except OSError as error:
-            raise NotASnapshot(f"{self._name} cannot be read: {error.strerror}") from error
-        self._num_read += len(more)
-        self._data = self._data[self._at :] + more
-        self._at = 0
-        if len(more) < WINDOW_BYTES:
-            self._is_at_end = True
-            self._data += bytes(2 * _MARGIN)
-        self._end = len(self._data) - _MARGIN
-        self._limit = min(self._end, LOOK_BYTES)
-
     def _check_memory(self) -> None:
-        waiting = sum(map(len, self._marks), len(self._stack))
-        taken = self._kept_bytes + waiting * _OPEN_BYTES + 12 * len(self._memo) + 8 * len(self.objects)
-        if taken > FREE_BYTES + BYTES_A_BYTE * self._num_read:
-            self._refuse("has more in it than a snapshot of its size: it would take too much memory")
-
-    def _is_past_end(self) -> bool:
-        return self._is_at_end and self._at > len(self._data) - 2 * _MARGIN
-
-    def _take(self, length: int) -> bytes:
-        """The next bytes, of any number."""
-        if length > MAX_TEXT_BYTES:
-            self._refuse(f"has a text or number of {length:,} bytes")
-        while self._at + length > self._end and not self._is_at_end:
-            self._refill()
-        start, self._at = self._at, self._at + length
-        if self._is_past_end():
-            self._cut_off()
-        return self._data[start : self._at]
-
-    def _number(self, length: int) -> int:
-        return _from_bytes(self._take(length), "little")
+        taken = {
+            "is nested or filled as no snapshot is": sum(map(len, self._marks), len(self._stack))
+            * _OPEN_BYTES,
+            "refers to more objects than a snapshot has": 12 * len(self._memo) + 8 * len(self.objects),
+            "has more in it than a snapshot of its size": self._kept_bytes,
+        }
+        if sum(taken.values()) > FREE_BYTES + BYTES_A_BYTE * self._num_read:
+            most = max(taken, key=lambda what: taken[what])
+            self._refuse(f"{most}: it would take too much memory")
 
     def _simple(self) -> int:
         """Take numbers, texts and references as they come; returns the first opcode that is none, taken too.
@@ -293,9 +243,9 @@ class PickleStream:
             0x8D: lambda: self._stack.append(self._text(self._take(self._number(8)))),
             0x71: lambda: self._put(self._number(1)),
             0x72: lambda: self._put(self._number(4)),
-            0x61: self._append,
+            0x61: lambda: self._extend([self._stack.pop()]),
             0x65: lambda: self._extend(self._to_mark()),
-            0x73: self._set_item,
+            0x73: lambda: self._set_items([self._stack.pop(), self._stack.pop()][::-1]),
             0x75: lambda: self._set_items(self._to_mark()),
             0x74: lambda: self._tuple(self._to_mark()),
             0x85: lambda: self._tuple([self._stack.pop()]),
@@ -304,7 +254,7 @@ class PickleStream:
             _GLOBAL: self._named,
             _INST: self._named,
             _STACK_GLOBAL: self._named_on_stack,
-            **dict.fromkeys(_CALLS, self._call),
+            **dict.fromkeys(CALLS, self._call),
         }
 
     def _protocol(self) -> None:
@@ -417,10 +367,6 @@ class PickleStream:
             return around is self._traces
         return below is self._traces or (marked is self._traces and type(below) is Trace)
 
-    def _append(self) -> None:
-        item = self._stack.pop()
-        self._extend([item])
-
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
         kind = type(target)
@@ -430,7 +376,7 @@ class PickleStream:
             for item in items:
                 if type(item) is not Gone:  # those that are complete were taken then
                     what = "an event" if kind is Trace else "a block"
-                    self._refuse(f"has {shown(item)} where {what} should be")
+                    self._refuse(f"has {_kind(item)} where {what} should be")
         elif kind is Segments:
             if not all(type(item) is Segment and "address" in item for item in items):
                 self._refuse("has a damaged segment: one that is listed twice, has no address, or is none")
@@ -439,15 +385,16 @@ class PickleStream:
             self._kept_bytes += _NUMBER_BYTES * len(items)
             target.extend(items)
         elif kind is not Unasked:
-            self._refuse(f"is damaged: it adds to {shown(target)}")
+            self._refuse(f"is damaged: it adds to {_kind(target)}")
 
     def _add_frames(self, stack: Stack, items: list[Any]) -> None:
         if stack.frames is None:
             self._refuse("is damaged: it adds to a Python stack that an event has already")
-        if not all(type(item) is Frame and item.number >= 0 for item in items):
+        numbers = [item.number for item in items] if set(map(type, items)) <= {Frame} else [-1]
+        if min(numbers, default=0) < 0:
             self._refuse("has frames without name, filename and line")
         self._kept_bytes += 6 * len(items)
-        stack.frames.extend([item.number for item in items])
+        stack.frames.extend(numbers)
 
     def stack_number(self, stack: Any) -> int:
         """Of what an event has under "frames"; -1: none."""
@@ -464,10 +411,6 @@ class PickleStream:
             stack.frames = None
         return stack.number
 
-    def _set_item(self) -> None:
-        value, key = self._stack.pop(), self._stack.pop()
-        self._set_items([key, value])
-
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
         kind = type(target)
@@ -476,10 +419,10 @@ class PickleStream:
         if len(items) % 2:
             self._refuse("is damaged: a key has no value")
         keys, values = items[::2], items[1::2]
-        if any(type(key) is not str for key in keys):
-            self._refuse(
-                f"has {shown(next(key for key in keys if type(key) is not str))} where a name should be"
-            )
+        for key in keys:
+            if type(key) is not str:
+                why = f"{shown(key)} where a name should be" if type(key) in _PLAIN else "unhashable keys"
+                self._refuse(f"is damaged: {why}")
         pairs = zip(keys, values, strict=True)
         if kind is Event:
             if len(keys) > MOST_KEYS:
@@ -491,15 +434,13 @@ class PickleStream:
         elif kind is Block:
             self._end_block(dict(pairs))
         elif isinstance(target, dict):
-            wanted = SEGMENT_KEYS if kind is Segment else TOP_KEYS if self._is_top() else keys
+            is_top = len(self._stack) == 1 and not self._marks
+            wanted = SEGMENT_KEYS if kind is Segment else TOP_KEYS if is_top else keys
             kept = {key: value for key, value in pairs if key in wanted}
             self._kept_bytes += _ENTRY_BYTES * len(kept)
             target.update(kept)
         else:
-            self._refuse(f"is damaged: it sets an item of {shown(target)}")
-
-    def _is_top(self) -> bool:
-        return len(self._stack) == 1 and not self._marks
+            self._refuse(f"is damaged: it sets an item of {_kind(target)}")
 
     def _drop_top(self) -> None:
         """A part is complete, whether its list is written in batches or in one piece: it goes before the next."""
@@ -560,36 +501,5 @@ class PickleStream:
     # --------------------------------------------------------------------------------
     # What is refused
 
-    def _named(self) -> None:
-        """GLOBAL and INST have their names behind them, in two lines."""
-        end = self._data.find(b"\n", self._data.find(b"\n", self._at) + 1)
-        names = self._data[self._at : min(max(end, self._at), self._at + 200)].decode("utf-8", "replace")
-        self._refuse_call(".".join(names.splitlines()))
-
     def _named_on_stack(self) -> None:
         self._refuse_call(".".join(map(str, self._stack[-2:]))[:200])
-
-    def _call(self) -> None:
-        self._refuse_call(f"an object (opcode {_CALLS[self._data[self._at - 1]]})")
-
-    def _refuse_call(self, what: str) -> NoReturn:
-        raise NotASnapshot(
-            f"{self._name} asks for {what!a}: a snapshot holds data only; nothing of it was run",
-            hint=_DONT_TRUST,
-        )
-
-    def _unknown(self) -> None:
-        code = self._data[self._at - 1]
-        if self._is_past_end() or (code == 0 and self._at > len(self._data) - 2 * _MARGIN):
-            self._cut_off()
-        self._refuse(f"has opcode 0x{code:02x} at byte {self._offset():,}, which no snapshot has")
-
-    def _offset(self) -> int:
-        padding = 2 * _MARGIN if self._is_at_end else 0
-        return self._num_read - (len(self._data) - padding) + self._at - 1
-
-    def _cut_off(self) -> NoReturn:
-        self._refuse(f"is cut off after {self._num_read:,} bytes", hint="copy or dump it again")
-
-    def _refuse(self, what: str, *, hint: str = _DONT_TRUST) -> NoReturn:
-        raise NotASnapshot(f"{self._name} {what}", hint=hint)

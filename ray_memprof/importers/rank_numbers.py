@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ray_memprof.importers.pickle_stream import NotASnapshot
+from ray_memprof.importers.pickle_window import NotASnapshot
 
 MAX_RANK = 999_999
 _RANK = re.compile(r"(local[^A-Za-z0-9]?|[A-Za-z]*?)(rank)[^A-Za-z0-9]{0,3}([0-9]+)", re.IGNORECASE)

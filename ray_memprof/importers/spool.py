@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_memprof.block_sizes import Pool
 from ray_memprof.importers.beginning import Witness
 from ray_memprof.importers.event_shapes import Run, Whole
 from ray_memprof.importers.snapshot_parts import as_address, as_text, as_whole, shown
@@ -45,6 +46,8 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self.num_events = 0
         self.witness = Witness()
+        self.stack_ids: Sequence[int] = ()
+        """What the numbers of Python stacks become in chunks(), -1: none."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the spool
         self._waiting: list[dict[str, Any]] = []
         self._actions: dict[str, int] = {}
@@ -85,7 +88,8 @@ class Spool:
         rows["text"] = np.array([self._number(self._texts, one) for one in texts])[text]
         rows["stack"] = stacks
         self._last_us = int(rows["time_us"][-1])
-        self._lay_down(rows)
+        has_pools = any(pool is not None for pool in run.pools)
+        self._lay_down(rows, [run.pools[number] for number in run.action.tolist()] if has_pools else ())
 
     def flush(self) -> None:
         """Lay down what was added one by one."""
@@ -94,18 +98,19 @@ class Spool:
             return
         try:
             rows = self._rows(events)
+            pools = _pools(events)
         except KeyError as error:
             raise ValueError(f"an event has no {error}") from error
         except TypeError as error:
             raise ValueError(f"an event has values of wrong types: {error}") from error
-        self._lay_down(rows)
+        self._lay_down(rows, pools)
 
-    def _lay_down(self, rows: "np.ndarray[Any, Any]") -> None:
+    def _lay_down(self, rows: "np.ndarray[Any, Any]", pools: Sequence[Pool | None] = ()) -> None:
         actions = list(self._actions)
         named = [actions[number] for number in rows["action"].tolist()]
         sizes = rows["size"].tolist()
         self._add_up(named, sizes)
-        self.witness.see(named, rows["addr"].tolist(), sizes)
+        self.witness.see(named, rows["addr"].tolist(), sizes, pools)
         rows.tofile(self._file)
         self.num_events += len(rows)
 
@@ -161,17 +166,13 @@ class Spool:
         """How many different texts the events carry."""
         return len(self._texts)
 
-    def chunks(self, stack_ids: Sequence[int] = ()) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
-        """All events, in order, with the texts that they carry: fields as replay.Event has them.
-
-        Args:
-            stack_ids: what the numbers of Python stacks become, -1: none; without them none has one.
-        """
+    def chunks(self) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
+        """All events, in order, with the texts that they carry: fields as replay.Event has them."""
         actions, texts = list(self._actions), list(self._texts)
-        ids = np.array([*stack_ids, -1], np.int64)  # the last one is that of -1
+        ids = np.array([*self.stack_ids, -1], np.int64)  # the last one is that of -1
         self._file.seek(0)
         while len(rows := np.fromfile(self._file, _ROW, CHUNK_EVENTS)):
-            stacks = ids[rows["stack"]].tolist() if stack_ids else [-1] * len(rows)
+            stacks = ids[rows["stack"]].tolist()
             columns = [
                 rows[name].tolist() for name in ("action", "text", "addr", "size", "stream", "time_us")
             ]
@@ -184,6 +185,14 @@ class Spool:
                 )  # fmt: skip
             yield carried, events
 
+    def blocks(self) -> Iterator[tuple[list[str], list[int], list[int]]]:
+        """Action, address and size of all events, in order."""
+        actions = list(self._actions)
+        self._file.seek(0)
+        while len(rows := np.fromfile(self._file, _ROW, CHUNK_EVENTS)):
+            names = [actions[number] for number in rows["action"].tolist()]
+            yield names, rows["addr"].tolist(), rows["size"].tolist()
+
     def close(self) -> None:
         """Give the disk space back."""
         self._file.close()
@@ -192,3 +201,16 @@ class Spool:
 def _check(what: str, lowest: int, highest: int, most: int) -> None:
     if lowest < 0 or highest > most:
         raise ValueError(f"an event has {what} {shown(lowest if lowest < 0 else highest)}")
+
+
+def _pools(events: list[dict[str, Any]]) -> list[Pool | None]:
+    """The pool of each event, where it says; torch does from about 2.12 on."""
+    return [pool_of(event["pool_id"]) if "pool_id" in event else None for event in events]
+
+
+def pool_of(value: Any) -> Pool | None:
+    """A memory pool as torch numbers them; None: no such numbers."""
+    is_pool = (
+        isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(one, int) for one in value)
+    )
+    return (value[0], value[1]) if is_pool else None

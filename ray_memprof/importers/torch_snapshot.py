@@ -18,8 +18,8 @@ What an imported run says and what it does not:
   "imported". In snapshots that this project exported, the text is the path of a span and the spans nest again.
 * Memory outside the allocator is not in a snapshot: device_used is reserved, host_rss is 0.
 
-On two cores a million events (80 MiB) take 10 s; resident memory is 80 MB and 0.6 times the file, where loading it with
-pickle takes 8 times the file. Half its size is wanted on the disk of the run folder while it is read.
+On two cores ten million events (0.8 GiB) take less than a minute, see scripts/bench_import.py; what is kept of each
+while the file is read is 16 bytes. Half of its size is wanted on the disk of the run folder meanwhile.
 """
 
 import json
@@ -31,6 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,14 @@ import numpy as np
 
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, DiskFull
 from ray_memprof.exporters.torch_snapshot import HOST_SOURCES, MARK, SPAN_FILE
+from ray_memprof.importers.certainty import follow
 from ray_memprof.importers.event_shapes import Run
-from ray_memprof.importers.pickle_stream import NotASnapshot, PickleStream
+from ray_memprof.importers.pickle_stream import PickleStream
+from ray_memprof.importers.pickle_window import NotASnapshot
 from ray_memprof.importers.rank_numbers import check_files, files_by_rank, gaps, place
 from ray_memprof.importers.rows import Rows, Written
 from ray_memprof.importers.snapshot_parts import Blocks, FrameLine, as_address, as_bytes, as_whole
-from ray_memprof.importers.spool import MAX_TOTAL_BYTES, Spool
-from ray_memprof.replay import BlockReplay, Replay
+from ray_memprof.importers.spool import MAX_TOTAL_BYTES, Spool, pool_of
 from ray_memprof.schema import RANK_TABLES
 from ray_memprof.store import (
     CONFIG_FILE,
@@ -180,6 +182,22 @@ def _adopt(one: Imported, folder: Path, run_dir: Path, rank: int) -> Imported:
     return replace(one, rank=rank, problems=tuple(f"rank {rank}: {line}" for line in one.problems))
 
 
+def import_rank(path: Path, run_dir: Path, rank: int) -> Imported:
+    """Tables of one rank, of a file that has one device; the rest of a run folder is left to the caller.
+
+    Raises:
+        NotASnapshot: the file is none, or has several devices.
+        DiskFull: no room for them.
+    """
+    waiting = run_dir / "waiting"
+    found = import_file(path, waiting)
+    if len(found) > 1:
+        raise NotASnapshot(f"{path} has {len(found)} devices: it is no file of one rank")
+    imported = _adopt(found[0], waiting, run_dir, rank)
+    shutil.rmtree(waiting)
+    return imported
+
+
 def import_file(path: Path, folder: Path) -> list[Imported]:
     """Tables of each device of a file that has events, in a folder of their own, under the device in place of a rank.
 
@@ -219,26 +237,16 @@ def _import_device(
     settings = _settings(snapshot.get("allocator_settings"))
     named = spool.num_texts <= MAX_TEXTS
     source = _source_of(snapshot)
-    rows = Rows(folder, device, named=named, nested=MARK in snapshot, is_host=source != "cuda")
-    replay = rows.replay
-    replay.configure(settings)
-    if isinstance(replay, BlockReplay):  # a host has no blocks that were there before
-        replay.prime(spool.witness.segments_at_start(segments, replay))
-    written = rows.write(spool.chunks(stacks.ids), stacks.frames)
-    error = _difference(replay, segments)
-    problems = _doubts(path, replay, error)
-    if doubt := spool.witness.doubt_bytes:
-        problems.append(
-            f"blocks that were there before the first event of {path} may have taken up to {doubt:,} "
-            "bytes more than is counted: they were freed before anything told where they ended"
-        )
+    make_rows = partial(Rows, folder, device, named=named, nested=MARK in snapshot, is_host=source != "cuda")
+    spool.stack_ids = stacks.ids
+    followed = follow(make_rows, spool, list[Mapping[str, Any]](segments), settings, stacks.frames)
+    problems = followed.problems(path)
     if not named:
         problems.append(
             f"the events of {path} carry {spool.num_texts:,} different texts, which would be as many "
             f"spans or more; they are one span, as more than {MAX_TEXTS:,} are"
         )
-    written.max_error_bytes = error
-    return Imported(device, path, device, written, settings, tuple(problems), source)
+    return Imported(device, path, device, followed.written, settings, tuple(problems), source)
 
 
 def _source_of(snapshot: Mapping[str, Any]) -> str:
@@ -316,7 +324,9 @@ def _segment(segment: dict[str, Any]) -> dict[str, Any]:
     return {
         "address": address,
         "total_size": as_bytes(segment["total_size"]),
+        "stream": as_address(segment.get("stream", 0)),
         "is_expandable": segment.get("is_expandable", False) is True,
+        "pool": pool_of(segment.get("segment_pool_id")),
         "blocks": blocks,
     }
 
@@ -324,45 +334,22 @@ def _segment(segment: dict[str, Any]) -> dict[str, Any]:
 def _settings(found: Any) -> dict[str, Any]:
     """What of the allocator's settings decides sizes; other values than torch writes are passed over."""
     found = found if isinstance(found, dict) else {}
-    limit, divisions = found.get("max_split_size"), found.get("roundup_power2_divisions")
-    if not isinstance(divisions, dict):
-        divisions = {}
+    settings: dict[str, Any] = {}
     conf = found.get("PYTORCH_CUDA_ALLOC_CONF")
-    return {
-        "PYTORCH_CUDA_ALLOC_CONF": conf if isinstance(conf, str) and len(conf) <= _MOST_LETTERS else "",
-        "expandable_segments": found.get("expandable_segments") is True,
-        "max_split_size": limit if type(limit) is int and -1 <= limit < 2**63 else -1,
-        "roundup_power2_divisions": {
+    if isinstance(conf, str) and len(conf) <= _MOST_LETTERS:
+        settings["PYTORCH_CUDA_ALLOC_CONF"] = conf
+    if isinstance(is_expandable := found.get("expandable_segments"), bool):
+        settings["expandable_segments"] = is_expandable
+    limit = found.get("max_split_size")
+    if type(limit) is int and -1 <= limit < 2**63:
+        settings["max_split_size"] = limit
+    if isinstance(divisions := found.get("roundup_power2_divisions"), dict):
+        settings["roundup_power2_divisions"] = {
             key: steps
             for key, steps in divisions.items()
             if re.fullmatch("[0-9]{1,6}", key) and type(steps) is int and 0 <= steps <= _MOST_STEPS
-        },
-    }
-
-
-def _difference(replay: Replay, segments: list[dict[str, Any]]) -> int:
-    """Between the end of the replay and the segments of the snapshot, in the curve where it is largest."""
-    blocks = [(block["state"], block["size"]) for segment in segments for block in segment["blocks"]]
-    allocated: int = sum(size for state, size in blocks if state == "active_allocated")
-    active: int = sum(size for state, size in blocks if state != "inactive")
-    reserved: int = sum(segment["total_size"] for segment in segments)
-    if not isinstance(replay, BlockReplay):  # what host tensors use is all that there is
-        reserved = replay.reserved
-    return max(
-        abs(replay.allocated - allocated), abs(replay.active - active), abs(replay.reserved - reserved)
-    )
-
-
-def _doubts(path: Path, replay: Replay, error: int) -> list[str]:
-    lines = []
-    if error:
-        lines.append(
-            f"the events of {path} end {error:,} bytes away from its segments: "
-            "some are missing, or recording was switched off before the snapshot"
-        )
-    if replay.num_strays:
-        lines.append(f"{replay.num_strays:,} events of {path} do not fit the blocks before them")
-    return lines
+        }
+    return settings
 
 
 def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
@@ -445,6 +432,7 @@ def _rank_row(one: Imported) -> dict[str, Any]:
         "path": written.last_oom.path if written.last_oom else "", "step": -1,
         "num_events": written.num_events, "num_lost_events": 0,
         "num_checks": 1, "max_error_bytes": written.max_error_bytes,
+        "inexact_bytes": written.inexact_bytes, "peak_at_least": written.peak_at_least,
         "allocated_peak_bytes": written.allocated_peak, "replayed_allocated_peak_bytes": written.allocated_peak,
         "reserved_peak_bytes": written.reserved_peak, "replayed_reserved_peak_bytes": written.reserved_peak,
         "recorder_ns": 0, "longest_pause_ns": 0, "recorder_bytes": 0,

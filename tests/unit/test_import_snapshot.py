@@ -1,12 +1,9 @@
 """Snapshots of torch's allocator become a run whose peaks are the truth; whatever is no snapshot is refused."""
 
 import errno
-import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ from ray_memprof.cli import app
 from ray_memprof.diagnosis import findings
 from ray_memprof.errors import DiskFull
 from ray_memprof.importers.beginning import Witness
-from ray_memprof.importers.pickle_stream import NotASnapshot, PickleStream
+from ray_memprof.importers.pickle_window import NotASnapshot
 from ray_memprof.importers.torch_snapshot import import_snapshots
 from ray_memprof.replay import BlockReplay
 from ray_memprof.store import table_dir
@@ -56,14 +53,6 @@ def peaks(run_dir: Path) -> list[tuple[int, int, int]]:
             "SELECT MAX(allocated_peak_bytes), MAX(reserved_peak_bytes), MAX(active_peak_bytes) "
             "FROM spans GROUP BY rank ORDER BY rank"
         ).fetchall()
-
-
-def read(data: bytes) -> tuple[dict[str, Any], list[tuple[int, dict[str, Any]]]]:
-    events: list[tuple[int, dict[str, Any]]] = []
-    found = PickleStream(
-        io.BytesIO(data), "x.pickle", lambda device, one: events.append((device, dict(one)))
-    ).read()
-    return found, events
 
 
 # --------------------------------------------------------------------------------
@@ -171,7 +160,9 @@ def test_an_oom_and_a_handle_of_64_bits(tmp_path: Path) -> None:
     out = {"action": "oom", "size": 5 * MIB, "device_free": 3, "stream": 2**64 - 1, "time_us": 1}
     path = write(tmp_path / "a.pickle", snapshot([out], []))
     import_snapshots([path], tmp_path / "run", "x")
-    assert rows(tmp_path / "run", "allocs") == [(0, 1000, "oom", 5 * MIB, 5 * MIB, 3, -1, 1, None, None)]
+    assert rows(tmp_path / "run", "allocs") == [
+        (0, 1000, "oom", 5 * MIB, 5 * MIB, 3, 2**64 - 1, 1, None, None)
+    ]
 
 
 def two_devices(*, events: tuple[int, int] = (1, 2), held: int = 0) -> dict[str, Any]:
@@ -347,7 +338,7 @@ def test_the_beginning_is_found_wherever_recording_began(seed: int, expandable: 
         if witness.doubt_bytes == 0:
             assert _shape(found) == _shape(truth)
             num_exact += 1
-        rules.prime(found)
+        rules.prime(found, 0)
         lack = simulation.counters[cut][0] - rules.allocated
         assert 0 <= lack <= witness.doubt_bytes
         rules.feed(events)
@@ -382,52 +373,6 @@ def test_a_block_that_kept_more_than_it_asked_for_is_known_by_what_follows() -> 
 
 
 # --------------------------------------------------------------------------------
-# The stream
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_the_stream_reads_what_pickle_wrote(protocol: int) -> None:
-    content = Simulation(3, expandable=False, operations=1200).snapshot()
-    content["device_traces"] = [
-        [],
-        content["device_traces"][0],
-        [event("alloc", 2**63, 2**33, text="\u00e9" * 300)],
-    ]
-    expected = [(device, one) for device, trace in enumerate(content["device_traces"]) for one in trace]
-    assert len(expected) > 1000  # more than one batch
-
-    found, events = read(pickle.dumps(content, protocol=protocol))
-
-    assert events == expected
-    assert found == {**content, "device_traces": [[], [], []]}
-
-
-def test_a_list_that_the_file_refers_to_from_elsewhere_is_read_too() -> None:
-    traces = [[event("alloc", 0, 512)]]
-    found, events = read(pickle.dumps({"before": traces, "device_traces": traces}))
-    assert events == [(0, traces[0][0])]
-
-
-def test_events_do_not_stay_in_memory(tmp_path: Path) -> None:
-    """What stays is the window and the memo's table; pickle would keep five times the file."""
-    made = tmp_path / "rank0.pickle"
-    events = [
-        event(("alloc", "free_completed")[i % 2], 2**40 + i % 64, 2**20 + i, 2**50 + i) for i in range(60_000)
-    ]
-    write(made, snapshot(events, []))
-    del events
-    code = (
-        "import sys, tracemalloc; from ray_memprof.importers.pickle_stream import PickleStream\n"
-        "tracemalloc.start()\n"
-        "stream = PickleStream(open(sys.argv[1], 'rb'), 'x', lambda device, event: None)\n"
-        "stream.read(); print(tracemalloc.get_traced_memory()[1])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(made)], capture_output=True, text=True, check=True)
-    assert made.stat().st_size > 2 * MIB
-    assert int(done.stdout) < made.stat().st_size * 0.6 + 3 * MIB
-
-
-# --------------------------------------------------------------------------------
 # What is refused
 
 
@@ -439,74 +384,6 @@ class _Call:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return self._call
-
-
-def _deep(levels: int) -> bytes:
-    return b"\x80\x04" + b"](" * levels + b"e" * levels + b"."
-
-
-_GOOD = pickle.dumps(snapshot([event("alloc", 0, 512)], []))
-_TOUCH = f"touch {os.devnull}.never"
-
-
-@pytest.mark.parametrize(
-    ("data", "told"),
-    [
-        (b"", "is cut off after 0 bytes"),
-        (b"garbage, all of it", "is no pickle of protocol 2 or later"),
-        (b"\x80\x06N.", "is a pickle of protocol 6; 2 to 5 are known"),
-        (pickle.dumps({}, protocol=0), "is no pickle of protocol 2 or later"),
-        (pickle.dumps(None), "has no device_traces"),
-        (pickle.dumps([1, 2]), "has no device_traces"),
-        (pickle.dumps({"segments": []}), "has no device_traces"),
-        (pickle.dumps({"device_traces": 3}), "has no device_traces"),
-        (pickle.dumps({"device_traces": [[7]]}), "has a int where an event should be"),
-        (_GOOD[:-1], "is cut off after"),
-        (_GOOD[: len(_GOOD) // 2], "is cut off after"),
-        (_GOOD[:40], "is cut off after"),
-        (pickle.dumps(_Call(os.system, _TOUCH)), "asks for 'posix.system'"),
-        (pickle.dumps(_Call(os.system, _TOUCH), protocol=2), "asks for 'posix.system'"),
-        (pickle.dumps({"device_traces": [[_Call(eval, "1")]]}), "asks for 'builtins.eval'"),
-        (pickle.dumps({"device_traces": [[event("alloc", 0, _Call(eval, "1"))]]}), "asks for 'builtins.eval'"),
-        (pickle.dumps({"device_traces": [], "x": _Call(getattr, "", "join")}), "asks for 'builtins.getattr'"),
-        (b"\x80\x02(S'ls'\nios\nsystem\n.", "has opcode 0x53"),
-        (b"\x80\x02(ios\nsystem\n.", "asks for 'os.system'"),
-        (b"\x80\x04K\x01\x81.", "asks for 'an object (opcode NEWOBJ)'"),
-        (b"\x80\x04K\x01R.", "asks for 'an object (opcode REDUCE)'"),
-        (b"\x80\x04K\x01Q.", "asks for 'an object (opcode BINPERSID)'"),
-        (b"\x80\x04\x82\x01.", "asks for 'an object (opcode EXT1)'"),
-        (b"\x80\x04}}b.", "asks for 'an object (opcode BUILD)'"),
-        (pickle.dumps(b"bytes"), "has opcode 0x43"),
-        (pickle.dumps({1, 2}), "has opcode 0x8f"),
-        (_deep(100_000), "is nested more than 64 deep"),
-        (b"\x80\x04" + b"]" * 100 + b"a" * 99 + b".", "has no device_traces"),
-        (b"\x80\x04" + b"K\x01" * 3_000_000, "is nested or filled as no snapshot is"),
-        (b"\x80\x04K\x01" + b"\x94" * 3_000_000, "refers to more objects than a snapshot has"),
-        (b"\x80\x02K\x01r\xff\xff\xff\xff.", "refers to more objects than a snapshot has"),
-        (b"\x80\x04h\x05.", "is damaged"),
-        (b"\x80\x04X\xff\xff\xff\xff", "has a text or number of 4,294,967,295 bytes"),
-        (b"\x80\x04\x8c\x02\xff\xfe.", "is damaged"),
-        (b"\x80\x04}(]K\x01u.", "is damaged: unhashable"),
-        (b"\x80\x04}(K\x01u.", "is damaged"),
-        (b"\x80\x04K\x01K\x02a.", "is damaged: it adds to a int"),
-        (b"\x80\x04(.", "is damaged: it stops inside a list"),
-        (b"\x80\x04e.", "is damaged"),
-        (b"\x80\x04.", "is damaged"),
-    ],
-)  # fmt: skip
-def test_refused(data: bytes, told: str) -> None:
-    with pytest.raises(NotASnapshot) as caught:
-        read(data)
-    assert f"x.pickle {told}" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert caught.value.exit_code == 2
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize("cut", range(2, len(_GOOD), 7))
-def test_a_file_that_ends_anywhere_is_refused(cut: int) -> None:
-    with pytest.raises(NotASnapshot, match="cut off"):
-        read(_GOOD[:cut])
 
 
 @pytest.mark.parametrize(
@@ -587,12 +464,3 @@ def test_the_command_makes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.stdout == f"report: {latest.resolve() / 'report.html'}\n"
     assert result.stderr == "rank 0: rank0.pickle, cuda:0\n"
     assert (latest / "run.duckdb").exists()
-
-
-def test_a_file_that_cannot_be_read_is_told_as_such() -> None:
-    class Broken(io.BytesIO):
-        def read(self, size: int | None = -1) -> bytes:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with pytest.raises(NotASnapshot, match=r"^a\.pickle cannot be read: Input/output error$"):
-        PickleStream(Broken(), "a.pickle", lambda device, event: None).read()

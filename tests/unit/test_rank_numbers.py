@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.importers.pickle_stream import NotASnapshot
+from ray_memprof.importers.pickle_window import NotASnapshot
 from ray_memprof.importers.rank_numbers import check_files, files_by_rank, gaps, place, rank_in
 
 

@@ -21,7 +21,7 @@ refused AS (
         MAX(allocs.t_ns) AS t_ns,
         ARG_MAX(allocs.requested_bytes, allocs.seq) AS asked_bytes,
         -- In place of an address.
-        ARG_MAX(allocs.address, allocs.seq) AS free_bytes
+        ARG_MAX(allocs.address, allocs.seq)::BIGINT AS free_bytes
     FROM allocs
     INNER JOIN full_ranks ON allocs.rank = full_ranks.rank
     WHERE allocs.action = 'oom'
