@@ -31,6 +31,8 @@ from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, FreeBl
 Pool = tuple[int, int]
 """A memory pool, as torch numbers them."""
 DEFAULT_POOL: Pool = (0, 0)
+_LEAST_LIMIT_BYTES = 20 * 2**20
+"""max_split_size is no less."""
 _MOST_CONTRADICTIONS = 1000
 """After so many nothing more is looked for: the events are not those of one allocator."""
 
@@ -43,12 +45,22 @@ class Doubt:
     """expandable_segments was not the same all the time."""
     pools: bool = False
     """There are pools beside the default one."""
+    limits: bool = False
+    """How sizes are rounded, and from which one on blocks are kept whole, is not in the snapshot."""
     everything: bool = False
     """What the settings say has been proved wrong."""
 
     def __bool__(self) -> bool:
         """Whether there is any."""
-        return self.setting or self.pools or self.everything
+        return self.setting or self.pools or self.limits or self.everything
+
+    def most(self, wanted: int, rest: int) -> int:
+        """Bytes that a block can have taken at most where limits are not known, of its own and the `rest` behind it."""
+        if self.everything or wanted >= _LEAST_LIMIT_BYTES:
+            return wanted + rest
+        rounded = 1 << (wanted - 1).bit_length()
+        kept = MIN_BLOCK_BYTES if wanted <= SMALL_BYTES else SMALL_BYTES
+        return min(wanted + rest, rounded + kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,11 +225,9 @@ class BlockSizes:
         self._num_allocs += 1
         self._used[address] = block
         if block.least < block.most:
-            self._left[address + block.least] = block
-            insort(self._left_starts, address + block.least)
-            self._behind[address + block.most] = block
-        elif block.size < available:
-            self._free.give(address + block.size, available - block.size)
+            self._open(block)
+        if block.most < available:
+            self._free.give(address + block.most, available - block.most)
 
     def _available(self, address: int) -> int:
         """Takes the free block that begins at `address`, with what that proves."""
@@ -235,7 +245,7 @@ class BlockSizes:
         owner = self._owner_of_left(address)
         if owner is None:
             return self._from_middle(address)
-        if owner.address + owner.least != address:
+        if owner.address + owner.least != address and not self.doubt.limits:
             self._num_contradictions += 1
         self._settle(owner, address - owner.address)
         return self._free.take(address)
@@ -263,7 +273,7 @@ class BlockSizes:
         rest = available - wanted
         if rest < 0:  # the events that made this space are missing, or sizes were rounded in another way
             self._num_contradictions += 1
-            size = min(available, -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES) or wanted
+            size = min(available, exact_size(requested)) or wanted
             return _Block(
                 self._num_allocs, address, size, size, max(size, available), wanted, self._num_events
             )
@@ -280,9 +290,13 @@ class BlockSizes:
         is_told = by_setting is not None and (by_setting is False or self._by_pool(segment) is not None)
         if by_setting is None:
             block.size = wanted if self._is_on or (self._is_on is None and plain == wanted) else available
-        if self.doubt.everything or not is_told:
+        if self.doubt.everything or self.doubt.limits:
+            block.least, block.most = exact_size(requested), self.doubt.most(wanted, rest)
+            if block.size > block.most:
+                block.size = wanted
+        elif not is_told:
             block.least, block.most = wanted, available
-            block.by_pool = by_setting is True and not self.doubt.everything
+            block.by_pool = by_setting is True
         else:
             block.least = block.most = block.size
             self._note(block, block.size)
@@ -322,10 +336,19 @@ class BlockSizes:
             size = block.most
         self._free.merge(address, size)
 
+    def _open(self, block: _Block) -> None:
+        start, end = block.address + block.least, block.address + block.most
+        if start not in self._left:
+            insort(self._left_starts, start)
+        self._left[start] = self._behind[end] = block
+
     def _close(self, block: _Block) -> None:
-        start = block.address + block.least
-        del self._left[start], self._left_starts[bisect_left(self._left_starts, start)]
-        del self._behind[block.address + block.most]
+        start, end = block.address + block.least, block.address + block.most
+        # Where events are missing, blocks may overlap, and another one may have taken the place.
+        if self._left.get(start) is block:
+            del self._left[start], self._left_starts[bisect_left(self._left_starts, start)]
+        if self._behind.get(end) is block:
+            del self._behind[end]
 
     def _settle(self, block: _Block, size: int) -> None:
         """An open block took `size` bytes: what it did not take is free."""
@@ -378,7 +401,7 @@ class BlockSizes:
         if block is None or block.size == size == block.least == block.most:
             return
         if block.least <= size <= block.most and block.least < block.most:
-            if size not in (block.least, block.most):
+            if size not in (block.least, block.most) and not self.doubt.limits:
                 self._num_contradictions += 1
             self._settle(block, size)
         elif size >= block.least:
@@ -392,6 +415,11 @@ class BlockSizes:
             if segment.pool is not None and segment.splits is not None:
                 found.setdefault(segment.pool, segment.splits)
         return found
+
+
+def exact_size(requested: int) -> int:
+    """Bytes of a request without any setting."""
+    return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
 
 
 def _most(open_blocks: Iterable[tuple[int, int, int]]) -> int:

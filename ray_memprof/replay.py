@@ -304,16 +304,16 @@ class BlockReplay(Replay):
     def _alloc(self, address: int, requested: int, span_id: int) -> Counted:
         if address in self._used:
             self._lose(address)
-        wanted = self.rounded(requested)
         available = self._blocks.take(address)
         size = self.decided.get(self.num_allocs, 0) if self.decided else 0
-        if not 0 < size <= available:
+        if not size or size > available:
+            wanted = self.rounded(requested)
             size = wanted if self.splits(wanted, available - wanted) else available
-        if available < wanted:
-            # Recording began after this block's segment was made, or an event was lost.
-            self._stray(wanted)
-            size = wanted
-        elif size < available:
+            if available < wanted:
+                # Recording began after this block's segment was made, or an event was lost.
+                self._stray(wanted)
+                size = wanted
+        if size < available:
             self._blocks.give(address + size, available - size)
         return self._use(address, size, span_id)
 
@@ -404,7 +404,8 @@ class FreeBlocks:
     def take(self, address: int) -> int:
         """Bytes of the free block that begins at `address`, which is free no more; 0: there is none."""
         size = self.sizes.pop(address, 0)
-        if size:
+        # Where events are missing, ranges may overlap: another block may end there.
+        if size and self._by_end.get(address + size) == address:
             del self._by_end[address + size]
         return size
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from ray_memprof.block_sizes import DEFAULT_POOL, Doubt, Pool
+from ray_memprof.block_sizes import DEFAULT_POOL, Doubt, Pool, exact_size
 from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Segment
 
 _SEGMENT_ACTIONS = frozenset(("segment_alloc", "segment_free", "segment_map", "segment_unmap"))
@@ -96,8 +96,8 @@ class Witness:
             pool for action, _, _, pool in self._segment_events if action in ("segment_alloc", "segment_map")
         )
 
-    def doubt(self, final: Sequence[Segment], rules: BlockReplay) -> Doubt:
-        """What of the rule of splitting was not the same for all moments and segments."""
+    def doubt(self, final: Sequence[Segment], settings: Mapping[str, Any]) -> Doubt:
+        """What of the rule of splitting the settings do not tell for all moments and segments."""
         events = {(action in _GROWING, pool) for action, _, _, pool in self._segment_events}
         there = {(segment["is_expandable"], segment["pool"]) for segment in final}
         pools = {pool for _, pool in events | there}
@@ -107,8 +107,19 @@ class Witness:
             for is_expandable, pool in events | there
             if is_expandable or pool in (None, DEFAULT_POOL)
         }
-        is_mixed = bool(kinds - {rules.expandable_segments})
-        return Doubt(setting=is_mixed, pools=bool(pools - {None, DEFAULT_POOL}))
+        # Before torch 2.5 the settings are not in a snapshot: then the segments must tell.
+        is_mixed = bool(kinds - {settings.get("expandable_segments", any(kinds))})
+        return Doubt(
+            setting=is_mixed,
+            pools=bool(pools - {None, DEFAULT_POOL}),
+            limits=not {"max_split_size", "roundup_power2_divisions"} <= settings.keys(),
+        )
+
+    def is_expandable(self, final: Sequence[Segment]) -> bool:
+        """Whether segments grew."""
+        return any(segment["is_expandable"] for segment in final) or any(
+            action in _GROWING for action, *_ in self._segment_events
+        )
 
     def segments_at_start(
         self, final: Iterable[Segment], rules: BlockReplay, doubt: Doubt | None = None
@@ -126,6 +137,7 @@ class Witness:
             here = Doubt(
                 setting=doubt.setting,
                 pools=doubt.pools and pool != DEFAULT_POOL,
+                limits=doubt.limits,
                 everything=doubt.everything,
             )
             blocks = self._blocks(start, end, inside, known, rules, here)
@@ -221,6 +233,8 @@ class Witness:
                 behind = address
         rest = behind - end
         if rest < MIN_BLOCK_BYTES:
+            if doubt.limits or doubt.everything:
+                self.doubt_bytes += max(behind, end) - elder.address - exact_size(elder.requested)
             return max(behind, end) - elder.address
         self.doubt_bytes += _untold(wanted, rest, rules, doubt)
         return wanted if rules.splits(wanted, rest) else behind - elder.address
@@ -230,6 +244,8 @@ def _untold(wanted: int, rest: int, rules: BlockReplay, doubt: Doubt) -> int:
     """How much of the `rest` behind it may belong to a block, or not, against what the settings say."""
     if doubt.pools or doubt.everything:
         return rest
+    if doubt.limits:
+        return doubt.most(wanted, rest) - wanted
     if wanted <= SMALL_BYTES:
         return 0
     if doubt.setting and rest <= SMALL_BYTES:

@@ -102,9 +102,8 @@ def follow(
     Raises:
         DiskFull: no room for them.
     """
-    rules = BlockReplay()
-    rules.configure(settings)
-    doubt = spool.witness.doubt(segments, rules)
+    doubt = spool.witness.doubt(segments, settings)
+    settings = {"expandable_segments": spool.witness.is_expandable(segments), **settings}
     rows = make_rows()
     followed = _follow(rows, spool, segments, settings, stacks, doubt)
     is_wrong = followed.replay.num_strays or followed.written.max_error_bytes

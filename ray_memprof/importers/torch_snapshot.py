@@ -230,20 +230,20 @@ def _whole(value: object) -> int:
 def _settings(found: Any) -> dict[str, Any]:
     """What of the allocator's settings decides sizes; other values than torch writes are passed over."""
     found = found if isinstance(found, dict) else {}
-    limit, divisions = found.get("max_split_size"), found.get("roundup_power2_divisions")
-    if not isinstance(divisions, dict):
-        divisions = {}
-    conf = found.get("PYTORCH_CUDA_ALLOC_CONF")
-    return {
-        "PYTORCH_CUDA_ALLOC_CONF": conf if isinstance(conf, str) else "",
-        "expandable_segments": found.get("expandable_segments") is True,
-        "max_split_size": limit if isinstance(limit, int) else -1,
-        "roundup_power2_divisions": {
+    settings: dict[str, Any] = {}
+    if isinstance(conf := found.get("PYTORCH_CUDA_ALLOC_CONF"), str):
+        settings["PYTORCH_CUDA_ALLOC_CONF"] = conf
+    if isinstance(is_expandable := found.get("expandable_segments"), bool):
+        settings["expandable_segments"] = is_expandable
+    if isinstance(limit := found.get("max_split_size"), int):
+        settings["max_split_size"] = limit
+    if isinstance(divisions := found.get("roundup_power2_divisions"), dict):
+        settings["roundup_power2_divisions"] = {
             key: steps
             for key, steps in divisions.items()
             if isinstance(key, str) and key.isdecimal() and isinstance(steps, int)
-        },
-    }
+        }
+    return settings
 
 
 def _left_out(rank: int, path: Path, device: int, spools: dict[int, Spool]) -> list[str]:
@@ -262,7 +262,7 @@ def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
 
     gather(run_dir, [one.rank for one in imported])
     config = {"name": name, "imported": [_source(one) for one in imported]}
-    conf = imported[0].settings["PYTORCH_CUDA_ALLOC_CONF"]
+    conf = imported[0].settings.get("PYTORCH_CUDA_ALLOC_CONF", "")
     environment = {"PYTORCH_CUDA_ALLOC_CONF": conf} if conf else {}
     run = {
         "run_id": run_dir.name,
