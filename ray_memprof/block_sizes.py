@@ -79,9 +79,10 @@ class Found:
 
 @dataclass(slots=True, eq=False)
 class _Segment:
-    """One that is there; of those that grow, the ranges that touch."""
+    """One that is there; of those that grow, the ranges that touch or touched."""
 
     start: int
+    end: int
     is_expandable: bool
     pool: Pool | None
     """None: not known."""
@@ -148,10 +149,10 @@ class BlockSizes:
     def start(self, segments: Iterable[Segment]) -> None:
         """Begin with what was held before the first event."""
         for segment in segments:
-            start, is_expandable = segment["address"], segment["is_expandable"]
-            self._add(_Segment(start, is_expandable, segment.get("pool")))
+            start, size, is_expandable = segment["address"], segment["total_size"], segment["is_expandable"]
+            self._add(_Segment(start, start + size, is_expandable, segment.get("pool")))
             if not is_expandable:
-                self._free.fence(start, segment["total_size"])
+                self._free.fence(start, size)
             for block in segment["blocks"]:
                 address, size = block["address"], block["size"]
                 if block["state"] == "inactive":
@@ -195,10 +196,11 @@ class BlockSizes:
 
     def _segment_of(self, address: int) -> _Segment | None:
         at = bisect_right(self._starts, address)
-        return self._segments[self._starts[at - 1]] if at else None
+        segment = self._segments[self._starts[at - 1]] if at else None
+        return segment if segment is not None and address < segment.end else None
 
     def _new_segment(self, address: int, size: int, pool: Pool | None) -> None:
-        self._add(_Segment(address, False, pool))
+        self._add(_Segment(address, address + size, False, pool))
         self._free.take(address)
         self._free.fence(address, size)
         self._free.give(address, size)
@@ -207,9 +209,10 @@ class BlockSizes:
 
     def _map(self, address: int, size: int, pool: Pool | None) -> None:
         before = self._segment_of(address - 1)
-        if pool is None and before is not None and before.is_expandable:
-            pool = before.pool
-        self._add(_Segment(address, True, pool))
+        if before is not None and before.is_expandable and pool in (None, before.pool):
+            before.end = max(before.end, address + size)
+        else:
+            self._add(_Segment(address, address + size, True, pool))
         self._free.merge(address, size)
         self._is_on, self._told_at = True, self._num_events
 
@@ -306,8 +309,8 @@ class BlockSizes:
         """Whether a pool that splits gives `rest` back; None: the setting of this moment decides, and is not known."""
         if wanted <= SMALL_BYTES:
             return True
-        if rest > SMALL_BYTES:
-            return self.rules.may_split(wanted)
+        if rest > SMALL_BYTES and self.rules.may_split(wanted):
+            return True
         if self._told_at == self._num_events - 1:
             # The allocation for which the segment was made; another pool may never be expandable.
             return self._is_on
@@ -375,7 +378,7 @@ class BlockSizes:
             for block in segment["blocks"]:
                 if block["state"] != "inactive":
                     self._survived(block["address"], block["size"])
-            at_end = self._segments.get(segment["address"])
+            at_end = self._segment_of(segment["address"])
             if at_end is not None and at_end.pool is None:
                 at_end.pool = segment.get("pool")
         self._untold += [(block, self._num_events) for block in list(self._left.values())]

@@ -27,6 +27,7 @@ from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Segmen
 _SEGMENT_ACTIONS = frozenset(("segment_alloc", "segment_free", "segment_map", "segment_unmap"))
 Block = dict[str, Any]
 _GROWING = frozenset(("segment_map", "segment_unmap"))
+_SWITCHED_OFF = "expandable_segments:False"
 _Range = tuple[int, bool, Pool | None]
 """Where a segment ends, whether it can grow, and its pool."""
 
@@ -107,8 +108,10 @@ class Witness:
             for is_expandable, pool in events | there
             if is_expandable or pool in (None, DEFAULT_POOL)
         }
-        # Before torch 2.5 the settings are not in a snapshot: then the segments must tell.
+        # Early versions of torch leave the settings out: then the segments must tell.
         is_mixed = bool(kinds - {settings.get("expandable_segments", any(kinds))})
+        # What nobody needs to say is said by those who had switched it on.
+        is_mixed |= _SWITCHED_OFF in settings.get("PYTORCH_CUDA_ALLOC_CONF", "")
         return Doubt(
             setting=is_mixed,
             pools=bool(pools - {None, DEFAULT_POOL}),
@@ -248,9 +251,10 @@ def _untold(wanted: int, rest: int, rules: BlockReplay, doubt: Doubt) -> int:
         return doubt.most(wanted, rest) - wanted
     if wanted <= SMALL_BYTES:
         return 0
-    if doubt.setting and rest <= SMALL_BYTES:
+    is_split_anyway = rest > SMALL_BYTES and rules.may_split(wanted)
+    if not is_split_anyway and (doubt.setting or (rest > SMALL_BYTES and not rules.expandable_segments)):
         return rest
-    if rest > SMALL_BYTES and (doubt.setting or not rules.splits(wanted, SMALL_BYTES)):
+    if is_split_anyway and (doubt.setting or not rules.expandable_segments):
         # It may have kept a part of `rest`, if a block of its own pool can have been made of what then remains.
         return min(SMALL_BYTES, rest - SMALL_BYTES)
     return 0

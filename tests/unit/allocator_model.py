@@ -94,6 +94,8 @@ class Model:
         self, settings: Settings, *, no_split: set[Pool] = frozenset(), own: set[Pool] = frozenset()
     ) -> None:  # type: ignore[assignment]
         self.settings, self._no_split, self._own = settings, no_split, own
+        self.conf = "expandable_segments:True" if settings.expandable else ""
+        """What was set last."""
         self.events: list[Event] = []
         self.counters = [(0, 0, 0)]
         """Allocated, reserved and active bytes before each event, and after the last."""
@@ -310,7 +312,7 @@ class Model:
         if version.settings:
             settings = self.settings
             content["allocator_settings"] = {
-                "PYTORCH_CUDA_ALLOC_CONF": "",
+                "PYTORCH_CUDA_ALLOC_CONF": self.conf,
                 "max_split_size": -1 if settings.max_split is None else settings.max_split,
                 "garbage_collection_threshold": 0.0,
                 "expandable_segments": settings.expandable,
@@ -384,6 +386,7 @@ def play(seed: int, scenario: Scenario, operations: int) -> Model:
             model.empty_cache(most=chance.choice((1, 10**9)))
         elif dice < 0.96 and scenario.toggles:
             settings.expandable = not settings.expandable
+            model.conf = f"expandable_segments:{settings.expandable}"
         elif dice < 0.97 and scenario.changes:
             settings.max_split = chance.choice((None, 30 * MIB))
             settings.divisions = chance.choice((0, 2, 4))
