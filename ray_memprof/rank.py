@@ -25,6 +25,7 @@ from ray_memprof import environment
 from ray_memprof.collectives import joined
 from ray_memprof.failures import outcome_of
 from ray_memprof.frames import Moves, is_meeting
+from ray_memprof.network import explained, interface_of
 from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan, Whereabouts
 from ray_memprof.stall import MEETING
 
@@ -83,7 +84,10 @@ class Rank:
         plan, shared = _with_folder(plan)
         self._plan, self._log = plan, _open_log(plan)
         variables = environment.rank_environment(
-            plan, os.environ, num_cores=len(os.sched_getaffinity(os.getpid()))
+            plan,
+            os.environ,
+            num_cores=len(os.sched_getaffinity(os.getpid())),
+            interface=interface_of(plan.facts.node_ip),
         )
         os.environ.update(variables)
         import torch  # noqa: F401 - after the environment is set, and here, so that its seconds are not the first span's
@@ -139,6 +143,7 @@ class Rank:
             if outcome.status == "ok":
                 outcome = outcome_of(error, plan.rank, None)
         check = None if self._recorder is None else self._recorder.check()
+        outcome = explained(outcome, plan, os.environ)
         return dataclasses.replace(outcome, check=check, environment=environment.in_force(os.environ))
 
     @ray.method(concurrency_group="control")

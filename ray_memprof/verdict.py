@@ -153,7 +153,7 @@ def _nodes_lost(
 def _told(outcome: Outcome, ranks: Sequence[int], weight: int) -> tuple[Status, int, str, str]:
     """Of ranks that told themselves what went wrong, all in the same words."""
     hint = outcome.hint or f"the traceback is in {log_name(outcome.rank)}"
-    if weight == _PEER:
+    if weight == _PEER and not outcome.hint:
         hint = f"it lost another rank, and none reported why; the logs of all ranks are beside {log_name(outcome.rank)}"
     return outcome.status, outcome.exit_code, f"{name_ranks(ranks)}: {outcome.reason}", hint
 
