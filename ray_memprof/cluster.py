@@ -41,7 +41,7 @@ from ray_memprof.plan import RankFacts
 from ray_memprof.preflight import describe, gaps
 from ray_memprof.rank import CONTROL, Prepared, Rank
 from ray_memprof.ray_words import first_line
-from ray_memprof.record import Record
+from ray_memprof.record import Elsewhere, Record
 from ray_memprof.verdict import Verdict, log_name, name_ranks
 from wan.errors import WanError
 
@@ -93,6 +93,7 @@ class Cluster:
         self._record.environment, self._record.checks = self.prepared[0].environment, self.prepared[0].checks
         checks = [ready.checks for ready in self.prepared]
         self._record.problems += gaps(checks)
+        self._record.elsewhere = self.elsewhere()
         self._record.note()
         self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True)), ()))
         self._tell_folders()
@@ -262,6 +263,19 @@ class Cluster:
                 problems.append(f"{name_ranks(done)}: collected, and still in {where}: {reason}")
         return problems
 
+    def elsewhere(self, received: Collection[int] = ()) -> list[Elsewhere]:
+        """What ranks of other nodes record there, of those whose files are not in `received`."""
+        return [
+            Elsewhere(
+                host=self.facts[ranks[0]].host,
+                node_ip=self.facts[ranks[0]].node_ip,
+                folder=folder,
+                ranks=tuple(ranks),
+            )
+            for (_, folder), ranks in self._far().items()
+            if not set(ranks) <= set(received)
+        ]
+
     def _far(self) -> dict[tuple[str, Path], list[int]]:
         """The ranks by node and folder, of those that do not write into the run folder."""
         far: dict[tuple[str, Path], list[int]] = {}
@@ -281,6 +295,23 @@ class Cluster:
         self._kill()
         if self._group is not None:
             remove_placement_group(self._group)
+        ray.shutdown()
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """A Ray that runs already, for questions to its nodes after a run; raises StartFailed where there is none."""
+    try:
+        if address != "auto":
+            _check_listens(address)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise StartFailed(
+            f"Ray at {address} could not be reached: {first_line(error)}", hint=_ray_hint(address)
+        ) from error
+    try:
+        yield
+    finally:
         ray.shutdown()
 
 

@@ -30,6 +30,11 @@ _WAITING_CHUNKS = 4
 """Chunks that a node may be ahead of the driver: the object store holds no more of them."""
 
 
+def nodes_by_address() -> dict[str, str]:
+    """Ray's id of every node that it reaches, by address: a node that was started again has a new id."""
+    return {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 def end_processes(pids: Sequence[int], node_id: str, *, wait_s: float) -> list[int]:
     """Wait until the processes on a node are gone, then end the rest by force; returns those that stay even so."""
     if node_id == ray.get_runtime_context().get_node_id():
