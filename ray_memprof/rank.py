@@ -131,7 +131,12 @@ class Rank:
                 try:
                     workload.run(plan, self._recorder)
                 except BaseException as error:  # noqa: B036 - SystemExit of a script too; what it means is told below
-                    outcome = outcome_of(error, plan.rank, self._recorder.failure())
+                    outcome = outcome_of(
+                        error,
+                        plan.rank,
+                        self._recorder.failure(),
+                        free_bytes=_free_bytes(plan, self._recorder),
+                    )
                     if outcome.status != "ok":
                         self._print_traceback()
         except BaseException as error:  # noqa: B036 - the recorder's own end, a full disk above all
@@ -216,6 +221,12 @@ def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool
     if (not newline and len(read) == _MAX_SAID_BYTES) or (not whole and len(read) < _MAX_SAID_BYTES):
         text, newline = read, b""
     return offset + len(text) + len(newline), text.decode(errors="replace")
+
+
+def _free_bytes(plan: RankPlan, recorder: "Recorder") -> int | None:
+    """On the device, when an error left the innermost span; None: not known."""
+    total, used = plan.facts.device_total_bytes, recorder.device_used_at_failure()
+    return None if not total or used is None else max(0, total - used)
 
 
 def _first_beat(plan: RankPlan | None, sequence: int) -> Beat:
