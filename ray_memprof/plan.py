@@ -20,6 +20,9 @@ class RankFacts:
     host: str
     node_ip: str
     pid: int
+    started: int = 0
+    """When its process started, in the kernel's own ticks: with the pid it names one process, whatever that calls
+    itself; 0: not known."""
     gpu_index: int
     """Physical index on its node, as NVML counts; -1: no GPU."""
     gpu_uuid: str = ""

@@ -26,6 +26,7 @@ from ray_memprof.collectives import joined
 from ray_memprof.failures import outcome_of
 from ray_memprof.frames import Moves, is_meeting
 from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan, Whereabouts
+from ray_memprof.processes import Children, started
 from ray_memprof.stall import MEETING
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Rank:
         self._log: Path | None = None
         self._end_of_talk: int | None = None  # byte of the log from which on it holds a traceback
         self._moves = Moves()
+        self._children = Children()
 
     def describe(self) -> RankFacts:
         """Where this actor is."""
@@ -75,6 +77,7 @@ class Rank:
             host=socket.gethostname(),
             node_ip=ray.util.get_node_ip_address(),
             pid=os.getpid(),
+            started=started(os.getpid()),
             **_gpu(devices[0] if devices else ""),
         )
 
@@ -151,6 +154,7 @@ class Rank:
         """Where the workload is; grows in `sequence` while it gets on."""
         frame = self._frame()
         moves = self._moves.look(frame)
+        moves += self._children.look(moves)
         if self._recorder is None:
             return _first_beat(self._plan, moves)
         beat = self._recorder.beat()

@@ -279,7 +279,7 @@ def test_page_locked_memory_is_the_hosts() -> None:
             "ncclUnhandledCudaError: Call to CUDA function failed.",
         ),
         (
-            "Caught ValueError in process 0.\nOriginal\nTraceback (most recent call last):\n  File x\nValueError: bad\n",
+            "Caught ValueError in process 0.\nOriginal\nTraceback (most recent call last):\n F\nValueError: bad\n",
             "ValueError: bad",
         ),
         (
