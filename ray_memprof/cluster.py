@@ -30,6 +30,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_memprof import node_tasks, resources
+from ray_memprof.awake import AwakeClock
 from ray_memprof.collect import Remote
 from ray_memprof.crew import Address, Crew
 from ray_memprof.environment import forwarded
@@ -151,10 +152,11 @@ class Cluster:
         self._group = placement_group(
             [resources.wanted(self.config)] * self.config.num_ranks, strategy=ray_config.placement.upper()
         )
-        began = said = time.monotonic()
+        clock = AwakeClock(time.monotonic)
+        began = said = clock()
         while not self._group.wait(_POLL_S):
             self._check_interrupts()
-            now = time.monotonic()
+            now = clock()
             short = resources.shortage(self.config, ray.available_resources()) or "a place for all ranks"
             if now - began >= start_s:
                 raise GpusBusy(
@@ -183,7 +185,9 @@ class Cluster:
 
     def _all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call `method` on the first actors, one tuple of arguments each; raises for whoever fails or is missing."""
-        until = time.monotonic() + (limit_s := self.config.ray.timeouts.init_s)
+        # A launcher that was stopped meanwhile asks again, and not too late, what has become of them.
+        clock = AwakeClock(time.monotonic)
+        until = clock() + (limit_s := self.config.ray.timeouts.init_s)
         refs = [
             getattr(actor, method).remote(*given)
             for actor, given in zip(self._actors, arguments, strict=False)
@@ -195,7 +199,7 @@ class Cluster:
                 with _explained(refs.index(ref), ranked=bool(self.nodes)):
                     ray.get(ref)
             self._check_interrupts()
-            if pending and time.monotonic() >= until:
+            if pending and clock() >= until:
                 missing = [refs.index(ref) for ref in pending]
                 who = f"ranks {missing}" if self.nodes else f"{len(missing)} of {len(refs)} actors"
                 raise NeverArrived(
@@ -223,7 +227,8 @@ class Cluster:
         problems = []
         for node_id in dict.fromkeys(one.node_id for one in self.facts if one.node_id not in lost):
             ranks = {one.pid: rank for rank, one in enumerate(self.facts) if one.node_id == node_id}
-            left = node_tasks.end_processes(list(ranks), node_id, wait_s=self.config.ray.timeouts.stop_s)
+            started = {one.pid: one.started for one in self.facts if one.node_id == node_id}
+            left = node_tasks.end_processes(started, node_id, wait_s=self.config.ray.timeouts.stop_s)
             problems += [
                 f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "
                 "what it holds of its GPU stays"

@@ -164,6 +164,8 @@ class Record:
             "reason": outcome.reason,
             "path": outcome.path or (beat.path if beat else ""),
             "step": outcome.step if outcome.path or beat is None else beat.step,
+            "oom_by": outcome.oom_by,
+            "oom_free_bytes": outcome.oom_free_bytes,
             **asdict(outcome.check or _NO_CHECK),
         }
 

@@ -297,6 +297,11 @@ class Recorder:
         path, step, reading = self._failure
         return path, step, reading.allocated, reading.reserved
 
+    def device_used_at_failure(self) -> int | None:
+        """In use on the device when an exception left that span; None: none did, or it is not known."""
+        used = 0 if self._failure is None else self._failure[2].device_used
+        return used if used > 0 else None
+
     def close(self) -> None:
         """Close what is open, write everything and compare the peaks; on the model's thread."""
         try:

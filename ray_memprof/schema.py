@@ -127,6 +127,8 @@ RANKS = Table(
         _text("reason", "one line; empty when all is well"),
         _text("path", "span that an error left, or the last one known"),
         Column("step", pa.int32(), "", "denoise step of that span; -1 outside the loop"),
+        _text("oom_by", "who could not get device memory; null: torch's allocator, or nobody", nullable=True),
+        _bytes("oom_free_bytes", "on the device when it ran out", nullable=True),
         _count("num_events", "allocator events recorded"),
         _count("num_lost_events", "allocator events that no drain came in time for"),
         _count("num_checks", "moments at which replay and counters were compared"),
