@@ -64,6 +64,8 @@ class Record:
     verdict: Verdict | None = None
     facts: Sequence[RankFacts] = ()
     """In rank order; empty until the ranks have their places."""
+    clock_offsets_ns: dict[int, int] = field(default_factory=dict)
+    """By rank: what its host's clock was ahead of the driver's; the rank takes it out of its times."""
     environment: dict[str, str] = field(default_factory=dict)
     """Of rank 0: what was set for it, and what else bore on its memory; others differ in what torchrun sets."""
     checks: dict[str, Any] = field(default_factory=dict)
@@ -149,6 +151,7 @@ class Record:
             "node": nodes.index(facts.node_id),
             "node_id": facts.node_id,
             "host": facts.host,
+            "clock_offset_ns": self.clock_offsets_ns.get(rank, 0),
             "pid": facts.pid,
             "local_rank": sum(one.node_id == facts.node_id for one in self.facts[:rank]),
             "gpu_index": facts.gpu_index,
