@@ -158,6 +158,9 @@ class Record:
             "gpu_uuid": facts.gpu_uuid,
             "gpu_name": facts.gpu_name,
             "device_total_bytes": facts.device_total_bytes,
+            # The recorder sees every event: what is replayed is exact and whole.
+            "inexact_bytes": 0,
+            "peak_at_least": False,
             # Ulysses groups are neighbours: their all-to-all is the traffic that counts.
             "ulysses": rank % parallel.ulysses,
             "ring": rank // parallel.ulysses % parallel.ring,

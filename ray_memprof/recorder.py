@@ -57,7 +57,7 @@ class Recorder:
         self._ledger = Ledger()
         self._open: list[SpanRecord] = []
         self._parcel = Parcel()
-        self._num_spans = self._sequence = 0
+        self._num_spans = self._sequence = self._begun_ns = 0
         self._step, self._num_steps = -1, -1
         self._failure: tuple[str, int, Reading] | None = None
         self._failed_into = 0
@@ -77,6 +77,7 @@ class Recorder:
         self._thread = threading.get_ident()
         self._meter.start()
         self._last = self._measure()
+        self._begun_ns = self._last.t_ns
 
     def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
         """A span begins."""
@@ -195,9 +196,8 @@ class Recorder:
             self._keep_late(parcel)
         if not self._primed and self._meter.is_on:
             self._primed = True
-            if segments := self._meter.base_segments():
-                # Nothing was fed to it so far: before the meter was on there were no events.
-                self._scribe.replay.prime(segments)
+            # Before the meter was on there were no events.
+            parcel.base, parcel.base_ns = self._meter.base_segments(), self._begun_ns
         parcel.batch = self._meter.drain()
         self._scribe.deliver(parcel)
 

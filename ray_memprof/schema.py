@@ -16,8 +16,9 @@ _MEASURED = ("allocated", "reserved", "active")
 
 ACCOUNTS = ("context", "nccl", "libraries", "others")
 """Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
-CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output")
-"""What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live."""
+CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output", "before")
+"""What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live.
+`before` is what was held before the first event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,12 @@ RANKS = Table(
         _count("num_lost_events", "allocator events that no drain came in time for"),
         _count("num_checks", "moments at which replay and counters were compared"),
         _bytes("max_error_bytes", "largest difference between replay and counters"),
+        _bytes(
+            "inexact_bytes", "how far replay may be off where the allocator's rule is not known; 0: exact"
+        ),
+        Column(
+            "peak_at_least", pa.bool_(), "", "the peak may lie before the first event: peaks are lower bounds"
+        ),
         _bytes("allocated_peak_bytes", "the allocator's own peak counter"),
         _bytes("replayed_allocated_peak_bytes", "the same peak, from the recorded events"),
         _bytes("reserved_peak_bytes", "the allocator's own peak counter"),
@@ -187,15 +194,15 @@ ALLOCS = Table(
     "allocs",
     "an allocator event",
     (
-        _count("seq", "order of events within the rank"),
+        _count("seq", "order of events within the rank, from 0; below: no event, but what was held before the first"),
         _ns("t_ns", "wall clock, since 1970"),
         _word("action", "alloc, free_requested, free_completed, segment_alloc, segment_free, segment_map ..."),
         _bytes("size_bytes", "what the allocator counts: the block, or the segment"),
         _bytes("requested_bytes", "what was asked for"),
-        Column("address", pa.int64(), "", "on the device"),
-        Column("stream", pa.int64(), "", "CUDA stream handle; 0: the default one"),
+        Column("address", pa.uint64(), "", "on the device; of an oom, the bytes that were free there"),
+        Column("stream", pa.uint64(), "", "CUDA stream handle; 0: the default one"),
         _count("span_id", "innermost open span when it happened; 0: none"),
-        _word("category", f"one of {', '.join(CATEGORIES)}; null for segments", nullable=True),
+        _word("category", f"one of {', '.join(CATEGORIES)}; null for other segments", nullable=True),
         Column("stack_id", pa.int32(), "", "into stacks; null where none was taken", True),
     ),
 )  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ray_memprof.ledger import Entry
 from ray_memprof.meters import Batch, Reading
-from ray_memprof.replay import Event, Peaks, Replay
+from ray_memprof.replay import Columns, Event, Peaks, Replay, Segment
 from ray_memprof.store import RankStore
 
 QUEUE_LENGTH = 16
@@ -92,6 +92,10 @@ class Sample:
 class Parcel:
     """What the recorder hands over at once."""
 
+    base: list[Segment] = field(default_factory=list)
+    """What the allocator held when recording began, with the first events of all."""
+    base_ns: int = 0
+    """When that was."""
     batch: Batch | None = None
     spans: list[SpanRecord] = field(default_factory=list)
     ledger: list[Entry] = field(default_factory=list)
@@ -172,6 +176,8 @@ class Scribe:
                 parcel.done.set()
 
     def _write(self, parcel: Parcel) -> None:
+        if parcel.base:
+            self._append_events(self.replay.prime(parcel.base, parcel.base_ns))
         if parcel.batch is not None and parcel.batch.events:
             self._write_events(parcel.batch)
         if parcel.spans:
@@ -189,14 +195,16 @@ class Scribe:
 
     def _write_events(self, batch: Batch) -> None:
         self.replay.configure(batch.settings)
-        columns = self.replay.feed(batch.events)
+        self._append_events(self.replay.feed(batch.events))
+        self._check(batch)
+
+    def _append_events(self, columns: Columns) -> None:
         rows = {name: getattr(columns, name) for name in type(columns).__slots__}
         if self._stacks is None:
             del rows["stack_id"]
         else:
             self._stacks.flush()
         self._store.append("allocs", rows)
-        self._check(batch)
 
     def _check(self, batch: Batch) -> None:
         if batch.num_allocs >= 0:

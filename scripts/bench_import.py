@@ -117,7 +117,7 @@ def loaded(path: Path, folder: Path) -> tuple[int, int]:
         snapshot = pickle.load(file)
     events, witness, replay = snapshot["device_traces"][0], Witness(), BlockReplay()
     witness.see(*([event[key] for event in events] for key in ("action", "addr", "size")))
-    replay.prime(witness.segments_at_start(snapshot["segments"], replay))
+    replay.prime(witness.segments_at_start(snapshot["segments"], replay), 0)
     replay.feed(events)
     return replay.allocated_peak, replay.reserved_peak
 

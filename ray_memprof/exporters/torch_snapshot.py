@@ -6,8 +6,8 @@ Takes the tables of a run; leaves a pickle of protocol 4 with the keys of torch.
 the path of their span as user_metadata, and where no Python stack was taken the names of the path as frames (file
 "<span>"), so that the viewer shows stages. Segments are the state at the end, by replay.
 
-The tables do not have what was there before recording began. Blocks outside of every known segment are given one,
-so that the viewer, which draws each block in its segment, has a place for them.
+What was held before recording began is in the segments alone, as torch has it. Blocks outside of every known segment
+are given one, so that the viewer, which draws each block in its segment, has a place for them.
 
 Rows stream through, a million events in some seconds; what is kept is what is held: blocks, segments, and the names.
 """
@@ -33,7 +33,17 @@ MARK = "ray_memprof"
 SPAN_FILE = "<span>"
 """File of a frame that is the name of a span."""
 BATCH = 1000
-_COLUMNS = ("t_ns", "action", "size_bytes", "requested_bytes", "address", "stream", "span_id", "stack_id")
+_COLUMNS = (
+    "seq",
+    "t_ns",
+    "action",
+    "size_bytes",
+    "requested_bytes",
+    "address",
+    "stream",
+    "span_id",
+    "stack_id",
+)
 _SMALL_SEGMENT_BYTES = 2 * 2**20
 Row = dict[str, Any]
 
@@ -138,6 +148,8 @@ def _write(writer: PickleWriter, source: _Source) -> None:
         if number % BATCH == 0:
             writer.raw(b"e(")
         held.follow(row)
+        if row["seq"] < 0:  # held before the first event: a snapshot has it in its segments alone
+            continue
         writer.raw(_event(writer, source, row))
     writer.raw(b"ee")
     writer.raw(writer.text("segments") + b"](")
@@ -162,9 +174,9 @@ def _event(writer: PickleWriter, source: _Source, row: Row) -> bytes:
         (
             b"}(", text("action"), text(row["action"]),
             # What was free on the device is not in the tables.
-            text("device_free" if is_oom else "addr"), integer(0 if is_oom else unsigned(row["address"])),
+            text("device_free" if is_oom else "addr"), integer(0 if is_oom else row["address"]),
             text("size"), integer(row["requested_bytes"]),
-            text("stream"), integer(unsigned(row["stream"])),
+            text("stream"), integer(row["stream"]),
             text("time_us"), integer(row["t_ns"] // 1000),
             text("compile_context"), text("N/A"),
             text("user_metadata"), text(source.paths.get(row["span_id"], "")),
@@ -195,11 +207,6 @@ def _segment(writer: PickleWriter, source: _Source, segment: Row) -> bytes:
     return data + b"eu"
 
 
-def unsigned(value: int) -> int:
-    """A signed 64-bit number as the unsigned one of the same bits: an address, a handle."""
-    return value if value >= 0 else value + 2**64
-
-
 @dataclass(slots=True)
 class _Held:
     """Follows events to what is held at the end; sizes are those of the rows."""
@@ -218,7 +225,7 @@ class _Held:
 
     def follow(self, row: Row) -> None:
         """The next event."""
-        action, address, size = row["action"], unsigned(row["address"]), row["size_bytes"]
+        action, address, size = row["action"], row["address"], row["size_bytes"]
         if action == "alloc":
             self._used[address] = row
         elif action == "free_requested":
@@ -303,7 +310,7 @@ class _Held:
         return {
             "address": start,
             "total_size": size,
-            "stream": unsigned(stream),
+            "stream": stream,
             "segment_type": "small" if size == _SMALL_SEGMENT_BYTES else "large",
             "allocated_size": sum(block["size"] for block in allocated),
             "requested_size": sum(block["requested_size"] for block in allocated),

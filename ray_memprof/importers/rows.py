@@ -1,12 +1,12 @@
 """Follows the events of a rank and writes its rows: allocs with block sizes, spans with exact peaks, stacks once.
 
     rows = Rows(run_dir, rank, nested=False)
-    rows.replay.prime(segments_at_start)
-    written = rows.write(spool.chunks(), stacks)
+    written = rows.write(segments_at_start, spool.chunks(), stacks)
 
 Leaves tables/{allocs,spans,stacks}/rank=N/.
 """
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -15,8 +15,9 @@ from typing import Any
 
 from ray_memprof.categories import category_of, component_of
 from ray_memprof.importers.pickle_stream import Frame
-from ray_memprof.replay import BlockReplay, Columns, Peaks
-from ray_memprof.store import RankStore
+from ray_memprof.replay import BlockReplay, Columns, Peaks, Segment
+from ray_memprof.schema import RANK_TABLES
+from ray_memprof.store import RankStore, manifest_path, table_dir
 
 NO_TEXT = "imported"
 """Name of a stretch of events that carry none."""
@@ -35,6 +36,8 @@ class Written:
     allocated_peak: int
     reserved_peak: int
     max_error_bytes: int = 0
+    inexact_bytes: int = 0
+    peak_at_least: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,7 @@ class Rows:
         self.replay = BlockReplay(
             category_of=lambda span_id: self._category, stack_of=lambda event: event["stack"]
         )
-        """To be primed with what was held at the beginning."""
+        """To be told the settings of its allocator."""
         self._store, self._named, self._nested = RankStore(run_dir, rank), named, nested
         self._category = category_of(NO_TEXT)
         self._open: list[_Span] = []
@@ -81,11 +84,18 @@ class Rows:
         self._num_spans = self._num_segments = 0
         self._now_ns = 0
 
-    def write(self, chunks: Iterable[Chunk], stacks: Mapping[tuple[Frame, ...], int]) -> Written:
+    def write(
+        self,
+        segments_at_start: Iterable[Segment],
+        chunks: Iterable[Chunk],
+        stacks: Mapping[tuple[Frame, ...], int],
+    ) -> Written:
         """Write all; the store is closed then."""
         start_ns = -1
         for texts, events in chunks:
             columns, at = Columns(), 0
+            if start_ns < 0:
+                columns = self.replay.prime(segments_at_start, events[0]["time_us"] * 1000)
             for text, stretch in groupby(texts if self._named else [""] * len(texts)):
                 num = sum(1 for _ in stretch)
                 self._follow(text, events[at : at + num], columns)
@@ -99,6 +109,12 @@ class Rows:
         self._store.close()
         replay = self.replay
         return Written(replay.num_events, start_ns, self._now_ns, replay.allocated_peak, replay.reserved_peak)
+
+    def discard(self) -> None:
+        """Take back what was written; the store is closed."""
+        for table in RANK_TABLES:
+            shutil.rmtree(table_dir(self._store.run_dir, table, self._store.rank), ignore_errors=True)
+        manifest_path(self._store.run_dir, self._store.rank).unlink()
 
     def _follow(self, text: str, events: list[dict[str, Any]], columns: Columns) -> None:
         """Events that carry the same text."""

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ray_memprof.block_sizes import Pool
 from ray_memprof.importers.beginning import Witness
-from ray_memprof.replay import signed
+from ray_memprof.replay import unsigned
 
 CHUNK_EVENTS = 16_384
 _ROW = np.dtype(
@@ -21,7 +22,10 @@ _ROW = np.dtype(
         ("action", "u1"),
         ("text", "i4"),
         ("stack", "i4"),
-        *((name, "i8") for name in ("addr", "size", "stream", "time_us")),
+        ("addr", "u8"),
+        ("size", "i8"),
+        ("stream", "u8"),
+        ("time_us", "i8"),
     ]
 )
 _MOST_ACTIONS = 256
@@ -70,18 +74,18 @@ class Spool:
         rows = np.empty(len(events), _ROW)
         actions = [event["action"] for event in events]
         # An oom event has what was free on the device in place of an address.
-        addresses = [event["addr"] if "addr" in event else 0 for event in events]
+        addresses = _handles([event["addr"] if "addr" in event else 0 for event in events])
         sizes = _integers([event["size"] for event in events])
         if len(sizes) and min(sizes) < 0:
             raise ValueError(f"an event has size {min(sizes)}")
-        self.witness.see(actions, addresses, sizes)
+        self.witness.see(actions, addresses, sizes, _pools(events))
         rows["action"] = [self._number(self._actions, action) for action in actions]
         if len(self._actions) > _MOST_ACTIONS:
             raise ValueError(f"events have more than {_MOST_ACTIONS} different actions")
         rows["text"] = [self._number(self._texts, event.get("user_metadata") or "") for event in events]
         rows["stack"] = [event["frames"] for event in events]
-        rows["addr"], rows["size"] = _integers(addresses), sizes
-        rows["stream"] = _integers([event.get("stream", 0) for event in events])
+        rows["addr"], rows["size"] = addresses, sizes
+        rows["stream"] = _handles([event.get("stream", 0) for event in events])
         rows["time_us"] = _integers(self._times(events))
         return rows
 
@@ -119,14 +123,47 @@ class Spool:
                 )  # fmt: skip
             yield carried, events
 
+    def blocks(self) -> Iterator[tuple[list[str], list[int], list[int]]]:
+        """Action, address and size of all events, in order."""
+        actions = list(self._actions)
+        self._file.seek(0)
+        while len(rows := np.fromfile(self._file, _ROW, CHUNK_EVENTS)):
+            names = [actions[number] for number in rows["action"].tolist()]
+            yield names, rows["addr"].tolist(), rows["size"].tolist()
+
     def close(self) -> None:
         """Give the disk space back."""
         self._file.close()
 
 
+def _pools(events: list[dict[str, Any]]) -> list[Pool | None]:
+    """The pool of each event, where it says; torch does from about 2.12 on."""
+    return [pool_of(event["pool_id"]) if "pool_id" in event else None for event in events]
+
+
+def pool_of(value: Any) -> Pool | None:
+    """A memory pool as torch numbers them; None: no such numbers."""
+    is_pool = (
+        isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(one, int) for one in value)
+    )
+    return (value[0], value[1]) if is_pool else None
+
+
 def _integers(values: list[Any]) -> "array[int]":
-    """As 64 bits with a sign; an address or a handle may use all 64."""
+    """As 64 bits with a sign."""
     try:
         return array("q", values)
+    except OverflowError as error:
+        raise ValueError(f"an event has a number of more than 64 bits: {error}") from error
+
+
+def _handles(values: list[Any]) -> "array[int]":
+    """Addresses and handles as 64 bits without a sign."""
+    try:
+        return array("Q", values)
     except OverflowError:
-        return array("q", map(signed, values))
+        pass
+    try:
+        return array("Q", map(unsigned, values))
+    except OverflowError as error:
+        raise ValueError(f"an event has an address of more than 64 bits: {error}") from error

@@ -29,15 +29,17 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ray_memprof.errors import DiskFull
 from ray_memprof.exporters.torch_snapshot import MARK, SPAN_FILE
+from ray_memprof.importers.certainty import follow
 from ray_memprof.importers.pickle_stream import Frame, NotASnapshot, PickleStream
 from ray_memprof.importers.rows import Rows, Written
-from ray_memprof.importers.spool import Spool
-from ray_memprof.replay import BlockReplay
+from ray_memprof.importers.spool import Spool, pool_of
+from ray_memprof.replay import unsigned
 from ray_memprof.store import CONFIG_FILE, LOGS_DIR, RUN_FILE, TABLES_DIR, disk_error
 
 MAX_TEXTS = 10_000
@@ -133,25 +135,16 @@ def import_rank(path: Path, run_dir: Path, rank: int) -> Imported:
         segments = _segments(path, snapshot, device)
         settings = _settings(snapshot.get("allocator_settings"))
         named = spool.num_texts <= MAX_TEXTS
-        rows = Rows(run_dir, rank, named=named, nested=MARK in snapshot)
-        replay = rows.replay
-        replay.configure(settings)
-        replay.prime(spool.witness.segments_at_start(segments, replay))
-        written = rows.write(spool.chunks(), stacks)
-    error = _difference(replay, segments)
-    problems = _doubts(rank, path, device, spools, replay, error)
-    if doubt := spool.witness.doubt_bytes:
-        problems.append(
-            f"rank {rank}: blocks that were there before the first event of {path} may have taken up to {doubt:,} "
-            "bytes more than is counted: they were freed before anything told where they ended"
-        )
+        make_rows = partial(Rows, run_dir, rank, named=named, nested=MARK in snapshot)
+        followed = follow(make_rows, spool, segments, settings, stacks)
+    problems = _left_out(rank, path, device, spools)
+    problems += [f"rank {rank}: {line}" for line in followed.problems(path)]
     if not named:
         problems.append(
             f"rank {rank}: the events of {path} carry {spool.num_texts:,} different texts, which would be as many "
             f"spans or more; they are one span, as more than {MAX_TEXTS:,} are"
         )
-    written.max_error_bytes = error
-    return Imported(rank, path, device, written, settings, tuple(problems))
+    return Imported(rank, path, device, followed.written, settings, tuple(problems))
 
 
 def _read(
@@ -206,20 +199,24 @@ def _segments(path: Path, snapshot: dict[str, Any], device: int) -> list[dict[st
 
 
 def _segment(segment: dict[str, Any]) -> dict[str, Any]:
-    blocks, at = [], _whole(segment["address"])
+    start = unsigned(_whole(segment["address"]))
+    blocks, at = [], start
     for block in segment["blocks"]:
         # Before torch 2.0.1 a block had no address: they lie one behind the other.
-        address, size = _whole(block.get("address", at)), _whole(block["size"])
+        address, size = unsigned(_whole(block.get("address", at))), _whole(block["size"])
         # Older versions call it active_awaiting_free.
         state = (
             block["state"] if block["state"] in ("inactive", "active_allocated") else "active_pending_free"
         )
-        blocks.append({"address": address, "size": size, "state": state})
+        requested = _whole(block.get("requested_size", size)) or size
+        blocks.append({"address": address, "size": size, "requested_size": requested, "state": state})
         at = address + size
     return {
-        "address": _whole(segment["address"]),
+        "address": start,
         "total_size": _whole(segment["total_size"]),
+        "stream": unsigned(_whole(segment.get("stream", 0))),
         "is_expandable": bool(segment.get("is_expandable", False)),
+        "pool": pool_of(segment.get("segment_pool_id")),
         "blocks": blocks,
     }
 
@@ -249,33 +246,12 @@ def _settings(found: Any) -> dict[str, Any]:
     }
 
 
-def _difference(replay: BlockReplay, segments: list[dict[str, Any]]) -> int:
-    """Between the end of the replay and the segments of the snapshot, in the curve where it is largest."""
-    blocks = [(block["state"], block["size"]) for segment in segments for block in segment["blocks"]]
-    allocated: int = sum(size for state, size in blocks if state == "active_allocated")
-    active: int = sum(size for state, size in blocks if state != "inactive")
-    reserved: int = sum(segment["total_size"] for segment in segments)
-    return max(
-        abs(replay.allocated - allocated), abs(replay.active - active), abs(replay.reserved - reserved)
-    )
-
-
-def _doubts(
-    rank: int, path: Path, device: int, spools: dict[int, Spool], replay: BlockReplay, error: int
-) -> list[str]:
-    lines = [
+def _left_out(rank: int, path: Path, device: int, spools: dict[int, Spool]) -> list[str]:
+    return [
         f"rank {rank}: {path} has {spool.num_events:,} events of cuda:{other} too; left out, cuda:{device} has more"
         for other, spool in spools.items()
         if other != device
     ]
-    if error:
-        lines.append(
-            f"rank {rank}: the events of {path} end {error:,} bytes away from its segments: "
-            "some are missing, or recording was switched off before the snapshot"
-        )
-    if replay.num_strays:
-        lines.append(f"rank {rank}: {replay.num_strays:,} events of {path} do not fit the blocks before them")
-    return lines
 
 
 def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
@@ -334,6 +310,7 @@ def _rank_row(one: Imported) -> dict[str, Any]:
         "ulysses": 0, "ring": 0, "fsdp": 0, "status": "ok", "exit_code": 0, "reason": "", "path": "", "step": -1,
         "num_events": written.num_events, "num_lost_events": 0,
         "num_checks": 1, "max_error_bytes": written.max_error_bytes,
+        "inexact_bytes": written.inexact_bytes, "peak_at_least": written.peak_at_least,
         "allocated_peak_bytes": written.allocated_peak, "replayed_allocated_peak_bytes": written.allocated_peak,
         "reserved_peak_bytes": written.reserved_peak, "replayed_reserved_peak_bytes": written.reserved_peak,
         "recorder_ns": 0, "longest_pause_ns": 0, "recorder_bytes": 0,

@@ -5,10 +5,11 @@
 --   slice                from 0 to 399
 --   t_ns                 since 1970
 --   is_peak              the one with the most active memory
---   active_bytes         tensors in the allocator: the sum of the next seven
+--   active_bytes         tensors in the allocator: the sum of the next eight
 --   weight_bytes, activation_bytes, communication_bytes, workspace_bytes,
---   cache_bytes, output_bytes
---                        by what the tensors are for
+--   cache_bytes, output_bytes, before_bytes
+--                        by what the tensors are for; before: held before the
+--                        first event
 --   uncategorised_bytes  of them nobody said; without events all of active
 --   fragmentation_bytes  reserved - active: held by the allocator, not in use
 --   context_bytes, nccl_bytes, libraries_bytes, others_bytes, unexplained_bytes
@@ -28,7 +29,8 @@ WITH from_events AS (
             communication_bytes,
             workspace_bytes,
             cache_bytes,
-            output_bytes
+            output_bytes,
+            before_bytes
         ) AS categories
     FROM categories_over_time
 ),
@@ -254,13 +256,15 @@ SELECT
     COALESCE(booked.categories.workspace_bytes, 0) AS workspace_bytes,
     COALESCE(booked.categories.cache_bytes, 0) AS cache_bytes,
     COALESCE(booked.categories.output_bytes, 0) AS output_bytes,
+    COALESCE(booked.categories.before_bytes, 0) AS before_bytes,
     booked.active_bytes
         - weight_bytes
         - activation_bytes
         - communication_bytes
         - workspace_bytes
         - cache_bytes
-        - output_bytes AS uncategorised_bytes,
+        - output_bytes
+        - before_bytes AS uncategorised_bytes,
     booked.reserved_bytes - booked.active_bytes AS fragmentation_bytes,
     COALESCE(accounts.context_bytes, 0) AS context_bytes,
     COALESCE(accounts.nccl_bytes, 0) AS nccl_bytes,

@@ -45,7 +45,7 @@ def recorded(tmp_path: Path) -> Path:
         alloc(2, "alloc", 512, 4 * MIB + 1024, span_id=2, stack_id=0),
         alloc(3, "free_requested", 512, 4 * MIB + 1024, span_id=2),
         alloc(4, "free_completed", 512, 4 * MIB + 1024, span_id=1),
-        alloc(5, "alloc", 2048, 4 * MIB + 1024, span_id=1, stream=-1),
+        alloc(5, "alloc", 2048, 4 * MIB + 1024, span_id=1, stream=2**64 - 1),
         alloc(6, "free_requested", 2048, 4 * MIB + 1024),
     ]
     stacks = [

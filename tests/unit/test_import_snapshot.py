@@ -170,7 +170,9 @@ def test_an_oom_and_a_handle_of_64_bits(tmp_path: Path) -> None:
     out = {"action": "oom", "size": 5 * MIB, "device_free": 3, "stream": 2**64 - 1, "time_us": 1}
     path = write(tmp_path / "a.pickle", snapshot([out], []))
     import_snapshots([path], tmp_path / "run", "x")
-    assert rows(tmp_path / "run", "allocs") == [(0, 1000, "oom", 5 * MIB, 5 * MIB, 0, -1, 1, None, None)]
+    assert rows(tmp_path / "run", "allocs") == [
+        (0, 1000, "oom", 5 * MIB, 5 * MIB, 0, 2**64 - 1, 1, None, None)
+    ]
 
 
 def test_the_device_with_most_events_is_the_ranks(tmp_path: Path) -> None:
@@ -243,7 +245,7 @@ def test_the_beginning_is_found_wherever_recording_began(seed: int, expandable: 
         if witness.doubt_bytes == 0:
             assert _shape(found) == _shape(truth)
             num_exact += 1
-        rules.prime(found)
+        rules.prime(found, 0)
         lack = simulation.counters[cut][0] - rules.allocated
         assert 0 <= lack <= witness.doubt_bytes
         rules.feed(events)

@@ -25,7 +25,7 @@ refused_to_allocator AS (
         MAX(allocs.t_ns) AS t_ns,
         ARG_MAX(allocs.requested_bytes, allocs.seq) AS asked_bytes,
         -- In place of an address.
-        ARG_MAX(allocs.address, allocs.seq) AS free_bytes
+        ARG_MAX(allocs.address, allocs.seq)::BIGINT AS free_bytes
     FROM allocs
     INNER JOIN full_ranks ON allocs.rank = full_ranks.rank
     WHERE allocs.action = 'oom' AND full_ranks.oom_by IS NULL
