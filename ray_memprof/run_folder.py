@@ -18,6 +18,7 @@ from typing import Any
 
 from ray_memprof.config import RunConfig, effective_yaml
 from ray_memprof.errors import PreflightFailed
+from ray_memprof.processes import is_alive, started
 from ray_memprof.store import CONFIG_FILE, LATEST_LINK, LOGS_DIR, RUN_FILE, disk_error
 
 RUNNING = "running"
@@ -74,8 +75,7 @@ class RunFolder:
         launcher = self.facts.get("launcher")
         if self.facts["status"] != RUNNING or launcher is None or launcher["host"] != socket.gethostname():
             return False
-        # A number may be another process's by now; the moment of its start tells.
-        return bool(_started_at(launcher["pid"]) == launcher["started_at_s"])
+        return is_alive(launcher["pid"], launcher["started"])
 
     def note(self, **facts: Any) -> None:
         """Add to run.json; a reader sees the old file or the new one. Raises DiskFull."""
@@ -97,17 +97,7 @@ class RunFolder:
 
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started_at_s": _started_at(pid)}
-
-
-def _started_at(pid: int) -> float | None:
-    """Seconds since 1970, as the system counts them; None: there is no such process."""
-    import psutil
-
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return None
+    return {"host": socket.gethostname(), "pid": pid, "started": started(pid)}
 
 
 def is_run(path: Path, run_id: str) -> bool:

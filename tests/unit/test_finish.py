@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_number_that_another_process_has_by_now_is_no_launcher(tmp_path: Path) -> None:
     record = run_of(tmp_path)
-    record.folder.note(launcher={**record.folder.facts["launcher"], "started_at_s": 1.0})
+    record.folder.note(launcher={**record.folder.facts["launcher"], "started": 1})
     assert not record.folder.is_going_on()
 
 
