@@ -109,5 +109,26 @@ def import_(
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
 
 
+@app.command("finish")
+def finish(
+    run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
+    copies: Annotated[
+        list[Path],
+        typer.Option("--from", metavar="FOLDER", help="A copy of a host's scratch folder of this run."),
+    ] = [],  # noqa: B006 - typer copies it
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray that reaches its hosts. Default: the one it had joined.")
+    ] = None,
+) -> None:
+    """Bring in what other hosts still hold of a run, or what a killed launcher left, and write its report."""
+    from ray_memprof.find_run import find_run
+
+    with told():
+        from ray_memprof.finish import finish as make_whole
+
+        for line in make_whole(find_run(run), copies, address=address):
+            sys.stdout.write(f"{line}\n")
+
+
 if __name__ == "__main__":
     app()

@@ -30,6 +30,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_memprof import node_tasks, resources
+from ray_memprof.awake import AwakeClock
 from ray_memprof.collect import Remote
 from ray_memprof.crew import Address, Crew
 from ray_memprof.environment import forwarded
@@ -41,7 +42,7 @@ from ray_memprof.plan import RankFacts
 from ray_memprof.preflight import describe, gaps
 from ray_memprof.rank import CONTROL, Prepared, Rank
 from ray_memprof.ray_words import first_line
-from ray_memprof.record import Record
+from ray_memprof.record import Elsewhere, Record
 from ray_memprof.verdict import Verdict, log_name, name_ranks
 from wan.errors import WanError
 
@@ -93,6 +94,7 @@ class Cluster:
         self._record.environment, self._record.checks = self.prepared[0].environment, self.prepared[0].checks
         checks = [ready.checks for ready in self.prepared]
         self._record.problems += gaps(checks)
+        self._record.elsewhere = self.elsewhere()
         self._record.note()
         self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True)), ()))
         self._tell_folders()
@@ -150,10 +152,11 @@ class Cluster:
         self._group = placement_group(
             [resources.wanted(self.config)] * self.config.num_ranks, strategy=ray_config.placement.upper()
         )
-        began = said = time.monotonic()
+        clock = AwakeClock(time.monotonic)
+        began = said = clock()
         while not self._group.wait(_POLL_S):
             self._check_interrupts()
-            now = time.monotonic()
+            now = clock()
             short = resources.shortage(self.config, ray.available_resources()) or "a place for all ranks"
             if now - began >= start_s:
                 raise GpusBusy(
@@ -182,7 +185,9 @@ class Cluster:
 
     def _all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call `method` on the first actors, one tuple of arguments each; raises for whoever fails or is missing."""
-        until = time.monotonic() + (limit_s := self.config.ray.timeouts.init_s)
+        # A launcher that was stopped meanwhile asks again, and not too late, what has become of them.
+        clock = AwakeClock(time.monotonic)
+        until = clock() + (limit_s := self.config.ray.timeouts.init_s)
         refs = [
             getattr(actor, method).remote(*given)
             for actor, given in zip(self._actors, arguments, strict=False)
@@ -194,7 +199,7 @@ class Cluster:
                 with _explained(refs.index(ref), ranked=bool(self.nodes)):
                     ray.get(ref)
             self._check_interrupts()
-            if pending and time.monotonic() >= until:
+            if pending and clock() >= until:
                 missing = [refs.index(ref) for ref in pending]
                 who = f"ranks {missing}" if self.nodes else f"{len(missing)} of {len(refs)} actors"
                 raise NeverArrived(
@@ -222,7 +227,8 @@ class Cluster:
         problems = []
         for node_id in dict.fromkeys(one.node_id for one in self.facts if one.node_id not in lost):
             ranks = {one.pid: rank for rank, one in enumerate(self.facts) if one.node_id == node_id}
-            left = node_tasks.end_processes(list(ranks), node_id, wait_s=self.config.ray.timeouts.stop_s)
+            started = {one.pid: one.started for one in self.facts if one.node_id == node_id}
+            left = node_tasks.end_processes(started, node_id, wait_s=self.config.ray.timeouts.stop_s)
             problems += [
                 f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "
                 "what it holds of its GPU stays"
@@ -262,6 +268,19 @@ class Cluster:
                 problems.append(f"{name_ranks(done)}: collected, and still in {where}: {reason}")
         return problems
 
+    def elsewhere(self, received: Collection[int] = ()) -> list[Elsewhere]:
+        """What ranks of other nodes record there, of those whose files are not in `received`."""
+        return [
+            Elsewhere(
+                host=self.facts[ranks[0]].host,
+                node_ip=self.facts[ranks[0]].node_ip,
+                folder=folder,
+                ranks=tuple(ranks),
+            )
+            for (_, folder), ranks in self._far().items()
+            if not set(ranks) <= set(received)
+        ]
+
     def _far(self) -> dict[tuple[str, Path], list[int]]:
         """The ranks by node and folder, of those that do not write into the run folder."""
         far: dict[tuple[str, Path], list[int]] = {}
@@ -281,6 +300,23 @@ class Cluster:
         self._kill()
         if self._group is not None:
             remove_placement_group(self._group)
+        ray.shutdown()
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """A Ray that runs already, for questions to its nodes after a run; raises StartFailed where there is none."""
+    try:
+        if address != "auto":
+            _check_listens(address)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise StartFailed(
+            f"Ray at {address} could not be reached: {first_line(error)}", hint=_ray_hint(address)
+        ) from error
+    try:
+        yield
+    finally:
         ray.shutdown()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ray_memprof.network import socket_variables
 from ray_memprof.plan import RankPlan
 from wan.levers import ALLOCATOR_SETTINGS
 from wan.parallel.environment import set_defaults
@@ -47,9 +48,18 @@ def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def rank_environment(plan: RankPlan, environ: Mapping[str, str], *, num_cores: int) -> dict[str, str]:
-    """The variables to set in a rank whose process has `environ` already; MASTER_* come once the store is open."""
-    defaults = _of_wan(plan, environ) | plan.environment | _defaults(plan)
+def rank_environment(
+    plan: RankPlan, environ: Mapping[str, str], *, num_cores: int, interface: str = ""
+) -> dict[str, str]:
+    """The variables to set in a rank whose process has `environ` already; MASTER_* come once the store is open.
+
+    Args:
+        plan: of the rank.
+        environ: of its process.
+        num_cores: that it may run on.
+        interface: of its host, which has the address that Ray knows the host by; "": not known.
+    """
+    defaults = _of_wan(plan, environ) | plan.environment | _defaults(plan, interface)
     # Ray sets OMP_NUM_THREADS to the number of CPUs it booked, 1 by default, so the rank's own value says nothing.
     threads = plan.environment.get(_THREADS) or str(max(1, num_cores // plan.local_world_size))
     return {
@@ -60,8 +70,10 @@ def rank_environment(plan: RankPlan, environ: Mapping[str, str], *, num_cores: i
     }
 
 
-def _defaults(plan: RankPlan) -> dict[str, str]:
+def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
     """Where neither the driver nor the node says anything else."""
+    # Between hosts, the address that Ray reaches a host by is the one that works; inside one no name has to be right.
+    sockets = socket_variables(interface) if plan.num_nodes > 1 else {}
     records = Path(plan.run_dir, "logs", "nccl_trace_rank").as_posix()
     wanted = {
         "TORCH_FR_BUFFER_SIZE": str(_FLIGHT_RECORDS),
@@ -71,6 +83,7 @@ def _defaults(plan: RankPlan) -> dict[str, str]:
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": records,
         # Else CUDA puts the fastest GPU first, and index 0 is another one than NVML's and Ray's.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        **sockets,
     }
     return {name: value for name, value in wanted.items() if name not in plan.environment}
 

@@ -94,6 +94,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
                 recorded = range(config.num_ranks if config.logging.profile_memory else 0)
                 gathered = gather(record.folder.path, recorded, cluster.remotes(verdict))
                 record.problems += [*gathered.problems, *cluster.clear(gathered.received)]
+                record.elsewhere = cluster.elsewhere(gathered.received)
         if not record.is_abandoned:
             with results.ending(record, live, interrupts):
                 results.write(record, live)

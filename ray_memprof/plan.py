@@ -20,6 +20,9 @@ class RankFacts:
     host: str
     node_ip: str
     pid: int
+    started: int = 0
+    """When its process started, in the kernel's own ticks: with the pid it names one process, whatever that calls
+    itself; 0: not known."""
     gpu_index: int
     """Physical index on its node, as NVML counts; -1: no GPU."""
     gpu_uuid: str = ""
@@ -108,6 +111,10 @@ class Outcome:
     step: int = -1
     allocated_bytes: int = 0
     reserved_bytes: int = 0
+    oom_by: str | None = None
+    """Who could not get device memory; None: torch's allocator, or it did not run out."""
+    oom_free_bytes: int | None = None
+    """On the device when it ran out; None: not known, or it did not."""
     check: "ReplayCheck | None" = None
     environment: dict[str, str] = field(default_factory=dict)
     """What bore on its memory at the end: a workload may have set some of it itself."""

@@ -25,7 +25,9 @@ from ray_memprof import environment
 from ray_memprof.collectives import joined
 from ray_memprof.failures import outcome_of
 from ray_memprof.frames import Moves, is_meeting
+from ray_memprof.network import explained, interface_of
 from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan, Whereabouts
+from ray_memprof.processes import Children, started
 from ray_memprof.stall import MEETING
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class Rank:
         self._log: Path | None = None
         self._end_of_talk: int | None = None  # byte of the log from which on it holds a traceback
         self._moves = Moves()
+        self._children = Children()
 
     def describe(self) -> RankFacts:
         """Where this actor is."""
@@ -75,6 +78,7 @@ class Rank:
             host=socket.gethostname(),
             node_ip=ray.util.get_node_ip_address(),
             pid=os.getpid(),
+            started=started(os.getpid()),
             **_gpu(devices[0] if devices else ""),
         )
 
@@ -83,7 +87,10 @@ class Rank:
         plan, shared = _with_folder(plan)
         self._plan, self._log = plan, _open_log(plan)
         variables = environment.rank_environment(
-            plan, os.environ, num_cores=len(os.sched_getaffinity(os.getpid()))
+            plan,
+            os.environ,
+            num_cores=len(os.sched_getaffinity(os.getpid())),
+            interface=interface_of(plan.facts.node_ip),
         )
         os.environ.update(variables)
         import torch  # noqa: F401 - after the environment is set, and here, so that its seconds are not the first span's
@@ -131,7 +138,12 @@ class Rank:
                 try:
                     workload.run(plan, self._recorder)
                 except BaseException as error:  # noqa: B036 - SystemExit of a script too; what it means is told below
-                    outcome = outcome_of(error, plan.rank, self._recorder.failure())
+                    outcome = outcome_of(
+                        error,
+                        plan.rank,
+                        self._recorder.failure(),
+                        free_bytes=_free_bytes(plan, self._recorder),
+                    )
                     if outcome.status != "ok":
                         self._print_traceback()
         except BaseException as error:  # noqa: B036 - the recorder's own end, a full disk above all
@@ -139,6 +151,7 @@ class Rank:
             if outcome.status == "ok":
                 outcome = outcome_of(error, plan.rank, None)
         check = None if self._recorder is None else self._recorder.check()
+        outcome = explained(outcome, plan, os.environ)
         return dataclasses.replace(outcome, check=check, environment=environment.in_force(os.environ))
 
     @ray.method(concurrency_group="control")
@@ -146,6 +159,7 @@ class Rank:
         """Where the workload is; grows in `sequence` while it gets on."""
         frame = self._frame()
         moves = self._moves.look(frame)
+        moves += self._children.look(moves)
         if self._recorder is None:
             return _first_beat(self._plan, moves)
         beat = self._recorder.beat()
@@ -216,6 +230,12 @@ def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool
     if (not newline and len(read) == _MAX_SAID_BYTES) or (not whole and len(read) < _MAX_SAID_BYTES):
         text, newline = read, b""
     return offset + len(text) + len(newline), text.decode(errors="replace")
+
+
+def _free_bytes(plan: RankPlan, recorder: "Recorder") -> int | None:
+    """On the device, when an error left the innermost span; None: not known."""
+    total, used = plan.facts.device_total_bytes, recorder.device_used_at_failure()
+    return None if not total or used is None else max(0, total - used)
 
 
 def _first_beat(plan: RankPlan | None, sequence: int) -> Beat:

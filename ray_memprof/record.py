@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,35 @@ from ray_memprof.run_folder import RunFolder
 from ray_memprof.store import LOGS_DIR
 from ray_memprof.verdict import Verdict
 from wan.errors import WanError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Elsewhere:
+    """What ranks of another host recorded there, until it has been collected."""
+
+    host: str
+    node_ip: str
+    folder: Path
+    ranks: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """For people: host and folder."""
+        return f"{self.host}:{self.folder}"
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Elsewhere":
+        """From run.json."""
+        return cls(
+            host=facts["host"],
+            node_ip=facts["node_ip"],
+            folder=Path(facts["folder"]),
+            ranks=tuple(facts["ranks"]),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For run.json."""
+        return {**asdict(self), "folder": str(self.folder)}
+
 
 _NO_CHECK = ReplayCheck(**dict.fromkeys(ReplayCheck.__dataclass_fields__, 0))
 
@@ -35,11 +64,15 @@ class Record:
     verdict: Verdict | None = None
     facts: Sequence[RankFacts] = ()
     """In rank order; empty until the ranks have their places."""
+    clock_offsets_ns: dict[int, int] = field(default_factory=dict)
+    """By rank: what its host's clock was ahead of the driver's; the rank takes it out of its times."""
     environment: dict[str, str] = field(default_factory=dict)
     """Of rank 0: what was set for it, and what else bore on its memory; others differ in what torchrun sets."""
     checks: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     """What is missing or damaged of the records."""
+    elsewhere: list[Elsewhere] = field(default_factory=list)
+    """What has not come from other hosts, or not yet; `ray-memprof finish` brings it in."""
     stages_s: dict[str, float] = field(default_factory=dict)
     """Seconds that each stage of starting and ending the run took, and the way to its first step."""
     figures: list[str] = field(default_factory=list)
@@ -76,9 +109,13 @@ class Record:
             versions=self.checks,
             environment=self.environment,
             ranks=[asdict(one) for one in self.facts],
-            problems=self.problems,
             stages_s=self.stages_s,
         )
+        self.note_problems()
+
+    def note_problems(self) -> None:
+        """Put what is missing into run.json."""
+        self.folder.note(problems=self.problems, elsewhere=[one.facts() for one in self.elsewhere])
 
     def run_row(self) -> dict[str, Any]:
         """The row of this run in the table runs."""
@@ -114,6 +151,7 @@ class Record:
             "node": nodes.index(facts.node_id),
             "node_id": facts.node_id,
             "host": facts.host,
+            "clock_offset_ns": self.clock_offsets_ns.get(rank, 0),
             "pid": facts.pid,
             "local_rank": sum(one.node_id == facts.node_id for one in self.facts[:rank]),
             "gpu_index": facts.gpu_index,
@@ -132,6 +170,8 @@ class Record:
             "reason": outcome.reason,
             "path": outcome.path or (beat.path if beat else ""),
             "step": outcome.step if outcome.path or beat is None else beat.step,
+            "oom_by": outcome.oom_by,
+            "oom_free_bytes": outcome.oom_free_bytes,
             **asdict(outcome.check or _NO_CHECK),
         }
 

@@ -10,6 +10,7 @@ model; what stops the writing (a full disk) is raised when recording() ends. Two
 
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 DRAIN_EVENTS = 16_384
 """Events that may wait before a span boundary takes them: 10 to 15 ms of pause."""
+LATE_NS = 1_000_000_000
+"""How long the row of a span that ended waits for a sample that was taken inside it and is not here yet."""
 FLUSH_S = 2.0
 """What a killed process loses at most; twice that where it is inside one span."""
 SEAL_S = 1.0
@@ -59,6 +62,7 @@ class Recorder:
         self._failure: tuple[str, int, Reading] | None = None
         self._failed_into = 0
         self._others: int | None = None
+        self._sampled_ns = 0
         self._last: Reading | None = None
         self._last_flush = time.monotonic()
         self._recorder_ns = self._longest_pause_ns = 0
@@ -153,8 +157,10 @@ class Recorder:
         """A reading, with what changed since the last one put down to the innermost open span."""
         reading = (look or self._measure)()
         record = self._open[-1] if self._open else None
-        if record is not None and reading.allocated_peak >= 0:
-            record.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
+        if record is not None:
+            record.note_reading(reading)
+            if reading.allocated_peak >= 0:
+                record.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
         self._parcel.ledger += self._ledger.book(
             reading,
             is_on=self._meter.is_on,
@@ -186,12 +192,22 @@ class Recorder:
         parcel, self._parcel = self._parcel, Parcel()
         if self._scribe is None:
             return
+        if self._sampled_ns and not (parcel.seal or self._is_closing):
+            self._keep_late(parcel)
         if not self._primed and self._meter.is_on:
             self._primed = True
             # Before the meter was on there were no events.
             parcel.base, parcel.base_ns = self._meter.base_segments(), self._begun_ns
         parcel.batch = self._meter.drain()
         self._scribe.deliver(parcel)
+
+    def _keep_late(self, parcel: Parcel) -> None:
+        """Leave the spans that a sample may have been taken in that is not here yet: its row would not tell."""
+        assert self._last is not None
+        known_ns = max(self._sampled_ns, self._last.t_ns - LATE_NS)
+        # In the order in which they ended.
+        num = bisect_right(parcel.spans, known_ns, key=lambda record: record.end.t_ns if record.end else 0)
+        parcel.spans, self._parcel.spans = parcel.spans[:num], parcel.spans[num:]
 
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
@@ -230,16 +246,24 @@ class Recorder:
             self._sequence += 1
             self._settle(began)
 
-    def tick(self, sample: Sample) -> None:
-        """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long."""
+    def tick(self, sample: Sample, *, is_whole: bool = True) -> None:
+        """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long.
+
+        Args:
+            sample: counts for every span that was open at its time, ended by now or not.
+            is_whole: False: its reserved bytes are older than the rest; they tell nothing of what lies outside them.
+        """
         is_due = time.monotonic() - self._last_flush >= 2 * FLUSH_S and self._meter.answers()
         with self._lock:
             self._others = sample.others_used_bytes
             self._parcel.samples.append(sample)
-            for record in reversed(self._open):
-                if record.start.t_ns <= sample.t_ns:
-                    record.host_rss = max(record.host_rss, sample.host_rss_bytes)
+            self._sampled_ns = max(self._sampled_ns, sample.t_ns)
+            for record in reversed(self._parcel.spans):
+                if record.end is not None and record.end.t_ns < sample.t_ns:
                     break
+                record.note_sample(sample, is_whole=is_whole)
+            for record in self._open:
+                record.note_sample(sample, is_whole=is_whole)
             if is_due:
                 # Counted as the model's time too: the meter copies its events under Python's lock.
                 began = time.perf_counter_ns()
@@ -296,6 +320,11 @@ class Recorder:
             return None
         path, step, reading = self._failure
         return path, step, reading.allocated, reading.reserved
+
+    def device_used_at_failure(self) -> int | None:
+        """In use on the device when an exception left that span; None: none did, or it is not known."""
+        used = 0 if self._failure is None else self._failure[2].device_used
+        return used if used > 0 else None
 
     def close(self) -> None:
         """Close what is open, write everything and compare the peaks; on the model's thread."""

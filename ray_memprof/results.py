@@ -10,8 +10,9 @@ Takes the Record of the run; leaves everything in its folder that is not written
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_memprof.errors import DiskFull, RunError
@@ -116,21 +117,28 @@ def _bug(error: Exception, record: Record) -> Verdict:
 
 def write(record: Record, live: Live) -> None:
     """All that is derived from what the ranks recorded."""
-    from ray_memprof import db, report
     from ray_memprof.collect import write_driver_tables
-    from ray_memprof.exporters import memory_events
-    from ray_memprof.summary import summary_lines
 
     run_dir = record.folder.path
     with live.stage("report"):
         record.note()
         write_driver_tables(run_dir, record.run_row(), record.rank_rows())
-        db.build(run_dir)
-        # Before anything that is larger: figures are told even where a report cannot be written.
-        record.figures = summary_lines(run_dir)
-        memory_events.write(run_dir)
-        report.write(run_dir, record.problems)
+        for line in derived(run_dir, record.problems):
+            # Kept as they come: figures are told even where a report cannot be written.
+            record.figures.append(line)
     record.note()  # the seconds of this stage too
+
+
+def derived(run_dir: Path, problems: Sequence[str]) -> Iterator[str]:
+    """Write run.duckdb, memory_events.json and report.html from the tables of a run; yields what was measured."""
+    from ray_memprof import db, report
+    from ray_memprof.exporters import memory_events
+    from ray_memprof.summary import summary_lines
+
+    db.build(run_dir)
+    yield from summary_lines(run_dir)
+    memory_events.write(run_dir)
+    report.write(run_dir, problems)
 
 
 def summary(record: Record) -> list[str]:

@@ -11,7 +11,6 @@ from typing import Any
 import duckdb
 
 from ray_memprof import db, diagnosis
-from ray_memprof.store import REPORT_FILE
 from ray_memprof.units import size_text
 
 MOST_RANKS = 16
@@ -29,15 +28,13 @@ def summary_lines(run_dir: Path) -> list[str]:
         ConfigError: `run_dir` is no run.
     """
     with db.open_run(run_dir) as connection:
-        lines = [
+        return [
             *_peaks(connection),
             *_imbalance(connection),
             *_books(connection),
             *_replay(connection),
             *_findings(connection),
         ]
-    report = run_dir / REPORT_FILE
-    return [*lines, f"report: {report}"] if report.exists() else lines
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:

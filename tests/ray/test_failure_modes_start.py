@@ -87,6 +87,14 @@ def test_8_a_rank_never_joins(tmp_path: Path) -> None:
     assert run.living() == []
 
 
+def test_8_a_rank_that_still_gets_ready_is_waited_for(tmp_path: Path) -> None:
+    """GIVEN a rank that works for longer than init_s before it joins THEN nobody is ended for waiting for it."""
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 10.0, "stall_s": 60.0}}
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "late", "--at-rank", 0], ray=limits))
+
+    assert (code, *run.verdict()) == (0, 0, "ok", "")
+
+
 def test_8_bad_config_ends_before_ray_starts(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump({**config_of(tmp_path), "rank": 4}))

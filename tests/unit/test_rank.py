@@ -62,6 +62,15 @@ def test_a_workload_that_closes_its_output_still_has_an_outcome(
         assert actor.run(("127.0.0.1", 1)) == outcome
 
 
+def test_a_rank_whose_children_work_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Rank()
+    still = actor.beat().sequence
+    assert actor.beat().sequence == still
+    worked = iter((0, 1, 2))
+    monkeypatch.setattr(actor._children, "look", lambda moves: next(worked))
+    assert [actor.beat().sequence for _ in range(3)] == [still, still + 1, still + 2]
+
+
 def test_lines_end_where_a_traceback_begins(tmp_path: Path) -> None:
     log = tmp_path / "rank0.log"
     log.write_text("step 1\nTraceback (most recent call last):\n")

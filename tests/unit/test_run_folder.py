@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from ray_memprof.config import RunConfig, load_config
 from ray_memprof.errors import DiskFull, PreflightFailed
+from ray_memprof.processes import started
 from ray_memprof.run_folder import RunFolder, is_run, node_folder
 
 
@@ -22,8 +24,10 @@ def test_new_folder(tmp_path: Path) -> None:
     assert folder.path == tmp_path / "test" / folder.run_id
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "logs", "run.json"]
     facts = json.loads((folder.path / "run.json").read_text())
-    start_ns = facts.pop("start_ns")
+    start_ns, launcher = facts.pop("start_ns"), facts.pop("launcher")
     assert start_ns > 0
+    assert (launcher["host"], launcher["pid"]) == (socket.gethostname(), os.getpid())
+    assert launcher["started"] == started(os.getpid())
     assert facts == {"run_id": folder.run_id, "name": "test", "num_ranks": 1, "status": "running"}
     assert yaml.safe_load((folder.path / "config.yaml").read_text())["name"] == "test"
     assert load_config(folder.path / "config.yaml").logging.output_dir == tmp_path

@@ -2,7 +2,8 @@
 
     loop.py [--steps N] [--fault KIND --at-rank R --at-step S] [--marker FOLDER] [--device cuda]
 
-Faults: sigkill, segv, exit, oom, error, hoard, sleep, gil, sigstop (see strike); never: the rank does not join;
+Faults: sigkill, segv, exit, oom, error, hoard, sleep, gil, sigstop, child (see strike); never: the rank does not join;
+late: it joins after CHILD_S of work; renamed: as sigstop, and it calls itself something else before;
 listener: ranks other than 0 look for the store at a port where --silent-port listens and says nothing. On a GPU each
 rank holds 8 GiB, so that one sees when they are free again, and oom is torch's own.
 """
@@ -13,6 +14,7 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -25,6 +27,7 @@ from wan.spans import span
 
 HOARD_CHUNKS, HOARD_CHUNK_BYTES = 64, 64 * 2**20
 """4 GiB in 3 s: more than the threshold of the test leaves, and not more than a small host has."""
+CHILD_S = 20.0
 DEVICE_BYTES = 8 * 2**30
 
 
@@ -44,6 +47,14 @@ def strike(kind: str, fill: Path, device: torch.device) -> None:
         raise ValueError("a wrong number: 42")
     elif kind == "sleep":
         time.sleep(3600)
+    elif kind == "child":
+        burn = f"import time\nuntil = time.monotonic() + {CHILD_S}\nwhile time.monotonic() < until: pass"
+        subprocess.run([sys.executable, "-c", burn], check=True)
+    elif kind == "renamed":
+        Path("/proc/self/comm").write_text("train")
+        ctypes.CDLL(None).prctl(15, b"train", 0, 0, 0)
+        _rename_command_line()
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif kind == "gil":
         ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the GIL
     elif kind == "fill":
@@ -56,6 +67,14 @@ def strike(kind: str, fill: Path, device: torch.device) -> None:
             hoard.append(b"x" * HOARD_CHUNK_BYTES)
             time.sleep(0.05)
         time.sleep(3600)
+
+
+def _rename_command_line() -> None:
+    """As setproctitle does it: what `ps` shows is the memory that held the arguments."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    begin, end = int(fields[45]), int(fields[46])
+    ctypes.memset(begin, 0, end - begin)
+    ctypes.memmove(begin, b"train", 5)
 
 
 def main() -> None:
@@ -79,6 +98,10 @@ def main() -> None:
         (options.marker / f"rank{rank}.json").write_text(json.dumps(dict(os.environ)))
     if options.fault == "never" and rank == options.at_rank:
         time.sleep(3600)
+    if options.fault == "late" and rank == options.at_rank:
+        until = time.monotonic() + CHILD_S
+        while time.monotonic() < until:
+            sum(range(100_000))
     if options.fault == "listener" and rank != 0:
         os.environ["MASTER_PORT"] = options.silent_port
     device, backend, held = torch.device("cpu"), "gloo", 0
