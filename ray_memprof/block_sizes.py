@@ -7,6 +7,8 @@
     replay.decided = found.decided                             # then feed the replay
     found.inexact_bytes
 
+    replay.decided = decide(replay, events, segments_after, was_expandable)     # while a program runs
+
 Whether a request gives back what is left of the block that it found depends on the setting expandable_segments of that
 moment (torch.cuda.memory._set_allocator_settings changes it at run time), and on the pool (MemPool(no_split=True)). A
 snapshot has the settings of its end alone, and says of no pool whether it splits. But what was left tells by itself:
@@ -25,8 +27,9 @@ inexact_bytes.
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, FreeBlocks, Segment
+from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Event, FreeBlocks, Segment
 
 Pool = tuple[int, int]
 """A memory pool, as torch numbers them."""
@@ -159,6 +162,17 @@ class BlockSizes:
                     self._free.give(address, size)
                 else:
                     self._used[address] = _Block(-1, address, size, size, size, size, 0)
+
+    def start_live(self, segments: Iterable[Segment]) -> None:
+        """Begin where the replay is now; `segments` are those after the events that follow."""
+        for segment in segments:
+            start, end = segment["address"], segment["address"] + segment["total_size"]
+            pool = pool_of(segment.get("segment_pool_id"))
+            self._add(_Segment(start, end, segment.get("is_expandable", False), pool))
+        self._free = self.rules.blocks.copy()
+        for address, size in self.rules.used_sizes():
+            self._used[address] = _Block(-1, address, size, size, size, size, 0)
+        self._num_allocs = self.rules.num_allocs
 
     def follow(
         self,
@@ -324,9 +338,9 @@ class BlockSizes:
 
     def _by_pool(self, segment: _Segment | None) -> bool | None:
         """Whether the pool splits; None: not known yet."""
-        if segment is None or not self._is_other(segment):
-            return True
-        return segment.splits
+        if segment is None:  # it was given back before anybody could ask for its pool
+            return None if self.doubt.pools else True
+        return segment.splits if self._is_other(segment) else True
 
     def _free_block(self, address: int) -> None:
         block = self._used.pop(address, None)
@@ -418,6 +432,42 @@ class BlockSizes:
             if segment.pool is not None and segment.splits is not None:
                 found.setdefault(segment.pool, segment.splits)
         return found
+
+
+def decide(
+    replay: BlockReplay, events: Sequence[Event], segments: Sequence[Segment], was_expandable: bool
+) -> Mapping[int, int]:
+    """Bytes of allocations among `events`, by number, for which the settings at their end give others.
+
+    Args:
+        replay: is where the events begin, and has the settings of their end.
+        events: not fed to it yet.
+        segments: after the last of them, of a snapshot.
+        was_expandable: the setting at their beginning.
+    """
+    actions = [event["action"] for event in events]
+    grows = {"segment_map" in actions, *(segment.get("is_expandable", False) for segment in segments)}
+    pools = {pool_of(segment.get("segment_pool_id")) for segment in segments} - {None, DEFAULT_POOL}
+    is_switched = was_expandable != replay.expandable_segments or (
+        len(grows) > 1 and "segment_alloc" in actions
+    )
+    doubt = Doubt(setting=is_switched, pools=bool(pools))
+    if not doubt:
+        return {}
+    made = [event for event in events if event["action"] in ("segment_alloc", "segment_map")]
+    sizes = BlockSizes(replay, doubt, (pool_of(event.get("pool_id")) for event in made))
+    sizes.start_live(segments)
+    sizes.follow(actions, [event.get("addr", 0) for event in events], [event["size"] for event in events])
+    told = [{**one, "pool": pool_of(one.get("segment_pool_id"))} for one in segments]
+    return sizes.conclude(told).decided
+
+
+def pool_of(value: Any) -> Pool | None:
+    """A memory pool as torch numbers them; None: no such numbers."""
+    is_pool = (
+        isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(one, int) for one in value)
+    )
+    return (value[0], value[1]) if is_pool else None
 
 
 def exact_size(requested: int) -> int:

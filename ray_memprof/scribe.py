@@ -7,9 +7,10 @@ import queue
 import threading
 from dataclasses import dataclass, field
 
+from ray_memprof.block_sizes import decide
 from ray_memprof.ledger import Entry
 from ray_memprof.meters import Batch, Reading
-from ray_memprof.replay import Columns, Event, Peaks, Replay, Segment
+from ray_memprof.replay import BlockReplay, Columns, Event, Peaks, Replay, Segment
 from ray_memprof.store import RankStore
 
 QUEUE_LENGTH = 16
@@ -194,7 +195,14 @@ class Scribe:
             self._store.seal()
 
     def _write_events(self, batch: Batch) -> None:
-        self.replay.configure(batch.settings)
+        replay = self.replay
+        if isinstance(replay, BlockReplay):
+            was_expandable = replay.expandable_segments if replay.num_events else None
+            replay.configure(batch.settings)
+            is_now = replay.expandable_segments
+            replay.decided = decide(
+                replay, batch.events, batch.segments, is_now if was_expandable is None else was_expandable
+            )
         self._append_events(self.replay.feed(batch.events))
         self._check(batch)
 

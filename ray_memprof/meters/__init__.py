@@ -46,6 +46,8 @@ class Batch:
     were lost. -1: no counter."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The allocator's settings, as a snapshot names them."""
+    segments: list[Any] = field(default_factory=list)
+    """Of the device after the last event, as a snapshot has them."""
 
 
 class HostRss:

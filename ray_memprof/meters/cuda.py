@@ -225,6 +225,7 @@ class CudaMeter:
             after if before == after else None,
             before.num_allocs - self._base_allocs,
             snapshot.get("allocator_settings", {}),
+            [segment for segment in snapshot["segments"] if segment["device"] == self._index],
         )
 
     def _counters(self) -> Reading:
