@@ -40,6 +40,14 @@ def what_is_at(path: Path) -> Found:
     return "folder" if stat.S_ISDIR(mode) else "other"
 
 
+def is_absent(path: Path) -> bool:
+    """Whether nothing at all is at `path`, not even a broken link; False where that cannot be told."""
+    try:
+        return what_is_at(path) == "nothing" and not os.path.islink(path)
+    except OSError:
+        return False
+
+
 def trouble_with_file(path: Path) -> Trouble | None:
     """Why `path` is no file that can be read; None: it is one, and opens."""
     try:
@@ -82,6 +90,6 @@ def refused(path: Path, error: OSError) -> Trouble:
 
 
 def _absent(kind: str, path: Path) -> Trouble:
-    if path.is_symlink():
+    if os.path.islink(path):
         return Trouble(f"{path} is a link to {os.readlink(path)}, which is not there", "mend the link")
     return Trouble(f"there is no {kind} {path}", CHECK_PATH)

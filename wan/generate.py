@@ -21,6 +21,7 @@ from wan.config import TASKS
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
 from wan.levers import ALLOCATOR_SETTINGS
 from wan.options import Options, check, describe, layout_of, parse, warn
+from wan.options_here import check_memory
 from wan.parallel.environment import Place, set_defaults
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def run(options: Options) -> Path:
                     progress.say(told)
                 video = pipeline.generate(request, on_step=progress.step)
                 if video is not None:
+                    _tell_of_frames(video)
                     with span("save"):
                         media.save(video, path, fps=TASKS[options.task].fps)
         except (RuntimeError, MemoryError) as error:
@@ -100,6 +102,13 @@ def run(options: Options) -> Path:
         if video is not None:
             progress.finish(f"{path}: {video.shape[1]} frames of {video.shape[3]}*{video.shape[2]}")
     return path
+
+
+def _tell_of_frames(video: "Tensor") -> None:
+    from wan.finite import num_not_finite_frames
+
+    if bad := num_not_finite_frames(video):
+        warn(f"{bad} of {video.shape[1]} frames have values that are not finite, which are black in the file")
 
 
 def _agreed(options: Options, place: Place) -> Options:
@@ -148,6 +157,7 @@ def make_pipeline(options: Options, num_ranks: int = 1) -> "Pipeline":
     """
     from wan.pipeline import Pipeline
 
+    check_memory(options)  # again: a rank may run on another host than the one where the flags were checked
     return Pipeline(
         TASKS[options.task],
         ckpt_dir=options.ckpt_dir,

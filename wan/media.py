@@ -236,8 +236,8 @@ def _frames_as_bytes(pieces: Iterable[Tensor]) -> Iterator[Pixels]:
 
 
 def _as_bytes(image: Tensor) -> Pixels:
-    """[3, H, W] in [-1, 1] to [H, W, 3] bytes, rounded to the nearest."""
-    scaled = image.float().mul(127.5).add_(127.5).round_().clamp_(0, 255)
+    """[3, H, W] in [-1, 1] to [H, W, 3] bytes, rounded to the nearest; NaN is black."""
+    scaled = image.float().mul(127.5).add_(127.5).round_().clamp_(0, 255).nan_to_num_(0.0)
     pixels: Pixels = scaled.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return pixels
 

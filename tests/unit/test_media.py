@@ -82,6 +82,11 @@ def test_bytes_are_rounded_and_clamped() -> None:
     assert media._as_bytes(levels)[0, :, 0].tolist() == [0, 0, 128, 191, 255, 255]
 
 
+def test_what_is_not_finite_has_a_colour() -> None:
+    levels = torch.tensor([math.nan, math.inf, -math.inf, 0.0]).view(1, 1, 4).expand(3, 1, 4)
+    assert media._as_bytes(levels)[0, :, 0].tolist() == [0, 255, 0, 128]
+
+
 def test_png_round_trip_is_exact(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "in.png")
