@@ -28,6 +28,7 @@ from wan.spans import span
 HOARD_CHUNKS, HOARD_CHUNK_BYTES = 64, 64 * 2**20
 """4 GiB in 3 s: more than the threshold of the test leaves, and not more than a small host has."""
 CHILD_S = 20.0
+"""Longer than the limits of the tests that ask for it."""
 DEVICE_BYTES = 8 * 2**30
 
 
