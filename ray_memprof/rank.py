@@ -24,6 +24,7 @@ import ray
 from ray_memprof import environment
 from ray_memprof.collectives import joined
 from ray_memprof.failures import outcome_of
+from ray_memprof.forgiving import log_writer
 from ray_memprof.frames import Moves, is_meeting
 from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan, Whereabouts
 from ray_memprof.processes import Children, started
@@ -298,6 +299,7 @@ def _open_log(plan: RankPlan) -> Path:
     os.dup2(log, sys.__stdout__.fileno() if sys.__stdout__ else 1)
     os.dup2(log, sys.__stderr__.fileno() if sys.__stderr__ else 2)
     os.close(log)
+    sys.stdout, sys.stderr = log_writer(sys.stdout), log_writer(sys.stderr)
     faulthandler.enable(all_threads=True)
     return path
 

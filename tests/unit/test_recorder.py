@@ -321,12 +321,16 @@ def test_a_span_open_at_the_end_is_closed_as_failed_and_its_late_end_is_nothing(
 
 
 def test_a_full_disk_is_told_at_the_end_and_not_to_the_model() -> None:
+    problems: list[str] = []
     with pytest.raises(DiskFull, match="No space left"):
         with at_work(room=0) as desk:
+            assert desk.recorder.beat().problem == ""
             for _ in range(3):
                 with span("decode"):
                     desk.meter.alloc(5)
                 desk.recorder.seal()
+                problems.append(desk.recorder.beat().problem)
+    assert "No space left" in problems[1] and problems[1] == problems[2]
     check = desk.recorder.check()
     assert check is not None
     assert (check.allocated_peak_bytes, desk.store.rows) == (15, {})
