@@ -279,6 +279,27 @@ def test_an_exception_marks_every_span_it_leaves_and_failure_names_the_innermost
     assert desk.recorder.failure() == ("denoise/dit.block", 4, 9, 9)
 
 
+def test_the_first_step_is_a_step() -> None:
+    with at_work() as desk:
+        with pytest.raises(KeyError), span("denoise", step=0), span("dit.block"):
+            assert desk.recorder.beat().step == 0
+            desk.meter.alloc(9)
+            raise KeyError
+    assert [row["step"] for row in desk.spans.values()] == [0, 0]
+    assert desk.recorder.failure() == ("denoise/dit.block", 0, 9, 9)
+
+
+def test_what_the_device_had_in_use_when_the_exception_came() -> None:
+    with at_work() as desk:
+        assert desk.recorder.device_used_at_failure() is None
+        with pytest.raises(KeyError), span("denoise"), span("dit.block"):
+            desk.meter.alloc(9)
+            raise KeyError
+        used = desk.recorder.beat().device_used_bytes
+        desk.meter.alloc(90)
+    assert desk.recorder.device_used_at_failure() == used > 0
+
+
 def test_a_span_that_tidies_up_behind_an_exception_does_not_hide_it() -> None:
     with at_work() as desk, pytest.raises(KeyError), span("denoise"):
         try:
