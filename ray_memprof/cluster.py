@@ -11,6 +11,7 @@ Our own Ray is local and private: RAY_ADDRESS and running clusters are not looke
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -29,7 +30,7 @@ from ray import exceptions
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_memprof import node_tasks, resources
+from ray_memprof import node_tasks, own_ray, resources
 from ray_memprof.awake import AwakeClock
 from ray_memprof.collect import Remote
 from ray_memprof.crew import Address, Crew
@@ -41,7 +42,7 @@ from ray_memprof.places import node_names, rank_order, rank_plans
 from ray_memprof.plan import RankFacts
 from ray_memprof.preflight import describe, gaps
 from ray_memprof.rank import CONTROL, Prepared, Rank
-from ray_memprof.ray_words import first_line
+from ray_memprof.ray_words import first_line, in_one_line
 from ray_memprof.record import Elsewhere, Record
 from ray_memprof.verdict import Verdict, log_name, name_ranks
 from wan.errors import WanError
@@ -132,17 +133,29 @@ class Cluster:
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
+        own_ray.stay_on_loopback(config.address is None)
+        folder = own_ray.temp_dir() if config.address is None else None
         try:
             if config.address not in (None, "auto"):
                 _check_listens(config.address)
             # Ranks write logs of their own; what Ray would forward is folded and mixed.
             ray.init(
-                address=config.address or "local", logging_level=logging.ERROR, log_to_driver=False, **own
+                address=config.address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=folder,
+                **own,
             )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except SystemExit as error:
+            # Ray has set a handler of its own by then, which ends the process.
+            raise Interrupted(signal.SIGTERM) from error
+        except (
+            Exception
+        ) as error:  # of any class: a process of Ray's that does not come up is a bare Exception
             where = f"ray.address {config.address}" if config.address else "a Ray of our own"
-            reason = f"{where} could not be reached: {first_line(error)}"
-            raise StartFailed(reason, hint=_ray_hint(config.address)) from error
+            verb = "reached" if config.address else "started"
+            reason = f"{where} could not be {verb}: {in_one_line(error)}"
+            raise StartFailed(reason, hint=_ray_hint(config.address, own_ray.logs(folder))) from error
         # Ray has set a SIGTERM handler of its own.
         self._interrupts.install()
 
@@ -360,10 +373,11 @@ def _cause(error: Exception) -> str:
 def _setup_hint(error: Exception) -> str:
     if "ModuleNotFoundError" in str(error) or "ImportError" in str(error):
         return "every node needs this package and what it imports, in the Python that its Ray runs with"
-    return "Ray's own logs are in /tmp/ray/session_latest/logs of that node"
+    return "Ray's own logs are in session_latest/logs of its folder on that node: /tmp/ray, or that of our own Ray"
 
 
-def _ray_hint(address: str | None) -> str:
+def _ray_hint(address: str | None, logs: Path) -> str:
     if address is None:
-        return "Ray's own logs are in /tmp/ray/session_latest/logs"
+        said = own_ray.last_words(logs)
+        return f"{f'Ray said: {said}; its' if said else 'its'} logs are in {logs}"
     return "is it running there? `ray status` on that node tells; leave ray.address out for a Ray of our own"

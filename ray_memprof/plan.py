@@ -73,6 +73,8 @@ class Beat:
     allocated_bytes: int
     reserved_bytes: int
     device_used_bytes: int
+    problem: str = ""
+    """Why its recorder can write no more; "" where it can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

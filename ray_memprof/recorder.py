@@ -301,7 +301,7 @@ class Recorder:
         """A sign of life, from any thread."""
         # No lock: it may be held by a flush that waits for the disk. So the list is looked at once.
         record = next(iter(self._open[-1:]), None)
-        reading = self._last
+        reading, scribe = self._last, self._scribe
         return Beat(
             rank=self._rank,
             sequence=self._sequence,
@@ -312,6 +312,7 @@ class Recorder:
             allocated_bytes=reading.allocated if reading else 0,
             reserved_bytes=reading.reserved if reading else 0,
             device_used_bytes=reading.device_used if reading else 0,
+            problem="" if scribe is None or scribe.error is None else str(scribe.error),
         )
 
     def failure(self) -> tuple[str, int, int, int] | None:

@@ -22,6 +22,7 @@ from ray_memprof.plan import Beat
 from ray_memprof.record import Record, verdict_of, verdict_of_bug
 from ray_memprof.store import LOGS_DIR, REPORT_FILE
 from ray_memprof.supervise import Limits, interruption, watch
+from ray_memprof.troubles import Troubles
 from ray_memprof.verdict import Verdict
 from wan.errors import WanError
 
@@ -35,10 +36,12 @@ def supervise(cluster: "Cluster", record: Record, live: Live, interrupts: Interr
     """Watch the ranks to their end, under the live table."""
     timeouts = record.config.ray.timeouts
     began, is_first = time.monotonic(), True
+    troubles = Troubles(record, live.say)
 
     def show(beats: Mapping[int, Beat]) -> None:
         nonlocal is_first
         live.update(beats.values())
+        troubles.look(beats.values())
         if is_first and any(beat.step >= 0 for beat in beats.values()):
             is_first = False
             from_launch_s = (time.time_ns() - record.folder.facts["start_ns"]) / 1e9

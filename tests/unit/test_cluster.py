@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from ray_memprof import cluster as cluster_module
 from ray_memprof import node_tasks
 from ray_memprof.cluster import Cluster
 from ray_memprof.config import RunConfig
-from ray_memprof.interrupts import Interrupts
+from ray_memprof.errors import StartFailed
+from ray_memprof.interrupts import Interrupted, Interrupts
 from ray_memprof.live import Live
 from ray_memprof.plan import RankFacts
 from ray_memprof.rank import Prepared
@@ -111,3 +113,56 @@ def test_nobody_asks_a_node_that_is_lost(cluster: Cluster, monkeypatch: pytest.M
     assert [(one.where, one.ranks) for one in remotes] == [("host-b:/scratch/x", (2, 3))]
     with pytest.raises(Exception, match="the node is lost"):
         next(iter(remotes[0].chunks))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            # What Ray raises where a raylet does not come up within 30 s: a class of no name.
+            Exception(
+                "The current node timed out during startup. This could happen because\nthe raylet failed."
+            ),
+            "The current node timed out during startup. This could happen because the raylet failed.",
+        ),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (
+            FileNotFoundError(2, "No such file or directory", "raylet"),
+            "[Errno 2] No such file or directory: 'raylet'",
+        ),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_told_in_a_line(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, reason: str
+) -> None:
+    def init(**options: Any) -> None:
+        logs = Path(options["_temp_dir"], "session_latest", "logs")
+        logs.mkdir(parents=True)
+        (logs / "raylet.err").write_text("bind: Address already in use\n")
+        raise error
+
+    monkeypatch.setattr(cluster_module.ray, "init", init)
+    monkeypatch.setattr(cluster_module.own_ray, "stay_on_loopback", lambda is_own: None)
+    monkeypatch.setattr(cluster_module.own_ray, "temp_dir", lambda: str(tmp_path / "ray"))
+    with pytest.raises(StartFailed) as raised:
+        cluster._connect()
+    assert raised.value.exit_code == 22
+    assert str(raised.value) == f"a Ray of our own could not be started: {reason}"
+    logs = tmp_path / "ray" / "session_latest" / "logs"
+    assert raised.value.hint == f"Ray said: bind: Address already in use; its logs are in {logs}"
+
+
+def test_sigterm_while_ray_starts_is_an_interruption(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN the handler that Ray has set by then, which ends the process with 1."""
+
+    def init(**options: Any) -> None:
+        raise SystemExit(1)
+
+    monkeypatch.setattr(cluster_module.ray, "init", init)
+    monkeypatch.setattr(cluster_module.own_ray, "stay_on_loopback", lambda is_own: None)
+    with pytest.raises(Interrupted) as raised:
+        cluster._connect()
+    assert raised.value.number == 15
