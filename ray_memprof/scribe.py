@@ -190,6 +190,8 @@ class Scribe:
     def _write_events(self, batch: Batch) -> None:
         self.replay.configure(batch.settings)
         columns = self.replay.feed(batch.events)
+        if batch.times is not None:
+            columns.t_ns = batch.times.ours(columns.t_ns)
         rows = {name: getattr(columns, name) for name in type(columns).__slots__}
         if self._stacks is None:
             del rows["stack_id"]
