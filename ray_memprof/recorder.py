@@ -8,14 +8,17 @@ model; what stops the writing (a full disk) is raised when recording() ends. Two
 70 us on one GPU, 150 in a rank of four. Events are drained in batches of some ten thousand, 0.6 to 0.9 us each.
 """
 
+import os
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ray_memprof.categories import category_of, component_of, stage_of
+from ray_memprof.clock import Clock
 from ray_memprof.ledger import Ledger
 from ray_memprof.meters import Meter, Reading
 from ray_memprof.plan import Beat, RankPlan, ReplayCheck
@@ -24,8 +27,11 @@ from ray_memprof.scribe import Collective, Parcel, Sample, Scribe, SpanRecord, S
 from wan.spans import Attribute, listening
 
 if TYPE_CHECKING:
-    from ray_memprof.device import Device
+    from ray_memprof.device import Device, OwnShare
 
+_TRIES = 3
+"""Times that figures of the allocator and of the driver are read until they are of one moment."""
+_MOST_PROBLEMS = 100
 DRAIN_EVENTS = 16_384
 """Events that may wait before a span boundary takes them: 10 to 15 ms of pause."""
 LATE_NS = 1_000_000_000
@@ -50,10 +56,16 @@ class Recorder:
         rank: whose spans these are.
         meter: where bytes are read.
         scribe: where rows go; None: nothing is kept, beats alone are given.
+        share: tells what this process holds of the device; None: samples alone tell of others.
     """
 
-    def __init__(self, rank: int, meter: Meter, scribe: Scribe | None) -> None:
-        self._rank, self._meter, self._scribe = rank, meter, scribe
+    def __init__(
+        self, rank: int, meter: Meter, scribe: Scribe | None, *, share: "OwnShare | None" = None
+    ) -> None:
+        self._rank, self._meter, self._scribe, self._share = rank, meter, scribe, share
+        self._problems: dict[str, None] = {}
+        self._outside: int | None = None
+        self._others_began = 0
         self._ledger = Ledger()
         self._open: list[SpanRecord] = []
         self._parcel = Parcel()
@@ -156,6 +168,7 @@ class Recorder:
     def _read(self, account: str = "", *, look: Callable[[], Reading] | None = None) -> Reading:
         """A reading, with what changed since the last one put down to the innermost open span."""
         reading = (look or self._measure)()
+        self._look_at_others(reading)
         record = self._open[-1] if self._open else None
         if record is not None:
             record.note_reading(reading)
@@ -171,6 +184,41 @@ class Recorder:
         )
         self._last = reading
         return reading
+
+    def _look_at_others(self, reading: Reading) -> None:
+        """Where memory outside the allocator has changed, ask whose it is: the last sample may be older than that."""
+        outside = reading.device_used - reading.reserved
+        if self._share is None or outside == self._outside:
+            return
+        for _ in range(_TRIES):
+            own = self._share.read(reading.reserved, is_on=self._meter.is_on)
+            if own is None:
+                self._others = None
+                if self._meter.is_on and self._outside is not None:
+                    self.problem(
+                        "the driver does not tell what this process holds of its device (a container, MIG): what "
+                        "others took meanwhile may be booked to nccl or libraries"
+                    )
+                break
+            now = self._meter.peek()
+            if now.reserved == reading.reserved:
+                self._others = max(0, outside - (own - now.reserved))
+                break
+            # Another thread allocated meanwhile: these are figures of two moments.
+            reading = now
+        else:
+            return  # asked again at the next boundary
+        self._outside = outside
+
+    def problem(self, text: str) -> None:
+        """Note what is wrong with the recording; from any thread."""
+        if len(self._problems) < _MOST_PROBLEMS:
+            self._problems[text] = None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was wrong with the recording so far."""
+        return tuple(self._problems)
 
     def _settle(self, began: int) -> None:
         """Flush if it is time, and note what recording cost since `began`."""
@@ -220,6 +268,7 @@ class Recorder:
         began = time.perf_counter_ns()
         with self._lock:
             reading = self._read()
+            self._others_began = self._ledger.others
             self._spend(began)
             return reading
 
@@ -231,6 +280,7 @@ class Recorder:
         with self._lock:
             reading = self._read("nccl")
             grown = (reading.device_used - reading.reserved) - (before.device_used - before.reserved)
+            grown -= self._ledger.others - self._others_began
             self._parcel.collectives.append(
                 Collective(
                     start_ns=before.t_ns,
@@ -255,7 +305,8 @@ class Recorder:
         """
         is_due = time.monotonic() - self._last_flush >= 2 * FLUSH_S and self._meter.answers()
         with self._lock:
-            self._others = sample.others_used_bytes
+            if self._share is None:
+                self._others = sample.others_used_bytes
             self._parcel.samples.append(sample)
             self._sampled_ns = max(self._sampled_ns, sample.t_ns)
             for record in reversed(self._parcel.spans):
@@ -377,14 +428,18 @@ class Recorder:
 
 
 @contextmanager
-def recording(plan: RankPlan) -> Iterator[Recorder]:
+def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
     """Record what runs inside the block on this thread, as the plan's configuration asks.
+
+    Args:
+        plan: of the rank.
+        clock: that the plan's clock_offset_ns was measured for; None: one made now.
 
     Raises:
         DiskFull: what was measured could not all be written.
     """
     from ray_memprof.collectives import watching
-    from ray_memprof.device import open_device
+    from ray_memprof.device import OwnShare, is_contained, open_device
     from ray_memprof.sampler import sampling
 
     on_cuda = plan.config.model.device != "cpu"
@@ -393,18 +448,31 @@ def recording(plan: RankPlan) -> Iterator[Recorder]:
         if on_cuda
         else nullcontext() as device
     ):
-        meter = _meter(plan, device)
-        recorder = Recorder(plan.rank, meter, _scribe(plan, meter))
+        clock = (clock or Clock()).ahead(plan.clock_offset_ns)
+        meter = _meter(plan, device, clock)
+        share = None
+        if device is not None:
+            share = OwnShare(device, os.getpid(), is_contained=is_contained())
+        recorder = Recorder(plan.rank, meter, _scribe(plan, meter), share=share)
         recorder.start()
+        samples = sampling(
+            recorder.tick,
+            meter,
+            device,
+            plan.config.logging.sample_interval_s,
+            clock=clock,
+            tick_old=partial(recorder.tick, is_whole=False),
+            problem=recorder.problem,
+        )
         try:
-            with sampling(recorder.tick, meter, device, plan.config.logging.sample_interval_s):
+            with samples:
                 with listening(recorder), watching(recorder):
                     yield recorder
         finally:
             recorder.close()
 
 
-def _meter(plan: RankPlan, device: "Device | None") -> Meter:
+def _meter(plan: RankPlan, device: "Device | None", clock: Clock) -> Meter:
     from ray_memprof.workload import device_name
 
     level, name = plan.config.logging.level, device_name(plan)
@@ -412,11 +480,12 @@ def _meter(plan: RankPlan, device: "Device | None") -> Meter:
     if name == "cpu":
         from ray_memprof.meters.host import HostMeter
 
-        return HostMeter(events=has_events)
+        return HostMeter(events=has_events, clock=clock)
     from ray_memprof.meters.cuda import CudaMeter
 
     index = int(name.partition(":")[2] or 0)
-    return CudaMeter(index, events=has_events, stacks=has_events and level == "stack", device=device)
+    stacks = has_events and level == "stack"
+    return CudaMeter(index, events=has_events, stacks=stacks, device=device, clock=clock)
 
 
 def _scribe(plan: RankPlan, meter: Meter) -> Scribe | None:

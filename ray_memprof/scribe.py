@@ -195,7 +195,10 @@ class Scribe:
 
     def _write_events(self, batch: Batch) -> None:
         self.replay.configure(batch.settings)
-        self._append_events(self.replay.feed(batch.events))
+        columns = self.replay.feed(batch.events)
+        if batch.times is not None:
+            columns.t_ns = batch.times.ours(columns.t_ns)
+        self._append_events(columns)
         self._check(batch)
 
     def _append_events(self, columns: Columns) -> None:

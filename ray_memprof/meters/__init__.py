@@ -9,6 +9,8 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ray_memprof.clock import WallTimes
+
 PEAK_RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
 """Of torch._C: each way to let the allocator's peaks begin anew ends in one of them."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -46,6 +48,8 @@ class Batch:
     were lost. -1: no counter."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The allocator's settings, as a snapshot names them."""
+    times: WallTimes | None = None
+    """How the times of its events, told by the host's wall clock, become ours; None: they are."""
 
 
 class HostRss:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ray_memprof.clock import Clock
 from ray_memprof.device import Device
 from ray_memprof.frames import Moves
 from ray_memprof.meters import PEAK_RESETS, Batch, HostRss, Reading
@@ -34,13 +35,21 @@ class CudaMeter:
         events: record allocator events.
         stacks: record a Python stack with each allocation (23 us an event when drained).
         device: the same device through NVML, for what is in use before CUDA starts; None: zeros until then.
+        clock: tells the time.
     """
 
     source = "cuda"
 
     def __init__(
-        self, index: int, *, events: bool, stacks: bool = False, device: Device | None = None
+        self,
+        index: int,
+        *,
+        events: bool,
+        stacks: bool = False,
+        device: Device | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock, self._drained_ns = clock or Clock(), 0
         self.has_events = events
         self._index, self._stacks, self._device = index, stacks, device
         self._is_on = self._is_started = False
@@ -135,13 +144,13 @@ class CudaMeter:
         host_rss = self._host_rss.read()
         if not self._is_on:
             used = 0 if self._device is None else self._device.used_bytes()
-            return Reading(time.time_ns(), 0, 0, 0, used, host_rss, 0, 0, 0, 0, 0, 0)
+            return Reading(self._clock.now_ns(), 0, 0, 0, used, host_rss, 0, 0, 0, 0, 0, 0)
         stats = torch._C._cuda_memoryStats(self._index)
         allocated, reserved, active = (stats[name]["all"]["current"] for name in _CURVES)
         peaks = (-1, -1, -1) if self.has_events else self._tops(stats)
         return Reading(
             # Last: while the allocator talks to the driver, the counters may come seconds after they were asked for.
-            t_ns=time.time_ns(),
+            t_ns=self._clock.now_ns(),
             allocated=allocated,
             reserved=reserved,
             active=active,
@@ -212,7 +221,10 @@ class CudaMeter:
         if not (self._is_on and self.has_events) or (not is_safe and self._num_taken > MAX_KEPT_EVENTS):
             return Batch([], None)
         before = self._counters()
+        # Before the copy: torch draws its line as it begins, and the copy may take long.
+        times = self._clock.times(self._drained_ns)
         snapshot = torch._C._cuda_memorySnapshot(None)
+        self._drained_ns = times.now_ns
         trace = snapshot["device_traces"][self._index]
         events = trace[self._num_taken :]
         self._num_taken = 0 if is_safe else len(trace)
@@ -225,6 +237,7 @@ class CudaMeter:
             after if before == after else None,
             before.num_allocs - self._base_allocs,
             snapshot.get("allocator_settings", {}),
+            times,
         )
 
     def _counters(self) -> Reading:

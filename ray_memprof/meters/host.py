@@ -5,7 +5,6 @@ NumPy array, a mapped file) is not counted. A buffer that one operation makes an
 """
 
 import threading
-import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from ray_memprof.clock import Clock
 from ray_memprof.meters import Batch, HostRss, Reading
 
 
@@ -31,11 +31,12 @@ class HostMeter(TorchDispatchMode):
     Args:
         events: keep an event for each storage made or freed.
         source: cpu for real tensors, predicted for fake ones.
+        clock: tells the time.
     """
 
-    def __init__(self, *, events: bool, source: str = "cpu") -> None:
+    def __init__(self, *, events: bool, source: str = "cpu", clock: Clock | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.source, self.has_events = source, events
+        self.source, self.has_events, self._clock = source, events, clock or Clock()
         self._allocated = self._peak = self._whole_peak = self._num_allocs = 0
         self._sizes: dict[int, int] = {}
         self._numbers: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
@@ -131,7 +132,7 @@ class HostMeter(TorchDispatchMode):
                     "addr": number,
                     "size": size,
                     "stream": 0,
-                    "time_us": time.time_ns() // 1000,
+                    "time_us": self._clock.now_ns() // 1000,
                     "user_metadata": self._stamp,
                 }
             )
@@ -148,7 +149,7 @@ class HostMeter(TorchDispatchMode):
         host_rss = self._host_rss.read()
         with self._lock:
             live, peak = self._allocated, -1 if self.has_events else self._peak
-            now, num_allocs = time.time_ns(), self._num_allocs
+            now, num_allocs = self._clock.now_ns(), self._num_allocs
         return Reading(now, live, live, live, host_rss, host_rss, peak, peak, peak, num_allocs, 0, 0)
 
     def peaks(self) -> tuple[int, int]:
