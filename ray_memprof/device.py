@@ -6,6 +6,7 @@
 nvidia-smi shows the same numbers. Where there is no driver, open_device gives None.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,10 +89,12 @@ def open_device(*, uuid: str = "", index: int = -1) -> Iterator[Device | None]:
     if nvml is None:
         yield None
         return
+    pid = os.getpid()
     try:
         yield _found(nvml, uuid, index)
     finally:
-        nvml.nvmlShutdown()
+        if os.getpid() == pid:  # a forked child leaves this block too, and may not ask the driver
+            nvml.nvmlShutdown()
 
 
 # Not inside open_device: what its block raises would be told as raised while an NVMLError was handled.

@@ -21,7 +21,7 @@ def sampling(
     tick: Callable[[Sample], None], meter: Meter, device: Device | None, interval_s: float
 ) -> Iterator[None]:
     """Call `tick` with a sample every `interval_s` seconds while the block runs."""
-    done = threading.Event()
+    done, pid = threading.Event(), os.getpid()
 
     def work() -> None:
         last = meter.peek()
@@ -35,8 +35,9 @@ def sampling(
     try:
         yield
     finally:
-        done.set()
-        thread.join()
+        if os.getpid() == pid:  # a forked child leaves this block too: the thread is not there
+            done.set()
+            thread.join()
 
 
 def sample(reading: Reading, device: Device | None) -> Sample:
