@@ -54,6 +54,24 @@ def test_nothing_delivered_is_nothing_written() -> None:
     assert (scribe.num_checks, scribe.max_error_bytes, scribe.num_lost_events) == (0, 0, 0)
 
 
+def test_what_was_held_when_recording_began_has_rows_before_the_events() -> None:
+    block = {"address": 0, "size": MIB, "requested_size": 7, "state": "active_allocated"}
+    rest = {"address": MIB, "size": MIB, "state": "inactive"}
+    base = [
+        {"address": 0, "total_size": 2 * MIB, "stream": 0, "is_expandable": False, "blocks": [block, rest]}
+    ]
+    first = Parcel(base=base, base_ns=40, batch=Batch([event("alloc", MIB, 700)], None))
+    scribe, store = written(first, replay=BlockReplay())
+    rows = store.rows["allocs"]
+    names = ("seq", "t_ns", "action", "size_bytes", "requested_bytes", "category")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        (-2, 40, "segment_alloc", 2 * MIB, 2 * MIB, "before"),
+        (-1, 40, "alloc", MIB, 7, "before"),
+        (0, 1000, "alloc", 1024, 700, "activation"),
+    ]
+    assert (scribe.replay.num_events, scribe.replay.allocated_peak) == (1, MIB + 1024)
+
+
 def test_an_empty_parcel_writes_nothing_and_one_that_asks_for_it_seals() -> None:
     _, store = written(Parcel(), Parcel(batch=Batch([], reading())), Parcel(seal=True))
     assert (store.rows, store.num_seals) == ({}, 1)
