@@ -37,7 +37,7 @@ def log_writer(stream: TextIO | None) -> TextIO | None:
     except (OSError, ValueError, AttributeError):
         return stream
     return io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        io.BufferedWriter(raw),  # type: ignore[type-var] # its write() takes what any file's does
         encoding=stream.encoding or "utf-8",
         errors=stream.errors or "backslashreplace",
         line_buffering=True,
