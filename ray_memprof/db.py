@@ -133,6 +133,16 @@ def _write(run_dir: Path, target: Path) -> None:
             database.unlink(missing_ok=True)
 
 
+def limits(run_dir: Path) -> list[str]:
+    """What other clients cannot do with run.duckdb where it lies, as lines for people; most often none."""
+    if _PARTS_FOLDERS not in str(run_dir.absolute()):
+        return []
+    return [
+        f"DuckDB opens no database below a folder with a backslash in its name: {run_dir / DATABASE_FILE} is whole "
+        "and can be opened once it is moved; ray-memprof asks the run where it is"
+    ]
+
+
 def _plain(run_dir: Path, letters: str = _PARTS_FOLDERS) -> Path:
     """A folder with the tables of the run and none of `letters` in its path: its own, or one with a link to them."""
     if not set(letters) & set(str(run_dir)):

@@ -126,6 +126,7 @@ def write(record: Record, live: Live) -> None:
         record.note()
         write_driver_tables(run_dir, record.run_row(), record.rank_rows())
         db.build(run_dir)
+        record.problems += db.limits(run_dir)
         # Before anything that is larger: figures are told even where a report cannot be written.
         record.figures = summary_lines(run_dir)
         memory_events.write(run_dir)

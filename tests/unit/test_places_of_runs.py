@@ -12,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from run_tables import blank, event, make_ranks, make_run, span
+from typer.testing import CliRunner
 
 from ray_memprof import db
+from ray_memprof.cli import app
 
 NAMES = (
     "rank=5/x",
@@ -62,7 +64,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in (0, 1)
     }
     return make_ranks(
-        make_run(tmp_path_factory.mktemp("runs") / "run", ranks), {}, {}, run_id="r", config=json.dumps({})
+        make_run(tmp_path_factory.mktemp("runs") / "run", ranks),
+        {},
+        {},
+        run_id="r",
+        **dict.fromkeys(("config", "environment", "versions"), "{}"),
     )
 
 
@@ -155,3 +161,48 @@ def test_folders_of_letters_that_mean_something_elsewhere(
     moved = put(plain, tmp_path / f"x{name}")
     with db.open_run(moved, LARGE) as connection:
         assert connection.execute(LARGE).fetchall() == expected[-1]
+
+
+def test_a_database_that_duckdb_cannot_open_where_it_lies_is_told() -> None:
+    assert db.limits(Path("/tmp/rank=7/a?b")) == []
+    assert db.limits(Path("/tmp/a\\b")) == [
+        "DuckDB opens no database below a folder with a backslash in its name: /tmp/a\\b/run.duckdb is whole "
+        "and can be opened once it is moved; ray-memprof asks the run where it is"
+    ]
+
+
+EXPORTS = (
+    ["--format", "perfetto", "--out", "x?[1].json.gz"],
+    ["--format", "snapshot", "--out", "a\\b{rank}"],
+    ["--format", "csv", "--out", "step=7"],
+    ["--format", "memory_events", "--out", "*.json"],
+)
+
+
+@pytest.mark.parametrize("name", ["rank=7/a?b [x]*'\"", "back\\slash{0} %s"])
+def test_every_command_where_names_look_like_syntax(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    work = tmp_path / name
+    for run_id in ("20260101-000000-aaaa", "20260101-000001-bbbb"):
+        put(plain, work / "profiler_logs" / "n" / run_id)
+    put(plain, tmp_path / "n" / "20260101-000000-aaaa")
+    runner = CliRunner()
+
+    def said(*arguments: str) -> str:
+        done = runner.invoke(app, arguments)
+        assert done.exit_code == 0, (arguments, done.output, done.exception)
+        return done.stdout
+
+    monkeypatch.chdir(work)
+    asked = said("query", "peak_by_rank", "latest")
+    assert said("diagnose", "n/20260101-000000-aaaa")
+    assert said("report", "latest") == f"report: {work}/profiler_logs/n/20260101-000001-bbbb/report.html\n"
+    side = ["compare", "n/20260101-000000-aaaa", "n/20260101-000001-bbbb", "--html", "c?{d}.html"]
+    assert "nothing moved" in said(*side) or Path("c?{d}.html").is_file()
+    for options in EXPORTS:
+        said("export", "latest", *options)
+        assert Path(options[-1]).exists()
+    assert Path("step=7/spans.csv").read_text().count("\n") == 5
+    monkeypatch.chdir(tmp_path)
+    assert said("query", "peak_by_rank", "n/20260101-000000-aaaa") == asked
