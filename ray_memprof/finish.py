@@ -50,7 +50,9 @@ def finish(run_dir: Path, copies: Sequence[Path] = (), *, address: str | None = 
     _note(record, gathered)
     if not table_dir(run_dir, "runs").is_dir():
         write_driver_tables(run_dir, record.run_row(), record.rank_rows())
-    return [*results.derived(run_dir, record.problems), f"report: {run_dir / REPORT_FILE}"]
+    lines = list(results.derived(run_dir, record.problems))
+    record.note_problems()
+    return [*lines, f"report: {run_dir / REPORT_FILE}"]
 
 
 def _record(run_dir: Path) -> Record:

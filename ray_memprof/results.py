@@ -10,7 +10,7 @@ Takes the Record of the run; leaves everything in its folder that is not written
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -132,13 +132,19 @@ def write(record: Record, live: Live) -> None:
     record.note()  # the seconds of this stage too
 
 
-def derived(run_dir: Path, problems: Sequence[str]) -> Iterator[str]:
-    """Write run.duckdb, memory_events.json and report.html from the tables of a run; yields what was measured."""
+def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
+    """Write run.duckdb, memory_events.json and report.html from the tables of a run; yields what was measured.
+
+    Args:
+        run_dir: of the run.
+        problems: what is missing of it; what its folder's place rules out is added.
+    """
     from ray_memprof import db, report
     from ray_memprof.exporters import memory_events
     from ray_memprof.summary import summary_lines
 
     db.build(run_dir)
+    problems += db.limits(run_dir)
     yield from summary_lines(run_dir)
     memory_events.write(run_dir)
     report.write(run_dir, problems)
