@@ -157,7 +157,9 @@ def _inexact(row: dict[str, Any]) -> str:
     who = f"rank {row['rank']}"
     if is_within(row):
         return f"{who} is right within {row['inexact_bytes']:,} bytes: a rule of the allocator is not known there"
-    return f"{who} is off by up to {row['max_error_bytes']:,} bytes, {row['num_lost_events']:,} events were lost"
+    return (
+        f"{who} is off by up to {row['max_error_bytes']:,} bytes, {row['num_lost_events']:,} events were lost"
+    )
 
 
 def _why_not(rows: list[dict[str, Any]]) -> str:
