@@ -9,7 +9,6 @@ Leaves a folder that says "running" until it is told otherwise, also when the la
 import json
 import os
 import secrets
-import socket
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -19,11 +18,8 @@ from typing import Any
 from ray_memprof.config import RunConfig, effective_yaml
 from ray_memprof.errors import PreflightFailed
 from ray_memprof.private_folder import private_folder, user_folder
-from ray_memprof.processes import is_alive, started
+from ray_memprof.standing import RUNNING, driver_facts
 from ray_memprof.store import CONFIG_FILE, LATEST_LINK, LOGS_DIR, RUN_FILE, disk_error
-
-RUNNING = "running"
-"""Status in run.json until the run has ended; what is left of a launcher that was killed."""
 
 
 @dataclass(slots=True)
@@ -55,7 +51,7 @@ class RunFolder:
                 num_ranks=config.num_ranks,
                 status=RUNNING,
                 start_ns=time.time_ns(),
-                launcher=_this_process(),
+                driver=driver_facts(),
             )
         except OSError as error:
             raise PreflightFailed(
@@ -69,13 +65,6 @@ class RunFolder:
         """The folder of a run that is there."""
         facts = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
         return cls(path, facts["run_id"], facts)
-
-    def is_going_on(self) -> bool:
-        """Whether the run has not ended and its launcher lives, as far as this host can tell."""
-        launcher = self.facts.get("launcher")
-        if self.facts["status"] != RUNNING or launcher is None or launcher["host"] != socket.gethostname():
-            return False
-        return is_alive(launcher["pid"], launcher["started"])
 
     def note(self, **facts: Any) -> None:
         """Add to run.json; a reader sees the old file or the new one. Raises DiskFull."""
@@ -93,11 +82,6 @@ class RunFolder:
         except OSError as error:
             raise disk_error("the driver", path, error) from error
         return path
-
-
-def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started": started(pid)}
 
 
 def is_run(path: Path, run_id: str) -> bool:

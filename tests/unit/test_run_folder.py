@@ -24,10 +24,10 @@ def test_new_folder(tmp_path: Path) -> None:
     assert folder.path == tmp_path / "test" / folder.run_id
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "logs", "run.json"]
     facts = json.loads((folder.path / "run.json").read_text())
-    start_ns, launcher = facts.pop("start_ns"), facts.pop("launcher")
+    start_ns, driver = facts.pop("start_ns"), facts.pop("driver")
     assert start_ns > 0
-    assert (launcher["host"], launcher["pid"]) == (socket.gethostname(), os.getpid())
-    assert launcher["started"] == started(os.getpid())
+    assert (driver["host"], driver["pid"]) == (socket.gethostname(), os.getpid())
+    assert driver["started"] == started(os.getpid())
     assert facts == {"run_id": folder.run_id, "name": "test", "num_ranks": 1, "status": "running"}
     assert yaml.safe_load((folder.path / "config.yaml").read_text())["name"] == "test"
     assert load_config(folder.path / "config.yaml").logging.output_dir == tmp_path
