@@ -24,10 +24,13 @@ its size alone is not known, by at most what was left. Those bytes, of all such 
 inexact_bytes.
 """
 
+from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Event, FreeBlocks, Segment
 
@@ -139,7 +142,9 @@ class BlockSizes:
     _all_segments: list[_Segment] = field(default_factory=list)
     """Those that are gone, too."""
     _untold: list[tuple[_Block, int]] = field(default_factory=list)
-    """Blocks that were freed before anything told, and the number of that event."""
+    """Blocks that were freed before anything told, and the number of that event; their pool may tell yet."""
+    _open_for_good: "array[int]" = field(default_factory=lambda: array("q"))
+    """The same where nothing can tell any more: first event, last event, and by how many bytes they may be off."""
     _decided: dict[int, int] = field(default_factory=dict)
     _num_events: int = 0
     _num_allocs: int = 0
@@ -349,7 +354,10 @@ class BlockSizes:
         size = block.size
         if block.least < block.most:
             self._close(block)
-            self._untold.append((block, self._num_events))
+            if block.by_pool:
+                self._untold.append((block, self._num_events))
+            else:
+                self._leave(block, self._num_events)
             size = block.most
         self._free.merge(address, size)
 
@@ -358,6 +366,12 @@ class BlockSizes:
         if start not in self._left:
             insort(self._left_starts, start)
         self._left[start] = self._behind[end] = block
+
+    def _leave(self, block: _Block, ended: int) -> None:
+        """Nothing tells what this one took."""
+        off = max(block.size - block.least, block.most - block.size)
+        self._open_for_good.extend((block.event, ended, off))
+        self._note(block, block.size)
 
     def _close(self, block: _Block) -> None:
         start, end = block.address + block.least, block.address + block.most
@@ -397,7 +411,6 @@ class BlockSizes:
                 at_end.pool = segment.get("pool")
         self._untold += [(block, self._num_events) for block in list(self._left.values())]
         by_pool = self._pools()
-        open_blocks = []
         for block, ended in self._untold:
             splits = None
             if block.by_pool and block.segment is not None:
@@ -405,13 +418,15 @@ class BlockSizes:
                 if splits is None and block.segment.pool is not None:
                     splits = by_pool.get(block.segment.pool)
             if splits is None:
-                open_blocks.append(
-                    (block.event, ended, max(block.size - block.least, block.most - block.size))
-                )
-                self._note(block, block.size)
+                self._leave(block, ended)
             else:
                 self._note(block, block.least if splits else block.most)
-        return Found(self._decided, _most(open_blocks), len(open_blocks), self._num_contradictions > 0)
+        return Found(
+            self._decided,
+            _most(self._open_for_good),
+            len(self._open_for_good) // 3,
+            self._num_contradictions > 0,
+        )
 
     def _survived(self, address: int, size: int) -> None:
         block = self._used.get(address)
@@ -475,11 +490,10 @@ def exact_size(requested: int) -> int:
     return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
 
 
-def _most(open_blocks: Iterable[tuple[int, int, int]]) -> int:
+def _most(open_blocks: "array[int]") -> int:
     """The largest sum of bytes of blocks (first event, last event, bytes) that lived at the same time."""
-    steps = sorted(step for first, last, size in open_blocks for step in ((first, size), (last + 1, -size)))
-    most = now = 0
-    for _, size in steps:
-        now += size
-        most = max(most, now)
-    return most
+    first, last, sizes = np.array(open_blocks, np.int64).reshape(-1, 3).T
+    steps = np.concatenate((sizes, -sizes))
+    # At one event what ends goes last: both may count in that moment.
+    order = np.lexsort((-steps, np.concatenate((first, last))))
+    return int(np.cumsum(steps[order]).max(initial=0))

@@ -95,6 +95,7 @@ def import_(
     output_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("profiler_logs"),
 ) -> None:
     """Make a run of memory snapshots that torch.cuda.memory._dump_snapshot wrote."""
+    from ray_memprof import db
     from ray_memprof.importers.torch_snapshot import import_snapshots
     from ray_memprof.run_folder import new_run_id, point
     from ray_memprof.store import LATEST_LINK, REPORT_FILE
@@ -103,7 +104,7 @@ def import_(
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"--name {name!r} names a folder: letters, digits, '.', '-' and '_'")
         run_dir = (output_dir / name / new_run_id()).absolute()
-        for line in import_snapshots(files, run_dir, name):
+        for line in (*import_snapshots(files, run_dir, name), *db.limits(run_dir)):
             sys.stderr.write(f"warning: {line}\n")
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")

@@ -11,10 +11,12 @@ Our own Ray is local and private: RAY_ADDRESS and running clusters are not looke
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,8 +31,9 @@ from ray import exceptions
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_memprof import node_tasks, resources
+from ray_memprof import node_tasks, own_ray, resources
 from ray_memprof.awake import AwakeClock
+from ray_memprof.clock import Clock, kernel, offset
 from ray_memprof.collect import Remote
 from ray_memprof.crew import Address, Crew
 from ray_memprof.environment import forwarded
@@ -41,7 +44,7 @@ from ray_memprof.places import node_names, rank_order, rank_plans
 from ray_memprof.plan import RankFacts
 from ray_memprof.preflight import describe, gaps
 from ray_memprof.rank import CONTROL, Prepared, Rank
-from ray_memprof.ray_words import first_line
+from ray_memprof.ray_words import first_line, in_one_line
 from ray_memprof.record import Elsewhere, Record
 from ray_memprof.verdict import Verdict, log_name, name_ranks
 from wan.errors import WanError
@@ -51,6 +54,13 @@ OBJECT_STORE_BYTES = 512 * 2**20
 _POLL_S = 0.2
 _SAY_EVERY_S = 10.0
 _CONNECT_S = 10.0
+_NOT_THERE = (
+    "is it running there? `ray status` on that node tells; leave ray.address out for a Ray of our own"
+)
+_CLOCK_TRIPS = 7
+"""Times that a host is asked for its time: the quickest round trip takes well under a millisecond."""
+_CLOCK_SAID_NS = 100_000_000
+"""A clock that is off by less is nothing to tell people of."""
 _SEAL_S = 1.5
 """For ranks to write down what they hold, before they are killed. What they wrote earlier is safe without."""
 
@@ -88,7 +98,11 @@ class Cluster:
             self.nodes = node_names(self.facts)
         self._record.facts = self.facts
         folder = self._record.folder
-        plans = rank_plans(self.facts, self.config, folder.run_id, folder.path, forwarded(os.environ))
+        self._record.clock_offsets_ns = self._clock_offsets()
+        plans = [
+            replace(plan, clock_offset_ns=self._record.clock_offsets_ns[plan.rank])
+            for plan in rank_plans(self.facts, self.config, folder.run_id, folder.path, forwarded(os.environ))
+        ]
         with self._live.stage("torch"):
             self.prepared = self._all("prepare", [(plan,) for plan in plans])
         self._record.environment, self._record.checks = self.prepared[0].environment, self.prepared[0].checks
@@ -112,6 +126,33 @@ class Cluster:
         ours = ray.get_runtime_context().get_node_id()
         return {rank: places[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
 
+    def _clock_offsets(self) -> dict[int, int]:
+        """What each rank's clock is ahead of ours, in ns; ranks of one kernel have one clock."""
+        clock, offsets = Clock(), dict[int, int]()
+        known = {kernel() or ray.get_runtime_context().get_node_id(): 0}
+        for rank, (one, actor) in enumerate(zip(self.facts, self._actors, strict=True)):
+            host = one.kernel or one.node_id
+            if host not in known:
+                known[host] = self._clock_offset(rank, actor, clock)
+            offsets[rank] = known[host]
+        return offsets
+
+    def _clock_offset(self, rank: int, actor: Any, clock: Clock) -> int:
+        limit_s = self.config.ray.timeouts.init_s
+
+        def ask() -> int:
+            self._check_interrupts()
+            with _explained(rank, ranked=True):
+                return int(ray.get(actor.now_ns.remote(), timeout=limit_s))
+
+        found = offset(clock, ask, _CLOCK_TRIPS)
+        if abs(found.ns) > max(_CLOCK_SAID_NS, found.error_ns):
+            self._live.say(
+                f"  the clock of {self.nodes[rank]} is {found.ns / 1e9:+.3f} s (within {found.error_ns / 1e6:.1f} ms) "
+                "ahead of this host's; it is taken out of all times"
+            )
+        return found.ns
+
     @property
     def home(self) -> str:
         """Our own node, by name; "" where no rank is on it."""
@@ -132,17 +173,29 @@ class Cluster:
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
+        own_ray.stay_on_loopback(config.address is None)
+        folder = own_ray.temp_dir() if config.address is None else None
         try:
             if config.address not in (None, "auto"):
                 _check_listens(config.address)
             # Ranks write logs of their own; what Ray would forward is folded and mixed.
             ray.init(
-                address=config.address or "local", logging_level=logging.ERROR, log_to_driver=False, **own
+                address=config.address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=folder,
+                **own,
             )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except SystemExit as error:
+            # Ray has set a handler of its own by then, which ends the process.
+            raise Interrupted(signal.SIGTERM) from error
+        except (
+            Exception
+        ) as error:  # of any class: a process of Ray's that does not come up is a bare Exception
             where = f"ray.address {config.address}" if config.address else "a Ray of our own"
-            reason = f"{where} could not be reached: {first_line(error)}"
-            raise StartFailed(reason, hint=_ray_hint(config.address)) from error
+            verb = "reached" if config.address else "started"
+            reason = f"{where} could not be {verb}: {in_one_line(error)}"
+            raise StartFailed(reason, hint=_ray_hint(config.address, own_ray.logs(folder))) from error
         # Ray has set a SIGTERM handler of its own.
         self._interrupts.install()
 
@@ -312,7 +365,7 @@ def joined_ray(address: str) -> Iterator[None]:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise StartFailed(
-            f"Ray at {address} could not be reached: {first_line(error)}", hint=_ray_hint(address)
+            f"Ray at {address} could not be reached: {first_line(error)}", hint=_NOT_THERE
         ) from error
     try:
         yield
@@ -360,10 +413,11 @@ def _cause(error: Exception) -> str:
 def _setup_hint(error: Exception) -> str:
     if "ModuleNotFoundError" in str(error) or "ImportError" in str(error):
         return "every node needs this package and what it imports, in the Python that its Ray runs with"
-    return "Ray's own logs are in /tmp/ray/session_latest/logs of that node"
+    return "Ray's own logs are in session_latest/logs of its folder on that node: /tmp/ray, or that of our own Ray"
 
 
-def _ray_hint(address: str | None) -> str:
+def _ray_hint(address: str | None, logs: Path) -> str:
     if address is None:
-        return "Ray's own logs are in /tmp/ray/session_latest/logs"
-    return "is it running there? `ray status` on that node tells; leave ray.address out for a Ray of our own"
+        said = own_ray.last_words(logs)
+        return f"{f'Ray said: {said}; its' if said else 'its'} logs are in {logs}"
+    return _NOT_THERE

@@ -36,6 +36,8 @@ NEVER_FORWARDED = ("CUDA_VISIBLE_DEVICES",)
 _SECRET = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD"))
 _FLIGHT_RECORDS = 2000
 """Collectives that the flight recorder of NCCL keeps: torch's own default, written down so that 0 does not slip in."""
+_LOOPBACK = "lo"
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -81,6 +83,8 @@ def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
         # torch appends the rank.
         "TORCH_FR_DUMP_TEMP_FILE": records,
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": records,
+        # Ranks of one node meet where nobody else can knock; their data go by shared memory and NVLink all the same.
+        **(dict.fromkeys(_INTERFACES, _LOOPBACK) if plan.num_nodes == 1 else {}),
         # Else CUDA puts the fastest GPU first, and index 0 is another one than NVML's and Ray's.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         **sockets,

@@ -31,7 +31,7 @@ def outcome_of(
     if isinstance(error, SystemExit) and error.code in (None, 0):
         return Outcome(rank=rank, status="ok")
     path, step, allocated, reserved = failure or ("", -1, 0, 0)
-    short = None if isinstance(error, RunError) else shortage_of(error)
+    short = None if isinstance(error, RunError) else shortage_of(error, free_bytes)
     status, code, reason = _meaning(error, short)
     if status == "oom" and not isinstance(error, DeviceMemoryError):
         assert short is not None

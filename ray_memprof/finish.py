@@ -19,7 +19,8 @@ from ray_memprof.config import RunConfig, load_config
 from ray_memprof.errors import EXIT_KILLED, ConfigError, StartFailed
 from ray_memprof.plan import RankFacts
 from ray_memprof.record import Elsewhere, Record
-from ray_memprof.run_folder import RUNNING, RunFolder
+from ray_memprof.run_folder import RunFolder
+from ray_memprof.standing import RUNNING, standing
 from ray_memprof.store import CONFIG_FILE, REPORT_FILE, TABLES_DIR, manifest_path, table_dir
 from ray_memprof.verdict import Verdict, name_ranks
 
@@ -50,17 +51,22 @@ def finish(run_dir: Path, copies: Sequence[Path] = (), *, address: str | None = 
     _note(record, gathered)
     if not table_dir(run_dir, "runs").is_dir():
         write_driver_tables(run_dir, record.run_row(), record.rank_rows())
-    return [*results.derived(run_dir, record.problems), f"report: {run_dir / REPORT_FILE}"]
+    lines = list(results.derived(run_dir, record.problems))
+    record.note_problems()
+    return [*lines, f"report: {run_dir / REPORT_FILE}"]
 
 
 def _record(run_dir: Path) -> Record:
     """What the launcher knew, from run.json."""
     folder = RunFolder.open(run_dir)
     facts = folder.facts
-    if folder.is_going_on():
+    now = standing(run_dir)
+    if now is not None and now.status == RUNNING:
+        driver = facts.get("driver", {})
         raise ConfigError(
-            f"{run_dir.parent.name}/{run_dir.name} is going on: its launcher is process {facts['launcher']['pid']}",
-            hint="it writes the report itself when it ends",
+            f"{run_dir.parent.name}/{run_dir.name} is {now.text}: its launcher is process {driver.get('pid', '?')} "
+            f"on {driver.get('host', 'a host that is not known')}",
+            hint="it writes the report itself when it ends; whether it lives is known on that host alone",
         )
     record = Record(
         load_config(run_dir / CONFIG_FILE),

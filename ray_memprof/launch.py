@@ -69,7 +69,7 @@ def main(
 
 def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
     """One run, from its folder to its report; returns the exit code and the folder."""
-    from ray_memprof import results
+    from ray_memprof import own_ray, results
     from ray_memprof.collect import gather
     from ray_memprof.interrupts import Interrupts
     from ray_memprof.live import Live
@@ -83,6 +83,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
         with results.ending(record, live, interrupts):
             for line in check_driver(config, record.folder.path):
                 live.say(f"warning: {line}")
+            own_ray.guard(config.ray.address)
             from ray_memprof.cluster import Cluster  # imports Ray
 
             # Settled inside: taking the cluster down may take longer than who leaves at once has patience.

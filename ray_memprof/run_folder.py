@@ -9,7 +9,6 @@ Leaves a folder that says "running" until it is told otherwise, also when the la
 import json
 import os
 import secrets
-import socket
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -18,12 +17,9 @@ from typing import Any
 
 from ray_memprof.config import RunConfig, effective_yaml
 from ray_memprof.errors import PreflightFailed
-from ray_memprof.processes import is_alive, started
+from ray_memprof.private_folder import private_folder, user_folder
+from ray_memprof.standing import RUNNING, driver_facts
 from ray_memprof.store import CONFIG_FILE, LATEST_LINK, LOGS_DIR, RUN_FILE, disk_error
-
-RUNNING = "running"
-"""Status in run.json until the run has ended; what is left of a launcher that was killed."""
-_NODE_FOLDER = "ray_memprof"
 
 
 @dataclass(slots=True)
@@ -55,7 +51,7 @@ class RunFolder:
                 num_ranks=config.num_ranks,
                 status=RUNNING,
                 start_ns=time.time_ns(),
-                launcher=_this_process(),
+                driver=driver_facts(),
             )
         except OSError as error:
             raise PreflightFailed(
@@ -69,13 +65,6 @@ class RunFolder:
         """The folder of a run that is there."""
         facts = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
         return cls(path, facts["run_id"], facts)
-
-    def is_going_on(self) -> bool:
-        """Whether the run has not ended and its launcher lives, as far as this host can tell."""
-        launcher = self.facts.get("launcher")
-        if self.facts["status"] != RUNNING or launcher is None or launcher["host"] != socket.gethostname():
-            return False
-        return is_alive(launcher["pid"], launcher["started"])
 
     def note(self, **facts: Any) -> None:
         """Add to run.json; a reader sees the old file or the new one. Raises DiskFull."""
@@ -95,11 +84,6 @@ class RunFolder:
         return path
 
 
-def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started": started(pid)}
-
-
 def is_run(path: Path, run_id: str) -> bool:
     """Whether `path` is that run's folder as the driver made it, and not one of the same name on another disk."""
     try:
@@ -110,7 +94,21 @@ def is_run(path: Path, run_id: str) -> bool:
 
 def node_folder(config: RunConfig, run_id: str) -> Path:
     """Where a node keeps what its ranks write when the run folder is out of its reach."""
-    return (config.ray.scratch_dir or Path(tempfile.gettempdir(), _NODE_FOLDER)) / run_id
+    return (config.ray.scratch_dir or user_folder(Path(tempfile.gettempdir()))) / run_id
+
+
+def make_node_folder(config: RunConfig, run_id: str) -> Path:
+    """Make it, for this user alone: others can foresee its name.
+
+    Raises:
+        PreflightFailed: somebody else has taken the name, or it cannot be made.
+    """
+    folder = node_folder(config, run_id)
+    if config.ray.scratch_dir is None:
+        private_folder(folder.parent)
+    else:
+        config.ray.scratch_dir.mkdir(parents=True, exist_ok=True)
+    return private_folder(folder)
 
 
 def new_run_id() -> str:

@@ -8,10 +8,16 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""Grows when a column changes its meaning or goes away; new columns leave it as it is."""
+SCHEMA_VERSION = 2
+"""Grows when a column changes its meaning or goes away; new columns leave it as it is.
 
-_NAME = pa.dictionary(pa.int16(), pa.string())
+Version 2: device_used_peak_bytes is measured; version 1 had an upper bound there.
+"""
+OLDEST_SCHEMA_VERSION = 1
+"""Of runs that are still read; sql/old says how."""
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+"""Of 32 bits: a model of 50,000 modules has as many names. Parts of 16 bits read alike: Parquet has plain strings."""
 _MEASURED = ("allocated", "reserved", "active")
 
 ACCOUNTS = ("context", "nccl", "libraries", "others")
@@ -124,6 +130,10 @@ RANKS = Table(
         _text("gpu_uuid", "of the GPU; empty without one"),
         _text("gpu_name", "of the GPU; empty without one"),
         _bytes("device_total_bytes", "memory of the device, as its runtime reports it"),
+        _ns(
+            "clock_offset_ns",
+            "what the host clock was ahead of the driver's; taken out of every time of the rank",
+        ),
         Column("ulysses", pa.int32(), "", "coordinate in the Ulysses group"),
         Column("ring", pa.int32(), "", "coordinate in the ring"),
         Column("fsdp", pa.int32(), "", "coordinate in the FSDP group; 0 without one"),

@@ -21,6 +21,12 @@ ALLOCATOR = "the allocator"
 _MOST_LINKS = 64
 """Errors that are looked at: a loop that fails again and again makes chains of thousands."""
 _ALLOC_FAILED = re.compile(r"\b([A-Z]{5,9})_(?:STATUS_)?[A-Z_]*ALLOC(?:ATION)?_FAILED\b")
+# What libraries say on a full device instead, on an H200 with torch 2.11: cuDNN, cuFFT and cuSOLVER name no memory at all.
+_FAILED = re.compile(
+    r"\b([A-Z]{5,9})_(?:STATUS_)?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED|SETUP_FAILED)\w*"
+)
+SCARCE_BYTES = 128 * 2**20
+"""Free on the device: with less, a library's handle, its kernels or its workspace find no room."""
 _LIBRARIES = {
     "CUBLAS": "cuBLAS",
     "CUDNN": "cuDNN",
@@ -73,9 +79,18 @@ class Shortage:
     """That told: the one that was asked about, or one that it was raised over."""
 
 
-def shortage_of(error: BaseException) -> Shortage | None:
-    """What `error`, or one that it was raised over, tells of memory that ran out; None: nothing."""
-    return next((found for one in chain(error) if (found := _told_by(one)) is not None), None)
+def shortage_of(error: BaseException, free_bytes: int | None = None) -> Shortage | None:
+    """What `error`, or one that it was raised over, tells of memory that ran out; None: nothing.
+
+    Args:
+        error: left a program.
+        free_bytes: on its device then; None: not known. Some libraries fail without a word about memory.
+    """
+    errors = list(chain(error))
+    found = next((found for one in errors if (found := _told_by(one)) is not None), None)
+    if found is None and free_bytes is not None and free_bytes < SCARCE_BYTES:
+        found = next((found for one in errors if (found := _left_without(one)) is not None), None)
+    return found
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -129,6 +144,15 @@ def _told_by(error: BaseException) -> Shortage | None:
         line=_line(error, text) or type(error).__name__,
         error=error,
     )
+
+
+def _left_without(error: BaseException) -> Shortage | None:
+    """The library that failed, where there was hardly any memory left."""
+    failed = _FAILED.search(str(error))
+    if failed is None or failed.group(1) not in _LIBRARIES:
+        return None
+    who = _LIBRARIES[failed.group(1)]
+    return Shortage(where="device", who=who, asked="", line=headline(error), error=error)
 
 
 def _where(error: BaseException, text: str) -> Literal["device", "host"] | None:

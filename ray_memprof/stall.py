@@ -96,11 +96,12 @@ def suspects(
     if outside and len(outside) < len(ranks):
         where = last_frame(places[outside[0]].stack)
         return Suspicion(ranks=outside, why=f"in no collective while the others wait: {where}")
-    steps = {rank: beats[rank].step for rank in ranks if rank in beats}
-    behind = tuple(rank for rank in ranks if steps.get(rank, -1) == min(steps.values(), default=-1))
-    if len(behind) < len(ranks):
-        step = min(steps.values(), default=-1)
-        return Suspicion(ranks=behind, why=f"at step {step} while others are at step {max(steps.values())}")
+    steps = {rank: beats[rank].step if rank in beats else -1 for rank in ranks}
+    first, last = min(steps.values(), default=-1), max(steps.values(), default=-1)
+    if first < last:
+        behind = tuple(rank for rank, step in steps.items() if step == first)
+        where = f"at step {first}" if first >= 0 else "in no step"
+        return Suspicion(ranks=behind, why=f"{where} while others are at step {last}")
     return Suspicion(ranks=tuple(ranks), why=_all_places({rank: places[rank].stack for rank in ranks}))
 
 

@@ -42,7 +42,10 @@ def drained(model: Model, first: int) -> Batch:
     allocated, reserved, active = model.counters[-1]
     reading = Reading(0, allocated, reserved, active, 0, 0, -1, -1, -1, 0, 0, 0)
     return Batch(
-        snapshot["device_traces"][0], reading, -1, snapshot["allocator_settings"], snapshot["segments"]
+        snapshot["device_traces"][0],
+        reading,
+        settings=snapshot["allocator_settings"],
+        segments=snapshot["segments"],
     )
 
 

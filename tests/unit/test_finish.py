@@ -76,7 +76,7 @@ def copy_of(record: Record, tmp_path: Path, rank: int = 1) -> Path:
 
 
 def launched_by(record: Record, pid: int) -> None:
-    record.folder.note(launcher={**record.folder.facts["launcher"], "pid": pid})
+    record.folder.note(driver={**record.folder.facts["driver"], "pid": pid})
 
 
 def num_spans(run_dir: Path) -> dict[int, int]:
@@ -94,15 +94,15 @@ def facts_of(record: Record) -> dict[str, object]:
 def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
     record = run_of(tmp_path)
     before = sorted(record.folder.path.rglob("*"))
-    with pytest.raises(ConfigError, match=f"is going on: its launcher is process {os.getpid()}"):
+    with pytest.raises(ConfigError, match=f"is running.*: its launcher is process {os.getpid()}"):
         finish(record.folder.path)
     assert sorted(record.folder.path.rglob("*")) == before
 
 
 def test_a_number_that_another_process_has_by_now_is_no_launcher(tmp_path: Path) -> None:
     record = run_of(tmp_path)
-    record.folder.note(launcher={**record.folder.facts["launcher"], "started": 1})
-    assert not record.folder.is_going_on()
+    record.folder.note(driver={**record.folder.facts["driver"], "started": 1})
+    assert finish(record.folder.path, [copy_of(record, tmp_path)])
 
 
 def test_what_a_killed_launcher_left_becomes_a_run(tmp_path: Path) -> None:

@@ -179,3 +179,100 @@ def test_for_any_order_a_sample_counts_where_its_time_lies(actions: list[str], r
         ends = row["device_used_start_bytes"], row["device_used_end_bytes"]
         assert (row["num_samples"], row["device_used_peak_bytes"]) == (len(inside), max(*ends, *seen, 0))
         assert row["device_used_bound_bytes"] >= row["device_used_peak_bytes"]
+
+
+# --------------------------------------------------------------------------------
+# Others: whose memory it is that grew
+
+
+class Share:
+    """The driver's figure for this process: what `held` says, or nothing."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._meter, self.own, self.num_asked = desk.meter, 0, 0
+        self.is_told = True
+        self.meanwhile: list[int] = []
+        """By how much others grow between two figures, call by call."""
+
+    def read(self, reserved: int, *, is_on: bool) -> int | None:
+        self.num_asked += 1
+        if self.meanwhile:
+            self._meter.device_used += self.meanwhile.pop(0)
+        return self.own + reserved if self.is_told else None
+
+
+def shared(desk: Desk) -> Share:
+    share = Share(desk)
+    desk.recorder._share = share  # type: ignore[assignment]
+    return share
+
+
+def booked(desk: Desk) -> list[tuple[str, int]]:
+    desk.recorder.close()
+    return [(row["account"], row["bytes"]) for row in desk.store.rows.get("ledger", [])]
+
+
+def collective(desk: Desk, *, ours: int = 0, others: int = 0, share: Share | None = None) -> None:
+    before = desk.recorder.begin_collective()
+    assert before is not None
+    desk.meter.device_used += ours + others
+    if share is not None:
+        share.own += ours
+    desk.recorder.end_collective(before, op="all_reduce", num_bytes=8, group="g", group_size=2)
+
+
+def test_another_process_that_grows_between_two_samples_is_never_nccls() -> None:
+    desk = Desk()
+    share = shared(desk)
+    desk.recorder.tick(sample(1, 0))
+    with desk.span("denoise"):
+        collective(desk, ours=30, others=500, share=share)
+        collective(desk, others=70, share=share)
+        collective(desk, ours=20, share=share)
+    assert booked(desk) == [("others", 500), ("nccl", 30), ("others", 70), ("nccl", 20)]
+    rows = desk.store.rows["collectives"]
+    assert [row["non_torch_growth_bytes"] for row in rows] == [30, 0, 20]
+
+
+def test_nobody_is_asked_while_nothing_grows() -> None:
+    desk = Desk()
+    share = shared(desk)
+    for _ in range(5):
+        with desk.span("denoise"):
+            desk.meter.alloc(10)
+            collective(desk, share=share)
+    assert share.num_asked == 1
+
+
+def test_figures_of_two_moments_are_read_again() -> None:
+    desk = Desk()
+    share = shared(desk)
+    with desk.span("denoise"):
+        collective(desk, ours=500, share=share)
+        share.meanwhile = [90]
+        collective(desk, ours=30, share=share)
+    assert booked(desk) == [("nccl", 500), ("nccl", 30), ("others", 90)]
+
+
+def test_a_driver_that_does_not_tell_is_a_problem_of_the_run_and_growth_goes_by_the_span() -> None:
+    desk = Desk()
+    share = shared(desk)
+    share.is_told = False
+    with desk.span("denoise"):
+        collective(desk, ours=500)
+        collective(desk, others=70)
+    assert booked(desk) == [("nccl", 500), ("nccl", 70)]
+    (problem,) = desk.recorder.problems
+    assert "others" in problem
+
+
+def test_samples_tell_of_others_where_the_driver_cannot_be_asked_at_boundaries() -> None:
+    desk = Desk()
+    desk.meter.device_used = 500
+    with desk.span("denoise"):
+        pass
+    desk.meter.device_used = 560
+    desk.recorder.tick(Sample(2, 560, 500, 60, 0, 0, 9, None))
+    with desk.span("denoise"):
+        pass
+    assert booked(desk) == [("context", 500), ("others", 60)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ray_memprof.shortage import chain, headline, shortage_of
+from ray_memprof.shortage import SCARCE_BYTES, chain, headline, shortage_of
 
 NCCL = """NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, {kind}, NCCL version 2.28.9
 {name}: {meaning}
@@ -19,7 +19,7 @@ FULL = {
     "meaning": "Call to CUDA function failed.",
 }
 WRONG = {"kind": "invalid usage", "name": "ncclInvalidUsage", "meaning": "Wrong."}
-Distributed = torch.distributed.DistBackendError  # type: ignore[attr-defined] # torch exports it without saying so
+Distributed = torch.distributed.DistBackendError
 Driver = getattr(torch, "AcceleratorError", RuntimeError)
 
 
@@ -168,6 +168,35 @@ def test_other_errors_are_none_of_memory(error: BaseException) -> None:
     assert shortage_of(error) is None
 
 
+@pytest.mark.parametrize(
+    ("text", "who"),
+    [
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR", "cuDNN"),
+        ("cuFFT error: CUFFT_INTERNAL_ERROR", "cuFFT"),
+        (
+            "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`. If",
+            "cuSOLVER",
+        ),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", "cuBLAS"),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED_CUDART", "cuDNN"),
+    ],
+)
+def test_a_library_that_fails_on_a_full_device_without_naming_memory(text: str, who: str) -> None:
+    error = RuntimeError(text)
+    assert shortage_of(error) is None
+    assert shortage_of(error, SCARCE_BYTES) is None
+    found = shortage_of(error, 3 * 2**20)
+    assert found is not None
+    assert (found.where, found.who, found.asked, found.line) == ("device", who, "", text)
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDNN_STATUS_BAD_PARAM", "MYLIB_STATUS_INTERNAL_ERROR", "CUDA error: misaligned"]
+)
+def test_other_failures_on_a_full_device(text: str) -> None:
+    assert shortage_of(RuntimeError(text), 0) is None
+
+
 def oom() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
 
@@ -190,7 +219,7 @@ def cleaned_up() -> None:
     try:
         oom()
     finally:
-        {}["a group that is gone"]
+        raise KeyError("a group that is gone")
 
 
 def leaves() -> None:

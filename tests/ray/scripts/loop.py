@@ -1,6 +1,6 @@
 """All-reduces in a loop under spans, as a workload does; a fault, if one is asked for, strikes one rank on the way.
 
-    loop.py [--steps N] [--fault KIND --at-rank R --at-step S] [--marker FOLDER] [--device cuda]
+    loop.py [--steps N] [--fault KIND --at-rank R --at-step S] [--marker FOLDER] [--talk] [--device cuda]
 
 Faults: sigkill, segv, exit, oom, error, hoard, sleep, gil, sigstop, child (see strike); never: the rank does not join;
 late: it joins after CHILD_S of work; renamed: as sigstop, and it calls itself something else before;
@@ -28,6 +28,7 @@ from wan.spans import span
 HOARD_CHUNKS, HOARD_CHUNK_BYTES = 64, 64 * 2**20
 """4 GiB in 3 s: more than the threshold of the test leaves, and not more than a small host has."""
 CHILD_S = 20.0
+"""Longer than the limits of the tests that ask for it."""
 DEVICE_BYTES = 8 * 2**30
 
 
@@ -87,6 +88,7 @@ def main() -> None:
         "--marker", type=Path, help="folder where each rank leaves its pid, and when the fault struck"
     )
     parser.add_argument("--fill", type=Path, default=Path())
+    parser.add_argument("--talk", action="store_true", help="a line each step")
     parser.add_argument("--silent-port", default="")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
@@ -118,6 +120,8 @@ def main() -> None:
                 if options.marker:
                     (options.marker / "struck").write_text(repr(time.time()))
                 strike(options.fault, options.fill, device)
+            if options.talk:
+                print(f"step {step} " + "." * 200, flush=True)
             values = torch.ones(1024, device=device) * rank
             distributed.all_reduce(values)
             assert values[0].item() == world_size * (world_size - 1) / 2
