@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-gpu check format demo constraints clean
+.PHONY: help env test test-gpu check mutants format demo constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ check: $(STAMP)  ## all that CI asks for: lint, formatting, types, import contra
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+mutants: $(STAMP)  ## change the code at random and see whether a test fails; MUTANTS="--area sql --num 100 --seed 7"
+	$(BIN)/python scripts/mutants.py $(MUTANTS)
 
 format: $(STAMP)  ## let ruff mend what it can
 	$(BIN)/ruff check --fix

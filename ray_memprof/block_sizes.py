@@ -7,6 +7,8 @@
     replay.decided = found.decided                             # then feed the replay
     found.inexact_bytes
 
+    replay.decided = decide(replay, events, segments_after, was_expandable)     # while a program runs
+
 Whether a request gives back what is left of the block that it found depends on the setting expandable_segments of that
 moment (torch.cuda.memory._set_allocator_settings changes it at run time), and on the pool (MemPool(no_split=True)). A
 snapshot has the settings of its end alone, and says of no pool whether it splits. But what was left tells by itself:
@@ -22,15 +24,21 @@ its size alone is not known, by at most what was left. Those bytes, of all such 
 inexact_bytes.
 """
 
+from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, FreeBlocks, Segment
+import numpy as np
+
+from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Event, FreeBlocks, Segment
 
 Pool = tuple[int, int]
 """A memory pool, as torch numbers them."""
 DEFAULT_POOL: Pool = (0, 0)
+_LEAST_LIMIT_BYTES = 20 * 2**20
+"""max_split_size is no less."""
 _MOST_CONTRADICTIONS = 1000
 """After so many nothing more is looked for: the events are not those of one allocator."""
 
@@ -43,12 +51,22 @@ class Doubt:
     """expandable_segments was not the same all the time."""
     pools: bool = False
     """There are pools beside the default one."""
+    limits: bool = False
+    """How sizes are rounded, and from which one on blocks are kept whole, is not in the snapshot."""
     everything: bool = False
     """What the settings say has been proved wrong."""
 
     def __bool__(self) -> bool:
         """Whether there is any."""
-        return self.setting or self.pools or self.everything
+        return self.setting or self.pools or self.limits or self.everything
+
+    def most(self, wanted: int, rest: int) -> int:
+        """Bytes that a block can have taken at most where limits are not known, of its own and the `rest` behind it."""
+        if self.everything or wanted >= _LEAST_LIMIT_BYTES:
+            return wanted + rest
+        rounded = 1 << (wanted - 1).bit_length()
+        kept = MIN_BLOCK_BYTES if wanted <= SMALL_BYTES else SMALL_BYTES
+        return min(wanted + rest, rounded + kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +85,10 @@ class Found:
 
 @dataclass(slots=True, eq=False)
 class _Segment:
-    """One that is there; of those that grow, the ranges that touch."""
+    """One that is there; of those that grow, the ranges that touch or touched."""
 
     start: int
+    end: int
     is_expandable: bool
     pool: Pool | None
     """None: not known."""
@@ -123,7 +142,9 @@ class BlockSizes:
     _all_segments: list[_Segment] = field(default_factory=list)
     """Those that are gone, too."""
     _untold: list[tuple[_Block, int]] = field(default_factory=list)
-    """Blocks that were freed before anything told, and the number of that event."""
+    """Blocks that were freed before anything told, and the number of that event; their pool may tell yet."""
+    _open_for_good: "array[int]" = field(default_factory=lambda: array("q"))
+    """The same where nothing can tell any more: first event, last event, and by how many bytes they may be off."""
     _decided: dict[int, int] = field(default_factory=dict)
     _num_events: int = 0
     _num_allocs: int = 0
@@ -136,16 +157,27 @@ class BlockSizes:
     def start(self, segments: Iterable[Segment]) -> None:
         """Begin with what was held before the first event."""
         for segment in segments:
-            start, is_expandable = segment["address"], segment["is_expandable"]
-            self._add(_Segment(start, is_expandable, segment.get("pool")))
+            start, size, is_expandable = segment["address"], segment["total_size"], segment["is_expandable"]
+            self._add(_Segment(start, start + size, is_expandable, segment.get("pool")))
             if not is_expandable:
-                self._free.fence(start, segment["total_size"])
+                self._free.fence(start, size)
             for block in segment["blocks"]:
                 address, size = block["address"], block["size"]
                 if block["state"] == "inactive":
                     self._free.give(address, size)
                 else:
                     self._used[address] = _Block(-1, address, size, size, size, size, 0)
+
+    def start_live(self, segments: Iterable[Segment]) -> None:
+        """Begin where the replay is now; `segments` are those after the events that follow."""
+        for segment in segments:
+            start, end = segment["address"], segment["address"] + segment["total_size"]
+            pool = pool_of(segment.get("segment_pool_id"))
+            self._add(_Segment(start, end, segment.get("is_expandable", False), pool))
+        self._free = self.rules.blocks.copy()
+        for address, size in self.rules.used_sizes():
+            self._used[address] = _Block(-1, address, size, size, size, size, 0)
+        self._num_allocs = self.rules.num_allocs
 
     def follow(
         self,
@@ -183,10 +215,11 @@ class BlockSizes:
 
     def _segment_of(self, address: int) -> _Segment | None:
         at = bisect_right(self._starts, address)
-        return self._segments[self._starts[at - 1]] if at else None
+        segment = self._segments[self._starts[at - 1]] if at else None
+        return segment if segment is not None and address < segment.end else None
 
     def _new_segment(self, address: int, size: int, pool: Pool | None) -> None:
-        self._add(_Segment(address, False, pool))
+        self._add(_Segment(address, address + size, False, pool))
         self._free.take(address)
         self._free.fence(address, size)
         self._free.give(address, size)
@@ -195,9 +228,10 @@ class BlockSizes:
 
     def _map(self, address: int, size: int, pool: Pool | None) -> None:
         before = self._segment_of(address - 1)
-        if pool is None and before is not None and before.is_expandable:
-            pool = before.pool
-        self._add(_Segment(address, True, pool))
+        if before is not None and before.is_expandable and pool in (None, before.pool):
+            before.end = max(before.end, address + size)
+        else:
+            self._add(_Segment(address, address + size, True, pool))
         self._free.merge(address, size)
         self._is_on, self._told_at = True, self._num_events
 
@@ -213,11 +247,9 @@ class BlockSizes:
         self._num_allocs += 1
         self._used[address] = block
         if block.least < block.most:
-            self._left[address + block.least] = block
-            insort(self._left_starts, address + block.least)
-            self._behind[address + block.most] = block
-        elif block.size < available:
-            self._free.give(address + block.size, available - block.size)
+            self._open(block)
+        if block.most < available:
+            self._free.give(address + block.most, available - block.most)
 
     def _available(self, address: int) -> int:
         """Takes the free block that begins at `address`, with what that proves."""
@@ -235,7 +267,7 @@ class BlockSizes:
         owner = self._owner_of_left(address)
         if owner is None:
             return self._from_middle(address)
-        if owner.address + owner.least != address:
+        if owner.address + owner.least != address and not self.doubt.limits:
             self._num_contradictions += 1
         self._settle(owner, address - owner.address)
         return self._free.take(address)
@@ -263,7 +295,7 @@ class BlockSizes:
         rest = available - wanted
         if rest < 0:  # the events that made this space are missing, or sizes were rounded in another way
             self._num_contradictions += 1
-            size = min(available, -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES) or wanted
+            size = min(available, exact_size(requested)) or wanted
             return _Block(
                 self._num_allocs, address, size, size, max(size, available), wanted, self._num_events
             )
@@ -280,9 +312,13 @@ class BlockSizes:
         is_told = by_setting is not None and (by_setting is False or self._by_pool(segment) is not None)
         if by_setting is None:
             block.size = wanted if self._is_on or (self._is_on is None and plain == wanted) else available
-        if self.doubt.everything or not is_told:
+        if self.doubt.everything or self.doubt.limits:
+            block.least, block.most = exact_size(requested), self.doubt.most(wanted, rest)
+            if block.size > block.most:
+                block.size = wanted
+        elif not is_told:
             block.least, block.most = wanted, available
-            block.by_pool = by_setting is True and not self.doubt.everything
+            block.by_pool = by_setting is True
         else:
             block.least = block.most = block.size
             self._note(block, block.size)
@@ -292,8 +328,8 @@ class BlockSizes:
         """Whether a pool that splits gives `rest` back; None: the setting of this moment decides, and is not known."""
         if wanted <= SMALL_BYTES:
             return True
-        if rest > SMALL_BYTES:
-            return self.rules.may_split(wanted)
+        if rest > SMALL_BYTES and self.rules.may_split(wanted):
+            return True
         if self._told_at == self._num_events - 1:
             # The allocation for which the segment was made; another pool may never be expandable.
             return self._is_on
@@ -307,9 +343,9 @@ class BlockSizes:
 
     def _by_pool(self, segment: _Segment | None) -> bool | None:
         """Whether the pool splits; None: not known yet."""
-        if segment is None or not self._is_other(segment):
-            return True
-        return segment.splits
+        if segment is None:  # it was given back before anybody could ask for its pool
+            return None if self.doubt.pools else True
+        return segment.splits if self._is_other(segment) else True
 
     def _free_block(self, address: int) -> None:
         block = self._used.pop(address, None)
@@ -318,14 +354,32 @@ class BlockSizes:
         size = block.size
         if block.least < block.most:
             self._close(block)
-            self._untold.append((block, self._num_events))
+            if block.by_pool:
+                self._untold.append((block, self._num_events))
+            else:
+                self._leave(block, self._num_events)
             size = block.most
         self._free.merge(address, size)
 
+    def _open(self, block: _Block) -> None:
+        start, end = block.address + block.least, block.address + block.most
+        if start not in self._left:
+            insort(self._left_starts, start)
+        self._left[start] = self._behind[end] = block
+
+    def _leave(self, block: _Block, ended: int) -> None:
+        """Nothing tells what this one took."""
+        off = max(block.size - block.least, block.most - block.size)
+        self._open_for_good.extend((block.event, ended, off))
+        self._note(block, block.size)
+
     def _close(self, block: _Block) -> None:
-        start = block.address + block.least
-        del self._left[start], self._left_starts[bisect_left(self._left_starts, start)]
-        del self._behind[block.address + block.most]
+        start, end = block.address + block.least, block.address + block.most
+        # Where events are missing, blocks may overlap, and another one may have taken the place.
+        if self._left.get(start) is block:
+            del self._left[start], self._left_starts[bisect_left(self._left_starts, start)]
+        if self._behind.get(end) is block:
+            del self._behind[end]
 
     def _settle(self, block: _Block, size: int) -> None:
         """An open block took `size` bytes: what it did not take is free."""
@@ -352,12 +406,11 @@ class BlockSizes:
             for block in segment["blocks"]:
                 if block["state"] != "inactive":
                     self._survived(block["address"], block["size"])
-            at_end = self._segments.get(segment["address"])
+            at_end = self._segment_of(segment["address"])
             if at_end is not None and at_end.pool is None:
                 at_end.pool = segment.get("pool")
         self._untold += [(block, self._num_events) for block in list(self._left.values())]
         by_pool = self._pools()
-        open_blocks = []
         for block, ended in self._untold:
             splits = None
             if block.by_pool and block.segment is not None:
@@ -365,20 +418,22 @@ class BlockSizes:
                 if splits is None and block.segment.pool is not None:
                     splits = by_pool.get(block.segment.pool)
             if splits is None:
-                open_blocks.append(
-                    (block.event, ended, max(block.size - block.least, block.most - block.size))
-                )
-                self._note(block, block.size)
+                self._leave(block, ended)
             else:
                 self._note(block, block.least if splits else block.most)
-        return Found(self._decided, _most(open_blocks), len(open_blocks), self._num_contradictions > 0)
+        return Found(
+            self._decided,
+            _most(self._open_for_good),
+            len(self._open_for_good) // 3,
+            self._num_contradictions > 0,
+        )
 
     def _survived(self, address: int, size: int) -> None:
         block = self._used.get(address)
         if block is None or block.size == size == block.least == block.most:
             return
         if block.least <= size <= block.most and block.least < block.most:
-            if size not in (block.least, block.most):
+            if size not in (block.least, block.most) and not self.doubt.limits:
                 self._num_contradictions += 1
             self._settle(block, size)
         elif size >= block.least:
@@ -394,11 +449,51 @@ class BlockSizes:
         return found
 
 
-def _most(open_blocks: Iterable[tuple[int, int, int]]) -> int:
+def decide(
+    replay: BlockReplay, events: Sequence[Event], segments: Sequence[Segment], was_expandable: bool
+) -> Mapping[int, int]:
+    """Bytes of allocations among `events`, by number, for which the settings at their end give others.
+
+    Args:
+        replay: is where the events begin, and has the settings of their end.
+        events: not fed to it yet.
+        segments: after the last of them, of a snapshot.
+        was_expandable: the setting at their beginning.
+    """
+    actions = [event["action"] for event in events]
+    grows = {"segment_map" in actions, *(segment.get("is_expandable", False) for segment in segments)}
+    pools = {pool_of(segment.get("segment_pool_id")) for segment in segments} - {None, DEFAULT_POOL}
+    is_switched = was_expandable != replay.expandable_segments or (
+        len(grows) > 1 and "segment_alloc" in actions
+    )
+    doubt = Doubt(setting=is_switched, pools=bool(pools))
+    if not doubt:
+        return {}
+    made = [event for event in events if event["action"] in ("segment_alloc", "segment_map")]
+    sizes = BlockSizes(replay, doubt, (pool_of(event.get("pool_id")) for event in made))
+    sizes.start_live(segments)
+    sizes.follow(actions, [event.get("addr", 0) for event in events], [event["size"] for event in events])
+    told = [{**one, "pool": pool_of(one.get("segment_pool_id"))} for one in segments]
+    return sizes.conclude(told).decided
+
+
+def pool_of(value: Any) -> Pool | None:
+    """A memory pool as torch numbers them; None: no such numbers."""
+    is_pool = (
+        isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(one, int) for one in value)
+    )
+    return (value[0], value[1]) if is_pool else None
+
+
+def exact_size(requested: int) -> int:
+    """Bytes of a request without any setting."""
+    return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
+
+
+def _most(open_blocks: "array[int]") -> int:
     """The largest sum of bytes of blocks (first event, last event, bytes) that lived at the same time."""
-    steps = sorted(step for first, last, size in open_blocks for step in ((first, size), (last + 1, -size)))
-    most = now = 0
-    for _, size in steps:
-        now += size
-        most = max(most, now)
-    return most
+    first, last, sizes = np.array(open_blocks, np.int64).reshape(-1, 3).T
+    steps = np.concatenate((sizes, -sizes))
+    # At one event what ends goes last: both may count in that moment.
+    order = np.lexsort((-steps, np.concatenate((first, last))))
+    return int(np.cumsum(steps[order]).max(initial=0))

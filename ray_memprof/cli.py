@@ -96,6 +96,7 @@ def import_(
     output_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("profiler_logs"),
 ) -> None:
     """Make a run of memory snapshots that torch.cuda.memory._dump_snapshot wrote."""
+    from ray_memprof import db
     from ray_memprof.importers.torch_snapshot import import_snapshots
     from ray_memprof.run_folder import new_run_id, point
     from ray_memprof.store import LATEST_LINK, REPORT_FILE
@@ -104,7 +105,8 @@ def import_(
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"--name {name!r} names a folder: letters, digits, '.', '-' and '_'")
         run_dir = (output_dir / name / new_run_id()).absolute()
-        for line in import_snapshots(files, run_dir, name, tell=_to_stderr):
+        told_lines = import_snapshots(files, run_dir, name, tell=_to_stderr)
+        for line in (*told_lines, *db.limits(run_dir)):
             sys.stderr.write(f"warning: {line}\n")
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
@@ -113,6 +115,27 @@ def import_(
 def _to_stderr(line: str) -> None:
     with suppress(BrokenPipeError):
         sys.stderr.write(f"{line}\n")
+
+
+@app.command("finish")
+def finish(
+    run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
+    copies: Annotated[
+        list[Path],
+        typer.Option("--from", metavar="FOLDER", help="A copy of a host's scratch folder of this run."),
+    ] = [],  # noqa: B006 - typer copies it
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray that reaches its hosts. Default: the one it had joined.")
+    ] = None,
+) -> None:
+    """Bring in what other hosts still hold of a run, or what a killed launcher left, and write its report."""
+    from ray_memprof.find_run import find_run
+
+    with told():
+        from ray_memprof.finish import finish as make_whole
+
+        for line in make_whole(find_run(run), copies, address=address):
+            sys.stdout.write(f"{line}\n")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,18 @@ which are views over the Parquet files beside it. A view with a relative path wo
 directory and one with an absolute path would break when the folder moves. The one thing that tells a view where its
 database lies is the setting temp_directory, whose default is the path of the database that the client opened, plus
 ".tmp". So allocs and stacks want run.duckdb to be opened, not attached to another database; all else works there too.
+
+Where a run lies changes no answer: nothing is read out of the path above it. DuckDB itself opens no database below a
+folder with a backslash in its name; every command here asks such a run all the same.
 """
 
+import atexit
 import difflib
+import os
 import re
-from collections.abc import Iterator, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +28,8 @@ import duckdb
 import pyarrow as pa
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.schema import SCHEMA_VERSION, TABLES, Table
+from ray_memprof.schema import OLDEST_SCHEMA_VERSION, SCHEMA_VERSION, TABLES, Table
+from ray_memprof.standing import run_row
 from ray_memprof.store import (
     DATABASE_FILE,
     PART_SUFFIX,
@@ -36,6 +44,7 @@ LARGE_TABLES = ("allocs", "stacks")
 QUESTIONS = (
     "component_visits",
     "base_memory",
+    "peak_event",
     "peak_by_rank",
     "peak_by_stage",
     "activation_by_step",
@@ -56,7 +65,6 @@ QUESTIONS = (
     "categories_over_time",
     "timeline_by_account",
     "steps",
-    "peak_event",
     "alive_at_peak",
     "largest_allocations",
     "churn",
@@ -68,13 +76,18 @@ QUESTIONS = (
     "memory_events",
 )
 """Files of sql/, in an order in which each finds the views that it reads."""
-MACROS = ("is_stage", "tensors_alive", "peak_moments")
+MACROS = ("is_stage", "tensors_alive", "peak_moments", "rank_peaks", "peak_places")
 """Files of sql/macros/: what several questions share."""
+_ADDED = {"ranks": "clock_offset_ns", "spans": "device_used_bound_bytes"}
+"""By table: a column that runs of schema version 1 lack. sql/old/<table>.sql says what holds for them."""
 
-_BESIDE_DATABASE = (
-    r"regexp_replace(parse_dirpath(current_setting('temp_directory')), '([\[*?])', '[\1]', 'g')"
-)
-"""The folder of the database file; characters that a glob would read as wildcards stand for themselves."""
+_BESIDE_DATABASE = r"regexp_replace(parse_dirpath(current_setting('temp_directory')), '\.tmp\?', '?')"
+"""The folder of the database file; DuckDB puts .tmp before the first question mark, where it expects parameters."""
+_AS_GLOB = r"regexp_replace({}, '([\[*?])', '[\1]', 'g')"
+"""A pattern that matches the folder, an SQL expression, alone."""
+_RANK = "regexp_extract(filename, '/rank=([0-9]+)/[^/]*$', 1)::BIGINT"
+_PARTS_FOLDERS, _PARTS_PARAMETERS = "\\", "?"
+"""Letters that DuckDB never takes as part of a name: the one in all paths, the other in the path of a database."""
 _TYPES = {
     pa.bool_(): "BOOLEAN",
     pa.int16(): "SMALLINT",
@@ -94,12 +107,10 @@ def build(run_dir: Path) -> Path:
         DiskFull: no room for it.
     """
     path = run_dir / DATABASE_FILE
-    # In the same folder, where the views over files are tried when they are made.
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     temporary.unlink(missing_ok=True)
     try:
-        with duckdb.connect(str(temporary)) as connection:
-            _fill(connection, run_dir, _BESIDE_DATABASE)
+        _write(run_dir.absolute(), temporary.absolute())
         replace(temporary, path)
     except OSError as error:
         raise disk_error("the driver", path, error) from error
@@ -110,6 +121,41 @@ def build(run_dir: Path) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def _write(run_dir: Path, target: Path) -> None:
+    """Make the database, in the folder of the run: there the views over files are tried when they are made."""
+    folder = _plain(run_dir, _PARTS_FOLDERS + _PARTS_PARAMETERS)
+    database = target if folder == run_dir else folder / DATABASE_FILE
+    try:
+        with duckdb.connect(str(database)) as connection:
+            _fill(connection, run_dir, _BESIDE_DATABASE)
+        if database != target:
+            shutil.copyfile(database, target)
+    finally:
+        if database != target:
+            database.unlink(missing_ok=True)
+
+
+def limits(run_dir: Path) -> list[str]:
+    """What other clients cannot do with run.duckdb where it lies, as lines for people; most often none."""
+    if _PARTS_FOLDERS not in str(run_dir.absolute()):
+        return []
+    return [
+        f"DuckDB opens no database below a folder with a backslash in its name: {run_dir / DATABASE_FILE} is whole "
+        "and can be opened once it is moved; ray-memprof asks the run where it is"
+    ]
+
+
+def _plain(run_dir: Path, letters: str = _PARTS_FOLDERS) -> Path:
+    """A folder with the tables of the run and none of `letters` in its path: its own, or one with a link to them."""
+    if not set(letters) & set(str(run_dir)):
+        return run_dir
+    # Views read the files whenever they are asked: the link stays as long as the process does.
+    folder = Path(tempfile.mkdtemp(prefix="ray-memprof-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.symlink(run_dir / TABLES_DIR, folder / TABLES_DIR)
+    return folder
 
 
 @contextmanager
@@ -123,7 +169,7 @@ def open_run(run_dir: Path, only: str | None = None) -> Iterator[duckdb.DuckDBPy
         ConfigError: `run_dir` is no run, or one of a newer version.
     """
     with duckdb.connect() as connection:
-        _fill(connection, run_dir, _literal(_without_wildcards(run_dir.resolve())), only)
+        _fill(connection, run_dir, _literal(str(_plain(run_dir.resolve()))), only)
         yield connection
 
 
@@ -156,7 +202,7 @@ def add_run(connection: duckdb.DuckDBPyConnection, run_dir: Path, schema: str) -
     connection.execute(f"CREATE SCHEMA {schema}")
     # A view finds what it reads in the schema that it lies in.
     connection.execute(f"SET schema = '{schema}'")
-    _fill(connection, run_dir, _literal(_without_wildcards(run_dir.resolve())))
+    _fill(connection, run_dir, _literal(str(_plain(run_dir.resolve()))))
     connection.execute("SET schema = 'main'")
 
 
@@ -232,11 +278,13 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
     wanted = {*TABLES, *QUESTIONS} if only is None else {"runs", *_named(only)}
     for table in TABLES.values():
         _make_table(connection, run_dir, table, folder, is_empty=table.name not in wanted)
+    _insert_standing(connection, run_dir)
     # fetchall, not fetchone: what was not fetched to its end would be in the way of whatever is asked next.
     ((newest,),) = connection.execute("SELECT MAX(schema_version) FROM runs").fetchall()
-    if newest is not None and newest < SCHEMA_VERSION:
+    if newest is not None and newest < OLDEST_SCHEMA_VERSION:
         raise ConfigError(
-            f"{run_dir} was recorded with schema version {newest}; this program reads {SCHEMA_VERSION} alone",
+            f"{run_dir} was recorded with schema version {newest}; this program reads {OLDEST_SCHEMA_VERSION} "
+            f"to {SCHEMA_VERSION}",
             hint="use the ray_memprof that recorded it",
         )
     if newest is not None and newest > SCHEMA_VERSION:
@@ -244,6 +292,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
             f"{run_dir} was recorded with schema version {newest}; this program knows {SCHEMA_VERSION}",
             hint="use a newer ray_memprof",
         )
+    _complete(connection, run_dir, folder, wanted)
     for name in MACROS:
         connection.execute(_macro(name))
     for name in QUESTIONS:
@@ -251,6 +300,28 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
             continue
         connection.execute(f"CREATE VIEW {name} AS\n{question(name)}")
         connection.execute(f"COMMENT ON VIEW {name} IS {_literal(headline(name))}")
+
+
+def _insert_standing(connection: duckdb.DuckDBPyConnection, run_dir: Path) -> None:
+    """A row of runs for a run that has not ended: the driver writes its own at the end."""
+    if connection.execute("SELECT COUNT(*) FROM runs").fetchall() != [(0,)]:
+        return
+    row = run_row(run_dir)
+    if row is not None:
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO runs ({names}) VALUES ({marks})", list(row.values()))
+
+
+def _complete(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, wanted: set[str]) -> None:
+    """Give the rows of an older run what was not asked then, as far as its other columns tell."""
+    for table, column in _ADDED.items():
+        asked = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {column} IS NULL)"
+        if connection.execute(asked).fetchall() == [(False,)]:
+            continue
+        if table == "spans" and "samples" not in wanted:
+            connection.execute("DROP TABLE samples")
+            _make_table(connection, run_dir, TABLES["samples"], folder, is_empty=False)
+        connection.execute((SQL_DIR / "old" / f"{table}.sql").read_text(encoding="utf-8"))
 
 
 def _make_table(
@@ -263,15 +334,14 @@ def _make_table(
     columns = _columns(table)
     if is_there and table.name in LARGE_TABLES:
         # Files first: an older run may lack a column, and this view could not add it.
-        source = _parquet(f"{folder} || {_literal(f'/{TABLES_DIR}/{pattern}')}")
-        _view_files(connection, run_dir, table.name, columns, source)
+        _view_files(connection, run_dir, table.name, columns, _files(folder, pattern))
         kind = "VIEW"
     else:
         listed = ", ".join(f"{_quoted(name)} {kind}" for name, kind in columns.items())
         connection.execute(f"CREATE TABLE {table.name} ({listed})")
         kind = "TABLE"
         if is_there:
-            _insert(connection, table.name, columns, f"{_without_wildcards(run_dir)}/{TABLES_DIR}/{pattern}")
+            _insert(connection, table.name, columns, _files(folder, pattern))
     connection.execute(f"COMMENT ON {kind} {table.name} IS {_literal(f'One row = {table.row}')}")
     for column in table.columns:
         unit = f" ({column.unit})" if column.unit else ""
@@ -283,11 +353,10 @@ def _view_files(
     connection: duckdb.DuckDBPyConnection, run_dir: Path, table: str, columns: dict[str, str], source: str
 ) -> None:
     """A view over Parquet files, which must have every column: a view cannot add one to some of them."""
-    listed = ", ".join(map(_quoted, columns))
     try:
-        connection.execute(f"CREATE VIEW {table} AS SELECT {listed} FROM {source}")
+        connection.execute(f"CREATE VIEW {table} AS SELECT {_read(columns)} FROM {source}")
     except duckdb.BinderException as error:
-        found = {row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+        found = _found(connection, source)
         lacking = [name for name in columns if name not in found]
         if not lacking:
             raise
@@ -297,13 +366,22 @@ def _view_files(
         ) from error
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: dict[str, str], pattern: str) -> None:
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: dict[str, str], source: str) -> None:
     """Copy what the files have of the columns; those that an older version did not write stay null."""
-    source = _parquet(_literal(pattern))
+    found = _found(connection, source)
+    known = [name for name in columns if name in found]
+    connection.execute(f"INSERT INTO {table} BY NAME SELECT {_read(known)} FROM {source}")
+
+
+def _found(connection: duckdb.DuckDBPyConnection, source: str) -> set[str]:
+    """The columns that can be read from files."""
     described = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
-    found = {row[0] for row in described}
-    names = ", ".join(_quoted(name) for name in columns if name in found)
-    connection.execute(f"INSERT INTO {table} BY NAME SELECT {names} FROM {source}")
+    return {"rank", *(row[0] for row in described)}
+
+
+def _read(columns: Iterable[str]) -> str:
+    """What to select from files; rank is in the name of their folder alone."""
+    return ", ".join(f"{_RANK} AS rank" if name == "rank" else _quoted(name) for name in columns)
 
 
 def _columns(table: Table) -> dict[str, str]:
@@ -315,12 +393,13 @@ def _columns(table: Table) -> dict[str, str]:
     return types if table.name == "runs" else {"rank": "BIGINT", **types}
 
 
-def _parquet(pattern: str) -> str:
-    return f"read_parquet({pattern}, union_by_name = true, hive_partitioning = true)"
-
-
-def _without_wildcards(path: Path) -> str:
-    return "".join(f"[{letter}]" if letter in "[*?" else letter for letter in path.as_posix())
+def _files(folder: str, pattern: str) -> str:
+    """The Parquet files of a table below the run folder, an SQL expression, with their names."""
+    below = _literal(f"/{TABLES_DIR}/{pattern}")
+    # Without hive_partitioning: it would take every key=value above the run for a column.
+    options = "union_by_name = true, hive_partitioning = false, filename = true"
+    listed = f"read_parquet({_AS_GLOB.format(folder)} || {below}, {options})"
+    return f"{listed} WHERE starts_with(filename, {folder} || '/')"
 
 
 def _quoted(name: str) -> str:

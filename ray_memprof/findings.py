@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from ray_memprof.diagnosis import RULES, Finding, findings, lines
 from ray_memprof.query import opened
+from ray_memprof.standing import LEFT, RUNNING
 
 _SCHEMA = pa.schema(
     [
@@ -39,11 +40,13 @@ class Diagnosed:
 
     run_dir: Path
     ending: str
-    """How the run ended, if not well; else empty."""
+    """How the run ended, if not well, or how far it is, if it has not ended; else empty."""
     has_spans: bool
     has_events: bool
     """Whether allocator events were recorded: without them, rules that ask what was alive are silent."""
     findings: tuple[Finding, ...]
+    is_running: bool = False
+    """Whether the run is still going on."""
 
 
 def diagnosed(run_dir: Path) -> Diagnosed:
@@ -55,12 +58,14 @@ def diagnosed(run_dir: Path) -> Diagnosed:
     with opened([run_dir], is_apart=True) as connection:
         ended = connection.execute("SELECT status, reason FROM runs").fetchall()
         # A driver that was killed wrote no row.
-        status, reason = ended[0] if ended else ("unknown", "its driver ended before the run did")
+        status, reason = ended[0] if ended else (LEFT, "its driver ended before the run did")
         ((has_spans, has_events),) = connection.execute(
             "SELECT EXISTS (SELECT 1 FROM spans), EXISTS (SELECT 1 FROM allocs)"
         ).fetchall()
-        ending = "" if status == "ok" else f"{status}: {reason}"
-        return Diagnosed(run_dir, ending, has_spans, has_events, tuple(findings(connection)))
+        joint = ", " if status == RUNNING else ": "
+        ending = "" if status == "ok" else f"{status}{joint}{reason}"
+        found = tuple(findings(connection))
+        return Diagnosed(run_dir, ending, has_spans, has_events, found, is_running=status == RUNNING)
 
 
 def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:
@@ -75,7 +80,9 @@ def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:
 
 
 def _lines(one: Diagnosed) -> Iterator[str]:
-    if one.ending:
+    if one.is_running:
+        yield f"the run is still going on ({one.ending}); what follows is of the time until now"
+    elif one.ending:
         yield f"the run did not end well ({one.ending}); what follows is of the time before"
     if not one.has_spans:
         yield "nothing to say: no span was recorded"

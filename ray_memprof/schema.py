@@ -8,10 +8,16 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""Grows when a column changes its meaning or goes away; new columns leave it as it is."""
+SCHEMA_VERSION = 2
+"""Grows when a column changes its meaning or goes away; new columns leave it as it is.
 
-_NAME = pa.dictionary(pa.int16(), pa.string())
+Version 2: device_used_peak_bytes is measured; version 1 had an upper bound there.
+"""
+OLDEST_SCHEMA_VERSION = 1
+"""Of runs that are still read; sql/old says how."""
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+"""Of 32 bits: a model of 50,000 modules has as many names. Parts of 16 bits read alike: Parquet has plain strings."""
 _MEASURED = ("allocated", "reserved", "active")
 
 ACCOUNTS = ("context", "nccl", "libraries", "others")
@@ -114,12 +120,20 @@ RANKS = Table(
         Column("node", pa.int32(), "", "number of its node, in rank order"),
         _text("node_id", "Ray's id of the node"),
         _text("host", "host name"),
+        _ns(
+            "clock_offset_ns",
+            "what its host's clock was ahead of the driver's; all its times are the driver's",
+        ),
         Column("pid", pa.int64(), "", "process id on its host"),
         Column("local_rank", pa.int32(), "", "among the ranks of its node"),
         Column("gpu_index", pa.int32(), "", "physical index, as NVML counts; -1: none"),
         _text("gpu_uuid", "of the GPU; empty without one"),
         _text("gpu_name", "of the GPU; empty without one"),
         _bytes("device_total_bytes", "memory of the device, as its runtime reports it"),
+        _ns(
+            "clock_offset_ns",
+            "what the host clock was ahead of the driver's; taken out of every time of the rank",
+        ),
         Column("ulysses", pa.int32(), "", "coordinate in the Ulysses group"),
         Column("ring", pa.int32(), "", "coordinate in the ring"),
         Column("fsdp", pa.int32(), "", "coordinate in the FSDP group; 0 without one"),
@@ -128,6 +142,8 @@ RANKS = Table(
         _text("reason", "one line; empty when all is well"),
         _text("path", "span that an error left, or the last one known"),
         Column("step", pa.int32(), "", "denoise step of that span; -1 outside the loop"),
+        _text("oom_by", "who could not get device memory; null: torch's allocator, or nobody", nullable=True),
+        _bytes("oom_free_bytes", "on the device when it ran out", nullable=True),
         _count("num_events", "allocator events recorded"),
         _count("num_lost_events", "allocator events that no drain came in time for"),
         _count("num_checks", "moments at which replay and counters were compared"),
@@ -168,7 +184,12 @@ SPANS = Table(
         *_ends("allocated", "tensors, as the allocator counts them (rounded to blocks)"),
         *_ends("reserved", "held by the allocator, in use or not"),
         *_ends("active", "allocated and not yet safe to reuse on another stream"),
-        *_ends("device_used", "in use on the device by anybody"),
+        *_ends("device_used", "in use on the device by anybody, as measured at its ends and by samples"),
+        _bytes(
+            "device_used_bound_bytes",
+            "no more was in use inside it: reserved peak and the most known outside the allocator, or all there is",
+        ),
+        _count("num_samples", "rows of samples taken inside it; 0: what lies between its ends was not seen"),
         *_ends("host_rss", "resident memory of the process"),
         _count("num_allocs", "tensors allocated inside it"),
         _count(

@@ -5,11 +5,18 @@ The thread that runs the model only hands over what it took (Parcel); everything
 
 import queue
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
+from ray_memprof.block_sizes import decide
+from ray_memprof.errors import DiskFull
 from ray_memprof.ledger import Entry
 from ray_memprof.meters import Batch, Reading
-from ray_memprof.replay import Columns, Event, Peaks, Replay, Segment
+from ray_memprof.owners import owned
+from ray_memprof.problems import Problems
+from ray_memprof.replay import BlockReplay, Columns, Event, Peaks, Replay, Segment
 from ray_memprof.store import RankStore
 
 QUEUE_LENGTH = 16
@@ -36,8 +43,28 @@ class SpanRecord:
     recorder_ns: int = 0
     peaks: Peaks = field(default_factory=Peaks)
     """Its own, from readings; the scribe adds those from events and from the spans inside it."""
+    device_used: int = 0
+    """The most that readings and samples inside it saw; between them nobody knows."""
+    outside: int = 0
+    """The most device memory outside the allocator that they saw."""
     host_rss: int = 0
     """The most that samples saw: no event tells of host memory between the ends of a span."""
+    num_samples: int = 0
+
+    def note_reading(self, reading: Reading) -> None:
+        """A reading was taken inside it, or at its end."""
+        self.device_used = max(self.device_used, reading.device_used)
+        self.outside = max(self.outside, reading.device_used - reading.reserved)
+
+    def note_sample(self, sample: "Sample", *, is_whole: bool) -> None:
+        """A sample was taken: counts if that was inside it. Of one that is not whole, see Recorder.tick."""
+        if sample.t_ns < self.start.t_ns or (self.end is not None and sample.t_ns > self.end.t_ns):
+            return
+        self.num_samples += 1
+        self.host_rss = max(self.host_rss, sample.host_rss_bytes)
+        self.device_used = max(self.device_used, sample.device_used_bytes)
+        if is_whole:
+            self.outside = max(self.outside, sample.device_used_bytes - sample.reserved_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +127,8 @@ class Scribe:
         replay: follows the events.
         categories: of the spans whose rows are not written yet; the recorder adds them, the scribe takes them out.
         stacks: numbers their Python stacks, where the meter takes them.
-        device_total_bytes: no peak of device memory is larger; 0: no limit.
+        device_total_bytes: no bound of device memory is larger; 0: no limit.
+        problems: where it notes what it could not write down; a full disk is `error` instead.
     """
 
     def __init__(
@@ -111,14 +139,16 @@ class Scribe:
         categories: dict[int, str],
         stacks: "Stacks | None" = None,
         device_total_bytes: int = 0,
+        problems: Problems | None = None,
     ) -> None:
         self._store, self.replay, self._stacks, self._total = store, replay, stacks, device_total_bytes
-        self.num_checks = self.max_error_bytes = self.num_lost_events = 0
+        self.num_checks = self.max_error_bytes = self._num_known_lost = self._num_missing = 0
         self.most_waiting_events = 0
         self._num_delivered = self._num_written = 0
         self.categories = categories
-        self.error: Exception | None = None
+        self.error: DiskFull | None = None
         """What ended the writing; nothing is written after it."""
+        self._problems = problems or Problems()
         self._inherited: dict[int, _Inherited] = {}
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
@@ -128,7 +158,13 @@ class Scribe:
         """Hand over, one caller at a time; waits when too much is waiting already."""
         self._num_delivered += parcel.num_events
         self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
-        self._queue.put(parcel)
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._queue.put(parcel, timeout=1.0)
+                return
+        self._problems.add("the thread that writes has ended: nothing more is written")
+        if parcel.done is not None:
+            parcel.done.set()
 
     @property
     def num_waiting_events(self) -> int:
@@ -137,46 +173,79 @@ class Scribe:
 
     def close(self) -> None:
         """Write all that was delivered and seal the store; the error that stopped the writing is kept, not raised."""
-        self._queue.put(None)
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._queue.put(None, timeout=1.0)
+                break
         self._thread.join()
+        self._do("what was recorded could not be closed", self._store.close)
+
+    def _do(self, what: str, work: Callable[[], None]) -> bool:
+        """Whether `work` went well. A full disk ends the writing; anything else is noted, and the rest goes on."""
         try:
-            self._store.close()
-        except Exception as error:  # kept for whoever asks; the run itself went well
+            work()
+            return True
+        except DiskFull as error:  # kept for whoever asks; the run itself went well
             self.error = self.error or error
+        except Exception as error:
+            self._problems.note(what, error)
+        return False
 
     def _work(self) -> None:
         while (parcel := self._queue.get()) is not None:
-            try:
-                if self.error is None:
-                    self._write(parcel)
-            except Exception as error:  # a disk that is full, a bug: told at the end, never into the model
-                self.error = error
+            if self.error is None:
+                self._write(parcel)
             self._num_written += parcel.num_events
             if parcel.done is not None:
                 parcel.done.set()
 
     def _write(self, parcel: Parcel) -> None:
+        batch, spans = parcel.batch, parcel.spans
         if parcel.base:
-            self._append_events(self.replay.prime(parcel.base, parcel.base_ns))
-        if parcel.batch is not None and parcel.batch.events:
-            self._write_events(parcel.batch)
-        if parcel.spans:
-            self._write_spans(parcel.spans)
+            base, base_ns = parcel.base, parcel.base_ns
+            self._do(
+                "what was held before could not be written",
+                lambda: self._append_events(self.replay.prime(base, base_ns)),
+            )
+        if batch is not None and not self._do(
+            "events could not be written", lambda: self._write_events(batch)
+        ):
+            self._num_known_lost += len(batch.events)
+        if spans and self.error is None:
+            self._do("spans could not be written", lambda: self._write_spans(spans))
         for table, rows in (
             ("ledger", parcel.ledger),
             ("collectives", parcel.collectives),
             ("samples", parcel.samples),
         ):
-            if rows:
+            if rows and self.error is None:
                 names = type(rows[0]).__slots__
-                self._store.append(table, {name: [getattr(row, name) for row in rows] for name in names})
-        if parcel.seal:
-            self._store.seal()
+                columns = {name: [getattr(row, name) for row in rows] for name in names}
+                self._do(f"rows of {table} could not be written", partial(self._store.append, table, columns))
+        if parcel.seal and self.error is None:
+            self._do("what was recorded could not be sealed", self._store.seal)
 
     def _write_events(self, batch: Batch) -> None:
-        self.replay.configure(batch.settings)
-        self._append_events(self.replay.feed(batch.events))
+        self._num_known_lost += batch.num_lost
+        if not batch.events:
+            self._count_missing(batch)
+            return
+        owned(batch.events, batch.stamps)
+        self._configure(batch)
+        columns = self.replay.feed(batch.events)
+        if batch.times is not None:
+            columns.t_ns = batch.times.ours(columns.t_ns)
+        self._append_events(columns)
         self._check(batch)
+
+    def _configure(self, batch: Batch) -> None:
+        """Tell the replay the settings after these events, and what they prove where that is not enough."""
+        replay = self.replay
+        was_expandable = replay.expandable_segments if isinstance(replay, BlockReplay) else False
+        replay.configure(batch.settings)
+        if isinstance(replay, BlockReplay):
+            was_expandable = was_expandable if replay.num_events else replay.expandable_segments
+            replay.decided = decide(replay, batch.events, batch.segments, was_expandable)
 
     def _append_events(self, columns: Columns) -> None:
         rows = {name: getattr(columns, name) for name in type(columns).__slots__}
@@ -186,9 +255,17 @@ class Scribe:
             self._stacks.flush()
         self._store.append("allocs", rows)
 
-    def _check(self, batch: Batch) -> None:
+    def _count_missing(self, batch: Batch) -> None:
         if batch.num_allocs >= 0:
-            self.num_lost_events = max(self.num_lost_events, batch.num_allocs - self.replay.num_allocs)
+            self._num_missing = max(self._num_missing, batch.num_allocs - self.replay.num_allocs)
+
+    @property
+    def num_lost_events(self) -> int:
+        """Events that never came, or could not be written."""
+        return max(self._num_known_lost, self._num_missing)
+
+    def _check(self, batch: Batch) -> None:
+        self._count_missing(batch)
         reading = batch.reading
         if reading is None:
             return
@@ -209,15 +286,18 @@ class Scribe:
         assert end is not None
         peaks = self._peaks(span, start, end)
         inside = self._inherited.pop(span.span_id, _Inherited())
-        outside = max(start.device_used - start.reserved, end.device_used - end.reserved)
-        device_peak = max(inside.device_used, start.device_used, end.device_used, peaks.reserved + outside)
-        if self._total:
-            device_peak = min(device_peak, self._total)
+        for reading in (start, end):
+            span.note_reading(reading)
+        device_peak, outside = max(inside.device_used, span.device_used), max(inside.outside, span.outside)
+        bound = peaks.reserved + outside
+        # Two of the three were most at other moments than the third: no more than there is, no less than was seen.
+        bound = max(device_peak, min(bound, self._total) if self._total else bound)
         rss_peak = max(inside.host_rss, span.host_rss, start.host_rss, end.host_rss)
         if span.parent_id:
             around = self._inherited.setdefault(span.parent_id, _Inherited())
             around.peaks.fold(peaks.allocated, peaks.reserved, peaks.active)
             around.device_used = max(around.device_used, device_peak)
+            around.outside = max(around.outside, outside)
             around.host_rss = max(around.host_rss, rss_peak)
         self.categories.pop(span.span_id, None)
         return {
@@ -231,7 +311,8 @@ class Scribe:
             "reserved_peak_bytes": peaks.reserved,
             "active_start_bytes": start.active, "active_end_bytes": end.active, "active_peak_bytes": peaks.active,
             "device_used_start_bytes": start.device_used, "device_used_end_bytes": end.device_used,
-            "device_used_peak_bytes": device_peak,
+            "device_used_peak_bytes": device_peak, "device_used_bound_bytes": bound,
+            "num_samples": span.num_samples,
             "host_rss_start_bytes": start.host_rss, "host_rss_end_bytes": end.host_rss,
             "host_rss_peak_bytes": rss_peak,
             "num_allocs": end.num_allocs - start.num_allocs, "num_segments": end.num_segments - start.num_segments,
@@ -258,6 +339,7 @@ class _Inherited:
 
     peaks: Peaks = field(default_factory=Peaks)
     device_used: int = 0
+    outside: int = 0
     host_rss: int = 0
 
 

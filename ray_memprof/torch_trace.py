@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch.profiler import ProfilerActivity, profile, record_function, schedule, supported_activities
 
 from ray_memprof.errors import DiskFull
+from ray_memprof.forks import silent_in_children
 from wan.spans import Attribute, listening
 
 if TYPE_CHECKING:
@@ -61,10 +62,18 @@ class StepTrace:
         self._profiler: profile | None = None
         self._open: list[tuple[record_function, bool]] = []
         self._num_steps = 0
-        self._is_written = False
+        self._is_written = self._is_child = False
+        silent_in_children(self)
+
+    def forked(self) -> None:
+        """In a child nothing is traced: the profiler's threads are not there, and the file is the parent's."""
+        self._is_child, self._profiler = True, None
+        self._open.clear()
 
     def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
         """A span begins; the first step starts the profiler."""
+        if self._is_child:
+            return
         is_step = "step" in attributes and not any(step for _, step in self._open)
         if is_step and self._profiler is None:
             self._profiler = self._make()
@@ -76,6 +85,8 @@ class StepTrace:
 
     def exit(self, name: str, failed: bool) -> None:
         """A span ends; the end of a step moves the profiler on."""
+        if self._is_child:
+            return
         annotation, is_step = self._open.pop()
         annotation.__exit__(None, None, None)
         if is_step and self._profiler is not None and not failed:
@@ -84,6 +95,8 @@ class StepTrace:
 
     def stop(self) -> None:
         """End the profiler, which writes what it has, and say so where that is less than was asked for."""
+        if self._is_child:
+            return
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             profiler.stop()  # writes, if steps were being kept

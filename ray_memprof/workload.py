@@ -32,12 +32,15 @@ class StepListener(Protocol):
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
 
+    def problem(self, text: str) -> None:
+        """Something is wrong with the recording."""
+
 
 def run(plan: RankPlan, recorder: StepListener) -> None:
     """Run the workload of `plan` to its end, on this thread."""
     with _traced(plan):
         if plan.config.workload == "script":
-            _run_script(plan)
+            _run_script(plan, recorder)
         else:
             _run_wan(plan, recorder)
 
@@ -61,12 +64,12 @@ def _traced(plan: RankPlan) -> Iterator[None]:
         yield
 
 
-def _run_script(plan: RankPlan) -> None:
+def _run_script(plan: RankPlan, recorder: StepListener) -> None:
     from ray_memprof.script import run_script
 
     script = plan.config.script
     assert script is not None  # config.py refuses workload: script without one
-    run_script(script.path, script.args, script.module_spans)
+    run_script(script.path, script.args, script.module_spans, lambda text: recorder.problem(text))
 
 
 def _run_wan(plan: RankPlan, recorder: StepListener) -> None:

@@ -132,11 +132,14 @@ class _Source:
         names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
         conf = next((self._environment[name] for name in names if name in self._environment), "")
         pairs = dict(pair.split(":", 1) for pair in conf.split(",") if ":" in pair)
-        limit = pairs.get("max_split_size_mb", "")
+        limit, steps = pairs.get("max_split_size_mb", ""), pairs.get("roundup_power2_divisions", "0")
+        # Where they differ by size it is left out: whoever reads it must not take sizes for known.
+        divisions = {str(2**power): int(steps) for power in range(16)} if steps.isdecimal() else None
         return {
             "PYTORCH_CUDA_ALLOC_CONF": conf,
             "max_split_size": int(limit) * 2**20 if limit.isdecimal() else -1,
             "expandable_segments": expandable or pairs.get("expandable_segments") == "True",
+            **({} if divisions is None else {"roundup_power2_divisions": divisions}),
         }
 
 

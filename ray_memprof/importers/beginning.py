@@ -21,12 +21,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from ray_memprof.block_sizes import DEFAULT_POOL, Doubt, Pool
+from ray_memprof.block_sizes import DEFAULT_POOL, Doubt, Pool, exact_size
 from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Segment
 
 _SEGMENT_ACTIONS = frozenset(("segment_alloc", "segment_free", "segment_map", "segment_unmap"))
 Block = dict[str, Any]
 _GROWING = frozenset(("segment_map", "segment_unmap"))
+_CONF = "PYTORCH_CUDA_ALLOC_CONF"
+_LIMITS = ("max_split_size", "roundup_power2_divisions")
+_SWITCHED_OFF = "expandable_segments:False"
 _Range = tuple[int, bool, Pool | None]
 """Where a segment ends, whether it can grow, and its pool."""
 
@@ -96,8 +99,8 @@ class Witness:
             pool for action, _, _, pool in self._segment_events if action in ("segment_alloc", "segment_map")
         )
 
-    def doubt(self, final: Sequence[Segment], rules: BlockReplay) -> Doubt:
-        """What of the rule of splitting was not the same for all moments and segments."""
+    def doubt(self, final: Sequence[Segment], settings: Mapping[str, Any]) -> Doubt:
+        """What of the rule of splitting the settings do not tell for all moments and segments."""
         events = {(action in _GROWING, pool) for action, _, _, pool in self._segment_events}
         there = {(segment["is_expandable"], segment["pool"]) for segment in final}
         pools = {pool for _, pool in events | there}
@@ -107,8 +110,22 @@ class Witness:
             for is_expandable, pool in events | there
             if is_expandable or pool in (None, DEFAULT_POOL)
         }
-        is_mixed = bool(kinds - {rules.expandable_segments})
-        return Doubt(setting=is_mixed, pools=bool(pools - {None, DEFAULT_POOL}))
+        # Early versions of torch leave the settings out: then the segments must tell.
+        is_mixed = bool(kinds - {settings.get("expandable_segments", any(kinds))})
+        # What nobody needs to say is said by those who had switched it on.
+        conf = [settings[_CONF]] if _CONF in settings else []
+        is_mixed |= any(_SWITCHED_OFF in text for text in conf)
+        return Doubt(
+            setting=is_mixed,
+            pools=bool(pools - {None, DEFAULT_POOL}),
+            limits=not all(name in settings or (conf and name not in conf[0]) for name in _LIMITS),
+        )
+
+    def is_expandable(self, final: Sequence[Segment]) -> bool:
+        """Whether segments grew."""
+        return any(segment["is_expandable"] for segment in final) or any(
+            action in _GROWING for action, *_ in self._segment_events
+        )
 
     def segments_at_start(
         self, final: Iterable[Segment], rules: BlockReplay, doubt: Doubt | None = None
@@ -126,6 +143,7 @@ class Witness:
             here = Doubt(
                 setting=doubt.setting,
                 pools=doubt.pools and pool != DEFAULT_POOL,
+                limits=doubt.limits,
                 everything=doubt.everything,
             )
             blocks = self._blocks(start, end, inside, known, rules, here)
@@ -221,6 +239,8 @@ class Witness:
                 behind = address
         rest = behind - end
         if rest < MIN_BLOCK_BYTES:
+            if doubt.limits or doubt.everything:
+                self.doubt_bytes += max(behind, end) - elder.address - exact_size(elder.requested)
             return max(behind, end) - elder.address
         self.doubt_bytes += _untold(wanted, rest, rules, doubt)
         return wanted if rules.splits(wanted, rest) else behind - elder.address
@@ -230,11 +250,14 @@ def _untold(wanted: int, rest: int, rules: BlockReplay, doubt: Doubt) -> int:
     """How much of the `rest` behind it may belong to a block, or not, against what the settings say."""
     if doubt.pools or doubt.everything:
         return rest
+    if doubt.limits:
+        return doubt.most(wanted, rest) - wanted
     if wanted <= SMALL_BYTES:
         return 0
-    if doubt.setting and rest <= SMALL_BYTES:
+    is_split_anyway = rest > SMALL_BYTES and rules.may_split(wanted)
+    if not is_split_anyway and (doubt.setting or (rest > SMALL_BYTES and not rules.expandable_segments)):
         return rest
-    if rest > SMALL_BYTES and (doubt.setting or not rules.splits(wanted, SMALL_BYTES)):
+    if is_split_anyway and (doubt.setting or not rules.expandable_segments):
         # It may have kept a part of `rest`, if a block of its own pool can have been made of what then remains.
         return min(SMALL_BYTES, rest - SMALL_BYTES)
     return 0

@@ -8,6 +8,9 @@ each block took (see block_sizes). Otherwise ranks.inexact_bytes bounds by how m
 Events that do not fit (some were lost, or recording was off meanwhile) and an end that differs from the segments of
 the snapshot are counted into it with all their bytes; no bound can be proved then.
 
+One thing cannot be seen: a setting that was switched and switched back, or a rounding or limit changed at run time,
+between two events that would have shown it. What shows itself anywhere makes all that nothing proves inexact.
+
 The peak may lie before the first event, and is called a lower bound (ranks.peak_at_least):
 
 * where anything was held at the first event. Something had happened by then, and how much was held meanwhile no
@@ -45,6 +48,8 @@ class Followed:
     """By which the blocks that were there at the beginning may be off."""
     held_bytes: int
     """Reserved at the first event."""
+    doubt: Doubt
+    """What was left to the events to prove."""
 
     def problems(self, path: object) -> list[str]:
         """What is doubtful, one line each."""
@@ -102,14 +107,13 @@ def follow(
     Raises:
         DiskFull: no room for them.
     """
-    rules = BlockReplay()
-    rules.configure(settings)
-    doubt = spool.witness.doubt(segments, rules)
+    doubt = spool.witness.doubt(segments, settings)
+    settings = {"expandable_segments": spool.witness.is_expandable(segments), **settings}
     rows = make_rows()
     if not isinstance(rows.replay, BlockReplay):  # host tensors: no blocks, and nothing from before
         written = rows.write((), spool.chunks(), stacks)
         written.max_error_bytes = difference(rows.replay, segments)
-        return Followed(written, rows.replay, None, 0, 0)
+        return Followed(written, rows.replay, None, 0, 0, Doubt())
     followed = _follow(rows, spool, segments, settings, stacks, doubt)
     is_wrong = followed.replay.num_strays or followed.written.max_error_bytes
     if is_wrong and not doubt.everything:
@@ -143,7 +147,7 @@ def _follow(
     doubt_bytes = spool.witness.doubt_bytes
     written.inexact_bytes = doubt_bytes + unproved + written.max_error_bytes + replay.stray_bytes
     written.peak_at_least = held > 0 or fills_a_ring(written.num_events)
-    return Followed(written, replay, found, doubt_bytes, held)
+    return Followed(written, replay, found, doubt_bytes, held, doubt)
 
 
 def _prove(replay: BlockReplay, spool: Spool, segments: list[Segment], doubt: Doubt) -> tuple[Found, Doubt]:

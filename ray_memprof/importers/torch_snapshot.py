@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_memprof.block_sizes import pool_of
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, DiskFull
 from ray_memprof.exporters.torch_snapshot import HOST_SOURCES, MARK, SPAN_FILE
 from ray_memprof.importers.certainty import follow
@@ -46,7 +47,7 @@ from ray_memprof.importers.pickle_window import NotASnapshot
 from ray_memprof.importers.rank_numbers import check_files, files_by_rank, gaps, place
 from ray_memprof.importers.rows import Rows, Written
 from ray_memprof.importers.snapshot_parts import Blocks, FrameLine, as_address, as_bytes, as_whole
-from ray_memprof.importers.spool import MAX_TOTAL_BYTES, Spool, pool_of
+from ray_memprof.importers.spool import MAX_TOTAL_BYTES, Spool
 from ray_memprof.schema import RANK_TABLES
 from ray_memprof.store import (
     CONFIG_FILE,
@@ -360,7 +361,7 @@ def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
 
     gather(run_dir, [one.rank for one in imported])
     config = {"name": name, "imported": [_source(one) for one in imported]}
-    conf = imported[0].settings["PYTORCH_CUDA_ALLOC_CONF"]
+    conf = imported[0].settings.get("PYTORCH_CUDA_ALLOC_CONF", "")
     sources = {one.source for one in imported}
     if len(sources) > 1:
         raise NotASnapshot(
@@ -425,7 +426,8 @@ def _source(one: Imported) -> dict[str, Any]:
 def _rank_row(one: Imported) -> dict[str, Any]:
     written, reason = one.written, _reason(one)
     return {
-        "rank": one.rank, "node": 0, "node_id": "", "host": "", "pid": 0, "local_rank": one.device,
+        "rank": one.rank, "node": 0, "node_id": "", "host": "", "clock_offset_ns": 0, "pid": 0,
+        "local_rank": one.device,
         "gpu_index": one.device, "gpu_uuid": "", "gpu_name": "", "device_total_bytes": 0,
         "ulysses": 0, "ring": 0, "fsdp": 0,
         "status": "oom" if reason else "ok", "exit_code": EXIT_DEVICE_OOM if reason else EXIT_OK, "reason": reason,

@@ -6,11 +6,16 @@ drained in batches. Fake tensors go through the host meter, so that a prediction
 
 import os
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ray_memprof.clock import WallTimes
+
 PEAK_RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
 """Of torch._C: each way to let the allocator's peaks begin anew ends in one of them."""
+COUNT_RESETS = ("_cuda_resetAccumulatedMemoryStats", "_accelerator_resetAccumulatedStats")
+"""The same for the numbers of allocations."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -46,6 +51,15 @@ class Batch:
     were lost. -1: no counter."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The allocator's settings, as a snapshot names them."""
+    times: WallTimes | None = None
+    """How the times of its events, told by the host's wall clock, become ours; None: they are."""
+    stamps: Sequence[tuple[int, int]] = ()
+    """When the model's thread was given another span to stamp events with, in microseconds of the wall clock, and
+    which; the first one from before these events. Empty: every event has its stamp."""
+    num_lost: int = 0
+    """Events that are known to be lost since the drain before."""
+    segments: list[Any] = field(default_factory=list)
+    """Of the device after the last event, as a snapshot has them."""
 
 
 class HostRss:
@@ -63,10 +77,13 @@ class HostRss:
 class Meter(Protocol):
     """One kind of memory."""
 
-    source: str
-    """runs.source of what it measures: cuda, cpu or predicted."""
-    has_events: bool
-    """Whether drain() ever returns events (level stage: never)."""
+    @property
+    def source(self) -> str:
+        """runs.source of what it measures: cuda, cpu or predicted."""
+
+    @property
+    def has_events(self) -> bool:
+        """Whether drain() ever returns events (level stage: never)."""
 
     @property
     def is_on(self) -> bool:
@@ -88,7 +105,7 @@ class Meter(Protocol):
         """Events from now on belong to `span_id`."""
 
     def pending(self, reading: Reading) -> int:
-        """Roughly how many events wait."""
+        """Roughly how many events wait, by `reading` or by the last one that the meter took since."""
 
     def drain(self) -> Batch:
         """Take the events that wait: soon, for the model waits; and losing none, though off its thread it goes on."""

@@ -11,7 +11,8 @@
 --                        by what the tensors are for; before: held before the
 --                        first event
 --   uncategorised_bytes  of them nobody said; without events all of active
---   fragmentation_bytes  reserved - active: held by the allocator, not in use
+--   cached_bytes         reserved - active: the allocator holds it, and could
+--                        give it back
 --   context_bytes, nccl_bytes, libraries_bytes, others_bytes, unexplained_bytes
 --                        outside the allocator, at the last boundary of a span
 -- Of a rank without spans the samples take their place.
@@ -238,7 +239,9 @@ accounts AS (
         others_bytes,
         unexplained_bytes
     FROM books
-    WHERE (rank, t_ns) IN (SELECT (rank, booked_ns) FROM booked)
+    WHERE
+        (edge != 'sample' OR rank NOT IN (SELECT spans.rank FROM spans))
+        AND (rank, t_ns) IN (SELECT (rank, booked_ns) FROM booked)
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY rank, t_ns ORDER BY span_id DESC, edge
     ) = 1
@@ -265,7 +268,7 @@ SELECT
         - cache_bytes
         - output_bytes
         - before_bytes AS uncategorised_bytes,
-    booked.reserved_bytes - booked.active_bytes AS fragmentation_bytes,
+    booked.reserved_bytes - booked.active_bytes AS cached_bytes,
     COALESCE(accounts.context_bytes, 0) AS context_bytes,
     COALESCE(accounts.nccl_bytes, 0) AS nccl_bytes,
     COALESCE(accounts.libraries_bytes, 0) AS libraries_bytes,

@@ -158,3 +158,20 @@ def test_4_hang_of_a_rank_that_does_not_answer(tmp_path: Path, fault: str) -> No
     assert (
         run.ended_at - run.at("error: rank 2") < 10 + 20
     )  # the ranks within 10 s, then the report and Ray's own end
+
+
+def test_3_a_rank_whose_child_works_is_waited_for(tmp_path: Path) -> None:
+    """GIVEN a rank that waits for a program of its own for far longer than a standstill may last THEN all is well."""
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": 8.0}}
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 5, "--fault", "child"], ray=limits))
+
+    assert (code, *run.verdict()) == (0, 0, "ok", "")
+
+
+def test_4_a_rank_that_renamed_itself_is_ended(tmp_path: Path) -> None:
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": 5.0}}
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "renamed"], ray=limits))
+
+    assert (code, run.facts["culprits"]) == (12, [2])
+    assert run.living() == []
+    assert run.facts["problems"] == []

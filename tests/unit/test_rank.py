@@ -1,9 +1,11 @@
 """What a rank passes on of its log, without Ray and without a rank."""
 
+import contextlib
 import io
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +62,44 @@ def test_a_workload_that_closes_its_output_still_has_an_outcome(
         monkeypatch.setattr(os, "environ", {})
         monkeypatch.setattr(sys, "stdout", output)
         assert actor.run(("127.0.0.1", 1)) == outcome
+
+
+def listening(pid: int) -> list[str]:
+    """Addresses and ports on which a process listens, as the kernel has them."""
+    sockets = set()
+    for opened in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(opened))
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]
+    ]
+    return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+
+
+def test_the_store_listens_where_the_ranks_are_told_and_nowhere_else() -> None:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    actor = Rank()
+    actor._plan = SimpleNamespace(world_size=2, master_addr="127.0.0.1")  # type: ignore[assignment]
+    before = listening(os.getpid())
+    host, port = actor.open_store()
+    assert host == "127.0.0.1"
+    assert [one for one in listening(os.getpid()) if one not in before] == [f"0100007F:{port:04X}"]
+    # As torch's rendezvous does it in rank 0, and in the others.
+    mine = TCPStore(host, port, 2, True, wait_for_workers=False, multi_tenant=True)
+    mine.set("key", "value")
+    assert TCPStore(host, port, is_master=False, wait_for_workers=False).get("key") == b"value"
+
+
+def test_a_rank_whose_children_work_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Rank()
+    still = actor.beat().sequence
+    assert actor.beat().sequence == still
+    worked = iter((0, 1, 2))
+    monkeypatch.setattr(actor._children, "look", lambda moves: next(worked))
+    assert [actor.beat().sequence for _ in range(3)] == [still, still + 1, still + 2]
 
 
 def test_lines_end_where_a_traceback_begins(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
         sequence=9,
         path="denoise/dit.block",
         stage="denoise",
-        step=4,
+        step=0,
         num_steps=5,
         allocated_bytes=0,
         reserved_bytes=0,
@@ -76,6 +76,8 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
         reason="RuntimeError: reset",
         path="decode",
         step=-1,
+        oom_by="NCCL",
+        oom_free_bytes=0,
         check=CHECK,
     )
     record = record_of(tmp_path, ranks=4)
@@ -93,12 +95,13 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
     rows = record.rank_rows()
 
     assert {frozenset(row) for row in rows} == {frozenset(column.name for column in RANKS.columns) | {"rank"}}
+    assert [(row["oom_by"], row["oom_free_bytes"]) for row in rows] == [("NCCL", 0), *[(None, None)] * 3]
     names = ("rank", "node", "local_rank", "status", "exit_code", "reason", "path", "step", "recorder_bytes")
     assert [tuple(row[name] for name in names) for row in rows] == [
         (0, 0, 0, "failed", 16, "RuntimeError: reset", "decode", -1, CHECK.recorder_bytes),
         (1, 0, 1, "died", 10, "rank 1: process died", "", -1, 0),
         (2, 1, 0, "host_oom", 10, "full", "", -1, 0),
-        (3, 1, 1, "interrupted", 10, "ended with the run: rank 1: process died", "denoise/dit.block", 4, 0),
+        (3, 1, 1, "interrupted", 10, "ended with the run: rank 1: process died", "denoise/dit.block", 0, 0),
     ]
 
 

@@ -153,10 +153,7 @@ def test_a_run_without_rows_has_a_report_that_says_so(tmp_path: Path) -> None:
     assert "No rank recorded a span." in html
     # Nothing to draw: no program to draw it.
     assert found.scripts == {}
-    assert summary_lines(tmp_path) == [
-        "peak: no span was recorded",
-        f"report: {tmp_path / 'report.html'}",
-    ]
+    assert summary_lines(tmp_path) == ["peak: no span was recorded"]
 
 
 def test_one_rank_is_not_compared_with_itself(tmp_path: Path) -> None:
@@ -320,7 +317,7 @@ def slices(*sizes: int | None) -> list[dict[str, Any]]:
 
 def test_areas_stack_what_was_held_and_say_in_which_stage() -> None:
     bands = [{"stage": "denoise", "start_ns": 10**9, "end_ns": 2 * 10**9}]
-    rows = [moment(0, context=5), moment(1, context=5, weight=7, fragmentation=1)]
+    rows = [moment(0, context=5), moment(1, context=5, weight=7, cached=1)]
     frame = plots.frame(slices(5, None, 13), [{"device_total_bytes": 100}])
     assert (frame.top_bytes, frame.length_s, frame.full_bytes) == (13, 3.0, None)
     figure = plots.area(rows, slices(5, None, 13), bands, frame)
@@ -328,7 +325,7 @@ def test_areas_stack_what_was_held_and_say_in_which_stage() -> None:
     assert (where["x"], where["text"]) == ([0.0, 1.0], ["before the first stage", "denoise"])
     assert [(layer["name"], layer["customdata"]) for layer in layers] == [
         ("weight", [0, 7]),
-        ("fragmentation", [0, 1]),
+        ("cached", [0, 1]),
         ("context", [5, 5]),
     ]
     assert (outline_["x"], outline_["customdata"]) == ([0.0, 2.0], [5, 13])
@@ -366,7 +363,7 @@ def test_what_was_alive_adds_up_at_every_level() -> None:
 
 
 def test_the_books_of_a_rank_are_one_bar_and_empty_accounts_take_no_place_in_the_legend() -> None:
-    accounts = {"active": 12, "fragmentation": 0, "context": 3, "unexplained": -1}
+    accounts = {"active": 12, "cached": 0, "context": 3, "unexplained": -1}
     rows = [{"rank": 0, "account": account, "bytes": size} for account, size in accounts.items()]
     bars = [(bar["name"], bar["customdata"], bar["y"]) for bar in plots.books(rows)["data"]]
     assert bars == [
@@ -411,7 +408,7 @@ def test_the_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path:
     ]
     book = [blank("ledger", t_ns=0, account="context", bytes=7)]
     make_run(tmp_path, {0: {"spans": spans, "allocs": events, "ledger": book}})
-    nothing = (0, 0, 0, 0)
+    nothing = (0, 0, 0, 0, 0)
     assert answer(tmp_path, "timeline_by_account") == [
         (0, 0, 0, False, 0, 0, 0, *nothing, 0, 0, 7, 0, 0, 0, 0),
         (0, 10, 10, True, 12, 4, 8, *nothing, 0, 8, 7, 0, 0, 0, 0),
@@ -423,7 +420,7 @@ def test_the_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path:
 def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path) -> None:
     spans = [span(1, "denoise", (0, 399), device_used=(7, 9, 27), reserved=(0, 2, 20), active=(0, 1, 12))]
     make_run(tmp_path, {0: {"spans": spans}})
-    seen = [(row[1], row[3], row[4], row[11], row[12]) for row in answer(tmp_path, "timeline_by_account")]
+    seen = [(row[1], row[3], row[4], row[12], row[13]) for row in answer(tmp_path, "timeline_by_account")]
     assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
 
 
@@ -447,7 +444,7 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
         span(3, "denoise/dit", (2, 3), step=0, parent_id=2),
     ]
     make_run(tmp_path, {0: {"spans": spans}})
-    assert answer(tmp_path, "steps") == [(0, "denoise", 0, 1, 3, 5, 6, 7, 0)]
+    assert answer(tmp_path, "steps") == [(0, "denoise", 0, 1, 3, 5, 6, 7, 1, 0)]
 
 
 def test_each_module_of_a_script_has_a_line_of_its_own_over_its_calls() -> None:

@@ -127,7 +127,7 @@ def test_an_old_stream_is_sealed_at_the_next_append(tmp_path: Path, monkeypatch:
         ({"bytes": [1]}, "ledger: columns differ in length: {'t_ns': 2, 'span_id': 2, 'account': 2, 'bytes': 1}"),
         ({"bytes": [1, None]}, "ledger.bytes must not be null; 1 values are"),
         ({"bytes": [1, "two"]}, "ledger.bytes takes int64: "),
-        ({"account": [1, 2]}, "ledger.account takes dictionary<values=string, indices=int16, ordered=0>: "),
+        ({"account": [1, 2]}, "ledger.account takes dictionary<values=string, indices=int32, ordered=0>: "),
         ({"bytes": np.array([1.5, 2.0])}, "ledger.bytes takes int64: "),
     ],
 )  # fmt: skip

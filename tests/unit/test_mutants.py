@@ -1,0 +1,120 @@
+"""scripts/mutants.py: what it samples, what it takes for seen, and that nothing is left behind."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from command_line import ROOT, import_script
+from typer.testing import CliRunner
+
+mutants = import_script("mutants")
+
+CODE = "def larger(a, b):\n    return max(a, b)\n\n\ndef unseen(a):\n    return a + a\n"
+TESTS = """
+from wan.counts import larger
+
+def test_that_fails_anyway():
+    assert False
+
+def test_larger():
+    assert larger(1, 2) == 2
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A tree with one file and its tests."""
+    root = tmp_path / "tree"
+    files = {
+        "wan/__init__.py": "",
+        "wan/counts.py": CODE,
+        "tests/unit/test_counts.py": TESTS,
+        ".gitignore": "big",
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (root / "big").write_text("ignored")
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    return root
+
+
+def listing(root: Path) -> dict[Path, tuple[str, int]]:
+    files = [path for path in root.rglob("*") if path.is_file() and ".git" not in path.parts]
+    return {path: (path.read_text(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_an_area_without_files_has_no_mutants(tmp_path: Path) -> None:
+    assert mutants.sample(tmp_path, "sql", 3, 0) == []
+
+
+def test_a_seed_gives_the_same_mutants_and_another_seed_others() -> None:
+    first = mutants.sample(ROOT, "sql", 20, 1)
+    assert len(first) == len(set(first)) == 20
+    assert mutants.sample(ROOT, "sql", 20, 1) == first
+    assert mutants.sample(ROOT, "sql", 20, 2) != first
+
+
+def test_only_some_files() -> None:
+    found = mutants.sample(ROOT, "python", 30, 0, ["ray_memprof/units", "ray_memprof/exporters/csv"])
+    assert {str(one.path) for one in found} == {"ray_memprof/units.py", "ray_memprof/exporters/csv.py"}
+
+
+def test_what_changes_nothing_is_not_counted(root: Path) -> None:
+    assert len(mutants.sample(root, "wan", 9, 0)) == 4
+    (root / "scripts").mkdir()
+    (root / "scripts/mutants_equivalent.toml").write_text(
+        '[[mutant]]\nfile = "wan/counts.py"\nold = "return a + a"\nnew = "return a - a"\nreason = "none"\n'
+    )
+    left = {one.key for one in mutants.sample(root, "wan", 9, 0)}
+    assert left == {
+        ("wan/counts.py", "return max(a, b)", "return min(a, b)"),
+        ("wan/counts.py", "return max(a, b)", "return None"),
+        ("wan/counts.py", "return a + a", "return None"),
+    }
+
+
+def test_what_is_listed_as_equivalent_is_still_there() -> None:
+    """A line that was rewritten needs another look."""
+    for file, old, _ in mutants.equivalent(ROOT):
+        text = [line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
+        assert set(old.splitlines()) <= set(text), (file, old)
+
+
+def test_a_copy_has_what_git_does_not_ignore(root: Path, tmp_path: Path) -> None:
+    mutants.Copy(root, tmp_path / "copy")
+    copied = sorted(path for path in (tmp_path / "copy").rglob("*") if path.is_file())
+    assert copied == [
+        tmp_path / "copy" / name
+        for name in (".gitignore", "tests/unit/test_counts.py", "wan/__init__.py", "wan/counts.py")
+    ]
+
+
+def test_a_changed_file_is_newer_and_comes_back_as_it_was(root: Path, tmp_path: Path) -> None:
+    copy = mutants.Copy(root, tmp_path / "copy")
+    (mutant, *_) = mutants.sample(root, "wan", 1, 0)
+    before, path = listing(tmp_path / "copy"), tmp_path / "copy/wan/counts.py"
+    with pytest.raises(ZeroDivisionError), copy.changed(mutant):
+        assert path.read_text() == mutant.mutation.applied_to(CODE)
+        assert path.stat().st_mtime_ns > before[path][1]
+        raise ZeroDivisionError
+    assert listing(tmp_path / "copy") == before
+
+
+@pytest.mark.slow
+def test_seen_is_what_a_test_that_passed_before_fails_on(root: Path, tmp_path: Path) -> None:
+    before = listing(root)
+    by_key = {one.key[2]: one for one in mutants.sample(root, "wan", 9, 0)}
+    trial = mutants.Trial(root, [by_key["return min(a, b)"], by_key["return a - a"]], jobs=1, within_s=60)
+    assert [is_seen for _, is_seen in trial.run()] == [True, False]
+    assert trial.failing == {"tests/unit/test_counts.py::test_that_fails_anyway"}
+    assert listing(root) == before
+
+
+def test_the_command_line_shows_diffs_and_refuses_other_areas() -> None:
+    runner, app = CliRunner(), mutants.typer.Typer()
+    app.command()(mutants.main)
+    shown = runner.invoke(app, ["--area", "sql", "--num", "1", "--only", "ray_memprof/sql/steps", "--show"])
+    assert shown.exit_code == 0
+    assert shown.output.startswith("--- ray_memprof/sql/steps.sql\n+++ ray_memprof/sql/steps.sql\n@@ ")
+    assert runner.invoke(app, ["--area", "rust"]).exit_code == 2
