@@ -7,6 +7,8 @@
     replay.decided = found.decided                             # then feed the replay
     found.inexact_bytes
 
+    replay.decided = decide(replay, events, segments_after, was_expandable)     # while a program runs
+
 Whether a request gives back what is left of the block that it found depends on the setting expandable_segments of that
 moment (torch.cuda.memory._set_allocator_settings changes it at run time), and on the pool (MemPool(no_split=True)). A
 snapshot has the settings of its end alone, and says of no pool whether it splits. But what was left tells by itself:
@@ -22,11 +24,15 @@ its size alone is not known, by at most what was left. Those bytes, of all such 
 inexact_bytes.
 """
 
+from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, FreeBlocks, Segment
+import numpy as np
+
+from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Event, FreeBlocks, Segment
 
 Pool = tuple[int, int]
 """A memory pool, as torch numbers them."""
@@ -136,7 +142,9 @@ class BlockSizes:
     _all_segments: list[_Segment] = field(default_factory=list)
     """Those that are gone, too."""
     _untold: list[tuple[_Block, int]] = field(default_factory=list)
-    """Blocks that were freed before anything told, and the number of that event."""
+    """Blocks that were freed before anything told, and the number of that event; their pool may tell yet."""
+    _open_for_good: "array[int]" = field(default_factory=lambda: array("q"))
+    """The same where nothing can tell any more: first event, last event, and by how many bytes they may be off."""
     _decided: dict[int, int] = field(default_factory=dict)
     _num_events: int = 0
     _num_allocs: int = 0
@@ -159,6 +167,17 @@ class BlockSizes:
                     self._free.give(address, size)
                 else:
                     self._used[address] = _Block(-1, address, size, size, size, size, 0)
+
+    def start_live(self, segments: Iterable[Segment]) -> None:
+        """Begin where the replay is now; `segments` are those after the events that follow."""
+        for segment in segments:
+            start, end = segment["address"], segment["address"] + segment["total_size"]
+            pool = pool_of(segment.get("segment_pool_id"))
+            self._add(_Segment(start, end, segment.get("is_expandable", False), pool))
+        self._free = self.rules.blocks.copy()
+        for address, size in self.rules.used_sizes():
+            self._used[address] = _Block(-1, address, size, size, size, size, 0)
+        self._num_allocs = self.rules.num_allocs
 
     def follow(
         self,
@@ -324,9 +343,9 @@ class BlockSizes:
 
     def _by_pool(self, segment: _Segment | None) -> bool | None:
         """Whether the pool splits; None: not known yet."""
-        if segment is None or not self._is_other(segment):
-            return True
-        return segment.splits
+        if segment is None:  # it was given back before anybody could ask for its pool
+            return None if self.doubt.pools else True
+        return segment.splits if self._is_other(segment) else True
 
     def _free_block(self, address: int) -> None:
         block = self._used.pop(address, None)
@@ -335,7 +354,10 @@ class BlockSizes:
         size = block.size
         if block.least < block.most:
             self._close(block)
-            self._untold.append((block, self._num_events))
+            if block.by_pool:
+                self._untold.append((block, self._num_events))
+            else:
+                self._leave(block, self._num_events)
             size = block.most
         self._free.merge(address, size)
 
@@ -344,6 +366,12 @@ class BlockSizes:
         if start not in self._left:
             insort(self._left_starts, start)
         self._left[start] = self._behind[end] = block
+
+    def _leave(self, block: _Block, ended: int) -> None:
+        """Nothing tells what this one took."""
+        off = max(block.size - block.least, block.most - block.size)
+        self._open_for_good.extend((block.event, ended, off))
+        self._note(block, block.size)
 
     def _close(self, block: _Block) -> None:
         start, end = block.address + block.least, block.address + block.most
@@ -383,7 +411,6 @@ class BlockSizes:
                 at_end.pool = segment.get("pool")
         self._untold += [(block, self._num_events) for block in list(self._left.values())]
         by_pool = self._pools()
-        open_blocks = []
         for block, ended in self._untold:
             splits = None
             if block.by_pool and block.segment is not None:
@@ -391,13 +418,15 @@ class BlockSizes:
                 if splits is None and block.segment.pool is not None:
                     splits = by_pool.get(block.segment.pool)
             if splits is None:
-                open_blocks.append(
-                    (block.event, ended, max(block.size - block.least, block.most - block.size))
-                )
-                self._note(block, block.size)
+                self._leave(block, ended)
             else:
                 self._note(block, block.least if splits else block.most)
-        return Found(self._decided, _most(open_blocks), len(open_blocks), self._num_contradictions > 0)
+        return Found(
+            self._decided,
+            _most(self._open_for_good),
+            len(self._open_for_good) // 3,
+            self._num_contradictions > 0,
+        )
 
     def _survived(self, address: int, size: int) -> None:
         block = self._used.get(address)
@@ -420,16 +449,51 @@ class BlockSizes:
         return found
 
 
+def decide(
+    replay: BlockReplay, events: Sequence[Event], segments: Sequence[Segment], was_expandable: bool
+) -> Mapping[int, int]:
+    """Bytes of allocations among `events`, by number, for which the settings at their end give others.
+
+    Args:
+        replay: is where the events begin, and has the settings of their end.
+        events: not fed to it yet.
+        segments: after the last of them, of a snapshot.
+        was_expandable: the setting at their beginning.
+    """
+    actions = [event["action"] for event in events]
+    grows = {"segment_map" in actions, *(segment.get("is_expandable", False) for segment in segments)}
+    pools = {pool_of(segment.get("segment_pool_id")) for segment in segments} - {None, DEFAULT_POOL}
+    is_switched = was_expandable != replay.expandable_segments or (
+        len(grows) > 1 and "segment_alloc" in actions
+    )
+    doubt = Doubt(setting=is_switched, pools=bool(pools))
+    if not doubt:
+        return {}
+    made = [event for event in events if event["action"] in ("segment_alloc", "segment_map")]
+    sizes = BlockSizes(replay, doubt, (pool_of(event.get("pool_id")) for event in made))
+    sizes.start_live(segments)
+    sizes.follow(actions, [event.get("addr", 0) for event in events], [event["size"] for event in events])
+    told = [{**one, "pool": pool_of(one.get("segment_pool_id"))} for one in segments]
+    return sizes.conclude(told).decided
+
+
+def pool_of(value: Any) -> Pool | None:
+    """A memory pool as torch numbers them; None: no such numbers."""
+    is_pool = (
+        isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(one, int) for one in value)
+    )
+    return (value[0], value[1]) if is_pool else None
+
+
 def exact_size(requested: int) -> int:
     """Bytes of a request without any setting."""
     return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
 
 
-def _most(open_blocks: Iterable[tuple[int, int, int]]) -> int:
+def _most(open_blocks: "array[int]") -> int:
     """The largest sum of bytes of blocks (first event, last event, bytes) that lived at the same time."""
-    steps = sorted(step for first, last, size in open_blocks for step in ((first, size), (last + 1, -size)))
-    most = now = 0
-    for _, size in steps:
-        now += size
-        most = max(most, now)
-    return most
+    first, last, sizes = np.array(open_blocks, np.int64).reshape(-1, 3).T
+    steps = np.concatenate((sizes, -sizes))
+    # At one event what ends goes last: both may count in that moment.
+    order = np.lexsort((-steps, np.concatenate((first, last))))
+    return int(np.cumsum(steps[order]).max(initial=0))

@@ -12,7 +12,7 @@ the pool allows it, and freed neighbours merge. The result equals the allocator'
 Source of the rules: c10/cuda/CUDACachingAllocator.cpp of torch 2.11 (round_size, should_split, try_merge_blocks).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,7 +237,8 @@ class BlockReplay(Replay):
         self.decided: Mapping[int, int] = {}
         """What allocations took for which the settings alone give another size, by number (see block_sizes.py)."""
         self._divisions: tuple[int, ...] = ()
-        self._blocks = FreeBlocks()
+        self.blocks = FreeBlocks()
+        """What is free."""
         self._handlers |= {
             "segment_alloc": self._segment_alloc,
             "segment_free": self._segment_free,
@@ -285,11 +286,11 @@ class BlockReplay(Replay):
         columns.note("segment_map" if is_expandable else "segment_alloc", address, total, total, stream)
         self.reserved += total
         if not is_expandable:
-            self._blocks.fence(address, total)
+            self.blocks.fence(address, total)
         for block in segment["blocks"]:
             address, size = unsigned(block["address"]), block["size"]
             if block["state"] == "inactive":
-                self._blocks.give(address, size)
+                self.blocks.give(address, size)
                 continue
             requested = block.get("requested_size", size)
             self._used[address] = (size, BEFORE)
@@ -301,10 +302,14 @@ class BlockReplay(Replay):
                 self._waiting.add(address)
                 columns.note("free_requested", address, size, requested, stream)
 
+    def used_sizes(self) -> Iterator[tuple[int, int]]:
+        """Address and bytes of every block in use."""
+        return ((address, size) for address, (size, _) in self._used.items())
+
     def _alloc(self, address: int, requested: int, span_id: int) -> Counted:
         if address in self._used:
             self._lose(address)
-        available = self._blocks.take(address)
+        available = self.blocks.take(address)
         size = self.decided.get(self.num_allocs, 0) if self.decided else 0
         if not size or size > available:
             wanted = self.rounded(requested)
@@ -314,11 +319,11 @@ class BlockReplay(Replay):
                 self._stray(wanted)
                 size = wanted
         if size < available:
-            self._blocks.give(address + size, available - size)
+            self.blocks.give(address + size, available - size)
         return self._use(address, size, span_id)
 
     def _release(self, address: int, size: int) -> None:
-        self._blocks.merge(address, size)
+        self.blocks.merge(address, size)
 
     def rounded(self, requested: int) -> int:
         """Bytes that a request becomes before a block is looked for."""
@@ -344,27 +349,27 @@ class BlockReplay(Replay):
 
     def _segment_alloc(self, address: int, requested: int, span_id: int) -> Counted:
         self.reserved += requested
-        if self._blocks.take(address):
+        if self.blocks.take(address):
             self._stray(requested)  # the event that gave an earlier one back is missing
-        self._blocks.fence(address, requested)
-        self._blocks.give(address, requested)
+        self.blocks.fence(address, requested)
+        self.blocks.give(address, requested)
         return requested, None
 
     def _segment_free(self, address: int, requested: int, span_id: int) -> Counted:
         self.reserved -= requested
-        if self._blocks.take(address) != requested:
+        if self.blocks.take(address) != requested:
             self._stray(requested)
-        self._blocks.unfence(address, requested)
+        self.blocks.unfence(address, requested)
         return requested, None
 
     def _segment_map(self, address: int, requested: int, span_id: int) -> Counted:
         self.reserved += requested
-        self._blocks.merge(address, requested)
+        self.blocks.merge(address, requested)
         return requested, None
 
     def _segment_unmap(self, address: int, requested: int, span_id: int) -> Counted:
         self.reserved -= requested
-        if not self._blocks.cut(address, requested):
+        if not self.blocks.cut(address, requested):
             self._stray(requested)
         return requested, None
 
@@ -378,6 +383,12 @@ class FreeBlocks:
         self._by_end: dict[int, int] = {}
         self._fences: dict[int, int] = {}
         """How many segments that cannot grow begin or end at an address."""
+
+    def copy(self) -> "FreeBlocks":
+        """Another one that begins where this one is."""
+        other = FreeBlocks()
+        other.sizes, other._by_end, other._fences = dict(self.sizes), dict(self._by_end), dict(self._fences)
+        return other
 
     def fence(self, address: int, size: int) -> None:
         """A segment that cannot grow: no block reaches across its ends, though segments may lie side by side."""

@@ -10,12 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
+from ray_memprof.block_sizes import decide
 from ray_memprof.errors import DiskFull
 from ray_memprof.ledger import Entry
 from ray_memprof.meters import Batch, Reading
 from ray_memprof.owners import owned
 from ray_memprof.problems import Problems
-from ray_memprof.replay import Columns, Event, Peaks, Replay, Segment
+from ray_memprof.replay import BlockReplay, Columns, Event, Peaks, Replay, Segment
 from ray_memprof.store import RankStore
 
 QUEUE_LENGTH = 16
@@ -230,12 +231,21 @@ class Scribe:
             self._count_missing(batch)
             return
         owned(batch.events, batch.stamps)
-        self.replay.configure(batch.settings)
+        self._configure(batch)
         columns = self.replay.feed(batch.events)
         if batch.times is not None:
             columns.t_ns = batch.times.ours(columns.t_ns)
         self._append_events(columns)
         self._check(batch)
+
+    def _configure(self, batch: Batch) -> None:
+        """Tell the replay the settings after these events, and what they prove where that is not enough."""
+        replay = self.replay
+        was_expandable = replay.expandable_segments if isinstance(replay, BlockReplay) else False
+        replay.configure(batch.settings)
+        if isinstance(replay, BlockReplay):
+            was_expandable = was_expandable if replay.num_events else replay.expandable_segments
+            replay.decided = decide(replay, batch.events, batch.segments, was_expandable)
 
     def _append_events(self, columns: Columns) -> None:
         rows = {name: getattr(columns, name) for name in type(columns).__slots__}

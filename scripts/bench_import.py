@@ -73,7 +73,11 @@ def make(path: Path, num_events: int, *, stacks: bool) -> None:
     snapshot = {
         "segments": [_segment(start, size, dict(used)) for start, size in segments.items()],
         "device_traces": [events[-num_events:]],
-        "allocator_settings": {"expandable_segments": False, "max_split_size": -1},
+        "allocator_settings": {
+            "expandable_segments": False,
+            "max_split_size": -1,
+            "roundup_power2_divisions": {},
+        },
         "external_annotations": [],
     }
     with open(path, "wb") as file:

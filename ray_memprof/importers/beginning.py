@@ -27,6 +27,8 @@ from ray_memprof.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Segmen
 _SEGMENT_ACTIONS = frozenset(("segment_alloc", "segment_free", "segment_map", "segment_unmap"))
 Block = dict[str, Any]
 _GROWING = frozenset(("segment_map", "segment_unmap"))
+_CONF = "PYTORCH_CUDA_ALLOC_CONF"
+_LIMITS = ("max_split_size", "roundup_power2_divisions")
 _SWITCHED_OFF = "expandable_segments:False"
 _Range = tuple[int, bool, Pool | None]
 """Where a segment ends, whether it can grow, and its pool."""
@@ -111,11 +113,12 @@ class Witness:
         # Early versions of torch leave the settings out: then the segments must tell.
         is_mixed = bool(kinds - {settings.get("expandable_segments", any(kinds))})
         # What nobody needs to say is said by those who had switched it on.
-        is_mixed |= _SWITCHED_OFF in settings.get("PYTORCH_CUDA_ALLOC_CONF", "")
+        conf = [settings[_CONF]] if _CONF in settings else []
+        is_mixed |= any(_SWITCHED_OFF in text for text in conf)
         return Doubt(
             setting=is_mixed,
             pools=bool(pools - {None, DEFAULT_POOL}),
-            limits=not {"max_split_size", "roundup_power2_divisions"} <= settings.keys(),
+            limits=not all(name in settings or (conf and name not in conf[0]) for name in _LIMITS),
         )
 
     def is_expandable(self, final: Sequence[Segment]) -> bool:

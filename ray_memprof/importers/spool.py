@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_memprof.block_sizes import Pool
+from ray_memprof.block_sizes import Pool, pool_of
 from ray_memprof.importers.beginning import Witness
 from ray_memprof.replay import unsigned
 
@@ -139,14 +139,6 @@ class Spool:
 def _pools(events: list[dict[str, Any]]) -> list[Pool | None]:
     """The pool of each event, where it says; torch does from about 2.12 on."""
     return [pool_of(event["pool_id"]) if "pool_id" in event else None for event in events]
-
-
-def pool_of(value: Any) -> Pool | None:
-    """A memory pool as torch numbers them; None: no such numbers."""
-    is_pool = (
-        isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(one, int) for one in value)
-    )
-    return (value[0], value[1]) if is_pool else None
 
 
 def _integers(values: list[Any]) -> "array[int]":

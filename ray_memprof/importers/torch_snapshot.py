@@ -33,12 +33,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ray_memprof.block_sizes import pool_of
 from ray_memprof.errors import DiskFull
 from ray_memprof.exporters.torch_snapshot import MARK, SPAN_FILE
 from ray_memprof.importers.certainty import follow
 from ray_memprof.importers.pickle_stream import Frame, NotASnapshot, PickleStream
 from ray_memprof.importers.rows import Rows, Written
-from ray_memprof.importers.spool import Spool, pool_of
+from ray_memprof.importers.spool import Spool
 from ray_memprof.replay import unsigned
 from ray_memprof.store import CONFIG_FILE, LOGS_DIR, RUN_FILE, TABLES_DIR, disk_error
 

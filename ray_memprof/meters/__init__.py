@@ -58,6 +58,8 @@ class Batch:
     which; the first one from before these events. Empty: every event has its stamp."""
     num_lost: int = 0
     """Events that are known to be lost since the drain before."""
+    segments: list[Any] = field(default_factory=list)
+    """Of the device after the last event, as a snapshot has them."""
 
 
 class HostRss:

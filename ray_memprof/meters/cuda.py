@@ -289,6 +289,7 @@ class CudaMeter:
             times,
             stamps,
             self._lost(before, taken.events),
+            [segment for segment in self._history.last_segments if segment["device"] == self._index],
         )
 
     def _lost(self, before: "_Counters", events: list[Any]) -> int:

@@ -84,6 +84,8 @@ class SharedHistory:
         self._local = threading.local()
         self.settings: dict[str, Any] = {}
         """The allocator's, as of the last copy."""
+        self.last_segments: list[Any] = []
+        """Of all devices, the same."""
         silent_in_children(self)
 
     def forked(self) -> None:
@@ -220,7 +222,10 @@ class SharedHistory:
                 self._is_whole = self._is_whole and is_whole
             if not is_whole:
                 self._problems.add(_TORN)
-        self.settings = snapshot.get("allocator_settings", {})
+        self.settings, self.last_segments = (
+            snapshot.get("allocator_settings", {}),
+            snapshot.get("segments", []),
+        )
         self._annotations = snapshot.get("external_annotations", [])
         return snapshot
 

@@ -6,6 +6,7 @@ allocator of their own, limits, roundings, several streams, frees that wait, and
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,8 +92,12 @@ class Model:
     """
 
     def __init__(
-        self, settings: Settings, *, no_split: set[Pool] = frozenset(), own: set[Pool] = frozenset()
-    ) -> None:  # type: ignore[assignment]
+        self,
+        settings: Settings,
+        *,
+        no_split: frozenset[Pool] = frozenset(),
+        own: frozenset[Pool] = frozenset(),
+    ) -> None:
         self.settings, self._no_split, self._own = settings, no_split, own
         self.conf = "expandable_segments:True" if settings.expandable else ""
         """What was set last."""
@@ -101,7 +106,7 @@ class Model:
         """Allocated, reserved and active bytes before each event, and after the last."""
         self.segments: list[Segment] = []
         self._allocated = self._reserved = self._active = 0
-        self._next = 2**45
+        self._next, self._next_growing = 2**45, 2**46
         self._waiting: list[tuple[Segment, Block]] = []
         self.used: list[tuple[Segment, Block]] = []
 
@@ -188,7 +193,8 @@ class Model:
         key = (pool, stream, is_small, True)
         segment = next((s for s in self.segments if (s.pool, s.stream, s.is_small, s.grows) == key), None)
         if segment is None:
-            segment = Segment(2**46 + SPACE * len(self.segments), pool, stream, is_small, grows=True)
+            segment = Segment(self._next_growing, pool, stream, is_small, grows=True)
+            self._next_growing += SPACE
             self.segments.append(segment)
         start, end = segment.base, segment.base
         # The lowest place where free and unmapped space together are enough.
@@ -364,11 +370,13 @@ class Scenario:
     """Whether the limit of splitting and the rounding are set anew now and then."""
 
 
-def play(seed: int, scenario: Scenario, operations: int) -> Model:
-    """A random program."""
+def play(
+    seed: int, scenario: Scenario, operations: int, look: Callable[[Model], None] = lambda model: None
+) -> Model:
+    """A random program; `look` is called after each operation."""
     chance = random.Random(seed)
     settings = Settings(**vars(scenario.settings))
-    model = Model(settings, no_split=set(scenario.no_split), own=set(scenario.own))
+    model = Model(settings, no_split=scenario.no_split, own=scenario.own)
     for _ in range(operations):
         dice = chance.random()
         while model.num_waiting and chance.random() < 0.4:
@@ -390,4 +398,5 @@ def play(seed: int, scenario: Scenario, operations: int) -> Model:
         elif dice < 0.97 and scenario.changes:
             settings.max_split = chance.choice((None, 30 * MIB))
             settings.divisions = chance.choice((0, 2, 4))
+        look(model)
     return model
