@@ -190,7 +190,7 @@ class Recorder:
         if self._share is None or outside == self._outside:
             return
         for _ in range(_TRIES):
-            own = self._share.read(reading.reserved, is_on=self._meter.is_on)
+            own = self._share.read(reading.device_used, reading.reserved, is_on=self._meter.is_on)
             if own is None:
                 self._others = None
                 if self._meter.is_on and self._outside is not None:
