@@ -448,6 +448,11 @@ def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
         if device is not None:
             share = OwnShare(device, os.getpid(), is_contained=is_contained())
         recorder = Recorder(plan.rank, meter, _scribe(plan, meter), share=share)
+        if on_cuda and device is None:
+            recorder.problem(
+                "the driver (NVML) does not tell of this rank's device: what other processes take of it is not told "
+                "apart from what this one does"
+            )
         recorder.start()
         samples = sampling(
             recorder.tick,
