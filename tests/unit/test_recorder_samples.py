@@ -203,7 +203,7 @@ class Share:
 
 def shared(desk: Desk) -> Share:
     share = Share(desk)
-    desk.recorder._share = share  # type: ignore[assignment]
+    desk.recorder._others._share = share  # type: ignore[assignment]
     return share
 
 
