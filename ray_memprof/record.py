@@ -8,7 +8,6 @@ A run that failed, or never started, is still a run: it has a row, with status a
 
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import wan
+from ray_memprof.clock import Clock
 from ray_memprof.config import RunConfig
 from ray_memprof.errors import EXIT_BUG, RunError
 from ray_memprof.plan import Outcome, RankFacts, ReplayCheck, Status
@@ -66,6 +66,8 @@ class Record:
     verdict: Verdict | None = None
     facts: Sequence[RankFacts] = ()
     """In rank order; empty until the ranks have their places."""
+    clock: Clock = field(default_factory=Clock)
+    """The time of the run."""
     clock_offsets_ns: dict[int, int] = field(default_factory=dict)
     """By rank: what its host's clock was ahead of the driver's; the rank takes it out of its times."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -106,7 +108,7 @@ class Record:
             reason=verdict.reason,
             hint=verdict.hint,
             culprits=list(verdict.ranks),
-            end_ns=time.time_ns(),
+            end_ns=self.clock.now_ns(),
             stages_s=self.stages_s,
         )
         self.verdict = verdict

@@ -25,6 +25,7 @@ from ray_memprof.forks import silent_in_children
 from ray_memprof.ledger import Ledger
 from ray_memprof.meters import Meter, Reading
 from ray_memprof.meters.guarded import Guarded
+from ray_memprof.others import Others
 from ray_memprof.plan import Beat, RankPlan, ReplayCheck
 from ray_memprof.problems import Problems
 from ray_memprof.replay import BlockReplay, Replay
@@ -34,8 +35,6 @@ from wan.spans import Attribute, listening
 if TYPE_CHECKING:
     from ray_memprof.device import OwnShare
 
-_TRIES = 3
-"""Times that figures of the allocator and of the driver are read until they are of one moment."""
 DRAIN_EVENTS = 16_384
 """Events that may wait before a span boundary takes them: 10 to 15 ms of pause."""
 LATE_NS = 1_000_000_000
@@ -74,10 +73,9 @@ class Recorder:
         share: "OwnShare | None" = None,
     ) -> None:
         self._problems = problems or Problems()
-        self._rank, self._scribe, self._share = rank, scribe, share
+        self._rank, self._scribe = rank, scribe
         self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
-        self._outside: int | None = None
-        self._others_began = 0
+        self._others, self._others_began = Others(self._meter, share, self.problem), 0
         self._ledger = Ledger()
         self._open: list[SpanRecord] = []
         self._parcel = Parcel()
@@ -85,7 +83,6 @@ class Recorder:
         self._step, self._num_steps = -1, -1
         self._failure: tuple[str, int, Reading] | None = None
         self._failed_into = 0
-        self._others: int | None = None
         self._sampled_ns = 0
         self._last: Reading | None = None
         self._last_flush = time.monotonic()
@@ -246,7 +243,7 @@ class Recorder:
     def _read(self, account: str = "", *, look: Callable[[], Reading] | None = None) -> Reading:
         """A reading, with what changed since the last one put down to the innermost open span."""
         reading = (look or self._measure)()
-        self._look_at_others(reading)
+        self._others.look(reading)
         record = self._open[-1] if self._open else None
         if record is not None:
             record.note_reading(reading)
@@ -257,36 +254,11 @@ class Recorder:
             is_on=self._meter.is_on,
             span_id=record.span_id if record else 0,
             path=record.path if record else "",
-            others=self._others,
+            others=self._others.bytes,
             account=account,
         )
         self._last = reading
         return reading
-
-    def _look_at_others(self, reading: Reading) -> None:
-        """Where memory outside the allocator has changed, ask whose it is: the last sample may be older than that."""
-        outside = reading.device_used - reading.reserved
-        if self._share is None or outside == self._outside:
-            return
-        for _ in range(_TRIES):
-            own = self._share.read(reading.reserved, is_on=self._meter.is_on)
-            if own is None:
-                self._others = None
-                if self._meter.is_on and self._outside is not None:
-                    self.problem(
-                        "the driver does not tell what this process holds of its device (a container, MIG): what "
-                        "others took meanwhile may be booked to nccl or libraries"
-                    )
-                break
-            now = self._meter.peek()
-            if now.reserved == reading.reserved:
-                self._others = max(0, outside - (own - now.reserved))
-                break
-            # Another thread allocated meanwhile: these are figures of two moments.
-            reading = now
-        else:
-            return  # asked again at the next boundary
-        self._outside = outside
 
     def _settle(self, began: int) -> None:
         """Flush if it is time, and note what recording cost since `began`."""
@@ -378,8 +350,7 @@ class Recorder:
             return
         is_due = self._is_due() and self._meter.answers()
         with self._problems.noting("a sample could not be recorded"), self._lock:
-            if self._share is None:
-                self._others = sample.others_used_bytes
+            self._others.note(sample)
             self._parcel.samples.append(sample)
             self._sampled_ns = max(self._sampled_ns, sample.t_ns)
             for record in reversed(self._parcel.spans):
@@ -539,6 +510,11 @@ def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
         if device is not None:
             share = OwnShare(device, os.getpid(), is_contained=is_contained())
         recorder = Recorder(plan.rank, meter, _scribe(plan, meter, problems), problems, share=share)
+        if on_cuda and device is None:
+            recorder.problem(
+                "the driver (NVML) does not tell of this rank's device: what other processes take of it is not told "
+                "apart from what this one does"
+            )
         recorder.start()
         samples = sampling(
             recorder.tick,

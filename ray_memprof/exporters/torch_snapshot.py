@@ -115,7 +115,7 @@ class _Source:
     def _rows(self) -> Iterator[Row]:
         for part in self._parts:
             try:
-                with pq.ParquetFile(part) as file:
+                with pq.ParquetFile(part.absolute()) as file:
                     for batch in file.iter_batches(16_384, columns=list(_COLUMNS)):
                         yield from batch.to_pylist()
             except (OSError, pa.ArrowInvalid) as error:

@@ -3,7 +3,9 @@
 import contextlib
 import io
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -93,6 +95,17 @@ def test_the_store_listens_where_the_ranks_are_told_and_nowhere_else() -> None:
     assert TCPStore(host, port, is_master=False, wait_for_workers=False).get("key") == b"value"
 
 
+def test_a_store_whose_address_is_translated_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    actor = Rank()
+    # Of documentation alone: no host has it.
+    actor._plan = SimpleNamespace(world_size=1, master_addr="198.51.100.7")  # type: ignore[assignment]
+    host, port = actor.open_store()
+    assert host == "198.51.100.7"
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+    assert "198.51.100.7 is no address of this host" in capsys.readouterr().err
+
+
 def test_a_rank_whose_children_work_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
     actor = Rank()
     still = actor.beat().sequence
@@ -116,3 +129,9 @@ def test_the_line_without_end_is_passed_on_once_nothing_will_follow(tmp_path: Pa
     assert lines_since(log, 0, whole=False) == (7, "one\ntwo")
     assert lines_since(log, 7, whole=False) == (7, "")
     assert lines_since(log, 0, until=6, whole=False) == (6, "one\ntw")
+
+
+def test_a_rank_tells_its_hosts_time_by_the_clock_that_it_records_with(tmp_path: Path) -> None:
+    actor = Rank()
+    before = time.time_ns()
+    assert before - 10**7 < actor.now_ns() <= actor._clock.now_ns() < time.time_ns() + 10**7
