@@ -106,7 +106,8 @@ def test_peaks_of_ranks_that_were_recorded_late_are_the_truth(tmp_path: Path, ex
     check = db.query(tmp_path / "run", "replay_check").to_pylist()
     assert [(row["rank"], row["is_exact"], row["max_error_bytes"]) for row in check] == [
         (0, True, 0),
-        (1, True, 0),
+        # Recorded late: what some blocks of before took, nothing tells, unless segments grow.
+        (1, expandable, 0),
     ]
 
 
@@ -306,7 +307,7 @@ def test_a_file_that_is_empty_is_named_before_any_is_read(tmp_path: Path) -> Non
 def test_events_that_do_not_lead_to_the_segments_are_told(tmp_path: Path) -> None:
     events = [event("segment_alloc", 0, 2 * MIB), event("alloc", 0, 512)]
     path = write(tmp_path / "rank0.pickle", snapshot(events, [segment(0, (2 * MIB, "inactive"))]))
-    (line,) = import_snapshots([path], tmp_path / "run", "x")
+    line, *_ = import_snapshots([path], tmp_path / "run", "x")
     assert "end 512 bytes away from its segments" in line
     assert db.query(tmp_path / "run", "replay_check").to_pylist()[0]["max_error_bytes"] == 512
 
