@@ -39,7 +39,7 @@ class Record:
     """Of rank 0: what was set for it, and what else bore on its memory; others differ in what torchrun sets."""
     checks: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """What is missing or damaged of the records."""
+    """What is missing or damaged of the records, and what went wrong with recording them."""
     stages_s: dict[str, float] = field(default_factory=dict)
     """Seconds that each stage of starting and ending the run took, and the way to its first step."""
     figures: list[str] = field(default_factory=list)
@@ -56,6 +56,9 @@ class Record:
         """The run has ended like this; `verdict` is set once run.json says so."""
         if 0 in verdict.outcomes:
             self.environment = self.environment | verdict.outcomes[0].environment
+        for rank, outcome in sorted(verdict.outcomes.items()):
+            lines = (f"rank {rank}: {text}" for text in outcome.problems)
+            self.problems += [line for line in lines if line not in self.problems]
         for rank, stack in verdict.stacks.items():
             self.folder.write(stack, LOGS_DIR, f"rank{rank}.stack.txt")
         self.folder.note(
@@ -64,6 +67,7 @@ class Record:
             reason=verdict.reason,
             hint=verdict.hint,
             culprits=list(verdict.ranks),
+            problems=self.problems,
             end_ns=time.time_ns(),
             stages_s=self.stages_s,
         )

@@ -20,6 +20,7 @@ from ray_memprof.forks import silent_in_children
 from ray_memprof.ledger import Ledger
 from ray_memprof.meters import Meter, Reading
 from ray_memprof.meters.guarded import Guarded
+from ray_memprof.owners import Stamp
 from ray_memprof.plan import Beat, RankPlan, ReplayCheck
 from ray_memprof.problems import Problems
 from ray_memprof.replay import BlockReplay, Replay
@@ -48,18 +49,19 @@ class Recorder:
         rank: whose spans these are.
         meter: where bytes are read.
         scribe: where rows go; None: nothing is kept, beats alone are given.
-        problems: where to note what goes wrong; the scribe and the meter may note there too.
+        problems: where to note what goes wrong; None: where the scribe does.
     """
 
     def __init__(
         self, rank: int, meter: Meter, scribe: Scribe | None, problems: Problems | None = None
     ) -> None:
-        self._problems = problems or Problems()
+        self._problems = problems or (Problems() if scribe is None else scribe.problems)
         self._rank, self._scribe = rank, scribe
         self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
         self._ledger = Ledger()
         self._open: list[SpanRecord] = []
         self._parcel = Parcel()
+        self._stamps: list[Stamp] = [(0, 0)]
         self._num_spans = self._sequence = 0
         self._step, self._num_steps = -1, -1
         self._failure: tuple[str, int, Reading] | None = None
@@ -122,11 +124,17 @@ class Recorder:
         self._open.append(record)
         if self._scribe is not None:
             self._scribe.categories[record.span_id] = category_of(name)
-        self._meter.stamp(record.span_id)
+        self._stamp(record.span_id)
         self._sequence += 1
         if record.step is not None:
             self._step = record.step
         self._settle(began)
+
+    def _stamp(self, span_id: int) -> None:
+        """Of this thread's events from now on, and, by their order and time, of those of threads without a stamp."""
+        if self._meter.has_events:
+            self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
+        self._meter.stamp(span_id)
 
     def _record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
         around = self._open[-1] if self._open else None
@@ -184,7 +192,7 @@ class Recorder:
         reading = self._read()
         self._note_failure(record, reading, failed)
         self._close_span(record, reading, failed)
-        self._meter.stamp(self._open[-1].span_id if self._open else 0)
+        self._stamp(self._open[-1].span_id if self._open else 0)
         self._sequence += 1
         if not self._open:
             self._step = -1
@@ -256,6 +264,7 @@ class Recorder:
         self._last_flush = time.monotonic()
         parcel, self._parcel = self._parcel, Parcel()
         if self._scribe is None:
+            self._stamps = self._stamps[-1:]
             return
         if not self._primed and self._meter.is_on:
             self._primed = True
@@ -263,6 +272,7 @@ class Recorder:
                 # Nothing was fed to it so far: before the meter was on there were no events.
                 self._scribe.replay.prime(segments)
         parcel.batch = self._meter.drain()
+        parcel.stamps, self._stamps = self._stamps, self._stamps[-1:]
         self._scribe.deliver(parcel)
 
     def on_step(self, step: int, steps: int) -> None:

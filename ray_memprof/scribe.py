@@ -5,7 +5,7 @@ The thread that runs the model only hands over what it took (Parcel); everything
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ from functools import partial
 from ray_memprof.errors import DiskFull
 from ray_memprof.ledger import Entry
 from ray_memprof.meters import Batch, Reading
-from ray_memprof.owners import owned
+from ray_memprof.owners import Stamp, owned
 from ray_memprof.problems import Problems
 from ray_memprof.replay import Event, Peaks, Replay
 from ray_memprof.store import RankStore
@@ -79,6 +79,8 @@ class Parcel:
     """What the recorder hands over at once."""
 
     batch: Batch | None = None
+    stamps: Sequence[Stamp] = ()
+    """When the model's thread was given which span to stamp the events of `batch` with."""
     spans: list[SpanRecord] = field(default_factory=list)
     ledger: list[Entry] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
@@ -123,7 +125,7 @@ class Scribe:
         self.categories = categories
         self.error: DiskFull | None = None
         """What ended the writing; nothing is written after it."""
-        self._problems = problems or Problems()
+        self.problems = problems or Problems()
         self._inherited: dict[int, _Inherited] = {}
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
@@ -137,7 +139,7 @@ class Scribe:
             with suppress(queue.Full):
                 self._queue.put(parcel, timeout=1.0)
                 return
-        self._problems.add("the thread that writes has ended: nothing more is written")
+        self.problems.add("the thread that writes has ended: nothing more is written")
         if parcel.done is not None:
             parcel.done.set()
 
@@ -163,7 +165,7 @@ class Scribe:
         except DiskFull as error:  # kept for whoever asks; the run itself went well
             self.error = self.error or error
         except Exception as error:
-            self._problems.note(what, error)
+            self.problems.note(what, error)
         return False
 
     def _work(self) -> None:
@@ -177,7 +179,7 @@ class Scribe:
     def _write(self, parcel: Parcel) -> None:
         batch, spans = parcel.batch, parcel.spans
         if batch is not None and not self._do(
-            "events could not be written", lambda: self._write_events(batch)
+            "events could not be written", lambda: self._write_events(batch, parcel.stamps)
         ):
             self._num_known_lost += len(batch.events)
         if spans and self.error is None:
@@ -194,12 +196,12 @@ class Scribe:
         if parcel.seal and self.error is None:
             self._do("what was recorded could not be sealed", self._store.seal)
 
-    def _write_events(self, batch: Batch) -> None:
+    def _write_events(self, batch: Batch, stamps: Sequence[Stamp]) -> None:
         self._num_known_lost += batch.num_lost
         if not batch.events:
             self._count_missing(batch)
             return
-        owned(batch.events, batch.stamps)
+        owned(batch.events, stamps)
         self.replay.configure(batch.settings)
         columns = self.replay.feed(batch.events)
         rows = {name: getattr(columns, name) for name in type(columns).__slots__}

@@ -32,10 +32,13 @@ class StepListener(Protocol):
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
 
+    def problem(self, text: str) -> None:
+        """What went wrong with the recording, in a line."""
+
 
 def run(plan: RankPlan, recorder: StepListener) -> None:
     """Run the workload of `plan` to its end, on this thread."""
-    with _traced(plan):
+    with _traced(plan, recorder):
         if plan.config.workload == "script":
             _run_script(plan)
         else:
@@ -50,14 +53,14 @@ def device_name(plan: RankPlan) -> str:
 
 
 @contextmanager
-def _traced(plan: RankPlan) -> Iterator[None]:
+def _traced(plan: RankPlan, recorder: StepListener) -> Iterator[None]:
     logging = plan.config.logging
     if logging.level != "torch_profiler" or not logging.profile_memory:
         yield
         return
     from ray_memprof.torch_trace import tracing
 
-    with tracing(logging, plan.run_dir, plan.rank):
+    with tracing(logging, plan.run_dir, plan.rank, recorder.problem):
         yield
 
 

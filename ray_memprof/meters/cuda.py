@@ -61,7 +61,6 @@ class CudaMeter:
         self._thread = self._used = 0
         self._base: list[Any] = []
         self._span = 0
-        self._stamps: list[tuple[int, int]] = [(0, 0)]
         self._resets: dict[str, Callable[..., None]] = {}
         self._kept = (0, 0, 0)  # the peaks that the program has reset, since ours began
         self._forgotten: Counter[str] = Counter()  # counts that the program has reset
@@ -250,14 +249,10 @@ class CudaMeter:
         return allocated, reserved
 
     def stamp(self, span_id: int) -> None:
-        """Events of this thread from now on carry `span_id`, and those of threads without a stamp belong to it."""
+        """Events of this thread from now on carry `span_id`."""
         self._span = span_id
-        if not (self._is_on and self.has_events):
-            self._stamps = [(0, span_id)]
-            return
-        # The system's clock, as torch has it in its events.
-        self._stamps.append((time.time_ns() // 1000, span_id))
-        self._history.stamp(span_id)
+        if self._is_on and self.has_events:
+            self._history.stamp(span_id)
 
     def pending(self, reading: Reading) -> int:
         """About three events an allocation: it is made, asked to be freed, and freed. Those with stacks count more."""
@@ -273,13 +268,11 @@ class CudaMeter:
         taken = self._history.take(may_empty=threading.get_ident() == self._thread)
         before: _Counters = taken.before
         self._drained = taken.after
-        stamps, self._stamps = self._stamps, self._stamps[-1:]
         return Batch(
             taken.events,
             taken.after.reading() if taken.before == taken.after else None,
             before.num_allocs - self._base_counters.num_allocs,
             self._history.settings,
-            stamps,
             self._lost(before, taken.events),
         )
 
