@@ -20,6 +20,8 @@ from ray_memprof.store import RankStore
 
 QUEUE_LENGTH = 16
 """Parcels that may wait; beyond it the model waits too, so that memory stays bounded."""
+MOST_WAITING_EVENTS = 196_608
+"""The same of events: some 100 MB."""
 
 
 @dataclass(slots=True)
@@ -122,6 +124,7 @@ class Scribe:
         self.num_checks = self.max_error_bytes = self._num_known_lost = self._num_missing = 0
         self.most_waiting_events = 0
         self._num_delivered = self._num_written = 0
+        self._written = threading.Condition()
         self.categories = categories
         self.error: DiskFull | None = None
         """What ended the writing; nothing is written after it."""
@@ -133,8 +136,13 @@ class Scribe:
 
     def deliver(self, parcel: Parcel) -> None:
         """Hand over, one caller at a time; waits when too much is waiting already."""
-        self._num_delivered += parcel.num_events
-        self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
+        with self._written:
+            while self.num_waiting_events and self._thread.is_alive():
+                if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:
+                    break
+                self._written.wait(timeout=1.0)
+            self._num_delivered += parcel.num_events
+            self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
         while self._thread.is_alive():
             with suppress(queue.Full):
                 self._queue.put(parcel, timeout=1.0)
@@ -172,7 +180,9 @@ class Scribe:
         while (parcel := self._queue.get()) is not None:
             if self.error is None:
                 self._write(parcel)
-            self._num_written += parcel.num_events
+            with self._written:
+                self._num_written += parcel.num_events
+                self._written.notify_all()
             if parcel.done is not None:
                 parcel.done.set()
 

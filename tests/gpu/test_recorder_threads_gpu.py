@@ -127,7 +127,7 @@ def test_what_autograd_allocates_is_in_the_span_that_is_open(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("rate", "threads", "level"),
-    [(15_000, 0, "event"), (15_000, 2, "event"), (10**9, 0, "event"), (3_000, 1, "stack")],
+    [(15_000, 0, "event"), (15_000, 2, "event"), (60_000, 0, "event"), (3_000, 1, "stack")],
 )
 def test_a_long_span_loses_nothing(tmp_path: Path, rate: int, threads: int, level: str) -> None:
     seconds = RECORD_S if rate == 15_000 and not threads else min(RECORD_S, 10)
