@@ -257,7 +257,8 @@ def test_summary_says_what_is_a_lower_bound_and_why(tmp_path: Path) -> None:
         f"rank 0: {told.format('at least ', '')}",
         f"rank 1: {told.format('', 'at least ')}",
         f"rank 2: {told.format('', '')}",
-        "peaks of rank 0 are lower bounds: what was held before the first event is not known, and the peak may lie there",
+        "peaks of rank 0 are lower bounds: what was held before the first event is not known, and the peak may lie "
+        "there",
         "device used of rank 1 is a lower bound: no sample was taken between the boundaries of spans",
     ]
     page = report.render(tmp_path)
