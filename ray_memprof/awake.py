@@ -10,7 +10,7 @@ What others did meanwhile it has not seen, so that time tells nothing about them
 
 from collections.abc import Callable
 
-GAP_S = 10.0
+GAP_S = 5.0
 """Between two readings: longer, and this process stood still. A look at all ranks and nodes takes 3 s at most."""
 
 

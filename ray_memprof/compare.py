@@ -269,8 +269,10 @@ def _side(connection: duckdb.DuckDBPyConnection, number: int, folder: Path, labe
 
 def _bounds(connection: duckdb.DuckDBPyConnection, number: int) -> list[str]:
     """Of the whole run; of a span its own columns tell."""
-    rows = connection.sql(f"FROM run{number}.peak_by_rank").to_arrow_table().to_pylist()
-    return bounds(sorted(rows, key=itemgetter("rank")))
+    connection.execute(f"SET schema = 'run{number}'")
+    rows = connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist()
+    connection.execute("SET schema = 'main'")
+    return bounds(rows)
 
 
 def _unsure(connection: duckdb.DuckDBPyConnection, number: int) -> list[int]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from ray_memprof.diagnosis import RULES, Finding, findings, lines
 from ray_memprof.query import opened
 from ray_memprof.standing import LEFT, RUNNING
+from ray_memprof.summary import bounds
 
 _SCHEMA = pa.schema(
     [
@@ -47,6 +48,8 @@ class Diagnosed:
     findings: tuple[Finding, ...]
     is_running: bool = False
     """Whether the run is still going on."""
+    bounds: tuple[str, ...] = ()
+    """Which of its peaks are lower bounds, and why, a line each."""
 
 
 def diagnosed(run_dir: Path) -> Diagnosed:
@@ -65,7 +68,10 @@ def diagnosed(run_dir: Path) -> Diagnosed:
         joint = ", " if status == RUNNING else ": "
         ending = "" if status == "ok" else f"{status}{joint}{reason}"
         found = tuple(findings(connection))
-        return Diagnosed(run_dir, ending, has_spans, has_events, found, is_running=status == RUNNING)
+        lower_bounds = bounds(connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist())
+        return Diagnosed(
+            run_dir, ending, has_spans, has_events, found, status == RUNNING, tuple(lower_bounds)
+        )
 
 
 def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:
@@ -87,6 +93,7 @@ def _lines(one: Diagnosed) -> Iterator[str]:
     if not one.has_spans:
         yield "nothing to say: no span was recorded"
         return
+    yield from one.bounds
     yield from lines(one.findings)
     if not one.findings:
         yield f"nothing to say: none of the {len(RULES)} rules finds anything that holds the peak back"

@@ -243,15 +243,10 @@ def check_line(one: Check, label: str) -> str:
         moved = f" ({change_text(one.value - one.base_value, one.base_value, one.unit)})"
     who = "" if one.rank is None else f" on rank {one.rank}"
     verdict = "not known" if one.is_unknown else "exceeded" if one.is_exceeded else "holds"
-    if one.is_unknown:
-        who += (
-            " before whose first event there may have been more"
-            if one.rank is not None
-            else " (a lower bound)"
-        )
+    why = "; one of them is a lower bound: what was held before the first event is not known"
     return (
         f"limit {verdict}: {one.limit}: {was}{figure_text(one.value, one.unit)}{moved}{who} in {label}, "
-        f"bound {figure_text(one.bound, one.unit)}"
+        f"bound {figure_text(one.bound, one.unit)}{why if one.is_unknown else ''}"
     )
 
 

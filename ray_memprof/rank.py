@@ -7,6 +7,7 @@ A workload that fails is an Outcome, sealed first; only the death of the process
 """
 
 import dataclasses
+import errno
 import faulthandler
 import os
 import socket
@@ -122,11 +123,11 @@ class Rank:
 
         plan = self._prepared()
         # torch itself would listen on every interface. The store keeps the socket, and closes it.
-        listener = socket.create_server((plan.master_addr, 0), backlog=_BACKLOG)
-        port = listener.getsockname()[1]
+        listener = _listener(plan.master_addr)
+        host, port = listener.getsockname()[:2]
         # multi_tenant: torch's own rendezvous asks for the same, and reuses this server.
         self._store = TCPStore(
-            plan.master_addr,
+            host,
             port,
             plan.world_size,
             is_master=True,
@@ -250,6 +251,21 @@ def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool
     if (not newline and len(read) == _MAX_SAID_BYTES) or (not whole and len(read) < _MAX_SAID_BYTES):
         text, newline = read, b""
     return offset + len(text) + len(newline), text.decode(errors="replace")
+
+
+def _listener(address: str) -> socket.socket:
+    """A socket that listens on `address` alone, at a port that the system picks."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, 0), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        # Ray may know a host by an address that is translated on the way to it.
+        sys.stderr.write(
+            f"{address} is no address of this host: the rendezvous store listens on all it has\n"
+        )
+        return socket.create_server(("", 0), backlog=_BACKLOG)
 
 
 def _free_bytes(plan: RankPlan, recorder: "Recorder") -> int | None:

@@ -21,7 +21,7 @@ ALLOCATOR = "the allocator"
 _MOST_LINKS = 64
 """Errors that are looked at: a loop that fails again and again makes chains of thousands."""
 _ALLOC_FAILED = re.compile(r"\b([A-Z]{5,9})_(?:STATUS_)?[A-Z_]*ALLOC(?:ATION)?_FAILED\b")
-# What libraries say on a full device instead, on an H200 with torch 2.11: cuDNN, cuFFT and cuSOLVER name no memory at all.
+# What libraries say on a full device instead: cuDNN, cuFFT and cuSOLVER name no memory (H200, torch 2.11).
 _FAILED = re.compile(
     r"\b([A-Z]{5,9})_(?:STATUS_)?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED|SETUP_FAILED)\w*"
 )

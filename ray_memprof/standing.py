@@ -1,6 +1,6 @@
 """Where a run stands that has not ended as far as its folder tells: going on, or left alone by a driver that is gone.
 
-    standing(run_dir)          # Standing("running", "step 12 of 50, in denoise", ...); None: it has ended
+    standing(run_dir)          # Standing("running", "step 12 of 50", ...); None: it has ended
     run_row(run_dir)           # the same as a row of the table runs, which the driver writes at the end
 
 Takes run.json, where the driver notes itself when the run begins and its progress every few seconds; leaves nothing.
@@ -45,7 +45,7 @@ class Standing:
 
     @property
     def text(self) -> str:
-        """For people: "running, step 12 of 50, in denoise"."""
+        """For people: "running, step 12 of 50"."""
         return f"{self.status}, {self.reason}" if self.status == RUNNING else f"{self.status}: {self.reason}"
 
 

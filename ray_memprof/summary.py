@@ -83,6 +83,15 @@ def is_unsampled(row: dict[str, Any]) -> bool:
     return bool(row["num_samples"] == 0 and row["device_used_peak_bytes"] > 0)
 
 
+def is_lower_bound(row: dict[str, Any], measure: str) -> bool:
+    """Whether the peak of a rank (allocated, reserved, device_used ...) may have been more than is known."""
+    return (
+        is_unsampled(row)
+        if measure == "device_used"
+        else measure != "host_rss" and bool(row["peak_at_least"])
+    )
+
+
 def bounds(rows: list[dict[str, Any]]) -> list[str]:
     """Why peaks are told as "at least"."""
     early = [row["rank"] for row in rows if row["peak_at_least"]]

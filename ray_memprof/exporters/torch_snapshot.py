@@ -103,7 +103,7 @@ class _Source:
     def events(self) -> Iterator[Row]:
         for part in self._parts:
             try:
-                with pq.ParquetFile(part) as file:
+                with pq.ParquetFile(part.absolute()) as file:
                     for batch in file.iter_batches(16_384, columns=list(_COLUMNS)):
                         yield from batch.to_pylist()
             except (OSError, pa.ArrowInvalid) as error:

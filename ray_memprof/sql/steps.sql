@@ -1,4 +1,4 @@
--- How much memory and time does each denoise step take?
+-- How much memory and time does each step take?
 -- One row = a step on a rank, in the order the steps began.
 --   rank                    of the run
 --   stage                   denoise; in a script, the module that is called

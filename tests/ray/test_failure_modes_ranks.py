@@ -1,5 +1,8 @@
 """Failure modes 1 to 4: a rank dies, is out of device memory, hangs, hangs so that it does not even answer."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -175,3 +178,17 @@ def test_4_a_rank_that_renamed_itself_is_ended(tmp_path: Path) -> None:
     assert (code, run.facts["culprits"]) == (12, [2])
     assert run.living() == []
     assert run.facts["problems"] == []
+
+
+def test_3_a_launcher_that_was_itself_stopped_blames_nobody(tmp_path: Path) -> None:
+    """GIVEN a launcher that is stopped for longer than a standstill may last, as a suspended terminal does it."""
+    stall_s = 8.0
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": stall_s}}
+    run = start(tmp_path, config_of(tmp_path, args=["--steps", 1500], ray=limits))
+    run.wait_for(lambda: "runs" in run.text)
+    os.kill(run.process.pid, signal.SIGSTOP)
+    time.sleep(1.5 * stall_s)
+    os.kill(run.process.pid, signal.SIGCONT)
+
+    assert run.wait() == 0
+    assert run.verdict() == (0, "ok", "")

@@ -22,13 +22,13 @@ def test_what_was_slept_is_left_out() -> None:
         clock.now += passed
         read.append((awake() - 500.0, awake.woke_s()))
 
-    never = float("inf")
+    never, awake_s = float("inf"), 3.0 + GAP_S
     assert read == [
         (0.0, never),
         (3.0, never),
-        (13.0, never),
-        (13.0, 0.0),
-        (15.0, 2.0),
-        (15.0, 0.0),
-        (16.0, 1.0),
+        (awake_s, never),
+        (awake_s, 0.0),
+        (awake_s + 2.0, 2.0),
+        (awake_s + 2.0, 0.0),
+        (awake_s + 3.0, 1.0),
     ]

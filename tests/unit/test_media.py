@@ -4,6 +4,7 @@ import builtins
 import errno
 import math
 import os
+import warnings
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from clips import grey, write_frames
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
@@ -119,6 +122,122 @@ def test_image_is_turned_upright_and_alpha_dropped(tmp_path: Path) -> None:
     assert media.read_image(tmp_path / "phone.jpg").shape == (3, 20, 10)
     Image.new("RGBA", (4, 4), (255, 0, 0, 7)).save(tmp_path / "alpha.png")
     assert media.read_image(tmp_path / "alpha.png")[:, 0, 0].tolist() == [1.0, -1.0, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [
+        (1, [[40, 80], [120, 160]]),
+        (2, [[80, 40], [160, 120]]),
+        (3, [[160, 120], [80, 40]]),
+        (4, [[120, 160], [40, 80]]),
+        (5, [[40, 120], [80, 160]]),
+        (6, [[120, 40], [160, 80]]),
+        (7, [[160, 80], [120, 40]]),
+        (8, [[80, 160], [40, 120]]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+def test_every_orientation_of_exif_is_followed(
+    tmp_path: Path, suffix: str, orientation: int, expected: list[list[int]]
+) -> None:
+    # GIVEN a picture 32 wide and 16 high whose four corners differ
+    pixels = np.array([[40, 80], [120, 160]], dtype=np.uint8).repeat(8, 0).repeat(16, 1)
+    picture = Image.fromarray(pixels).convert("RGB")
+    exif = picture.getexif()
+    exif[0x0112] = orientation
+    picture.save(tmp_path / f"phone{suffix}", exif=exif, quality=100)
+    upright = media.read_image(tmp_path / f"phone{suffix}")
+    assert upright.shape == ((3, 16, 32) if orientation < 5 else (3, 32, 16))
+    corners = upright[0, 2 :: upright.shape[1] - 5, 2 :: upright.shape[2] - 5]
+    assert corners.add(1).mul(12.75).round().mul(10).int().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("RGBA", ".png"), ("LA", ".png"), ("P", ".png"), ("1", ".png"), ("L", ".jpg"), ("CMYK", ".jpg"),
+     ("YCbCr", ".jpg"), ("RGBA", ".webp"), ("P", ".gif"), ("CMYK", ".tif"), ("LAB", ".tif")],
+)  # fmt: skip
+def test_every_mode_of_a_picture_is_read(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    white = Image.new("RGB", (16, 8), (255, 255, 255))
+    made = white if mode == "LAB" else white.convert(mode)
+    if mode == "LAB":
+        made = Image.frombytes("LAB", (16, 8), bytes([255, 0, 0]) * 128)
+    made.save(path)
+    with Image.open(path) as image:
+        assert image.mode == mode or suffix in (".jpg", ".gif", ".webp")
+    picture = media.read_image(path)
+    assert picture.shape == (3, 8, 16)
+    assert picture.min() > 0.95
+
+
+def test_of_a_picture_that_moves_the_first_frame_is_read(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (16, 8), (level, level, level)) for level in (0, 255)]
+    for suffix in (".gif", ".webp", ".png"):
+        frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:])
+        assert media.read_image(tmp_path / f"x{suffix}").max() < -0.95
+
+
+def test_a_picture_far_too_large_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("L", (100, 100)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4999)
+    with pytest.raises(
+        MediaError, match=r"cannot read image .*bomb.png: Image size \(10000 pixels\) exceeds"
+    ):
+        media.read_image(tmp_path / "bomb.png")
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.sampled_from([".png", ".jpg", ".webp", ".gif", ".tif"]), st.data())
+def test_damaged_pictures_are_read_or_told(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"whole{suffix}"
+    if not path.exists():
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(path)
+    whole = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(whole) - 1))
+        patch = data.draw(st.binary(min_size=1, max_size=8))
+        whole[start : start + len(patch)] = patch
+    damaged = path.with_name(f"damaged{suffix}")
+    damaged.write_bytes(whole[: data.draw(st.integers(1, len(whole)))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            picture = media.open_image(damaged)
+        except MediaError as error:
+            assert "\n" not in str(error)
+            assert error.hint
+        else:
+            assert picture.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "name", ["run:2/x", "-x", "http:/host/x", "%03d", "a b\u00e9", "file:x", "concat:a|b"]
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".MP4", ".png", ".WebP"])
+def test_a_path_is_a_file_whatever_its_name_looks_like(
+    tmp_path: Path, name: str, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(name + suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    media.check_output(path, num_frames=1)
+    media.save(moving_picture(1), path)
+    assert [item.relative_to(tmp_path) for item in tmp_path.rglob("*") if item.is_file()] == [path]
+    read = media.read_video(path, frame_num=1)[:, 0] if suffix.lower() == ".mp4" else media.read_image(path)
+    assert psnr(read, moving_picture(1)[:, 0]) > 30
+
+
+def test_what_is_no_file_is_not_written_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(MediaError, match=r"pipe.mp4: it is a pipe, socket or device"):
+        media.check_output(tmp_path / "pipe.mp4", num_frames=5)
+    (tmp_path / "file").touch()
+    with pytest.raises(MediaError, match=r"there is no folder .*file"):
+        media.check_output(tmp_path / "file" / "x.mp4", num_frames=5)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,6 +92,17 @@ def test_the_store_listens_where_the_ranks_are_told_and_nowhere_else() -> None:
     mine = TCPStore(host, port, 2, True, wait_for_workers=False, multi_tenant=True)
     mine.set("key", "value")
     assert TCPStore(host, port, is_master=False, wait_for_workers=False).get("key") == b"value"
+
+
+def test_a_store_whose_address_is_translated_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    actor = Rank()
+    # Of documentation alone: no host has it.
+    actor._plan = SimpleNamespace(world_size=1, master_addr="198.51.100.7")  # type: ignore[assignment]
+    host, port = actor.open_store()
+    assert host == "198.51.100.7"
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+    assert "198.51.100.7 is no address of this host" in capsys.readouterr().err
 
 
 def test_a_rank_whose_children_work_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:

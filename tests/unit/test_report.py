@@ -211,6 +211,7 @@ def test_sizes_are_gib_with_the_bytes_as_a_tooltip(run_dir: Path) -> None:
         ("2,147,483,648 bytes", "2.00"),
         ("2,147,483,648 bytes", "2.00"),
         ("3,221,225,472 bytes", "3.00"),
+        ("3,221,225,472 bytes", "3.00"),
         ("0 bytes", "0.00"),
     ]
     assert '<td class="text">37.50%<span class="share"' in row
@@ -240,6 +241,50 @@ def test_summary_lists_the_fullest_of_many_ranks_and_every_wrong_replay(tmp_path
     assert listed == [rank for rank in range(20) if 7 * rank % 20 >= 4]
     assert lines[16] == "the 16 fullest of 20 ranks; all of them: peak_by_rank in run.duckdb"
     assert lines[-1] == "replay: rank 1 is off by up to 1,024 bytes, 3 events were lost"
+
+
+def test_summary_says_what_is_a_lower_bound_and_why(tmp_path: Path) -> None:
+    """GIVEN a rank with a past, one whose device nobody looked at inside its spans, and one of which all is known."""
+    size = (0, 0, 2**30)
+    spans = [
+        span(1, "denoise", (0, 1), allocated=size, reserved=size, device_used=size, num_samples=number != 1)
+        for number in range(3)
+    ]
+    make_run(tmp_path, {rank: {"spans": [one]} for rank, one in enumerate(spans)})
+    make_ranks(tmp_path, {"peak_at_least": True}, {}, {})
+    told = "peak allocated {0}1.00 GiB, reserved {0}1.00 GiB, device used {1}1.00 GiB, in denoise"
+    assert summary_lines(tmp_path)[:5] == [
+        f"rank 0: {told.format('at least ', '')}",
+        f"rank 1: {told.format('', 'at least ')}",
+        f"rank 2: {told.format('', '')}",
+        "peaks of rank 0 are lower bounds: what was held before the first event is not known, and the peak may lie there",
+        "device used of rank 1 is a lower bound: no sample was taken between the boundaries of spans",
+    ]
+    page = report.render(tmp_path)
+    rows = [line for line in page.splitlines() if line.startswith('<tr><th scope="row">')][:3]
+    assert [row.count("at least") for row in rows] == [2, 1, 0]
+    assert page.count('<dd class="big">at least <span title="1,073,741,824 bytes">1.00</span> GiB</dd>') == 1
+
+
+def test_summary_says_of_which_ranks_the_replay_could_be_compared(tmp_path: Path) -> None:
+    exact = {"status": "ok", "num_checks": 3, "num_events": 5}
+    ends = ("interrupted", "died", "interrupted")
+    cut = [{"status": status, "num_events": 5} for status in ends]
+    vague = {**exact, "inexact_bytes": 1_536, "max_error_bytes": 512}
+    make_ranks(tmp_path, exact, *cut, exact, vague)
+    lines = [line for line in summary_lines(tmp_path) if line.startswith("replay")]
+    assert lines == [
+        "replay: exact to the byte on ranks 0 and 4",
+        "replay: rank 5 is right within 1,536 bytes: a rule of the allocator is not known there",
+        "replay: not compared on ranks 1 to 3: ended before that (died, interrupted)",
+    ]
+    make_run(tmp_path, {0: {"spans": [span(1, "denoise", (0, 1))]}})
+    page = report.render(tmp_path)
+    assert '<dd class="big">2 of 3</dd>' in page
+    assert "ranks replay to the byte, 1 within 1,536 bytes, 3 ended before they could be compared" in page
+    assert [word in page for word in ("exact</td>", "not compared</td>", "within 1,536 bytes</td>")] == [
+        True
+    ] * 3
 
 
 def test_summary_says_when_nothing_was_checked(tmp_path: Path) -> None:

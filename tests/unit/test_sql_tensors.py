@@ -187,6 +187,24 @@ def test_churn(run_dir: Path) -> None:
     ]
 
 
+def test_what_a_span_inside_freed_is_not_short_lived(tmp_path: Path) -> None:
+    """GIVEN an address that is used again: its first tensor goes in a span inside, another that is born there here."""
+    spans = [span(1, "a", (0, 9), allocated=(0, 0, 8)), span(2, "a/b", (2, 5), parent_id=1)]
+    events = [
+        event(1, "alloc", 8, address=1, span_id=1),
+        *free(2, 8, address=1, span_id=2),
+        event(4, "alloc", 4, address=1, span_id=2),
+        *free(5, 4, address=1, span_id=1),
+        event(7, "alloc", 2, address=1, span_id=1),
+        *free(8, 2, address=1, span_id=1),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}})
+    assert answer(tmp_path, "churn") == [
+        (0, None, "a", 1, 2, 1, 2, 2 / 8),
+        (0, None, "a/b", 1, 1, 0, 0, None),
+    ]
+
+
 def test_device_calls(tmp_path: Path) -> None:
     block = "denoise/dit.block"
     spans = [

@@ -51,6 +51,7 @@ refused_to_others AS (
         allocs.rank,
         MAX(allocs.seq) AS seq,
         MAX(allocs.t_ns) AS t_ns,
+        ARG_MAX(allocs.span_id, allocs.seq) AS span_id,
         NULL::BIGINT AS asked_bytes,
         NULL::BIGINT AS free_bytes
     FROM allocs
@@ -62,9 +63,11 @@ refused_to_others AS (
 ),
 
 refused AS (
-    SELECT rank, seq, t_ns, asked_bytes, free_bytes FROM refused_to_allocator
+    SELECT rank, seq, t_ns, span_id, asked_bytes, free_bytes
+    FROM refused_to_allocator
     UNION ALL
-    SELECT rank, seq, t_ns, asked_bytes, free_bytes FROM refused_to_others
+    SELECT rank, seq, t_ns, span_id, asked_bytes, free_bytes
+    FROM refused_to_others
 ),
 
 held AS (
