@@ -56,8 +56,9 @@ class Troubles:
                     f"the disk of {folder} is full: make room there before the run ends, or its report is lost"
                 )
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, line: str, more: str) -> None:
+        """Tell `line`, with `more` that is true only now."""
         if line not in self._told:
             self._told.add(line)
             self._record.problems.append(line)
-            self._say(f"warning: {line}")
+            self._say(f"warning: {line}{more}")
