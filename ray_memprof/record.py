@@ -8,16 +8,18 @@ A run that failed, or never started, is still a run: it has a row, with status a
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import wan
 from ray_memprof.config import RunConfig
 from ray_memprof.errors import EXIT_BUG, RunError
 from ray_memprof.plan import Outcome, RankFacts, ReplayCheck, Status
+from ray_memprof.repository import commit_text, repository
 from ray_memprof.run_folder import RunFolder
 from ray_memprof.store import LOGS_DIR
 from ray_memprof.verdict import Verdict
@@ -26,7 +28,7 @@ from wan.errors import WanError
 _NO_CHECK = ReplayCheck(**dict.fromkeys(ReplayCheck.__dataclass_fields__, 0))
 
 
-@dataclass(slots=True)
+@dataclass
 class Record:
     """Of one run, filled as it goes on."""
 
@@ -46,6 +48,13 @@ class Record:
     """What was measured, in the lines of summary.py; empty where nothing could be derived."""
     is_abandoned: bool = False
     """Whether somebody could not wait for the end: nothing more is written."""
+
+    @cached_property
+    def repositories(self) -> dict[str, Any]:
+        """Of the program and of ray-memprof, as they are when first asked for: the run may take hours."""
+        script = self.config.script
+        program = Path(wan.__file__).parent if script is None else script.path
+        return {"program_git": repository(program), "ray_memprof_git": repository(Path(__file__).parent)}
 
     @property
     def exit_code(self) -> int:
@@ -72,7 +81,8 @@ class Record:
     def note(self) -> None:
         """Put what is known by now into run.json."""
         self.folder.note(
-            git_commit=git_commit(),
+            git_commit=commit_text(self.repositories["program_git"]),
+            **self.repositories,
             versions=self.checks,
             environment=self.environment,
             ranks=[asdict(one) for one in self.facts],
@@ -91,7 +101,7 @@ class Record:
             "num_ranks": self.config.num_ranks,
             "config": json.dumps(self.config.model_dump(mode="json", by_alias=True)),
             "environment": json.dumps(self.environment),
-            "git_commit": git_commit(),
+            "git_commit": commit_text(self.repositories["program_git"]),
             "versions": json.dumps(self.checks),
             "start_ns": facts["start_ns"],
             "end_ns": facts["end_ns"],
@@ -120,6 +130,10 @@ class Record:
             "gpu_uuid": facts.gpu_uuid,
             "gpu_name": facts.gpu_name,
             "device_total_bytes": facts.device_total_bytes,
+            "clock_offset_ns": 0,
+            # The recorder sees every event: what is replayed is exact and whole.
+            "inexact_bytes": 0,
+            "peak_at_least": False,
             # Ulysses groups are neighbours: their all-to-all is the traffic that counts.
             "ulysses": rank % parallel.ulysses,
             "ring": rank // parallel.ulysses % parallel.ring,
@@ -167,18 +181,3 @@ def verdict_of_bug(error: BaseException, log: Path) -> Verdict:
         reason=f"internal error: {type(error).__name__}: {str(error).partition(os.linesep)[0]}",
         hint=f"please report it, with {log}",
     )
-
-
-def git_commit() -> str:
-    """Of the code that runs; empty outside a repository, or without git."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip()

@@ -11,7 +11,7 @@ Takes the Record of the run; leaves everything in its folder that is not written
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from ray_memprof.errors import DiskFull, RunError
@@ -19,6 +19,7 @@ from ray_memprof.interrupts import Abandoned, Interrupted, Interrupts
 from ray_memprof.live import Live
 from ray_memprof.plan import Beat
 from ray_memprof.record import Record, verdict_of, verdict_of_bug
+from ray_memprof.standing import NOTE_EVERY_S, progress_facts
 from ray_memprof.store import LOGS_DIR, REPORT_FILE
 from ray_memprof.supervise import Limits, interruption, watch
 from ray_memprof.verdict import Verdict
@@ -34,14 +35,20 @@ def supervise(cluster: "Cluster", record: Record, live: Live, interrupts: Interr
     """Watch the ranks to their end, under the live table."""
     timeouts = record.config.ray.timeouts
     began, is_first = time.monotonic(), True
+    noted_s = float("-inf")
+    # Only wan's steps are known to be of a denoise loop.
+    first_step = "first denoise step" if record.config.workload == "wan" else "first step"
 
     def show(beats: Mapping[int, Beat]) -> None:
-        nonlocal is_first
+        nonlocal is_first, noted_s
         live.update(beats.values())
+        if time.monotonic() - noted_s >= NOTE_EVERY_S:
+            noted_s = time.monotonic()
+            _note_progress(record, beats)
         if is_first and any(beat.step >= 0 for beat in beats.values()):
             is_first = False
             from_launch_s = (time.time_ns() - record.folder.facts["start_ns"]) / 1e9
-            live.reached("first denoise step", time.monotonic() - began, from_launch_s=from_launch_s)
+            live.reached(first_step, time.monotonic() - began, from_launch_s=from_launch_s)
 
     verdict = watch(
         cluster.crew,
@@ -60,6 +67,16 @@ def supervise(cluster: "Cluster", record: Record, live: Live, interrupts: Interr
     # The last beat is older than the last line: what explains the verdict stands above it.
     cluster.crew.last_words()
     return verdict
+
+
+def _note_progress(record: Record, beats: Mapping[int, Beat]) -> None:
+    """Into run.json, of the lowest rank that was heard of; a full disk is told where rows are written."""
+    first = beats[min(beats)] if beats else None
+    progress = (
+        progress_facts(first.stage, first.step, first.num_steps) if first else progress_facts("", -1, -1)
+    )
+    with suppress(DiskFull):
+        record.folder.note(progress=progress)
 
 
 def settle(record: Record, verdict: Verdict, live: Live) -> None:

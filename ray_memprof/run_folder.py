@@ -17,10 +17,9 @@ from typing import Any
 
 from ray_memprof.config import RunConfig, effective_yaml
 from ray_memprof.errors import PreflightFailed
+from ray_memprof.standing import RUNNING, driver_facts
 from ray_memprof.store import CONFIG_FILE, LATEST_LINK, LOGS_DIR, RUN_FILE, disk_error
 
-RUNNING = "running"
-"""Status in run.json until the run has ended; what is left of a launcher that was killed."""
 _NODE_FOLDER = "ray_memprof"
 
 
@@ -53,6 +52,7 @@ class RunFolder:
                 num_ranks=config.num_ranks,
                 status=RUNNING,
                 start_ns=time.time_ns(),
+                driver=driver_facts(),
             )
         except OSError as error:
             raise PreflightFailed(
