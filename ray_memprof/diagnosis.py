@@ -231,7 +231,7 @@ def lines(found: Sequence[Finding], most: int | None = None) -> list[str]:
 def _device_used(connection: duckdb.DuckDBPyConnection) -> dict[int, int]:
     """The most that is in use on each rank's device; on the CPU, what is allocated."""
     rows = connection.execute(
-        "SELECT rank, GREATEST(device_used_peak_bytes, allocated_peak_bytes) FROM peak_by_rank"
+        "SELECT rank, GREATEST(device_used_peak_bytes, allocated_peak_bytes) FROM rank_peaks()"
     ).fetchall()
     return dict(rows)
 

@@ -178,6 +178,5 @@ def outside_grows(row: Row) -> str:
 
 def starts_late(row: Row) -> str:
     """What comes before the first span."""
-    return (
-        "what its node does before: see the logs of that rank in logs/, its disk, model_config.load_strategy"
-    )
+    key = ", model_config.load_strategy" if row["workload"] == "wan" else ", and what the script reads first"
+    return f"what its node does before: see the logs of that rank in logs/, its disk{key}"

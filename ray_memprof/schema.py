@@ -8,16 +8,22 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""Grows when a column changes its meaning or goes away; new columns leave it as it is."""
+SCHEMA_VERSION = 2
+"""Grows when a column changes its meaning or goes away; new columns leave it as it is.
+
+Version 2: device_used_peak_bytes is measured; version 1 had an upper bound there.
+"""
+OLDEST_SCHEMA_VERSION = 1
+"""Of runs that are still read; sql/old says how."""
 
 _NAME = pa.dictionary(pa.int16(), pa.string())
 _MEASURED = ("allocated", "reserved", "active")
 
 ACCOUNTS = ("context", "nccl", "libraries", "others")
 """Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
-CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output")
-"""What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live."""
+CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output", "before")
+"""What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live.
+`before` is what was held before the first event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,10 @@ RANKS = Table(
         _text("gpu_uuid", "of the GPU; empty without one"),
         _text("gpu_name", "of the GPU; empty without one"),
         _bytes("device_total_bytes", "memory of the device, as its runtime reports it"),
+        _ns(
+            "clock_offset_ns",
+            "what the host clock was ahead of the driver's; taken out of every time of the rank",
+        ),
         Column("ulysses", pa.int32(), "", "coordinate in the Ulysses group"),
         Column("ring", pa.int32(), "", "coordinate in the ring"),
         Column("fsdp", pa.int32(), "", "coordinate in the FSDP group; 0 without one"),
@@ -131,6 +141,12 @@ RANKS = Table(
         _count("num_lost_events", "allocator events that no drain came in time for"),
         _count("num_checks", "moments at which replay and counters were compared"),
         _bytes("max_error_bytes", "largest difference between replay and counters"),
+        _bytes(
+            "inexact_bytes", "how far replay may be off where the allocator's rule is not known; 0: exact"
+        ),
+        Column(
+            "peak_at_least", pa.bool_(), "", "the peak may lie before the first event: peaks are lower bounds"
+        ),
         _bytes("allocated_peak_bytes", "the allocator's own peak counter"),
         _bytes("replayed_allocated_peak_bytes", "the same peak, from the recorded events"),
         _bytes("reserved_peak_bytes", "the allocator's own peak counter"),
@@ -162,6 +178,11 @@ SPANS = Table(
         *_ends("reserved", "held by the allocator, in use or not"),
         *_ends("active", "allocated and not yet safe to reuse on another stream"),
         *_ends("device_used", "in use on the device by anybody"),
+        _bytes(
+            "device_used_bound_bytes",
+            "no more can have been in use inside the span: reserved peak, and most outside the allocator",
+        ),
+        _count("num_samples", "device samples inside the span; 0: device_used_peak_bytes is a lower bound"),
         *_ends("host_rss", "resident memory of the process"),
         _count("num_allocs", "tensors allocated inside it"),
         _count(

@@ -223,7 +223,7 @@ class Scribe:
             "reserved_peak_bytes": peaks.reserved,
             "active_start_bytes": start.active, "active_end_bytes": end.active, "active_peak_bytes": peaks.active,
             "device_used_start_bytes": start.device_used, "device_used_end_bytes": end.device_used,
-            "device_used_peak_bytes": device_peak,
+            "device_used_peak_bytes": device_peak, "device_used_bound_bytes": device_peak, "num_samples": 0,
             "host_rss_start_bytes": start.host_rss, "host_rss_end_bytes": end.host_rss,
             "host_rss_peak_bytes": rss_peak,
             "num_allocs": end.num_allocs - start.num_allocs, "num_segments": end.num_segments - start.num_segments,

@@ -90,6 +90,10 @@ class Rows:
         for end, size in outside.items():
             columns[f"device_used_{end}_bytes"] = columns[f"reserved_{end}_bytes"] + size
             columns[f"host_rss_{end}_bytes"] = np.full(len(at), 4096 * MIB)
+        # As if every peak had been measured.
+        columns["device_used_bound_bytes"] = columns["device_used_peak_bytes"]
+        begun, over = ((columns[f"{end}_ns"] - START_NS) // 1000 for end in ("start", "end"))
+        columns["num_samples"] = over // SAMPLE_US - (begun - 1) // SAMPLE_US
         for name, kind in (("num_allocs", 0), ("num_segments", 3)):
             counts = np.concatenate([[0], np.cumsum(self.events["action"] == kind)])
             columns[name] = counts[last] - counts[first]
@@ -239,7 +243,13 @@ def driver_rank(run_dir: Path, rank: int) -> dict[str, Any]:
     return {
         **{"rank": rank, "node": 0, "node_id": "synthetic", "host": "synthetic", "pid": 1000 + rank},
         **{"local_rank": rank, "gpu_index": rank, "gpu_uuid": f"GPU-{rank}", "gpu_name": "synthetic"},
-        **{"device_total_bytes": DEVICE_BYTES, "ulysses": rank, "ring": 0, "fsdp": 0},
+        **{
+            "device_total_bytes": DEVICE_BYTES,
+            "clock_offset_ns": 0,
+            "inexact_bytes": 0,
+            "peak_at_least": False,
+        },
+        **{"ulysses": rank, "ring": 0, "fsdp": 0},
         **{"status": "ok", "exit_code": 0, "reason": "", "path": "", "step": -1},
         **{"num_events": 3 * pc.sum(spans.filter(pc.field("depth") == 0)["num_allocs"]).as_py()},
         **{"num_lost_events": 0, "num_checks": spans.num_rows, "max_error_bytes": 0},

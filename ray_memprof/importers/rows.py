@@ -171,7 +171,7 @@ class Rows:
             "reserved_peak_bytes": peaks.reserved,
             "active_start_bytes": start.active, "active_end_bytes": end.active, "active_peak_bytes": peaks.active,
             "device_used_start_bytes": start.reserved, "device_used_end_bytes": end.reserved,
-            "device_used_peak_bytes": peaks.reserved,
+            "device_used_peak_bytes": peaks.reserved, "device_used_bound_bytes": peaks.reserved, "num_samples": 0,
             "host_rss_start_bytes": 0, "host_rss_end_bytes": 0, "host_rss_peak_bytes": 0,
             "num_allocs": end.num_allocs - start.num_allocs, "num_segments": end.num_segments - start.num_segments,
             "num_retries": 0, "recorder_ns": 0,

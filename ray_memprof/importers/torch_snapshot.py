@@ -330,6 +330,7 @@ def _rank_row(one: Imported) -> dict[str, Any]:
     return {
         "rank": one.rank, "node": 0, "node_id": "", "host": "", "pid": 0, "local_rank": one.device,
         "gpu_index": one.device, "gpu_uuid": "", "gpu_name": "", "device_total_bytes": 0,
+        "clock_offset_ns": 0, "inexact_bytes": 0, "peak_at_least": False,
         "ulysses": 0, "ring": 0, "fsdp": 0, "status": "ok", "exit_code": 0, "reason": "", "path": "", "step": -1,
         "num_events": written.num_events, "num_lost_events": 0,
         "num_checks": 1, "max_error_bytes": written.max_error_bytes,

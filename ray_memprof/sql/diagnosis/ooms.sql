@@ -1,7 +1,8 @@
 -- Evidence: which ranks ended because the device was full, and what was there?
 -- One row = such a rank.
 --   rank             who
---   stage, path      innermost span that the error left
+--   stage, path      innermost span that the error left; of an imported rank the
+--                    one in which the request failed; empty: none
 --   step             of it; -1 outside the denoise loop
 --   seq, t_ns        of the last request that failed; null, like what follows
 --                    from it, where no allocator events were recorded
@@ -19,6 +20,7 @@ refused AS (
         allocs.rank,
         MAX(allocs.seq) AS seq,
         MAX(allocs.t_ns) AS t_ns,
+        ARG_MAX(allocs.span_id, allocs.seq) AS span_id,
         ARG_MAX(allocs.requested_bytes, allocs.seq) AS asked_bytes,
         -- In place of an address.
         ARG_MAX(allocs.address, allocs.seq) AS free_bytes
@@ -54,18 +56,29 @@ held AS (
     GROUP BY allocs.rank
 ),
 
-places AS (
+named AS (
     SELECT
         full_ranks.rank,
-        full_ranks.path,
-        full_ranks.step,
+        COALESCE(NULLIF(full_ranks.path, ''), spans.path, '') AS path,
+        IF(full_ranks.path = '', COALESCE(spans.step, -1), full_ranks.step)
+            AS step
+    FROM full_ranks
+    LEFT JOIN refused ON full_ranks.rank = refused.rank
+    LEFT JOIN spans
+        ON refused.rank = spans.rank AND refused.span_id = spans.span_id
+),
+
+places AS (
+    SELECT
+        named.rank,
+        named.path,
+        named.step,
         ARG_MAX(spans.stage, spans.span_id) AS stage,
         MAX(spans.allocated_peak_bytes) AS allocated_bytes,
         MAX(spans.reserved_peak_bytes) AS reserved_bytes
-    FROM full_ranks
-    LEFT JOIN spans
-        ON full_ranks.rank = spans.rank AND full_ranks.path = spans.path
-    GROUP BY full_ranks.rank, full_ranks.path, full_ranks.step
+    FROM named
+    LEFT JOIN spans ON named.rank = spans.rank AND named.path = spans.path
+    GROUP BY named.rank, named.path, named.step
 )
 
 SELECT
