@@ -74,7 +74,7 @@ class Record:
     """Of rank 0: what was set for it, and what else bore on its memory; others differ in what torchrun sets."""
     checks: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """What is missing or damaged of the records."""
+    """What is missing or damaged of the records, and what went wrong with recording them."""
     elsewhere: list[Elsewhere] = field(default_factory=list)
     """What has not come from other hosts, or not yet; `ray-memprof finish` brings it in."""
     stages_s: dict[str, float] = field(default_factory=dict)
@@ -100,6 +100,9 @@ class Record:
         """The run has ended like this; `verdict` is set once run.json says so."""
         if 0 in verdict.outcomes:
             self.environment = self.environment | verdict.outcomes[0].environment
+        for rank, outcome in sorted(verdict.outcomes.items()):
+            lines = (f"rank {rank}: {text}" for text in outcome.problems)
+            self.problems += [line for line in lines if line not in self.problems]
         for rank, stack in verdict.stacks.items():
             self.folder.write(stack, LOGS_DIR, f"rank{rank}.stack.txt")
         self.folder.note(
@@ -108,6 +111,7 @@ class Record:
             reason=verdict.reason,
             hint=verdict.hint,
             culprits=list(verdict.ranks),
+            problems=self.problems,
             end_ns=self.clock.now_ns(),
             stages_s=self.stages_s,
         )

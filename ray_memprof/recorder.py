@@ -26,6 +26,7 @@ from ray_memprof.ledger import Ledger
 from ray_memprof.meters import Meter, Reading
 from ray_memprof.meters.guarded import Guarded
 from ray_memprof.others import Others
+from ray_memprof.owners import Stamp
 from ray_memprof.plan import Beat, RankPlan, ReplayCheck
 from ray_memprof.problems import Problems
 from ray_memprof.replay import BlockReplay, Replay
@@ -59,7 +60,7 @@ class Recorder:
         rank: whose spans these are.
         meter: where bytes are read.
         scribe: where rows go; None: nothing is kept, beats alone are given.
-        problems: where to note what goes wrong; the scribe and the meter may note there too.
+        problems: where to note what goes wrong; None: where the scribe does.
         share: tells what this process holds of the device; None: samples alone tell of others.
     """
 
@@ -72,13 +73,14 @@ class Recorder:
         *,
         share: "OwnShare | None" = None,
     ) -> None:
-        self._problems = problems or Problems()
+        self._problems = problems or (Problems() if scribe is None else scribe.problems)
         self._rank, self._scribe = rank, scribe
         self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
         self._others, self._others_began = Others(self._meter, share, self.problem), 0
         self._ledger = Ledger()
         self._open: list[SpanRecord] = []
         self._parcel = Parcel()
+        self._stamps: list[Stamp] = [(0, 0)]
         self._num_spans = self._sequence = self._begun_ns = 0
         self._step, self._num_steps = -1, -1
         self._failure: tuple[str, int, Reading] | None = None
@@ -142,11 +144,17 @@ class Recorder:
         self._open.append(record)
         if self._scribe is not None:
             self._scribe.categories[record.span_id] = category_of(name)
-        self._meter.stamp(record.span_id)
+        self._stamp(record.span_id)
         self._sequence += 1
         if record.step is not None:
             self._step = record.step
         self._settle(began)
+
+    def _stamp(self, span_id: int) -> None:
+        """Of this thread's events from now on, and, by their order and time, of those of threads without a stamp."""
+        if self._meter.has_events:
+            self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
+        self._meter.stamp(span_id)
 
     def _record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
         around = self._open[-1] if self._open else None
@@ -204,7 +212,7 @@ class Recorder:
         reading = self._read()
         self._note_failure(record, reading, failed)
         self._close_span(record, reading, failed)
-        self._meter.stamp(self._open[-1].span_id if self._open else 0)
+        self._stamp(self._open[-1].span_id if self._open else 0)
         self._sequence += 1
         if not self._open:
             self._step = -1
@@ -279,6 +287,7 @@ class Recorder:
         self._last_flush = time.monotonic()
         parcel, self._parcel = self._parcel, Parcel()
         if self._scribe is None:
+            self._stamps = self._stamps[-1:]
             return
         if self._sampled_ns and not (parcel.seal or self._is_closing):
             self._keep_late(parcel)
@@ -287,6 +296,7 @@ class Recorder:
             # Before the meter was on there were no events.
             parcel.base, parcel.base_ns = self._meter.base_segments(), self._begun_ns
         parcel.batch = self._meter.drain()
+        parcel.stamps, self._stamps = self._stamps, self._stamps[-1:]
         self._scribe.deliver(parcel)
 
     def _keep_late(self, parcel: Parcel) -> None:

@@ -91,7 +91,7 @@ class Followed:
 def follow(
     make_rows: Callable[[], Rows],
     spool: Spool,
-    segments: list[Segment],
+    segments: Sequence[Segment],
     settings: Mapping[str, Any],
     stacks: Sequence[tuple[FrameLine, ...]],
 ) -> Followed:
@@ -127,7 +127,7 @@ def follow(
 def _follow(
     rows: Rows,
     spool: Spool,
-    segments: list[Segment],
+    segments: Sequence[Segment],
     settings: Mapping[str, Any],
     stacks: Sequence[tuple[FrameLine, ...]],
     doubt: Doubt,
@@ -150,7 +150,9 @@ def _follow(
     return Followed(written, replay, found, doubt_bytes, held, doubt)
 
 
-def _prove(replay: BlockReplay, spool: Spool, segments: list[Segment], doubt: Doubt) -> tuple[Found, Doubt]:
+def _prove(
+    replay: BlockReplay, spool: Spool, segments: Sequence[Segment], doubt: Doubt
+) -> tuple[Found, Doubt]:
     """What the events prove; and the doubt that was left to them."""
     sizes = BlockSizes(replay, doubt, spool.witness.new_pools())
     sizes.start(spool.witness.segments_at_start(segments, replay, doubt))
@@ -162,7 +164,7 @@ def _prove(replay: BlockReplay, spool: Spool, segments: list[Segment], doubt: Do
     return found, doubt
 
 
-def difference(replay: Replay, segments: list[Segment]) -> int:
+def difference(replay: Replay, segments: Sequence[Segment]) -> int:
     """Between the end of the replay and the segments of the snapshot, in the curve where it is largest."""
     blocks = [(block["state"], block["size"]) for segment in segments for block in segment["blocks"]]
     allocated: int = sum(size for state, size in blocks if state == "active_allocated")

@@ -59,7 +59,7 @@ with recording(plan) as recorder:
     if sys.argv[3] == "True":
         told["allocated"] = torch.cuda.max_memory_allocated()
         told["reserved"] = torch.cuda.max_memory_reserved()
-told["check"] = dataclasses.asdict(recorder.check())
+told["check"], told["problems"] = dataclasses.asdict(recorder.check()), recorder.problems
 print(json.dumps(told))
 """
 

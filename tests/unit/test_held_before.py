@@ -24,7 +24,8 @@ def late(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Simulation, in
 
 
 def ask(run_dir: Path, question: str) -> list[dict[str, Any]]:
-    return db.query(run_dir, question).to_pylist()
+    rows: list[dict[str, Any]] = db.query(run_dir, question).to_pylist()
+    return rows
 
 
 def test_the_rows_lead_to_what_was_held(late: tuple[Path, Simulation, int]) -> None:
