@@ -125,7 +125,10 @@ class PickleStream(Window):
         try:
             self._refill()
             if self._num_read and self._data[0] != 0x80:
-                self._refuse("is no pickle of protocol 2 or later")
+                kind = next(
+                    (f": {kind}" for magic, kind in _MAGIC.items() if self._data.startswith(magic)), ""
+                )
+                self._refuse(f"is no pickle of protocol 2 or later{kind}")
             while self._result is None:
                 self._ops[self._simple()]()
         except (IndexError, TypeError, ValueError, OverflowError, KeyError) as error:
