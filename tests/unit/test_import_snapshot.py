@@ -415,7 +415,7 @@ def places_in(value: Any) -> list[tuple[Any, Any]]:
     return [place for key in keys for place in ((value, key), *places_in(value[key]))]
 
 
-_ODD = (
+_ODD: tuple[Any, ...] = (
     -1, 0, 2**31, 2**62, 2**63, 2**64, 2**200, -(2**63), -(2**64), 1.5, "x", "\ud800", None, True, (1, 2), [], {}, [[]],
 )  # fmt: skip
 
