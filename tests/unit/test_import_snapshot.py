@@ -116,7 +116,8 @@ def test_peaks_of_ranks_that_were_recorded_late_are_the_truth(tmp_path: Path, ex
     check = db.query(tmp_path / "run", "replay_check").to_pylist()
     assert [(row["rank"], row["is_exact"], row["max_error_bytes"]) for row in check] == [
         (0, True, 0),
-        (1, True, 0),
+        # Without segments that grow, a block freed early may have kept more than it asked for.
+        (1, expandable, 0),
     ]
 
 
@@ -193,7 +194,7 @@ def test_the_device_with_most_events_is_the_ranks(tmp_path: Path) -> None:
 def test_events_that_do_not_lead_to_the_segments_are_told(tmp_path: Path) -> None:
     events = [event("segment_alloc", 0, 2 * MIB), event("alloc", 0, 512)]
     path = write(tmp_path / "rank0.pickle", snapshot(events, [segment(0, (2 * MIB, "inactive"))]))
-    (line,) = import_snapshots([path], tmp_path / "run", "x")
+    line, *_ = import_snapshots([path], tmp_path / "run", "x")
     assert "end 512 bytes away from its segments" in line
     assert db.query(tmp_path / "run", "replay_check").to_pylist()[0]["max_error_bytes"] == 512
 
