@@ -11,6 +11,7 @@ What a user got wrong ends in one line and a hint, with the exit code of errors.
 
 import re
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -104,10 +105,16 @@ def import_(
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"--name {name!r} names a folder: letters, digits, '.', '-' and '_'")
         run_dir = (output_dir / name / new_run_id()).absolute()
-        for line in (*import_snapshots(files, run_dir, name), *db.limits(run_dir)):
+        told_lines = import_snapshots(files, run_dir, name, tell=_to_stderr)
+        for line in (*told_lines, *db.limits(run_dir)):
             sys.stderr.write(f"warning: {line}\n")
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
+
+
+def _to_stderr(line: str) -> None:
+    with suppress(BrokenPipeError):
+        sys.stderr.write(f"{line}\n")
 
 
 @app.command("finish")

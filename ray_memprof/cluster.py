@@ -33,7 +33,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_memprof import node_tasks, own_ray, resources
 from ray_memprof.awake import AwakeClock
-from ray_memprof.clock import Clock, kernel, offset
+from ray_memprof.clock import kernel, offset
 from ray_memprof.collect import Remote
 from ray_memprof.crew import Address, Crew
 from ray_memprof.environment import forwarded
@@ -128,16 +128,16 @@ class Cluster:
 
     def _clock_offsets(self) -> dict[int, int]:
         """What each rank's clock is ahead of ours, in ns; ranks of one kernel have one clock."""
-        clock, offsets = Clock(), dict[int, int]()
+        offsets: dict[int, int] = {}
         known = {kernel() or ray.get_runtime_context().get_node_id(): 0}
         for rank, (one, actor) in enumerate(zip(self.facts, self._actors, strict=True)):
             host = one.kernel or one.node_id
             if host not in known:
-                known[host] = self._clock_offset(rank, actor, clock)
+                known[host] = self._clock_offset(rank, actor)
             offsets[rank] = known[host]
         return offsets
 
-    def _clock_offset(self, rank: int, actor: Any, clock: Clock) -> int:
+    def _clock_offset(self, rank: int, actor: Any) -> int:
         limit_s = self.config.ray.timeouts.init_s
 
         def ask() -> int:
@@ -145,7 +145,7 @@ class Cluster:
             with _explained(rank, ranked=True):
                 return int(ray.get(actor.now_ns.remote(), timeout=limit_s))
 
-        found = offset(clock, ask, _CLOCK_TRIPS)
+        found = offset(self._record.clock, ask, _CLOCK_TRIPS)
         if abs(found.ns) > max(_CLOCK_SAID_NS, found.error_ns):
             self._live.say(
                 f"  the clock of {self.nodes[rank]} is {found.ns / 1e9:+.3f} s (within {found.error_ns / 1e6:.1f} ms) "

@@ -20,6 +20,8 @@ _AUTH_MODE, _AUTH_TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _CLUSTER = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Where it is false Ray takes loopback for its address; it is named for the systems on which that is the default."""
 _TEMP_DIR = "RAY_TMPDIR"
+_SHORT = Path("/tmp")  # noqa: S108 - a private folder in it
+"""Where TMPDIR is too long for a socket: what Ray would take then, too."""
 _MOST_BYTES = 107 - len("/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store.1")
 """Longest folder for Ray's files: the kernel takes 107 bytes for the name of a socket."""
 
@@ -49,15 +51,17 @@ def stay_on_loopback(is_own: bool) -> None:
 
 
 def temp_dir() -> str | None:
-    """Where our own Ray keeps its files; None: where Ray wants to.
+    """Where our own Ray keeps its files; None: where the user wants them.
 
     Raises:
         PreflightFailed: somebody else has taken the name of this user's folder.
     """
-    # One level down: Ray opens the folder that it is given to everybody.
-    folder = user_folder(Path(tempfile.gettempdir())) / "ray"
-    if os.environ.get(_TEMP_DIR) or len(os.fsencode(folder)) > _MOST_BYTES:
+    if os.environ.get(_TEMP_DIR):
         return None
+    parents = (Path(tempfile.gettempdir()), _SHORT)
+    # One level down: Ray opens the folder that it is given to everybody.
+    folders = [user_folder(parent) / "ray" for parent in parents]
+    folder = next((one for one in folders if len(os.fsencode(one)) <= _MOST_BYTES), folders[-1])
     private_folder(folder.parent)
     return str(folder)
 

@@ -1,6 +1,6 @@
 """The span of an event that another thread made: the one that was open on the model's thread at that moment.
 
-    owned(batch.events, batch.stamps)
+    owned(batch.events, parcel.stamps)
 
 torch stamps an event with the text of the thread that made it. Autograd's threads have none, nor have those that a
 program starts itself. But all threads write into one ring, in the order in which things happened. So what lies between
@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 Stamp = tuple[int, int]
-"""When the model's thread got another stamp, in microseconds of the wall clock, and the span that it names."""
+"""When the model's thread got another stamp, in microseconds of the wall clock, and the span that it names; 0: none."""
+_NONE = ("", "0")
+"""Stamps of an event that no span has: of another thread, or of the model's outside of all spans."""
 
 
 def owned(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> None:
@@ -23,21 +25,30 @@ def owned(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> None:
         events: in the order of the ring; `user_metadata` of those without is set.
         stamps: of the time of these events, in order, the first from before them.
     """
-    if not stamps or all(event.get("user_metadata") for event in events):
+    if not any(span_id for _, span_id in stamps):
+        return
+    if all(event.get("user_metadata", "") not in _NONE for event in events):
         return
     times = [time_us for time_us, _ in stamps]
     numbers = _numbers(stamps)
+    outside = numbers.pop("0", [])
     shift = _shift(events, times, numbers)
     places = _own_places(events, times, numbers, shift)
     limits = _next_places(places, len(stamps) - 1)
     place = 0
     for event, own, limit in zip(events, places, limits, strict=True):
+        stamp = event.get("user_metadata", "")
         if own is not None:
             place = own
-        elif not event.get("user_metadata"):
-            found = bisect_right(times, event["time_us"] + shift) - 1
-            place = max(place, min(found, limit))
-            event["user_metadata"] = str(stamps[place][1])
+        elif stamp in _NONE:
+            now = event["time_us"] + shift
+            # No span: the model's thread only if it can have been outside of all by then.
+            ahead = outside[bisect_left(outside, place) : bisect_right(outside, limit)] if stamp else []
+            if ahead:
+                place = _last_reached(ahead, times, now)
+            else:
+                place = max(place, min(bisect_right(times, now) - 1, limit))
+                event["user_metadata"] = str(stamps[place][1])
 
 
 def _numbers(stamps: Sequence[Stamp]) -> dict[str, list[int]]:
@@ -46,6 +57,12 @@ def _numbers(stamps: Sequence[Stamp]) -> dict[str, list[int]]:
     for number, (_, span_id) in enumerate(stamps):
         numbers.setdefault(str(span_id), []).append(number)
     return numbers
+
+
+def _last_reached(numbers: Sequence[int], times: Sequence[int], now: int) -> int:
+    """The last of some stamps that was there by then; the first of them where the clock says that none was."""
+    reached = [number for number in numbers if times[number] <= now]
+    return reached[-1] if reached else numbers[0]
 
 
 def _shift(events: Sequence[dict[str, Any]], times: Sequence[int], numbers: dict[str, list[int]]) -> int:
@@ -64,7 +81,7 @@ def _shift(events: Sequence[dict[str, Any]], times: Sequence[int], numbers: dict
 def _own_places(
     events: Sequence[dict[str, Any]], times: Sequence[int], numbers: dict[str, list[int]], shift: int
 ) -> list[int | None]:
-    """Of each event the stamp that it bears; None: it is another thread's."""
+    """Of each event the stamp that it bears; None: it is another thread's, or outside of all spans."""
     places: list[int | None] = []
     place = 0
     for event in events:
@@ -73,8 +90,7 @@ def _own_places(
             places.append(None)
             continue
         ahead = found[bisect_left(found, place) :] or found[-1:]
-        reached = [number for number in ahead if times[number] <= event["time_us"] + shift]
-        place = (reached or ahead)[-1 if reached else 0]
+        place = _last_reached(ahead, times, event["time_us"] + shift)
         places.append(place)
     return places
 

@@ -124,6 +124,8 @@ class Outcome:
     check: "ReplayCheck | None" = None
     environment: dict[str, str] = field(default_factory=dict)
     """What bore on its memory at the end: a workload may have set some of it itself."""
+    problems: tuple[str, ...] = ()
+    """What went wrong with its recording, a line each; the run went on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -171,9 +171,13 @@ class Rank:
             self._print_traceback()
             if outcome.status == "ok":
                 outcome = outcome_of(error, plan.rank, None)
-        check = None if self._recorder is None else self._recorder.check()
-        outcome = explained(outcome, plan, os.environ)
-        return dataclasses.replace(outcome, check=check, environment=environment.in_force(os.environ))
+        done = self._recorder
+        return dataclasses.replace(
+            explained(outcome, plan, os.environ),
+            check=None if done is None else done.check(),
+            problems=() if done is None else done.problems,
+            environment=environment.in_force(os.environ),
+        )
 
     @ray.method(concurrency_group="control")
     def beat(self) -> Beat:

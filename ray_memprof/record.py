@@ -8,7 +8,6 @@ A run that failed, or never started, is still a run: it has a row, with status a
 
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import wan
+from ray_memprof.clock import Clock
 from ray_memprof.config import RunConfig
 from ray_memprof.errors import EXIT_BUG, RunError
 from ray_memprof.plan import Outcome, RankFacts, ReplayCheck, Status
@@ -66,13 +66,15 @@ class Record:
     verdict: Verdict | None = None
     facts: Sequence[RankFacts] = ()
     """In rank order; empty until the ranks have their places."""
+    clock: Clock = field(default_factory=Clock)
+    """The time of the run."""
     clock_offsets_ns: dict[int, int] = field(default_factory=dict)
     """By rank: what its host's clock was ahead of the driver's; the rank takes it out of its times."""
     environment: dict[str, str] = field(default_factory=dict)
     """Of rank 0: what was set for it, and what else bore on its memory; others differ in what torchrun sets."""
     checks: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """What is missing or damaged of the records."""
+    """What is missing or damaged of the records, and what went wrong with recording them."""
     elsewhere: list[Elsewhere] = field(default_factory=list)
     """What has not come from other hosts, or not yet; `ray-memprof finish` brings it in."""
     stages_s: dict[str, float] = field(default_factory=dict)
@@ -98,6 +100,9 @@ class Record:
         """The run has ended like this; `verdict` is set once run.json says so."""
         if 0 in verdict.outcomes:
             self.environment = self.environment | verdict.outcomes[0].environment
+        for rank, outcome in sorted(verdict.outcomes.items()):
+            lines = (f"rank {rank}: {text}" for text in outcome.problems)
+            self.problems += [line for line in lines if line not in self.problems]
         for rank, stack in verdict.stacks.items():
             self.folder.write(stack, LOGS_DIR, f"rank{rank}.stack.txt")
         self.folder.note(
@@ -106,7 +111,8 @@ class Record:
             reason=verdict.reason,
             hint=verdict.hint,
             culprits=list(verdict.ranks),
-            end_ns=time.time_ns(),
+            problems=self.problems,
+            end_ns=self.clock.now_ns(),
             stages_s=self.stages_s,
         )
         self.verdict = verdict

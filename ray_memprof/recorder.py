@@ -25,6 +25,8 @@ from ray_memprof.forks import silent_in_children
 from ray_memprof.ledger import Ledger
 from ray_memprof.meters import Meter, Reading
 from ray_memprof.meters.guarded import Guarded
+from ray_memprof.others import Others
+from ray_memprof.owners import Stamp
 from ray_memprof.plan import Beat, RankPlan, ReplayCheck
 from ray_memprof.problems import Problems
 from ray_memprof.replay import BlockReplay, Replay
@@ -34,8 +36,6 @@ from wan.spans import Attribute, listening
 if TYPE_CHECKING:
     from ray_memprof.device import OwnShare
 
-_TRIES = 3
-"""Times that figures of the allocator and of the driver are read until they are of one moment."""
 DRAIN_EVENTS = 16_384
 """Events that may wait before a span boundary takes them: 10 to 15 ms of pause."""
 LATE_NS = 1_000_000_000
@@ -60,7 +60,7 @@ class Recorder:
         rank: whose spans these are.
         meter: where bytes are read.
         scribe: where rows go; None: nothing is kept, beats alone are given.
-        problems: where to note what goes wrong; the scribe and the meter may note there too.
+        problems: where to note what goes wrong; None: where the scribe does.
         share: tells what this process holds of the device; None: samples alone tell of others.
     """
 
@@ -73,19 +73,18 @@ class Recorder:
         *,
         share: "OwnShare | None" = None,
     ) -> None:
-        self._problems = problems or Problems()
-        self._rank, self._scribe, self._share = rank, scribe, share
+        self._problems = problems or (Problems() if scribe is None else scribe.problems)
+        self._rank, self._scribe = rank, scribe
         self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
-        self._outside: int | None = None
-        self._others_began = 0
+        self._others, self._others_began = Others(self._meter, share, self.problem), 0
         self._ledger = Ledger()
         self._open: list[SpanRecord] = []
         self._parcel = Parcel()
+        self._stamps: list[Stamp] = [(0, 0)]
         self._num_spans = self._sequence = self._begun_ns = 0
         self._step, self._num_steps = -1, -1
         self._failure: tuple[str, int, Reading] | None = None
         self._failed_into = 0
-        self._others: int | None = None
         self._sampled_ns = 0
         self._last: Reading | None = None
         self._last_flush = time.monotonic()
@@ -145,11 +144,17 @@ class Recorder:
         self._open.append(record)
         if self._scribe is not None:
             self._scribe.categories[record.span_id] = category_of(name)
-        self._meter.stamp(record.span_id)
+        self._stamp(record.span_id)
         self._sequence += 1
         if record.step is not None:
             self._step = record.step
         self._settle(began)
+
+    def _stamp(self, span_id: int) -> None:
+        """Of this thread's events from now on, and, by their order and time, of those of threads without a stamp."""
+        if self._meter.has_events:
+            self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
+        self._meter.stamp(span_id)
 
     def _record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
         around = self._open[-1] if self._open else None
@@ -207,7 +212,7 @@ class Recorder:
         reading = self._read()
         self._note_failure(record, reading, failed)
         self._close_span(record, reading, failed)
-        self._meter.stamp(self._open[-1].span_id if self._open else 0)
+        self._stamp(self._open[-1].span_id if self._open else 0)
         self._sequence += 1
         if not self._open:
             self._step = -1
@@ -246,7 +251,7 @@ class Recorder:
     def _read(self, account: str = "", *, look: Callable[[], Reading] | None = None) -> Reading:
         """A reading, with what changed since the last one put down to the innermost open span."""
         reading = (look or self._measure)()
-        self._look_at_others(reading)
+        self._others.look(reading)
         record = self._open[-1] if self._open else None
         if record is not None:
             record.note_reading(reading)
@@ -257,36 +262,11 @@ class Recorder:
             is_on=self._meter.is_on,
             span_id=record.span_id if record else 0,
             path=record.path if record else "",
-            others=self._others,
+            others=self._others.bytes,
             account=account,
         )
         self._last = reading
         return reading
-
-    def _look_at_others(self, reading: Reading) -> None:
-        """Where memory outside the allocator has changed, ask whose it is: the last sample may be older than that."""
-        outside = reading.device_used - reading.reserved
-        if self._share is None or outside == self._outside:
-            return
-        for _ in range(_TRIES):
-            own = self._share.read(reading.reserved, is_on=self._meter.is_on)
-            if own is None:
-                self._others = None
-                if self._meter.is_on and self._outside is not None:
-                    self.problem(
-                        "the driver does not tell what this process holds of its device (a container, MIG): what "
-                        "others took meanwhile may be booked to nccl or libraries"
-                    )
-                break
-            now = self._meter.peek()
-            if now.reserved == reading.reserved:
-                self._others = max(0, outside - (own - now.reserved))
-                break
-            # Another thread allocated meanwhile: these are figures of two moments.
-            reading = now
-        else:
-            return  # asked again at the next boundary
-        self._outside = outside
 
     def _settle(self, began: int) -> None:
         """Flush if it is time, and note what recording cost since `began`."""
@@ -307,6 +287,7 @@ class Recorder:
         self._last_flush = time.monotonic()
         parcel, self._parcel = self._parcel, Parcel()
         if self._scribe is None:
+            self._stamps = self._stamps[-1:]
             return
         if self._sampled_ns and not (parcel.seal or self._is_closing):
             self._keep_late(parcel)
@@ -315,6 +296,7 @@ class Recorder:
             # Before the meter was on there were no events.
             parcel.base, parcel.base_ns = self._meter.base_segments(), self._begun_ns
         parcel.batch = self._meter.drain()
+        parcel.stamps, self._stamps = self._stamps, self._stamps[-1:]
         self._scribe.deliver(parcel)
 
     def _keep_late(self, parcel: Parcel) -> None:
@@ -378,8 +360,7 @@ class Recorder:
             return
         is_due = self._is_due() and self._meter.answers()
         with self._problems.noting("a sample could not be recorded"), self._lock:
-            if self._share is None:
-                self._others = sample.others_used_bytes
+            self._others.note(sample)
             self._parcel.samples.append(sample)
             self._sampled_ns = max(self._sampled_ns, sample.t_ns)
             for record in reversed(self._parcel.spans):
@@ -539,6 +520,11 @@ def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
         if device is not None:
             share = OwnShare(device, os.getpid(), is_contained=is_contained())
         recorder = Recorder(plan.rank, meter, _scribe(plan, meter, problems), problems, share=share)
+        if on_cuda and device is None:
+            recorder.problem(
+                "the driver (NVML) does not tell of this rank's device: what other processes take of it is not told "
+                "apart from what this one does"
+            )
         recorder.start()
         samples = sampling(
             recorder.tick,

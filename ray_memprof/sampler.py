@@ -81,6 +81,7 @@ class Sampler:
         self._tick, self._tick_old, self._problem = tick, tick_old, problem
         self._meter, self._device, self._clock = meter, device, clock
         self._last: Reading | None = None
+        self._outside = 0
 
     def begin(self) -> None:
         """Know what is held before the first sample."""
@@ -94,22 +95,34 @@ class Sampler:
         try:
             # Where the allocator does not answer it holds what it held: the model waits for it, or for the device.
             is_fresh = self._meter.answers()
-            t_ns = self._read() if is_fresh else self._clock.now_ns()
+            t_ns, is_whole = self._read() if is_fresh else (self._clock.now_ns(), False)
             if self._last is None or (self._device is None and not is_fresh):
                 return
             row = sample(self._last, self._device, t_ns=t_ns, is_fresh=is_fresh, note=self._note)
-            (self._tick if is_fresh else self._tick_old)(row)
+            (self._tick if is_whole else self._tick_old)(row)
         except Exception as error:
             self._note("a sample could not be taken", error)
 
-    def _read(self) -> int:
-        """Read the meter; the time of what it tells."""
+    def _read(self) -> tuple[int, bool]:
+        """Read the meter; the time of what it tells, and whether all of it is of that time."""
         for _ in range(_TRIES):
             t_ns = self._clock.now_ns()
             self._last = self._meter.peek()
-            if self._clock.now_ns() - t_ns < _QUICK_NS:
+            is_quick = self._clock.now_ns() - t_ns < _QUICK_NS
+            if (is_whole := self._is_whole(self._last)) and is_quick:
                 break
-        return t_ns
+        return t_ns, is_whole
+
+    def _is_whole(self, now: Reading) -> bool:
+        """Whether no segment came between the two figures that memory outside the allocator is the difference of.
+
+        It mostly stays what it is. Where it seems to have grown, the model may have been given a segment in between.
+        """
+        outside = now.device_used - now.reserved
+        if outside > self._outside and self._meter.peek().reserved != now.reserved:
+            return False
+        self._outside = outside
+        return True
 
     def _note(self, what: str, error: Exception) -> None:
         self._problem(f"{what}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")

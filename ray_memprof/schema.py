@@ -120,10 +120,6 @@ RANKS = Table(
         Column("node", pa.int32(), "", "number of its node, in rank order"),
         _text("node_id", "Ray's id of the node"),
         _text("host", "host name"),
-        _ns(
-            "clock_offset_ns",
-            "what its host's clock was ahead of the driver's; all its times are the driver's",
-        ),
         Column("pid", pa.int64(), "", "process id on its host"),
         Column("local_rank", pa.int32(), "", "among the ranks of its node"),
         Column("gpu_index", pa.int32(), "", "physical index, as NVML counts; -1: none"),

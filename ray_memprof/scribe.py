@@ -5,7 +5,7 @@ The thread that runs the model only hands over what it took (Parcel); everything
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,13 +14,15 @@ from ray_memprof.block_sizes import decide
 from ray_memprof.errors import DiskFull
 from ray_memprof.ledger import Entry
 from ray_memprof.meters import Batch, Reading
-from ray_memprof.owners import owned
+from ray_memprof.owners import Stamp, owned
 from ray_memprof.problems import Problems
 from ray_memprof.replay import BlockReplay, Columns, Event, Peaks, Replay, Segment
 from ray_memprof.store import RankStore
 
 QUEUE_LENGTH = 16
 """Parcels that may wait; beyond it the model waits too, so that memory stays bounded."""
+MOST_WAITING_EVENTS = 196_608
+"""The same of events: some 100 MB."""
 
 
 @dataclass(slots=True)
@@ -104,6 +106,8 @@ class Parcel:
     base_ns: int = 0
     """When that was."""
     batch: Batch | None = None
+    stamps: Sequence[Stamp] = ()
+    """When the model's thread was given which span to stamp the events of `batch` with."""
     spans: list[SpanRecord] = field(default_factory=list)
     ledger: list[Entry] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
@@ -145,10 +149,11 @@ class Scribe:
         self.num_checks = self.max_error_bytes = self._num_known_lost = self._num_missing = 0
         self.most_waiting_events = 0
         self._num_delivered = self._num_written = 0
+        self._written = threading.Condition()
         self.categories = categories
         self.error: DiskFull | None = None
         """What ended the writing; nothing is written after it."""
-        self._problems = problems or Problems()
+        self.problems = problems or Problems()
         self._inherited: dict[int, _Inherited] = {}
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
@@ -156,13 +161,18 @@ class Scribe:
 
     def deliver(self, parcel: Parcel) -> None:
         """Hand over, one caller at a time; waits when too much is waiting already."""
-        self._num_delivered += parcel.num_events
-        self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
+        with self._written:
+            while self.num_waiting_events and self._thread.is_alive():
+                if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:
+                    break
+                self._written.wait(timeout=1.0)
+            self._num_delivered += parcel.num_events
+            self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
         while self._thread.is_alive():
             with suppress(queue.Full):
                 self._queue.put(parcel, timeout=1.0)
                 return
-        self._problems.add("the thread that writes has ended: nothing more is written")
+        self.problems.add("the thread that writes has ended: nothing more is written")
         if parcel.done is not None:
             parcel.done.set()
 
@@ -188,14 +198,16 @@ class Scribe:
         except DiskFull as error:  # kept for whoever asks; the run itself went well
             self.error = self.error or error
         except Exception as error:
-            self._problems.note(what, error)
+            self.problems.note(what, error)
         return False
 
     def _work(self) -> None:
         while (parcel := self._queue.get()) is not None:
             if self.error is None:
                 self._write(parcel)
-            self._num_written += parcel.num_events
+            with self._written:
+                self._num_written += parcel.num_events
+                self._written.notify_all()
             if parcel.done is not None:
                 parcel.done.set()
 
@@ -208,7 +220,7 @@ class Scribe:
                 lambda: self._append_events(self.replay.prime(base, base_ns)),
             )
         if batch is not None and not self._do(
-            "events could not be written", lambda: self._write_events(batch)
+            "events could not be written", lambda: self._write_events(batch, parcel.stamps)
         ):
             self._num_known_lost += len(batch.events)
         if spans and self.error is None:
@@ -225,12 +237,12 @@ class Scribe:
         if parcel.seal and self.error is None:
             self._do("what was recorded could not be sealed", self._store.seal)
 
-    def _write_events(self, batch: Batch) -> None:
+    def _write_events(self, batch: Batch, stamps: Sequence[Stamp]) -> None:
         self._num_known_lost += batch.num_lost
         if not batch.events:
             self._count_missing(batch)
             return
-        owned(batch.events, batch.stamps)
+        owned(batch.events, stamps)
         self._configure(batch)
         columns = self.replay.feed(batch.events)
         if batch.times is not None:

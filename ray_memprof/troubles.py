@@ -41,7 +41,7 @@ class Troubles:
         for beat in beats:
             if beat.problem:
                 self._tell(
-                    f"{beat.problem}; the run goes on, what rank {beat.rank} measures from now on is lost"
+                    f"{beat.problem}; what rank {beat.rank} measured after that is lost", ". The run goes on"
                 )
         now = self._clock()
         if self._looked is None or now - self._looked >= LOOK_S:
@@ -53,11 +53,12 @@ class Troubles:
         with suppress(OSError):  # who writes there will tell why
             if shutil.disk_usage(folder).free < LEFT_BYTES:
                 self._tell(
-                    f"the disk of {folder} is full: make room there before the run ends, or its report is lost"
+                    f"the disk of {folder} is full", ": make room before the run ends, or its report is lost"
                 )
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, line: str, more: str) -> None:
+        """Tell `line`, with `more` that is true only now."""
         if line not in self._told:
             self._told.add(line)
             self._record.problems.append(line)
-            self._say(f"warning: {line}")
+            self._say(f"warning: {line}{more}")

@@ -177,7 +177,9 @@ def _told(outcome: Outcome, ranks: Sequence[int], weight: int) -> tuple[Status, 
     hint = outcome.hint or f"the traceback is in {log_name(outcome.rank)}"
     if weight == _PEER and not outcome.hint:
         hint = f"it lost another rank, and none reported why; the logs of all ranks are beside {log_name(outcome.rank)}"
-    return outcome.status, outcome.exit_code, f"{name_ranks(ranks)}: {outcome.reason}", hint
+    # What its store tells begins with the rank already.
+    reason = outcome.reason.removeprefix(f"{name_ranks((outcome.rank,))}: ")
+    return outcome.status, outcome.exit_code, f"{name_ranks(ranks)}: {reason}", hint
 
 
 def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[Status, int, str, str]:

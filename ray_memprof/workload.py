@@ -38,7 +38,7 @@ class StepListener(Protocol):
 
 def run(plan: RankPlan, recorder: StepListener) -> None:
     """Run the workload of `plan` to its end, on this thread."""
-    with _traced(plan):
+    with _traced(plan, recorder):
         if plan.config.workload == "script":
             _run_script(plan, recorder)
         else:
@@ -53,14 +53,14 @@ def device_name(plan: RankPlan) -> str:
 
 
 @contextmanager
-def _traced(plan: RankPlan) -> Iterator[None]:
+def _traced(plan: RankPlan, recorder: StepListener) -> Iterator[None]:
     logging = plan.config.logging
     if logging.level != "torch_profiler" or not logging.profile_memory:
         yield
         return
     from ray_memprof.torch_trace import tracing
 
-    with tracing(logging, plan.run_dir, plan.rank):
+    with tracing(logging, plan.run_dir, plan.rank, recorder.problem):
         yield
 
 

@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_memprof.block_sizes import BlockSizes, Doubt, Found
-from ray_memprof.importers.pickle_stream import Frame
 from ray_memprof.importers.rows import Rows, Written
+from ray_memprof.importers.snapshot_parts import FrameLine
 from ray_memprof.importers.spool import Spool
-from ray_memprof.replay import BlockReplay, Segment
+from ray_memprof.replay import BlockReplay, Replay, Segment
 
 _RING_STEP = 1000
 """Rings are asked for in round numbers: of multiples of this, or powers of two from this on."""
@@ -41,7 +41,7 @@ class Followed:
     """What became of the events of a device."""
 
     written: Written
-    replay: BlockReplay
+    replay: Replay
     found: Found | None
     """What events proved of block sizes; None: the settings told all."""
     doubt_bytes: int
@@ -93,7 +93,7 @@ def follow(
     spool: Spool,
     segments: Sequence[Segment],
     settings: Mapping[str, Any],
-    stacks: Mapping[tuple[Frame, ...], int],
+    stacks: Sequence[tuple[FrameLine, ...]],
 ) -> Followed:
     """Write the rows of a device.
 
@@ -102,7 +102,7 @@ def follow(
         spool: has its events.
         segments: of the snapshot.
         settings: of the allocator at the end.
-        stacks: numbers of the Python stacks.
+        stacks: Python stacks, by number.
 
     Raises:
         DiskFull: no room for them.
@@ -110,6 +110,10 @@ def follow(
     doubt = spool.witness.doubt(segments, settings)
     settings = {"expandable_segments": spool.witness.is_expandable(segments), **settings}
     rows = make_rows()
+    if not isinstance(rows.replay, BlockReplay):  # host tensors: no blocks, and nothing from before
+        written = rows.write((), spool.chunks(), stacks)
+        written.max_error_bytes = difference(rows.replay, segments)
+        return Followed(written, rows.replay, None, 0, 0, Doubt())
     followed = _follow(rows, spool, segments, settings, stacks, doubt)
     is_wrong = followed.replay.num_strays or followed.written.max_error_bytes
     if is_wrong and not doubt.everything:
@@ -125,10 +129,11 @@ def _follow(
     spool: Spool,
     segments: Sequence[Segment],
     settings: Mapping[str, Any],
-    stacks: Mapping[tuple[Frame, ...], int],
+    stacks: Sequence[tuple[FrameLine, ...]],
     doubt: Doubt,
 ) -> Followed:
     replay = rows.replay
+    assert isinstance(replay, BlockReplay)
     replay.configure(settings)
     found = None
     if doubt:
@@ -159,12 +164,14 @@ def _prove(
     return found, doubt
 
 
-def difference(replay: BlockReplay, segments: Sequence[Segment]) -> int:
+def difference(replay: Replay, segments: Sequence[Segment]) -> int:
     """Between the end of the replay and the segments of the snapshot, in the curve where it is largest."""
     blocks = [(block["state"], block["size"]) for segment in segments for block in segment["blocks"]]
     allocated: int = sum(size for state, size in blocks if state == "active_allocated")
     active: int = sum(size for state, size in blocks if state != "inactive")
     reserved: int = sum(segment["total_size"] for segment in segments)
+    if not isinstance(replay, BlockReplay):  # what host tensors use is all that there is
+        reserved = replay.reserved
     return max(
         abs(replay.allocated - allocated), abs(replay.active - active), abs(replay.reserved - reserved)
     )

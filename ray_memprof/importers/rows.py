@@ -7,21 +7,23 @@ Leaves tables/{allocs,spans,stacks}/rank=N/.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 from ray_memprof.categories import category_of, component_of
-from ray_memprof.importers.pickle_stream import Frame
-from ray_memprof.replay import BlockReplay, Columns, Peaks, Segment
+from ray_memprof.importers.snapshot_parts import FrameLine
+from ray_memprof.replay import BlockReplay, Columns, Peaks, Replay, Segment
 from ray_memprof.schema import RANK_TABLES
 from ray_memprof.store import RankStore, manifest_path, table_dir
 
 NO_TEXT = "imported"
 """Name of a stretch of events that carry none."""
 SPAN_ROWS = 4096
+MOST_LEVELS = 100
+"""Of spans inside spans."""
 Chunk = tuple[list[str], list[dict[str, Any]]]
 """Texts of events, and the events."""
 
@@ -35,9 +37,25 @@ class Written:
     end_ns: int
     allocated_peak: int
     reserved_peak: int
+    num_allocs: int
+    num_ooms: int = 0
+    last_oom: "OutOfMemory | None" = None
     max_error_bytes: int = 0
     inexact_bytes: int = 0
     peak_at_least: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """A request that the device had no room for."""
+
+    path: str
+    """Innermost span."""
+    asked_bytes: int
+    free_bytes: int
+    """On the device."""
+    num_allocs: int
+    """Tensors allocated before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +88,13 @@ class Rows:
         rank: whose they are.
         named: whether the texts of events name spans at all.
         nested: whether the texts are paths of spans, by slashes.
+        is_host: whether the events are of host tensors, whose sizes count as they are.
     """
 
-    def __init__(self, run_dir: Path, rank: int, *, named: bool = True, nested: bool) -> None:
-        self.replay = BlockReplay(
+    def __init__(
+        self, run_dir: Path, rank: int, *, named: bool = True, nested: bool, is_host: bool = False
+    ) -> None:
+        self.replay: Replay = (Replay if is_host else BlockReplay)(
             category_of=lambda span_id: self._category, stack_of=lambda event: event["stack"]
         )
         """To be told the settings of its allocator."""
@@ -81,6 +102,8 @@ class Rows:
         self._category = category_of(NO_TEXT)
         self._open: list[_Span] = []
         self._ended: list[dict[str, Any]] = []
+        self._num_ooms = 0
+        self._last_oom: OutOfMemory | None = None
         self._num_spans = self._num_segments = 0
         self._now_ns = 0
 
@@ -88,7 +111,7 @@ class Rows:
         self,
         segments_at_start: Iterable[Segment],
         chunks: Iterable[Chunk],
-        stacks: Mapping[tuple[Frame, ...], int],
+        stacks: Sequence[tuple[FrameLine, ...]],
     ) -> Written:
         """Write all; the store is closed then."""
         start_ns = -1
@@ -108,7 +131,10 @@ class Rows:
             self._store.append("stacks", rows)
         self._store.close()
         replay = self.replay
-        return Written(replay.num_events, start_ns, self._now_ns, replay.allocated_peak, replay.reserved_peak)
+        return Written(
+            replay.num_events, start_ns, self._now_ns, replay.allocated_peak, replay.reserved_peak,
+            replay.num_allocs, self._num_ooms, self._last_oom,
+        )  # fmt: skip
 
     def discard(self) -> None:
         """Take back what was written; the store is closed."""
@@ -118,14 +144,35 @@ class Rows:
 
     def _follow(self, text: str, events: list[dict[str, Any]], columns: Columns) -> None:
         """Events that carry the same text."""
-        stamp = self._turn(text.split("/") if text and self._nested else [text or NO_TEXT], events[0])
+        stamp = self._turn(self._names(text), events[0])
         for event in events:
             event["user_metadata"] = stamp
+        before = self.replay.num_allocs
         followed = self.replay.feed(events)
+        if "oom" in followed.action:
+            self._note_ooms(events, before)
         for name in Columns.__slots__:
             getattr(columns, name).extend(getattr(followed, name))
         self._num_segments += sum(action in ("segment_alloc", "segment_map") for action in followed.action)
         self._now_ns = followed.t_ns[-1]
+
+    def _names(self, text: str) -> list[str]:
+        """Names of the spans that a text stands for, from the outermost inwards.
+
+        Each has its path: what is deeper than any program's spans is one span, so that a text takes what it is long.
+        """
+        if not text or not self._nested:
+            return [text or NO_TEXT]
+        return text.split("/", MOST_LEVELS - 1)
+
+    def _note_ooms(self, events: list[dict[str, Any]], num_allocs: int) -> None:
+        """Those among events of the innermost span, before which there were `num_allocs`."""
+        for event in events:
+            num_allocs += event["action"] == "alloc"
+            if event["action"] == "oom":
+                self._num_ooms += 1
+                path = self._open[-1].path
+                self._last_oom = OutOfMemory(path, event["size"], event["addr"], num_allocs)
 
     def _turn(self, names: list[str], event: dict[str, Any]) -> str:
         """Leave the spans that are over, enter those that begin; the innermost one as a stamp of events."""
@@ -200,10 +247,10 @@ class Rows:
             self._ended.clear()
 
 
-def _stack_rows(stacks: Mapping[tuple[Frame, ...], int]) -> Iterator[dict[str, list[Any]]]:
+def _stack_rows(stacks: Sequence[tuple[FrameLine, ...]]) -> Iterator[dict[str, list[Any]]]:
     """Columns of the table stacks, a thousand stacks at a time."""
-    for several in batched(stacks.items(), 1000):
-        rows = [(number, index, *frame) for frames, number in several for index, frame in enumerate(frames)]
+    for several in batched(enumerate(stacks), 1000):
+        rows = [(number, index, *frame) for number, frames in several for index, frame in enumerate(frames)]
         names = ("stack_id", "frame", "function", "file", "line")
         yield dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 

@@ -6,7 +6,6 @@ drained in batches. Fake tensors go through the host meter, so that a prediction
 
 import os
 import weakref
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,9 +52,6 @@ class Batch:
     """The allocator's settings, as a snapshot names them."""
     times: WallTimes | None = None
     """How the times of its events, told by the host's wall clock, become ours; None: they are."""
-    stamps: Sequence[tuple[int, int]] = ()
-    """When the model's thread was given another span to stamp events with, in microseconds of the wall clock, and
-    which; the first one from before these events. Empty: every event has its stamp."""
     num_lost: int = 0
     """Events that are known to be lost since the drain before."""
     segments: list[Any] = field(default_factory=list)

@@ -7,6 +7,7 @@ the driver reports.
 """
 
 import functools
+import importlib
 import sys
 import threading
 import time
@@ -65,7 +66,6 @@ class CudaMeter:
         self._thread = self._used = 0
         self._base: list[Any] = []
         self._span = 0
-        self._stamps: list[tuple[int, int]] = [(0, 0)]
         self._resets: dict[str, Callable[..., None]] = {}
         self._kept = (0, 0, 0)  # the peaks that the program has reset, since ours began
         self._forgotten: Counter[str] = Counter()  # counts that the program has reset
@@ -91,6 +91,10 @@ class CudaMeter:
                     setattr(torch._C, name, functools.partial(instead, reset))
         if self.has_events:
             self._history.hook()
+        if self._history.is_costly:
+            with self._problems.noting("stacks of compiled code are not named"):
+                # torch does so where it names the first stack: four seconds, in the middle of the model.
+                importlib.import_module("torch._inductor.codecache")
         torch.cuda._lazy_call(self._begin_guarded)
 
     def _reset_by_program(self, reset: Callable[..., None], *args: Any) -> None:
@@ -254,14 +258,10 @@ class CudaMeter:
         return allocated, reserved
 
     def stamp(self, span_id: int) -> None:
-        """Events of this thread from now on carry `span_id`, and those of threads without a stamp belong to it."""
+        """Events of this thread from now on carry `span_id`."""
         self._span = span_id
-        if not (self._is_on and self.has_events):
-            self._stamps = [(0, span_id)]
-            return
-        # The system's clock, as torch has it in its events.
-        self._stamps.append((time.time_ns() // 1000, span_id))
-        self._history.stamp(span_id)
+        if self._is_on and self.has_events:
+            self._history.stamp(span_id)
 
     def pending(self, reading: Reading) -> int:
         """About three events an allocation: it is made, asked to be freed, and freed. Those with stacks count more."""
@@ -280,14 +280,12 @@ class CudaMeter:
         self._drained_ns = times.now_ns
         before: _Counters = taken.before
         self._drained = taken.after
-        stamps, self._stamps = self._stamps, self._stamps[-1:]
         return Batch(
             taken.events,
             taken.after.reading() if taken.before == taken.after else None,
             before.num_allocs - self._base_counters.num_allocs,
             self._history.settings,
             times,
-            stamps,
             self._lost(before, taken.events),
             [segment for segment in self._history.last_segments if segment["device"] == self._index],
         )

@@ -114,14 +114,14 @@ class RingReader:
         """In the order of time: what was appended and what took the place of others since the last copy."""
         size = len(copy)
         lap = self._took or size
-        filled = [copy[(place - cursor) % size] for place in range(self.length, min(lap, size))]
-        num_replaced = (cursor - self._cursor) % lap if lap else 0
-        places = ((self._cursor + number) % lap for number in range(num_replaced))
-        replaced = [copy[(place - cursor) % size] for place in places]
-        appended = [copy[(place - cursor) % size] for place in range(lap, size)]
-        new = filled + replaced + appended
+        new = _between(copy, cursor, self.length, min(lap, size))
+        if cursor >= self._cursor:
+            new += _between(copy, cursor, self._cursor, cursor)
+        else:
+            new += _between(copy, cursor, self._cursor, lap) + _between(copy, cursor, 0, cursor)
+        new += _between(copy, cursor, lap, size)
         if self._took and size == self.max_entries:
-            # Full again since it takes more: some of `replaced` came last.
+            # Full again since it takes more: some of what took the place of others came last.
             new.sort(key=lambda event: int(event["time_us"]))
         return new
 
@@ -134,6 +134,15 @@ class RingReader:
                 self._known = (self._pending, (cursor + at[self._pending]) % len(copy))
         self._pending = marker
         self._tail = [_key(event) for event in new[-_NUM_COMPARED:]] or self._tail
+
+
+def _between(copy: Events, cursor: int, first: int, end: int) -> Events:
+    """Events at the places from `first` to before `end`; the copy begins at the place `cursor`."""
+    if first >= end:
+        return []
+    size = len(copy)
+    first, num = (first - cursor) % size, end - first
+    return copy[first : first + num] + copy[: max(0, first + num - size)]
 
 
 def _places(copy: Events, markers: tuple[str, ...]) -> dict[str, int]:

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -140,11 +141,12 @@ def test_8_ray_itself_does_not_start(tmp_path: Path) -> None:
 
 def test_8_a_scratch_folder_that_somebody_else_put_there(tmp_path: Path) -> None:
     """GIVEN a link under the name that everybody can foresee THEN nothing is written where it leads."""
-    shared, theirs = tmp_path / "shared", tmp_path / "theirs"
-    shared.mkdir()
+    theirs = tmp_path / "theirs"
     theirs.mkdir()
-    (shared / f"ray_memprof-{os.geteuid()}").symlink_to(theirs)
-    code, run = launch(tmp_path, config_of(tmp_path), TMPDIR=str(shared))
+    # A short name: sockets of Ray lie below it.
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="shared") as shared:
+        Path(shared, f"ray_memprof-{os.geteuid()}").symlink_to(theirs)
+        code, run = launch(tmp_path, config_of(tmp_path), TMPDIR=shared)
 
     assert (code, run.verdict()[0]) == (24, 24)
     assert f"ray_memprof-{os.geteuid()} is a link" in run.errors()[0]

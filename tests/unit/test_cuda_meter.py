@@ -203,15 +203,6 @@ def test_pending_counts_what_was_not_taken(cuda: FakeCuda) -> None:
     assert meter.pending(meter.peek()) == 0
 
 
-def test_a_drain_tells_when_which_span_was_stamped(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = started(cuda)
-    for number, span_id in enumerate((1, 2, 1)):
-        monkeypatch.setattr(time, "time_ns", lambda number=number: 1_000_000 * (number + 1))
-        meter.stamp(span_id)
-    assert drain(meter).stamps == [(0, 0), (1000, 1), (2000, 2), (3000, 1)]
-    assert drain(meter).stamps == [(3000, 1)]
-
-
 def test_at_level_stage_peaks_begin_anew_at_each_reading_and_at_no_look(cuda: FakeCuda) -> None:
     meter = started(cuda, events=False)
     cuda.alloc(4 * KIB)

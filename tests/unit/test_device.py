@@ -177,6 +177,18 @@ def test_a_gpu_that_is_lost_at_the_end_is_no_error(nvml: FakeNvml, monkeypatch: 
         assert device is not None
 
 
+@pytest.mark.parametrize(("error", "is_there"), [(NotSupported, False), (NVMLError, True)])
+def test_a_gpu_whose_memory_is_the_hosts_is_none_for_the_driver(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch, error: type[Exception], is_there: bool
+) -> None:
+    def refuse(handle: int) -> Any:
+        raise error("no")
+
+    monkeypatch.setattr(nvml, "nvmlDeviceGetMemoryInfo", refuse)
+    with open_device(index=0) as device:
+        assert (device is not None) is is_there
+
+
 # --------------------------------------------------------------------------------
 # What this process holds
 
@@ -195,56 +207,83 @@ ME, ALIAS = 40, 71_040
 """This process, as it sees itself and as the host does."""
 
 
+def read(share: OwnShare, device: Held, reserved: int, *, is_on: bool, more: int = 0) -> int | None:
+    """With so much more in use than all figures say."""
+    used = sum(size or 0 for size in (device.sizes or {}).values())
+    return share.read(used + more, reserved, is_on=is_on)
+
+
 def test_a_process_among_the_holders_holds_what_the_driver_says() -> None:
     device = Held()
     share = OwnShare(device, ME, is_contained=False)
-    assert share.read(0, is_on=False) == 0
+    assert read(share, device, 0, is_on=False) == 0
     for sizes, own in (({ME: 500, 7: 80}, 500), ({ME: None, 7: 80}, None), ({7: 80}, None), ({}, None)):
         device.sizes = dict(sizes)
-        assert share.read(100, is_on=True) == own
+        assert read(share, device, 100, is_on=True) == own
     device.sizes = None
-    assert share.read(100, is_on=True) is None
+    assert read(share, device, 100, is_on=True) is None
 
 
 def test_in_a_container_ours_is_the_one_that_came_when_we_began() -> None:
     device = Held()
     share = OwnShare(device, ME, is_contained=True)
     device.sizes = {7: 900, 8: 50}
-    assert share.read(0, is_on=False) == 0
+    assert read(share, device, 0, is_on=False) == 0
     device.sizes = {7: 900, 8: 50, ALIAS: 500}
-    assert share.read(0, is_on=True) == 500
+    assert read(share, device, 0, is_on=True) == 500
     # WHEN another one comes THEN it is told by what it holds, once ours is more
     device.sizes[9] = 100
-    assert share.read(0, is_on=True) is None
-    assert share.read(300, is_on=True) == 500
+    assert read(share, device, 0, is_on=True) is None
+    assert read(share, device, 300, is_on=True) == 500
     device.sizes |= {9: 2000, ALIAS: 600}
-    assert share.read(0, is_on=True) == 600
+    assert read(share, device, 0, is_on=True) == 600
 
 
 def test_in_a_container_two_that_may_be_ours_are_neither() -> None:
     device = Held()
     share = OwnShare(device, ME, is_contained=True)
     device.sizes = {ALIAS: 500, 9: 600}
-    assert share.read(400, is_on=True) is None
+    assert read(share, device, 400, is_on=True) is None
     device.sizes = {ALIAS: 500}
-    assert share.read(400, is_on=True) == 500
+    assert read(share, device, 400, is_on=True) == 500
 
 
 def test_on_a_host_a_stranger_that_is_alone_is_not_us() -> None:
     device = Held()
     device.sizes = {9: 600}
-    assert OwnShare(device, ME, is_contained=False).read(0, is_on=True) is None
+    assert read(OwnShare(device, ME, is_contained=False), device, 0, is_on=True) is None
 
 
 def test_one_that_was_taken_for_a_stranger_is_found_again() -> None:
     device = Held()
     share = OwnShare(device, ME, is_contained=True)
     device.sizes = {ALIAS: 500}
-    assert share.read(600, is_on=True) is None
-    assert share.read(400, is_on=True) == 500
+    assert read(share, device, 600, is_on=True) is None
+    assert read(share, device, 400, is_on=True) == 500
 
 
 def test_a_container_is_told_by_its_process_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     for inode, told in ((0xEFFFFFFC, False), (0xF0000001, True)):
         monkeypatch.setattr("os.stat", lambda path, inode=inode: SimpleNamespace(st_ino=inode))
         assert is_contained() is told
+
+
+@pytest.mark.parametrize("hidden", [0, 5000])
+def test_what_the_driver_needs_for_a_process_is_told_with_it(hidden: int) -> None:
+    """GIVEN 9 for each process beyond its figure, and maybe a process that is not shown."""
+    device = Held()
+    share = OwnShare(device, ME, is_contained=False)
+    device.sizes = {7: 80}
+    assert read(share, device, 0, is_on=False, more=9 + hidden) == 0
+    device.sizes = {7: 80, ME: 500}
+    assert read(share, device, 0, is_on=True, more=18 + hidden) == 509
+    # WHEN others come and go THEN ours stays what it is
+    device.sizes = {7: 80, ME: 600, 8: 70}
+    assert read(share, device, 100, is_on=True, more=27 + hidden) == 609
+
+
+def test_what_is_not_shown_from_the_start_is_no_overhead_of_ours() -> None:
+    device = Held()
+    share = OwnShare(device, ME, is_contained=False)
+    device.sizes = {ME: 500}
+    assert read(share, device, 0, is_on=True, more=2**30) == 500 + 64 * 2**20

@@ -243,3 +243,26 @@ def test_a_look_that_was_interrupted_is_taken_again() -> None:
 
     bench = Bench(meter=Slow()).look(1)
     assert bench.rows[0].device_used_bytes >= 3
+
+
+@pytest.mark.parametrize(
+    ("reserved", "is_torn"), [((3, 3, 3), False), ((3, 9, 9, 9), False), ((3, 4, 5, 6, 7, 8, 9, 10), True)]
+)
+def test_a_segment_between_two_figures_is_no_growth_outside_the_allocator(
+    reserved: tuple[int, ...], is_torn: bool
+) -> None:
+    """GIVEN 10 in use where 5 were, and an allocator that may have taken them meanwhile."""
+    bench, told = Bench(), iter(reserved)
+    bench.meter.peek = lambda: replace(READING, reserved=next(told), device_used=5)  # type: ignore[method-assign]
+    sampler = Sampler(
+        bench.rows.append,
+        bench.meter,
+        None,
+        Clock(),
+        bench.old.append,
+        bench.problems.append,  # type: ignore[arg-type]
+    )
+    sampler.begin()
+    bench.meter.peek = lambda: replace(READING, reserved=next(told), device_used=10)  # type: ignore[method-assign]
+    sampler.look()
+    assert (len(bench.rows), len(bench.old), bench.problems) == (not is_torn, is_torn, [])

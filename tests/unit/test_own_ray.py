@@ -67,7 +67,7 @@ def test_a_private_folder_for_its_files(tmp_path: Path, monkeypatch: pytest.Monk
     finally:
         short.rmdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / ("long" * 20)))
-    assert own_ray.temp_dir() is None
+    assert own_ray.temp_dir() == f"/tmp/ray_memprof-{os.geteuid()}/ray"
     monkeypatch.setenv("RAY_TMPDIR", "/chosen")
     assert (own_ray.temp_dir(), own_ray.logs(None)) == (None, Path("/chosen/session_latest/logs"))
 

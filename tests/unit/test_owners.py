@@ -34,6 +34,20 @@ def test_the_clock_decides_between_spans_that_left_no_event() -> None:
     assert stamped([event(time) for time in times], stamps) == list("011221100")
 
 
+def test_an_event_of_no_span_is_the_models_own_only_where_it_was_outside_of_all() -> None:
+    """The stamp 0: of the model's thread outside of all spans; a fake of other threads may have it, too."""
+    stamps = [(0, 0), (100, 1), (200, 2), (300, 1), (400, 0)]
+    events = [
+        event(50, "0"),
+        event(210, "2"),
+        event(220, "0"),
+        event(230, "2"),
+        event(410, "0"),
+        event(420, "0"),
+    ]
+    assert stamped(events, stamps) == ["0", "2", "2", "2", "0", "0"]
+
+
 def test_what_lies_between_two_events_of_one_span_is_that_spans_whatever_the_clock_says() -> None:
     stamps = [(0, 0), (100, 1), (200, 2)]
     events = [event(110, "1"), event(500), event(120, "1"), event(20), event(210, "2"), event(90)]

@@ -116,6 +116,21 @@ def test_what_a_workload_set_itself_is_recorded_too(tmp_path: Path) -> None:
     assert json.loads(record.run_row()["environment"]) == {"NCCL_BUFFSIZE": "1", "RANK": "0"}
 
 
+def test_what_went_wrong_with_recording_is_in_run_json_by_rank_and_once(tmp_path: Path) -> None:
+    record = record_of(tmp_path, ranks=2)
+    record.problems = ["gap"]
+    ends = {
+        1: Outcome(rank=1, status="ok", problems=("memory could not be read: KeyError", "no events")),
+        0: Outcome(rank=0, status="ok", problems=("no events",)),
+    }
+    for _ in range(2):
+        record.settle(Verdict(status="ok", exit_code=0, reason="", outcomes=ends))
+    told = [
+        "gap", "rank 0: no events", "rank 1: memory could not be read: KeyError", "rank 1: no events"
+    ]  # fmt: skip
+    assert record.problems == record.folder.facts["problems"] == told
+
+
 def test_the_seconds_of_each_stage_are_kept_as_far_as_the_run_came(tmp_path: Path) -> None:
     record = record_of(tmp_path)
     record.stages_s["ray"] = 3.5

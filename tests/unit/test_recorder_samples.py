@@ -194,7 +194,7 @@ class Share:
         self.meanwhile: list[int] = []
         """By how much others grow between two figures, call by call."""
 
-    def read(self, reserved: int, *, is_on: bool) -> int | None:
+    def read(self, used: int, reserved: int, *, is_on: bool) -> int | None:
         self.num_asked += 1
         if self.meanwhile:
             self._meter.device_used += self.meanwhile.pop(0)
@@ -203,7 +203,7 @@ class Share:
 
 def shared(desk: Desk) -> Share:
     share = Share(desk)
-    desk.recorder._share = share  # type: ignore[assignment]
+    desk.recorder._others._share = share  # type: ignore[assignment]
     return share
 
 

@@ -247,17 +247,27 @@ def test_summary_says_what_is_a_lower_bound_and_why(tmp_path: Path) -> None:
     """GIVEN a rank with a past, one whose device nobody looked at inside its spans, and one of which all is known."""
     size = (0, 0, 2**30)
     spans = [
-        span(1, "denoise", (0, 1), allocated=size, reserved=size, device_used=size, num_samples=number != 1)
+        span(
+            1,
+            "denoise",
+            (0, 1),
+            allocated=size,
+            reserved=size,
+            device_used=size,
+            num_samples=int(number != 1),
+        )
         for number in range(3)
     ]
     make_run(tmp_path, {rank: {"spans": [one]} for rank, one in enumerate(spans)})
-    make_ranks(tmp_path, {"peak_at_least": True}, {}, {})
+    well = {"status": "ok"}
+    make_ranks(tmp_path, {**well, "peak_at_least": True}, well, well, status="ok")
     told = "peak allocated {0}1.00 GiB, reserved {0}1.00 GiB, device used {1}1.00 GiB, in denoise"
     assert summary_lines(tmp_path)[:5] == [
         f"rank 0: {told.format('at least ', '')}",
         f"rank 1: {told.format('', 'at least ')}",
         f"rank 2: {told.format('', '')}",
-        "peaks of rank 0 are lower bounds: what was held before the first event is not known, and the peak may lie there",
+        "peaks of rank 0 are lower bounds: what was held before the first event is not known, and the peak may lie "
+        "there",
         "device used of rank 1 is a lower bound: no sample was taken between the boundaries of spans",
     ]
     page = report.render(tmp_path)
@@ -278,7 +288,7 @@ def test_summary_says_of_which_ranks_the_replay_could_be_compared(tmp_path: Path
         "replay: rank 5 is right within 1,536 bytes: a rule of the allocator is not known there",
         "replay: not compared on ranks 1 to 3: ended before that (died, interrupted)",
     ]
-    make_run(tmp_path, {0: {"spans": [span(1, "denoise", (0, 1))]}})
+    make_run(tmp_path, {rank: {"spans": [span(1, "denoise", (0, 1))]} for rank in range(6)})
     page = report.render(tmp_path)
     assert '<dd class="big">2 of 3</dd>' in page
     assert "ranks replay to the byte, 1 within 1,536 bytes, 3 ended before they could be compared" in page

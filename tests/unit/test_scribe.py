@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from recorder_fakes import FakeStore
 
+from ray_memprof import scribe as module
 from ray_memprof.errors import DiskFull
 from ray_memprof.ledger import Entry
 from ray_memprof.meters import Batch, Reading
@@ -226,3 +227,32 @@ def test_whoever_delivers_more_than_may_wait_waits_and_what_waits_is_counted(
     scribe.close()
     assert scribe.error is None
     assert (scribe.most_waiting_events, scribe.replay.num_allocs) == (QUEUE_LENGTH + 2, QUEUE_LENGTH + 2)
+
+
+def test_whoever_delivers_more_events_than_may_wait_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING_EVENTS", 10)
+    answers, delivered = threading.Event(), []
+    plain = FakeStore.append
+
+    def append(store: FakeStore, *args: Any) -> None:
+        assert answers.wait(20)
+        plain(store, *args)
+
+    monkeypatch.setattr(FakeStore, "append", append)
+    scribe = Scribe(FakeStore(), Replay(), categories={})  # type: ignore[arg-type]
+
+    def deliver() -> None:
+        for first in range(0, 36, 6):
+            scribe.deliver(Parcel(batch=Batch([event("alloc", first + n, 7) for n in range(6)], None)))
+            delivered.append(first)
+        scribe.deliver(Parcel(batch=Batch([event("alloc", 100 + n, 7) for n in range(20)], None)))
+
+    thread = threading.Thread(target=deliver)
+    thread.start()
+    thread.join(0.5)
+    assert delivered == [0]
+    answers.set()
+    thread.join(20)
+    scribe.close()
+    # One that is larger than all that may wait is taken where nothing else does.
+    assert (scribe.most_waiting_events, scribe.replay.num_allocs) == (20, 56)

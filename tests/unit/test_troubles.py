@@ -55,8 +55,8 @@ def test_a_rank_that_can_write_no_more_is_told_once(host: Host) -> None:
     full = "rank 1: cannot write /x/spans: No space left on device"
     for problem in ("", full, full):
         host.troubles.look([beat(0), beat(1, problem)])
-    line = f"{full}; the run goes on, what rank 1 measures from now on is lost"
-    assert (host.said, host.record.problems) == ([f"warning: {line}"], [line])
+    line = f"{full}; what rank 1 measured after that is lost"
+    assert (host.said, host.record.problems) == ([f"warning: {line}. The run goes on"], [line])
 
 
 def test_the_disk_of_the_run_folder_is_full(host: Host) -> None:
@@ -69,5 +69,5 @@ def test_the_disk_of_the_run_folder_is_full(host: Host) -> None:
         host.now += 0.5
         host.troubles.look([])
     (line,) = host.record.problems
-    assert host.said == [f"warning: {line}"]
-    assert line.startswith(f"the disk of {host.record.folder.path} is full")
+    assert line == f"the disk of {host.record.folder.path} is full"
+    assert host.said == [f"warning: {line}: make room before the run ends, or its report is lost"]

@@ -63,3 +63,10 @@ def test_what_is_the_ranks_own(reason: str) -> None:
         f"rank 1: {reason}",
         "the traceback is in logs/rank1.log",
     )
+
+
+def test_a_rank_that_names_itself_is_named_once() -> None:
+    full = [failed(rank, f"rank {rank}: cannot write /x: No space left on device") for rank in (1, 0)]
+    assert judge(full[:1], ("a", "a")).reason == "rank 1: cannot write /x: No space left on device"
+    # The first of several speaks.
+    assert judge(full, ("a", "a")).reason == "rank 1: cannot write /x: No space left on device"
