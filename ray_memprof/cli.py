@@ -20,6 +20,7 @@ import typer
 from ray_memprof import launch
 from ray_memprof.cli_answers import compare, diagnose, query, report, told
 from ray_memprof.errors import ConfigError
+from ray_memprof.visible import visible
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__.split("\n")[0]
@@ -105,7 +106,7 @@ def import_(
             raise ConfigError(f"--name {name!r} names a folder: letters, digits, '.', '-' and '_'")
         run_dir = (output_dir / name / new_run_id()).absolute()
         for line in (*import_snapshots(files, run_dir, name), *db.limits(run_dir)):
-            sys.stderr.write(f"warning: {line}\n")
+            sys.stderr.write(visible(f"warning: {line}\n"))
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
 
