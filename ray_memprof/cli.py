@@ -108,8 +108,7 @@ def import_(
         run_dir = (output_dir / name / new_run_id()).absolute()
         told_lines = import_snapshots(files, run_dir, name, tell=_to_stderr)
         for line in (*told_lines, *db.limits(run_dir)):
-            sys.stderr.write(visible(f"warning: {line}
-"))
+            sys.stderr.write(visible(f"warning: {line}\n"))
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
 
