@@ -130,6 +130,11 @@ class Replay:
         self._follow(columns)
         return columns
 
+    def follow(self, columns: Columns) -> None:
+        """The same of events whose action, address, requested bytes and span are columns already; fills in the rest."""
+        self.num_events += len(columns.action)
+        self._follow(columns)
+
     def _follow(self, columns: Columns) -> None:
         """What each event counts for, and the peaks; the hot loop."""
         handlers, note_size, note_category = (

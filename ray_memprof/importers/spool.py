@@ -6,6 +6,7 @@ is known only when all have been read. So they are laid down here, in a file wit
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,24 @@ MAX_TOTAL_BYTES = 2**61
 MAX_TIME_US = 2**63 // 1000 - 1
 """Nanoseconds since 1970 that 64 bits hold: the year 2262."""
 _MOST = {"size": 2**63 - 1, "time_us": MAX_TIME_US}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """Events in order, by column."""
+
+    actions: list[str]
+    action: "np.ndarray[Any, Any]"
+    """Index into actions."""
+    texts: list[str]
+    text: "np.ndarray[Any, Any]"
+    """Index into texts: what each carries."""
+    address: "np.ndarray[Any, Any]"
+    size: "np.ndarray[Any, Any]"
+    stream: "np.ndarray[Any, Any]"
+    t_ns: "np.ndarray[Any, Any]"
+    stack: "np.ndarray[Any, Any]"
+    """Number of the Python stack; -1: none."""
 
 
 class Spool:
@@ -166,24 +185,23 @@ class Spool:
         """How many different texts the events carry."""
         return len(self._texts)
 
-    def chunks(self) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
-        """All events, in order, with the texts that they carry: fields as replay.Event has them."""
+    def chunks(self) -> Iterator[Chunk]:
+        """All events, in order."""
         actions, texts = list(self._actions), list(self._texts)
-        ids = np.array([*self.stack_ids, -1], np.int64)  # the last one is that of -1
+        ids = np.array([*self.stack_ids, -1], np.int32)  # the last one is that of -1
         self._file.seek(0)
         while len(rows := np.fromfile(self._file, _ROW, CHUNK_EVENTS)):
-            stacks = ids[rows["stack"]].tolist()
-            columns = [
-                rows[name].tolist() for name in ("action", "text", "addr", "size", "stream", "time_us")
-            ]
-            carried, events = [], []
-            for action, text, address, size, stream, time_us, stack in zip(*columns, stacks, strict=True):
-                carried.append(texts[text])
-                events.append(
-                    {"action": actions[action], "addr": address, "size": size, "stream": stream, "time_us": time_us,
-                     "stack": stack if stack >= 0 else None}
-                )  # fmt: skip
-            yield carried, events
+            yield Chunk(
+                actions=actions,
+                action=rows["action"],
+                texts=texts,
+                text=rows["text"],
+                address=rows["addr"],
+                size=rows["size"],
+                stream=rows["stream"],
+                t_ns=rows["time_us"] * 1000,
+                stack=ids[rows["stack"]],
+            )
 
     def blocks(self) -> Iterator[tuple[list[str], list[int], list[int]]]:
         """Action, address and size of all events, in order."""

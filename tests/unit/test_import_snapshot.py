@@ -106,7 +106,7 @@ def test_peaks_of_ranks_that_were_recorded_late_are_the_truth(tmp_path: Path, ex
     check = db.query(tmp_path / "run", "replay_check").to_pylist()
     assert [(row["rank"], row["is_exact"], row["max_error_bytes"]) for row in check] == [
         (0, True, 0),
-        # Without segments that grow, a block freed early may have kept more than it asked for.
+        # Recorded late: what some blocks of before took, nothing tells, unless segments grow.
         (1, expandable, 0),
     ]
 
