@@ -135,7 +135,7 @@ def _is_gone(driver: Facts | None) -> bool:
         return False
     try:
         # The clock of a host may be set meanwhile, and the start is computed from it.
-        return abs(psutil.Process(driver["pid"]).create_time() - driver["started_s"]) > 60
+        return bool(abs(psutil.Process(driver["pid"]).create_time() - driver["started_s"]) > 60)
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:

@@ -83,7 +83,7 @@ def _peak(row: dict[str, Any]) -> str:
 
 def is_unsampled(row: dict[str, Any]) -> bool:
     """Whether the device was looked at only at the boundaries of spans: its peak may lie between them."""
-    return row["num_samples"] == 0 and row["device_used_peak_bytes"] > 0
+    return bool(row["num_samples"] == 0 and row["device_used_peak_bytes"] > 0)
 
 
 def is_lower_bound(row: dict[str, Any], measure: str) -> bool:
