@@ -337,7 +337,7 @@ class Recorder:
         """Whether a span goes on for so long that its events must be taken inside it."""
         if time.monotonic() - self._last_flush >= 2 * FLUSH_S:
             return True
-        return self._last is not None and self._meter.pending(self._last) >= 2 * DRAIN_EVENTS
+        return self._last is not None and self._meter.pending(self._last) >= DRAIN_EVENTS
 
     def seal(self, wait_s: float = SEAL_S) -> None:
         """End the recording because the process is about to be killed; from any thread. Waits for the disk.
