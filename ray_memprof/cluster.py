@@ -15,6 +15,7 @@ import socket
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +31,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_memprof import node_tasks, resources
+from ray_memprof.clock import kernel, offset
 from ray_memprof.collect import Remote
 from ray_memprof.crew import Address, Crew
 from ray_memprof.environment import forwarded
@@ -50,6 +52,10 @@ OBJECT_STORE_BYTES = 512 * 2**20
 _POLL_S = 0.2
 _SAY_EVERY_S = 10.0
 _CONNECT_S = 10.0
+_CLOCK_TRIPS = 7
+"""Times that a host is asked for its time: the quickest round trip takes well under a millisecond."""
+_CLOCK_SAID_NS = 100_000_000
+"""A clock that is off by less is nothing to tell people of."""
 _SEAL_S = 1.5
 """For ranks to write down what they hold, before they are killed. What they wrote earlier is safe without."""
 
@@ -87,7 +93,11 @@ class Cluster:
             self.nodes = node_names(self.facts)
         self._record.facts = self.facts
         folder = self._record.folder
-        plans = rank_plans(self.facts, self.config, folder.run_id, folder.path, forwarded(os.environ))
+        self._record.clock_offsets_ns = self._clock_offsets()
+        plans = [
+            replace(plan, clock_offset_ns=self._record.clock_offsets_ns[plan.rank])
+            for plan in rank_plans(self.facts, self.config, folder.run_id, folder.path, forwarded(os.environ))
+        ]
         with self._live.stage("torch"):
             self.prepared = self._all("prepare", [(plan,) for plan in plans])
         self._record.environment, self._record.checks = self.prepared[0].environment, self.prepared[0].checks
@@ -109,6 +119,33 @@ class Cluster:
         }
         ours = ray.get_runtime_context().get_node_id()
         return {rank: places[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
+
+    def _clock_offsets(self) -> dict[int, int]:
+        """What each rank's clock is ahead of ours, in ns; ranks of one kernel have one clock."""
+        offsets: dict[int, int] = {}
+        known = {kernel() or ray.get_runtime_context().get_node_id(): 0}
+        for rank, (one, actor) in enumerate(zip(self.facts, self._actors, strict=True)):
+            host = one.kernel or one.node_id
+            if host not in known:
+                known[host] = self._clock_offset(rank, actor)
+            offsets[rank] = known[host]
+        return offsets
+
+    def _clock_offset(self, rank: int, actor: Any) -> int:
+        limit_s = self.config.ray.timeouts.init_s
+
+        def ask() -> int:
+            self._check_interrupts()
+            with _explained(rank, ranked=True):
+                return int(ray.get(actor.now_ns.remote(), timeout=limit_s))
+
+        found = offset(self._record.clock, ask, _CLOCK_TRIPS)
+        if abs(found.ns) > max(_CLOCK_SAID_NS, found.error_ns):
+            self._live.say(
+                f"  the clock of {self.nodes[rank]} is {found.ns / 1e9:+.3f} s (within {found.error_ns / 1e6:.1f} ms) "
+                "ahead of this host's; it is taken out of all times"
+            )
+        return found.ns
 
     @property
     def home(self) -> str:

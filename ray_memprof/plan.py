@@ -20,6 +20,8 @@ class RankFacts:
     host: str
     node_ip: str
     pid: int
+    kernel: str = ""
+    """Of which start of which kernel: processes of one have one clock. "": not known."""
     gpu_index: int
     """Physical index on its node, as NVML counts; -1: no GPU."""
     gpu_uuid: str = ""
@@ -49,6 +51,8 @@ class RankPlan:
     """The run folder as this rank sees it, or a scratch folder of its node that is collected at the end."""
     environment: dict[str, str] = field(default_factory=dict)
     """Allow-listed variables of the driver, applied where the rank has none of its own."""
+    clock_offset_ns: int = 0
+    """What its host's clock is ahead of the driver's; 0 on the driver's own host."""
     master_addr: str = "127.0.0.1"
     master_port: int = 0
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_memprof import environment
+from ray_memprof.clock import Clock, kernel
 from ray_memprof.collectives import joined
 from ray_memprof.failures import outcome_of
 from ray_memprof.frames import Moves, is_meeting
@@ -65,6 +66,7 @@ class Rank:
         self._log: Path | None = None
         self._end_of_talk: int | None = None  # byte of the log from which on it holds a traceback
         self._moves = Moves()
+        self._clock = Clock()
 
     def describe(self) -> RankFacts:
         """Where this actor is."""
@@ -75,8 +77,14 @@ class Rank:
             host=socket.gethostname(),
             node_ip=ray.util.get_node_ip_address(),
             pid=os.getpid(),
+            kernel=kernel(),
             **_gpu(devices[0] if devices else ""),
         )
+
+    @ray.method(concurrency_group="control")
+    def now_ns(self) -> int:
+        """The time of its host's clock; the driver asks how far that is ahead of its own."""
+        return self._clock.now_ns()
 
     def prepare(self, plan: RankPlan) -> Prepared:
         """Take a place: log, environment, checks, and the import of torch, which takes seconds."""
@@ -127,7 +135,7 @@ class Rank:
 
         outcome = Outcome(rank=plan.rank, status="ok")
         try:
-            with recorder.recording(plan) as self._recorder:
+            with recorder.recording(plan, self._clock) as self._recorder:
                 try:
                     workload.run(plan, self._recorder)
                 except BaseException as error:  # noqa: B036 - SystemExit of a script too; what it means is told below

@@ -9,12 +9,12 @@ A run that failed, or never started, is still a run: it has a row, with status a
 import json
 import os
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ray_memprof.clock import Clock
 from ray_memprof.config import RunConfig
 from ray_memprof.errors import EXIT_BUG, RunError
 from ray_memprof.plan import Outcome, RankFacts, ReplayCheck, Status
@@ -35,6 +35,10 @@ class Record:
     verdict: Verdict | None = None
     facts: Sequence[RankFacts] = ()
     """In rank order; empty until the ranks have their places."""
+    clock: Clock = field(default_factory=Clock)
+    """The time of the run."""
+    clock_offsets_ns: dict[int, int] = field(default_factory=dict)
+    """By rank: what its host's clock was ahead of the driver's; the rank takes it out of its times."""
     environment: dict[str, str] = field(default_factory=dict)
     """Of rank 0: what was set for it, and what else bore on its memory; others differ in what torchrun sets."""
     checks: dict[str, Any] = field(default_factory=dict)
@@ -68,7 +72,7 @@ class Record:
             hint=verdict.hint,
             culprits=list(verdict.ranks),
             problems=self.problems,
-            end_ns=time.time_ns(),
+            end_ns=self.clock.now_ns(),
             stages_s=self.stages_s,
         )
         self.verdict = verdict
@@ -118,6 +122,7 @@ class Record:
             "node": nodes.index(facts.node_id),
             "node_id": facts.node_id,
             "host": facts.host,
+            "clock_offset_ns": self.clock_offsets_ns.get(rank, 0),
             "pid": facts.pid,
             "local_rank": sum(one.node_id == facts.node_id for one in self.facts[:rank]),
             "gpu_index": facts.gpu_index,

@@ -10,16 +10,23 @@ stamps a span: 40 to 70 us on one GPU, 150 in a rank of four. Events are drained
 to 0.9 us each.
 """
 
+import os
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
 
-from ray_memprof.categories import category_of, component_of, stage_of
+from ray_memprof.categories import category_of
+from ray_memprof.clock import Clock
 from ray_memprof.forks import silent_in_children
 from ray_memprof.ledger import Ledger
 from ray_memprof.meters import Meter, Reading
 from ray_memprof.meters.guarded import Guarded
+from ray_memprof.open_spans import OpenSpans
+from ray_memprof.others import Others
 from ray_memprof.owners import Stamp
 from ray_memprof.plan import Beat, RankPlan, ReplayCheck
 from ray_memprof.problems import Problems
@@ -27,18 +34,21 @@ from ray_memprof.replay import BlockReplay, Replay
 from ray_memprof.scribe import Collective, Parcel, Sample, Scribe, SpanRecord, Stacks
 from wan.spans import Attribute, listening
 
+if TYPE_CHECKING:
+    from ray_memprof.device import OwnShare
+
 DRAIN_EVENTS = 16_384
 """Events that may wait before a span boundary takes them: 10 to 15 ms of pause."""
+LATE_NS = 1_000_000_000
+"""How long the row of a span that ended waits for a sample that was taken inside it and is not here yet."""
 FLUSH_S = 2.0
 """What a killed process loses at most; twice that where it is inside one span."""
 SEAL_S = 1.0
 """For the scribe to write down what is left of a process that is about to be killed."""
-_BLOCKS = ("dit.", "t5.", "clip.", "comm.")
-"""Spans whose index, or that of the span around them, is a transformer block's."""
 _EVENT_BYTES = 500
 """A drained event that waits for the scribe: a dict of seven entries with three numbers and two texts of its own.
 
-491 bytes by tracemalloc on Python 3.11; of the host meter's six entries 320 to 420.
+491 bytes by tracemalloc on Python 3.11.
 """
 
 
@@ -49,24 +59,30 @@ class Recorder:
         rank: whose spans these are.
         meter: where bytes are read.
         scribe: where rows go; None: nothing is kept, beats alone are given.
+        share: tells what this process holds of the device; None: samples alone tell of others.
         problems: where to note what goes wrong; None: where the scribe does.
     """
 
     def __init__(
-        self, rank: int, meter: Meter, scribe: Scribe | None, problems: Problems | None = None
+        self,
+        rank: int,
+        meter: Meter,
+        scribe: Scribe | None,
+        *,
+        share: "OwnShare | None" = None,
+        problems: Problems | None = None,
     ) -> None:
         self._problems = problems or (Problems() if scribe is None else scribe.problems)
         self._rank, self._scribe = rank, scribe
         self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
+        self._others, self._others_began = Others(self._meter, share, self.problem), 0
         self._ledger = Ledger()
-        self._open: list[SpanRecord] = []
+        self._open = OpenSpans(self.problem)
         self._parcel = Parcel()
         self._stamps: list[Stamp] = [(0, 0)]
-        self._num_spans = self._sequence = 0
+        self._sequence = 0
         self._step, self._num_steps = -1, -1
-        self._failure: tuple[str, int, Reading] | None = None
-        self._failed_into = 0
-        self._others: int | None = None
+        self._sampled_ns = 0
         self._last: Reading | None = None
         self._last_flush = time.monotonic()
         self._recorder_ns = self._longest_pause_ns = 0
@@ -120,7 +136,7 @@ class Recorder:
         if self._is_sealed:
             return
         reading = self._read()
-        record = self._record(name, attributes, reading)
+        record = self._open.record(name, attributes, reading)
         self._open.append(record)
         if self._scribe is not None:
             self._scribe.categories[record.span_id] = category_of(name)
@@ -136,40 +152,6 @@ class Recorder:
             self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
         self._meter.stamp(span_id)
 
-    def _record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
-        around = self._open[-1] if self._open else None
-        self._num_spans += 1
-        block = self._number(attributes, "index", around.block if around else None)
-        branch = attributes.get("branch", around.branch if around else None)
-        component = str(attributes["component"]) if "component" in attributes else None
-        return SpanRecord(
-            span_id=self._num_spans,
-            parent_id=around.span_id if around else 0,
-            name=name,
-            path=f"{around.path}/{name}" if around else name,
-            stage=stage_of(name, around.stage if around else None, component),
-            component=component_of(name, component, around.component if around else None),
-            step=self._number(attributes, "step", around.step if around else None),
-            block=block if name.startswith(_BLOCKS) else None,
-            branch=None if branch is None else str(branch),
-            depth=len(self._open),
-            start=reading,
-        )
-
-    def _number(self, attributes: dict[str, Attribute], key: str, inherited: int | None) -> int | None:
-        """An attribute that counts; a program's own spans may have anything there."""
-        value = attributes.get(key, inherited)
-        if value is None or isinstance(value, int) and -(2**31) <= value < 2**31:
-            return value
-        try:
-            number = int(value)
-            if -(2**31) <= number < 2**31:
-                return number
-        except (TypeError, ValueError):
-            pass
-        self.problem(f"the {key} of a span is no whole number of 32 bits: {value!r:.60}")
-        return inherited
-
     def exit(self, name: str, failed: bool) -> None:
         """The innermost span of that name ends."""
         if not self._hears():
@@ -177,20 +159,19 @@ class Recorder:
         began, record = time.perf_counter_ns(), None
         try:
             with self._lock:
-                # Not always the last: tasks of asyncio take turns on this thread.
-                record = next((one for one in reversed(self._open) if one.name == name), None)
+                record = self._open.named(name)
                 if record is not None:  # else it outlived the recording, which has closed it
                     self._exit(record, failed, began)
         except BaseException as error:
             if record is not None:
-                self._drop(record)
+                self._open.drop(record)
             if not isinstance(error, Exception):  # the handler of a signal
                 raise
             self._problems.note("a span was not ended as it should be", error)
 
     def _exit(self, record: SpanRecord, failed: bool, began: int) -> None:
         reading = self._read()
-        self._note_failure(record, reading, failed)
+        self._open.note_end(record, reading, failed)
         self._close_span(record, reading, failed)
         self._stamp(self._open[-1].span_id if self._open else 0)
         self._sequence += 1
@@ -198,31 +179,11 @@ class Recorder:
             self._step = -1
         self._settle(began)
 
-    def _note_failure(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
-        """Keep where an exception came from, until the span around it ends well: then it was handled."""
-        if failed:
-            if self._failure is None or record.span_id != self._failed_into:
-                # Not the span around the one that it left last: another exception, that one was handled.
-                self._failure = (record.path, -1 if record.step is None else record.step, reading)
-            self._failed_into = record.parent_id
-        elif self._failure is not None and record.span_id == self._failed_into:
-            self._failure = None
-
     def _close_span(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
-        self._drop(record)
+        self._open.drop(record)
         record.end, record.failed = reading, failed
         self._parcel.spans.append(record)
         self._ledger.close(record.path)
-
-    def _drop(self, record: SpanRecord) -> None:
-        """Take `record` out of what is open, where it still is."""
-        if self._open and self._open[-1] is record:
-            self._open.pop()
-            return
-        self._open = [one for one in self._open if one is not record]
-        for one in self._open:
-            if one.parent_id == record.span_id:  # it goes on: its peaks are those of what is around both
-                one.parent_id = record.parent_id
 
     def _measure(self) -> Reading:
         """A reading; where nothing is kept, no peak begins anew: the program may look at its own."""
@@ -231,15 +192,18 @@ class Recorder:
     def _read(self, account: str = "", *, look: Callable[[], Reading] | None = None) -> Reading:
         """A reading, with what changed since the last one put down to the innermost open span."""
         reading = (look or self._measure)()
+        self._others.look(reading)
         record = self._open[-1] if self._open else None
-        if record is not None and reading.allocated_peak >= 0:
-            record.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
+        if record is not None:
+            record.note_reading(reading)
+            if reading.allocated_peak >= 0:
+                record.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
         self._parcel.ledger += self._ledger.book(
             reading,
             is_on=self._meter.is_on,
             span_id=record.span_id if record else 0,
             path=record.path if record else "",
-            others=self._others,
+            others=self._others.bytes,
             account=account,
         )
         self._last = reading
@@ -266,6 +230,8 @@ class Recorder:
         if self._scribe is None:
             self._stamps = self._stamps[-1:]
             return
+        if self._sampled_ns and not (parcel.seal or self._is_closing):
+            self._keep_late(parcel)
         if not self._primed and self._meter.is_on:
             self._primed = True
             if segments := self._meter.base_segments():
@@ -274,6 +240,14 @@ class Recorder:
         parcel.batch = self._meter.drain()
         parcel.stamps, self._stamps = self._stamps, self._stamps[-1:]
         self._scribe.deliver(parcel)
+
+    def _keep_late(self, parcel: Parcel) -> None:
+        """Leave the spans that a sample may have been taken in that is not here yet: its row would not tell."""
+        assert self._last is not None
+        known_ns = max(self._sampled_ns, self._last.t_ns - LATE_NS)
+        # In the order in which they ended.
+        num = bisect_right(parcel.spans, known_ns, key=lambda record: record.end.t_ns if record.end else 0)
+        parcel.spans, self._parcel.spans = parcel.spans[:num], parcel.spans[num:]
 
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
@@ -286,6 +260,7 @@ class Recorder:
         began = time.perf_counter_ns()
         with self._problems.noting("a collective could not be recorded"), self._lock:
             reading = self._read()
+            self._others_began = self._ledger.others
             self._spend(began)
             return reading
         return None
@@ -300,6 +275,7 @@ class Recorder:
         with self._problems.noting("a collective could not be recorded"), self._lock:
             reading = self._read("nccl")
             grown = (reading.device_used - reading.reserved) - (before.device_used - before.reserved)
+            grown -= self._ledger.others - self._others_began
             self._parcel.collectives.append(
                 Collective(
                     start_ns=before.t_ns,
@@ -315,18 +291,26 @@ class Recorder:
             self._sequence += 1
             self._settle(began)
 
-    def tick(self, sample: Sample) -> None:
-        """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long."""
+    def tick(self, sample: Sample, *, is_whole: bool = True) -> None:
+        """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long.
+
+        Args:
+            sample: counts for every span that was open at its time, ended by now or not.
+            is_whole: False: its reserved bytes are older than the rest; they tell nothing of what lies outside them.
+        """
         if self._is_child:
             return
         is_due = self._is_due() and self._meter.answers()
         with self._problems.noting("a sample could not be recorded"), self._lock:
-            self._others = sample.others_used_bytes
+            self._others.note(sample)
             self._parcel.samples.append(sample)
-            for record in reversed(self._open):
-                if record.start.t_ns <= sample.t_ns:
-                    record.host_rss = max(record.host_rss, sample.host_rss_bytes)
+            self._sampled_ns = max(self._sampled_ns, sample.t_ns)
+            for record in reversed(self._parcel.spans):
+                if record.end is not None and record.end.t_ns < sample.t_ns:
                     break
+                record.note_sample(sample, is_whole=is_whole)
+            for record in self._open:
+                record.note_sample(sample, is_whole=is_whole)
             if is_due:
                 # Counted as the model's time too: the meter copies its events under Python's lock.
                 began = time.perf_counter_ns()
@@ -387,10 +371,7 @@ class Recorder:
 
     def failure(self) -> tuple[str, int, int, int] | None:
         """Path and step of the innermost span that an exception left, allocated and reserved bytes then; None: none."""
-        if self._failure is None:
-            return None
-        path, step, reading = self._failure
-        return path, step, reading.allocated, reading.reserved
+        return self._open.failure()
 
     def close(self) -> None:
         """Close what is open, write everything and compare the peaks; on the model's thread."""
@@ -444,14 +425,18 @@ class Recorder:
 
 
 @contextmanager
-def recording(plan: RankPlan) -> Iterator[Recorder]:
+def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
     """Record what runs inside the block on this thread, as the plan's configuration asks.
+
+    Args:
+        plan: of the rank.
+        clock: that the plan's clock_offset_ns was measured for; None: one made now.
 
     Raises:
         DiskFull: what was measured could not all be written.
     """
     from ray_memprof.collectives import watching
-    from ray_memprof.device import open_device
+    from ray_memprof.device import OwnShare, is_contained, open_device
     from ray_memprof.meters.choice import meter_of
     from ray_memprof.sampler import sampling
 
@@ -461,12 +446,31 @@ def recording(plan: RankPlan) -> Iterator[Recorder]:
         if on_cuda
         else nullcontext() as device
     ):
+        clock = (clock or Clock()).ahead(plan.clock_offset_ns)
         problems = Problems()
-        meter = Guarded(meter_of(plan, device, problems), problems)
-        recorder = Recorder(plan.rank, meter, _scribe(plan, meter, problems), problems)
+        meter = Guarded(meter_of(plan, device, clock, problems), problems, clock)
+        share = None
+        if device is not None:
+            share = OwnShare(device, os.getpid(), is_contained=is_contained())
+        scribe = _scribe(plan, meter, problems)
+        recorder = Recorder(plan.rank, meter, scribe, share=share, problems=problems)
+        if on_cuda and device is None:
+            recorder.problem(
+                "the driver (NVML) does not tell of this rank's device: what other processes take of it is not told "
+                "apart from what this one does"
+            )
         recorder.start()
+        samples = sampling(
+            recorder.tick,
+            meter,
+            device,
+            plan.config.logging.sample_interval_s,
+            clock=clock,
+            tick_old=partial(recorder.tick, is_whole=False),
+            problem=recorder.problem,
+        )
         try:
-            with sampling(recorder.tick, meter, device, plan.config.logging.sample_interval_s):
+            with samples:
                 with listening(recorder), watching(recorder):
                     yield recorder
         finally:

@@ -40,7 +40,7 @@ def supervise(cluster: "Cluster", record: Record, live: Live, interrupts: Interr
         live.update(beats.values())
         if is_first and any(beat.step >= 0 for beat in beats.values()):
             is_first = False
-            from_launch_s = (time.time_ns() - record.folder.facts["start_ns"]) / 1e9
+            from_launch_s = (record.clock.now_ns() - record.folder.facts["start_ns"]) / 1e9
             live.reached("first denoise step", time.monotonic() - began, from_launch_s=from_launch_s)
 
     verdict = watch(

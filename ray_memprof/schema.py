@@ -114,6 +114,10 @@ RANKS = Table(
         Column("node", pa.int32(), "", "number of its node, in rank order"),
         _text("node_id", "Ray's id of the node"),
         _text("host", "host name"),
+        _ns(
+            "clock_offset_ns",
+            "what its host's clock was ahead of the driver's; all its times are the driver's",
+        ),
         Column("pid", pa.int64(), "", "process id on its host"),
         Column("local_rank", pa.int32(), "", "among the ranks of its node"),
         Column("gpu_index", pa.int32(), "", "physical index, as NVML counts; -1: none"),
@@ -162,7 +166,12 @@ SPANS = Table(
         *_ends("allocated", "tensors, as the allocator counts them (rounded to blocks)"),
         *_ends("reserved", "held by the allocator, in use or not"),
         *_ends("active", "allocated and not yet safe to reuse on another stream"),
-        *_ends("device_used", "in use on the device by anybody"),
+        *_ends("device_used", "in use on the device by anybody, as measured at its ends and by samples"),
+        _bytes(
+            "device_used_bound_bytes",
+            "no more was in use inside it: reserved peak and the most known outside the allocator, or all there is",
+        ),
+        _count("num_samples", "rows of samples taken inside it; 0: what lies between its ends was not seen"),
         *_ends("host_rss", "resident memory of the process"),
         _count("num_allocs", "tensors allocated inside it"),
         _count(

@@ -44,8 +44,28 @@ class SpanRecord:
     recorder_ns: int = 0
     peaks: Peaks = field(default_factory=Peaks)
     """Its own, from readings; the scribe adds those from events and from the spans inside it."""
+    device_used: int = 0
+    """The most that readings and samples inside it saw; between them nobody knows."""
+    outside: int = 0
+    """The most device memory outside the allocator that they saw."""
     host_rss: int = 0
     """The most that samples saw: no event tells of host memory between the ends of a span."""
+    num_samples: int = 0
+
+    def note_reading(self, reading: Reading) -> None:
+        """A reading was taken inside it, or at its end."""
+        self.device_used = max(self.device_used, reading.device_used)
+        self.outside = max(self.outside, reading.device_used - reading.reserved)
+
+    def note_sample(self, sample: "Sample", *, is_whole: bool) -> None:
+        """A sample was taken: counts if that was inside it. Of one that is not whole, see Recorder.tick."""
+        if sample.t_ns < self.start.t_ns or (self.end is not None and sample.t_ns > self.end.t_ns):
+            return
+        self.num_samples += 1
+        self.host_rss = max(self.host_rss, sample.host_rss_bytes)
+        self.device_used = max(self.device_used, sample.device_used_bytes)
+        if is_whole:
+            self.outside = max(self.outside, sample.device_used_bytes - sample.reserved_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +126,7 @@ class Scribe:
         replay: follows the events.
         categories: of the spans whose rows are not written yet; the recorder adds them, the scribe takes them out.
         stacks: numbers their Python stacks, where the meter takes them.
-        device_total_bytes: no peak of device memory is larger; 0: no limit.
+        device_total_bytes: no bound of device memory is larger; 0: no limit.
         problems: where it notes what it could not write down; a full disk is `error` instead.
     """
 
@@ -214,6 +234,8 @@ class Scribe:
         owned(batch.events, stamps)
         self.replay.configure(batch.settings)
         columns = self.replay.feed(batch.events)
+        if batch.times is not None:
+            columns.t_ns = batch.times.ours(columns.t_ns)
         rows = {name: getattr(columns, name) for name in type(columns).__slots__}
         if self._stacks is None:
             del rows["stack_id"]
@@ -253,15 +275,18 @@ class Scribe:
         assert end is not None
         peaks = self._peaks(span, start, end)
         inside = self._inherited.pop(span.span_id, _Inherited())
-        outside = max(start.device_used - start.reserved, end.device_used - end.reserved)
-        device_peak = max(inside.device_used, start.device_used, end.device_used, peaks.reserved + outside)
-        if self._total:
-            device_peak = min(device_peak, self._total)
+        for reading in (start, end):
+            span.note_reading(reading)
+        device_peak, outside = max(inside.device_used, span.device_used), max(inside.outside, span.outside)
+        bound = peaks.reserved + outside
+        # Two of the three were most at other moments than the third: no more than there is, no less than was seen.
+        bound = max(device_peak, min(bound, self._total) if self._total else bound)
         rss_peak = max(inside.host_rss, span.host_rss, start.host_rss, end.host_rss)
         if span.parent_id:
             around = self._inherited.setdefault(span.parent_id, _Inherited())
             around.peaks.fold(peaks.allocated, peaks.reserved, peaks.active)
             around.device_used = max(around.device_used, device_peak)
+            around.outside = max(around.outside, outside)
             around.host_rss = max(around.host_rss, rss_peak)
         self.categories.pop(span.span_id, None)
         return {
@@ -275,7 +300,8 @@ class Scribe:
             "reserved_peak_bytes": peaks.reserved,
             "active_start_bytes": start.active, "active_end_bytes": end.active, "active_peak_bytes": peaks.active,
             "device_used_start_bytes": start.device_used, "device_used_end_bytes": end.device_used,
-            "device_used_peak_bytes": device_peak,
+            "device_used_peak_bytes": device_peak, "device_used_bound_bytes": bound,
+            "num_samples": span.num_samples,
             "host_rss_start_bytes": start.host_rss, "host_rss_end_bytes": end.host_rss,
             "host_rss_peak_bytes": rss_peak,
             "num_allocs": end.num_allocs - start.num_allocs, "num_segments": end.num_segments - start.num_segments,
@@ -302,6 +328,7 @@ class _Inherited:
 
     peaks: Peaks = field(default_factory=Peaks)
     device_used: int = 0
+    outside: int = 0
     host_rss: int = 0
 
 

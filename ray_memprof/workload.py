@@ -33,14 +33,14 @@ class StepListener(Protocol):
         """`step` of `steps` is done."""
 
     def problem(self, text: str) -> None:
-        """What went wrong with the recording, in a line."""
+        """Something is wrong with the recording."""
 
 
 def run(plan: RankPlan, recorder: StepListener) -> None:
     """Run the workload of `plan` to its end, on this thread."""
     with _traced(plan, recorder):
         if plan.config.workload == "script":
-            _run_script(plan)
+            _run_script(plan, recorder)
         else:
             _run_wan(plan, recorder)
 
@@ -64,12 +64,12 @@ def _traced(plan: RankPlan, recorder: StepListener) -> Iterator[None]:
         yield
 
 
-def _run_script(plan: RankPlan) -> None:
+def _run_script(plan: RankPlan, recorder: StepListener) -> None:
     from ray_memprof.script import run_script
 
     script = plan.config.script
     assert script is not None  # config.py refuses workload: script without one
-    run_script(script.path, script.args, script.module_spans)
+    run_script(script.path, script.args, script.module_spans, lambda text: recorder.problem(text))
 
 
 def _run_wan(plan: RankPlan, recorder: StepListener) -> None:

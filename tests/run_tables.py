@@ -32,6 +32,7 @@ def span(span_id: int, path: str, times: tuple[int, int], **measured: Any) -> Ro
     for measure in MEASURES:
         for end, value in zip(("start", "end", "peak"), measured.pop(measure, (0, 0, 0)), strict=True):
             row[f"{measure}_{end}_bytes"] = value
+    row["device_used_bound_bytes"] = row["device_used_peak_bytes"]
     return blank("spans", start_ns=times[0], end_ns=times[1], **{**row, **measured})
 
 

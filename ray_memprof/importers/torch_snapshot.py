@@ -328,7 +328,8 @@ def _source(one: Imported) -> dict[str, Any]:
 def _rank_row(one: Imported) -> dict[str, Any]:
     written = one.written
     return {
-        "rank": one.rank, "node": 0, "node_id": "", "host": "", "pid": 0, "local_rank": one.device,
+        "rank": one.rank, "node": 0, "node_id": "", "host": "", "clock_offset_ns": 0, "pid": 0,
+        "local_rank": one.device,
         "gpu_index": one.device, "gpu_uuid": "", "gpu_name": "", "device_total_bytes": 0,
         "ulysses": 0, "ring": 0, "fsdp": 0, "status": "ok", "exit_code": 0, "reason": "", "path": "", "step": -1,
         "num_events": written.num_events, "num_lost_events": 0,

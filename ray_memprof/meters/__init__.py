@@ -9,6 +9,8 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ray_memprof.clock import WallTimes
+
 PEAK_RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
 """Of torch._C: each way to let the allocator's peaks begin anew ends in one of them."""
 COUNT_RESETS = ("_cuda_resetAccumulatedMemoryStats", "_accelerator_resetAccumulatedStats")
@@ -50,6 +52,8 @@ class Batch:
     """The allocator's settings, as a snapshot names them."""
     num_lost: int = 0
     """Events that are known to be lost since the drain before."""
+    times: WallTimes | None = None
+    """How the times of its events, told by the host's wall clock, become ours; None: they are."""
 
 
 class HostRss:

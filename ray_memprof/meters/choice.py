@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from ray_memprof.clock import Clock
 from ray_memprof.meters import Meter
 from ray_memprof.plan import RankPlan
 from ray_memprof.problems import Problems
@@ -10,12 +11,13 @@ if TYPE_CHECKING:
     from ray_memprof.device import Device
 
 
-def meter_of(plan: RankPlan, device: "Device | None", problems: Problems) -> Meter:
+def meter_of(plan: RankPlan, device: "Device | None", clock: Clock, problems: Problems) -> Meter:
     """The meter of this rank.
 
     Args:
         plan: of the rank.
         device: its GPU as the driver knows it; None: there is none.
+        clock: tells the time.
         problems: where the meter notes what it cannot do.
     """
     from ray_memprof.workload import device_name
@@ -26,8 +28,10 @@ def meter_of(plan: RankPlan, device: "Device | None", problems: Problems) -> Met
     if name == "cpu":
         from ray_memprof.meters.host import HostMeter
 
-        return HostMeter(events=has_events, stacks=has_stacks)
+        return HostMeter(events=has_events, stacks=has_stacks, clock=clock)
     from ray_memprof.meters.cuda import CudaMeter
 
     index = int(name.partition(":")[2] or 0)
-    return CudaMeter(index, events=has_events, stacks=has_stacks, device=device, problems=problems)
+    return CudaMeter(
+        index, events=has_events, stacks=has_stacks, device=device, clock=clock, problems=problems
+    )

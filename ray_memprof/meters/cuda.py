@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ray_memprof.clock import Clock
 from ray_memprof.device import Device
 from ray_memprof.forks import silent_in_children
 from ray_memprof.frames import Moves
@@ -39,6 +40,7 @@ class CudaMeter:
         events: record allocator events.
         stacks: record a Python stack with each allocation (23 us an event when drained).
         device: the same device through NVML, for what is in use before CUDA starts; None: zeros until then.
+        clock: tells the time.
     """
 
     source = "cuda"
@@ -51,7 +53,9 @@ class CudaMeter:
         stacks: bool = False,
         device: Device | None = None,
         problems: Problems | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock, self._drained_ns = clock or Clock(), 0
         self.has_events = events
         self._index, self._device = index, device
         self._problems = problems or Problems()
@@ -200,14 +204,14 @@ class CudaMeter:
         host_rss = self._host_rss.read()
         if not self._is_on:
             used = 0 if self._device is None else self._device.used_bytes()
-            return Reading(time.time_ns(), 0, 0, 0, used, host_rss, 0, 0, 0, 0, 0, 0)
+            return Reading(self._clock.now_ns(), 0, 0, 0, used, host_rss, 0, 0, 0, 0, 0, 0)
         stats = self._read_stats()
         counters = _counters_of(stats, self._forgotten) if stats else _Counters()
         self._num_allocs_seen = counters.num_allocs
         peaks = (-1, -1, -1) if self.has_events or not stats else self._tops(stats)
         return Reading(
             # Last: while the allocator talks to the driver, the counters may come seconds after they were asked for.
-            t_ns=time.time_ns(),
+            t_ns=self._clock.now_ns(),
             allocated=counters.allocated,
             reserved=counters.reserved,
             active=counters.active,
@@ -270,6 +274,9 @@ class CudaMeter:
         """Take the recorded events, from any thread."""
         if not (self._is_on and self.has_events):
             return Batch([], None)
+        # Before the copy: torch draws its line as it begins, and the copy may take long.
+        times = self._clock.times(self._drained_ns)
+        self._drained_ns = times.now_ns
         taken = self._history.take(may_empty=threading.get_ident() == self._thread)
         before: _Counters = taken.before
         self._drained = taken.after
@@ -279,6 +286,7 @@ class CudaMeter:
             before.num_allocs - self._base_counters.num_allocs,
             self._history.settings,
             self._lost(before, taken.events),
+            times,
         )
 
     def _lost(self, before: "_Counters", events: list[Any]) -> int:

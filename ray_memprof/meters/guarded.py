@@ -6,11 +6,11 @@
 The one place for it: neither the recorder nor the sampler asks a meter that may raise.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from ray_memprof.clock import Clock
 from ray_memprof.meters import Batch, Meter, Reading
 from ray_memprof.problems import Problems
 
@@ -18,10 +18,16 @@ _NOTHING = Reading(0, 0, 0, 0, 0, 0, -1, -1, -1, 0, 0, 0)
 
 
 class Guarded:
-    """Stands before `meter` as one of its kind."""
+    """Stands before `meter` as one of its kind.
 
-    def __init__(self, meter: Meter, problems: Problems) -> None:
-        self._meter, self._problems = meter, problems
+    Args:
+        meter: that is asked.
+        problems: where its errors are noted.
+        clock: that it has too.
+    """
+
+    def __init__(self, meter: Meter, problems: Problems, clock: Clock | None = None) -> None:
+        self._meter, self._problems, self._clock = meter, problems, clock or Clock()
         self._last = _NOTHING
         self._is_broken = False
         """It could not even start."""
@@ -69,7 +75,7 @@ class Guarded:
         reading = None if self._is_broken else self._ask("memory could not be read", look, None)
         if reading is None:
             reading = replace(
-                self._last, t_ns=time.time_ns(), allocated_peak=-1, reserved_peak=-1, active_peak=-1
+                self._last, t_ns=self._clock.now_ns(), allocated_peak=-1, reserved_peak=-1, active_peak=-1
             )
         self._last = reading
         return reading

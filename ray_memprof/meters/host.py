@@ -9,7 +9,6 @@ that one operation makes and frees inside itself is not seen.
 
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from ray_memprof.clock import Clock
 from ray_memprof.forks import silent_in_children
 from ray_memprof.meters import Batch, HostRss, Reading
 
@@ -66,10 +66,14 @@ class HostMeter:
         events: keep an event for each storage made or freed.
         source: cpu for real tensors, predicted for fake ones.
         stacks: keep the Python stack of each storage made (1 us a frame).
+        clock: tells the time.
     """
 
-    def __init__(self, *, events: bool, source: str = "cpu", stacks: bool = False) -> None:
+    def __init__(
+        self, *, events: bool, source: str = "cpu", stacks: bool = False, clock: Clock | None = None
+    ) -> None:
         self.source, self.has_events, self._has_stacks = source, events, stacks
+        self._clock = clock or Clock()
         self.is_counting = False
         """Whether operations are counted: between start() and stop(), and in no child."""
         self._allocated = self._peak = self._whole_peak = self._num_allocs = 0
@@ -196,7 +200,7 @@ class HostMeter:
             "addr": number,
             "size": size,
             "stream": 0,
-            "time_us": time.time_ns() // 1000,
+            "time_us": self._clock.now_ns() // 1000,
             "user_metadata": self._stamp,
         }
         if self._has_stacks and action == "alloc":
@@ -233,7 +237,7 @@ class HostMeter:
         host_rss = self._host_rss.read()
         with self._lock:
             live, peak = self._allocated, -1 if self.has_events else self._peak
-            now, num_allocs = time.time_ns(), self._num_allocs
+            now, num_allocs = self._clock.now_ns(), self._num_allocs
         return Reading(now, live, live, live, host_rss, host_rss, peak, peak, peak, num_allocs, 0, 0)
 
     def peaks(self) -> tuple[int, int]:

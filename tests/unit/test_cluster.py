@@ -1,12 +1,16 @@
 """The driver's side of the ranks' folders and processes, without Ray: nodes answer what the test says."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ray_memprof import cluster as module
 from ray_memprof import node_tasks
+from ray_memprof.clock import Clock, kernel
 from ray_memprof.cluster import Cluster
 from ray_memprof.config import RunConfig
 from ray_memprof.interrupts import Interrupts
@@ -111,3 +115,59 @@ def test_nobody_asks_a_node_that_is_lost(cluster: Cluster, monkeypatch: pytest.M
     assert [(one.where, one.ranks) for one in remotes] == [("host-b:/scratch/x", (2, 3))]
     with pytest.raises(Exception, match="the node is lost"):
         next(iter(remotes[0].chunks))
+
+
+# --------------------------------------------------------------------------------
+# Clocks
+
+
+class Clocked:
+    """An actor whose host's clock is ahead by so much."""
+
+    def __init__(self, ahead_ns: int) -> None:
+        self.num_asked = 0
+        self._ahead_ns = ahead_ns
+        self.now_ns = SimpleNamespace(remote=self._answer)
+
+    def _answer(self) -> int:
+        self.num_asked += 1
+        return Clock().now_ns() + self._ahead_ns
+
+
+@pytest.fixture
+def clocked(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> list[Clocked]:
+    """Hosts of ranks 0 to 3: our own, another, the same other one, a third."""
+    monkeypatch.setattr(module.ray, "get", lambda answer, timeout: answer)
+    kernels = (kernel(), "other", "other", "third")
+    cluster.facts = [
+        replace(one, kernel=name, node_id=f"n{rank}")
+        for rank, (one, name) in enumerate(zip(cluster.facts, kernels, strict=True))
+    ]
+    cluster._actors = actors = [Clocked(ahead) for ahead in (9 * 10**9, 3 * 10**9, 5 * 10**9, -(10**9))]
+    return actors
+
+
+def test_each_other_host_is_asked_for_its_time_and_our_own_is_ours(
+    cluster: Cluster, clocked: list[Clocked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cluster._live, "say", said.append)
+    offsets = cluster._clock_offsets()
+    assert offsets[0] == 0, "one kernel, one clock: exactly"
+    assert offsets[1] == offsets[2], "one host is asked once"
+    assert abs(offsets[1] - 3 * 10**9) < 10**7
+    assert abs(offsets[3] + 10**9) < 10**7
+    assert [actor.num_asked for actor in clocked] == [0, module._CLOCK_TRIPS, 0, module._CLOCK_TRIPS]
+    assert ["host-a is +3.000 s" in said[0], "host-b is -1.000 s" in said[1], len(said)] == [True, True, 2]
+
+
+def test_hosts_without_a_known_kernel_are_told_apart_by_their_node(
+    cluster: Cluster, clocked: list[Clocked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "kernel", lambda: "")
+    context = SimpleNamespace(get_node_id=lambda: "n0")
+    monkeypatch.setattr(module.ray, "get_runtime_context", lambda: context)
+    cluster.facts = [replace(one, kernel="") for one in cluster.facts]
+    offsets = cluster._clock_offsets()
+    assert offsets[0] == 0
+    assert [actor.num_asked for actor in clocked] == [0, *[module._CLOCK_TRIPS] * 3]

@@ -408,3 +408,21 @@ def test_the_allocator_is_not_asked_while_the_model_is_inside_one_call(cuda: Fak
 def test_the_models_own_thread_may_always_ask(cuda: FakeCuda) -> None:
     assert CudaMeter(0, events=True).answers()
     assert started(cuda).answers()
+
+
+@pytest.mark.parametrize("step_ns", [-3600 * 10**9, 0, 3600 * 10**9])
+def test_times_go_on_though_the_wall_clock_is_set(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, step_ns: int
+) -> None:
+    meter = started(cuda)
+    before = meter.read().t_ns
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + step_ns)
+    cuda.alloc()
+    told = time.time_ns()
+    times, after = drain(meter).times, meter.read().t_ns
+    assert times is not None
+    (ours,) = times.ours([told])
+    # The fake tells no time since torch was loaded, so its line is that of the clock.
+    assert 0 <= after - before < 10**9
+    assert before - 10**6 <= ours <= after + 10**6

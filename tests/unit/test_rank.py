@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,9 @@ def test_the_line_without_end_is_passed_on_once_nothing_will_follow(tmp_path: Pa
     assert lines_since(log, 0, whole=False) == (7, "one\ntwo")
     assert lines_since(log, 7, whole=False) == (7, "")
     assert lines_since(log, 0, until=6, whole=False) == (6, "one\ntw")
+
+
+def test_a_rank_tells_its_hosts_time_by_the_clock_that_it_records_with(tmp_path: Path) -> None:
+    actor = Rank()
+    before = time.time_ns()
+    assert before - 10**7 < actor.now_ns() <= actor._clock.now_ns() < time.time_ns() + 10**7
