@@ -21,6 +21,7 @@ import typer
 from ray_memprof import launch
 from ray_memprof.cli_answers import compare, diagnose, query, report, told
 from ray_memprof.errors import ConfigError
+from ray_memprof.visible import visible
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__.split("\n")[0]
@@ -107,7 +108,7 @@ def import_(
         run_dir = (output_dir / name / new_run_id()).absolute()
         told_lines = import_snapshots(files, run_dir, name, tell=_to_stderr)
         for line in (*told_lines, *db.limits(run_dir)):
-            sys.stderr.write(f"warning: {line}\n")
+            sys.stderr.write(visible(f"warning: {line}\n"))
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
 

@@ -21,6 +21,7 @@ import typer
 
 from ray_memprof.errors import ConfigError, DiskFull, LimitExceeded, RunError
 from ray_memprof.rows import Form, write, write_text
+from ray_memprof.visible import visible
 
 if TYPE_CHECKING:
     from ray_memprof.compare import Comparison
@@ -67,7 +68,7 @@ def _tell(error: RunError) -> None:
 def _say(text: str) -> None:
     """To the standard error; that nobody reads it changes no exit code."""
     with suppress(BrokenPipeError):
-        sys.stderr.write(text)
+        sys.stderr.write(visible(text))
 
 
 def _say_standing(run_dirs: Iterable[Path]) -> None:

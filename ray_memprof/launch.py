@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_memprof.errors import EXIT_OK, RunError
+from ray_memprof.visible import visible
 
 if TYPE_CHECKING:
     from ray_memprof.config import RunConfig
@@ -62,7 +63,7 @@ def main(
             if page is not None:
                 set_side_by_side(folders, page)
     except RunError as error:
-        sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        sys.stderr.write(visible(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")))
         code = error.exit_code
     raise typer.Exit(code)
 

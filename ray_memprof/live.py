@@ -7,12 +7,14 @@
         live.summary(["report: profiler_logs/test/latest/report.html"])
 
 Elsewhere than on a terminal (or with `plain`) a line comes every logging.log_interval steps and whenever rank 0 enters
-another stage, at most one a second.
+another stage, at most one a second. Of many ranks the table shows those that are furthest behind and the fullest.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from heapq import nlargest, nsmallest
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ from rich.text import Text
 
 from ray_memprof.plan import Beat
 from ray_memprof.units import size_text
+from ray_memprof.visible import visible
 
 if TYPE_CHECKING:
     from ray_memprof.config import RunConfig
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
 LINE_EVERY_S = 1.0
 _COLUMNS = ("rank", "stage", "step", "allocated", "reserved", "device used", "outside the allocator")
 _BAR_WIDTH = 40
+MOST_RANKS = 24
+"""Of more, the table shows the HALF that got on least, the HALF that use most, and rank 0; the others are counted."""
+HALF = 8
+_MOST_PLACES = 3
 
 
 class _Console(Console):
@@ -62,7 +69,9 @@ class Live:
         clock: Callable[[], float] = time.monotonic,
         stages_s: dict[str, float] | None = None,
     ) -> None:
-        self._console = _Console(stderr=True, highlight=False) if console is None else console
+        self._console = (
+            _Console(stderr=True, highlight=False, markup=False, emoji=False) if console is None else console
+        )
         self._log_interval = config.logging.log_interval
         self._beats: list[Beat | None] = [None] * num_ranks
         self._pace = Pace(config.optimization.batch_size, clock)
@@ -94,7 +103,7 @@ class Live:
     def say(self, line: str | RenderableType) -> None:
         """Write a line, or anything rich can draw, above the table."""
         if isinstance(line, str):
-            self._console.print(line, markup=False, soft_wrap=True)
+            self._console.print(visible(line), markup=False, emoji=False, soft_wrap=True)
         else:  # a file has no edge at which lines would have to be broken
             self._console.print(line, soft_wrap=not self._console.is_terminal)
 
@@ -162,20 +171,52 @@ class Live:
         return f"{first.stage}{step}: {held}{whose}{left}"
 
     def _draw(self) -> RenderableType:
-        table = Table(box=None, pad_edge=False)
-        for name in _COLUMNS:
-            table.add_column(name, justify="left" if name in ("stage", "step") else "right")
-        for rank, beat in enumerate(self._beats):
-            table.add_row(*row(rank, beat))
         parts: list[RenderableType] = []
         if any(beat is not None for beat in self._beats):
-            parts.append(table)
+            parts += self._table()
         if self._pace.num_total > 0:
             bar = ProgressBar(total=self._pace.num_total, completed=self._pace.num_done, width=_BAR_WIDTH)
             parts += [bar, Text(self._pace.told())]
         if self._stage:
             parts.append(Text(f"{self._stage} ..."))
         return Group(*parts)
+
+    def _table(self) -> list[RenderableType]:
+        table = Table(box=None, pad_edge=False)
+        for name in _COLUMNS:
+            table.add_column(name, justify="left" if name in ("stage", "step") else "right")
+        ranks = shown_ranks(self._beats)
+        for rank in ranks:
+            table.add_row(*map(Text, row(rank, self._beats[rank])))
+        if len(ranks) == len(self._beats):
+            return [table]
+        others = [beat for rank, beat in enumerate(self._beats) if rank not in ranks]
+        return [table, Text(f"and {len(others):,} more ranks: {_places(others)}")]
+
+
+def shown_ranks(beats: Sequence[Beat | None]) -> list[int]:
+    """Ranks that have a row: all of a few, of many those furthest behind and the fullest."""
+    if len(beats) <= MOST_RANKS:
+        return list(range(len(beats)))
+    got_on = [-1 if beat is None else beat.sequence for beat in beats]
+    held = [-1 if beat is None else beat.device_used_bytes for beat in beats]
+    behind = nsmallest(HALF, range(len(beats)), key=got_on.__getitem__)
+    fullest = nlargest(HALF, range(len(beats)), key=held.__getitem__)
+    return sorted({0, *behind, *fullest})
+
+
+def _places(beats: Sequence[Beat | None]) -> str:
+    """Where ranks are, with how many are there, the most first."""
+    counts = Counter(map(_place, beats))
+    told = [f"{visible(place)} ({count:,})" for place, count in counts.most_common(_MOST_PLACES)]
+    left = counts.total() - sum(count for _, count in counts.most_common(_MOST_PLACES))
+    return ", ".join([*told, f"elsewhere ({left:,})"] if left else told)
+
+
+def _place(beat: Beat | None) -> str:
+    if beat is None:
+        return "waiting"
+    return f"{beat.stage} {_step(beat)}" if beat.step >= 0 else beat.stage or "between stages"
 
 
 def row(rank: int, beat: Beat | None) -> tuple[str, ...]:
@@ -184,7 +225,7 @@ def row(rank: int, beat: Beat | None) -> tuple[str, ...]:
         return (str(rank), "waiting", "", "", "", "", "")
     outside = max(0, beat.device_used_bytes - beat.reserved_bytes)
     amounts = beat.allocated_bytes, beat.reserved_bytes, beat.device_used_bytes, outside
-    return (str(rank), beat.stage, _step(beat) if beat.step >= 0 else "", *map(size_text, amounts))
+    return (str(rank), visible(beat.stage), _step(beat) if beat.step >= 0 else "", *map(size_text, amounts))
 
 
 class Pace:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from ray_memprof import plots
 from ray_memprof.summary import is_unsampled, is_within, place
 from ray_memprof.units import GIB
+from ray_memprof.visible import as_plain_text
 
 
 @cache
@@ -53,8 +54,8 @@ def environment() -> jinja2.Environment:
 
 
 def _data(figure: plots.Figure) -> Markup:
-    """JSON that no content can break out of its script element."""
-    return Markup(json.dumps(figure, separators=(",", ":")).replace("<", "\\u003c"))
+    """JSON that no content can break out of its script element, and whose texts plotly.js shows letter by letter."""
+    return Markup(json.dumps(as_plain_text(figure), separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def gib(size: int | None) -> Markup:

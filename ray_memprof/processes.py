@@ -1,9 +1,9 @@
-"""Processes of this host: which one a number stands for, and whether the children of this one work.
+"""Processes of this host: which one a number stands for, and whether work is done though a stack stands still.
 
     when = started(os.getpid())
     is_alive(pid, when)            # that process, and no later one of the same number
-    children = Children()
-    children.look(moves)           # how often the children were found to have worked while this process stood still
+    work = Work()
+    work.look(moves)               # how often its children were found to have worked while this process stood still
 
 Reads /proc: names are no help, for any process may change its own.
 """
@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 LOOK_S = 1.0
-"""Between two looks at the children: each reads a file for every thread of this process."""
+"""Between two looks: at children, each reads a file for every thread of this process."""
 WORKS = 0.1
-"""Share of a core from which on children count as working: a service that waits wakes up now and then."""
+"""Share of a core from which on it counts as work: a service that waits wakes up now and then."""
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 _STATE, _PARENT, _USER, _WAITED_FOR, _STARTED = 0, 1, 11, 13, 19
 """Fields of /proc/PID/stat behind the name, as proc(5) has them."""
@@ -49,15 +49,15 @@ def _fields(pid: int) -> list[str]:
         raise ProcessLookupError(f"there is no process {pid}") from error
 
 
-class Children:
-    """Whether the processes that this one started work, and those that they started.
+class Work:
+    """Whether work is done while a rank's own stack stands still.
 
-    While a rank waits for ffmpeg, ninja or nvcc its own stack stands still. A rank's own CPU time tells nothing: one
-    that waits for the device, or for others, may spin.
+    By the processes that it started, always: it may wait for ffmpeg, ninja or nvcc. By itself only before it has joined
+    the others: after that, one that waits for the device, or for them, may spin.
 
     Args:
         clock: seconds that only grow.
-        cpu_s: CPU seconds of the children, those that ended included.
+        cpu_s: CPU seconds of whoever works; of children, those that ended included.
     """
 
     def __init__(
@@ -69,19 +69,20 @@ class Children:
         self._moves: int | None = None
         self._looked = 0.0
         self._spent_s: float | None = None
-        self._num_found = 0
+        self.num_found = 0
+        """How often work was found."""
 
     def look(self, moves: int) -> int:
-        """Look at the children where this process, by its `moves`, stands still; returns the times they worked."""
+        """Look for work where the rank, by its `moves`, stands still; returns how often it was found."""
         now = self._clock()
         if moves != self._moves:
             self._moves, self._looked, self._spent_s = moves, now, None
         elif now - self._looked >= LOOK_S:
             spent_s = self._cpu_s()
             if self._spent_s is not None and spent_s - self._spent_s >= WORKS * (now - self._looked):
-                self._num_found += 1
+                self.num_found += 1
             self._looked, self._spent_s = now, spent_s
-        return self._num_found
+        return self.num_found
 
 
 def children_cpu_s(pid: int) -> float:

@@ -30,7 +30,7 @@ from ray_memprof.forgiving import log_writer
 from ray_memprof.frames import Moves, is_meeting
 from ray_memprof.network import explained, interface_of
 from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan, Whereabouts
-from ray_memprof.processes import Children, started
+from ray_memprof.processes import Work, started
 from ray_memprof.stall import MEETING
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Rank:
         self._log: Path | None = None
         self._end_of_talk: int | None = None  # byte of the log from which on it holds a traceback
         self._moves = Moves()
-        self._children = Children()
+        self._children, self._own = Work(), Work(cpu_s=time.process_time)
         self._clock = Clock()
 
     def describe(self) -> RankFacts:
@@ -185,6 +185,7 @@ class Rank:
         frame = self._frame()
         moves = self._moves.look(frame)
         moves += self._children.look(moves)
+        moves += self._own.look(moves) if self._is_alone() else self._own.num_found
         if self._recorder is None:
             return _first_beat(self._plan, moves)
         beat = self._recorder.beat()
@@ -225,6 +226,12 @@ class Rank:
             self._end_of_talk = self._log.stat().st_size
         with suppress(*_CLOSED):
             traceback.print_exc()
+
+    def _is_alone(self) -> bool:
+        """Whether others still wait for this rank to join them."""
+        torch_distributed = sys.modules.get("torch.distributed")
+        is_one_of_many = self._thread != 0 and self._prepared().world_size > 1
+        return is_one_of_many and not getattr(torch_distributed, "is_initialized", bool)()
 
     def _frame(self) -> FrameType | None:
         return sys._current_frames().get(self._thread)

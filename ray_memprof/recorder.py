@@ -19,12 +19,13 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ray_memprof.categories import category_of, component_of, stage_of
+from ray_memprof.categories import category_of
 from ray_memprof.clock import Clock
 from ray_memprof.forks import silent_in_children
 from ray_memprof.ledger import Ledger
 from ray_memprof.meters import Meter, Reading
 from ray_memprof.meters.guarded import Guarded
+from ray_memprof.open_spans import OpenSpans
 from ray_memprof.others import Others
 from ray_memprof.owners import Stamp
 from ray_memprof.plan import Beat, RankPlan, ReplayCheck
@@ -44,12 +45,10 @@ FLUSH_S = 2.0
 """What a killed process loses at most; twice that where it is inside one span."""
 SEAL_S = 1.0
 """For the scribe to write down what is left of a process that is about to be killed."""
-_BLOCKS = ("dit.", "t5.", "clip.", "comm.")
-"""Spans whose index, or that of the span around them, is a transformer block's."""
 _EVENT_BYTES = 500
 """A drained event that waits for the scribe: a dict of seven entries with three numbers and two texts of its own.
 
-491 bytes by tracemalloc on Python 3.11; of the host meter's six entries 320 to 420.
+491 bytes by tracemalloc on Python 3.11.
 """
 
 
@@ -60,8 +59,8 @@ class Recorder:
         rank: whose spans these are.
         meter: where bytes are read.
         scribe: where rows go; None: nothing is kept, beats alone are given.
-        problems: where to note what goes wrong; None: where the scribe does.
         share: tells what this process holds of the device; None: samples alone tell of others.
+        problems: where to note what goes wrong; None: where the scribe does.
     """
 
     def __init__(
@@ -69,22 +68,20 @@ class Recorder:
         rank: int,
         meter: Meter,
         scribe: Scribe | None,
-        problems: Problems | None = None,
         *,
         share: "OwnShare | None" = None,
+        problems: Problems | None = None,
     ) -> None:
         self._problems = problems or (Problems() if scribe is None else scribe.problems)
         self._rank, self._scribe = rank, scribe
         self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
         self._others, self._others_began = Others(self._meter, share, self.problem), 0
         self._ledger = Ledger()
-        self._open: list[SpanRecord] = []
+        self._open = OpenSpans(self.problem)
         self._parcel = Parcel()
         self._stamps: list[Stamp] = [(0, 0)]
-        self._num_spans = self._sequence = self._begun_ns = 0
+        self._sequence = self._begun_ns = 0
         self._step, self._num_steps = -1, -1
-        self._failure: tuple[str, int, Reading] | None = None
-        self._failed_into = 0
         self._sampled_ns = 0
         self._last: Reading | None = None
         self._last_flush = time.monotonic()
@@ -140,7 +137,7 @@ class Recorder:
         if self._is_sealed:
             return
         reading = self._read()
-        record = self._record(name, attributes, reading)
+        record = self._open.record(name, attributes, reading)
         self._open.append(record)
         if self._scribe is not None:
             self._scribe.categories[record.span_id] = category_of(name)
@@ -156,40 +153,6 @@ class Recorder:
             self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
         self._meter.stamp(span_id)
 
-    def _record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
-        around = self._open[-1] if self._open else None
-        self._num_spans += 1
-        block = self._number(attributes, "index", around.block if around else None)
-        branch = attributes.get("branch", around.branch if around else None)
-        component = str(attributes["component"]) if "component" in attributes else None
-        return SpanRecord(
-            span_id=self._num_spans,
-            parent_id=around.span_id if around else 0,
-            name=name,
-            path=f"{around.path}/{name}" if around else name,
-            stage=stage_of(name, around.stage if around else None, component),
-            component=component_of(name, component, around.component if around else None),
-            step=self._number(attributes, "step", around.step if around else None),
-            block=block if name.startswith(_BLOCKS) else None,
-            branch=None if branch is None else str(branch),
-            depth=len(self._open),
-            start=reading,
-        )
-
-    def _number(self, attributes: dict[str, Attribute], key: str, inherited: int | None) -> int | None:
-        """An attribute that counts; a program's own spans may have anything there."""
-        value = attributes.get(key, inherited)
-        if value is None or isinstance(value, int) and -(2**31) <= value < 2**31:
-            return value
-        try:
-            number = int(value)
-            if -(2**31) <= number < 2**31:
-                return number
-        except (TypeError, ValueError):
-            pass
-        self.problem(f"the {key} of a span is no whole number of 32 bits: {value!r:.60}")
-        return inherited
-
     def exit(self, name: str, failed: bool) -> None:
         """The innermost span of that name ends."""
         if not self._hears():
@@ -197,20 +160,19 @@ class Recorder:
         began, record = time.perf_counter_ns(), None
         try:
             with self._lock:
-                # Not always the last: tasks of asyncio take turns on this thread.
-                record = next((one for one in reversed(self._open) if one.name == name), None)
+                record = self._open.named(name)
                 if record is not None:  # else it outlived the recording, which has closed it
                     self._exit(record, failed, began)
         except BaseException as error:
             if record is not None:
-                self._drop(record)
+                self._open.drop(record)
             if not isinstance(error, Exception):  # the handler of a signal
                 raise
             self._problems.note("a span was not ended as it should be", error)
 
     def _exit(self, record: SpanRecord, failed: bool, began: int) -> None:
         reading = self._read()
-        self._note_failure(record, reading, failed)
+        self._open.note_end(record, reading, failed)
         self._close_span(record, reading, failed)
         self._stamp(self._open[-1].span_id if self._open else 0)
         self._sequence += 1
@@ -218,31 +180,11 @@ class Recorder:
             self._step = -1
         self._settle(began)
 
-    def _note_failure(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
-        """Keep where an exception came from, until the span around it ends well: then it was handled."""
-        if failed:
-            if self._failure is None or record.span_id != self._failed_into:
-                # Not the span around the one that it left last: another exception, that one was handled.
-                self._failure = (record.path, -1 if record.step is None else record.step, reading)
-            self._failed_into = record.parent_id
-        elif self._failure is not None and record.span_id == self._failed_into:
-            self._failure = None
-
     def _close_span(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
-        self._drop(record)
+        self._open.drop(record)
         record.end, record.failed = reading, failed
         self._parcel.spans.append(record)
         self._ledger.close(record.path)
-
-    def _drop(self, record: SpanRecord) -> None:
-        """Take `record` out of what is open, where it still is."""
-        if self._open and self._open[-1] is record:
-            self._open.pop()
-            return
-        self._open = [one for one in self._open if one is not record]
-        for one in self._open:
-            if one.parent_id == record.span_id:  # it goes on: its peaks are those of what is around both
-                one.parent_id = record.parent_id
 
     def _measure(self) -> Reading:
         """A reading; where nothing is kept, no peak begins anew: the program may look at its own."""
@@ -379,7 +321,7 @@ class Recorder:
         """Whether a span goes on for so long that its events must be taken inside it."""
         if time.monotonic() - self._last_flush >= 2 * FLUSH_S:
             return True
-        return self._last is not None and self._meter.pending(self._last) >= 2 * DRAIN_EVENTS
+        return self._last is not None and self._meter.pending(self._last) >= DRAIN_EVENTS
 
     def seal(self, wait_s: float = SEAL_S) -> None:
         """End the recording because the process is about to be killed; from any thread. Waits for the disk.
@@ -430,15 +372,11 @@ class Recorder:
 
     def failure(self) -> tuple[str, int, int, int] | None:
         """Path and step of the innermost span that an exception left, allocated and reserved bytes then; None: none."""
-        if self._failure is None:
-            return None
-        path, step, reading = self._failure
-        return path, step, reading.allocated, reading.reserved
+        return self._open.failure()
 
     def device_used_at_failure(self) -> int | None:
         """In use on the device when an exception left that span; None: none did, or it is not known."""
-        used = 0 if self._failure is None else self._failure[2].device_used
-        return used if used > 0 else None
+        return self._open.device_used_at_failure()
 
     def close(self) -> None:
         """Close what is open, write everything and compare the peaks; on the model's thread."""
@@ -515,11 +453,12 @@ def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
     ):
         clock = (clock or Clock()).ahead(plan.clock_offset_ns)
         problems = Problems()
-        meter = Guarded(meter_of(plan, device, problems, clock), problems, clock)
+        meter = Guarded(meter_of(plan, device, clock, problems), problems, clock)
         share = None
         if device is not None:
             share = OwnShare(device, os.getpid(), is_contained=is_contained())
-        recorder = Recorder(plan.rank, meter, _scribe(plan, meter, problems), problems, share=share)
+        scribe = _scribe(plan, meter, problems)
+        recorder = Recorder(plan.rank, meter, scribe, share=share, problems=problems)
         if on_cuda and device is None:
             recorder.problem(
                 "the driver (NVML) does not tell of this rank's device: what other processes take of it is not told "

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.units import size_text
+from ray_memprof.visible import FORMULA, visible
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
 
 MOST_ROWS = 200
@@ -60,6 +62,9 @@ def write(rows: "pa.Table", form: Form, out: Path | None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows"
             _copy(rows, form, path)
+            if sys.stdout.isatty():
+                sys.stdout.write(visible(path.read_text(encoding="utf-8")))
+                return
             with path.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
         sys.stdout.buffer.flush()
@@ -73,6 +78,7 @@ def write_text(text: str, out: Path | None) -> None:
         ConfigError: `out` is no file that can be written.
         DiskFull: no room for the file.
     """
+    text = visible(text)
     if out is None:
         sys.stdout.write(text)
         return
@@ -95,10 +101,19 @@ def _copy(rows: "pa.Table", form: Form, path: Path) -> None:
     target = str(path.absolute()).replace("'", "''")
     with duckdb.connect() as connection:
         connection.register("answer", rows)
+        chosen = without_formulas(connection, "answer") if form is Form.CSV else "FROM answer"
         try:
-            connection.execute(f"COPY (FROM answer) TO '{target}' (FORMAT {form.value}, {options})")
+            connection.execute(f"COPY ({chosen}) TO '{target}' (FORMAT {form.value}, {options})")
         except duckdb.IOException as error:
             raise OSError(first_line(error)) from error
+
+
+def without_formulas(connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+    """A SELECT of a table or view in which no text is a formula for a spreadsheet: an apostrophe stands before it."""
+    described = connection.execute(f"DESCRIBE {name}").fetchall()
+    texts = ['"' + column.replace('"', '""') + '"' for column, kind, *_ in described if kind == "VARCHAR"]
+    marked = [f"regexp_replace({text}, '({FORMULA})', chr(39) || '\\1') AS {text}" for text in texts]
+    return f"SELECT * REPLACE ({', '.join(marked)}) FROM {name}" if marked else f"FROM {name}"
 
 
 def _finite(rows: "pa.Table") -> "pa.Table":
@@ -193,7 +208,7 @@ def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
     for column in columns:
         shown.add_column(column.name, justify="right" if column.is_figure else "left", overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
-        shown.add_row(*cells)
+        shown.add_row(*map(visible, cells))
     console = Console(width=width or _WIDEST, color_system=None, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(shown)

@@ -206,16 +206,14 @@ def make_rank(
     blocks: int = 30,
     dies: bool = False,
     variant: Variant = PLAIN,
+    level: str = "event",
 ) -> None:
-    """The store of one rank; one that dies leaves its last rows in open streams."""
+    """The store of one rank; one that dies leaves its last rows in open streams. Level stage keeps no events."""
     rows = Rows(rank, events, blocks, variant)
     spans = rows.spans()
-    tables = {
-        "allocs": rows.allocs(),
-        "spans": spans,
-        "samples": rows.samples(),
-        "ledger": rows.ledger_rows(),
-    }
+    tables = {"spans": spans, "samples": rows.samples(), "ledger": rows.ledger_rows()}
+    if level != "stage":
+        tables["allocs"] = rows.allocs()
     if ranks > 1:
         tables["collectives"] = rows.collectives(spans, ranks)
     store = RankStore(run_dir, rank)
@@ -226,10 +224,18 @@ def make_rank(
         store.close()
 
 
-def make(run_dir: Path, ranks: int, events: int, *, blocks: int = 30, variant: Variant = PLAIN) -> None:
+def make(
+    run_dir: Path,
+    ranks: int,
+    events: int,
+    *,
+    blocks: int = 30,
+    variant: Variant = PLAIN,
+    level: str = "event",
+) -> None:
     """The folders of `ranks` ranks with about `events` allocator events each."""
     for rank in range(ranks):
-        make_rank(run_dir, rank, ranks, events, blocks=blocks, variant=variant)
+        make_rank(run_dir, rank, ranks, events, blocks=blocks, variant=variant, level=level)
 
 
 def driver_rows(run_dir: Path, ranks: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -299,11 +305,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the run folder; must not exist")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--events", type=int, default=100_000, help="a rank, roughly")
+    parser.add_argument(
+        "--blocks", type=int, default=30, help="of the transformer: 120 events a block and step"
+    )
+    parser.add_argument(
+        "--level", choices=["stage", "event"], default="event", help="stage: spans, no events"
+    )
     parser.add_argument("--finish", action="store_true", help="gather, build run.duckdb, write the report")
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     start = time.perf_counter()
-    make(args.out, args.ranks, args.events)
+    make(args.out, args.ranks, args.events, blocks=args.blocks, level=args.level)
     if args.finish:
         finish(args.out, args.ranks)
     print(f"{args.out}: {time.perf_counter() - start:.1f} s", file=sys.stderr)

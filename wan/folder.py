@@ -115,7 +115,8 @@ def _missing(folder: Path) -> list[str]:
 
 def _other_layout(task: Task, folder: Path, names: list[str]) -> Trouble | None:
     """The layout of diffusers, whole or the folder of its transformer alone."""
-    seen: str | None = next((name for name in ("model_index.json", "transformer") if name in names), None)
+    marks: tuple[str, ...] = ("model_index.json", "transformer")
+    seen = next((name for name in marks if name in names), None)
     if seen is None and str(_config(folder).get("_class_name")).endswith("Transformer3DModel"):
         seen = "config.json"
     if seen is None:

@@ -3,7 +3,8 @@
     csv.write(run_dir, Path("tables"))                            # every table, tables/<table>.csv
     csv.write(run_dir, Path("peaks.csv"), "peak_by_stage")        # a table or a question
 
-The first line names the columns; nothing is quoted that needs no quotes; null is empty.
+The first line names the columns; nothing is quoted that needs no quotes; null is empty. A text that a spreadsheet would
+compute (it begins with = + - @, a tab or a carriage return) has an apostrophe in front.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from ray_memprof import db
 from ray_memprof.errors import ConfigError
 from ray_memprof.exporters.whole_file import check_target, whole_file
 from ray_memprof.query import opened
+from ray_memprof.rows import without_formulas
 from ray_memprof.schema import TABLES
 
 
@@ -47,12 +49,13 @@ def _copy(connection: duckdb.DuckDBPyConnection, name: str, path: Path, rank: in
         raise ConfigError(
             f"{name} has no column rank: its rows are of the whole run", hint="leave --rank out"
         )
+    chosen = without_formulas(connection, name)
     condition = "" if rank is None else f" WHERE rank = {rank:d}"
     with whole_file(path) as temporary:
         # Absolute: `file:x.csv` and `s3:/x.csv` would be addresses to DuckDB.
         target = str(temporary.absolute()).replace("'", "''")
         try:
-            connection.execute(f"COPY (FROM {name}{condition}) TO '{target}' (FORMAT csv, HEADER)")
+            connection.execute(f"COPY ({chosen}{condition}) TO '{target}' (FORMAT csv, HEADER)")
         except duckdb.IOException as error:
             raise OSError(str(error)) from error
     return path

@@ -50,10 +50,10 @@ class Batch:
     were lost. -1: no counter."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The allocator's settings, as a snapshot names them."""
-    times: WallTimes | None = None
-    """How the times of its events, told by the host's wall clock, become ours; None: they are."""
     num_lost: int = 0
     """Events that are known to be lost since the drain before."""
+    times: WallTimes | None = None
+    """How the times of its events, told by the host's wall clock, become ours; None: they are."""
     segments: list[Any] = field(default_factory=list)
     """Of the device after the last event, as a snapshot has them."""
 

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from ray_memprof.device import Device
 
 
-def meter_of(plan: RankPlan, device: "Device | None", problems: Problems, clock: Clock) -> Meter:
+def meter_of(plan: RankPlan, device: "Device | None", clock: Clock, problems: Problems) -> Meter:
     """The meter of this rank.
 
     Args:
         plan: of the rank.
         device: its GPU as the driver knows it; None: there is none.
+        clock: tells the time.
         problems: where the meter notes what it cannot do.
-        clock: of the rank.
     """
     from ray_memprof.workload import device_name
 

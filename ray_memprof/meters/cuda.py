@@ -52,8 +52,8 @@ class CudaMeter:
         events: bool,
         stacks: bool = False,
         device: Device | None = None,
-        clock: Clock | None = None,
         problems: Problems | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._clock, self._drained_ns = clock or Clock(), 0
         self.has_events = events
@@ -285,8 +285,8 @@ class CudaMeter:
             taken.after.reading() if taken.before == taken.after else None,
             before.num_allocs - self._base_counters.num_allocs,
             self._history.settings,
-            times,
             self._lost(before, taken.events),
+            times,
             [segment for segment in self._history.last_segments if segment["device"] == self._index],
         )
 

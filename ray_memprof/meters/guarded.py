@@ -18,7 +18,13 @@ _NOTHING = Reading(0, 0, 0, 0, 0, 0, -1, -1, -1, 0, 0, 0)
 
 
 class Guarded:
-    """Stands before `meter` as one of its kind."""
+    """Stands before `meter` as one of its kind.
+
+    Args:
+        meter: that is asked.
+        problems: where its errors are noted.
+        clock: that it has too.
+    """
 
     def __init__(self, meter: Meter, problems: Problems, clock: Clock | None = None) -> None:
         self._meter, self._problems, self._clock = meter, problems, clock or Clock()

@@ -26,8 +26,8 @@ from ray_memprof.problems import Problems
 
 MAX_EVENTS = 2_000_000
 """Of the ring after it was emptied, taken as it fills: more than arrive between two copies, so that none is lost."""
-MIN_EVENTS = 65_536
-"""Of a ring that cannot be emptied: a copy of it takes 45 ms, and it may be half full of what is new."""
+MIN_EVENTS = 32_768
+"""Of a ring that cannot be emptied: a copy of it takes 25 ms, and it may be half full of what is new."""
 FRAMES_COST = 8
 """A copy of events that have stacks takes so many times as long, and more."""
 _TORN = "the allocator's events were overwritten, or emptied by somebody else, before they could be taken"

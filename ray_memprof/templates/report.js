@@ -54,12 +54,19 @@ function axis(given, colours) {
   };
 }
 
+// Texts of a run come with their <, > and & written out, as plotly.js wants them.
+function lettersOf(text) {
+  const area = document.createElement("textarea");
+  area.innerHTML = text;
+  return area.value;
+}
+
 // Names of stages stand across, upright, or not at all: as wide as their stage is drawn.
 function fitting(notes, width) {
   return notes.map((note) => {
     if (!note.name?.startsWith("band ")) return note;
     const room = Number(note.name.slice(5)) * width;
-    const fits = room > 7 * note.text.length + 6;
+    const fits = room > 7 * lettersOf(note.text).length + 6;
     return { ...note, visible: fits || room > 18, textangle: fits ? 0 : -90, font: { ...note.font, size: 12 } };
   });
 }
@@ -151,7 +158,7 @@ function tabulate(details) {
   const table = document.createElement("table");
   const head = table.createTHead().insertRow();
   cell(head, "th", "second");
-  for (const trace of shown) cell(head, "th", trace.name);
+  for (const trace of shown) cell(head, "th", lettersOf(trace.name));
   const body = table.createTBody();
   for (const at of [...new Set(columns.flatMap((column) => [...column.keys()]))].sort((a, b) => a - b)) {
     const row = body.insertRow();

@@ -4,6 +4,7 @@ import builtins
 import os
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,15 @@ def test_a_clock_that_is_missing_stands_or_goes_back_is_stood_in_for() -> None:
     assert list(clip._starts([None, None, 3.0], 0.5)) == [0.0, 0.5, 1.0]
     assert list(clip._starts([7.0, 7.0, 8.0], 0.5)) == [0.0, 0.5, 1.5]
     assert list(clip._starts([7.0, 8.0, 0.0, 1.0], 0.5)) == [0.0, 1.0, 1.5, 2.5]
+
+
+def test_the_rate_is_the_average_or_the_guessed_or_the_usual_one() -> None:
+    def stream(average: Fraction | None, guessed: Fraction | None) -> Any:
+        return SimpleNamespace(average_rate=average, guessed_rate=guessed)
+
+    assert clip._rate(stream(Fraction(30), Fraction(60))) == 30
+    assert clip._rate(stream(Fraction(0), Fraction(60))) == 60
+    assert clip._rate(stream(None, None)) == 25
 
 
 def test_a_variable_rate(tmp_path: Path) -> None:
@@ -412,6 +422,15 @@ def test_what_the_host_cannot_hold_is_told(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(host, "memory_bytes", lambda: one_bytes - 1)
     with pytest.raises(MediaError, match=r"1 frame\(s\) of 64x32"):
         clip.read(clip.look(path), [0])
+
+
+def test_gib_are_gib(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "memory_bytes", lambda: 24 * 2**30)
+    with pytest.raises(MediaError) as caught:
+        clip._room(Path("x.mp4"), 81, 2**14, 2**14)
+    assert str(caught.value) == (
+        "video x.mp4: 81 frame(s) of 16384x16384 take 243.0 GiB in fp32, this host has 24.0"
+    )
 
 
 def test_pixels_too_wide_for_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,8 @@ def test_twenty_runs_with_long_and_strange_names_are_told_apart(tmp_path: Path) 
     figures = drawn(outline(page))
     labels = figures["stages"]["data"][0]["y"]
     # Cut, the first ten would look the same.
+    assert not [label for label in labels if "<" in label]
+    labels = list(map(html.unescape, labels))
     assert labels == [run_dir.parent.name for run_dir in run_dirs]
     assert [row[0] for row in table(page, "The whole run")[1:]] == labels
 

@@ -102,3 +102,14 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         result = CliRunner().invoke(app, ["export", str(run_dir), *arguments])
         assert (result.exit_code, result.output.splitlines()[0]) == (2, told)
+
+
+def test_no_text_is_a_formula_for_a_spreadsheet(tmp_path: Path) -> None:
+    names = ["=1+1", "+1", "-1", "@x", "\tt", "a=1", "'b"]
+    spans = [span(number, name, (number, 9), allocated=(0, 0, 5)) for number, name in enumerate(names, 1)]
+    run_dir = make_ranks(make_run(tmp_path / "run", {0: {"spans": spans}}), {}, run_id="r1")
+    exporter.write(run_dir, tmp_path / "x.csv", "spans")
+    head, *rows = lines(tmp_path / "x.csv")
+    written = [dict(zip(head, row, strict=True)) for row in rows]
+    assert [row["path"] for row in written] == ["'=1+1", "'+1", "'-1", "'@x", "'\tt", "a=1", "'b"]
+    assert {row["allocated_peak_bytes"] for row in written} == {"5"}

@@ -109,7 +109,8 @@ def test_what_is_written(tmp_path: Path) -> None:
         (first + 3072, 2 * MIB - 3072, 0, "inactive", []),
     ]
     assert found["allocator_settings"] == {
-        "PYTORCH_CUDA_ALLOC_CONF": "x:1", "max_split_size": -1, "expandable_segments": False
+        "PYTORCH_CUDA_ALLOC_CONF": "x:1", "max_split_size": -1, "expandable_segments": False,
+        "roundup_power2_divisions": {str(2**power): 0 for power in range(16)},
     }  # fmt: skip
     assert found["external_annotations"] == []
     assert found["ray_memprof"] == {

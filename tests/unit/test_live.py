@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ray_memprof.config import RunConfig, from_mapping
-from ray_memprof.live import Live, Pace, row
+from ray_memprof.live import HALF, MOST_RANKS, Live, Pace, row, shown_ranks
 from ray_memprof.plan import Beat
 
 GIB = 2**30
@@ -207,6 +208,64 @@ def test_a_terminal_shows_one_table_and_takes_it_away(capsys: pytest.CaptureFixt
     assert "60.0 s a step, 49 min 0 s left in the steps" in shown
     assert shown.endswith("done\n")
     assert capsys.readouterr() == ("for a pipe\n", "")
+
+
+def test_a_few_ranks_have_a_row_each() -> None:
+    assert shown_ranks([]) == []
+    assert shown_ranks([None] * MOST_RANKS) == list(range(MOST_RANKS))
+
+
+def many(num_ranks: int, behind: set[int], full: set[int], silent: set[int]) -> list[Beat | None]:
+    """Ranks that got on as far as each other and hold as much, but for some."""
+    beats: list[Beat | None] = []
+    for rank in range(num_ranks):
+        one = beat(rank, step=4 if rank in behind else 11, gib=3.0 if rank in full else 1.0)
+        sequence = 100 if rank in behind else 1000 + rank
+        beats.append(None if rank in silent else replace(one, sequence=sequence))
+    return beats
+
+
+def test_of_many_ranks_those_behind_and_the_fullest_are_shown_and_the_others_counted() -> None:
+    behind, full, silent = {17, 501, 999}, {3, 998}, {77}
+    beats = many(1000, behind, full, silent)
+    shown = shown_ranks(beats)
+    assert {0, *behind, *full, *silent} <= set(shown)
+    assert len(shown) <= 1 + 2 * HALF
+    assert shown == sorted(shown)
+
+    out = io.StringIO()
+    live = Live(config(), 1000, plain=True, clock=Clock(), console=Console(file=out, width=100))
+    live.update([one for one in beats if one is not None])
+    console = Console(file=out, width=100)
+    out.truncate(out.seek(0))
+    console.print(live._draw())
+    _, *rows, counted, _ = out.getvalue().splitlines()
+    assert [int(line.split()[0]) for line in rows] == shown
+    assert counted == f"and {1000 - len(shown)} more ranks: denoise step 12 of 50 ({1000 - len(shown)})"
+
+
+def test_the_others_are_counted_by_where_they_are() -> None:
+    beats = [replace(beat(rank, stage=f"stage{rank % 5}"), sequence=rank) for rank in range(101)]
+    out = io.StringIO()
+    live = Live(config(), len(beats), plain=True, clock=Clock(), console=Console(file=io.StringIO()))
+    live.update(beats)
+    Console(file=out, width=100).print(live._draw())
+    # Ranks 0 to 7 are furthest behind; all are equally full, and the first of them are shown.
+    assert out.getvalue().splitlines()[-1] == (
+        "and 93 more ranks: stage3 (19), stage4 (19), stage0 (19), elsewhere (36)"
+    )
+
+
+def test_names_of_a_script_are_no_markup_and_tell_a_terminal_nothing() -> None:
+    lines = Lines()
+    hostile = "[link=http://x]a[/link]:smile:\x1b[2J"
+    lines.live.update([beat(stage=hostile)])
+    (line,) = lines.said()
+    assert line.startswith("  [link=http://x]a[/link]:smile:\\x1b[2J: 1.00 GiB")
+    out = io.StringIO()
+    Console(file=out, width=120, force_terminal=True).print(lines.live._draw())
+    assert "[link=http://x]a[/link]:smile:\\x1b[2J" in out.getvalue()
+    assert "\x1b[2J" not in out.getvalue() and "\x1b]8" not in out.getvalue()
 
 
 def test_plain_writes_lines_on_a_terminal_too() -> None:

@@ -77,10 +77,15 @@ def test_a_video_that_the_host_cannot_hold_is_refused(monkeypatch: pytest.Monkey
     check(parse([*TINY, "--frame_num", "13"]), here=False)
     monkeypatch.setattr(options_here, "memory_bytes", lambda: 13 * frame_bytes)
     check(parse([*TINY, "--frame_num", "13"]))
-    monkeypatch.setattr(options_here, "memory_bytes", lambda: 81 * 832 * 480 * 12 - 1)
-    assert refusal("--task", "t2v-1.3B", "--weights", "random")[0] == (
-        "--frame_num 81: the video alone takes 0.4 GiB of host memory (fp32, 832*480), this host has 0.4"
+    monkeypatch.setattr(options_here, "memory_bytes", lambda: 24 * 2**30)
+    flags = ("--task", "t2v-14B", "--weights", "random", "--frame_num")
+    check(parse([*flags, "2329"]))
+    assert refusal(*flags, "2333") == (
+        "--frame_num 2333: the video alone takes 24.0 GiB of host memory (fp32, 1280*720), this host has 24.0",
+        "use at most 2329; 81 is the length the model was made for",
     )
+    monkeypatch.setattr(options_here, "memory_bytes", lambda: 1)
+    assert refusal(*TINY)[1].startswith("use at most 1;")
 
 
 @pytest.mark.parametrize("frames", [-(10**30), 0, 10**30, 10**30 + 1])

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ray_memprof.node_tasks import _end
-from ray_memprof.processes import LOOK_S, WORKS, Children, children_cpu_s, is_alive, started
+from ray_memprof.processes import LOOK_S, WORKS, Work, children_cpu_s, is_alive, started
 
 RENAMED = """
 import ctypes, sys, time
@@ -53,7 +53,7 @@ class Host:
         self.num_looks += 1
         return self.spent_s
 
-    def look(self, children: Children, moves: int, passed_s: float, spent_s: float = 0.0) -> int:
+    def look(self, children: Work, moves: int, passed_s: float, spent_s: float = 0.0) -> int:
         self.now += passed_s
         self.spent_s += spent_s
         return children.look(moves)
@@ -61,14 +61,14 @@ class Host:
 
 def test_children_are_left_alone_while_the_rank_gets_on() -> None:
     host = Host()
-    children = Children(host.clock, host.cpu_s)
+    children = Work(host.clock, host.cpu_s)
     assert [host.look(children, moves, LOOK_S, 9.0) for moves in range(4)] == [0, 0, 0, 0]
     assert host.num_looks == 0
 
 
 def test_children_that_work_while_the_rank_stands_still_are_seen() -> None:
     host = Host()
-    children = Children(host.clock, host.cpu_s)
+    children = Work(host.clock, host.cpu_s)
     worked = 10 * WORKS
     seen = [
         host.look(children, 3, passed_s, worked * passed_s) for passed_s in (1.0, LOOK_S, LOOK_S, 0.5, LOOK_S)
@@ -79,7 +79,7 @@ def test_children_that_work_while_the_rank_stands_still_are_seen() -> None:
 
 def test_children_that_wait_are_no_sign_of_life() -> None:
     host = Host()
-    children = Children(host.clock, host.cpu_s)
+    children = Work(host.clock, host.cpu_s)
     assert [host.look(children, 3, 10.0, 9.0 * WORKS) for _ in range(9)] == [0] * 9
     # One that ended without being waited for takes its time along.
     assert [host.look(children, 3, 10.0, -20.0) for _ in range(2)] == [0, 0]

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ray_memprof import rank
 from ray_memprof.config import RunConfig
@@ -113,6 +114,23 @@ def test_a_rank_whose_children_work_gets_on(monkeypatch: pytest.MonkeyPatch) -> 
     worked = iter((0, 1, 2))
     monkeypatch.setattr(actor._children, "look", lambda moves: next(worked))
     assert [actor.beat().sequence for _ in range(3)] == [still, still + 1, still + 2]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "joined", "counts"), [(2, False, True), (2, True, False), (1, False, False)]
+)
+def test_a_rank_that_works_before_it_joins_gets_on(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, joined: bool, counts: bool
+) -> None:
+    """GIVEN a call into C that takes minutes THEN its own CPU time counts as long as the others wait for it to come."""
+    actor = Rank()
+    actor._plan = SimpleNamespace(rank=0, world_size=world_size)  # type: ignore[assignment]
+    actor._thread = -1
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: joined)
+    still = actor.beat().sequence
+    worked = iter((1, 2))
+    monkeypatch.setattr(actor._own, "look", lambda moves: next(worked))
+    assert [actor.beat().sequence - still for _ in range(2)] == ([1, 2] if counts else [0, 0])
 
 
 def test_lines_end_where_a_traceback_begins(tmp_path: Path) -> None:

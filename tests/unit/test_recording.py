@@ -1,5 +1,6 @@
 """recording(plan) around a tiny video on the CPU: what lies on the disk afterwards is whole and adds up."""
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -99,6 +100,34 @@ def test_levels_see_the_same_peaks(tmp_path: Path) -> None:
         assert bool(rows_of(folder, "allocs")) == (level == "event")
         assert recorder.check() is not None
     assert peaks["stage"] == peaks["event"]
+
+
+def test_level_stack_names_the_lines_that_allocate_on_the_cpu_too(tmp_path: Path) -> None:
+    with recording(plan_of(tmp_path, level="stack")) as recorder, span("decode"):
+        kept = [torch.zeros(256) for _ in range(3)]
+        kept.append(torch.ones(512))
+    allocs = [row for row in rows_of(tmp_path, "allocs") if row["action"] == "alloc"]
+    frames = {
+        (row["stack_id"], row["frame"]): (row["function"], row["file"]) for row in rows_of(tmp_path, "stacks")
+    }
+    numbers = [row["stack_id"] for row in allocs]
+    assert [row["size_bytes"] for row in allocs] == [1024, 1024, 1024, 2048]
+    assert len(set(numbers[:3])) == 1 != len(set(numbers))
+    assert {file for (_, frame), (_, file) in frames.items() if frame == 0} == {__file__}
+    assert frames[numbers[3], 0][0] == "test_level_stack_names_the_lines_that_allocate_on_the_cpu_too"
+    assert all(row["stack_id"] is None for row in rows_of(tmp_path, "allocs") if row["action"] != "alloc")
+    assert recorder.problems == ()
+
+
+def test_what_threads_allocate_belongs_to_the_span_that_is_open(tmp_path: Path) -> None:
+    held: list[torch.Tensor] = []
+    with recording(plan_of(tmp_path)), span("script"), span("train_step"):
+        thread = threading.Thread(target=lambda: held.append(torch.zeros(1024)))
+        thread.start()
+        thread.join()
+    assert {row["path"]: row["allocated_peak_bytes"] for row in rows_of(tmp_path, "spans")} == {
+        "script/train_step": 4096, "script": 4096
+    }  # fmt: skip
 
 
 def test_without_profiling_there_are_beats_and_no_files(tmp_path: Path) -> None:

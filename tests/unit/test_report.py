@@ -320,7 +320,27 @@ def test_names_from_a_run_cannot_leave_their_script_element(tmp_path: Path) -> N
     assert sorted(found.scripts) == [
         *("code", "data-books", "data-heats-0", "data-heats-1", "data-heats-2", "data-timelines-0", "plotly")
     ]
-    assert drawn(found)["heats-0"]["data"][0]["y"] == [evil.replace("/", "")]
+    assert drawn(found)["heats-0"]["data"][0]["y"] == ["&lt;script&gt;&lt;script&gt;alert(1)&lt;script&gt;"]
+
+
+def test_names_from_a_run_are_no_links_in_a_figure(tmp_path: Path) -> None:
+    link = '<a href="javascript:alert(1)">x<b>'
+    events = [blank("allocs", seq=1, action="alloc", size_bytes=5, category="weight", span_id=1)]
+    spans = [span(1, link, (0, 9), allocated=(0, 5, 5), step=0, component=link)]
+    make_ranks(make_run(tmp_path, {rank: {"spans": spans, "allocs": events} for rank in (0, 1)}), {}, {})
+    text = report.render(tmp_path)
+    figures = drawn(outline(text))
+    assert {name.split("-")[0] for name in figures} >= {
+        "heats",
+        "treemaps",
+        "timelines",
+        "imbalance",
+        "steps",
+    }
+    for figure in figures.values():
+        assert "<a" not in json.dumps(figure).replace("<b>%", "")
+    assert link not in text
+    assert "&lt;a href" in json.dumps(figures["treemaps-0"])
 
 
 def test_of_256_ranks_the_telling_ones_are_drawn_and_the_range_of_all(tmp_path: Path) -> None:

@@ -288,3 +288,37 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, error: OSError) -> None:
     assert caught.value.hint == "make room on that disk, or write to another one"
     with pytest.raises(ConfigError, match="Permission denied"), whole_file(tmp_path / "rows"):
         raise OSError(errno.EACCES, "x")
+
+
+def test_a_csv_has_no_formulas_and_numbers_below_zero_stay_numbers(tmp_path: Path) -> None:
+    write(
+        rows_of(
+            """SELECT '=1+1' AS "a""b", -1 AS less, '-x' AS text, ['=1'] AS list, NULL::VARCHAR AS empty"""
+        ),
+        Form.CSV,
+        tmp_path / "rows",
+    )
+    assert (tmp_path / "rows").read_text() == "\"a\"\"b\",less,text,list,empty\n'=1+1,-1,'-x,['=1'],\n"
+
+
+def test_no_text_of_a_run_reaches_a_terminal_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = rows_of("SELECT chr(27) || '[2J[link=http://x]a' || chr(13) || ':smile:' AS name")
+    write(rows, Form.TABLE, None)
+    write_text("a sentence with \x1b]8;;http://x\x07\n", None)
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "name",
+        32 * "\u2500",
+        "\\x1b[2J[link=http://x]a\\r:smile:",
+        "a sentence with \\x1b]8;;http://x\\x07",
+    ]
+
+
+def test_csv_on_a_terminal_tells_it_nothing_and_in_a_pipe_stays_as_it_is(
+    capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_of("SELECT chr(27) AS name")
+    write(rows, Form.CSV, None)
+    assert capsysbinary.readouterr().out == b"name\n\x1b\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    write(rows, Form.CSV, None)
+    assert capsysbinary.readouterr().out == b"name\n\\x1b\n"

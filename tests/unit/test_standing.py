@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from run_tables import answer, make_ranks, make_run, span
 from typer.testing import CliRunner
@@ -21,6 +20,7 @@ from ray_memprof.config import RunConfig
 from ray_memprof.errors import ConfigError
 from ray_memprof.findings import diagnosed, found_text
 from ray_memprof.plan import Beat
+from ray_memprof.processes import started
 from ray_memprof.record import Record
 from ray_memprof.results import _note_progress
 from ray_memprof.run_folder import RunFolder
@@ -34,7 +34,7 @@ def gone() -> dict[str, Any]:
     """A process of this host that has ended."""
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
-    return {"host": socket.gethostname(), "pid": done.pid, "started_s": 1.0}
+    return {"host": socket.gethostname(), "pid": done.pid, "started": 1}
 
 
 def a_run(folder: Path, **facts: Any) -> Path:
@@ -79,7 +79,7 @@ def test_how_far_a_run_is(tmp_path: Path, progress: dict[str, Any] | None, reaso
 
 
 def test_a_driver_that_was_killed_does_not_run_for_ever(tmp_path: Path) -> None:
-    reused = {**driver_facts(), "started_s": psutil.Process().create_time() - 1000}
+    reused = {**driver_facts(), "started": started(os.getpid()) - 1000}
     for number, driver in enumerate((gone(), reused)):
         run_dir = a_run(tmp_path / str(number), driver=driver, progress=at(3, 9))
         found = standing(run_dir, NOW_NS)
@@ -89,7 +89,7 @@ def test_a_driver_that_was_killed_does_not_run_for_ever(tmp_path: Path) -> None:
 
 
 def test_of_another_host_nobody_knows_more_than_the_last_sign_of_life(tmp_path: Path) -> None:
-    elsewhere = {"host": "elsewhere", "pid": os.getpid(), "started_s": 1.0}
+    elsewhere = {"host": "elsewhere", "pid": os.getpid(), "started": 1}
     found = standing(a_run(tmp_path, driver=elsewhere, progress=at(3, 9, ago_s=3600)), NOW_NS)
     assert found is not None and found.text == "running, step 4 of 9, last sign of life 60 min ago"
 

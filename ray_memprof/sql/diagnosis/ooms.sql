@@ -1,8 +1,8 @@
 -- Evidence: which ranks ended because the device was full, and what was there?
 -- One row = such a rank.
 --   rank             who
---   stage, path      innermost span that the error left; of an imported rank the
---                    one in which the request failed; empty: none
+--   stage, path      innermost span that the error left; of an imported rank
+--                    the one in which the request failed; empty: none
 --   step             of it; -1 outside the denoise loop
 --   oom_by           who could not get memory; null: torch's allocator
 --   seq, t_ns        of the last request that failed, or where it was not the

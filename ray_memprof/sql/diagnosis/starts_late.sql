@@ -12,8 +12,8 @@
 -- 0.3 s of each other. On several hosts, or on hosts that are not known, a rank
 -- that begins late must be shorter by as much, too: the others waited for it.
 -- One that begins and ends late has a clock that is ahead; what launch measures
--- of clocks leaves some milliseconds. Imported snapshots begin where their rings
--- do, and say nothing of it.
+-- of clocks leaves some milliseconds. Imported snapshots begin where their
+-- rings do, and say nothing of it.
 WITH firsts AS (
     SELECT
         rank,
@@ -28,8 +28,8 @@ WITH firsts AS (
 
 hosts AS (
     SELECT
-        COUNT(DISTINCT ranks.host) = 1
-            AND BOOL_AND(COALESCE(ranks.host, '') != '') AS is_one
+        COUNT(DISTINCT ranks.host) = 1 AND COUNT(ranks.host) = COUNT(*)
+            AS is_one
     FROM firsts
     LEFT JOIN ranks ON firsts.rank = ranks.rank
 ),
