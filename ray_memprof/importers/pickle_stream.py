@@ -438,7 +438,7 @@ class PickleStream(Window):
         else:
             self._refuse(f"is damaged: it sets an item of {_kind(target)}")
 
-    def _drop_top(self) -> None:  # whether its list is written in batches or in one piece
+    def _drop_top(self) -> None:
         self._stack[-1] = GONE
         if len(self._stack) > _BATCH:
             del self._stack[:-1]

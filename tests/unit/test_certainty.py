@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 from allocator_model import DEFAULT, VERSIONS, Model, Scenario, Settings, Version, play
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from snapshots import write
 
 from ray_memprof.importers.certainty import Followed, follow
 from ray_memprof.importers.rows import Written
 from ray_memprof.importers.spool import Spool
-from ray_memprof.importers.torch_snapshot import _segments, _settings
-from ray_memprof.replay import BlockReplay
+from ray_memprof.importers.torch_snapshot import _read, _segments, _settings
+from ray_memprof.replay import BlockReplay, Columns
 
 MIB = 2**20
 PRIVATE, OWN = (0, 1), (0, 2)
@@ -33,11 +35,16 @@ class Curves:
         replay = self.replay
         replay.prime(at_start, 0)
         self.curve = [(replay.allocated, replay.reserved, replay.active)]
-        for _, events in chunks:
-            for event in events:
-                replay.feed([event])
+        for chunk in chunks:
+            actions = [chunk.actions[number] for number in chunk.action]
+            for one in zip(actions, chunk.address.tolist(), chunk.size.tolist(), strict=True):
+                action, address, size = one
+                replay.follow(
+                    Columns(action=[action], address=[address], requested_bytes=[size], span_id=[0])
+                )
                 self.curve.append((replay.allocated, replay.reserved, replay.active))
-        return Written(replay.num_events, 0, 0, replay.allocated_peak, replay.reserved_peak)
+        peaks = replay.allocated_peak, replay.reserved_peak
+        return Written(replay.num_events, 0, 0, *peaks, replay.num_allocs)
 
     def discard(self) -> None:
         """Nothing is on disk."""
@@ -45,19 +52,23 @@ class Curves:
 
 def imported(content: dict[str, Any], folder: Path) -> tuple[Followed, Curve]:
     """What an import makes of a snapshot."""
-    spool = Spool(folder)
-    for event in content["device_traces"][0]:
-        spool.add(dict(event), -1)
-    spool.flush()
+    spools: dict[int, Spool] = {}
+    path = write(folder / "snapshot.pickle", content)
+    closing = ExitStack()
+    snapshot, stacks = _read(path, folder, spools, closing)
+    spool = spools.get(0) or Spool(folder)
+    spool.stack_ids = stacks.ids
     made: list[Curves] = []
 
     def make_rows() -> Curves:
         made.append(Curves())
         return made[-1]
 
-    segments = _segments(folder, content, 0)
-    followed = follow(make_rows, spool, segments, _settings(content.get("allocator_settings")), {})  # type: ignore[arg-type]
+    segments = _segments(path, snapshot).get(0, [])
+    settings = _settings(snapshot.get("allocator_settings"))
+    followed = follow(make_rows, spool, segments, settings, stacks.frames)  # type: ignore[arg-type]
     spool.close()
+    closing.close()
     return followed, made[-1].curve
 
 
