@@ -227,7 +227,7 @@ class PickleStream(Window):
     def _operations(self) -> dict[int, Callable[[], None]]:
         return {
             0x80: self._protocol,
-            0x95: lambda: (self._take(8), None)[1],  # FRAME: how much to read at once, for those who care
+            0x95: self._frame,
             _MARK: self._mark,
             _STOP: self._stop,
             0x7D: self._empty_dict,

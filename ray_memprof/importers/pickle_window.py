@@ -28,6 +28,7 @@ _MAGIC = {
     b"{": "it is text, JSON perhaps",
     b"(d": "it is one of protocol 0 or 1, pickle it anew with protocol 4",
 }
+_FRAME = 0x95
 _from_bytes = int.from_bytes
 
 
@@ -50,6 +51,8 @@ class Window:
         self._data, self._at, self._limit, self._end = b"", 0, -1, -1
         self._num_read = 0
         self._is_at_end = False
+        self._frame_at = 2
+        """Where in the data the next FRAME opcode is, if there is one: the first follows the protocol."""
 
     def _check_memory(self) -> None:
         """Refuse a file that takes too much; asked every LOOK_BYTES."""
@@ -68,12 +71,32 @@ class Window:
             raise NotASnapshot(f"{self._name} cannot be read: {error.strerror}") from error
         self._num_read += len(more)
         self._data = self._data[self._at :] + more
+        self._frame_at -= self._at
         self._at = 0
         if len(more) < WINDOW_BYTES:
             self._is_at_end = True
             self._data += bytes(2 * MARGIN)
+        self._leave_frames_out()
+
+    def _leave_frames_out(self) -> None:
+        """Take the FRAME opcodes out of what is to come: they cut events in two, and tell only how much to read."""
+        data, at, begin = self._data, self._frame_at, 0
+        end = len(data) - (2 * MARGIN if self._is_at_end else 0)
+        parts = []
+        while begin <= at <= end - 9 and data[at] == _FRAME:
+            parts.append(data[begin:at])
+            begin = at + 9
+            at = begin + _from_bytes(data[at + 1 : begin], "little")
+        if parts:
+            self._data = b"".join((*parts, data[begin:]))
+        self._frame_at = at - 9 * len(parts)
         self._end = len(self._data) - MARGIN
-        self._limit = min(self._end, LOOK_BYTES)
+        self._limit = min(self._end, self._at + LOOK_BYTES)
+
+    def _frame(self) -> None:
+        """One that stands behind what was in no frame, such as a long text."""
+        self._frame_at = self._number(8) + self._at
+        self._leave_frames_out()
 
     def _is_past_end(self) -> bool:
         return self._is_at_end and self._at > len(self._data) - 2 * MARGIN
