@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import pytest
 from allocator_model import DEFAULT, VERSIONS, Model, Scenario, Settings, Version, play
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from snapshots import write
 
 from ray_memprof.importers.certainty import Followed, follow
 from ray_memprof.importers.rows import Written
 from ray_memprof.importers.spool import Spool
-from ray_memprof.importers.torch_snapshot import _segments, _settings
+from ray_memprof.importers.torch_snapshot import _read, _segments, _settings
 from ray_memprof.replay import BlockReplay
 
 MIB = 2**20
@@ -37,7 +39,14 @@ class Curves:
             for event in events:
                 replay.feed([event])
                 self.curve.append((replay.allocated, replay.reserved, replay.active))
-        return Written(replay.num_events, 0, 0, replay.allocated_peak, replay.reserved_peak)
+        return Written(
+            num_events=replay.num_events,
+            start_ns=0,
+            end_ns=0,
+            allocated_peak=replay.allocated_peak,
+            reserved_peak=replay.reserved_peak,
+            num_allocs=replay.num_allocs,
+        )
 
     def discard(self) -> None:
         """Nothing is on disk."""
@@ -45,19 +54,19 @@ class Curves:
 
 def imported(content: dict[str, Any], folder: Path) -> tuple[Followed, Curve]:
     """What an import makes of a snapshot."""
-    spool = Spool(folder)
-    for event in content["device_traces"][0]:
-        spool.add(dict(event), -1)
-    spool.flush()
+    path = write(folder / "a.pickle", content)
     made: list[Curves] = []
 
     def make_rows() -> Curves:
         made.append(Curves())
         return made[-1]
 
-    segments = _segments(folder, content, 0)
-    followed = follow(make_rows, spool, segments, _settings(content.get("allocator_settings")), {})  # type: ignore[arg-type]
-    spool.close()
+    with ExitStack() as closing:
+        spools: dict[int, Spool] = {}
+        snapshot, _ = _read(path, folder, spools, closing)
+        segments = list[Mapping[str, Any]](_segments(path, snapshot).get(0, []))
+        settings = _settings(snapshot.get("allocator_settings"))
+        followed = follow(make_rows, spools[0], segments, settings, ())  # type: ignore[arg-type]
     return followed, made[-1].curve
 
 
