@@ -118,8 +118,10 @@ def write(record: Record, live: Live) -> None:
     """All that is derived from what the ranks recorded."""
     from ray_memprof import db, report
     from ray_memprof.collect import write_driver_tables
+    from ray_memprof.diagnosis import findings
     from ray_memprof.exporters import memory_events
-    from ray_memprof.summary import summary_lines
+    from ray_memprof.query import opened
+    from ray_memprof.summary import figure_lines
 
     run_dir = record.folder.path
     with live.stage("report"):
@@ -127,10 +129,13 @@ def write(record: Record, live: Live) -> None:
         write_driver_tables(run_dir, record.run_row(), record.rank_rows())
         db.build(run_dir)
         record.problems += db.limits(run_dir)
-        # Before anything that is larger: figures are told even where a report cannot be written.
-        record.figures = summary_lines(run_dir)
-        memory_events.write(run_dir)
-        report.write(run_dir, record.problems)
+        # Opened and diagnosed once: of a thousand ranks each takes ten seconds.
+        with opened([run_dir], is_apart=True) as connection:
+            found = findings(connection)
+            # Before anything that is larger: figures are told even where a report cannot be written.
+            record.figures = figure_lines(connection, found)
+            memory_events.write(run_dir)
+            report.write(run_dir, record.problems, known=report.Known(connection, found))
     record.note()  # the seconds of this stage too
 
 

@@ -5,6 +5,7 @@
 Takes the tables of a run, finished or failed; leaves nothing.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,20 @@ def summary_lines(run_dir: Path) -> list[str]:
         ConfigError: `run_dir` is no run.
     """
     with db.open_run(run_dir) as connection:
-        lines = [
-            *_peaks(connection),
-            *_imbalance(connection),
-            *_books(connection),
-            *_replay(connection),
-            *_findings(connection),
-        ]
+        lines = figure_lines(connection, diagnosis.findings(connection))
     report = run_dir / REPORT_FILE
     return [*lines, f"report: {report}"] if report.exists() else lines
+
+
+def figure_lines(connection: duckdb.DuckDBPyConnection, found: Sequence[diagnosis.Finding]) -> list[str]:
+    """The same of a run that is open, whose findings are known."""
+    return [
+        *_peaks(connection),
+        *_imbalance(connection),
+        *_books(connection),
+        *_replay(connection),
+        *_findings(found),
+    ]
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:
@@ -118,8 +124,7 @@ def _replay(connection: duckdb.DuckDBPyConnection) -> list[str]:
     ]
 
 
-def _findings(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    found = diagnosis.findings(connection)
+def _findings(found: Sequence[diagnosis.Finding]) -> list[str]:
     more = len(found) - MOST_FINDINGS
     noted = [f"more findings: {more}, see ray-memprof diagnose"] if more > 0 else []
     return [*diagnosis.lines(found, MOST_FINDINGS), *noted]
