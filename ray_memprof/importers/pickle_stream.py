@@ -10,7 +10,6 @@ in the memo is given up, and of the rest only what an import needs is kept (snap
 bytes an entry, three or four entries an event), each text and each frame once, and the segments. What is kept is
 counted in bytes; a small file that would take much is refused. Protocols 2 to 5, as pickle, torch's own C++ writer
 and this project's export write.
-
 The format: Lib/pickletools.py of CPython describes every opcode.
 """
 
@@ -125,11 +124,10 @@ class PickleStream(Window):
         try:
             self._refill()
             if self._num_read and self._data[0] != 0x80:
-                self._refuse("is no pickle of protocol 2 or later")
+                self._refuse_kind()
             while self._result is None:
                 self._ops[self._simple()]()
         except (IndexError, TypeError, ValueError, OverflowError, KeyError) as error:
-            # A stack that is empty, a key that is no text: all of it is the file's.
             if self._is_past_end():
                 self._cut_off()
             self._refuse(f"is damaged: {error}")
@@ -297,9 +295,6 @@ class PickleStream(Window):
             return self._stack[-1]
         return self._marks[-1][-1] if self._marks and self._marks[-1] else None
 
-    def _is_setting(self) -> bool:
-        return self._settings_depth >= 0 or (len(self._stack) > 1 and type(self._stack[-2]) is Settings)
-
     def _empty_dict(self) -> None:
         """A dictionary; what it is of is told from where it is."""
         stack, depth = self._stack, len(self._marks)
@@ -321,7 +316,7 @@ class PickleStream(Window):
             made = {}
         elif depth <= 1 and stack and stack[-1] in SETTINGS_KEYS:
             made = Settings()
-        elif self._is_setting():
+        elif self._settings_depth >= 0 or (len(stack) > 1 and type(stack[-2]) is Settings):
             made = {}
         if made is not UNASKED:
             self._kept_bytes += _FRAME_BYTES if kind is Stack else _OPEN_BYTES
@@ -341,7 +336,8 @@ class PickleStream(Window):
 
     def _empty_list(self) -> None:
         """The same of a list."""
-        below = self._stack[-1] if self._stack else None
+        stack = self._stack
+        below = stack[-1] if stack else None
         around, depth = self._around(), len(self._marks)
         made: Any = UNASKED
         if below == "frames":
@@ -355,7 +351,7 @@ class PickleStream(Window):
         elif self._traces is not None and self._is_next_trace(around, below):
             made = Trace(self._num_traces)
             self._num_traces += 1
-        elif self._is_setting():
+        elif self._settings_depth >= 0 or (len(stack) > 1 and type(stack[-2]) is Settings):
             made = []
         if made is not UNASKED:
             self._kept_bytes += _OPEN_BYTES
@@ -443,7 +439,6 @@ class PickleStream(Window):
             self._refuse(f"is damaged: it sets an item of {_kind(target)}")
 
     def _drop_top(self) -> None:
-        """A part is complete, whether its list is written in batches or in one piece: it goes before the next."""
         self._stack[-1] = GONE
         if len(self._stack) > _BATCH:
             del self._stack[:-1]

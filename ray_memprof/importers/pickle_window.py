@@ -21,6 +21,13 @@ CALLS = {
     0x52: "REDUCE", 0x62: "BUILD", 0x6F: "OBJ", 0x81: "NEWOBJ", 0x92: "NEWOBJ_EX", 0x82: "EXT1", 0x83: "EXT2",
     0x84: "EXT4", 0x50: "PERSID", 0x51: "BINPERSID", 0x97: "NEXT_BUFFER",
 }  # fmt: skip
+_MAGIC = {
+    b"\x1f\x8b": "it is compressed (gzip), decompress it first",
+    b"\x28\xb5\x2f\xfd": "it is compressed (zstd), decompress it first",
+    b"PK": "it is a zip archive, as torch.save makes",
+    b"{": "it is text, JSON perhaps",
+    b"(d": "it is one of protocol 0 or 1, pickle it anew with protocol 4",
+}
 _from_bytes = int.from_bytes
 
 
@@ -115,3 +122,7 @@ class Window:
         if self._is_past_end() or (code == 0 and self._at > len(self._data) - 2 * MARGIN):
             self._cut_off()
         self._refuse(f"has opcode 0x{code:02x} at byte {self._offset():,}, which no snapshot has")
+
+    def _refuse_kind(self) -> NoReturn:
+        kind = next((f": {kind}" for magic, kind in _MAGIC.items() if self._data.startswith(magic)), "")
+        self._refuse(f"is no pickle of protocol 2 or later{kind}")

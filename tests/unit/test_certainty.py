@@ -17,7 +17,7 @@ from ray_memprof.importers.certainty import Followed, follow
 from ray_memprof.importers.rows import Written
 from ray_memprof.importers.spool import Spool
 from ray_memprof.importers.torch_snapshot import _read, _segments, _settings
-from ray_memprof.replay import BlockReplay
+from ray_memprof.replay import BlockReplay, Columns
 
 MIB = 2**20
 PRIVATE, OWN = (0, 1), (0, 2)
@@ -35,18 +35,16 @@ class Curves:
         replay = self.replay
         replay.prime(at_start, 0)
         self.curve = [(replay.allocated, replay.reserved, replay.active)]
-        for _, events in chunks:
-            for event in events:
-                replay.feed([event])
+        for chunk in chunks:
+            actions = [chunk.actions[number] for number in chunk.action]
+            for one in zip(actions, chunk.address.tolist(), chunk.size.tolist(), strict=True):
+                action, address, size = one
+                replay.follow(
+                    Columns(action=[action], address=[address], requested_bytes=[size], span_id=[0])
+                )
                 self.curve.append((replay.allocated, replay.reserved, replay.active))
-        return Written(
-            num_events=replay.num_events,
-            start_ns=0,
-            end_ns=0,
-            allocated_peak=replay.allocated_peak,
-            reserved_peak=replay.reserved_peak,
-            num_allocs=replay.num_allocs,
-        )
+        peaks = replay.allocated_peak, replay.reserved_peak
+        return Written(replay.num_events, 0, 0, *peaks, replay.num_allocs)
 
     def discard(self) -> None:
         """Nothing is on disk."""
@@ -54,19 +52,23 @@ class Curves:
 
 def imported(content: dict[str, Any], folder: Path) -> tuple[Followed, Curve]:
     """What an import makes of a snapshot."""
-    path = write(folder / "a.pickle", content)
+    spools: dict[int, Spool] = {}
+    path = write(folder / "snapshot.pickle", content)
+    closing = ExitStack()
+    snapshot, stacks = _read(path, folder, spools, closing)
+    spool = spools.get(0) or Spool(folder)
+    spool.stack_ids = stacks.ids
     made: list[Curves] = []
 
     def make_rows() -> Curves:
         made.append(Curves())
         return made[-1]
 
-    with ExitStack() as closing:
-        spools: dict[int, Spool] = {}
-        snapshot, _ = _read(path, folder, spools, closing)
-        segments = list[Mapping[str, Any]](_segments(path, snapshot).get(0, []))
-        settings = _settings(snapshot.get("allocator_settings"))
-        followed = follow(make_rows, spools[0], segments, settings, ())  # type: ignore[arg-type]
+    segments = _segments(path, snapshot).get(0, [])
+    settings = _settings(snapshot.get("allocator_settings"))
+    followed = follow(make_rows, spool, segments, settings, stacks.frames)  # type: ignore[arg-type]
+    spool.close()
+    closing.close()
     return followed, made[-1].curve
 
 

@@ -17,6 +17,7 @@ from ray_memprof.cli import app
 from ray_memprof.errors import ConfigError
 from ray_memprof.exporters import torch_snapshot
 from ray_memprof.importers.torch_snapshot import import_snapshots
+from ray_memprof.schema import SCHEMA_VERSION
 from ray_memprof.store import table_dir
 
 MIB = 2**20
@@ -114,7 +115,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     }  # fmt: skip
     assert found["external_annotations"] == []
     assert found["ray_memprof"] == {
-        "schema_version": 1, "run_id": "", "rank": 0, "source": ""
+        "schema_version": SCHEMA_VERSION, "run_id": "", "rank": 0, "source": ""
     }  # fmt: skip
 
 

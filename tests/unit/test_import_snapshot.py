@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from snapshots import FRAMES, Simulation, snapshot, write
 from typer.testing import CliRunner
 
@@ -18,7 +20,7 @@ from ray_memprof.diagnosis import findings
 from ray_memprof.errors import DiskFull
 from ray_memprof.importers.beginning import Witness
 from ray_memprof.importers.pickle_window import NotASnapshot
-from ray_memprof.importers.torch_snapshot import import_snapshots
+from ray_memprof.importers.torch_snapshot import import_file, import_snapshots
 from ray_memprof.replay import BlockReplay
 from ray_memprof.store import table_dir
 
@@ -405,6 +407,49 @@ def test_events_that_are_none_are_refused(tmp_path: Path, change: dict[str, Any]
         import_snapshots([path], tmp_path / "run", "x")
     assert told in str(caught.value) and str(path) in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def places_in(value: Any) -> list[tuple[Any, Any]]:
+    """Every member of every list and dictionary inside of it: who has it, and under which key."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    return [place for key in keys for place in ((value, key), *places_in(value[key]))]
+
+
+_ODD: tuple[Any, ...] = (
+    -1, 0, 2**31, 2**62, 2**63, 2**64, 2**200, -(2**63), -(2**64), 1.5, "x", "\ud800", None, True, (1, 2), [], {}, [[]],
+)  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.booleans(), st.sampled_from((2, 4)), st.data())
+def test_a_snapshot_with_any_value_anywhere_is_a_run_or_none(
+    tmp_path_factory: pytest.TempPathFactory, expandable: bool, protocol: int, data: st.DataObject
+) -> None:
+    content = Simulation(4, expandable=expandable, operations=20).snapshot(3, ["a", "b"], stacks=True)
+    content = pickle.loads(pickle.dumps(content))
+    for _ in range(data.draw(st.integers(1, 3))):
+        container, key = data.draw(st.sampled_from(places_in(content)))
+        container[key] = data.draw(st.sampled_from(_ODD))
+    folder = tmp_path_factory.mktemp("any")
+    path = folder / "rank0.pickle"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    try:
+        imported = import_file(path, folder / "tables")
+    except NotASnapshot as error:
+        assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 700
+    else:
+        assert all(one.written.num_events > 0 for one in imported)
+
+
+def test_a_path_of_many_levels_is_a_hundred_spans(tmp_path: Path) -> None:
+    """Each span has its path: without an end the paths of 40,000 levels would take gigabytes."""
+    deep = "/".join("a" * 40_000)
+    content = snapshot([event("alloc", 0, 512, text=deep), event("alloc", 512, 512, 2, "a")], [])
+    path = write(tmp_path / "rank0.pickle", {**content, "ray_memprof": {"rank": 0}})
+    import_file(path, tmp_path / "tables")
+    found = rows(tmp_path / "tables", "spans", 0, "depth", "name")
+    assert len(found) == 100
+    assert max(found) == (99, "/".join("a" * (40_000 - 99)))
 
 
 @pytest.mark.parametrize("segments", [[3], [{"device": 0}], [segment(0) | {"blocks": [{"size": "x"}]}], 7])

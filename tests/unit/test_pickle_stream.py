@@ -1,6 +1,7 @@
 """The reader of snapshots: what pickle and C++ write, one by one or by the thousand; whatever is none is refused."""
 
 import errno
+import gzip
 import io
 import os
 import pickle
@@ -342,7 +343,9 @@ _TOUCH = f"touch {os.devnull}.never"
         (b"", "is cut off after 0 bytes"),
         (b"garbage, all of it", "is no pickle of protocol 2 or later"),
         (b"\x80\x06N.", "is a pickle of protocol 6; 2 to 5 are known"),
-        (pickle.dumps({}, protocol=0), "is no pickle of protocol 2 or later"),
+        (pickle.dumps({}, protocol=0), "is no pickle of protocol 2 or later: it is one of protocol 0 or 1"),
+        (gzip.compress(b"x"), "is no pickle of protocol 2 or later: it is compressed (gzip)"),
+        (b"PK\x03\x04", "is no pickle of protocol 2 or later: it is a zip archive"),
         (pickle.dumps(None), "has no device_traces"),
         (pickle.dumps([1, 2]), "has no device_traces"),
         (pickle.dumps({"segments": []}), "has no device_traces"),
@@ -421,7 +424,7 @@ def end_of(data: bytes) -> str:
         text = str(error)
         assert "\n" not in text and len(text) < 500
         return text
-    except (KeyError, TypeError):  # told of the event by whoever takes it: see test_spool.py
+    except (KeyError, TypeError):  # told of the event by whoever takes it: see test_import_snapshot.py
         return "an event that is none"
     return "read"
 
