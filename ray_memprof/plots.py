@@ -20,6 +20,10 @@ MOST_RANKS = 16
 """Of a larger run, so many ranks are drawn one by one ..."""
 MOST_LINES = 4
 """... and so many in one picture, with the range of all."""
+MOST_POINTS = 400
+"""Of a line over steps; of more steps each point is the highest of several, so that peaks stay what they are."""
+MOST_BANDS = 200
+"""Of the stages behind an area; the shortest of more are too narrow to be seen."""
 TENSORS = (*CATEGORIES, "uncategorised")
 OUTSIDE = ("context", "nccl", "libraries", "others", "unexplained")
 ACCOUNTS = (*TENSORS, "cached", *OUTSIDE)
@@ -150,9 +154,9 @@ def _line(name: str, slices: Sequence[Row], frame: Frame, column: str) -> Row:
 def ranks_over_time(
     slices: Sequence[Row], spread: Sequence[Row], ranks: Sequence[int], frame: Frame
 ) -> Figure:
-    """Device memory in use of every rank in one picture; of many ranks the range, and the chosen ones in it."""
+    """Device memory in use of some ranks in one picture; `spread`: the range of all, where there are more."""
     data: list[Row] = []
-    if len({row["rank"] for row in slices}) > len(ranks):
+    if spread:
         style = {"shape": "hv", "width": 0, "color": "var:others"}
         low, high = (_line(f"{end} of all ranks", spread, frame, f"{end}_bytes") for end in ("min", "max"))
         data = [
@@ -197,7 +201,11 @@ def _bands(bands: Sequence[Row], frame: Frame) -> Row:
     notes: list[Row] = []
     # On a ground of its own: a name may lie over dark areas.
     style = {"font": {"color": "var:ink"}, "bgcolor": "var:paper", "opacity": 0.8, "borderpad": 1}
-    for number, row in enumerate(bands):
+    longest = sorted(
+        range(len(bands)), key=lambda number: bands[number]["start_ns"] - bands[number]["end_ns"]
+    )
+    for number in sorted(longest[:MOST_BANDS]):
+        row = bands[number]
         start, end = frame.seconds(row["start_ns"]), frame.seconds(row["end_ns"])
         place = {"xref": "x", "yref": "paper", "x0": start, "x1": end, "y0": 0, "y1": 1.09}
         colour = f"var:band{number % 2}"
@@ -351,8 +359,11 @@ def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
     """Peak and time of every denoise step, a line a rank; of a script a line a rank and module."""
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     data: list[Row] = []
+    by_line: dict[tuple[int, str], list[Row]] = {}
+    for row in rows:
+        by_line.setdefault((row["rank"], row["stage"]), []).append(row)
     for position, (rank, stage) in enumerate(product(ranks, stages)):
-        mine = [row for row in rows if (row["rank"], row["stage"]) == (rank, stage)]
+        mine = by_line.get((rank, stage), [])
         name = f"rank {rank}" if len(stages) == 1 else f"rank {rank}, {stage}"
         style: Row = {
             "type": "scatter",
@@ -362,10 +373,12 @@ def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
         }
         style["line"] = {"color": _rank_colour(position), "dash": _dash(position), "width": 2}
         style["marker"] = {"symbol": f"{SYMBOLS[position % len(SYMBOLS)]}-open", "size": 9}
-        style["x"] = [row["step"] for row in mine]
-        sizes = {"customdata": [row["allocated_peak_bytes"] for row in mine], "meta": {"gib": "y"}}
+        full, long = (_highest(mine, key) for key in ("allocated_peak_bytes", "duration_ns"))
+        sizes: Row = {"x": [row["step"] for row in full], "meta": {"gib": "y"}}
+        sizes["customdata"] = [row["allocated_peak_bytes"] for row in full]
         sizes["hovertemplate"] = f"step %{{x}}: %{{y:.2f}} GiB ({BYTES})"
-        times = {"y": [row["duration_ns"] / 1e9 for row in mine], "yaxis": "y2", "showlegend": False}
+        times: Row = {"x": [row["step"] for row in long], "yaxis": "y2", "showlegend": False}
+        times["y"] = [row["duration_ns"] / 1e9 for row in long]
         times["hovertemplate"] = "step %{x}: %{y:.3f} s"
         data += [{**style, **sizes}, {**style, **times}]
     layout = {
@@ -389,6 +402,14 @@ def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
         },
     }
     return {"data": data, "layout": layout, "height": 440}
+
+
+def _highest(rows: Sequence[Row], figure: str, most: int = MOST_POINTS) -> list[Row]:
+    """At most so many rows, as they come: of neighbours the one with the highest figure."""
+    size = -(-len(rows) // most) or 1
+    return [
+        max(rows[start : start + size], key=lambda row: row[figure]) for start in range(0, len(rows), size)
+    ]
 
 
 def peaks_of_runs(names: Sequence[str], sizes: Mapping[str, Sequence[int | None]]) -> Figure:

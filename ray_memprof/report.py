@@ -8,7 +8,11 @@ is fetched.
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import duckdb
 from markupsafe import Markup
 
 from ray_memprof import db, plots
-from ray_memprof.diagnosis import findings
+from ray_memprof.diagnosis import Finding, findings
 from ray_memprof.errors import ConfigError
 from ray_memprof.page import environment, gib, packed_plotly
 from ray_memprof.query import opened
@@ -45,8 +49,13 @@ CONTENTS = {
 """Questions that have a part of the report, in its order, with the part's title; one without rows is left out."""
 DETAILS = ("base_memory", "activation_by_stage", "fragmentation", "model_switching", "replay_check")
 """Tables for a closer look, without a link at the top."""
+OF_ALL_RANKS = ("peak_by_rank", "imbalance", "books_at_peak", "peak_by_stage", "replay_check")
+"""Asked of every rank: the first two show each, the others go into figures or tiles too."""
 PER_RANK = frozenset(CONTENTS) - {"peak_by_rank", "imbalance"}
 """Of a large run, these show some ranks only."""
+MOST_ROWS = 400
+"""Of a table for a closer look; the others are counted. Figures and what is stated are of all rows."""
+_REACH = "MIN(start_ns) AS start_ns, MAX(end_ns) AS end_ns, MAX(device_used_bytes) AS device_used_bytes"
 MEASURES = {"device_used": "device used", "reserved": "reserved", "allocated": "allocated"}
 
 Row = dict[str, Any]
@@ -54,29 +63,45 @@ Tables = dict[str, list[Row]]
 Panels = dict[str, list[tuple[str, str]]]
 
 
-def write(run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None) -> Path:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A run that is open already, and what is found in it."""
+
+    connection: duckdb.DuckDBPyConnection
+    findings: Sequence[Finding]
+
+
+def write(
+    run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None, known: Known | None = None
+) -> Path:
     """Write the report of a run; where it is.
 
     Args:
         run_dir: the run.
         problems: lines of collect about records that are not whole.
         beside: a run of the same configuration from another source, a prediction of this one: shown beside it.
+        known: the run, where it is open already; None: it is opened.
 
     Raises:
         ConfigError: `run_dir` is no run, or `beside` none that could be set beside it.
         DiskFull: no room for it.
     """
     path = run_dir / REPORT_FILE
-    html = render(run_dir, problems, beside=beside)
+    html = render(run_dir, problems, beside=beside, known=known)
     with run_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path
 
 
-def render(run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None) -> str:
+def render(
+    run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None, known: Known | None = None
+) -> str:
     """The report as text."""
-    with opened([run_dir], is_apart=True) as connection:
-        facts = _facts(connection)
+    if known is None:
+        with opened([run_dir], is_apart=True) as connection:
+            facts = _facts(Known(connection, findings(connection)))
+    else:
+        facts = _facts(known)
     if beside is not None:
         facts["beside"] = _beside(facts, beside)
         facts["contents"]["beside"] = "Predicted and measured"
@@ -86,20 +111,23 @@ def render(run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None =
     return environment().get_template(TEMPLATE).render(**facts, problems=problems, run_dir=run_dir)
 
 
-def _facts(connection: duckdb.DuckDBPyConnection) -> Row:
+def _facts(known: Known) -> Row:
+    connection = known.connection
     runs = _ask(connection, "FROM runs")
     # A driver that was killed wrote none.
     run: Row = runs[0] if runs else dict.fromkeys(RUNS.schema.names)
     ranks = _ask(connection, "FROM ranks ORDER BY rank")
-    whole = {name: _ask(connection, db.question(name)) for name in CONTENTS}
+    whole = {name: _ask(connection, db.question(name)) for name in OF_ALL_RANKS}
     failed = [row["rank"] for row in ranks if row["status"] != "ok"]
     peaks = whole["peak_by_rank"]
     shown = plots.chosen(peaks, failed)
+    whole |= {name: _ask_of(connection, name, shown) for name in CONTENTS if name not in OF_ALL_RANKS}
     few = plots.chosen(peaks, failed, plots.MOST_LINES) if len(shown) < len(peaks) else shown
     if len(ranks) < 2:
         whole["imbalance"] = []
     tables = {name: _of(rows, shown) if name in PER_RANK else rows for name, rows in whole.items()}
     figures, panels = _figures(connection, tables, whole, shown, few)
+    listed, left_out = _listed(tables)
     contents = {name: title for name, title in CONTENTS.items() if name == "peak_by_rank" or whole[name]}
     return {
         "run": run,
@@ -116,14 +144,51 @@ def _facts(connection: duckdb.DuckDBPyConnection) -> Row:
         "figures": figures,
         "plotly": packed_plotly() if figures else "",
         "beside": None,
-        "findings": findings(connection),
+        "findings": known.findings,
+        "left_out": left_out,
+        "most_drawn_steps": plots.MOST_POINTS,
+        "num_drawn_steps": max(
+            Counter((row["rank"], row["stage"]) for row in tables["steps"]).values(), default=0
+        ),
         **panels,
-        **tables,
+        **listed,
     }
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, text: str) -> list[Row]:
     return connection.sql(text).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+
+
+def _ask_of(connection: duckdb.DuckDBPyConnection, name: str, ranks: Sequence[int]) -> list[Row]:
+    """The rows that a question has on some ranks, in its order: nothing is worked out for the others."""
+    listed = ", ".join(map(str, ranks))
+    return (
+        _ask(connection, f"SELECT * FROM ({db.question(name)}\n) WHERE rank IN ({listed})") if ranks else []
+    )
+
+
+def _listed(tables: Tables) -> tuple[Tables, dict[str, int]]:
+    """Of each table for a closer look the rows that say most, and how many are left out."""
+    listed, left_out = dict(tables), {}
+    for name, rows in tables.items():
+        if name not in PER_RANK or len(rows) <= MOST_ROWS:
+            continue
+        listed[name] = telling(rows, MOST_ROWS)
+        left_out[name] = len(rows) - len(listed[name])
+    return listed, left_out
+
+
+def telling(rows: Sequence[Row], most: int) -> list[Row]:
+    """At most so many rows, in their order: of every rank the first and the last, and the largest of each figure."""
+    figures = [key for key in rows[0] if key.endswith(("bytes", "duration_ns"))]
+    starts = {row["rank"]: number for number, row in reversed(list(enumerate(rows)))}
+    ends = {row["rank"]: number for number, row in enumerate(rows)}
+    largest = [nlargest(most, range(len(rows)), key=lambda number: rows[number][key] or 0) for key in figures]  # noqa: B023
+    # The largest of each figure come before the second largest of any.
+    chosen = dict.fromkeys(
+        [*starts.values(), *ends.values(), *chain.from_iterable(zip(*largest, strict=True))]
+    )
+    return [rows[number] for number in sorted(islice(chosen, most))]
 
 
 def _of(rows: Sequence[Row], ranks: Sequence[int]) -> list[Row]:
@@ -176,18 +241,18 @@ def _timelines(
     shown: Sequence[int],
     few: Sequence[int],
 ) -> list[tuple[str, plots.Figure]]:
-    slices = _ask(connection, db.question("timeline"))
+    slices = _ask_of(connection, "timeline", shown)
     if not slices:
         return []
-    frame = plots.frame(slices, peaks)
-    bands = _by_rank(_ask(connection, db.question("stage_bands")))
+    frame = plots.frame(_ask(connection, f"SELECT {_REACH} FROM timeline"), peaks)
+    bands = _by_rank(_ask_of(connection, "stage_bands", shown))
     moments, of_rank = _by_rank(tables["timeline_by_account"]), _by_rank(slices)
     figures = [
         (f"rank {rank}", plots.area(moments.get(rank, []), of_rank[rank], bands.get(rank, []), frame))
         for rank in shown
     ]
     if len(shown) > 1:
-        spread = _ask(connection, db.question("timeline_spread"))
+        spread = _ask(connection, db.question("timeline_spread")) if len(few) < len(peaks) else []
         together = ("all ranks", plots.ranks_over_time(slices, spread, few, frame))
         # Of many ranks the whole comes first, of a few the single one.
         figures.insert(0 if len(shown) < len(peaks) else len(figures), together)

@@ -157,14 +157,19 @@ def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
         problems: what is missing of it; what its folder's place rules out is added.
     """
     from ray_memprof import db, report
+    from ray_memprof.diagnosis import findings
     from ray_memprof.exporters import memory_events
-    from ray_memprof.summary import summary_lines
+    from ray_memprof.query import opened
+    from ray_memprof.summary import figure_lines
 
     db.build(run_dir)
     problems += db.limits(run_dir)
-    yield from summary_lines(run_dir)
-    memory_events.write(run_dir)
-    report.write(run_dir, problems)
+    # Opened and diagnosed once: of a thousand ranks each takes ten seconds.
+    with opened([run_dir], is_apart=True) as connection:
+        found = findings(connection)
+        yield from figure_lines(connection, found)
+        memory_events.write(run_dir)
+        report.write(run_dir, problems, known=report.Known(connection, found))
 
 
 def summary(record: Record) -> list[str]:

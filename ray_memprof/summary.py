@@ -5,6 +5,7 @@
 Takes the tables of a run, finished or failed; leaves nothing.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,18 @@ def summary_lines(run_dir: Path) -> list[str]:
         ConfigError: `run_dir` is no run.
     """
     with db.open_run(run_dir) as connection:
-        return [
-            *_peaks(connection),
-            *_imbalance(connection),
-            *_books(connection),
-            *_replay(connection),
-            *_findings(connection),
-        ]
+        return figure_lines(connection, diagnosis.findings(connection))
+
+
+def figure_lines(connection: duckdb.DuckDBPyConnection, found: Sequence[diagnosis.Finding]) -> list[str]:
+    """The same of a run that is open, whose findings are known."""
+    return [
+        *_peaks(connection),
+        *_imbalance(connection),
+        *_books(connection),
+        *_replay(connection),
+        *_findings(found),
+    ]
 
 
 def _ask(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:
@@ -176,8 +182,7 @@ def _why_not(rows: list[dict[str, Any]]) -> str:
     return "no allocator events were recorded"
 
 
-def _findings(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    found = diagnosis.findings(connection)
+def _findings(found: Sequence[diagnosis.Finding]) -> list[str]:
     more = len(found) - MOST_FINDINGS
     noted = [f"more findings: {more}, see ray-memprof diagnose"] if more > 0 else []
     return [*diagnosis.lines(found, MOST_FINDINGS), *noted]

@@ -83,6 +83,9 @@ class Meter:
     def on_step(self, step, steps):
         pass
 
+    def problem(self, text):
+        raise AssertionError(text)
+
 meter = Meter()
 with listening(meter):
     workload.run(plan, meter)

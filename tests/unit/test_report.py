@@ -541,3 +541,62 @@ def test_a_peak_outside_of_any_span_counts_and_has_no_place(tmp_path: Path) -> N
     assert summary_lines(tmp_path)[0].endswith("device used 0.0 MiB, in no span")
     (row,) = answer(tmp_path, "peak_by_rank")
     assert row[1:3] == (50, 60)
+
+
+def test_a_line_of_many_steps_keeps_its_peaks() -> None:
+    rows = [
+        {"rank": rank, "stage": "denoise", "step": step, "allocated_peak_bytes": 5, "duration_ns": 10**9}
+        for rank in (0, 1)
+        for step in range(10_000)
+    ]
+    rows[7_777] |= {"allocated_peak_bytes": 9}
+    rows[7_778] |= {"duration_ns": 3 * 10**9}
+    sizes, times, *_ = plots.steps(rows, [0, 1])["data"]
+    assert len(sizes["x"]) == len(sizes["customdata"]) == len(times["x"]) == plots.MOST_POINTS
+    assert dict(zip(sizes["x"], sizes["customdata"], strict=True))[7_777] == max(sizes["customdata"]) == 9
+    assert dict(zip(times["x"], times["y"], strict=True))[7_778] == max(times["y"]) == 3.0
+    assert sizes["x"] == sorted(sizes["x"])
+
+
+def test_of_many_stages_the_longest_are_drawn_behind_an_area() -> None:
+    bands = [
+        {"stage": f"s{number}", "start_ns": 10 * number, "end_ns": 10 * number + 1} for number in range(3_000)
+    ]
+    bands[2_500] |= {"end_ns": 25_009}
+    frame = plots.frame(slices(5), [])
+    layout = plots.area([], slices(5), bands, frame)["layout"]
+    assert len(layout["shapes"]) == len(layout["annotations"]) == plots.MOST_BANDS
+    assert "s2500" in {note["text"] for note in layout["annotations"]}
+
+
+def test_of_a_long_table_the_ends_and_the_largest_of_each_figure_are_listed() -> None:
+    rows = [
+        {"rank": rank, "step": step, "a_bytes": step % 7, "duration_ns": None}
+        for rank in (0, 1)
+        for step in range(50)
+    ]
+    rows[30] |= {"a_bytes": 99}
+    rows[60] |= {"duration_ns": 5}
+    assert report.telling(rows, 6)[0] == rows[0]
+    picked = [rows.index(row) for row in report.telling(rows, 6)]
+    assert picked == [0, 30, 49, 50, 60, 99]
+    assert report.telling(rows, 1000) == rows
+
+
+def test_a_report_of_many_steps_is_small_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    ranks = {}
+    for rank in (0, 1):
+        spans = [
+            span(n, "denoise", (10 * n, 10 * n + 9), allocated=(0, 0, 5), step=n) for n in range(1, 1_001)
+        ]
+        spans[500 + rank] = span(
+            501 + rank, "denoise", (5010, 5019), allocated=(0, 0, 999 + rank), step=501 + rank
+        )
+        ranks[rank] = {"spans": spans}
+    make_ranks(make_run(tmp_path, ranks), {}, {})
+    text = report.render(tmp_path)
+    assert "1,600 more rows are left out" in text
+    assert "Of 1,000 steps at most 400 are drawn" in text
+    assert text.count('title="999 bytes"') and text.count('title="1,000 bytes"')
+    figures = drawn(outline(text))
+    assert [max(trace["customdata"]) for trace in figures["steps"]["data"][::2]] == [999, 1000]
