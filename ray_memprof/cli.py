@@ -11,6 +11,7 @@ What a user got wrong ends in one line and a hint, with the exit code of errors.
 
 import re
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -105,10 +106,37 @@ def import_(
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"--name {name!r} names a folder: letters, digits, '.', '-' and '_'")
         run_dir = (output_dir / name / new_run_id()).absolute()
-        for line in (*import_snapshots(files, run_dir, name), *db.limits(run_dir)):
+        told_lines = import_snapshots(files, run_dir, name, tell=_to_stderr)
+        for line in (*told_lines, *db.limits(run_dir)):
             sys.stderr.write(visible(f"warning: {line}\n"))
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
+
+
+def _to_stderr(line: str) -> None:
+    with suppress(BrokenPipeError):
+        sys.stderr.write(visible(f"{line}\n"))
+
+
+@app.command("finish")
+def finish(
+    run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
+    copies: Annotated[
+        list[Path],
+        typer.Option("--from", metavar="FOLDER", help="A copy of a host's scratch folder of this run."),
+    ] = [],  # noqa: B006 - typer copies it
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray that reaches its hosts. Default: the one it had joined.")
+    ] = None,
+) -> None:
+    """Bring in what other hosts still hold of a run, or what a killed launcher left, and write its report."""
+    from ray_memprof.find_run import find_run
+
+    with told():
+        from ray_memprof.finish import finish as make_whole
+
+        for line in make_whole(find_run(run), copies, address=address):
+            sys.stdout.write(visible(f"{line}\n"))
 
 
 if __name__ == "__main__":

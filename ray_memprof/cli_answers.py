@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -69,6 +69,18 @@ def _say(text: str) -> None:
     """To the standard error; that nobody reads it changes no exit code."""
     with suppress(BrokenPipeError):
         sys.stderr.write(visible(text))
+
+
+def _say_standing(run_dirs: Iterable[Path]) -> None:
+    """Of runs that have not ended: an answer is of what their ranks have sealed so far."""
+    from ray_memprof.standing import standing
+
+    for run_dir in run_dirs:
+        found = standing(run_dir)
+        if found is not None:
+            _say(
+                f"note: {run_dir.parent.name}/{run_dir.name}: {found.text}; this is of what was recorded until now\n"
+            )
 
 
 @contextmanager
@@ -133,7 +145,9 @@ def query(
         elif show_sql:
             write_text(sql_of(question), out)
         else:
-            write(ask(question, find_runs(run, runs), is_named=runs is not None), format, out)
+            run_dirs = find_runs(run, runs)
+            _say_standing(run_dirs)
+            write(ask(question, run_dirs, is_named=runs is not None), format, out)
 
 
 def diagnose(
@@ -149,7 +163,10 @@ def diagnose(
         from ray_memprof.query import find_runs
 
         check_target(out)
-        found = [diagnosed(run_dir) for run_dir in find_runs(run, runs)]
+        run_dirs = find_runs(run, runs)
+        if format is not Told.TEXT:  # the text says it itself
+            _say_standing(run_dirs)
+        found = [diagnosed(run_dir) for run_dir in run_dirs]
         if format is Told.TEXT:
             write_text(found_text(found, is_named=runs is not None), out)
         else:
@@ -171,6 +188,7 @@ def report(
 
         run_dir = find_run(run)
         check_target(run_dir / REPORT_FILE)
+        _say_standing([run_dir])
         other = None if beside is None else find_run(beside)
         path = reporting.write(run_dir, _problems(run_dir), beside=other)
         sys.stdout.write(f"report: {path}\n")

@@ -11,10 +11,12 @@ Our own Ray is local and private: RAY_ADDRESS and running clusters are not looke
 
 import logging
 import os
+import signal
 import socket
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +31,9 @@ from ray import exceptions
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from ray_memprof import node_tasks, resources
+from ray_memprof import node_tasks, own_ray, resources
+from ray_memprof.awake import AwakeClock
+from ray_memprof.clock import kernel, offset
 from ray_memprof.collect import Remote
 from ray_memprof.crew import Address, Crew
 from ray_memprof.environment import forwarded
@@ -40,8 +44,8 @@ from ray_memprof.places import node_names, rank_order, rank_plans
 from ray_memprof.plan import RankFacts
 from ray_memprof.preflight import describe, gaps
 from ray_memprof.rank import CONTROL, Prepared, Rank
-from ray_memprof.ray_words import first_line
-from ray_memprof.record import Record
+from ray_memprof.ray_words import first_line, in_one_line
+from ray_memprof.record import Elsewhere, Record
 from ray_memprof.verdict import Verdict, log_name, name_ranks
 from wan.errors import WanError
 
@@ -50,6 +54,13 @@ OBJECT_STORE_BYTES = 512 * 2**20
 _POLL_S = 0.2
 _SAY_EVERY_S = 10.0
 _CONNECT_S = 10.0
+_NOT_THERE = (
+    "is it running there? `ray status` on that node tells; leave ray.address out for a Ray of our own"
+)
+_CLOCK_TRIPS = 7
+"""Times that a host is asked for its time: the quickest round trip takes well under a millisecond."""
+_CLOCK_SAID_NS = 100_000_000
+"""A clock that is off by less is nothing to tell people of."""
 _SEAL_S = 1.5
 """For ranks to write down what they hold, before they are killed. What they wrote earlier is safe without."""
 
@@ -87,12 +98,17 @@ class Cluster:
             self.nodes = node_names(self.facts)
         self._record.facts = self.facts
         folder = self._record.folder
-        plans = rank_plans(self.facts, self.config, folder.run_id, folder.path, forwarded(os.environ))
+        self._record.clock_offsets_ns = self._clock_offsets()
+        plans = [
+            replace(plan, clock_offset_ns=self._record.clock_offsets_ns[plan.rank])
+            for plan in rank_plans(self.facts, self.config, folder.run_id, folder.path, forwarded(os.environ))
+        ]
         with self._live.stage("torch"):
             self.prepared = self._all("prepare", [(plan,) for plan in plans])
         self._record.environment, self._record.checks = self.prepared[0].environment, self.prepared[0].checks
         checks = [ready.checks for ready in self.prepared]
         self._record.problems += gaps(checks)
+        self._record.elsewhere = self.elsewhere()
         self._record.note()
         self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True)), ()))
         self._tell_folders()
@@ -109,6 +125,33 @@ class Cluster:
         }
         ours = ray.get_runtime_context().get_node_id()
         return {rank: places[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
+
+    def _clock_offsets(self) -> dict[int, int]:
+        """What each rank's clock is ahead of ours, in ns; ranks of one kernel have one clock."""
+        offsets: dict[int, int] = {}
+        known = {kernel() or ray.get_runtime_context().get_node_id(): 0}
+        for rank, (one, actor) in enumerate(zip(self.facts, self._actors, strict=True)):
+            host = one.kernel or one.node_id
+            if host not in known:
+                known[host] = self._clock_offset(rank, actor)
+            offsets[rank] = known[host]
+        return offsets
+
+    def _clock_offset(self, rank: int, actor: Any) -> int:
+        limit_s = self.config.ray.timeouts.init_s
+
+        def ask() -> int:
+            self._check_interrupts()
+            with _explained(rank, ranked=True):
+                return int(ray.get(actor.now_ns.remote(), timeout=limit_s))
+
+        found = offset(self._record.clock, ask, _CLOCK_TRIPS)
+        if abs(found.ns) > max(_CLOCK_SAID_NS, found.error_ns):
+            self._live.say(
+                f"  the clock of {self.nodes[rank]} is {found.ns / 1e9:+.3f} s (within {found.error_ns / 1e6:.1f} ms) "
+                "ahead of this host's; it is taken out of all times"
+            )
+        return found.ns
 
     @property
     def home(self) -> str:
@@ -130,17 +173,29 @@ class Cluster:
                 "include_dashboard": False,
                 "object_store_memory": OBJECT_STORE_BYTES,
             }
+        own_ray.stay_on_loopback(config.address is None)
+        folder = own_ray.temp_dir() if config.address is None else None
         try:
             if config.address not in (None, "auto"):
                 _check_listens(config.address)
             # Ranks write logs of their own; what Ray would forward is folded and mixed.
             ray.init(
-                address=config.address or "local", logging_level=logging.ERROR, log_to_driver=False, **own
+                address=config.address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=folder,
+                **own,
             )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except SystemExit as error:
+            # Ray has set a handler of its own by then, which ends the process.
+            raise Interrupted(signal.SIGTERM) from error
+        except (
+            Exception
+        ) as error:  # of any class: a process of Ray's that does not come up is a bare Exception
             where = f"ray.address {config.address}" if config.address else "a Ray of our own"
-            reason = f"{where} could not be reached: {first_line(error)}"
-            raise StartFailed(reason, hint=_ray_hint(config.address)) from error
+            verb = "reached" if config.address else "started"
+            reason = f"{where} could not be {verb}: {in_one_line(error)}"
+            raise StartFailed(reason, hint=_ray_hint(config.address, own_ray.logs(folder))) from error
         # Ray has set a SIGTERM handler of its own.
         self._interrupts.install()
 
@@ -150,10 +205,11 @@ class Cluster:
         self._group = placement_group(
             [resources.wanted(self.config)] * self.config.num_ranks, strategy=ray_config.placement.upper()
         )
-        began = said = time.monotonic()
+        clock = AwakeClock(time.monotonic)
+        began = said = clock()
         while not self._group.wait(_POLL_S):
             self._check_interrupts()
-            now = time.monotonic()
+            now = clock()
             short = resources.shortage(self.config, ray.available_resources()) or "a place for all ranks"
             if now - began >= start_s:
                 raise GpusBusy(
@@ -182,7 +238,9 @@ class Cluster:
 
     def _all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call `method` on the first actors, one tuple of arguments each; raises for whoever fails or is missing."""
-        until = time.monotonic() + (limit_s := self.config.ray.timeouts.init_s)
+        # A launcher that was stopped meanwhile asks again, and not too late, what has become of them.
+        clock = AwakeClock(time.monotonic)
+        until = clock() + (limit_s := self.config.ray.timeouts.init_s)
         refs = [
             getattr(actor, method).remote(*given)
             for actor, given in zip(self._actors, arguments, strict=False)
@@ -194,7 +252,7 @@ class Cluster:
                 with _explained(refs.index(ref), ranked=bool(self.nodes)):
                     ray.get(ref)
             self._check_interrupts()
-            if pending and time.monotonic() >= until:
+            if pending and clock() >= until:
                 missing = [refs.index(ref) for ref in pending]
                 who = f"ranks {missing}" if self.nodes else f"{len(missing)} of {len(refs)} actors"
                 raise NeverArrived(
@@ -222,7 +280,8 @@ class Cluster:
         problems = []
         for node_id in dict.fromkeys(one.node_id for one in self.facts if one.node_id not in lost):
             ranks = {one.pid: rank for rank, one in enumerate(self.facts) if one.node_id == node_id}
-            left = node_tasks.end_processes(list(ranks), node_id, wait_s=self.config.ray.timeouts.stop_s)
+            started = {one.pid: one.started for one in self.facts if one.node_id == node_id}
+            left = node_tasks.end_processes(started, node_id, wait_s=self.config.ray.timeouts.stop_s)
             problems += [
                 f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "
                 "what it holds of its GPU stays"
@@ -262,6 +321,19 @@ class Cluster:
                 problems.append(f"{name_ranks(done)}: collected, and still in {where}: {reason}")
         return problems
 
+    def elsewhere(self, received: Collection[int] = ()) -> list[Elsewhere]:
+        """What ranks of other nodes record there, of those whose files are not in `received`."""
+        return [
+            Elsewhere(
+                host=self.facts[ranks[0]].host,
+                node_ip=self.facts[ranks[0]].node_ip,
+                folder=folder,
+                ranks=tuple(ranks),
+            )
+            for (_, folder), ranks in self._far().items()
+            if not set(ranks) <= set(received)
+        ]
+
     def _far(self) -> dict[tuple[str, Path], list[int]]:
         """The ranks by node and folder, of those that do not write into the run folder."""
         far: dict[tuple[str, Path], list[int]] = {}
@@ -281,6 +353,23 @@ class Cluster:
         self._kill()
         if self._group is not None:
             remove_placement_group(self._group)
+        ray.shutdown()
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """A Ray that runs already, for questions to its nodes after a run; raises StartFailed where there is none."""
+    try:
+        if address != "auto":
+            _check_listens(address)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise StartFailed(
+            f"Ray at {address} could not be reached: {first_line(error)}", hint=_NOT_THERE
+        ) from error
+    try:
+        yield
+    finally:
         ray.shutdown()
 
 
@@ -324,10 +413,11 @@ def _cause(error: Exception) -> str:
 def _setup_hint(error: Exception) -> str:
     if "ModuleNotFoundError" in str(error) or "ImportError" in str(error):
         return "every node needs this package and what it imports, in the Python that its Ray runs with"
-    return "Ray's own logs are in /tmp/ray/session_latest/logs of that node"
+    return "Ray's own logs are in session_latest/logs of its folder on that node: /tmp/ray, or that of our own Ray"
 
 
-def _ray_hint(address: str | None) -> str:
+def _ray_hint(address: str | None, logs: Path) -> str:
     if address is None:
-        return "Ray's own logs are in /tmp/ray/session_latest/logs"
-    return "is it running there? `ray status` on that node tells; leave ray.address out for a Ray of our own"
+        said = own_ray.last_words(logs)
+        return f"{f'Ray said: {said}; its' if said else 'its'} logs are in {logs}"
+    return _NOT_THERE

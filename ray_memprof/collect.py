@@ -199,7 +199,8 @@ def _check(run_dir: Path, sealed: Sealed, found: RankRows) -> bool:
 def _num_rows(path: Path) -> int | None:
     """Rows of a Parquet file by its footer; None where that cannot be read."""
     try:
-        return int(pq.read_metadata(path).num_rows)
+        # Absolute: pyarrow would take `run:2/x.parquet` for an address, and the file for one that cannot be read.
+        return int(pq.read_metadata(path.absolute()).num_rows)
     except (pa.ArrowInvalid, OSError):
         return None
 

@@ -43,6 +43,9 @@ class Hearer(Protocol):
     ) -> None:
         """It has returned."""
 
+    def problem(self, text: str) -> None:
+        """What of it could not be told; neither of the others raises."""
+
 
 @contextmanager
 def watching(hearer: Hearer) -> Iterator[None]:
@@ -94,17 +97,26 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
             result = original(*args, **kwargs)
         finally:
             ear.is_shut = False
-        if op == "new_group":
-            group = result
-        elif op == _BATCH:
-            group = kwargs.get("p2p_op_list", args and args[0])[0].group
-        else:
-            group = kwargs.get("group", args[place] if 0 <= place < len(args) else None)
-        name, size = _describe(group)
-        hearer.end_collective(before, op=op, num_bytes=_num_bytes(args, kwargs), group=name, group_size=size)
+        try:
+            group = _group_of(op, args, kwargs, place, result)
+            name, size = _describe(group)
+            num_bytes = _num_bytes(args, kwargs)
+        except Exception as error:  # a program's own classes may lack anything; torch has taken them
+            hearer.problem(f"group and bytes of {op} are unknown: {type(error).__name__}")
+            name, size, num_bytes = "", 0, 0
+        hearer.end_collective(before, op=op, num_bytes=num_bytes, group=name, group_size=size)
         return result
 
     return watched
+
+
+def _group_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], place: int, result: Any) -> Any:
+    """The group that a call names; None: the default one. `place`: of the argument `group`, -1: there is none."""
+    if op == "new_group":
+        return result
+    if op == _BATCH:
+        return kwargs.get("p2p_op_list", args and args[0])[0].group
+    return kwargs.get("group", args[place] if 0 <= place < len(args) else None)
 
 
 def _count_batch(operations: Any) -> None:

@@ -23,6 +23,9 @@ from ray_memprof.diagnosis import rank_text
 from ray_memprof.errors import ConfigError
 from ray_memprof.limits import Check, check, parse
 from ray_memprof.query import opened
+from ray_memprof.standing import LEFT, RUNNING
+from ray_memprof.summary import bounds
+from ray_memprof.wholeness import lacking
 
 Row = dict[str, Any]
 
@@ -48,6 +51,10 @@ class Side:
     num_ranks: int
     """Ranks that recorded a span."""
     gpu_name: str
+    lacking: tuple[str, ...] = ()
+    """What of its rows is not there."""
+    bounds: tuple[str, ...] = ()
+    """Which of its peaks are lower bounds, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +139,15 @@ def compare(
         sides = _sides(connection, folders)
         if parsed and not allow_failed:
             _refuse_failed(sides)
+            _refuse_partial(sides)
         _gather(connection, sides, rank)
         moves = connection.sql(_text("moves")).to_arrow_table()
         labels = [side.label for side in sides]
+        unsure = {number: _unsure(connection, number) for number in range(len(sides))}
         checks = [
-            check(connection, limit, number, labels) for limit in parsed for number in range(1, len(sides))
+            check(connection, limit, number, labels, unsure)
+            for limit in parsed
+            for number in range(1, len(sides))
         ]
         differences = tuple(_differences(connection, sides))
         return Comparison(tuple(sides), differences, moves, tuple(checks), rank)
@@ -179,9 +190,21 @@ def _refuse_failed(sides: Sequence[Side]) -> None:
     """Its peaks may be low because it ended early: a limit that holds would say nothing."""
     for side in sides:
         if side.status != "ok":
+            how = "has not ended" if side.status == RUNNING else "did not end well"
             raise ConfigError(
-                f"{side.label} did not end well ({side.status}): its figures are no measure for a limit",
+                f"{side.label} {how} ({side.status}): its figures are no measure for a limit",
                 hint="--allow-failed holds them against it all the same",
+            )
+
+
+def _refuse_partial(sides: Sequence[Side]) -> None:
+    """The worst rank may be the one that is not there."""
+    for side in sides:
+        if side.lacking:
+            more = f", and {len(side.lacking) - 1} more" if len(side.lacking) > 1 else ""
+            raise ConfigError(
+                f"{side.label} is not whole: {side.lacking[0]}{more}: its figures are no measure for a limit",
+                hint="record it again; --allow-failed holds limits against what is left",
             )
 
 
@@ -225,9 +248,10 @@ def _labels(folders: Sequence[Path]) -> list[str]:
 
 def _side(connection: duckdb.DuckDBPyConnection, number: int, folder: Path, label: str) -> Side:
     rows = connection.sql(f"FROM run{number}.run_overview").to_arrow_table().to_pylist()
-    ((ranks,),) = connection.execute(f"SELECT COUNT(DISTINCT rank) FROM run{number}.spans").fetchall()
+    ranks = [row[0] for row in connection.execute(f"SELECT DISTINCT rank FROM run{number}.spans").fetchall()]
+    wanted = connection.execute(f"SELECT num_ranks FROM run{number}.runs").fetchall()
     # A driver that was killed wrote none.
-    row: Row = rows[0] if rows else {"status": "unknown", "reason": "its driver ended before the run did"}
+    row: Row = rows[0] if rows else {"status": LEFT, "reason": "its driver ended before the run did"}
     return Side(
         label=label,
         name=folder.parent.name,
@@ -236,9 +260,25 @@ def _side(connection: duckdb.DuckDBPyConnection, number: int, folder: Path, labe
         status=row["status"],
         reason=row["reason"],
         source=row.get("source", ""),
-        num_ranks=ranks,
+        num_ranks=len(ranks),
         gpu_name=row.get("gpu_name") or "",
+        lacking=tuple(lacking(folder, wanted[0][0] if wanted else 0, ranks)) if row["status"] == "ok" else (),
+        bounds=tuple(_bounds(connection, number)),
     )
+
+
+def _bounds(connection: duckdb.DuckDBPyConnection, number: int) -> list[str]:
+    """Of the whole run; of a span its own columns tell."""
+    connection.execute(f"SET schema = 'run{number}'")
+    rows = connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist()
+    connection.execute("SET schema = 'main'")
+    return bounds(rows)
+
+
+def _unsure(connection: duckdb.DuckDBPyConnection, number: int) -> list[int]:
+    """Ranks whose peaks may lie before their first event."""
+    rows = connection.execute(f"SELECT rank FROM run{number}.ranks WHERE peak_at_least").fetchall()
+    return [row[0] for row in rows]
 
 
 def _differences(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side]) -> Iterator[Difference]:

@@ -182,7 +182,8 @@ def _notes(sides: Sequence[Side]) -> list[str]:
     sources = sorted({side.source or "unknown" for side in sides})
     if len(sources) > 1:
         notes.append(f"The runs are not of one source ({', '.join(sources)}): some were measured otherwise.")
-    return notes
+    notes += [f"{side.label} is not whole: {line}." for side in sides for line in side.lacking]
+    return notes + [f"{side.label}: {line}." for side in sides for line in side.bounds]
 
 
 def _others(difference: Difference, sides: Sequence[Side]) -> list[tuple[str, str]]:

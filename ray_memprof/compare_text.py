@@ -12,6 +12,7 @@ from ray_memprof.compare import Comparison, Place, Row, places
 from ray_memprof.diagnosis import rank_text
 from ray_memprof.limits import change_text, check_line
 from ray_memprof.rows import Shown, columns_text, figure_text
+from ray_memprof.standing import RUNNING
 
 SHOWN = ("peak_allocated", "peak_reserved", "peak_device_used", "duration")
 """Measures of ranks and spans; --format csv has more."""
@@ -48,7 +49,12 @@ def warnings(compared: Comparison) -> Iterator[str]:
     """What a reader must know before believing the figures, a line each."""
     for side in compared.sides:
         if side.status != "ok":
-            yield f"warning: {side.label} did not end well ({side.status}: {side.reason}): its figures end there"
+            how = "has not ended" if side.status == RUNNING else "did not end well"
+            yield f"warning: {side.label} {how} ({side.status}: {side.reason}): its figures end there"
+        for line in side.lacking:
+            yield f"warning: {side.label} is not whole: {line}"
+        for line in side.bounds:
+            yield f"warning: {side.label}: {line}"
 
 
 def check_lines(compared: Comparison) -> Iterator[str]:

@@ -8,6 +8,7 @@
 No call waits for a rank longer than it is told: a rank that holds its GIL, or is stopped, answers nothing.
 """
 
+import math
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +64,7 @@ class Crew:
         self._runs: dict[Any, int] = {}
         self._questions: dict[Any, int] = {}
         self._beats: dict[int, Beat] = {}
-        self._asked = 0.0
+        self._asked = -math.inf
         self._log: Any = None
         self._log_offset = 0
         self._left: set[int] = set()

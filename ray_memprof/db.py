@@ -28,7 +28,8 @@ import duckdb
 import pyarrow as pa
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.schema import SCHEMA_VERSION, TABLES, Table
+from ray_memprof.schema import OLDEST_SCHEMA_VERSION, SCHEMA_VERSION, TABLES, Table
+from ray_memprof.standing import run_row
 from ray_memprof.store import (
     DATABASE_FILE,
     PART_SUFFIX,
@@ -43,6 +44,7 @@ LARGE_TABLES = ("allocs", "stacks")
 QUESTIONS = (
     "component_visits",
     "base_memory",
+    "peak_event",
     "peak_by_rank",
     "peak_by_stage",
     "activation_by_step",
@@ -63,7 +65,6 @@ QUESTIONS = (
     "categories_over_time",
     "timeline_by_account",
     "steps",
-    "peak_event",
     "alive_at_peak",
     "largest_allocations",
     "churn",
@@ -75,8 +76,10 @@ QUESTIONS = (
     "memory_events",
 )
 """Files of sql/, in an order in which each finds the views that it reads."""
-MACROS = ("is_stage", "tensors_alive", "peak_moments")
+MACROS = ("is_stage", "tensors_alive", "peak_moments", "rank_peaks", "peak_places")
 """Files of sql/macros/: what several questions share."""
+_ADDED = {"ranks": "clock_offset_ns", "spans": "device_used_bound_bytes"}
+"""By table: a column that runs of schema version 1 lack. sql/old/<table>.sql says what holds for them."""
 
 _BESIDE_DATABASE = r"regexp_replace(parse_dirpath(current_setting('temp_directory')), '\.tmp\?', '?')"
 """The folder of the database file; DuckDB puts .tmp before the first question mark, where it expects parameters."""
@@ -90,6 +93,7 @@ _TYPES = {
     pa.int16(): "SMALLINT",
     pa.int32(): "INTEGER",
     pa.int64(): "BIGINT",
+    pa.uint64(): "UBIGINT",
     pa.float32(): "FLOAT",
     pa.string(): "VARCHAR",
 }
@@ -274,11 +278,13 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
     wanted = {*TABLES, *QUESTIONS} if only is None else {"runs", *_named(only)}
     for table in TABLES.values():
         _make_table(connection, run_dir, table, folder, is_empty=table.name not in wanted)
+    _insert_standing(connection, run_dir)
     # fetchall, not fetchone: what was not fetched to its end would be in the way of whatever is asked next.
     ((newest,),) = connection.execute("SELECT MAX(schema_version) FROM runs").fetchall()
-    if newest is not None and newest < SCHEMA_VERSION:
+    if newest is not None and newest < OLDEST_SCHEMA_VERSION:
         raise ConfigError(
-            f"{run_dir} was recorded with schema version {newest}; this program reads {SCHEMA_VERSION} alone",
+            f"{run_dir} was recorded with schema version {newest}; this program reads {OLDEST_SCHEMA_VERSION} "
+            f"to {SCHEMA_VERSION}",
             hint="use the ray_memprof that recorded it",
         )
     if newest is not None and newest > SCHEMA_VERSION:
@@ -286,6 +292,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
             f"{run_dir} was recorded with schema version {newest}; this program knows {SCHEMA_VERSION}",
             hint="use a newer ray_memprof",
         )
+    _complete(connection, run_dir, folder, wanted)
     for name in MACROS:
         connection.execute(_macro(name))
     for name in QUESTIONS:
@@ -293,6 +300,28 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
             continue
         connection.execute(f"CREATE VIEW {name} AS\n{question(name)}")
         connection.execute(f"COMMENT ON VIEW {name} IS {_literal(headline(name))}")
+
+
+def _insert_standing(connection: duckdb.DuckDBPyConnection, run_dir: Path) -> None:
+    """A row of runs for a run that has not ended: the driver writes its own at the end."""
+    if connection.execute("SELECT COUNT(*) FROM runs").fetchall() != [(0,)]:
+        return
+    row = run_row(run_dir)
+    if row is not None:
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO runs ({names}) VALUES ({marks})", list(row.values()))
+
+
+def _complete(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, wanted: set[str]) -> None:
+    """Give the rows of an older run what was not asked then, as far as its other columns tell."""
+    for table, column in _ADDED.items():
+        asked = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {column} IS NULL)"
+        if connection.execute(asked).fetchall() == [(False,)]:
+            continue
+        if table == "spans" and "samples" not in wanted:
+            connection.execute("DROP TABLE samples")
+            _make_table(connection, run_dir, TABLES["samples"], folder, is_empty=False)
+        connection.execute((SQL_DIR / "old" / f"{table}.sql").read_text(encoding="utf-8"))
 
 
 def _make_table(

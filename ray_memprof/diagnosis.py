@@ -160,16 +160,23 @@ def _out_of_memory(row: Row) -> str:
     step = f" step {row['step']}" if row["step"] >= 0 else ""
     text = f"{_who(row)} ran out of device memory in {row['stage'] or 'no span'}{step}: "
     first = f"rank {row['first_rank']}, the first, " if len(row["ranks"]) > 1 else "it "
-    if row["asked_bytes"] is not None:
-        first += (
-            f"asked for {size_text(row['asked_bytes'])} where {size_text(row['free_bytes'])} were free, and "
-        )
+    first += _refused(row)
     unused = row["reserved_bytes"] - row["bytes"]
     text += f"{first}held {size_text(row['bytes'])} in tensors and {size_text(unused)} unused"
     if row["part_bytes"] is None:
         return f"{text}."
     owner = f"of {row['component']}" if row["component"] else "of no component"
     return f"{text}; the largest part is {size_text(row['part_bytes'])} {owner} ({row['category'] or 'of no kind'})."
+
+
+def _refused(row: Row) -> str:
+    """What was asked of the device, by whom, and what was free."""
+    free = None if row["free_bytes"] is None else size_text(row["free_bytes"])
+    if row.get("oom_by") is not None:
+        return f"could get none for {row['oom_by']}{f' where {free} were free' if free else ''}, and "
+    if row["asked_bytes"] is not None:
+        return f"asked for {size_text(row['asked_bytes'])} where {free} were free, and "
+    return f"had {free} free, and " if free else ""
 
 
 def _retries(row: Row) -> str:
@@ -231,7 +238,7 @@ def lines(found: Sequence[Finding], most: int | None = None) -> list[str]:
 def _device_used(connection: duckdb.DuckDBPyConnection) -> dict[int, int]:
     """The most that is in use on each rank's device; on the CPU, what is allocated."""
     rows = connection.execute(
-        "SELECT rank, GREATEST(device_used_peak_bytes, allocated_peak_bytes) FROM peak_by_rank"
+        "SELECT rank, GREATEST(device_used_peak_bytes, allocated_peak_bytes) FROM rank_peaks()"
     ).fetchall()
     return dict(rows)
 

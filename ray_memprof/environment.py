@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ray_memprof.network import socket_variables
 from ray_memprof.plan import RankPlan
 from wan.levers import ALLOCATOR_SETTINGS
 from wan.parallel.environment import set_defaults
@@ -35,6 +36,8 @@ NEVER_FORWARDED = ("CUDA_VISIBLE_DEVICES",)
 _SECRET = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD"))
 _FLIGHT_RECORDS = 2000
 """Collectives that the flight recorder of NCCL keeps: torch's own default, written down so that 0 does not slip in."""
+_LOOPBACK = "lo"
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -47,9 +50,18 @@ def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def rank_environment(plan: RankPlan, environ: Mapping[str, str], *, num_cores: int) -> dict[str, str]:
-    """The variables to set in a rank whose process has `environ` already; MASTER_* come once the store is open."""
-    defaults = _of_wan(plan, environ) | plan.environment | _defaults(plan)
+def rank_environment(
+    plan: RankPlan, environ: Mapping[str, str], *, num_cores: int, interface: str = ""
+) -> dict[str, str]:
+    """The variables to set in a rank whose process has `environ` already; MASTER_* come once the store is open.
+
+    Args:
+        plan: of the rank.
+        environ: of its process.
+        num_cores: that it may run on.
+        interface: of its host, which has the address that Ray knows the host by; "": not known.
+    """
+    defaults = _of_wan(plan, environ) | plan.environment | _defaults(plan, interface)
     # Ray sets OMP_NUM_THREADS to the number of CPUs it booked, 1 by default, so the rank's own value says nothing.
     threads = plan.environment.get(_THREADS) or str(max(1, num_cores // plan.local_world_size))
     return {
@@ -60,8 +72,10 @@ def rank_environment(plan: RankPlan, environ: Mapping[str, str], *, num_cores: i
     }
 
 
-def _defaults(plan: RankPlan) -> dict[str, str]:
+def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
     """Where neither the driver nor the node says anything else."""
+    # Between hosts, the address that Ray reaches a host by is the one that works; inside one no name has to be right.
+    sockets = socket_variables(interface) if plan.num_nodes > 1 else {}
     records = Path(plan.run_dir, "logs", "nccl_trace_rank").as_posix()
     wanted = {
         "TORCH_FR_BUFFER_SIZE": str(_FLIGHT_RECORDS),
@@ -69,8 +83,11 @@ def _defaults(plan: RankPlan) -> dict[str, str]:
         # torch appends the rank.
         "TORCH_FR_DUMP_TEMP_FILE": records,
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": records,
+        # Ranks of one node meet where nobody else can knock; their data go by shared memory and NVLink all the same.
+        **(dict.fromkeys(_INTERFACES, _LOOPBACK) if plan.num_nodes == 1 else {}),
         # Else CUDA puts the fastest GPU first, and index 0 is another one than NVML's and Ray's.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        **sockets,
     }
     return {name: value for name, value in wanted.items() if name not in plan.environment}
 

@@ -20,6 +20,8 @@ EXIT_START_FAILED = 22
 EXIT_NEVER_ARRIVED = 23
 EXIT_PREFLIGHT = 24
 EXIT_LIMIT = 30
+EXIT_KILLED = 137
+"""In run.json alone, of a launcher that was ended by force: what a shell reports for SIGKILL, 128 + 9."""
 EXIT_INTERRUPTED = 130
 """SIGINT: what a shell reports for a program that signal 2 ends, 128 + 2."""
 EXIT_TERMINATED = 143

@@ -5,30 +5,40 @@
 Pure, and without torch unless the workload has imported it.
 """
 
-import re
-import sys
+import errno
 
-from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_HOST_OOM, EXIT_WORKLOAD, RunError
+from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_DISK_FULL, EXIT_HOST_OOM, EXIT_WORKLOAD, RunError
 from ray_memprof.plan import Outcome, Status
+from ray_memprof.shortage import ALLOCATOR, Shortage, headline, shortage_of
 from ray_memprof.units import size_text
 from wan.errors import DeviceMemoryError, WanError
 
 Failure = tuple[str, int, int, int]
 """Path of the innermost span that the error left, its step, allocated and reserved bytes."""
-_ASKED = re.compile(r"[Tt]ried to allocate ([\d.]+ [KMGT]?i?B)")
-# torch's CPU allocator raises a plain RuntimeError.
-_HOST_ALLOCATOR = "DefaultCPUAllocator: "
 
 
-def outcome_of(error: BaseException, rank: int, failure: Failure | None) -> Outcome:
-    """What `error` means for the rank that it ended."""
+def outcome_of(
+    error: BaseException, rank: int, failure: Failure | None, *, free_bytes: int | None = None
+) -> Outcome:
+    """What `error` means for the rank that it ended.
+
+    Args:
+        error: left the workload.
+        rank: whose workload it was.
+        failure: where the recorder saw it; None: in no span.
+        free_bytes: on the device then; None: not known.
+    """
     if isinstance(error, SystemExit) and error.code in (None, 0):
         return Outcome(rank=rank, status="ok")
     path, step, allocated, reserved = failure or ("", -1, 0, 0)
-    status, code, reason = _meaning(error)
-    if status == "oom" and not isinstance(error, WanError):
-        held = f"allocated {size_text(allocated)}, reserved {size_text(reserved)}, asked {reason}"
+    short = None if isinstance(error, RunError) else shortage_of(error, free_bytes)
+    status, code, reason = _meaning(error, short)
+    if status == "oom" and not isinstance(error, DeviceMemoryError):
+        assert short is not None
+        held = _held(short, allocated, reserved, free_bytes)
         reason = f"device out of memory in {_place(path, step)}: {held}"
+    if short is not None and short.error is not error and not isinstance(error, DeviceMemoryError):
+        reason += f"; then {_named(error)}"
     return Outcome(
         rank=rank,
         status=status,
@@ -39,26 +49,39 @@ def outcome_of(error: BaseException, rank: int, failure: Failure | None) -> Outc
         step=step,
         allocated_bytes=allocated,
         reserved_bytes=reserved,
+        oom_by=short.who if short is not None and status == "oom" and short.who != ALLOCATOR else None,
+        oom_free_bytes=free_bytes if status == "oom" else None,
     )
 
 
-def _meaning(error: BaseException) -> tuple[Status, int, str]:
-    """Status, exit code and text; of a device that is full, the text is what was asked for."""
-    text = str(error).strip().partition("\n")[0]
+def _meaning(error: BaseException, short: Shortage | None) -> tuple[Status, int, str]:
+    """Status, exit code and text of an error."""
+    if isinstance(error, DeviceMemoryError):
+        return "oom", error.exit_code, headline(error)
+    if short is not None and short.where == "device":
+        return "oom", EXIT_DEVICE_OOM, short.line
+    if short is not None:
+        return "host_oom", EXIT_HOST_OOM, f"host memory ran out: {short.line}"
     if isinstance(error, WanError | RunError):
-        return ("oom" if isinstance(error, DeviceMemoryError) else "failed"), error.exit_code, text
-    if _is_device_oom(error):
-        asked = _ASKED.search(str(error))
-        return "oom", EXIT_DEVICE_OOM, asked.group(1) if asked else "an amount torch does not tell"
-    if isinstance(error, MemoryError) or _HOST_ALLOCATOR in text:
-        what = text.partition(_HOST_ALLOCATOR)[2] or text or type(error).__name__
-        return "host_oom", EXIT_HOST_OOM, f"host memory ran out: {what}"
-    return "failed", EXIT_WORKLOAD, f"{type(error).__name__}: {text}" if text else type(error).__name__
+        return "failed", error.exit_code, headline(error)
+    is_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "failed", EXIT_DISK_FULL if is_disk else EXIT_WORKLOAD, _named(error)
 
 
-def _is_device_oom(error: BaseException) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+def _held(short: Shortage, allocated_bytes: int, reserved_bytes: int, free_bytes: int | None) -> str:
+    """Who got no memory, and what there was."""
+    parts = [f"allocated {size_text(allocated_bytes)}, reserved {size_text(reserved_bytes)}"]
+    if free_bytes is not None:
+        parts.append(f"free {size_text(free_bytes)}")
+    if short.asked or short.who == ALLOCATOR:
+        parts.append(f"asked {short.asked or 'an amount torch does not tell'}")
+    held = ", ".join(parts)
+    return held if short.who == ALLOCATOR else f"{short.who} got none ({short.line}), {held}"
+
+
+def _named(error: BaseException) -> str:
+    text = headline(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _place(path: str, step: int) -> str:

@@ -14,6 +14,8 @@ import pyarrow as pa
 
 from ray_memprof.diagnosis import RULES, Finding, findings, lines
 from ray_memprof.query import opened
+from ray_memprof.standing import LEFT, RUNNING
+from ray_memprof.summary import bounds
 
 _SCHEMA = pa.schema(
     [
@@ -39,11 +41,15 @@ class Diagnosed:
 
     run_dir: Path
     ending: str
-    """How the run ended, if not well; else empty."""
+    """How the run ended, if not well, or how far it is, if it has not ended; else empty."""
     has_spans: bool
     has_events: bool
     """Whether allocator events were recorded: without them, rules that ask what was alive are silent."""
     findings: tuple[Finding, ...]
+    is_running: bool = False
+    """Whether the run is still going on."""
+    bounds: tuple[str, ...] = ()
+    """Which of its peaks are lower bounds, and why, a line each."""
 
 
 def diagnosed(run_dir: Path) -> Diagnosed:
@@ -55,12 +61,17 @@ def diagnosed(run_dir: Path) -> Diagnosed:
     with opened([run_dir], is_apart=True) as connection:
         ended = connection.execute("SELECT status, reason FROM runs").fetchall()
         # A driver that was killed wrote no row.
-        status, reason = ended[0] if ended else ("unknown", "its driver ended before the run did")
+        status, reason = ended[0] if ended else (LEFT, "its driver ended before the run did")
         ((has_spans, has_events),) = connection.execute(
             "SELECT EXISTS (SELECT 1 FROM spans), EXISTS (SELECT 1 FROM allocs)"
         ).fetchall()
-        ending = "" if status == "ok" else f"{status}: {reason}"
-        return Diagnosed(run_dir, ending, has_spans, has_events, tuple(findings(connection)))
+        joint = ", " if status == RUNNING else ": "
+        ending = "" if status == "ok" else f"{status}{joint}{reason}"
+        found = tuple(findings(connection))
+        lower_bounds = bounds(connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist())
+        return Diagnosed(
+            run_dir, ending, has_spans, has_events, found, status == RUNNING, tuple(lower_bounds)
+        )
 
 
 def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:
@@ -75,11 +86,14 @@ def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:
 
 
 def _lines(one: Diagnosed) -> Iterator[str]:
-    if one.ending:
+    if one.is_running:
+        yield f"the run is still going on ({one.ending}); what follows is of the time until now"
+    elif one.ending:
         yield f"the run did not end well ({one.ending}); what follows is of the time before"
     if not one.has_spans:
         yield "nothing to say: no span was recorded"
         return
+    yield from one.bounds
     yield from lines(one.findings)
     if not one.findings:
         yield f"nothing to say: none of the {len(RULES)} rules finds anything that holds the peak back"

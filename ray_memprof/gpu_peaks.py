@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.meters import PEAK_RESETS
-from ray_memprof.units import size_text
+from ray_memprof.units import at_least, size_text
 
 if TYPE_CHECKING:
     import duckdb
@@ -128,7 +128,7 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
     """
     from ray_memprof import db, diagnosis
     from ray_memprof.store import REPORT_FILE
-    from ray_memprof.summary import place
+    from ray_memprof.summary import is_lower_bound, place
 
     name = run_dir.parent.name
     with db.open_run(run_dir) as connection:
@@ -136,13 +136,15 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
         peaks = {int(row["rank"]): int(row[f"{measure}_peak_bytes"]) for row in rows}
         if not peaks or (isinstance(rank, int) and rank not in peaks):
             raise ConfigError(f"{name}: nothing was recorded of rank {rank}", hint=f"see {run_dir}/logs")
+        unsure = {int(row["rank"]) for row in rows if is_lower_bound(row, measure)}
         fullest = max(peaks, key=lambda one: (peaks[one], -one))
         who = rank if isinstance(rank, int) else fullest
         stage, path, step = _place(connection, who, measure, peaks[who])
         found = diagnosis.lines(diagnosis.findings(connection), most=1)
     report = run_dir / REPORT_FILE
+    where = f"stage {stage}, {place(path, step)}" if stage else "no span"
     details = (
-        f"rank {who} has {size_text(peaks[who])} in {f'stage {stage}, {place(path, step)}' if stage else 'no span'}",
+        f"rank {who} has {at_least(size_text(peaks[who]), who in unsure)} in {where}",
         *found,
         f"report: {report}" if report.exists() else f"run folder: {run_dir}",
     )

@@ -28,6 +28,8 @@ def retries(row: Row) -> str:
 
 def out_of_memory(row: Row) -> str:
     """A limit, another process, gaps between blocks, or else the largest part of what was held."""
+    if row.get("oom_by") is not None:
+        return _for_others(row)
     asked, free = row["asked_bytes"], row["free_bytes"]
     if asked is not None:
         others, unused = row["others_bytes"] or 0, row["reserved_bytes"] - row["bytes"]
@@ -40,6 +42,18 @@ def out_of_memory(row: Row) -> str:
         if free + unused >= asked and not row["is_expandable"]:
             return _expandable(row)
     levers = _levers(row) if row["workload"] == "wan" else []
+    return "; or ".join(levers) or f"the largest of what is alive: {_LOOK}"
+
+
+def _for_others(row: Row) -> str:
+    """Who asks the device and not torch's allocator finds nothing of what that one keeps."""
+    levers = _levers(row) if row["workload"] == "wan" else []
+    if row["reserved_bytes"] > row["bytes"]:
+        levers.insert(
+            0,
+            f"torch.cuda.empty_cache() before it, or torch.cuda.set_per_process_memory_fraction: {row['oom_by']} asks "
+            "the device itself, and what the allocator holds unused is out of its reach",
+        )
     return "; or ".join(levers) or f"the largest of what is alive: {_LOOK}"
 
 
@@ -178,6 +192,5 @@ def outside_grows(row: Row) -> str:
 
 def starts_late(row: Row) -> str:
     """What comes before the first span."""
-    return (
-        "what its node does before: see the logs of that rank in logs/, its disk, model_config.load_strategy"
-    )
+    key = ", model_config.load_strategy" if row["workload"] == "wan" else ", and what the script reads first"
+    return f"what its node does before: see the logs of that rank in logs/, its disk{key}"

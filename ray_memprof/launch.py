@@ -70,7 +70,7 @@ def main(
 
 def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
     """One run, from its folder to its report; returns the exit code and the folder."""
-    from ray_memprof import results
+    from ray_memprof import own_ray, results
     from ray_memprof.collect import gather
     from ray_memprof.interrupts import Interrupts
     from ray_memprof.live import Live
@@ -84,6 +84,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
         with results.ending(record, live, interrupts):
             for line in check_driver(config, record.folder.path):
                 live.say(f"warning: {line}")
+            own_ray.guard(config.ray.address)
             from ray_memprof.cluster import Cluster  # imports Ray
 
             # Settled inside: taking the cluster down may take longer than who leaves at once has patience.
@@ -95,6 +96,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
                 recorded = range(config.num_ranks if config.logging.profile_memory else 0)
                 gathered = gather(record.folder.path, recorded, cluster.remotes(verdict))
                 record.problems += [*gathered.problems, *cluster.clear(gathered.received)]
+                record.elsewhere = cluster.elsewhere(gathered.received)
         if not record.is_abandoned:
             with results.ending(record, live, interrupts):
                 results.write(record, live)

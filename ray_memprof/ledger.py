@@ -9,8 +9,13 @@
 
 Growth anywhere else has no account: it stays over when device memory is laid beside the sum of all accounts, and is
 shown as `unexplained`. So the books can fail to close, which is their use.
+
+What is given back is booked in the same way, but no account falls below zero. Where the driver does not tell what
+others hold, the rest is theirs, as far as they held anything: nothing else of ours shrinks unheard. And where nothing
+is left outside the allocator, the context is gone (a device that was reset), and with it all that was ours.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from ray_memprof.meters import Reading
@@ -31,7 +36,9 @@ class Ledger:
 
     def __init__(self) -> None:
         self._own = 0
-        self._others = 0
+        self.others = 0
+        """Bytes of other processes, as far as known."""
+        self._held: Counter[str] = Counter()
         self._has_context = False
         self._seen: set[str] = set()
 
@@ -48,24 +55,36 @@ class Ledger:
             others: bytes of other processes, where known.
             account: whom to put the change down to; "": decide by the span.
         """
-        entries: list[Entry] = []
-
-        def add(name: str, grown: int) -> None:
-            if grown:
-                entries.append(Entry(reading.t_ns, span_id, name, grown))
-
+        changes: Counter[str] = Counter()
+        outside = reading.device_used - reading.reserved
         if not is_on:
             # Before this process has a context, all that is in use is someone else's.
-            others = reading.device_used - reading.reserved
+            others = outside
         if others is not None:
-            add("others", others - self._others)
-            self._others = others
-        outside = reading.device_used - reading.reserved - self._others
-        grown, self._own = outside - self._own, outside
+            changes["others"], self.others = others - self.others, others
         name = self._account(span_id, path, account, is_on=is_on)
+        grown = outside - self.others - self._own
+        if grown >= 0:
+            changes[name] += grown
+        else:
+            changes.update(self._given_back(name, -grown, is_told=others is not None))
+        self._own = outside - self.others
+        if is_on and self._own <= 0 and any(self._held.values()):
+            changes.update({one: -held - changes[one] for one, held in self._held.items()})
+            self._has_context = False
+        del changes[""]
+        self._held.update({one: size for one, size in changes.items() if one != "others"})
+        return [Entry(reading.t_ns, span_id, name, size) for name, size in changes.items() if size]
+
+    def _given_back(self, name: str, size: int, *, is_told: bool) -> Counter[str]:
+        """Changes where `size` bytes fewer are held; see the module."""
+        changes: Counter[str] = Counter()
         if name:
-            add(name, grown)
-        return entries
+            changes[name] = -min(size, self._held[name])
+        if not is_told:
+            changes["others"] = -min(size + changes[name], self.others)
+            self.others += changes["others"]
+        return changes
 
     def _account(self, span_id: int, path: str, account: str, *, is_on: bool) -> str:
         if is_on and not self._has_context:

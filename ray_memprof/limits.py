@@ -10,9 +10,10 @@ one of the two runs lacks is an error of the user's and never a limit that holds
 """
 
 import difflib
+import math
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import duckdb
@@ -33,6 +34,8 @@ _LIMIT = re.compile(
     r"\s*(?:(?P<who>mean|rank(?P<rank>\d+))\.)?(?:(?P<path>[^<>=]+)\.)?(?P<measure>\w+)"
     r"\s*(?P<comparison>[<>]=?)\s*(?P<sign>[+-]?)\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[A-Za-z]*)\s*"
 )
+_TENSORS = ("peak_allocated", "peak_reserved", "peak_active")
+"""What may have been more before the first event."""
 _TIMES = 10
 """From so many times as much on, percents tell nothing."""
 _EXAMPLE = "'peak_device_used > +2%', 'denoise.peak_allocated > +100 MiB', 'rank0.peak_reserved > 16 GiB'"
@@ -79,6 +82,8 @@ class Check:
     bound: float
     rank: int | None
     """Whose value it is; None where that is of no single rank."""
+    is_unknown: bool = False
+    """It is not: what it is held against, or the value itself, is a lower bound. That counts as exceeded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +136,21 @@ def _amount(text: str, number: str, unit: str) -> tuple[float, str]:
         ) from error
 
 
-def check(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int, labels: list[str]) -> Check:
-    """Hold a limit against a run, with the table `places` of compare; `labels` are the names of the runs by number.
+def check(
+    connection: duckdb.DuckDBPyConnection,
+    limit: Limit,
+    run: int,
+    labels: list[str],
+    unsure: Mapping[int, Collection[int]] | None = None,
+) -> Check:
+    """Hold a limit against a run, with the table `places` of compare.
+
+    Args:
+        connection: to the table.
+        limit: what must not be.
+        run: number of the run.
+        labels: names of the runs by number.
+        unsure: by run, ranks whose peaks of tensors and of reserved memory are lower bounds.
 
     Raises:
         ConfigError: the run lacks the figure, the base lacks it where it is asked for, or the unit does not fit.
@@ -144,16 +162,26 @@ def check(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int, labels:
     if limit.unit not in (there.unit, "%"):
         raise _unfit(limit, there.unit)
     bound = limit.bound(0.0 if base is None else base.value)
+    is_exceeded = _COMPARISONS[limit.comparison](there.value, bound)
+    is_vague = _is_vague(limit, run, unsure or {}) and limit.comparison in (">", ">=")
+    is_unknown = not is_exceeded and (is_vague or (limit.is_change and _is_vague(limit, 0, unsure or {})))
     return Check(
         limit=limit.text,
         run=run,
-        is_exceeded=_COMPARISONS[limit.comparison](there.value, bound),
+        is_exceeded=is_exceeded or is_unknown,
         unit=there.unit,
         base_value=None if base is None else base.value,
         value=there.value,
         bound=bound,
         rank=there.rank,
+        is_unknown=is_unknown,
     )
+
+
+def _is_vague(limit: Limit, run: int, unsure: Mapping[int, Collection[int]]) -> bool:
+    """Whether the figure of a run is a lower bound: of the worst rank, where that of any rank is one."""
+    ranks = unsure.get(run, ())
+    return limit.measure in _TENSORS and (bool(ranks) if limit.rank is None else limit.rank in ranks)
 
 
 def _figure(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int) -> _Figure | None:
@@ -164,7 +192,10 @@ def _figure(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int) -> _F
         return None
     ((value, mean, rank, unit),) = rows
     if limit.is_mean:
-        return None if mean is None else _Figure(mean, None, unit)
+        value, rank = mean, None
+    # No comparison with what is no number would ever be exceeded.
+    if value is None or not math.isfinite(value):
+        return None
     return _Figure(value, rank if limit.rank is None else limit.rank, unit)
 
 
@@ -211,10 +242,11 @@ def check_line(one: Check, label: str) -> str:
         was = f"{figure_text(one.base_value, one.unit)} -> "
         moved = f" ({change_text(one.value - one.base_value, one.base_value, one.unit)})"
     who = "" if one.rank is None else f" on rank {one.rank}"
-    verdict = "exceeded" if one.is_exceeded else "holds"
+    verdict = "not known" if one.is_unknown else "exceeded" if one.is_exceeded else "holds"
+    why = "; one of them is a lower bound: what was held before the first event is not known"
     return (
         f"limit {verdict}: {one.limit}: {was}{figure_text(one.value, one.unit)}{moved}{who} in {label}, "
-        f"bound {figure_text(one.bound, one.unit)}"
+        f"bound {figure_text(one.bound, one.unit)}{why if one.is_unknown else ''}"
     )
 
 

@@ -15,18 +15,22 @@ A call of any module costs 2.5 us more while this listens, one that is named 3.5
 """
 
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from sys import exception
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch.nn import Module
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+    register_module_module_registration_hook,
+)
 
 from wan.spans import span
 
@@ -42,10 +46,20 @@ class _Left(BaseException):
     """Stands for what left a module and was caught before we came to know."""
 
 
+def _unheard(text: str) -> None:
+    """Where nobody asks for problems."""
+
+
 @contextmanager
-def naming_modules(patterns: Sequence[str]) -> Iterator[None]:
-    """Every call of a module that `patterns` match, made on this thread inside the block, is a span."""
-    spans = ModuleSpans(patterns)
+def naming_modules(patterns: Sequence[str], problem: Callable[[str], None] = _unheard) -> Iterator[None]:
+    """Every call of a module that `patterns` match, made on this thread inside the block, is a span.
+
+    Args:
+        patterns: see above.
+        problem: is told where a call could not be named; nothing is raised into the model.
+    """
+    spans = ModuleSpans(patterns, problem)
+    attached = register_module_module_registration_hook(spans.attached)
     before = register_module_forward_pre_hook(spans.before)
     # Without always_call, a module that raises would stay open for ever.
     after = register_module_forward_hook(spans.after, always_call=True)
@@ -54,6 +68,7 @@ def naming_modules(patterns: Sequence[str]) -> Iterator[None]:
     finally:
         after.remove()
         before.remove()
+        attached.remove()
         spans.close()
 
 
@@ -68,17 +83,30 @@ class _Call:
     """What an except block around the call was already handling: no sign that the call itself failed."""
 
 
+@dataclass(slots=True)
+class _Known:
+    """A module that has a name."""
+
+    module: "weakref.ref[Module]"
+    path: str
+    is_wanted: bool
+    is_guess: bool
+    """It was found inside no other: by the next walk it may be."""
+
+
 class ModuleSpans:
     """The two hooks, and the calls that are open between them."""
 
-    def __init__(self, patterns: Sequence[str]) -> None:
+    def __init__(self, patterns: Sequence[str], problem: Callable[[str], None] = _unheard) -> None:
         self._patterns = [pattern.split(".") for pattern in patterns]
         self._thread = threading.get_ident()
         self._calls: list[_Call] = []
         self._num_open = 0
         self._num_calls: Counter[str] = Counter()
-        # Weak, so that a model that the script drops is gone; None: known, and not to be named.
-        self._components: WeakKeyDictionary[Module, str | None] = WeakKeyDictionary()
+        # By id: a class may be equal to anything, or have no hash. Weak: a model that the script drops is gone.
+        self._known: dict[int, _Known] = {}
+        self._credit = self._num_walked = 0
+        self._problem = problem
 
     def before(self, module: Module, args: Any) -> None:
         """Forward pre-hook: `module` is called."""
@@ -86,6 +114,12 @@ class ModuleSpans:
         # to one thread: backward recomputes checkpointed modules on another.
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
             return
+        try:
+            self._begin(module)
+        except Exception as error:  # a class may do anything in what every object has
+            self._note(error)
+
+    def _begin(self, module: Module) -> None:
         component = self._component(module)
         around = self._calls[-1] if self._calls else None
         # A wrapper and what it wraps have one name, and one span: that of the wrapper.
@@ -101,6 +135,12 @@ class ModuleSpans:
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
             return
         error = exception()
+        try:
+            self._finish(module, error)
+        except Exception as failed:
+            self._note(failed)
+
+    def _finish(self, module: Module, error: BaseException | None) -> None:
         for depth in range(len(self._calls) - 1, -1, -1):
             if self._calls[depth].module is module:
                 break
@@ -139,24 +179,79 @@ class ModuleSpans:
         return span(name, component=component, step=step)
 
     def _component(self, module: Module) -> str | None:
-        try:
-            # One look-up in the usual case: this runs at every call of a module.
-            return self._components[module]
-        except KeyError:
-            pass
-        if self._calls:
-            # `module` was put in after the first call of the outermost one, or is no child of it at all.
-            self._learn(self._calls[0].module)
-        if module not in self._components:
-            self._learn(module)
-        return self._components[module]
+        self._credit += 1
+        known = self._find(module)
+        if known is None or (known.is_guess and self._may_walk()):
+            if self._calls:
+                self._look_again(module)
+            known = self._find(module)
+        if known is None:
+            self._learn(module, _kind(module), is_guess=bool(self._calls))
+            known = self._find(module)
+        return None if known is None or not known.is_wanted else known.path
 
-    def _learn(self, outermost: Module) -> None:
-        """Name `outermost` and all in it, as it is now."""
-        kind = type(_unwrapped(outermost)).__name__
-        for path, module in outermost.named_modules():
-            parts = [kind, *(part for part in path.split(".") if part and part not in _WRAPPERS)]
-            self._components[module] = ".".join(parts) if self._is_wanted(parts) else None
+    def _find(self, module: Module) -> "_Known | None":
+        known = self._known.get(id(module))
+        return known if known is not None and known.module() is module else None
+
+    def _may_walk(self) -> bool:
+        return bool(self._calls) and self._credit >= self._num_walked
+
+    def _look_again(self, module: Module) -> None:
+        """Find `module` inside the outermost one, where it was put past torch's own ways: by writing to _modules.
+
+        A walk takes as long as the model is large, and a module that forward makes for one call is nowhere in it. So
+        another walk is made once as many calls have gone by as the last one visited modules, and each costs the same.
+        """
+        if not self._may_walk():
+            return
+        self._credit = 0
+        self._learn(self._calls[0].module, self._path_of_outermost())
+        known = self._find(module)
+        if known is not None:
+            known.is_guess = False
+
+    def _path_of_outermost(self) -> str:
+        outermost = self._calls[0].module
+        known = self._find(outermost)
+        return _kind(outermost) if known is None else known.path
+
+    def _learn(self, top: Module, path: str, *, is_guess: bool = False) -> None:
+        """Name `top` by `path`, and all in it by what torch calls them, as it is now."""
+        seen: set[int] = set()
+        waiting = [(top, path)]
+        while waiting:
+            module, path = waiting.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            self._remember(module, path, is_guess=is_guess)
+            inside = [(child, _join(path, name)) for name, child in _children(module)]
+            waiting += reversed(inside)  # so that the first child comes next, as in named_modules()
+        if not is_guess:
+            self._num_walked = len(seen)
+
+    def _remember(self, module: Module, path: str, *, is_guess: bool) -> None:
+        key = id(module)
+        gone = weakref.ref(module, lambda _: self._known.pop(key, None))
+        self._known[key] = _Known(gone, path, self._is_wanted(path.split(".")), is_guess)
+
+    def attached(self, parent: Module, name: str, module: Module | None) -> None:
+        """Hook of torch: `module` becomes a child of `parent`; where that is known, it has a place from now on."""
+        try:
+            around = self._find(parent)
+            if around is None or not isinstance(module, Module):
+                return
+            known, num_walked = self._find(module), self._num_walked
+            if known is None or known.is_guess or "." not in known.path:  # else it stays what it was first
+                self._learn(module, _join(around.path, name), is_guess=around.is_guess)
+                self._num_walked = num_walked
+        except Exception as error:
+            self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        text = str(error).partition("\n")[0]
+        self._problem(f"a module could not be named: {type(error).__name__}: {text}")
 
     def _is_wanted(self, parts: list[str]) -> bool:
         return len(parts) == 1 or any(
@@ -164,10 +259,26 @@ class ModuleSpans:
         )
 
 
-def _unwrapped(module: Module) -> Module:
-    while inner := next((getattr(module, name) for name in _WRAPPERS if hasattr(module, name)), None):
-        module = inner
-    return module
+def _children(module: Module) -> list[tuple[str, Module]]:
+    """As torch keeps them: named_modules() and attributes may be a program's own."""
+    inside = vars(module).get("_modules") or {}
+    return [(name, child) for name, child in inside.items() if isinstance(child, Module)]
+
+
+def _join(path: str, name: str) -> str:
+    return path if name in _WRAPPERS else f"{path}.{name}"
+
+
+def _kind(module: Module) -> str:
+    """Name of the class; of a wrapper's that of what it wraps, of a compiled script's that of what it was made from."""
+    seen = [module]
+    while inner := next((child for name, child in _children(module) if name in _WRAPPERS), None):
+        if any(one is inner for one in seen):
+            break
+        seen.append(module := inner)
+    if isinstance(module, torch.jit.ScriptModule):
+        return str(module.original_name)
+    return type(module).__name__
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
 """What is done on a node when its ranks are gone: end what did not die, send what they wrote, and clear it away.
 
-    still_there = end_processes(pids, node_id, wait_s=10)
+    still_there = end_processes({pid: started}, node_id, wait_s=10)
     Remote(where=..., ranks=(4, 5), chunks=chunks(node_id, folder, (4, 5), limit_s=120))
     remove(node_id, folder, (4, 5), limit_s=120)           # "", or why something is left
 
@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_memprof import collect
 from ray_memprof.collect import Chunk, TransportError
+from ray_memprof.processes import is_alive
 from ray_memprof.ray_words import first_line
 
 _POLL_S = 0.05
@@ -30,12 +31,23 @@ _WAITING_CHUNKS = 4
 """Chunks that a node may be ahead of the driver: the object store holds no more of them."""
 
 
-def end_processes(pids: Sequence[int], node_id: str, *, wait_s: float) -> list[int]:
-    """Wait until the processes on a node are gone, then end the rest by force; returns those that stay even so."""
+def nodes_by_address() -> dict[str, str]:
+    """Ray's id of every node that it reaches, by address: a node that was started again has a new id."""
+    return {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def end_processes(started: Mapping[int, int], node_id: str, *, wait_s: float) -> list[int]:
+    """Wait until processes on a node are gone, then end the rest by force; returns those that stay even so.
+
+    Args:
+        started: of each process, by pid; see processes.started.
+        node_id: Ray's, of the node that they are on.
+        wait_s: for them to end by themselves.
+    """
     if node_id == ray.get_runtime_context().get_node_id():
-        return _end(pids, wait_s)
+        return _end(started, wait_s)
     task = ray.remote(num_cpus=0, max_retries=0)(_end)
-    ref = task.options(scheduling_strategy=_pinned(node_id)).remote(pids, wait_s)
+    ref = task.options(scheduling_strategy=_pinned(node_id)).remote(started, wait_s)
     try:
         gone: list[int] = ray.get(ref, timeout=wait_s + _START_S)
     except exceptions.RayError:  # the node is gone, and its processes with it
@@ -43,28 +55,21 @@ def end_processes(pids: Sequence[int], node_id: str, *, wait_s: float) -> list[i
     return gone
 
 
-def _end(pids: Sequence[int], wait_s: float) -> list[int]:
-    left = _wait(pids, wait_s)
+def _end(started: Mapping[int, int], wait_s: float) -> list[int]:
+    left = _wait(started, wait_s)
     for pid in left:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return _wait(left, 1.0)
+    return _wait({pid: started[pid] for pid in left}, 1.0)
 
 
-def _wait(pids: Sequence[int], wait_s: float) -> list[int]:
+def _wait(started: Mapping[int, int], wait_s: float) -> list[int]:
     until = time.monotonic() + wait_s
-    while (left := [pid for pid in pids if _is_rank(pid)]) and time.monotonic() < until:
+    while (
+        left := [pid for pid, when in started.items() if is_alive(pid, when)]
+    ) and time.monotonic() < until:
         time.sleep(_POLL_S)
     return left
-
-
-def _is_rank(pid: int) -> bool:
-    """Whether that process lives and is one of Ray's actors: the number may be somebody else's by now."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state not in "ZX" and Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def chunks(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) -> Iterator[Chunk]:

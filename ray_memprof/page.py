@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from ray_memprof import plots
-from ray_memprof.summary import place
+from ray_memprof.summary import is_unsampled, is_within, place
 from ray_memprof.units import GIB
 from ray_memprof.visible import as_plain_text
 
@@ -39,7 +39,17 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(gib=gib, seconds=_seconds, share=_share, place=place, utc=_utc, data=_data)
+    made.filters.update(
+        gib=gib,
+        at_least=_at_least,
+        unsampled=is_unsampled,
+        within=is_within,
+        seconds=_seconds,
+        share=_share,
+        place=place,
+        utc=_utc,
+        data=_data,
+    )
     return made
 
 
@@ -53,6 +63,10 @@ def gib(size: int | None) -> Markup:
     if size is None:
         return Markup("&ndash;")
     return Markup('<span title="{:,} bytes">{:.2f}</span>').format(size, size / GIB)
+
+
+def _at_least(size: Markup, is_at_least: bool) -> Markup:
+    return Markup("at least {}").format(size) if is_at_least else size
 
 
 def _seconds(ns: int | None) -> str:

@@ -20,6 +20,11 @@ class RankFacts:
     host: str
     node_ip: str
     pid: int
+    started: int = 0
+    """When its process started, in the kernel's own ticks: with the pid it names one process, whatever that calls
+    itself; 0: not known."""
+    kernel: str = ""
+    """Of which start of which kernel: processes of one have one clock. "": not known."""
     gpu_index: int
     """Physical index on its node, as NVML counts; -1: no GPU."""
     gpu_uuid: str = ""
@@ -49,6 +54,8 @@ class RankPlan:
     """The run folder as this rank sees it, or a scratch folder of its node that is collected at the end."""
     environment: dict[str, str] = field(default_factory=dict)
     """Allow-listed variables of the driver, applied where the rank has none of its own."""
+    clock_offset_ns: int = 0
+    """What its host's clock is ahead of the driver's; 0 on the driver's own host."""
     master_addr: str = "127.0.0.1"
     master_port: int = 0
 
@@ -70,6 +77,8 @@ class Beat:
     allocated_bytes: int
     reserved_bytes: int
     device_used_bytes: int
+    problem: str = ""
+    """Why its recorder can write no more; "" where it can."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,9 +117,15 @@ class Outcome:
     step: int = -1
     allocated_bytes: int = 0
     reserved_bytes: int = 0
+    oom_by: str | None = None
+    """Who could not get device memory; None: torch's allocator, or it did not run out."""
+    oom_free_bytes: int | None = None
+    """On the device when it ran out; None: not known, or it did not."""
     check: "ReplayCheck | None" = None
     environment: dict[str, str] = field(default_factory=dict)
     """What bore on its memory at the end: a workload may have set some of it itself."""
+    problems: tuple[str, ...] = ()
+    """What went wrong with its recording, a line each; the run went on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

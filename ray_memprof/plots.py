@@ -26,9 +26,14 @@ MOST_BANDS = 200
 """Of the stages behind an area; the shortest of more are too narrow to be seen."""
 TENSORS = (*CATEGORIES, "uncategorised")
 OUTSIDE = ("context", "nccl", "libraries", "others", "unexplained")
-ACCOUNTS = (*TENSORS, "fragmentation", *OUTSIDE)
+ACCOUNTS = (*TENSORS, "cached", *OUTSIDE)
 """What the memory of a device divides into, from the bottom up."""
-NAMES = {"nccl": "NCCL", "uncategorised": "tensors, category not recorded", "active": "tensors"}
+NAMES = {
+    "nccl": "NCCL",
+    "uncategorised": "tensors, category not recorded",
+    "active": "tensors",
+    "before": "held before the first event",
+}
 """Where an account's name is not what a reader should see."""
 IN_GIB = " GiB"
 BYTES = "%{customdata:,d} bytes"
@@ -39,7 +44,7 @@ HATCH: dict[str, Any] = {
     "size": 7,
     "solidity": 0.3,
     "fgcolor": "var:paper",
-    "bgcolor": "var:fragmentation",
+    "bgcolor": "var:cached",
 }
 """Of what is held and empty: told from what is in use without any colour."""
 FULL_FRACTION = 0.7
@@ -120,7 +125,7 @@ def _layer(account: str, sizes: list[int]) -> Row:
         "mode": "lines",
     }
     trace |= {"line": {"shape": "hv", "width": 0}, "fillcolor": colour}
-    if account == "fragmentation":
+    if account == "cached":
         trace["fillpattern"] = HATCH
     trace |= {"customdata": sizes, "meta": {"gib": "y"}}
     return {**trace, "hovertemplate": f"%{{y:.2f}} GiB ({BYTES})"}
@@ -215,14 +220,14 @@ def books(rows: Sequence[Row]) -> Figure:
     """Who held the memory of each rank when its device was fullest: one bar a rank."""
     ranks = list(dict.fromkeys(row["rank"] for row in rows))
     data = []
-    for account in ("active", "fragmentation", *OUTSIDE):
+    for account in ("active", "cached", *OUTSIDE):
         sizes = [row["bytes"] for row in rows if row["account"] == account]
         if not any(sizes):
             continue
         trace: Row = {"type": "bar", "orientation": "h", "name": NAMES.get(account, account)}
         trace |= {"y": [f"rank {rank}" for rank in ranks], "customdata": sizes, "meta": {"gib": "x"}}
         trace["marker"] = {"color": f"var:{account}", "line": {"width": 1, "color": "var:paper"}}
-        if account == "fragmentation":
+        if account == "cached":
             trace["marker"]["pattern"] = HATCH
         data.append(
             {**trace, "hovertemplate": f"%{{fullData.name}}: %{{x:.2f}} GiB ({BYTES})<extra>%{{y}}</extra>"}

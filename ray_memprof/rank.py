@@ -7,6 +7,7 @@ A workload that fails is an Outcome, sealed first; only the death of the process
 """
 
 import dataclasses
+import errno
 import faulthandler
 import os
 import socket
@@ -22,10 +23,14 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_memprof import environment
+from ray_memprof.clock import Clock, kernel
 from ray_memprof.collectives import joined
 from ray_memprof.failures import outcome_of
+from ray_memprof.forgiving import log_writer
 from ray_memprof.frames import Moves, is_meeting
+from ray_memprof.network import explained, interface_of
 from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan, Whereabouts
+from ray_memprof.processes import Work, started
 from ray_memprof.stall import MEETING
 
 if TYPE_CHECKING:
@@ -37,6 +42,8 @@ _MAX_SAID_BYTES = 64 * 1024
 """Most of a log that one answer carries."""
 _MAX_BEHIND_BYTES = 16 * _MAX_SAID_BYTES
 """How far the answers may lag behind a log: some seconds. Older lines are left out, or nobody would see new ones."""
+_BACKLOG = 2048
+"""Ranks that may knock at the store at once: torch's own number."""
 _CLOSED = (ValueError, AttributeError)
 """What writing raises where the workload has closed its output, or put None there."""
 
@@ -65,6 +72,8 @@ class Rank:
         self._log: Path | None = None
         self._end_of_talk: int | None = None  # byte of the log from which on it holds a traceback
         self._moves = Moves()
+        self._children, self._own = Work(), Work(cpu_s=time.process_time)
+        self._clock = Clock()
 
     def describe(self) -> RankFacts:
         """Where this actor is."""
@@ -75,15 +84,25 @@ class Rank:
             host=socket.gethostname(),
             node_ip=ray.util.get_node_ip_address(),
             pid=os.getpid(),
+            started=started(os.getpid()),
+            kernel=kernel(),
             **_gpu(devices[0] if devices else ""),
         )
+
+    @ray.method(concurrency_group="control")
+    def now_ns(self) -> int:
+        """The time of its host's clock; the driver asks how far that is ahead of its own."""
+        return self._clock.now_ns()
 
     def prepare(self, plan: RankPlan) -> Prepared:
         """Take a place: log, environment, checks, and the import of torch, which takes seconds."""
         plan, shared = _with_folder(plan)
         self._plan, self._log = plan, _open_log(plan)
         variables = environment.rank_environment(
-            plan, os.environ, num_cores=len(os.sched_getaffinity(os.getpid()))
+            plan,
+            os.environ,
+            num_cores=len(os.sched_getaffinity(os.getpid())),
+            interface=interface_of(plan.facts.node_ip),
         )
         os.environ.update(variables)
         import torch  # noqa: F401 - after the environment is set, and here, so that its seconds are not the first span's
@@ -103,11 +122,20 @@ class Rank:
         from torch.distributed import TCPStore  # type: ignore[attr-defined] # torch exports it without saying so
 
         plan = self._prepared()
+        # torch itself would listen on every interface. The store keeps the socket, and closes it.
+        listener = _listener(plan.master_addr)
+        host, port = listener.getsockname()[:2]
         # multi_tenant: torch's own rendezvous asks for the same, and reuses this server.
         self._store = TCPStore(
-            "0.0.0.0", 0, plan.world_size, is_master=True, wait_for_workers=False, multi_tenant=True
+            host,
+            port,
+            plan.world_size,
+            is_master=True,
+            wait_for_workers=False,
+            multi_tenant=True,
+            master_listen_fd=listener.detach(),
         )
-        return plan.master_addr, int(self._store.port)
+        return plan.master_addr, port
 
     def run(self, address: tuple[str, int]) -> Outcome:
         """Run the workload to its end, or to the Outcome that says why there is none."""
@@ -127,25 +155,37 @@ class Rank:
 
         outcome = Outcome(rank=plan.rank, status="ok")
         try:
-            with recorder.recording(plan) as self._recorder:
+            with recorder.recording(plan, self._clock) as self._recorder:
                 try:
                     workload.run(plan, self._recorder)
                 except BaseException as error:  # noqa: B036 - SystemExit of a script too; what it means is told below
-                    outcome = outcome_of(error, plan.rank, self._recorder.failure())
+                    outcome = outcome_of(
+                        error,
+                        plan.rank,
+                        self._recorder.failure(),
+                        free_bytes=_free_bytes(plan, self._recorder),
+                    )
                     if outcome.status != "ok":
                         self._print_traceback()
         except BaseException as error:  # noqa: B036 - the recorder's own end, a full disk above all
             self._print_traceback()
             if outcome.status == "ok":
                 outcome = outcome_of(error, plan.rank, None)
-        check = None if self._recorder is None else self._recorder.check()
-        return dataclasses.replace(outcome, check=check, environment=environment.in_force(os.environ))
+        done = self._recorder
+        return dataclasses.replace(
+            explained(outcome, plan, os.environ),
+            check=None if done is None else done.check(),
+            problems=() if done is None else done.problems,
+            environment=environment.in_force(os.environ),
+        )
 
     @ray.method(concurrency_group="control")
     def beat(self) -> Beat:
         """Where the workload is; grows in `sequence` while it gets on."""
         frame = self._frame()
         moves = self._moves.look(frame)
+        moves += self._children.look(moves)
+        moves += self._own.look(moves) if self._is_alone() else self._own.num_found
         if self._recorder is None:
             return _first_beat(self._plan, moves)
         beat = self._recorder.beat()
@@ -187,6 +227,12 @@ class Rank:
         with suppress(*_CLOSED):
             traceback.print_exc()
 
+    def _is_alone(self) -> bool:
+        """Whether others still wait for this rank to join them."""
+        torch_distributed = sys.modules.get("torch.distributed")
+        is_one_of_many = self._thread != 0 and self._prepared().world_size > 1
+        return is_one_of_many and not getattr(torch_distributed, "is_initialized", bool)()
+
     def _frame(self) -> FrameType | None:
         return sys._current_frames().get(self._thread)
 
@@ -216,6 +262,27 @@ def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool
     if (not newline and len(read) == _MAX_SAID_BYTES) or (not whole and len(read) < _MAX_SAID_BYTES):
         text, newline = read, b""
     return offset + len(text) + len(newline), text.decode(errors="replace")
+
+
+def _listener(address: str) -> socket.socket:
+    """A socket that listens on `address` alone, at a port that the system picks."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, 0), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno != errno.EADDRNOTAVAIL:
+            raise
+        # Ray may know a host by an address that is translated on the way to it.
+        sys.stderr.write(
+            f"{address} is no address of this host: the rendezvous store listens on all it has\n"
+        )
+        return socket.create_server(("", 0), backlog=_BACKLOG)
+
+
+def _free_bytes(plan: RankPlan, recorder: "Recorder") -> int | None:
+    """On the device, when an error left the innermost span; None: not known."""
+    total, used = plan.facts.device_total_bytes, recorder.device_used_at_failure()
+    return None if not total or used is None else max(0, total - used)
 
 
 def _first_beat(plan: RankPlan | None, sequence: int) -> Beat:
@@ -253,13 +320,11 @@ def _gpu(name: str) -> dict[str, Any]:
 
 def _with_folder(plan: RankPlan) -> tuple[RankPlan, bool]:
     """The plan with a folder that this node can write: the run folder if it is the driver's, else one of its own."""
-    from ray_memprof.run_folder import is_run, node_folder
+    from ray_memprof.run_folder import is_run, make_node_folder
 
     if plan.config.ray.scratch_dir is None and is_run(plan.run_dir, plan.run_id):
         return plan, True
-    folder = node_folder(plan.config, plan.run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    return dataclasses.replace(plan, run_dir=folder), False
+    return dataclasses.replace(plan, run_dir=make_node_folder(plan.config, plan.run_id)), False
 
 
 def _open_log(plan: RankPlan) -> Path:
@@ -268,12 +333,13 @@ def _open_log(plan: RankPlan) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     # At the level of the kernel: NCCL and the CUDA runtime write to descriptors 1 and 2. A pipe in between would lose
     # the last lines of a process that dies, which are the ones that matter.
     os.dup2(log, sys.__stdout__.fileno() if sys.__stdout__ else 1)
     os.dup2(log, sys.__stderr__.fileno() if sys.__stderr__ else 2)
     os.close(log)
+    sys.stdout, sys.stderr = log_writer(sys.stdout), log_writer(sys.stderr)
     faulthandler.enable(all_threads=True)
     return path
 

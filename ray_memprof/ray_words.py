@@ -10,6 +10,8 @@ import re
 # Ray 2.60 on a host that is full: "... was 14.10GB used / 15.00GB limit (0.94) ...", later a table of who has most.
 _HOST_MEMORY = re.compile(r"([\d.]+ ?[KMGT]?i?B)(?: used)? / ([\d.]+ ?[KMGT]?i?B)")
 _LARGEST = re.compile(r"PID\s+MEM\(GB\)\s+COMMAND\n(\d+)\s+([\d.]+)\s+([^\n]+)")
+_LINE = 300
+"""Characters of an error of Ray's that still make a line."""
 _EXIT_DETAIL = re.compile(r"exit detail: (.+?)(?: Some common causes|\. |$)", re.IGNORECASE | re.DOTALL)
 # What Ray says of every process that is suddenly gone; it tells nothing.
 _NO_CAUSE = "connection error code 2"
@@ -41,3 +43,18 @@ def tells_of_node(text: str) -> bool:
 def first_line(error: BaseException) -> str:
     """Of the text of an error."""
     return str(error).strip().partition("\n")[0]
+
+
+def in_one_line(error: BaseException) -> str:
+    """All of the text of an error, as far as a line may be long: Ray spreads one sentence over several lines.
+
+    Where it quotes the error of another part, that one's last line, which says what happened.
+    """
+    text, quoted, trace = str(error).strip().partition("Traceback (most recent call last):")
+    lines = " ".join(text.split()) or type(error).__name__
+    last = trace.strip().rpartition("\n")[2].strip() if quoted else ""
+    return f"{_cut(lines, _LINE)} {_cut(last, _LINE)}".strip()
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[:length].rstrip()} ..."

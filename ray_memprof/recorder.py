@@ -4,39 +4,51 @@
         workload.run(plan, recorder)
 
 Leaves tables/{spans,allocs,samples,collectives,ledger,stacks}/rank=N/ in the run folder. It never raises into the
-model; what stops the writing (a full disk) is raised when recording() ends. Two readings and two stamps a span: 40 to
-70 us on one GPU, 150 in a rank of four. Events are drained in batches of some ten thousand, 0.6 to 0.9 us each.
+model: what fails is a line of `problems`, and the rest goes on; a full disk is raised when recording() ends. Spans
+belong to the thread that started it; what is opened on others, or in a forked child, is not heard. Two readings and two
+stamps a span: 40 to 70 us on one GPU, 150 in a rank of four. Events are drained in batches of some ten thousand, 0.6
+to 0.9 us each.
 """
 
+import os
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
-from ray_memprof.categories import category_of, component_of, stage_of
+from ray_memprof.categories import category_of
+from ray_memprof.clock import Clock
+from ray_memprof.forks import silent_in_children
 from ray_memprof.ledger import Ledger
 from ray_memprof.meters import Meter, Reading
+from ray_memprof.meters.guarded import Guarded
+from ray_memprof.open_spans import OpenSpans
+from ray_memprof.others import Others
+from ray_memprof.owners import Stamp
 from ray_memprof.plan import Beat, RankPlan, ReplayCheck
+from ray_memprof.problems import Problems
 from ray_memprof.replay import BlockReplay, Replay
 from ray_memprof.scribe import Collective, Parcel, Sample, Scribe, SpanRecord, Stacks
 from wan.spans import Attribute, listening
 
 if TYPE_CHECKING:
-    from ray_memprof.device import Device
+    from ray_memprof.device import OwnShare
 
 DRAIN_EVENTS = 16_384
 """Events that may wait before a span boundary takes them: 10 to 15 ms of pause."""
+LATE_NS = 1_000_000_000
+"""How long the row of a span that ended waits for a sample that was taken inside it and is not here yet."""
 FLUSH_S = 2.0
 """What a killed process loses at most; twice that where it is inside one span."""
 SEAL_S = 1.0
 """For the scribe to write down what is left of a process that is about to be killed."""
-_BLOCKS = ("dit.", "t5.", "clip.", "comm.")
-"""Spans whose index, or that of the span around them, is a transformer block's."""
 _EVENT_BYTES = 500
 """A drained event that waits for the scribe: a dict of seven entries with three numbers and two texts of its own.
 
-491 bytes by tracemalloc on Python 3.11; of the host meter's six entries 320 to 420.
+491 bytes by tracemalloc on Python 3.11.
 """
 
 
@@ -47,99 +59,129 @@ class Recorder:
         rank: whose spans these are.
         meter: where bytes are read.
         scribe: where rows go; None: nothing is kept, beats alone are given.
+        share: tells what this process holds of the device; None: samples alone tell of others.
+        problems: where to note what goes wrong; None: where the scribe does.
     """
 
-    def __init__(self, rank: int, meter: Meter, scribe: Scribe | None) -> None:
-        self._rank, self._meter, self._scribe = rank, meter, scribe
+    def __init__(
+        self,
+        rank: int,
+        meter: Meter,
+        scribe: Scribe | None,
+        *,
+        share: "OwnShare | None" = None,
+        problems: Problems | None = None,
+    ) -> None:
+        self._problems = problems or (Problems() if scribe is None else scribe.problems)
+        self._rank, self._scribe = rank, scribe
+        self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
+        self._others, self._others_began = Others(self._meter, share, self.problem), 0
         self._ledger = Ledger()
-        self._open: list[SpanRecord] = []
+        self._open = OpenSpans(self.problem)
         self._parcel = Parcel()
-        self._num_spans = self._sequence = 0
+        self._stamps: list[Stamp] = [(0, 0)]
+        self._sequence = self._begun_ns = 0
         self._step, self._num_steps = -1, -1
-        self._failure: tuple[str, int, Reading] | None = None
-        self._failed_into = 0
-        self._others: int | None = None
+        self._sampled_ns = 0
         self._last: Reading | None = None
         self._last_flush = time.monotonic()
         self._recorder_ns = self._longest_pause_ns = 0
         self._lock = threading.RLock()
         self._thread = 0
-        self._primed = self._is_sealed = self._is_closing = False
+        self._primed = self._is_sealed = self._is_closing = self._is_child = False
         self._closed = threading.Event()
         self._check: ReplayCheck | None = None
+        silent_in_children(self)
 
     def start(self) -> None:
         """Begin, on the thread that will run the model."""
         self._thread = threading.get_ident()
         self._meter.start()
         self._last = self._measure()
+        self._begun_ns = self._last.t_ns
+
+    def forked(self) -> None:
+        """In a child: its spans are not heard, and what is open here belongs to the parent."""
+        self._is_child, self._scribe, self._lock = True, None, threading.RLock()
+
+    def problem(self, text: str) -> None:
+        """Note what is wrong with the recording; from any thread."""
+        self._problems.add(text)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was wrong with the recording so far."""
+        return self._problems.texts
+
+    def _hears(self) -> bool:
+        """Whether this is the thread, and the process, whose spans these are."""
+        return not self._is_child and threading.get_ident() == self._thread
 
     def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
         """A span begins."""
-        began = time.perf_counter_ns()
-        with self._lock:
-            if self._is_sealed:
-                return
-            reading = self._read()
-            record = self._record(name, attributes, reading)
-            self._open.append(record)
-            if self._scribe is not None:
-                self._scribe.categories[record.span_id] = category_of(name)
-            self._meter.stamp(record.span_id)
-            self._sequence += 1
-            if record.step is not None:
-                self._step = record.step
-            self._settle(began)
+        if not self._hears():
+            if not self._is_child:
+                self.problem(f"spans of other threads than the model's are not recorded: {name}")
+            return
+        began, depth = time.perf_counter_ns(), len(self._open)
+        try:
+            with self._lock:
+                self._enter(name, attributes, began)
+        except Exception as error:
+            self._problems.note("a span was not begun as it should be", error)
+        except BaseException:  # the handler of a signal: the span's block will not run
+            del self._open[depth:]
+            raise
 
-    def _record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
-        around = self._open[-1] if self._open else None
-        self._num_spans += 1
-        step = attributes.get("step", around.step if around else None)
-        block = attributes.get("index", around.block if around else None)
-        branch = attributes.get("branch", around.branch if around else None)
-        component = str(attributes["component"]) if "component" in attributes else None
-        return SpanRecord(
-            span_id=self._num_spans,
-            parent_id=around.span_id if around else 0,
-            name=name,
-            path=f"{around.path}/{name}" if around else name,
-            stage=stage_of(name, around.stage if around else None, component),
-            component=component_of(name, component, around.component if around else None),
-            step=None if step is None else int(step),
-            block=int(block) if block is not None and name.startswith(_BLOCKS) else None,
-            branch=None if branch is None else str(branch),
-            depth=len(self._open),
-            start=reading,
-        )
+    def _enter(self, name: str, attributes: dict[str, Attribute], began: int) -> None:
+        if self._is_sealed:
+            return
+        reading = self._read()
+        record = self._open.record(name, attributes, reading)
+        self._open.append(record)
+        if self._scribe is not None:
+            self._scribe.categories[record.span_id] = category_of(name)
+        self._stamp(record.span_id)
+        self._sequence += 1
+        if record.step is not None:
+            self._step = record.step
+        self._settle(began)
+
+    def _stamp(self, span_id: int) -> None:
+        """Of this thread's events from now on, and, by their order and time, of those of threads without a stamp."""
+        if self._meter.has_events:
+            self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
+        self._meter.stamp(span_id)
 
     def exit(self, name: str, failed: bool) -> None:
-        """The innermost span ends."""
-        began = time.perf_counter_ns()
-        with self._lock:
-            if not self._open:
-                return  # it outlived the recording, which has closed it
-            reading = self._read()
-            self._note_failure(reading, failed)
-            self._close_span(reading, failed)
-            self._meter.stamp(self._open[-1].span_id if self._open else 0)
-            self._sequence += 1
-            if not self._open:
-                self._step = -1
-            self._settle(began)
+        """The innermost span of that name ends."""
+        if not self._hears():
+            return
+        began, record = time.perf_counter_ns(), None
+        try:
+            with self._lock:
+                record = self._open.named(name)
+                if record is not None:  # else it outlived the recording, which has closed it
+                    self._exit(record, failed, began)
+        except BaseException as error:
+            if record is not None:
+                self._open.drop(record)
+            if not isinstance(error, Exception):  # the handler of a signal
+                raise
+            self._problems.note("a span was not ended as it should be", error)
 
-    def _note_failure(self, reading: Reading, failed: bool) -> None:
-        """Keep where an exception came from, until the span around it ends well: then it was handled."""
-        record = self._open[-1]
-        if failed:
-            if self._failure is None or record.span_id != self._failed_into:
-                # Not the span around the one that it left last: another exception, that one was handled.
-                self._failure = (record.path, -1 if record.step is None else record.step, reading)
-            self._failed_into = record.parent_id
-        elif self._failure is not None and record.span_id == self._failed_into:
-            self._failure = None
+    def _exit(self, record: SpanRecord, failed: bool, began: int) -> None:
+        reading = self._read()
+        self._open.note_end(record, reading, failed)
+        self._close_span(record, reading, failed)
+        self._stamp(self._open[-1].span_id if self._open else 0)
+        self._sequence += 1
+        if not self._open:
+            self._step = -1
+        self._settle(began)
 
-    def _close_span(self, reading: Reading, failed: bool) -> None:
-        record = self._open.pop()
+    def _close_span(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
+        self._open.drop(record)
         record.end, record.failed = reading, failed
         self._parcel.spans.append(record)
         self._ledger.close(record.path)
@@ -151,15 +193,18 @@ class Recorder:
     def _read(self, account: str = "", *, look: Callable[[], Reading] | None = None) -> Reading:
         """A reading, with what changed since the last one put down to the innermost open span."""
         reading = (look or self._measure)()
+        self._others.look(reading)
         record = self._open[-1] if self._open else None
-        if record is not None and reading.allocated_peak >= 0:
-            record.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
+        if record is not None:
+            record.note_reading(reading)
+            if reading.allocated_peak >= 0:
+                record.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
         self._parcel.ledger += self._ledger.book(
             reading,
             is_on=self._meter.is_on,
             span_id=record.span_id if record else 0,
             path=record.path if record else "",
-            others=self._others,
+            others=self._others.bytes,
             account=account,
         )
         self._last = reading
@@ -184,14 +229,25 @@ class Recorder:
         self._last_flush = time.monotonic()
         parcel, self._parcel = self._parcel, Parcel()
         if self._scribe is None:
+            self._stamps = self._stamps[-1:]
             return
+        if self._sampled_ns and not (parcel.seal or self._is_closing):
+            self._keep_late(parcel)
         if not self._primed and self._meter.is_on:
             self._primed = True
-            if segments := self._meter.base_segments():
-                # Nothing was fed to it so far: before the meter was on there were no events.
-                self._scribe.replay.prime(segments)
+            # Before the meter was on there were no events.
+            parcel.base, parcel.base_ns = self._meter.base_segments(), self._begun_ns
         parcel.batch = self._meter.drain()
+        parcel.stamps, self._stamps = self._stamps, self._stamps[-1:]
         self._scribe.deliver(parcel)
+
+    def _keep_late(self, parcel: Parcel) -> None:
+        """Leave the spans that a sample may have been taken in that is not here yet: its row would not tell."""
+        assert self._last is not None
+        known_ns = max(self._sampled_ns, self._last.t_ns - LATE_NS)
+        # In the order in which they ended.
+        num = bisect_right(parcel.spans, known_ns, key=lambda record: record.end.t_ns if record.end else 0)
+        parcel.spans, self._parcel.spans = parcel.spans[:num], parcel.spans[num:]
 
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
@@ -199,22 +255,27 @@ class Recorder:
 
     def begin_collective(self) -> Reading | None:
         """When a collective begins; None on other threads than the model's, where nothing is recorded."""
-        if threading.get_ident() != self._thread:
+        if not self._hears():
             return None
         began = time.perf_counter_ns()
-        with self._lock:
+        with self._problems.noting("a collective could not be recorded"), self._lock:
             reading = self._read()
+            self._others_began = self._ledger.others
             self._spend(began)
             return reading
+        return None
 
     def end_collective(
         self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int
     ) -> None:
         """The collective has returned: what device memory grew by outside the allocator is NCCL's."""
+        if not self._hears():
+            return  # the program has forked inside it
         began = time.perf_counter_ns()
-        with self._lock:
+        with self._problems.noting("a collective could not be recorded"), self._lock:
             reading = self._read("nccl")
             grown = (reading.device_used - reading.reserved) - (before.device_used - before.reserved)
+            grown -= self._ledger.others - self._others_began
             self._parcel.collectives.append(
                 Collective(
                     start_ns=before.t_ns,
@@ -230,21 +291,37 @@ class Recorder:
             self._sequence += 1
             self._settle(began)
 
-    def tick(self, sample: Sample) -> None:
-        """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long."""
-        is_due = time.monotonic() - self._last_flush >= 2 * FLUSH_S and self._meter.answers()
-        with self._lock:
-            self._others = sample.others_used_bytes
+    def tick(self, sample: Sample, *, is_whole: bool = True) -> None:
+        """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long.
+
+        Args:
+            sample: counts for every span that was open at its time, ended by now or not.
+            is_whole: False: its reserved bytes are older than the rest; they tell nothing of what lies outside them.
+        """
+        if self._is_child:
+            return
+        is_due = self._is_due() and self._meter.answers()
+        with self._problems.noting("a sample could not be recorded"), self._lock:
+            self._others.note(sample)
             self._parcel.samples.append(sample)
-            for record in reversed(self._open):
-                if record.start.t_ns <= sample.t_ns:
-                    record.host_rss = max(record.host_rss, sample.host_rss_bytes)
+            self._sampled_ns = max(self._sampled_ns, sample.t_ns)
+            for record in reversed(self._parcel.spans):
+                if record.end is not None and record.end.t_ns < sample.t_ns:
                     break
+                record.note_sample(sample, is_whole=is_whole)
+            for record in self._open:
+                record.note_sample(sample, is_whole=is_whole)
             if is_due:
                 # Counted as the model's time too: the meter copies its events under Python's lock.
                 began = time.perf_counter_ns()
                 self._flush()
                 self._spend(began)
+
+    def _is_due(self) -> bool:
+        """Whether a span goes on for so long that its events must be taken inside it."""
+        if time.monotonic() - self._last_flush >= 2 * FLUSH_S:
+            return True
+        return self._last is not None and self._meter.pending(self._last) >= DRAIN_EVENTS
 
     def seal(self, wait_s: float = SEAL_S) -> None:
         """End the recording because the process is about to be killed; from any thread. Waits for the disk.
@@ -254,6 +331,8 @@ class Recorder:
 
         Spans that are open end here, as failed ones, for their rows would be missing; nothing is recorded after it.
         """
+        if self._is_child:
+            return
         with self._lock:
             # Closing: the model's thread is at it already, after an error that ended the model.
             done = self._closed if self._is_closing else self._seal()
@@ -264,7 +343,7 @@ class Recorder:
         self._flush()  # at once: the device may be in a state in which it answers no question
         reading = self._read(look=self._meter.peek)
         while self._open:
-            self._close_span(reading, failed=True)
+            self._close_span(self._open[-1], reading, failed=True)
         self._is_sealed = True
         done = threading.Event()
         self._parcel.seal, self._parcel.done = True, done
@@ -277,7 +356,7 @@ class Recorder:
         """A sign of life, from any thread."""
         # No lock: it may be held by a flush that waits for the disk. So the list is looked at once.
         record = next(iter(self._open[-1:]), None)
-        reading = self._last
+        reading, scribe = self._last, self._scribe
         return Beat(
             rank=self._rank,
             sequence=self._sequence,
@@ -288,17 +367,21 @@ class Recorder:
             allocated_bytes=reading.allocated if reading else 0,
             reserved_bytes=reading.reserved if reading else 0,
             device_used_bytes=reading.device_used if reading else 0,
+            problem="" if scribe is None or scribe.error is None else str(scribe.error),
         )
 
     def failure(self) -> tuple[str, int, int, int] | None:
         """Path and step of the innermost span that an exception left, allocated and reserved bytes then; None: none."""
-        if self._failure is None:
-            return None
-        path, step, reading = self._failure
-        return path, step, reading.allocated, reading.reserved
+        return self._open.failure()
+
+    def device_used_at_failure(self) -> int | None:
+        """In use on the device when an exception left that span; None: none did, or it is not known."""
+        return self._open.device_used_at_failure()
 
     def close(self) -> None:
         """Close what is open, write everything and compare the peaks; on the model's thread."""
+        if self._is_child:
+            return  # a child left the block that records; its parent is in it still
         try:
             self._close()
         finally:
@@ -307,16 +390,16 @@ class Recorder:
     def _close(self) -> None:
         peaks, scribe = (0, 0), self._scribe
         try:
-            with self._lock:
+            with self._problems.noting("the recording did not end as it should"), self._lock:
                 self._is_closing = True
                 reading = self._read()
                 while self._open:
-                    self._close_span(reading, failed=True)
+                    self._close_span(self._open[-1], reading, failed=True)
                 self._flush()
                 peaks = self._meter.peaks() if self._meter.has_events else (0, 0)
                 self._meter.stop()
-                self._scribe = None
         finally:
+            self._scribe = None
             # Whatever the device answers by now: what was recorded is written.
             if scribe is not None:
                 scribe.close()
@@ -347,14 +430,19 @@ class Recorder:
 
 
 @contextmanager
-def recording(plan: RankPlan) -> Iterator[Recorder]:
+def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
     """Record what runs inside the block on this thread, as the plan's configuration asks.
+
+    Args:
+        plan: of the rank.
+        clock: that the plan's clock_offset_ns was measured for; None: one made now.
 
     Raises:
         DiskFull: what was measured could not all be written.
     """
     from ray_memprof.collectives import watching
-    from ray_memprof.device import open_device
+    from ray_memprof.device import OwnShare, is_contained, open_device
+    from ray_memprof.meters.choice import meter_of
     from ray_memprof.sampler import sampling
 
     on_cuda = plan.config.model.device != "cpu"
@@ -363,33 +451,38 @@ def recording(plan: RankPlan) -> Iterator[Recorder]:
         if on_cuda
         else nullcontext() as device
     ):
-        meter = _meter(plan, device)
-        recorder = Recorder(plan.rank, meter, _scribe(plan, meter))
+        clock = (clock or Clock()).ahead(plan.clock_offset_ns)
+        problems = Problems()
+        meter = Guarded(meter_of(plan, device, clock, problems), problems, clock)
+        share = None
+        if device is not None:
+            share = OwnShare(device, os.getpid(), is_contained=is_contained())
+        scribe = _scribe(plan, meter, problems)
+        recorder = Recorder(plan.rank, meter, scribe, share=share, problems=problems)
+        if on_cuda and device is None:
+            recorder.problem(
+                "the driver (NVML) does not tell of this rank's device: what other processes take of it is not told "
+                "apart from what this one does"
+            )
         recorder.start()
+        samples = sampling(
+            recorder.tick,
+            meter,
+            device,
+            plan.config.logging.sample_interval_s,
+            clock=clock,
+            tick_old=partial(recorder.tick, is_whole=False),
+            problem=recorder.problem,
+        )
         try:
-            with sampling(recorder.tick, meter, device, plan.config.logging.sample_interval_s):
+            with samples:
                 with listening(recorder), watching(recorder):
                     yield recorder
         finally:
             recorder.close()
 
 
-def _meter(plan: RankPlan, device: "Device | None") -> Meter:
-    from ray_memprof.workload import device_name
-
-    level, name = plan.config.logging.level, device_name(plan)
-    has_events = plan.config.logging.profile_memory and level != "stage"
-    if name == "cpu":
-        from ray_memprof.meters.host import HostMeter
-
-        return HostMeter(events=has_events)
-    from ray_memprof.meters.cuda import CudaMeter
-
-    index = int(name.partition(":")[2] or 0)
-    return CudaMeter(index, events=has_events, stacks=has_events and level == "stack", device=device)
-
-
-def _scribe(plan: RankPlan, meter: Meter) -> Scribe | None:
+def _scribe(plan: RankPlan, meter: Meter, problems: Problems) -> Scribe | None:
     if not plan.config.logging.profile_memory:
         return None
     from ray_memprof.store import RankStore
@@ -403,5 +496,10 @@ def _scribe(plan: RankPlan, meter: Meter) -> Scribe | None:
         stack_of=None if stacks is None else stacks.number,
     )
     return Scribe(
-        store, replay, categories=categories, stacks=stacks, device_total_bytes=plan.facts.device_total_bytes
+        store,
+        replay,
+        categories=categories,
+        stacks=stacks,
+        device_total_bytes=plan.facts.device_total_bytes,
+        problems=problems,
     )

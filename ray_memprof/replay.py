@@ -12,10 +12,12 @@ the pool allows it, and freed neighbours merge. The result equals the allocator'
 Source of the rules: c10/cuda/CUDACachingAllocator.cpp of torch 2.11 (round_size, should_split, try_merge_blocks).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+BEFORE = "before"
+"""Category of what was held before the first event."""
 MIN_BLOCK_BYTES = 512
 SMALL_BYTES = 2**20
 """Requests up to this come from the small pool, which splits to the last 512 bytes; the large pool keeps a
@@ -23,6 +25,8 @@ remainder of up to this with the block."""
 
 Event = Mapping[str, Any]
 """One of torch's device_traces: action, addr, size, stream, time_us, user_metadata."""
+Segment = Mapping[str, Any]
+"""One of a snapshot's segments: address, total_size, stream, is_expandable, blocks."""
 Counted = tuple[int, str | None]
 """Bytes that an event counts for, and the category of its block."""
 Handler = Callable[[int, int, int], Counted]
@@ -59,6 +63,14 @@ class Columns:
     stack_id: list[int | None] = field(default_factory=list)
     """Empty where no stacks are taken."""
 
+    def note(self, action: str, address: int, size: int, requested: int, stream: int) -> None:
+        """A row, as far as these say."""
+        self.action.append(action)
+        self.address.append(address)
+        self.size_bytes.append(size)
+        self.requested_bytes.append(requested)
+        self.stream.append(unsigned(stream))
+
 
 class Replay:
     """Adds up events whose sizes are what counts (host tensors); BlockReplay knows the CUDA allocator's blocks.
@@ -78,70 +90,99 @@ class Replay:
         self.allocated = self.reserved = self.active = 0
         self.allocated_peak = self.reserved_peak = self.active_peak = 0
         self.num_events = self.num_allocs = 0
-        self.num_strays = 0
-        """Events that do not fit what was followed so far: their block is not where it should be."""
+        self.num_strays = self.stray_bytes = 0
+        """Events that do not fit what was followed so far, and their bytes: their block is not where it should be."""
         self.peaks: dict[int, Peaks] = {}
         """By span; whoever has used those of a span that ended takes them out."""
         self._used: dict[int, tuple[int, str]] = {}
+        self._waiting: set[int] = set()
+        """Blocks that are to be freed once other streams have passed."""
         self._handlers: dict[str, Handler] = {
             "alloc": self._alloc,
             "free_requested": self._free_requested,
             "free_completed": self._free_completed,
         }
 
-    def prime(self, segments: Iterable[Event]) -> None:
-        """Start from what was held before recording began; host meters count nothing of it."""
+    def prime(self, segments: Iterable[Segment], t_ns: int) -> Columns:
+        """Start from what was held before the first event; host meters count nothing of it, and have no rows for it."""
+        return Columns()
 
     def configure(self, settings: Mapping[str, Any]) -> None:
         """Take what decides sizes from the allocator's settings, as a snapshot names them."""
 
     def feed(self, events: Iterable[Event]) -> Columns:
         """Follow `events`, in the order in which they happened; returns them as columns."""
-        columns = Columns()
-        for event in events:
-            action = event["action"]
-            stamp = event.get("user_metadata", "")
-            span_id = int(stamp) if stamp.isdecimal() else 0
+        events = events if isinstance(events, list) else list(events)
+        first = self.num_events
+        self.num_events += len(events)
+        columns = Columns(
+            seq=list(range(first, self.num_events)),
+            t_ns=[event["time_us"] * 1000 for event in events],
+            action=[event["action"] for event in events],
+            requested_bytes=[event["size"] for event in events],
             # An oom event has the bytes that were free on the device in place of an address.
-            address, requested = event.get("addr", 0), event["size"]
-            handler = self._handlers.get(action)
-            size, category = (requested, None) if handler is None else handler(address, requested, span_id)
-            self._note_peaks(span_id)
-            columns.seq.append(self.num_events)
-            columns.t_ns.append(event["time_us"] * 1000)
-            columns.action.append(action)
-            columns.size_bytes.append(size)
-            columns.requested_bytes.append(requested)
-            columns.address.append(signed(address))
-            columns.stream.append(signed(event["stream"]))
-            columns.span_id.append(span_id)
-            columns.category.append(category)
-            if self._stack_of is not None:
-                columns.stack_id.append(self._stack_of(event))
-            self.num_events += 1
+            address=[event["addr"] if "addr" in event else event.get("device_free", 0) for event in events],
+            stream=[event["stream"] for event in events],
+            span_id=_spans([event.get("user_metadata", "") for event in events]),
+        )
+        if self._stack_of is not None:
+            columns.stack_id = [self._stack_of(event) for event in events]
+        self._follow(columns)
         return columns
 
-    def _note_peaks(self, span_id: int) -> None:
-        allocated, reserved, active = self.allocated, self.reserved, self.active
-        peaks = self.peaks.get(span_id)
-        if peaks is None:
-            peaks = self.peaks[span_id] = Peaks(allocated, reserved, active)
-        if allocated > peaks.allocated:
-            peaks.allocated = allocated
-        if reserved > peaks.reserved:
-            peaks.reserved = reserved
-        if active > peaks.active:
-            peaks.active = active
-        if allocated > self.allocated_peak:
-            self.allocated_peak = allocated
-        if reserved > self.reserved_peak:
-            self.reserved_peak = reserved
-        if active > self.active_peak:
-            self.active_peak = active
+    def follow(self, columns: Columns) -> None:
+        """The same of events whose action, address, requested bytes and span are columns already; fills in the rest."""
+        self.num_events += len(columns.action)
+        self._follow(columns)
+
+    def _follow(self, columns: Columns) -> None:
+        """What each event counts for, and the peaks; the hot loop."""
+        handlers, note_size, note_category = (
+            self._handlers,
+            columns.size_bytes.append,
+            columns.category.append,
+        )
+        last, peaks = -1, Peaks()
+        for action, address, requested, span_id in zip(
+            columns.action, columns.address, columns.requested_bytes, columns.span_id, strict=True
+        ):
+            handler = handlers.get(action)
+            size, category = (requested, None) if handler is None else handler(address, requested, span_id)
+            note_size(size)
+            note_category(category)
+            if span_id != last:
+                peaks, last = self.peaks.get(span_id) or self.peaks.setdefault(span_id, Peaks()), span_id
+            allocated, reserved, active = self.allocated, self.reserved, self.active
+            if allocated > peaks.allocated:
+                peaks.allocated = allocated
+                if allocated > self.allocated_peak:
+                    self.allocated_peak = allocated
+            if reserved > peaks.reserved:
+                peaks.reserved = reserved
+                if reserved > self.reserved_peak:
+                    self.reserved_peak = reserved
+            if active > peaks.active:
+                peaks.active = active
+                if active > self.active_peak:
+                    self.active_peak = active
 
     def _alloc(self, address: int, requested: int, span_id: int) -> Counted:
+        if address in self._used:
+            self._lose(address)
         self._reserve(requested)
         return self._use(address, requested, span_id)
+
+    def _lose(self, address: int) -> None:
+        """A block is made where one is in use: the events that freed that one are missing."""
+        size, _ = self._used[address]
+        self._stray(size)
+        if address not in self._waiting:
+            self._free_requested(address, size, 0)
+        self._free_completed(address, size, 0)
+
+    def _stray(self, size: int) -> None:
+        self.num_strays += 1
+        self.stray_bytes += size
 
     def _use(self, address: int, size: int, span_id: int) -> Counted:
         category = self._category_of(span_id)
@@ -153,17 +194,19 @@ class Replay:
 
     def _free_requested(self, address: int, requested: int, span_id: int) -> Counted:
         size, category = self._used.get(address, (0, None))
-        if category is None:
-            self.num_strays += 1
+        if category is None or address in self._waiting:
+            self._stray(requested)
             return requested, None
+        self._waiting.add(address)
         self.allocated -= size
         return size, category
 
     def _free_completed(self, address: int, requested: int, span_id: int) -> Counted:
         size, category = self._used.pop(address, (0, None))
         if category is None:
-            self.num_strays += 1
+            self._stray(requested)
             return requested, None
+        self._waiting.discard(address)
         self.active -= size
         self._release(address, size)
         return size, category
@@ -196,10 +239,11 @@ class BlockReplay(Replay):
     ) -> None:
         super().__init__(category_of=category_of, stack_of=stack_of)
         self.expandable_segments, self._max_split_bytes = expandable_segments, max_split_bytes
+        self.decided: Mapping[int, int] = {}
+        """What allocations took for which the settings alone give another size, by number (see block_sizes.py)."""
         self._divisions: tuple[int, ...] = ()
-        self._free: dict[int, int] = {}
-        self._free_by_end: dict[int, int] = {}
-        self._segment_starts: set[int] = set()
+        self.blocks = FreeBlocks()
+        """What is free."""
         self._handlers |= {
             "segment_alloc": self._segment_alloc,
             "segment_free": self._segment_free,
@@ -217,45 +261,81 @@ class BlockReplay(Replay):
         steps = tuple(divisions[key] for key in sorted(divisions, key=int))
         self._divisions = steps if any(step > 1 for step in steps) else ()
 
-    def prime(self, segments: Iterable[Event]) -> None:
-        """Start from what the allocator held before recording began: `segments` of a snapshot."""
+    def prime(self, segments: Iterable[Segment], t_ns: int) -> Columns:
+        """Start from what the allocator held before the first event.
+
+        Args:
+            segments: of a snapshot.
+            t_ns: when the first event was, or recording began.
+
+        Returns:
+            Rows that lead to it from nothing, so that curves begin where they should: their category is "before", and
+            their seq below zero, for they are no events.
+        """
+        columns = Columns()
         for segment in segments:
-            self.reserved += segment["total_size"]
-            if not segment.get("is_expandable", False):
-                self._segment_starts.add(segment["address"])
-            for block in segment["blocks"]:
-                address, size = block["address"], block["size"]
-                if block["state"] == "inactive":
-                    self._give(address, size)
-                    continue
-                self._used[address] = (size, "activation")
-                self.active += size
-                self.allocated += size if block["state"] == "active_allocated" else 0
-        self.allocated_peak, self.reserved_peak, self.active_peak = self.allocated, self.reserved, self.active
+            self._prime_segment(segment, columns)
+        num = len(columns.action)
+        columns.seq = list(range(-num, 0))
+        columns.t_ns, columns.span_id, columns.category = [t_ns] * num, [0] * num, [BEFORE] * num
+        columns.stack_id = [None] * num if self._stack_of is not None else []
+        self.allocated_peak = max(self.allocated_peak, self.allocated)
+        self.reserved_peak = max(self.reserved_peak, self.reserved)
+        self.active_peak = max(self.active_peak, self.active)
+        return columns
+
+    def _prime_segment(self, segment: Segment, columns: Columns) -> None:
+        stream = segment.get("stream", 0)
+        is_expandable = segment.get("is_expandable", False)
+        address, total = unsigned(segment["address"]), segment["total_size"]
+        columns.note("segment_map" if is_expandable else "segment_alloc", address, total, total, stream)
+        self.reserved += total
+        if not is_expandable:
+            self.blocks.fence(address, total)
+        for block in segment["blocks"]:
+            address, size = unsigned(block["address"]), block["size"]
+            if block["state"] == "inactive":
+                self.blocks.give(address, size)
+                continue
+            requested = block.get("requested_size", size)
+            self._used[address] = (size, BEFORE)
+            columns.note("alloc", address, size, requested, stream)
+            self.active += size
+            if block["state"] == "active_allocated":
+                self.allocated += size
+            else:
+                self._waiting.add(address)
+                columns.note("free_requested", address, size, requested, stream)
+
+    def used_sizes(self) -> Iterator[tuple[int, int]]:
+        """Address and bytes of every block in use."""
+        return ((address, size) for address, (size, _) in self._used.items())
 
     def _alloc(self, address: int, requested: int, span_id: int) -> Counted:
-        wanted = self.rounded(requested)
-        available = self._take(address)
-        if available < wanted:
-            # Recording began after this block's segment was made, or an event was lost.
-            self.num_strays += 1
-            size = wanted
-        elif self.splits(wanted, available - wanted):
-            size = wanted
-            self._give(address + wanted, available - wanted)
-        else:
-            size = available
+        if address in self._used:
+            self._lose(address)
+        available = self.blocks.take(address)
+        size = self.decided.get(self.num_allocs, 0) if self.decided else 0
+        if not size or size > available:
+            wanted = self.rounded(requested)
+            size = wanted if self.splits(wanted, available - wanted) else available
+            if available < wanted:
+                # Recording began after this block's segment was made, or an event was lost.
+                self._stray(wanted)
+                size = wanted
+        if size < available:
+            self.blocks.give(address + size, available - size)
         return self._use(address, size, span_id)
 
     def _release(self, address: int, size: int) -> None:
-        self._merge(address, size)
+        self.blocks.merge(address, size)
 
     def rounded(self, requested: int) -> int:
         """Bytes that a request becomes before a block is looked for."""
         divisions = self._divisions_of(requested) if self._divisions else 0
         if divisions > 1 and requested > MIN_BLOCK_BYTES * divisions:
             return _next_division(requested, divisions)
-        return max(MIN_BLOCK_BYTES, -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES)
+        return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
 
     def _divisions_of(self, requested: int) -> int:
         """Steps between two powers of two: one setting for each power from 1 MiB on, those at the ends for the rest."""
@@ -266,65 +346,121 @@ class BlockReplay(Replay):
         """Whether a request that leaves `rest` bytes of the block that it found gives them back."""
         if self.expandable_segments or wanted <= SMALL_BYTES:
             return rest >= MIN_BLOCK_BYTES
-        return rest > SMALL_BYTES and (self._max_split_bytes is None or wanted < self._max_split_bytes)
+        return rest > SMALL_BYTES and self.may_split(wanted)
+
+    def may_split(self, wanted: int) -> bool:
+        """Whether a request of the large pool is below the size from which on blocks are kept whole."""
+        return self._max_split_bytes is None or wanted < self._max_split_bytes
 
     def _segment_alloc(self, address: int, requested: int, span_id: int) -> Counted:
         self.reserved += requested
-        self._segment_starts.add(address)
-        self._give(address, requested)
+        if self.blocks.take(address):
+            self._stray(requested)  # the event that gave an earlier one back is missing
+        self.blocks.fence(address, requested)
+        self.blocks.give(address, requested)
         return requested, None
 
     def _segment_free(self, address: int, requested: int, span_id: int) -> Counted:
         self.reserved -= requested
-        self._segment_starts.discard(address)
-        if self._take(address) != requested:
-            self.num_strays += 1
+        if self.blocks.take(address) != requested:
+            self._stray(requested)
+        self.blocks.unfence(address, requested)
         return requested, None
 
     def _segment_map(self, address: int, requested: int, span_id: int) -> Counted:
         self.reserved += requested
-        self._merge(address, requested)
+        self.blocks.merge(address, requested)
         return requested, None
 
     def _segment_unmap(self, address: int, requested: int, span_id: int) -> Counted:
-        """Whole pages are unmapped, so what lies before and after them in the free block stays mapped."""
         self.reserved -= requested
-        for start, size in (
-            self._free.items() if address not in self._free else ((address, self._free[address]),)
-        ):
-            if start <= address and address + requested <= start + size:
-                break
-        else:
-            self.num_strays += 1
-            return requested, None
-        self._take(start)
-        if start < address:
-            self._give(start, address - start)
-        if address + requested < start + size:
-            self._give(address + requested, start + size - address - requested)
+        if not self.blocks.cut(address, requested):
+            self._stray(requested)
         return requested, None
 
-    def _merge(self, address: int, size: int) -> None:
-        """A range becomes free: it joins the free neighbours of its own segment."""
-        after = address + size
-        if after in self._free and after not in self._segment_starts:
-            size += self._take(after)
-        if address in self._free_by_end and address not in self._segment_starts:
-            before = self._free_by_end[address]
-            size += self._take(before)
-            address = before
-        self._give(address, size)
 
-    def _give(self, address: int, size: int) -> None:
-        self._free[address] = size
-        self._free_by_end[address + size] = address
+class FreeBlocks:
+    """The free blocks of one device's segments, by address."""
 
-    def _take(self, address: int) -> int:
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+        """By address."""
+        self._by_end: dict[int, int] = {}
+        self._fences: dict[int, int] = {}
+        """How many segments that cannot grow begin or end at an address."""
+
+    def copy(self) -> "FreeBlocks":
+        """Another one that begins where this one is."""
+        other = FreeBlocks()
+        other.sizes, other._by_end, other._fences = dict(self.sizes), dict(self._by_end), dict(self._fences)
+        return other
+
+    def fence(self, address: int, size: int) -> None:
+        """A segment that cannot grow: no block reaches across its ends, though segments may lie side by side."""
+        for end in (address, address + size):
+            self._fences[end] = self._fences.get(end, 0) + 1
+
+    def unfence(self, address: int, size: int) -> None:
+        """That segment is gone."""
+        for end in (address, address + size):
+            if self._fences.get(end, 0) > 1:
+                self._fences[end] -= 1
+            else:
+                self._fences.pop(end, None)
+
+    def is_fenced(self, address: int) -> bool:
+        """Whether blocks on either side of `address` lie in different segments."""
+        return address in self._fences
+
+    def give(self, address: int, size: int) -> None:
+        """A free block, next to none that it could join."""
+        self.sizes[address] = size
+        self._by_end[address + size] = address
+
+    def take(self, address: int) -> int:
         """Bytes of the free block that begins at `address`, which is free no more; 0: there is none."""
-        size = self._free.pop(address, 0)
-        if size:
-            del self._free_by_end[address + size]
+        size = self.sizes.pop(address, 0)
+        # Where events are missing, ranges may overlap: another block may end there.
+        if size and self._by_end.get(address + size) == address:
+            del self._by_end[address + size]
         return size
+
+    def merge(self, address: int, size: int) -> None:
+        """A range becomes free: it joins the free neighbours of its own segment."""
+        sizes, by_end, fences = self.sizes, self._by_end, self._fences
+        after = address + size
+        if after in sizes and after not in fences:
+            size += sizes.pop(after)
+        if address in by_end and address not in fences:
+            start = by_end.pop(address)
+            size += address - start
+            address = start
+        sizes[address] = size
+        by_end[address + size] = address
+
+    def around(self, address: int) -> int | None:
+        """Where the free block begins that `address` lies in; None: in none. Slow."""
+        if address in self.sizes:
+            return address
+        return next((start for start, size in self.sizes.items() if start < address < start + size), None)
+
+    def cut(self, address: int, size: int) -> bool:
+        """Take a range out of a free block: whole pages are unmapped, what lies before and after them stays mapped."""
+        start = self.around(address)
+        if start is None or address + size > start + self.sizes[start]:
+            return False
+        end = start + self.take(start)
+        if start < address:
+            self.give(start, address - start)
+        if address + size < end:
+            self.give(address + size, end - address - size)
+        return True
+
+
+def _spans(stamps: list[str]) -> list[int]:
+    """The spans that events were stamped with; 0: another text, or none."""
+    known = {stamp: int(stamp) if stamp.isdecimal() else 0 for stamp in set(stamps)}
+    return [known[stamp] for stamp in stamps]
 
 
 def _next_division(size: int, divisions: int) -> int:
@@ -336,6 +472,6 @@ def _next_division(size: int, divisions: int) -> int:
     return floor << 1 if step == 0 else -(-size // step) * step
 
 
-def signed(value: int) -> int:
-    """An unsigned 64-bit number as the signed one of the same bits: columns are int64."""
-    return value if value < 2**63 else value - 2**64
+def unsigned(value: int) -> int:
+    """An address or a handle as torch counts them: early versions write those of the upper half below zero."""
+    return value if value >= 0 else value + 2**64

@@ -25,9 +25,10 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.page import environment, gib, packed_plotly
 from ray_memprof.query import opened
 from ray_memprof.schema import RUNS
+from ray_memprof.standing import LEFT, RUNNING
 from ray_memprof.store import CONFIG_FILE, REPORT_FILE, run_file
-from ray_memprof.summary import place
-from ray_memprof.units import GIB
+from ray_memprof.summary import is_unsampled, is_within, place
+from ray_memprof.units import GIB, at_least
 
 TEMPLATE = "report.html.j2"
 CONTENTS = {
@@ -130,7 +131,8 @@ def _facts(known: Known) -> Row:
     contents = {name: title for name, title in CONTENTS.items() if name == "peak_by_rank" or whole[name]}
     return {
         "run": run,
-        "has_verdict": bool(runs),
+        "is_running": run["status"] == RUNNING,
+        "has_verdict": run["status"] not in (None, LEFT, RUNNING),
         "description": json.loads(run["config"] or "{}").get("description", ""),
         "ranks": ranks,
         "shown": shown,
@@ -276,12 +278,12 @@ def _tiles(tables: Tables) -> list[Row]:
     tiles = [
         _tile(
             "device used, peak",
-            _sized(fullest["device_used_peak_bytes"]),
+            _sized(fullest["device_used_peak_bytes"], is_unsampled(fullest)),
             f"rank {fullest['rank']}{of_device}",
         ),
         _tile(
             "allocated, peak",
-            _sized(most["allocated_peak_bytes"]),
+            _sized(most["allocated_peak_bytes"], any(row["peak_at_least"] for row in peaks)),
             f"rank {most['rank']}, in {place(most['path'], most['step'])}",
         ),
     ]
@@ -302,18 +304,26 @@ def _replay_tile(rows: Sequence[Row]) -> list[Row]:
     if not rows:
         return []
     checked = [row for row in rows if row["num_checks"]]
-    exact = [row for row in checked if row["is_exact"]]
     if not checked:
-        return [_tile("recording", "unchecked", "no allocator events were recorded")]
-    return [_tile("recording", f"{len(exact)} of {len(rows)}", "ranks replay to the byte")]
+        return [
+            _tile("recording", "unchecked", "no allocator events were recorded, or no rank came to its end")
+        ]
+    exact = [row for row in checked if row["is_exact"]]
+    notes = ["ranks replay to the byte"]
+    if within := [row for row in checked if is_within(row)]:
+        most = max(row["inexact_bytes"] for row in within)
+        notes.append(f"{len(within)} within {most:,} bytes")
+    if len(checked) < len(rows):
+        notes.append(f"{len(rows) - len(checked)} ended before they could be compared")
+    return [_tile("recording", f"{len(exact)} of {len(checked)}", ", ".join(notes))]
 
 
 def _tile(name: str, value: str | Markup, note: str) -> Row:
     return {"name": name, "value": value, "note": note}
 
 
-def _sized(size: int) -> Markup:
-    return gib(size) + " GiB"
+def _sized(size: int, is_at_least: bool) -> Markup:
+    return Markup(at_least(gib(size) + " GiB", is_at_least))
 
 
 def _beside(facts: Row, other_dir: Path) -> Row:

@@ -11,7 +11,8 @@ Takes the Record of the run; leaves everything in its folder that is not written
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_memprof.errors import DiskFull, RunError
@@ -19,8 +20,10 @@ from ray_memprof.interrupts import Abandoned, Interrupted, Interrupts
 from ray_memprof.live import Live
 from ray_memprof.plan import Beat
 from ray_memprof.record import Record, verdict_of, verdict_of_bug
+from ray_memprof.standing import NOTE_EVERY_S, progress_facts
 from ray_memprof.store import LOGS_DIR, REPORT_FILE
 from ray_memprof.supervise import Limits, interruption, watch
+from ray_memprof.troubles import Troubles
 from ray_memprof.verdict import Verdict
 from wan.errors import WanError
 
@@ -34,14 +37,22 @@ def supervise(cluster: "Cluster", record: Record, live: Live, interrupts: Interr
     """Watch the ranks to their end, under the live table."""
     timeouts = record.config.ray.timeouts
     began, is_first = time.monotonic(), True
+    troubles = Troubles(record, live.say)
+    noted_s = float("-inf")
+    # Only wan's steps are known to be of a denoise loop.
+    first_step = "first denoise step" if record.config.workload == "wan" else "first step"
 
     def show(beats: Mapping[int, Beat]) -> None:
-        nonlocal is_first
+        nonlocal is_first, noted_s
         live.update(beats.values())
+        troubles.look(beats.values())
+        if time.monotonic() - noted_s >= NOTE_EVERY_S:
+            noted_s = time.monotonic()
+            _note_progress(record, beats)
         if is_first and any(beat.step >= 0 for beat in beats.values()):
             is_first = False
-            from_launch_s = (time.time_ns() - record.folder.facts["start_ns"]) / 1e9
-            live.reached("first denoise step", time.monotonic() - began, from_launch_s=from_launch_s)
+            from_launch_s = (record.clock.now_ns() - record.folder.facts["start_ns"]) / 1e9
+            live.reached(first_step, time.monotonic() - began, from_launch_s=from_launch_s)
 
     verdict = watch(
         cluster.crew,
@@ -60,6 +71,16 @@ def supervise(cluster: "Cluster", record: Record, live: Live, interrupts: Interr
     # The last beat is older than the last line: what explains the verdict stands above it.
     cluster.crew.last_words()
     return verdict
+
+
+def _note_progress(record: Record, beats: Mapping[int, Beat]) -> None:
+    """Into run.json, of the lowest rank that was heard of; a full disk is told where rows are written."""
+    first = beats[min(beats)] if beats else None
+    progress = (
+        progress_facts(first.stage, first.step, first.num_steps) if first else progress_facts("", -1, -1)
+    )
+    with suppress(DiskFull):
+        record.folder.note(progress=progress)
 
 
 def settle(record: Record, verdict: Verdict, live: Live) -> None:
@@ -116,27 +137,39 @@ def _bug(error: Exception, record: Record) -> Verdict:
 
 def write(record: Record, live: Live) -> None:
     """All that is derived from what the ranks recorded."""
-    from ray_memprof import db, report
     from ray_memprof.collect import write_driver_tables
-    from ray_memprof.diagnosis import findings
-    from ray_memprof.exporters import memory_events
-    from ray_memprof.query import opened
-    from ray_memprof.summary import figure_lines
 
     run_dir = record.folder.path
     with live.stage("report"):
         record.note()
         write_driver_tables(run_dir, record.run_row(), record.rank_rows())
-        db.build(run_dir)
-        record.problems += db.limits(run_dir)
-        # Opened and diagnosed once: of a thousand ranks each takes ten seconds.
-        with opened([run_dir], is_apart=True) as connection:
-            found = findings(connection)
-            # Before anything that is larger: figures are told even where a report cannot be written.
-            record.figures = figure_lines(connection, found)
-            memory_events.write(run_dir)
-            report.write(run_dir, record.problems, known=report.Known(connection, found))
+        for line in derived(run_dir, record.problems):
+            # Kept as they come: figures are told even where a report cannot be written.
+            record.figures.append(line)
     record.note()  # the seconds of this stage too
+
+
+def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
+    """Write run.duckdb, memory_events.json and report.html from the tables of a run; yields what was measured.
+
+    Args:
+        run_dir: of the run.
+        problems: what is missing of it; what its folder's place rules out is added.
+    """
+    from ray_memprof import db, report
+    from ray_memprof.diagnosis import findings
+    from ray_memprof.exporters import memory_events
+    from ray_memprof.query import opened
+    from ray_memprof.summary import figure_lines
+
+    db.build(run_dir)
+    problems += db.limits(run_dir)
+    # Opened and diagnosed once: of a thousand ranks each takes ten seconds.
+    with opened([run_dir], is_apart=True) as connection:
+        found = findings(connection)
+        yield from figure_lines(connection, found)
+        memory_events.write(run_dir)
+        report.write(run_dir, problems, known=report.Known(connection, found))
 
 
 def summary(record: Record) -> list[str]:

@@ -97,7 +97,8 @@ def _copy(rows: "pa.Table", form: Form, path: Path) -> None:
     if form is Form.JSON:
         rows = _finite(rows)
     options = {Form.CSV: "HEADER", Form.JSON: "ARRAY true", Form.PARQUET: "COMPRESSION zstd"}[form]
-    target = str(path).replace("'", "''")
+    # Absolute: `file:x.csv` and `s3:/x.csv` would be addresses to DuckDB.
+    target = str(path.absolute()).replace("'", "''")
     with duckdb.connect() as connection:
         connection.register("answer", rows)
         chosen = without_formulas(connection, "answer") if form is Form.CSV else "FROM answer"

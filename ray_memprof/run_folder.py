@@ -17,11 +17,9 @@ from typing import Any
 
 from ray_memprof.config import RunConfig, effective_yaml
 from ray_memprof.errors import PreflightFailed
+from ray_memprof.private_folder import private_folder, user_folder
+from ray_memprof.standing import RUNNING, driver_facts
 from ray_memprof.store import CONFIG_FILE, LATEST_LINK, LOGS_DIR, RUN_FILE, disk_error
-
-RUNNING = "running"
-"""Status in run.json until the run has ended; what is left of a launcher that was killed."""
-_NODE_FOLDER = "ray_memprof"
 
 
 @dataclass(slots=True)
@@ -53,6 +51,7 @@ class RunFolder:
                 num_ranks=config.num_ranks,
                 status=RUNNING,
                 start_ns=time.time_ns(),
+                driver=driver_facts(),
             )
         except OSError as error:
             raise PreflightFailed(
@@ -60,6 +59,12 @@ class RunFolder:
                 hint="set logging.output_dir to a folder of yours with space left",
             ) from error
         return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of a run that is there."""
+        facts = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        return cls(path, facts["run_id"], facts)
 
     def note(self, **facts: Any) -> None:
         """Add to run.json; a reader sees the old file or the new one. Raises DiskFull."""
@@ -89,7 +94,21 @@ def is_run(path: Path, run_id: str) -> bool:
 
 def node_folder(config: RunConfig, run_id: str) -> Path:
     """Where a node keeps what its ranks write when the run folder is out of its reach."""
-    return (config.ray.scratch_dir or Path(tempfile.gettempdir(), _NODE_FOLDER)) / run_id
+    return (config.ray.scratch_dir or user_folder(Path(tempfile.gettempdir()))) / run_id
+
+
+def make_node_folder(config: RunConfig, run_id: str) -> Path:
+    """Make it, for this user alone: others can foresee its name.
+
+    Raises:
+        PreflightFailed: somebody else has taken the name, or it cannot be made.
+    """
+    folder = node_folder(config, run_id)
+    if config.ray.scratch_dir is None:
+        private_folder(folder.parent)
+    else:
+        config.ray.scratch_dir.mkdir(parents=True, exist_ok=True)
+    return private_folder(folder)
 
 
 def new_run_id() -> str:

@@ -8,16 +8,23 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""Grows when a column changes its meaning or goes away; new columns leave it as it is."""
+SCHEMA_VERSION = 2
+"""Grows when a column changes its meaning or goes away; new columns leave it as it is.
 
-_NAME = pa.dictionary(pa.int16(), pa.string())
+Version 2: device_used_peak_bytes is measured; version 1 had an upper bound there.
+"""
+OLDEST_SCHEMA_VERSION = 1
+"""Of runs that are still read; sql/old says how."""
+
+_NAME = pa.dictionary(pa.int32(), pa.string())
+"""Of 32 bits: a model of 50,000 modules has as many names. Parts of 16 bits read alike: Parquet has plain strings."""
 _MEASURED = ("allocated", "reserved", "active")
 
 ACCOUNTS = ("context", "nccl", "libraries", "others")
 """Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
-CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output")
-"""What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live."""
+CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output", "before")
+"""What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live.
+`before` is what was held before the first event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,10 @@ RANKS = Table(
         _text("gpu_uuid", "of the GPU; empty without one"),
         _text("gpu_name", "of the GPU; empty without one"),
         _bytes("device_total_bytes", "memory of the device, as its runtime reports it"),
+        _ns(
+            "clock_offset_ns",
+            "what the host clock was ahead of the driver's; taken out of every time of the rank",
+        ),
         Column("ulysses", pa.int32(), "", "coordinate in the Ulysses group"),
         Column("ring", pa.int32(), "", "coordinate in the ring"),
         Column("fsdp", pa.int32(), "", "coordinate in the FSDP group; 0 without one"),
@@ -127,10 +138,18 @@ RANKS = Table(
         _text("reason", "one line; empty when all is well"),
         _text("path", "span that an error left, or the last one known"),
         Column("step", pa.int32(), "", "denoise step of that span; -1 outside the loop"),
+        _text("oom_by", "who could not get device memory; null: torch's allocator, or nobody", nullable=True),
+        _bytes("oom_free_bytes", "on the device when it ran out", nullable=True),
         _count("num_events", "allocator events recorded"),
         _count("num_lost_events", "allocator events that no drain came in time for"),
         _count("num_checks", "moments at which replay and counters were compared"),
         _bytes("max_error_bytes", "largest difference between replay and counters"),
+        _bytes(
+            "inexact_bytes", "how far replay may be off where the allocator's rule is not known; 0: exact"
+        ),
+        Column(
+            "peak_at_least", pa.bool_(), "", "the peak may lie before the first event: peaks are lower bounds"
+        ),
         _bytes("allocated_peak_bytes", "the allocator's own peak counter"),
         _bytes("replayed_allocated_peak_bytes", "the same peak, from the recorded events"),
         _bytes("reserved_peak_bytes", "the allocator's own peak counter"),
@@ -161,7 +180,12 @@ SPANS = Table(
         *_ends("allocated", "tensors, as the allocator counts them (rounded to blocks)"),
         *_ends("reserved", "held by the allocator, in use or not"),
         *_ends("active", "allocated and not yet safe to reuse on another stream"),
-        *_ends("device_used", "in use on the device by anybody"),
+        *_ends("device_used", "in use on the device by anybody, as measured at its ends and by samples"),
+        _bytes(
+            "device_used_bound_bytes",
+            "no more was in use inside it: reserved peak and the most known outside the allocator, or all there is",
+        ),
+        _count("num_samples", "rows of samples taken inside it; 0: what lies between its ends was not seen"),
         *_ends("host_rss", "resident memory of the process"),
         _count("num_allocs", "tensors allocated inside it"),
         _count(
@@ -176,15 +200,15 @@ ALLOCS = Table(
     "allocs",
     "an allocator event",
     (
-        _count("seq", "order of events within the rank"),
+        _count("seq", "order of events within the rank, from 0; below: no event, but what was held before the first"),
         _ns("t_ns", "wall clock, since 1970"),
         _word("action", "alloc, free_requested, free_completed, segment_alloc, segment_free, segment_map ..."),
         _bytes("size_bytes", "what the allocator counts: the block, or the segment"),
         _bytes("requested_bytes", "what was asked for"),
-        Column("address", pa.int64(), "", "on the device"),
-        Column("stream", pa.int64(), "", "CUDA stream handle; 0: the default one"),
+        Column("address", pa.uint64(), "", "on the device; of an oom, the bytes that were free there"),
+        Column("stream", pa.uint64(), "", "CUDA stream handle; 0: the default one"),
         _count("span_id", "innermost open span when it happened; 0: none"),
-        _word("category", f"one of {', '.join(CATEGORIES)}; null for segments", nullable=True),
+        _word("category", f"one of {', '.join(CATEGORIES)}; null for other segments", nullable=True),
         Column("stack_id", pa.int32(), "", "into stacks; null where none was taken", True),
     ),
 )  # fmt: skip

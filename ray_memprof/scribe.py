@@ -5,15 +5,24 @@ The thread that runs the model only hands over what it took (Parcel); everything
 
 import queue
 import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
+from ray_memprof.block_sizes import decide
+from ray_memprof.errors import DiskFull
 from ray_memprof.ledger import Entry
 from ray_memprof.meters import Batch, Reading
-from ray_memprof.replay import Event, Peaks, Replay
+from ray_memprof.owners import Stamp, owned
+from ray_memprof.problems import Problems
+from ray_memprof.replay import BlockReplay, Columns, Event, Peaks, Replay, Segment
 from ray_memprof.store import RankStore
 
 QUEUE_LENGTH = 16
 """Parcels that may wait; beyond it the model waits too, so that memory stays bounded."""
+MOST_WAITING_EVENTS = 196_608
+"""The same of events: some 100 MB."""
 
 
 @dataclass(slots=True)
@@ -36,8 +45,28 @@ class SpanRecord:
     recorder_ns: int = 0
     peaks: Peaks = field(default_factory=Peaks)
     """Its own, from readings; the scribe adds those from events and from the spans inside it."""
+    device_used: int = 0
+    """The most that readings and samples inside it saw; between them nobody knows."""
+    outside: int = 0
+    """The most device memory outside the allocator that they saw."""
     host_rss: int = 0
     """The most that samples saw: no event tells of host memory between the ends of a span."""
+    num_samples: int = 0
+
+    def note_reading(self, reading: Reading) -> None:
+        """A reading was taken inside it, or at its end."""
+        self.device_used = max(self.device_used, reading.device_used)
+        self.outside = max(self.outside, reading.device_used - reading.reserved)
+
+    def note_sample(self, sample: "Sample", *, is_whole: bool) -> None:
+        """A sample was taken: counts if that was inside it. Of one that is not whole, see Recorder.tick."""
+        if sample.t_ns < self.start.t_ns or (self.end is not None and sample.t_ns > self.end.t_ns):
+            return
+        self.num_samples += 1
+        self.host_rss = max(self.host_rss, sample.host_rss_bytes)
+        self.device_used = max(self.device_used, sample.device_used_bytes)
+        if is_whole:
+            self.outside = max(self.outside, sample.device_used_bytes - sample.reserved_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +101,13 @@ class Sample:
 class Parcel:
     """What the recorder hands over at once."""
 
+    base: list[Segment] = field(default_factory=list)
+    """What the allocator held when recording began, with the first events of all."""
+    base_ns: int = 0
+    """When that was."""
     batch: Batch | None = None
+    stamps: Sequence[Stamp] = ()
+    """When the model's thread was given which span to stamp the events of `batch` with."""
     spans: list[SpanRecord] = field(default_factory=list)
     ledger: list[Entry] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
@@ -96,7 +131,8 @@ class Scribe:
         replay: follows the events.
         categories: of the spans whose rows are not written yet; the recorder adds them, the scribe takes them out.
         stacks: numbers their Python stacks, where the meter takes them.
-        device_total_bytes: no peak of device memory is larger; 0: no limit.
+        device_total_bytes: no bound of device memory is larger; 0: no limit.
+        problems: where it notes what it could not write down; a full disk is `error` instead.
     """
 
     def __init__(
@@ -107,14 +143,17 @@ class Scribe:
         categories: dict[int, str],
         stacks: "Stacks | None" = None,
         device_total_bytes: int = 0,
+        problems: Problems | None = None,
     ) -> None:
         self._store, self.replay, self._stacks, self._total = store, replay, stacks, device_total_bytes
-        self.num_checks = self.max_error_bytes = self.num_lost_events = 0
+        self.num_checks = self.max_error_bytes = self._num_known_lost = self._num_missing = 0
         self.most_waiting_events = 0
         self._num_delivered = self._num_written = 0
+        self._written = threading.Condition()
         self.categories = categories
-        self.error: Exception | None = None
+        self.error: DiskFull | None = None
         """What ended the writing; nothing is written after it."""
+        self.problems = problems or Problems()
         self._inherited: dict[int, _Inherited] = {}
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
@@ -122,9 +161,20 @@ class Scribe:
 
     def deliver(self, parcel: Parcel) -> None:
         """Hand over, one caller at a time; waits when too much is waiting already."""
-        self._num_delivered += parcel.num_events
-        self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
-        self._queue.put(parcel)
+        with self._written:
+            while self.num_waiting_events and self._thread.is_alive():
+                if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:
+                    break
+                self._written.wait(timeout=1.0)
+            self._num_delivered += parcel.num_events
+            self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._queue.put(parcel, timeout=1.0)
+                return
+        self.problems.add("the thread that writes has ended: nothing more is written")
+        if parcel.done is not None:
+            parcel.done.set()
 
     @property
     def num_waiting_events(self) -> int:
@@ -133,54 +183,101 @@ class Scribe:
 
     def close(self) -> None:
         """Write all that was delivered and seal the store; the error that stopped the writing is kept, not raised."""
-        self._queue.put(None)
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._queue.put(None, timeout=1.0)
+                break
         self._thread.join()
+        self._do("what was recorded could not be closed", self._store.close)
+
+    def _do(self, what: str, work: Callable[[], None]) -> bool:
+        """Whether `work` went well. A full disk ends the writing; anything else is noted, and the rest goes on."""
         try:
-            self._store.close()
-        except Exception as error:  # kept for whoever asks; the run itself went well
+            work()
+            return True
+        except DiskFull as error:  # kept for whoever asks; the run itself went well
             self.error = self.error or error
+        except Exception as error:
+            self.problems.note(what, error)
+        return False
 
     def _work(self) -> None:
         while (parcel := self._queue.get()) is not None:
-            try:
-                if self.error is None:
-                    self._write(parcel)
-            except Exception as error:  # a disk that is full, a bug: told at the end, never into the model
-                self.error = error
-            self._num_written += parcel.num_events
+            if self.error is None:
+                self._write(parcel)
+            with self._written:
+                self._num_written += parcel.num_events
+                self._written.notify_all()
             if parcel.done is not None:
                 parcel.done.set()
 
     def _write(self, parcel: Parcel) -> None:
-        if parcel.batch is not None and parcel.batch.events:
-            self._write_events(parcel.batch)
-        if parcel.spans:
-            self._write_spans(parcel.spans)
+        batch, spans = parcel.batch, parcel.spans
+        if parcel.base:
+            base, base_ns = parcel.base, parcel.base_ns
+            self._do(
+                "what was held before could not be written",
+                lambda: self._append_events(self.replay.prime(base, base_ns)),
+            )
+        if batch is not None and not self._do(
+            "events could not be written", lambda: self._write_events(batch, parcel.stamps)
+        ):
+            self._num_known_lost += len(batch.events)
+        if spans and self.error is None:
+            self._do("spans could not be written", lambda: self._write_spans(spans))
         for table, rows in (
             ("ledger", parcel.ledger),
             ("collectives", parcel.collectives),
             ("samples", parcel.samples),
         ):
-            if rows:
+            if rows and self.error is None:
                 names = type(rows[0]).__slots__
-                self._store.append(table, {name: [getattr(row, name) for row in rows] for name in names})
-        if parcel.seal:
-            self._store.seal()
+                columns = {name: [getattr(row, name) for row in rows] for name in names}
+                self._do(f"rows of {table} could not be written", partial(self._store.append, table, columns))
+        if parcel.seal and self.error is None:
+            self._do("what was recorded could not be sealed", self._store.seal)
 
-    def _write_events(self, batch: Batch) -> None:
-        self.replay.configure(batch.settings)
+    def _write_events(self, batch: Batch, stamps: Sequence[Stamp]) -> None:
+        self._num_known_lost += batch.num_lost
+        if not batch.events:
+            self._count_missing(batch)
+            return
+        owned(batch.events, stamps)
+        self._configure(batch)
         columns = self.replay.feed(batch.events)
+        if batch.times is not None:
+            columns.t_ns = batch.times.ours(columns.t_ns)
+        self._append_events(columns)
+        self._check(batch)
+
+    def _configure(self, batch: Batch) -> None:
+        """Tell the replay the settings after these events, and what they prove where that is not enough."""
+        replay = self.replay
+        was_expandable = replay.expandable_segments if isinstance(replay, BlockReplay) else False
+        replay.configure(batch.settings)
+        if isinstance(replay, BlockReplay):
+            was_expandable = was_expandable if replay.num_events else replay.expandable_segments
+            replay.decided = decide(replay, batch.events, batch.segments, was_expandable)
+
+    def _append_events(self, columns: Columns) -> None:
         rows = {name: getattr(columns, name) for name in type(columns).__slots__}
         if self._stacks is None:
             del rows["stack_id"]
         else:
             self._stacks.flush()
         self._store.append("allocs", rows)
-        self._check(batch)
+
+    def _count_missing(self, batch: Batch) -> None:
+        if batch.num_allocs >= 0:
+            self._num_missing = max(self._num_missing, batch.num_allocs - self.replay.num_allocs)
+
+    @property
+    def num_lost_events(self) -> int:
+        """Events that never came, or could not be written."""
+        return max(self._num_known_lost, self._num_missing)
 
     def _check(self, batch: Batch) -> None:
-        if batch.num_allocs >= 0:
-            self.num_lost_events = max(self.num_lost_events, batch.num_allocs - self.replay.num_allocs)
+        self._count_missing(batch)
         reading = batch.reading
         if reading is None:
             return
@@ -201,15 +298,18 @@ class Scribe:
         assert end is not None
         peaks = self._peaks(span, start, end)
         inside = self._inherited.pop(span.span_id, _Inherited())
-        outside = max(start.device_used - start.reserved, end.device_used - end.reserved)
-        device_peak = max(inside.device_used, start.device_used, end.device_used, peaks.reserved + outside)
-        if self._total:
-            device_peak = min(device_peak, self._total)
+        for reading in (start, end):
+            span.note_reading(reading)
+        device_peak, outside = max(inside.device_used, span.device_used), max(inside.outside, span.outside)
+        bound = peaks.reserved + outside
+        # Two of the three were most at other moments than the third: no more than there is, no less than was seen.
+        bound = max(device_peak, min(bound, self._total) if self._total else bound)
         rss_peak = max(inside.host_rss, span.host_rss, start.host_rss, end.host_rss)
         if span.parent_id:
             around = self._inherited.setdefault(span.parent_id, _Inherited())
             around.peaks.fold(peaks.allocated, peaks.reserved, peaks.active)
             around.device_used = max(around.device_used, device_peak)
+            around.outside = max(around.outside, outside)
             around.host_rss = max(around.host_rss, rss_peak)
         self.categories.pop(span.span_id, None)
         return {
@@ -223,7 +323,8 @@ class Scribe:
             "reserved_peak_bytes": peaks.reserved,
             "active_start_bytes": start.active, "active_end_bytes": end.active, "active_peak_bytes": peaks.active,
             "device_used_start_bytes": start.device_used, "device_used_end_bytes": end.device_used,
-            "device_used_peak_bytes": device_peak,
+            "device_used_peak_bytes": device_peak, "device_used_bound_bytes": bound,
+            "num_samples": span.num_samples,
             "host_rss_start_bytes": start.host_rss, "host_rss_end_bytes": end.host_rss,
             "host_rss_peak_bytes": rss_peak,
             "num_allocs": end.num_allocs - start.num_allocs, "num_segments": end.num_segments - start.num_segments,
@@ -250,6 +351,7 @@ class _Inherited:
 
     peaks: Peaks = field(default_factory=Peaks)
     device_used: int = 0
+    outside: int = 0
     host_rss: int = 0
 
 

@@ -27,13 +27,19 @@ class ScriptFailed(RunError):
     exit_code = EXIT_WORKLOAD
 
 
-def run_script(path: Path, args: Sequence[str], module_spans: Sequence[str] = ()) -> None:
+def run_script(
+    path: Path,
+    args: Sequence[str],
+    module_spans: Sequence[str] = (),
+    problem: Callable[[str], None] = lambda text: None,
+) -> None:
     """Run `path` to its end; its own exceptions pass through as they are.
 
     Args:
         path: of a Python file; relative ones start at the working folder, which is left as it is.
         args: sys.argv[1:] of the script.
         module_spans: patterns over names of modules, see module_spans.py.
+        problem: is told what went wrong with the naming of modules.
     """
     path = path.absolute()
     if not path.is_file():
@@ -43,7 +49,8 @@ def run_script(path: Path, args: Sequence[str], module_spans: Sequence[str] = ()
         )
     from ray_memprof.module_spans import naming_modules
 
-    with _as_main_program(path, args), _signals_ignored_off_the_main_thread(), naming_modules(module_spans):
+    naming = naming_modules(module_spans, problem)
+    with _as_main_program(path, args), _signals_ignored_off_the_main_thread(), naming:
         with span(SCRIPT):  # around everything: what no module allocates has a span, too
             try:
                 runpy.run_path(str(path), run_name="__main__")

@@ -4,7 +4,8 @@
     progress.look(beats, now=clock())
     if progress.stalled_s(now=clock()) >= 300: suspects(places, beats, ranks)
 
-Pure. A hang is all ranks standing still: one that works for minutes while the others wait for it is no hang.
+Pure. A hang is all ranks standing still: one that works for minutes while the others wait for it is no hang, and while
+one still gets ready, nobody waits too long to meet it.
 """
 
 import re
@@ -33,6 +34,7 @@ class Progress:
         self._moved = dict.fromkeys(ranks, now)
         self._sequences: dict[int, int] = {}
         self._meeting: dict[int, float] = {}
+        self._getting_ready: dict[int, float] = {}
 
     @property
     def num_ranks(self) -> int:
@@ -45,6 +47,9 @@ class Progress:
             if beat.sequence != self._sequences.get(rank):
                 self._sequences[rank] = beat.sequence
                 self._moved[rank] = now
+                # One that takes steps got on without the others: it is not on its way to meet them.
+                if beat.step < 0:
+                    self._getting_ready[rank] = now
             if MEETING in beat.path.split("/"):
                 self._meeting.setdefault(rank, now)
             else:
@@ -56,9 +61,10 @@ class Progress:
         return now - max(moved) if moved else 0.0
 
     def meeting_s(self, done: Collection[int], *, now: float) -> float:
-        """How long the most patient rank has been waiting to meet the others."""
-        waits = [now - since for rank, since in self._meeting.items() if rank not in done]
-        return max(waits, default=0.0)
+        """How long ranks have been waiting to meet others while none came, and none that is missing got readier."""
+        came = [since for rank, since in self._meeting.items() if rank not in done]
+        ready = [self._getting_ready[rank] for rank in self.absent(done) if rank in self._getting_ready]
+        return now - max(came + ready) if came else 0.0
 
     def absent(self, done: Collection[int]) -> tuple[int, ...]:
         """The ranks that are not where the others wait; empty when all are there and do not find each other."""
@@ -90,11 +96,12 @@ def suspects(
     if outside and len(outside) < len(ranks):
         where = last_frame(places[outside[0]].stack)
         return Suspicion(ranks=outside, why=f"in no collective while the others wait: {where}")
-    steps = {rank: beats[rank].step for rank in ranks if rank in beats}
-    behind = tuple(rank for rank in ranks if steps.get(rank, -1) == min(steps.values(), default=-1))
-    if len(behind) < len(ranks):
-        step = min(steps.values(), default=-1)
-        return Suspicion(ranks=behind, why=f"at step {step} while others are at step {max(steps.values())}")
+    steps = {rank: beats[rank].step if rank in beats else -1 for rank in ranks}
+    first, last = min(steps.values(), default=-1), max(steps.values(), default=-1)
+    if first < last:
+        behind = tuple(rank for rank, step in steps.items() if step == first)
+        where = f"at step {first}" if first >= 0 else "in no step"
+        return Suspicion(ranks=behind, why=f"{where} while others are at step {last}")
     return Suspicion(ranks=tuple(ranks), why=_all_places({rank: places[rank].stack for rank in ranks}))
 
 

@@ -10,6 +10,7 @@ Rows are not kept in memory: sealing reads the stream back through a mapping.
 """
 
 import errno
+import io
 import json
 import os
 import threading
@@ -166,6 +167,7 @@ class _Segment:
         self._folder = table_dir(run_dir, table, rank)
         self._lock = threading.Lock()
         self._file: Any = None
+        self._sink = io.BytesIO()
         self._writer: pa.RecordBatchStreamWriter | None = None
         self._num_rows = self._num_parts = 0
         self._opened_s = 0.0
@@ -178,7 +180,7 @@ class _Segment:
             assert self._writer is not None
             with _writing(self._rank, self._folder / OPEN_STREAM):
                 self._writer.write_batch(batch)
-                self._file.flush()
+                self._put()
             self._num_rows += batch.num_rows
             if self._num_rows >= self._seal_rows or time.monotonic() - self._opened_s >= self._seal_s:
                 self._seal()
@@ -215,9 +217,21 @@ class _Segment:
         schema = schema.with_metadata({**schema.metadata, _PART_KEY: str(self._num_parts)})
         with _writing(self._rank, path):
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115 - until it is sealed
-            self._writer = pa.ipc.new_stream(self._file, schema)
+            # Without a buffer of Python's: a child that is forked half-way through a write would have a copy of it, and
+            # write it once more when it ends.
+            self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - until it is sealed
+            self._sink = io.BytesIO()
+            self._writer = pa.ipc.new_stream(self._sink, schema)
         self._num_rows, self._opened_s = 0, time.monotonic()
+
+    def _put(self) -> None:
+        """Give the kernel what the writer made, in as few calls as it takes."""
+        with self._sink.getbuffer() as made:
+            num_written = 0
+            while num_written < len(made):
+                num_written += self._file.write(made[num_written:])
+        self._sink.seek(0)
+        self._sink.truncate()
 
     def _seal(self) -> None:
         if self._writer is None:
@@ -225,6 +239,7 @@ class _Segment:
         stream = self._folder / OPEN_STREAM
         with _writing(self._rank, stream):
             self._writer.close()
+            self._put()
             self._file.close()
             self._writer = self._file = None
         name = part_name(self._num_parts)

@@ -12,8 +12,8 @@ from typing import Any
 import duckdb
 
 from ray_memprof import db, diagnosis
-from ray_memprof.store import REPORT_FILE
-from ray_memprof.units import size_text
+from ray_memprof.diagnosis import rank_text
+from ray_memprof.units import at_least, size_text
 
 MOST_RANKS = 16
 """Of a larger run, the fullest ranks are listed."""
@@ -30,9 +30,7 @@ def summary_lines(run_dir: Path) -> list[str]:
         ConfigError: `run_dir` is no run.
     """
     with db.open_run(run_dir) as connection:
-        lines = figure_lines(connection, diagnosis.findings(connection))
-    report = run_dir / REPORT_FILE
-    return [*lines, f"report: {report}"] if report.exists() else lines
+        return figure_lines(connection, diagnosis.findings(connection))
 
 
 def figure_lines(connection: duckdb.DuckDBPyConnection, found: Sequence[diagnosis.Finding]) -> list[str]:
@@ -70,17 +68,51 @@ def _peaks(connection: duckdb.DuckDBPyConnection) -> list[str]:
         lines.append(
             f"the {len(shown)} fullest of {len(rows)} ranks; all of them: peak_by_rank in run.duckdb"
         )
-    return lines
+    return [*lines, *bounds(rows)]
 
 
 def _peak(row: dict[str, Any]) -> str:
     used, total = row["device_used_peak_bytes"], row["device_total_bytes"]
     share = f" ({used / total:.0%} of {size_text(total)})" if total else ""
-    return (
-        f"rank {row['rank']}: peak allocated {size_text(row['allocated_peak_bytes'])}, "
-        f"reserved {size_text(row['reserved_peak_bytes'])}, device used {size_text(used)}{share}, "
-        f"in {place(row['path'], row['step'])}"
+    tensors, reserved = (
+        at_least(size_text(row[f"{what}_peak_bytes"]), row["peak_at_least"])
+        for what in ("allocated", "reserved")
     )
+    return (
+        f"rank {row['rank']}: peak allocated {tensors}, reserved {reserved}, "
+        f"device used {at_least(size_text(used), is_unsampled(row))}{share}, in {place(row['path'], row['step'])}"
+    )
+
+
+def is_unsampled(row: dict[str, Any]) -> bool:
+    """Whether the device was looked at only at the boundaries of spans: its peak may lie between them."""
+    return bool(row["num_samples"] == 0 and row["device_used_peak_bytes"] > 0)
+
+
+def is_lower_bound(row: dict[str, Any], measure: str) -> bool:
+    """Whether the peak of a rank (allocated, reserved, device_used ...) may have been more than is known."""
+    return (
+        is_unsampled(row)
+        if measure == "device_used"
+        else measure != "host_rss" and bool(row["peak_at_least"])
+    )
+
+
+def bounds(rows: list[dict[str, Any]]) -> list[str]:
+    """Why peaks are told as "at least"."""
+    early = [row["rank"] for row in rows if row["peak_at_least"]]
+    between = [row["rank"] for row in rows if is_unsampled(row)]
+    lines = []
+    if early:
+        lines.append(
+            f"peaks of {rank_text(early)} are lower bounds: what was held before the first event is not known, and the "
+            "peak may lie there"
+        )
+    if between:
+        lines.append(
+            f"device used of {rank_text(between)} is a lower bound: no sample was taken between the boundaries of spans"
+        )
+    return lines
 
 
 def _imbalance(connection: duckdb.DuckDBPyConnection) -> list[str]:
@@ -114,14 +146,40 @@ def _replay(connection: duckdb.DuckDBPyConnection) -> list[str]:
         killed = any(row["status"] in KILLED for row in rows)
         why = "no rank came to its end" if killed else "no allocator events were recorded"
         return [f"replay: not checked: {why}"]
-    wrong = [row for row in checked if not row["is_exact"]]
-    if not wrong:
-        return [f"replay: exact to the byte on {len(checked)} of {len(rows)} ranks"]
-    return [
-        f"replay: rank {row['rank']} is off by up to {row['max_error_bytes']:,} bytes, "
-        f"{row['num_lost_events']:,} events were lost"
-        for row in wrong
-    ]
+    lines = []
+    if exact := [row["rank"] for row in checked if row["is_exact"]]:
+        whose = f"{len(exact)} of {len(rows)} ranks" if len(checked) == len(rows) else rank_text(exact)
+        lines.append(f"replay: exact to the byte on {whose}")
+    lines += [f"replay: {_inexact(row)}" for row in checked if not row["is_exact"]]
+    if missing := [row for row in rows if not row["num_checks"]]:
+        lines.append(
+            f"replay: not compared on {rank_text([row['rank'] for row in missing])}: {_why_not(missing)}"
+        )
+    return lines
+
+
+def is_within(row: dict[str, Any]) -> bool:
+    """Whether nothing is wrong with a replay but that a rule of the allocator is not known."""
+    peaks = row["allocated_peak_error_bytes"], row["reserved_peak_error_bytes"]
+    errors = (row["max_error_bytes"], *map(abs, peaks))
+    return row["inexact_bytes"] > 0 and not row["num_lost_events"] and max(errors) <= row["inexact_bytes"]
+
+
+def _inexact(row: dict[str, Any]) -> str:
+    who = f"rank {row['rank']}"
+    if is_within(row):
+        return f"{who} is right within {row['inexact_bytes']:,} bytes: a rule of the allocator is not known there"
+    return (
+        f"{who} is off by up to {row['max_error_bytes']:,} bytes, {row['num_lost_events']:,} events were lost"
+    )
+
+
+def _why_not(rows: list[dict[str, Any]]) -> str:
+    """Of ranks that were not compared."""
+    states = sorted({row["status"] for row in rows if row["status"] != "ok"})
+    if states:
+        return f"ended before that ({', '.join(states)})"
+    return "no allocator events were recorded"
 
 
 def _findings(found: Sequence[diagnosis.Finding]) -> list[str]:

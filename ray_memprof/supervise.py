@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from ray_memprof import errors, verdict
+from ray_memprof.awake import AwakeClock
 from ray_memprof.plan import Beat, Outcome, Whereabouts
 from ray_memprof.stall import Progress, suspects
 from ray_memprof.verdict import Loss, Verdict, name_ranks
@@ -20,6 +21,8 @@ POLL_S = 0.2
 """How long one look waits for news: also the delay of a signal."""
 WHERE_S = 1.0
 """How long a rank may take to say where it is; one that answers at all takes milliseconds."""
+WAKE_S = 5.0
+"""After this process itself stood still, for ranks to say that they do not: the last that was heard is old."""
 NODE_S = 1.0
 """How long a node may take to show that it is there; one that is takes a millisecond."""
 
@@ -72,8 +75,9 @@ def watch(
         show: told the beats at every look.
     """
     away = frozenset(rank for rank, node in enumerate(nodes) if node != home)
-    watched = _Watch(ranks, nodes, away, limits, clock, interrupted)
-    progress = Progress(range(len(nodes)), now=clock())
+    awake = AwakeClock(clock)
+    watched = _Watch(ranks, nodes, away, limits, awake, interrupted)
+    progress = Progress(range(len(nodes)), now=awake())
     while True:
         failures = watched.hear(POLL_S)
         beats = ranks.beats()
@@ -86,7 +90,7 @@ def watch(
         elif len(watched.outcomes) == len(nodes):
             ended = Verdict(status="ok")
         else:
-            progress.look(beats, now=clock())
+            progress.look(beats, now=awake())
             ended = watched.stuck(progress, beats)
         if ended is not None:
             return replace(ended, outcomes={**watched.outcomes, **ended.outcomes}, beats=ranks.beats())
@@ -101,7 +105,7 @@ class _Watch:
     away: Collection[int]
     """Ranks on other nodes than the driver's."""
     limits: Limits
-    clock: Callable[[], float]
+    clock: AwakeClock
     interrupted: Callable[[], int]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     """Of the ranks that have ended well."""
@@ -150,6 +154,8 @@ class _Watch:
     def stuck(self, progress: Progress, beats: Mapping[int, Beat]) -> Verdict | None:
         """The verdict on ranks that live and do not get on."""
         limits, now = self.limits, self.clock()
+        if self.clock.woke_s() < WAKE_S:
+            return None
         never_met = progress.meeting_s(self.outcomes, now=now) >= limits.init_s
         if not never_met and progress.stalled_s(self.outcomes, now=now) < limits.stall_s:
             return None

@@ -10,7 +10,8 @@ bears the time it takes.
 """
 
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch.profiler import ProfilerActivity, profile, record_function, schedule, supported_activities
 
 from ray_memprof.errors import DiskFull
+from ray_memprof.forks import silent_in_children
 from wan.spans import Attribute, listening
 
 if TYPE_CHECKING:
@@ -34,9 +36,18 @@ def trace_file(logging: "Logging", run_dir: Path, rank: int) -> Path:
 
 
 @contextmanager
-def tracing(logging: "Logging", run_dir: Path, rank: int) -> Iterator[None]:
-    """Trace the steps that logging.profiler asks for, among those that run inside the block."""
-    trace = StepTrace(logging.profiler, trace_file(logging, run_dir, rank))
+def tracing(
+    logging: "Logging", run_dir: Path, rank: int, problem: Callable[[str], None] = lambda text: None
+) -> Iterator[None]:
+    """Trace the steps that logging.profiler asks for, among those that run inside the block.
+
+    Args:
+        logging: section of the configuration.
+        run_dir: the run folder.
+        rank: whose trace it is.
+        problem: told in a line where tracing failed and ended; the program goes on.
+    """
+    trace = StepTrace(logging.profiler, trace_file(logging, run_dir, rank), problem)
     try:
         with listening(trace):
             yield
@@ -52,19 +63,35 @@ class StepTrace:
     Args:
         settings: how many steps, and what is recorded of each.
         path: of the file that is written.
+        problem: told in a line where tracing failed and ended.
     """
 
-    def __init__(self, settings: "Profiler", path: Path) -> None:
+    def __init__(
+        self, settings: "Profiler", path: Path, problem: Callable[[str], None] = lambda text: None
+    ) -> None:
         self.error = ""
         """Why there is no trace; a listener must not raise, so it is told when the run is over."""
-        self._settings, self._path = settings, path
+        self._settings, self._path, self._problem = settings, path, problem
+        self._thread = threading.get_ident()
         self._profiler: profile | None = None
         self._open: list[tuple[record_function, bool]] = []
         self._num_steps = 0
-        self._is_written = False
+        self._is_written = self._is_silent = False
+        silent_in_children(self)
+
+    def forked(self) -> None:
+        """In a child nothing is traced: the profiler's threads are not there, and the file is the parent's."""
+        self._is_silent, self._profiler = True, None
+        self._open.clear()
 
     def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
         """A span begins; the first step starts the profiler."""
+        if self._is_silent or threading.get_ident() != self._thread:
+            return
+        with self._giving_up():
+            self._enter(name, attributes)
+
+    def _enter(self, name: str, attributes: dict[str, Attribute]) -> None:
         is_step = "step" in attributes and not any(step for _, step in self._open)
         if is_step and self._profiler is None:
             self._profiler = self._make()
@@ -76,6 +103,21 @@ class StepTrace:
 
     def exit(self, name: str, failed: bool) -> None:
         """A span ends; the end of a step moves the profiler on."""
+        if self._is_silent or not self._open or threading.get_ident() != self._thread:
+            return
+        with self._giving_up():
+            self._exit(failed)
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        """An error of the profiler's ends the trace, and not the program."""
+        try:
+            yield
+        except Exception as error:
+            self._is_silent = True
+            self._problem(f"there is no trace, for torch.profiler failed: {type(error).__name__}: {error}")
+
+    def _exit(self, failed: bool) -> None:
         annotation, is_step = self._open.pop()
         annotation.__exit__(None, None, None)
         if is_step and self._profiler is not None and not failed:
@@ -84,9 +126,12 @@ class StepTrace:
 
     def stop(self) -> None:
         """End the profiler, which writes what it has, and say so where that is less than was asked for."""
+        if self._is_silent:
+            return
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
-            profiler.stop()  # writes, if steps were being kept
+            with self._giving_up():
+                profiler.stop()  # writes, if steps were being kept
         self._warn()
 
     def _warn(self) -> None:

@@ -25,6 +25,11 @@ def size_text(num_bytes: int) -> str:
     return f"{num_bytes / MIB:.1f} MiB"
 
 
+def at_least(text: str, is_at_least: bool) -> str:
+    """`text`, said to be a lower bound where it is one."""
+    return f"at least {text}" if is_at_least else text
+
+
 def parse_size(text: str) -> int:
     """The bytes that a number with its unit means, a fraction of a byte left out; KiB is 1024 B, kB 1000 B.
 

@@ -59,19 +59,41 @@ _LOSS_WEIGHTS: Mapping[LossKind, int] = {
     "node": _NODE,
 }
 
-# What a rank reports whose peer is gone: gloo, NCCL and the store, in the words of torch 2.11 to 2.13.
-_PEER_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
-_PEER_TEXT = re.compile(
+# What a rank reports whose peer is gone: gloo, NCCL and the store, in the words of torch 2.11 to 2.13. Whoever reads a
+# file or talks to a server uses some of these words too, so they count where one of the three says them.
+_GONE = re.compile(
     r"connection (was )?(likely )?(reset|closed|refused|aborted)|broken pipe|socket ?timeout|wait timeout"
-    r"|timed out waiting|remote process exited|nccl \w*error|end of file|(recv|send)\w* failed",
+    r"|(timed|timeout) out (after \d+|waiting)|remote process|remote ?error|end of file|(recv|send)\w*\W+failed"
+    r"|failed to (recv|send|connect|pass)|closed by (remote )?peer|operation timeout|communicator was aborted"
+    r"|pair closure|store->get|Original reason for failure",
     re.IGNORECASE,
 )
+_SAID_BY_GLOO = re.compile(
+    r"gloo/(transport|rendezvous|common)/|\[c10d\]|TCPStore|monitoredBarrier|NCCL|\bGloo \w+"
+)
+# The store, too, has errors of its own: its port is taken, or not ours to take.
+_OWN_NETWORK = re.compile(
+    r"EADDRINUSE|EACCES|failed to (listen|bind)|address already in use|permission denied", re.IGNORECASE
+)
+# NCCL tells of a rank's own mistake, device or bug in the same class of error.
+_OWN_NCCL = re.compile(
+    r"nccl(InvalidUsage|InvalidArgument|UnhandledCudaError|InternalError)|invalid usage|unhandled cuda error"
+)
+_SHORT = frozenset(("Socket Timeout", "Connection reset by peer", "Broken pipe", "Connection closed by peer"))
+"""Texts that torch's store and gloo give as they are."""
 
 
 def is_peer_error(outcome: Outcome) -> bool:
     """Whether a rank's error only tells that another one is gone."""
     kind, _, text = outcome.reason.partition(": ")
-    return kind in _PEER_TYPES or (kind == "RuntimeError" and _PEER_TEXT.search(text) is not None)
+    if kind == "DistStoreError":
+        return True
+    if kind == "DistNetworkError":
+        return _OWN_NETWORK.search(text) is None
+    if kind == "DistBackendError":
+        return _OWN_NCCL.search(text) is None and _GONE.search(text) is not None
+    is_theirs = text in _SHORT or _SAID_BY_GLOO.search(text) is not None
+    return kind == "RuntimeError" and is_theirs and _GONE.search(text) is not None
 
 
 def is_unclear(news: Sequence[Outcome | Loss]) -> bool:
@@ -153,9 +175,11 @@ def _nodes_lost(
 def _told(outcome: Outcome, ranks: Sequence[int], weight: int) -> tuple[Status, int, str, str]:
     """Of ranks that told themselves what went wrong, all in the same words."""
     hint = outcome.hint or f"the traceback is in {log_name(outcome.rank)}"
-    if weight == _PEER:
+    if weight == _PEER and not outcome.hint:
         hint = f"it lost another rank, and none reported why; the logs of all ranks are beside {log_name(outcome.rank)}"
-    return outcome.status, outcome.exit_code, f"{name_ranks(ranks)}: {outcome.reason}", hint
+    # What its store tells begins with the rank already.
+    reason = outcome.reason.removeprefix(f"{name_ranks((outcome.rank,))}: ")
+    return outcome.status, outcome.exit_code, f"{name_ranks(ranks)}: {reason}", hint
 
 
 def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[Status, int, str, str]:

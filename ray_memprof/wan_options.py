@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from pathlib import Path, PosixPath
 from typing import TYPE_CHECKING, Any
 
 from ray_memprof.errors import ConfigError
@@ -45,16 +44,6 @@ _KEYS = {
 }
 
 
-class _Present(PosixPath):
-    """A path that is taken to be there: whether files exist is asked only before a run."""
-
-    def is_file(self, **_: Any) -> bool:
-        return True
-
-    def is_dir(self, **_: Any) -> bool:
-        return True
-
-
 def wan_options(config: "RunConfig") -> Options:
     """The options that the wan workload runs with; a base_seed below 0 is drawn here."""
     given = {flag: value for flag, value in _values(config).items() if value is not None}
@@ -84,7 +73,7 @@ def check_wan(config: "RunConfig", *, files: bool = False) -> None:
     options = replace(wan_options(config), **one_gpu)
     try:
         with _world_size_hidden():
-            check(options if files else _with_paths_present(options))
+            check(options, here=files)
     except InputError as error:
         raise ConfigError(_in_keys(str(error)), hint=_in_keys(error.hint)) from error
 
@@ -98,17 +87,6 @@ def _world_size_hidden() -> Iterator[None]:
     finally:
         if world_size is not None:
             os.environ["WORLD_SIZE"] = world_size
-
-
-def _with_paths_present(options: Options) -> Options:
-    paths: dict[str, Any] = {}
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if isinstance(value, Path):
-            paths[field.name] = _Present(value)
-        elif field.name == "src_ref_images":
-            paths[field.name] = tuple(_Present(path) for path in value)
-    return replace(options, **paths)
 
 
 def _in_keys(text: str) -> str:

@@ -32,12 +32,15 @@ class StepListener(Protocol):
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
 
+    def problem(self, text: str) -> None:
+        """Something is wrong with the recording."""
+
 
 def run(plan: RankPlan, recorder: StepListener) -> None:
     """Run the workload of `plan` to its end, on this thread."""
-    with _traced(plan):
+    with _traced(plan, recorder):
         if plan.config.workload == "script":
-            _run_script(plan)
+            _run_script(plan, recorder)
         else:
             _run_wan(plan, recorder)
 
@@ -50,23 +53,23 @@ def device_name(plan: RankPlan) -> str:
 
 
 @contextmanager
-def _traced(plan: RankPlan) -> Iterator[None]:
+def _traced(plan: RankPlan, recorder: StepListener) -> Iterator[None]:
     logging = plan.config.logging
     if logging.level != "torch_profiler" or not logging.profile_memory:
         yield
         return
     from ray_memprof.torch_trace import tracing
 
-    with tracing(logging, plan.run_dir, plan.rank):
+    with tracing(logging, plan.run_dir, plan.rank, recorder.problem):
         yield
 
 
-def _run_script(plan: RankPlan) -> None:
+def _run_script(plan: RankPlan, recorder: StepListener) -> None:
     from ray_memprof.script import run_script
 
     script = plan.config.script
     assert script is not None  # config.py refuses workload: script without one
-    run_script(script.path, script.args, script.module_spans)
+    run_script(script.path, script.args, script.module_spans, lambda text: recorder.problem(text))
 
 
 def _run_wan(plan: RankPlan, recorder: StepListener) -> None:

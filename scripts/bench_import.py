@@ -73,7 +73,11 @@ def make(path: Path, num_events: int, *, stacks: bool) -> None:
     snapshot = {
         "segments": [_segment(start, size, dict(used)) for start, size in segments.items()],
         "device_traces": [events[-num_events:]],
-        "allocator_settings": {"expandable_segments": False, "max_split_size": -1},
+        "allocator_settings": {
+            "expandable_segments": False,
+            "max_split_size": -1,
+            "roundup_power2_divisions": {},
+        },
         "external_annotations": [],
     }
     with open(path, "wb") as file:
@@ -117,7 +121,7 @@ def loaded(path: Path, folder: Path) -> tuple[int, int]:
         snapshot = pickle.load(file)
     events, witness, replay = snapshot["device_traces"][0], Witness(), BlockReplay()
     witness.see(*([event[key] for event in events] for key in ("action", "addr", "size")))
-    replay.prime(witness.segments_at_start(snapshot["segments"], replay))
+    replay.prime(witness.segments_at_start(snapshot["segments"], replay), 0)
     replay.feed(events)
     return replay.allocated_peak, replay.reserved_peak
 

@@ -3,6 +3,7 @@
 
     python scripts/bench_recorder.py                          # the host meter, and the CUDA meter where there is a GPU
     python scripts/bench_recorder.py --spans 2000 --events 100000
+    python scripts/bench_recorder.py --recording 50000000     # this alone: a whole recording, with an allocator faked
 
 Spans are empty and two deep, so that nothing but the recorder is timed; their cost is what the thread that runs the
 model loses. Events are timed through the scribe's thread, from a batch to rows in the store. The last lines are tables
@@ -17,13 +18,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psutil
 import torch
 
 from ray_memprof.device import open_device
-from ray_memprof.meters import Batch, Meter
+from ray_memprof.meters import Batch, Meter, Reading
 from ray_memprof.meters.host import HostMeter
 from ray_memprof.recorder import DRAIN_EVENTS, Recorder
 from ray_memprof.replay import BlockReplay, Replay
@@ -119,14 +121,147 @@ def resident_growth(num_events: int) -> float:
     return grown / sum(map(len, held))
 
 
+class FakeAllocator:
+    """A meter whose blocks are those of a training step, over and over: they come, and go in another order.
+
+    Args:
+        num_live: blocks that a step holds at most.
+    """
+
+    source, has_events, is_on = "cpu", True, True
+
+    def __init__(self, num_live: int = 600) -> None:
+        random = Random(0)
+        self._sizes = [512 * random.randrange(1, 40_000) for _ in range(num_live)]
+        self._order = random.sample(range(num_live), num_live)
+        self._events: list[dict[str, Any]] = []
+        self._held = self._top = self._num_allocs = 0
+        self._stamp = "0"
+
+    def step(self) -> int:
+        """All blocks come and go once; how many events that is."""
+        for address, size in enumerate(self._sizes):
+            self._note("alloc", address, size)
+            self._held += size
+        self._num_allocs += len(self._sizes)
+        self._top = max(self._top, self._held)
+        for address in self._order:
+            self._note("free_requested", address, self._sizes[address])
+            self._note("free_completed", address, self._sizes[address])
+            self._held -= self._sizes[address]
+        return 3 * len(self._sizes)
+
+    def _note(self, action: str, address: int, size: int) -> None:
+        self._events.append(
+            {
+                "action": action, "addr": 0x7F00_0000_0000 + address * 2**25, "size": size, "stream": 0,
+                "time_us": time.time_ns() // 1000, "user_metadata": self._stamp,
+            }
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """As a meter does."""
+
+    def stop(self) -> None:
+        """As a meter does."""
+
+    def read(self) -> Reading:
+        """What is held."""
+        return Reading(
+            time.time_ns(),
+            self._held,
+            self._held,
+            self._held,
+            self._held,
+            0,
+            -1,
+            -1,
+            -1,
+            self._num_allocs,
+            0,
+            0,
+        )
+
+    peek = read
+
+    def answers(self) -> bool:
+        """Always."""
+        return True
+
+    def stamp(self, span_id: int) -> None:
+        """As a meter does."""
+        self._stamp = str(span_id)
+
+    def pending(self, reading: Reading) -> int:
+        """Events that wait."""
+        return len(self._events)
+
+    def drain(self) -> Batch:
+        """Take them."""
+        events, self._events = self._events, []
+        return Batch(events, self.read(), self._num_allocs)
+
+    def base_segments(self) -> list[Any]:
+        """Nothing."""
+        return []
+
+    def peaks(self) -> tuple[int, int]:
+        """Of all that was held."""
+        return self._top, self._top
+
+
+def record(num_events: int) -> None:
+    """Record so many events, a span a step, and print what that took."""
+    gc.collect()
+    process = psutil.Process(os.getpid())
+    with tempfile.TemporaryDirectory() as folder:
+        scribe = Scribe(RankStore(Path(folder), 0), Replay(), categories={})
+        meter = FakeAllocator()
+        recorder = Recorder(0, meter, scribe)
+        recorder.start()
+        before = process.memory_info().rss
+        done, step, grown = 0, 0, []
+        began = time.perf_counter()
+        with listening(recorder):
+            while done < num_events:
+                with span("train_step", step=step):
+                    done += meter.step()
+                step += 1
+                if step % 100 == 0:
+                    grown.append(process.memory_info().rss - before)
+        recorder.close()
+        took_s = time.perf_counter() - began
+        written = sum(path.stat().st_size for path in Path(folder).glob("tables/allocs/**/*.parquet"))
+    check = recorder.check()
+    assert check is not None
+    is_exact = (check.max_error_bytes, check.num_lost_events) == (0, 0) and (
+        check.allocated_peak_bytes == check.replayed_allocated_peak_bytes
+    )
+    half = len(grown) // 2
+    print(
+        "| events | seconds | MiB grown, first half / second half / at most | bytes an event on disk | replay |"
+    )
+    print("|---|---|---|---|---|")
+    print(
+        f"| {check.num_events:,} | {took_s:.0f} | {max(grown[:half]) / MIB:.0f} / {max(grown[half:]) / MIB:.0f} / "
+        f"{max(grown) / MIB:.0f} | {written / check.num_events:.2f} | {'exact' if is_exact else 'not exact'} |"
+    )
+
+
 def main() -> None:
-    """Measure, then print two tables."""
+    """Measure, then print two tables, or one of a whole recording."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--spans", type=int, default=20_000)
     parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument(
+        "--recording", type=int, default=0, help="events of a whole recording, and nothing else"
+    )
     arguments = parser.parse_args()
+    if arguments.recording:
+        record(arguments.recording)
+        return
     rows = [("none", "-", time_silent(arguments.spans))]
     for level in ("stage", "event"):
         for name, meter in meters(events=level == "event"):

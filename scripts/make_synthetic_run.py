@@ -54,8 +54,8 @@ class Rows:
             what: np.cumsum(size * (action == plus) - size * (action == minus), dtype=np.int64)
             for what, (plus, minus) in signs.items()
         }
-        self.ledger = player.ledger
-        self._spans, self._outside_end = player.spans, player.outside
+        self.ledger, self._growths = player.ledger, player.growths
+        self._spans = player.spans
         self._at, self._copy = _repeat(len(player.spans), spans, repeats)
         self._length, self._count = length, spans.stop - spans.start
         self._step_us = end_us - start_us
@@ -86,14 +86,31 @@ class Rows:
         for what, curve in self.curves.items():
             columns.update(_figures(what, curve, first, last))
         outside = {"start": get["outside_start"], "end": get["outside_end"]}
-        outside["peak"] = np.maximum(outside["start"], outside["end"])
         for end, size in outside.items():
             columns[f"device_used_{end}_bytes"] = columns[f"reserved_{end}_bytes"] + size
+        columns |= self._measured(columns, np.maximum(outside["start"], outside["end"]))
+        for end in ("start", "end", "peak"):
             columns[f"host_rss_{end}_bytes"] = np.full(len(at), 4096 * MIB)
         for name, kind in (("num_allocs", 0), ("num_segments", 3)):
             counts = np.concatenate([[0], np.cumsum(self.events["action"] == kind)])
             columns[name] = counts[last] - counts[first]
         return {**columns, "num_retries": np.zeros(len(at), int), "recorder_ns": np.full(len(at), 1500)}
+
+    def _measured(self, spans: dict[str, Any], outside: Any) -> dict[str, Any]:
+        """What samples saw of the device inside each span, and the bound above it."""
+        samples = self.samples()
+        first = np.searchsorted(samples["t_ns"], spans["start_ns"], side="left")
+        last = np.searchsorted(samples["t_ns"], spans["end_ns"], side="right")
+        ends = np.maximum(spans["device_used_start_bytes"], spans["device_used_end_bytes"])
+        # reduceat gives an empty stretch the value at its beginning: it counts where there is a sample.
+        bounds = np.stack([first, last], axis=1).ravel()
+        seen = np.maximum.reduceat(np.append(samples["device_used_bytes"], [0, 0]), bounds)[::2]
+        peak = np.where(last > first, np.maximum(ends, seen), ends)
+        return {
+            "num_samples": last - first,
+            "device_used_peak_bytes": peak,
+            "device_used_bound_bytes": np.maximum(peak, spans["reserved_peak_bytes"] + outside),
+        }
 
     def allocs(self) -> dict[str, Any]:
         """Columns of the table allocs."""
@@ -121,12 +138,18 @@ class Rows:
         curves = {what: np.where(at < 0, 0, curve[at]) for what, curve in self.curves.items()}
         return {
             "t_ns": START_NS + 1000 * times,
-            "device_used_bytes": curves["reserved"] + self._outside_end,
+            "device_used_bytes": curves["reserved"] + self._outside(times),
             "allocated_bytes": curves["allocated"],
             "reserved_bytes": curves["reserved"],
             "host_rss_bytes": np.full(len(times), 4096 * MIB),
             "utilisation_fraction": np.full(len(times), 0.97, np.float32),
         }
+
+    def _outside(self, times_us: Any) -> Any:
+        """Device memory outside the allocator at these times; it grows before what is repeated."""
+        event, grown_us, size = zip(*self._growths, strict=True)
+        at = np.array(grown_us) + self._late_us[list(event)]
+        return np.append(0, np.cumsum(size))[np.searchsorted(at, times_us, side="right")]
 
     def ledger_rows(self) -> dict[str, Any]:
         """Columns of the table ledger; its rows are older than what is repeated."""
@@ -243,9 +266,16 @@ def driver_rank(run_dir: Path, rank: int) -> dict[str, Any]:
     )
     allocated, reserved = (pc.max(spans[name]).as_py() for name in PEAKS)
     return {
-        **{"rank": rank, "node": 0, "node_id": "synthetic", "host": "synthetic", "pid": 1000 + rank},
+        **{"rank": rank, "node": 0, "node_id": "synthetic", "host": "synthetic", "clock_offset_ns": 0},
+        **{"pid": 1000 + rank},
         **{"local_rank": rank, "gpu_index": rank, "gpu_uuid": f"GPU-{rank}", "gpu_name": "synthetic"},
-        **{"device_total_bytes": DEVICE_BYTES, "ulysses": rank, "ring": 0, "fsdp": 0},
+        **{
+            "device_total_bytes": DEVICE_BYTES,
+            "clock_offset_ns": 0,
+            "inexact_bytes": 0,
+            "peak_at_least": False,
+        },
+        **{"ulysses": rank, "ring": 0, "fsdp": 0},
         **{"status": "ok", "exit_code": 0, "reason": "", "path": "", "step": -1},
         **{"num_events": 3 * pc.sum(spans.filter(pc.field("depth") == 0)["num_allocs"]).as_py()},
         **{"num_lost_events": 0, "num_checks": spans.num_rows, "max_error_bytes": 0},

@@ -67,6 +67,8 @@ class Player:
         }
         self.spans: list[dict[str, Any]] = []
         self.ledger: list[tuple[int, int, int, str, int]] = []
+        self.growths: list[tuple[int, int, int]] = []
+        """Of device memory outside the allocator: number of the next event, time and bytes."""
         self.now_us = self.outside = 0
         self.seed, self._clock = seed, np.random.default_rng(seed)
         self.reseed()
@@ -125,6 +127,7 @@ class Player:
     def grow(self, account: str | None, size: int) -> None:
         """Device memory outside the allocator; without an account nobody knows whose it is."""
         self.outside += size
+        self.growths.append((len(self.events["size"]), self.now_us, size))
         if account is not None:
             where = len(self.events["size"]), self.now_us, self._open[-1]["span_id"]
             self.ledger.append((*where, account, size))

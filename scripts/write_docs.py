@@ -36,7 +36,7 @@ MOST_ROWS, MOST_TURNED, WIDEST = 6, 3, 120
 """Rows of an example; of one that is turned, because it would be wider than so many letters."""
 COMPARE_ORDER = ("figures", "places", "moves", "figure")
 TYPES = {
-    **{"bool": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT"},
+    **{"bool": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint64": "UBIGINT"},
     **{"float": "FLOAT", "string": "VARCHAR", "dictionary": "VARCHAR"},
 }
 """What DuckDB calls them."""

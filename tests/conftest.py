@@ -1,6 +1,10 @@
-"""What every test gets: a fixed seed, few threads, and gpu tests that are skipped aloud or run one by one."""
+"""What every test gets: a fixed seed, few threads, and gpu tests that are skipped aloud or run one by one.
+
+`--shuffle 7` runs them in an order drawn from the seed 7: no test may lean on what others left in its process.
+"""
 
 import os
+import random
 
 import pytest
 import torch
@@ -8,12 +12,18 @@ import torch
 NO_GPU = "needs a CUDA device: torch.cuda.is_available() is False here"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn from SEED")
+
+
 def pytest_configure() -> None:
     # Two threads in all: with workers (pytest -n 2) each has one.
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if (seed := config.getoption("--shuffle")) is not None:
+        random.Random(seed).shuffle(items)
     for item in items:
         if item.get_closest_marker("gpu") is None:
             continue

@@ -26,12 +26,17 @@ def blank(table: str, **values: Any) -> Row:
 
 
 def span(span_id: int, path: str, times: tuple[int, int], **measured: Any) -> Row:
-    """A span; a measure is (start, end, peak), all others stay 0. `parent_id` and `depth` follow from the path."""
+    """A span; a measure is (start, end, peak), all others stay 0. `parent_id` and `depth` follow from the path.
+
+    What is not given of the device is as if the peak had been measured by one sample, and could be no higher.
+    """
     names = path.split("/")
     row = {"span_id": span_id, "path": path, "name": names[-1], "stage": names[0], "depth": len(names) - 1}
     for measure in MEASURES:
         for end, value in zip(("start", "end", "peak"), measured.pop(measure, (0, 0, 0)), strict=True):
             row[f"{measure}_{end}_bytes"] = value
+    device = {"device_used_bound_bytes": row["device_used_peak_bytes"], "num_samples": 1}
+    row = {**row, **device}
     return blank("spans", start_ns=times[0], end_ns=times[1], **{**row, **measured})
 
 

@@ -21,13 +21,18 @@ from safetensors import SafetensorError, safe_open
 
 from wan.config import TASKS, DitConfig, ModelType, Task
 from wan.errors import WeightsError
+from wan.files import is_absent
+from wan.folder import (
+    CLIP_FILE,
+    DIT_FILE,
+    DIT_INDEX_FILE,
+    TEXT_FILE,
+    VAE_FILE,
+    folder_hint,
+    refuse_unusable,
+    trouble_with_ckpt_dir,
+)
 from wan.keymap import KeyMap, clip_origin, dit_origin, text_origin, vae_origin
-
-DIT_FILE = "diffusion_pytorch_model.safetensors"
-DIT_INDEX_FILE = "diffusion_pytorch_model.safetensors.index.json"
-VAE_FILE = "Wan2.1_VAE.pth"
-TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
-CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 
 # A mapping is dropped before more than this is read through it: pages of a file stay in the process as long as the
 # mapping does, and would add up to a second copy of the model.
@@ -60,7 +65,7 @@ class _OpenFile(Protocol):
 
 class _SafetensorsFile:
     def __init__(self, path: Path) -> None:
-        _refuse_empty(path)
+        refuse_unusable(path)
         try:
             self._file = safe_open(path, framework="pt", device="cpu")
         except (SafetensorError, OSError) as error:
@@ -81,7 +86,7 @@ class _SafetensorsFile:
 
 class _TorchFile:
     def __init__(self, path: Path) -> None:
-        _refuse_empty(path)
+        refuse_unusable(path)
         _refuse_not_zip(path)
         try:
             held: object = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -126,17 +131,9 @@ def _flat_tensors(path: Path, held: object) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _refuse_empty(path: Path) -> None:
-    if path.stat().st_size == 0:
-        raise WeightsError(f"{path} is empty (0 bytes)", hint="download it again")
-
-
 def _refuse_not_zip(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(len(_ZIP_MAGIC))
-    except OSError as error:
-        raise _damaged(path, error) from error
+    with path.open("rb") as file:
+        magic = file.read(len(_ZIP_MAGIC))
     if magic != _ZIP_MAGIC:
         raise WeightsError(
             f"{path} ({path.stat().st_size:,} bytes) is not a zip-format .pth file",
@@ -301,7 +298,7 @@ def open_dit(task: Task, ckpt_dir: Path) -> FileSource:
         WeightsError: no such folder or file, a damaged file, or the checkpoint of another task.
     """
     index = ckpt_dir / DIT_INDEX_FILE
-    weight_map = _weight_map(index) if index.is_file() else {}
+    weight_map = {} if is_absent(index) else _weight_map(index)
     files = _shards(index, weight_map) if weight_map else [_required(task, ckpt_dir, DIT_FILE)]
     source = FileSource(files, _SafetensorsFile, dit_origin, lambda key, wanted: False)
     if weight_map:
@@ -340,26 +337,22 @@ def _is_other_half(key: str, wanted: Mapping[str, torch.Size]) -> bool:
 
 def _required(task: Task, ckpt_dir: Path, name: str) -> Path:
     """The path of file `name` in the folder, which must be there."""
-    hint = _folder_hint(task)
-    if not ckpt_dir.is_dir():
+    hint = folder_hint(task)
+    if is_absent(ckpt_dir):
         raise WeightsError(f"no such checkpoint folder: {ckpt_dir}", hint=hint)
+    if trouble := trouble_with_ckpt_dir(task, ckpt_dir):
+        raise WeightsError(trouble.what, hint=trouble.hint)
     path = ckpt_dir / name
-    if not path.is_file():
+    if is_absent(path):
         raise WeightsError(f"no such file: {path}", hint=hint)
+    refuse_unusable(path)
     return path
-
-
-def _folder_hint(task: Task) -> str:
-    if task.is_tiny:
-        return (
-            f"no folder of {task.name} is published; scripts/make_checkpoint.py --task {task.name} makes one"
-        )
-    return f"--ckpt_dir takes the official folder of {task.name}: {task.repo}"
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Shard of every key, as the index says; never empty."""
     hint = "download it again"
+    refuse_unusable(index)
     try:
         body = json.loads(index.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -383,12 +376,14 @@ def _weight_map(index: Path) -> dict[str, str]:
 def _shards(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
     ckpt_dir = index.parent
     shards = sorted(set(weight_map.values()))
-    absent = [shard for shard in shards if not (ckpt_dir / shard).is_file()]
+    absent = [shard for shard in shards if is_absent(ckpt_dir / shard)]
     if absent:
         raise WeightsError(
             f"{index} names {len(shards)} shards; {_list('missing', absent, str)}",
             hint=f"the download is not complete; put the shards into {ckpt_dir}",
         )
+    for shard in shards:
+        refuse_unusable(ckpt_dir / shard)
     return [ckpt_dir / shard for shard in shards]
 
 
@@ -415,13 +410,13 @@ _Kind = tuple[ModelType, int, int, int]
 def _refuse_other_task(task: Task, ckpt_dir: Path, shapes: Mapping[str, torch.Size]) -> None:
     if _PATCH_KEY not in shapes:
         raise WeightsError(
-            f"folder {ckpt_dir} holds no Wan2.1 DiT: it has no key {_PATCH_KEY}", hint=_folder_hint(task)
+            f"folder {ckpt_dir} holds no Wan2.1 DiT: it has no key {_PATCH_KEY}", hint=folder_hint(task)
         )
     if len(shapes[_PATCH_KEY]) != _PATCH_AXES:
         raise WeightsError(
             f"folder {ckpt_dir} holds no Wan2.1 DiT: {_PATCH_KEY} is {list(shapes[_PATCH_KEY])}, "
             f"expected {_PATCH_AXES} axes",
-            hint=_folder_hint(task),
+            hint=folder_hint(task),
         )
     kind = _kind_of_keys(shapes)
     names = [other.name for other in TASKS.values() if _kind_of_config(other.dit) == kind]
@@ -432,7 +427,7 @@ def _refuse_other_task(task: Task, ckpt_dir: Path, shapes: Mapping[str, torch.Si
         raise WeightsError(
             f"folder {ckpt_dir} holds a {model_type} checkpoint of width {dim}, {in_dim} input channels and "
             f"{num_layers} layers, the task is {task.name}",
-            hint=_folder_hint(task),
+            hint=folder_hint(task),
         )
     article = "an" if names[0][0] in "aeiou" else "a"
     raise WeightsError(

@@ -21,6 +21,12 @@ Language = Literal["zh", "en"]
 
 MIN_SHIFT, MAX_SHIFT = 0.01, 1000.0
 """Beyond them noise levels fall together, or to 0, in fp32; 3 to 16 are usual."""
+MAX_GUIDE_SCALE = float.fromhex("0x1.fffffep+127")
+"""The largest number of fp32, in which velocities are guided."""
+LARGEST_SEED = 2**64 - 1
+"""Of a torch.Generator."""
+MAX_STEPS = 1000
+"""The noise levels that the model was trained on: more steps would repeat them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ rank of each host.
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from wan.config import TASKS
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
 from wan.levers import ALLOCATOR_SETTINGS
 from wan.options import Options, check, describe, layout_of, parse, warn
+from wan.options_here import check_memory
 from wan.parallel.environment import Place, set_defaults
 
 if TYPE_CHECKING:
@@ -84,12 +85,13 @@ def run(options: Options) -> Path:
                 # First: it reads headers only, and refuses a folder before a prompt model or an input is loaded.
                 pipeline = make_pipeline(options, num_ranks=place.num_ranks)
                 options = _agreed(options, place)
-                request = make_request(options)
-                # Once, on the first rank: it warns too.
-                if place.rank == 0 and (told := other_than_asked(request, options)):
+                # What differs from what was asked for is said once, by the first rank.
+                request = make_request(options, say=progress.say)
+                if told := other_than_asked(request, options):
                     progress.say(told)
                 video = pipeline.generate(request, on_step=progress.step)
                 if video is not None:
+                    _tell_of_frames(video)
                     with span("save"):
                         media.save(video, path, fps=TASKS[options.task].fps)
         except (RuntimeError, MemoryError) as error:
@@ -100,6 +102,13 @@ def run(options: Options) -> Path:
         if video is not None:
             progress.finish(f"{path}: {video.shape[1]} frames of {video.shape[3]}*{video.shape[2]}")
     return path
+
+
+def _tell_of_frames(video: "Tensor") -> None:
+    from wan.finite import num_not_finite_frames
+
+    if bad := num_not_finite_frames(video):
+        warn(f"{bad} of {video.shape[1]} frames have values that are not finite, which are black in the file")
 
 
 def _agreed(options: Options, place: Place) -> Options:
@@ -148,6 +157,7 @@ def make_pipeline(options: Options, num_ranks: int = 1) -> "Pipeline":
     """
     from wan.pipeline import Pipeline
 
+    check_memory(options)  # again: a rank may run on another host than the one where the flags were checked
     return Pipeline(
         TASKS[options.task],
         ckpt_dir=options.ckpt_dir,
@@ -161,15 +171,28 @@ def make_pipeline(options: Options, num_ranks: int = 1) -> "Pipeline":
     )
 
 
-def make_request(options: Options) -> "Request":
-    """What the video is made from, pictures and videos read, the prompt extended where asked for."""
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+
+
+def make_request(options: Options, *, say: Callable[[str], None] = _to_stderr) -> "Request":
+    """What the video is made from, pictures and videos read, the prompt extended where asked for.
+
+    `say` is given a line for each thing that will not be as `options` asks.
+    """
     from wan import media
+    from wan.control import read_control
     from wan.pipeline import Request, parse_size
 
     def image(path: Path | None) -> "Tensor | None":
         return None if path is None else media.read_image(path)
 
-    video, mask = options.src_video, options.src_mask
+    video = mask = None
+    if options.src_video is not None:
+        control = read_control(options.src_video, options.src_mask, frame_num=options.frame_num)
+        video, mask = control.video, control.mask
+        for line in control.told:
+            say(line)
     return Request(
         prompt=make_prompt(options),
         negative_prompt=options.negative_prompt,
@@ -183,14 +206,14 @@ def make_request(options: Options) -> "Request":
         image=image(options.image),
         first_frame=image(options.first_frame),
         last_frame=image(options.last_frame),
-        src_video=None if video is None else media.read_video(video, frame_num=options.frame_num),
-        src_mask=None if mask is None else media.read_mask(mask, frame_num=options.frame_num),
+        src_video=video,
+        src_mask=mask,
         src_ref_images=tuple(media.read_image(path) for path in options.src_ref_images),
     )
 
 
 def other_than_asked(request: "Request", options: Options) -> str:
-    """A line on the size that comes out where a picture or video decides its ratio; warns of fewer frames."""
+    """A line on the size that comes out where a picture or video decides its ratio; empty where it is as asked."""
     from wan import conditioning
 
     width, height = asked = request.size or (0, 0)
@@ -198,14 +221,8 @@ def other_than_asked(request: "Request", options: Options) -> str:
     if first is not None:
         height, width = conditioning.i2v_size(first.shape[1], first.shape[2], width * height)
     elif request.src_video is not None:
-        _, given, *sides = request.src_video.shape
+        _, _, *sides = request.src_video.shape
         height, width = conditioning.vace_size(sides[0], sides[1], width * height)
-        frame_num = conditioning.vace_frame_num(given, options.frame_num)
-        if frame_num < options.frame_num:
-            warn(
-                f"--src_video {options.src_video} has {given} frames at 16 a second: "
-                f"{frame_num} are made, not {options.frame_num}"
-            )
     if (width, height) == asked:
         return ""
     return f"  size: {width}*{height}, by the ratio of what is given, within the area of {options.size}"

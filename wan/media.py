@@ -1,37 +1,35 @@
 """Reading images, videos and masks into tensors, and writing what was made.
 
     image = read_image(Path("cat.jpg"))                      # [3, H, W] fp32 in [-1, 1]
-    video = read_video(Path("dance.mp4"), frame_num=81)      # [3, F, H, W], 16 frames a second
+    video = read_video(Path("dance.mp4"), frame_num=81)      # [3, F, H, W], spread over the clip
     save_video(frames, Path("out.mp4"), fps=16)              # H.264, plays everywhere
 
-Everything is on the host. A file appears under its name only when it is complete. Pixels are turned into
-bytes and back frame by frame, so that beside the tensor no second whole video of floats exists.
-pillow and PyAV are imported where they are used: ranks that neither read nor write need neither.
+Everything is on the host, upright, and a path means a file whatever its name looks like. A file appears under its
+name only when it is complete. Pixels are turned into bytes and back frame by frame, so that beside the tensor no
+second whole video of floats exists. pillow and PyAV are imported where they are used: ranks that neither read nor
+write need neither.
 """
 
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from fractions import Fraction
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from wan import clip
+from wan.clip import VIDEO_SUFFIXES, Pixels, check_source, import_av
 from wan.errors import InputError, MediaError
+from wan.files import what_is_at
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Pixels = npt.NDArray[np.uint8]
-"""[H, W, 3]."""
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif")
 SAVE_VIDEO_SUFFIX = ".mp4"
 FPS = 16
 
@@ -39,8 +37,6 @@ FPS = 16
 CRF = "17"
 _IMAGE_OPTIONS: dict[str, dict[str, Any]] = {".png": {}, ".webp": {"quality": 95}}
 _JPEG_OPTIONS: dict[str, Any] = {"quality": 95, "subsampling": 0}
-# Containers round the time of a frame to their clock, 1 ms in the coarsest (mkv, webm).
-_CLOCK_SLACK_S = 0.002
 
 
 def read_image(path: Path) -> Tensor:
@@ -58,46 +54,72 @@ def open_image(path: Path) -> "Image":
     """An image as an upright RGB pillow image; errors as read_image."""
     from PIL import Image, ImageOps
 
-    _check_source(path)
-    try:
-        with Image.open(path) as image:
-            return _as_rgb(ImageOps.exif_transpose(image))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise MediaError(f"cannot read image {path}: {error}", hint=_readable(IMAGE_SUFFIXES)) from error
+    check_source(path)
+    with _told_as_media_error(path), Image.open(path) as image:
+        return _as_rgb(ImageOps.exif_transpose(image))
 
 
-def read_video(path: Path, *, frame_num: int, fps: int = FPS, min_frames: int = 1) -> Tensor:
-    """The start of a video as [3, F, H, W] fp32 in [-1, 1] at `fps` frames a second, F <= `frame_num`.
+def _read_still(path: Path) -> Tensor:
+    """A mask that holds for all frames; MediaError for a picture that moves, of which one frame would be used."""
+    from PIL import Image
 
-    Each output frame is the one on screen at its time: frames are left out or repeated, never blended.
-    Raises MediaError when the file is missing, empty, no video, or shorter than `min_frames`.
-    """
-    frames = _decode(path, frame_num, fps)
-    if len(frames) < min_frames:
+    check_source(path)
+    with _told_as_media_error(path), Image.open(path) as image:
+        num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1:
         raise MediaError(
-            f"video {path} has {len(frames)} frames at {fps} frames a second, {min_frames} are needed",
+            f"mask {path} is a picture that moves, of {num_frames} frames",
+            hint=f"make a video of it: {', '.join(VIDEO_SUFFIXES)}",
+        )
+    return read_image(path)
+
+
+@contextmanager
+def _told_as_media_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged picture raises whatever its decoder trips over
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise MediaError(f"cannot read image {path}: {reason}", hint=_readable(IMAGE_SUFFIXES)) from error
+
+
+def read_video(path: Path, *, frame_num: int, min_frames: int = 1) -> Tensor:
+    """A video as [3, F, H, W] fp32 in [-1, 1]: at most `frame_num` frames, evenly over all of its time.
+
+    Its frame rate plays no part, and no frame is blended. Raises MediaError when the file is missing, empty, damaged,
+    no video, or shorter than `min_frames`.
+    """
+    found = clip.look(path)
+    if found.num_frames < min_frames:
+        raise MediaError(
+            f"video {path} has {found.num_frames} frames, {min_frames} are needed",
             hint="use a longer video or a smaller frame_num",
         )
-    video = torch.empty(3, len(frames), *frames[0].shape[:2])
-    for index, pixels in enumerate(frames):
-        video[:, index] = torch.from_numpy(pixels).permute(2, 0, 1)
-    return video.div_(127.5).sub_(1)
+    return clip.read(found, clip.spread(found, min(found.num_frames, frame_num)))
 
 
-def read_mask(path: Path, *, frame_num: int, fps: int = FPS) -> Tensor:
+def is_still(path: Path) -> bool:
+    """Whether the mask at `path` is an image, one for all frames. Raises InputError for an unknown suffix."""
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
+        raise InputError(
+            f"mask {path}: suffix {suffix!r} is not known", hint=_readable(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        )
+    return suffix in IMAGE_SUFFIXES
+
+
+def read_mask(path: Path, *, frame_num: int) -> Tensor:
     """A mask as [1, F, H, W] fp32 in [0, 1], white = 1; an image is one frame. Colours count by their red.
 
     Raises InputError for a suffix that is neither image nor video; else as read_image and read_video.
     """
-    suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        colours = read_image(path)[:, None]
-    elif suffix in VIDEO_SUFFIXES:
-        colours = read_video(path, frame_num=frame_num, fps=fps)
-    else:
-        raise InputError(
-            f"mask {path}: suffix {suffix!r} is not known", hint=_readable(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
-        )
+    return as_mask(_read_still(path)[:, None] if is_still(path) else read_video(path, frame_num=frame_num))
+
+
+def as_mask(colours: Tensor) -> Tensor:
+    """[3, F, H, W] in [-1, 1] as a mask [1, F, H, W] in [0, 1], by its red."""
     return colours[:1].add(1).div_(2)
 
 
@@ -122,15 +144,16 @@ def check_output(path: Path, *, num_frames: int) -> None:
 
 
 def _check_place(path: Path) -> None:
-    if not path.parent.is_dir():
+    if what_is_at(path.parent) != "folder":
         raise MediaError(
             f"cannot write {path}: there is no folder {path.parent}", hint="make the folder first"
         )
-    if path.is_dir():
+    # Raises where the name is too long, which the short one of the unfinished file does not show.
+    found = what_is_at(path)
+    if found == "folder":
         raise MediaError(f"cannot write {path}: it is a folder", hint="choose another name")
-    # The name may be too long, which the short one of the unfinished file does not show.
-    with suppress(FileNotFoundError):
-        path.stat()
+    if found == "other":
+        raise MediaError(f"cannot write {path}: it is a pipe, socket or device", hint="choose another name")
     unfinished = _unfinished(path)
     unfinished.touch()
     unfinished.unlink()
@@ -206,60 +229,6 @@ def _readable(suffixes: tuple[str, ...]) -> str:
     return f"readable are {', '.join(suffixes)}"
 
 
-def _check_source(path: Path) -> None:
-    if not path.is_file():
-        raise MediaError(
-            f"there is no file {path}", hint="check the path; relative ones start at the working folder"
-        )
-    if path.stat().st_size == 0:
-        raise MediaError(f"file {path} is empty", hint="copy or download it again")
-
-
-def _import_av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise MediaError("videos need PyAV, which is not installed", hint="pip install av") from error
-    return av
-
-
-def _decode(path: Path, frame_num: int, fps: int) -> list[Pixels]:
-    av = _import_av()
-    _check_source(path)
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise MediaError(f"{path} holds no video", hint=_readable(VIDEO_SUFFIXES))
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            timed = ((frame.time, frame) for frame in container.decode(stream))
-            rate = stream.average_rate or Fraction(fps)
-            chosen = _on_screen(timed, fps, float(1 / rate))
-            return [_to_rgb(frame) for frame in itertools.islice(chosen, frame_num)]
-    except (OSError, av.FFmpegError) as error:
-        raise MediaError(f"cannot read video {path}: {error}", hint=_readable(VIDEO_SUFFIXES)) from error
-
-
-def _on_screen(timed: Iterable[tuple[float, Any]], fps: int, last_duration_s: float) -> Iterator[Any]:
-    """The frame shown at 0, 1/fps, 2/fps, .. seconds after the first, out of (time in s, frame)."""
-    start_s: float | None = None
-    end_s, shown, num_out = 0.0, None, 0
-    for time_s, frame in timed:
-        start_s = time_s if start_s is None else start_s
-        while shown is not None and num_out / fps < time_s - start_s - _CLOCK_SLACK_S:
-            yield shown
-            num_out += 1
-        shown, end_s = frame, time_s - start_s + last_duration_s
-    while shown is not None and num_out / fps < end_s - _CLOCK_SLACK_S:
-        yield shown
-        num_out += 1
-
-
-def _to_rgb(frame: Any) -> Pixels:
-    pixels: Pixels = frame.to_ndarray(format="rgb24")
-    return pixels
-
-
 def _frames_as_bytes(pieces: Iterable[Tensor]) -> Iterator[Pixels]:
     for piece in pieces:
         for index in range(piece.shape[1]):
@@ -267,8 +236,8 @@ def _frames_as_bytes(pieces: Iterable[Tensor]) -> Iterator[Pixels]:
 
 
 def _as_bytes(image: Tensor) -> Pixels:
-    """[3, H, W] in [-1, 1] to [H, W, 3] bytes, rounded to the nearest."""
-    scaled = image.float().mul(127.5).add_(127.5).round_().clamp_(0, 255)
+    """[3, H, W] in [-1, 1] to [H, W, 3] bytes, rounded to the nearest; NaN is black."""
+    scaled = image.float().mul(127.5).add_(127.5).round_().clamp_(0, 255).nan_to_num_(0.0)
     pixels: Pixels = scaled.to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
     return pixels
 
@@ -294,9 +263,12 @@ def _unfinished(path: Path) -> Path:
 
 
 def _encode_h264(frames: Iterable[Pixels], path: Path, width: int, height: int, fps: int) -> None:
-    av = _import_av()
+    av = import_av()
     try:
-        with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        # Absolute: of a folder `run:2` FFmpeg would take `run` for a protocol.
+        with av.open(
+            str(path.absolute()), "w", format="mp4", options={"movflags": "+faststart"}
+        ) as container:
             stream = container.add_stream("libx264", rate=fps, options={"crf": CRF})
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             _tag_bt709(stream.codec_context)

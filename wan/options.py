@@ -7,7 +7,6 @@ Parsing and checking import no torch, so that a wrong flag is answered at once.
 """
 
 import argparse
-import math
 import os
 import random
 import sys
@@ -16,9 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from wan.config import MAX_SHIFT, MIN_SHIFT, TASKS, Language, Method, Solver, Task
+from wan.config import (
+    LARGEST_SEED,
+    MAX_GUIDE_SCALE,
+    MAX_SHIFT,
+    MAX_STEPS,
+    MIN_SHIFT,
+    TASKS,
+    Language,
+    Method,
+    Solver,
+    Task,
+)
 from wan.errors import InputError
 from wan.levers import Levers, LoadStrategy, Precision
+from wan.options_here import FILES, check_here
 from wan.parallel.environment import Place
 from wan.parallel.layout import Backend, Layout, VaeRanks
 
@@ -29,7 +40,9 @@ DEFAULT_PROMPTS = {
     "vace": "A paper boat sails down a rain-filled gutter, past fallen leaves, towards a bright street.",
 }
 MAX_SEED = 2**31 - 1
-_LARGEST_SEED = 2**64 - 1  # of a torch.Generator
+"""The largest seed that is drawn: short enough to be typed again."""
+MAX_TOKENS = 2**31 - 1
+"""Attention kernels count the tokens of a video in 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,8 +165,16 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--image", type=Path, help="the picture to start from (i2v)")
     group.add_argument("--first_frame", type=Path, help="the first frame (flf2v)")
     group.add_argument("--last_frame", type=Path, help="the last frame (flf2v)")
-    group.add_argument("--src_video", type=Path, help="the control video (vace)")
-    group.add_argument("--src_mask", type=Path, help="where the video is to change: white (vace)")
+    group.add_argument(
+        "--src_video",
+        type=Path,
+        help="the control video (vace): at most frame_num of its frames, evenly over the whole clip",
+    )
+    group.add_argument(
+        "--src_mask",
+        type=Path,
+        help="where the video is to change: white (vace); frames belong together by their number",
+    )
     group.add_argument(
         "--src_ref_images", type=_paths, default=(), help="reference pictures, by commas (vace)"
     )
@@ -236,6 +257,10 @@ def _add_parallel_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+# The words of the release, in any case.
+_TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
+
+
 def _switch(group: argparse._ArgumentGroup, flag: str, default: bool, text: str) -> None:
     # Both `--t5_cpu` and `--offload_model False` are official ways to write a switch.
     group.add_argument(
@@ -244,24 +269,29 @@ def _switch(group: argparse._ArgumentGroup, flag: str, default: bool, text: str)
 
 
 def _boolean(text: str) -> bool:
-    known = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in known:
+    word = text.lower()
+    if word not in _TRUE + _FALSE:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return known[text.lower()]
+    return word in _TRUE
 
 
 def _paths(text: str) -> tuple[Path, ...]:
     return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
 
 
-def check(options: Options) -> None:
-    """Refuse in words what could not end well. Raises InputError."""
+def check(options: Options, *, here: bool = True) -> None:
+    """Refuse in words what could not end well; `here`: also what this host's files and memory decide.
+
+    Raises InputError.
+    """
     task = TASKS[options.task]
     _check_parallel(options, task)
     _check_shape(options, task)
     _check_numbers(options)
     _check_weights(options)
     _check_inputs(options, task)
+    if here:
+        check_here(options)
 
 
 FLAGS_OF_LAYOUT = {
@@ -320,10 +350,29 @@ def _check_shape(options: Options, task: Task) -> None:
             f"--frame_num {options.frame_num} is not 4n+1: the VAE makes four frames of each latent but the first",
             hint=f"use {below} or {below + 4}",
         )
+    _check_length(options, task)
     if task.dit.model_type == "flf2v" and options.frame_num == 1:
         raise InputError(
             f"--frame_num 1: {task.name} goes from a first to a last frame", hint="use at least 5"
         )
+
+
+def _check_length(options: Options, task: Task) -> None:
+    _, height, width = task.dit.patch_size
+    frames, rows, columns = task.latent_shape(*_sides(options), options.frame_num)[1:]
+    tokens_a_frame = rows * columns // (height * width)
+    if frames * tokens_a_frame > MAX_TOKENS:
+        most = (MAX_TOKENS // tokens_a_frame - 1) * task.vae.stride[0] + 1
+        raise InputError(
+            f"--frame_num {options.frame_num}: {frames * tokens_a_frame:,} tokens of {options.size}, attention "
+            f"counts at most {MAX_TOKENS:,}",
+            hint=f"use at most {most}; 81 is the length the model was made for",
+        )
+
+
+def _sides(options: Options) -> tuple[int, int]:
+    width, height = options.size.split("*")
+    return int(width), int(height)
 
 
 def _is_small_size(size: str) -> bool:
@@ -344,19 +393,25 @@ def _check_numbers(options: Options) -> None:
     for name, value, bound, hint in least:
         if value < bound:
             raise InputError(f"--{name} {value}: must be at least {bound}", hint=hint)
+    if options.sample_steps > MAX_STEPS:
+        raise InputError(
+            f"--sample_steps {options.sample_steps}: must be at most {MAX_STEPS}, the noise levels that the model "
+            "knows",
+            hint="40 and 50 are usual values",
+        )
     if not MIN_SHIFT <= options.sample_shift <= MAX_SHIFT:
         raise InputError(
             f"--sample_shift {options.sample_shift}: must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}",
             hint="3 to 16 are usual values",
         )
-    if not math.isfinite(options.sample_guide_scale):
+    if not abs(options.sample_guide_scale) <= MAX_GUIDE_SCALE:
         raise InputError(
-            f"--sample_guide_scale {options.sample_guide_scale}: must be a finite number",
+            f"--sample_guide_scale {options.sample_guide_scale}: must be a finite number in fp32",
             hint="5 is a usual value, 1 is none",
         )
-    if options.base_seed > _LARGEST_SEED:
+    if options.base_seed > LARGEST_SEED:
         raise InputError(
-            f"--base_seed {options.base_seed}: must be at most {_LARGEST_SEED}",
+            f"--base_seed {options.base_seed}: must be at most {LARGEST_SEED}",
             hint="below 0 takes any seed",
         )
 
@@ -373,11 +428,6 @@ def _check_weights(options: Options) -> None:
             f"--ckpt_dir is missing: {options.task} needs the folder {TASKS[options.task].repo}",
             hint="--weights random runs without files",
         )
-    elif not options.ckpt_dir.is_dir():
-        raise InputError(
-            f"--ckpt_dir {options.ckpt_dir}: there is no such folder",
-            hint=f"download {TASKS[options.task].repo}, or check the path",
-        )
 
 
 # What each kind of model reads, and what it cannot do without.
@@ -391,7 +441,7 @@ _INPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 def _check_inputs(options: Options, task: Task) -> None:
     reads, needs = _INPUTS[task.dit.model_type]
-    for name in ("image", "first_frame", "last_frame", "src_video", "src_mask", "src_ref_images"):
+    for name in FILES:
         value = getattr(options, name)
         if value and name not in reads:
             used = ", ".join(f"--{other}" for other in reads) or "a prompt only"
@@ -400,12 +450,6 @@ def _check_inputs(options: Options, task: Task) -> None:
             raise InputError(
                 f"--{name} is missing: {task.name} starts from it", hint=f"give it: --{name} FILE"
             )
-        for path in value if isinstance(value, tuple) else (value,) if value else ():
-            if not path.is_file():
-                raise InputError(
-                    f"--{name} {path}: there is no such file",
-                    hint="check the path; relative ones start at the working folder",
-                )
     if options.src_mask is not None and options.src_video is None:
         raise InputError(
             "--src_mask is given without --src_video", hint="give the video that the mask belongs to"

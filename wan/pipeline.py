@@ -15,15 +15,18 @@ from torch import Tensor
 
 from wan import conditioning
 from wan.components import Components
-from wan.config import NEGATIVE_PROMPT, Solver, Task
+from wan.config import LARGEST_SEED, MAX_GUIDE_SCALE, NEGATIVE_PROMPT, Solver, Task
 from wan.dit import WanDit
 from wan.errors import InputError
+from wan.finite import FirstNotFinite
+from wan.folder import refuse_wrong
 from wan.image import encode_image
 from wan.levers import Levers, LoadStrategy, Precision
 from wan.parallel import Layout
 from wan.parallel import vae as split_vae
 from wan.parallel.ranks import Ranks
 from wan.sampler import Sampler
+from wan.sampler import check as check_schedule
 from wan.spans import span
 from wan.text import encode_text, load_tokenizer
 
@@ -121,6 +124,8 @@ class Pipeline:
         if layout is not None and layout.ranks > 1:
             layout.check(task.name, task.dit.num_heads)
             self._ranks = Ranks(layout, self.device)
+        if ckpt_dir is not None:
+            refuse_wrong(task, ckpt_dir)
         self._tokenizer = load_tokenizer(ckpt_dir, task.text)
         reference = precision == "fp32"
         made = Components(
@@ -137,22 +142,29 @@ class Pipeline:
         self.vae_encoder = None if task.dit.model_type == "t2v" else made.vae(self.levers, encoder=True)
         self.vae_decoder = made.vae(self.levers, encoder=False)
         self.dit = made.dit(self.levers, DTYPES[precision])
-        # Before hours are spent: every file is there and fits.
-        for component in (self.text, self.clip, self.vae_encoder, self.dit, self.vae_decoder):
+        # Before hours are spent: every file is there and fits. The DiT first, which tells the folder of another task.
+        for component in (self.dit, self.text, self.clip, self.vae_encoder, self.vae_decoder):
             if component is not None:
                 component.prepare()
 
     def generate(self, request: Request, on_step: OnStep | None = None) -> Tensor | None:
         """The video [3, F, H, W] fp32 in [-1, 1] on the host of the first rank; None on the others.
 
-        `on_step(step, steps)` is called after each step.
+        `on_step(step, steps)` is called after each step. A stage that makes values that are not finite is warned of.
         """
         _refuse(request, self.task)
+        check = FirstNotFinite(quiet=self._ranks is not None and self._ranks.rank > 0)
         with torch.no_grad():
             positive, negative = self.encode_prompts(request)
+            check("encode.text", positive, negative)
             conditions = self.condition(request)
+            check("encode.image", conditions.image_states)
+            check("encode.video", conditions.image_latents, conditions.control)
             latents = self.denoise(request, positive, negative, conditions, on_step)
-            return self.decode(latents[:, conditions.num_refs :])
+            check("denoise", latents)
+            video = self.decode(latents[:, conditions.num_refs :])
+            check("decode", video)
+            return video
 
     def encode_prompts(self, request: Request) -> tuple[Tensor, Tensor | None]:
         """States [1, text_len, d_model] of the prompt and, where guidance uses it, of the negative prompt."""
@@ -245,10 +257,7 @@ class Pipeline:
         on_step: OnStep | None = None,
     ) -> Tensor:
         """Noise to latents [16, r + T', h, w] fp32, guided by the two prompts."""
-        width, height = request.size or parse_size(self.task.sizes[0])
-        steps = self.task.sample_steps if request.steps is None else request.steps
-        default = self.task.default_shift(f"{width}*{height}")
-        shift = default if request.shift is None else request.shift
+        steps, shift = _schedule(request, self.task)
         sampler = Sampler(request.solver, steps, shift, self.device)
         generator = torch.Generator(self.device).manual_seed(request.seed)
         latents = torch.randn(conditions.shape, generator=generator, device=self.device)
@@ -299,6 +308,14 @@ def _guided(
     return base + guidance * (velocity - base)
 
 
+def _schedule(request: Request, task: Task) -> tuple[int, float]:
+    """Steps and shift."""
+    width, height = request.size or parse_size(task.sizes[0])
+    default = task.default_shift(f"{width}*{height}")
+    steps = task.sample_steps if request.steps is None else request.steps
+    return steps, default if request.shift is None else request.shift
+
+
 def _refuse(request: Request, task: Task) -> None:
     """InputError for a request that could not end well; the command line says the same in terms of its flags."""
     frame_num, size = request.frame_num, request.size
@@ -306,6 +323,16 @@ def _refuse(request: Request, task: Task) -> None:
         raise InputError(f"frame_num {frame_num} is not 4n+1", hint="use 81, or 1 for an image")
     if size is not None and (min(size) < 16 or size[0] % 16 or size[1] % 16):
         raise InputError(f"size {size[0]}x{size[1]}: sides must be multiples of 16", hint="use (832, 480)")
+    check_schedule(request.solver, *_schedule(request, task))
+    if not 0 <= request.seed <= LARGEST_SEED:
+        raise InputError(
+            f"seed {request.seed}: must be from 0 to {LARGEST_SEED}", hint="any number in it will do"
+        )
+    if not abs(request.guide_scale or 0) <= MAX_GUIDE_SCALE:
+        raise InputError(
+            f"guide_scale {request.guide_scale} is no finite number in fp32",
+            hint="5 is a usual value, 1 is none",
+        )
     # Before the ranks part: the first one alone would find it, with the others waiting for its latents.
     if task.dit.model_type == "flf2v" and frame_num == 1:
         raise InputError(f"frame_num 1: {task.name} goes from a first to a last frame", hint="use at least 5")

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from wan.config import MAX_SHIFT, MIN_SHIFT, Solver
+from wan.config import MAX_SHIFT, MAX_STEPS, MIN_SHIFT, Solver
 from wan.errors import InputError
 
-NUM_TRAIN_TIMESTEPS = 1000
+NUM_TRAIN_TIMESTEPS = MAX_STEPS
 # 1 - 1/1000 as Wan stores it, in float32, before it computes on in float64.
 UNIPC_SIGMA_MAX = 0.9990000128746033
 
@@ -51,11 +51,11 @@ class Sampler:
 
     timesteps: [steps] int64 on `device`. sigmas: [steps + 1] float32 on the CPU.
     Between steps it holds two predictions and a sample (unipc) or one prediction (dpm++), of latent size.
-    Raises InputError for an unknown solver, fewer than one step, or a shift out of MIN_SHIFT .. MAX_SHIFT.
+    Raises InputError for an unknown solver, steps out of 1 .. MAX_STEPS, or a shift out of MIN_SHIFT .. MAX_SHIFT.
     """
 
     def __init__(self, solver: Solver, steps: int, shift: float, device: torch.device | str) -> None:
-        _check(solver, steps, shift)
+        check(solver, steps, shift)
         sigmas = wan_sigmas(solver, steps, shift)
         # A fake mode around us would turn the coefficients into tensors without values.
         with unset_fake_temporarily():
@@ -105,13 +105,19 @@ class _Rule:
     """UniPC first corrects the sample it starts from, and keeps it for the next step; DPM++ does not."""
 
 
-def _check(solver: str, steps: int, shift: float) -> None:
+def check(solver: str, steps: int, shift: float) -> None:
+    """Refuse with InputError what Sampler could not work with."""
     if solver not in _SCHEDULERS:
         raise InputError(
             f"sample_solver: unknown solver {solver!r}", hint=f"use one of {', '.join(_SCHEDULERS)}"
         )
     if steps < 1:
         raise InputError(f"sample_steps must be at least 1, got {steps}", hint="50 is the usual number")
+    if steps > MAX_STEPS:
+        raise InputError(
+            f"sample_steps must be at most {MAX_STEPS}, the noise levels that the model knows, got {steps}",
+            hint="50 is the usual number",
+        )
     if not MIN_SHIFT <= shift <= MAX_SHIFT:
         raise InputError(
             f"sample_shift must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}, got {shift}",

@@ -19,6 +19,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wan.config import TextConfig
 from wan.errors import WeightsError
+from wan.files import is_absent
+from wan.folder import refuse_unusable
 from wan.spans import span
 from wan.weights import on_meta
 
@@ -104,10 +106,11 @@ def load_tokenizer(ckpt_dir: Path | None, config: TextConfig) -> Tokenizer:
     if ckpt_dir is None:
         return lambda prompts: _tokenize_bytes(prompts, config.text_len)
     path = ckpt_dir / TOKENIZER_DIR / TOKENIZER_FILE
-    if not path.is_file():
+    if is_absent(path):
         raise WeightsError(
             f"no such tokenizer: {path}", hint=f"copy the folder {TOKENIZER_DIR} of the official checkpoint"
         )
+    refuse_unusable(path)
     # Not through AutoTokenizer: transformers 5 rebuilds what calls itself a T5Tokenizer from its vocabulary,
     # which loses UMT5's byte fallback and its way of splitting. The file itself says what was trained.
     try:

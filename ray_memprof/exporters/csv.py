@@ -52,7 +52,8 @@ def _copy(connection: duckdb.DuckDBPyConnection, name: str, path: Path, rank: in
     chosen = without_formulas(connection, name)
     condition = "" if rank is None else f" WHERE rank = {rank:d}"
     with whole_file(path) as temporary:
-        target = str(temporary).replace("'", "''")
+        # Absolute: `file:x.csv` and `s3:/x.csv` would be addresses to DuckDB.
+        target = str(temporary.absolute()).replace("'", "''")
         try:
             connection.execute(f"COPY ({chosen}{condition}) TO '{target}' (FORMAT csv, HEADER)")
         except duckdb.IOException as error:

@@ -6,8 +6,11 @@ Takes the tables of a run; leaves a pickle of protocol 4 with the keys of torch.
 the path of their span as user_metadata, and where no Python stack was taken the names of the path as frames (file
 "<span>"), so that the viewer shows stages. Segments are the state at the end, by replay.
 
-The tables do not have what was there before recording began. Blocks outside of every known segment are given one,
-so that the viewer, which draws each block in its segment, has a place for them.
+Host tensors (a run of the CPU) have numbers instead of addresses, and no segments: they are given places in
+one, and the mark says what they are, so that an import counts them as they were.
+
+What was held before recording began is in the segments alone, as torch has it. Blocks outside of every known segment
+are given one, so that the viewer, which draws each block in its segment, has a place for them.
 
 Rows stream through, a million events in some seconds; what is kept is what is held: blocks, segments, and the names.
 """
@@ -32,8 +35,20 @@ MARK = "ray_memprof"
 """Key of what a snapshot has in addition: where it comes from. Its user_metadata are paths of spans."""
 SPAN_FILE = "<span>"
 """File of a frame that is the name of a span."""
+HOST_SOURCES = ("cpu", "predicted")
+"""Runs whose events are of host tensors."""
 BATCH = 1000
-_COLUMNS = ("t_ns", "action", "size_bytes", "requested_bytes", "address", "stream", "span_id", "stack_id")
+_COLUMNS = (
+    "seq",
+    "t_ns",
+    "action",
+    "size_bytes",
+    "requested_bytes",
+    "address",
+    "stream",
+    "span_id",
+    "stack_id",
+)
 _SMALL_SEGMENT_BYTES = 2 * 2**20
 Row = dict[str, Any]
 
@@ -85,15 +100,22 @@ class _Source:
             self.paths: dict[int, str] = dict(spans)
             self.stacks = _stacks(connection, rank)
             places = connection.execute("SELECT local_rank FROM ranks WHERE rank = ?", [rank]).fetchone()
-            runs = connection.execute("SELECT run_id, config, environment FROM runs").fetchone()
+            runs = connection.execute("SELECT run_id, config, environment, source FROM runs").fetchone()
         self.device: int = places[0] if places else 0
-        self.run_id, config, environment = runs or ("", "{}", "{}")
+        self.run_id, config, environment, self.source = runs or ("", "{}", "{}", "cuda")
+        self.places = _HostPlaces() if self.source in HOST_SOURCES else None
         self._config, self._environment = json.loads(config), json.loads(environment)
 
     def events(self) -> Iterator[Row]:
+        for row in self._rows():
+            if self.places is not None:
+                row["address"] = self.places.of(row)
+            yield row
+
+    def _rows(self) -> Iterator[Row]:
         for part in self._parts:
             try:
-                with pq.ParquetFile(part) as file:
+                with pq.ParquetFile(part.absolute()) as file:
                     for batch in file.iter_batches(16_384, columns=list(_COLUMNS)):
                         yield from batch.to_pylist()
             except (OSError, pa.ArrowInvalid) as error:
@@ -110,12 +132,40 @@ class _Source:
         names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
         conf = next((self._environment[name] for name in names if name in self._environment), "")
         pairs = dict(pair.split(":", 1) for pair in conf.split(",") if ":" in pair)
-        limit = pairs.get("max_split_size_mb", "")
+        limit, steps = pairs.get("max_split_size_mb", ""), pairs.get("roundup_power2_divisions", "0")
+        # Where they differ by size it is left out: whoever reads it must not take sizes for known.
+        divisions = {str(2**power): int(steps) for power in range(16)} if steps.isdecimal() else None
         return {
             "PYTORCH_CUDA_ALLOC_CONF": conf,
             "max_split_size": int(limit) * 2**20 if limit.isdecimal() else -1,
             "expandable_segments": expandable or pairs.get("expandable_segments") == "True",
+            **({} if divisions is None else {"roundup_power2_divisions": divisions}),
         }
+
+
+class _HostPlaces:
+    """Addresses for host tensors, whose events have numbers: free ones of the same size first."""
+
+    FIRST = 2**40
+
+    def __init__(self) -> None:
+        self.end = self.FIRST
+        self._used: dict[int, tuple[int, int]] = {}
+        self._free: dict[int, list[int]] = {}
+
+    def of(self, row: Row) -> int:
+        """Where the tensor of an event lies."""
+        number: int = row["address"]
+        if row["action"] == "alloc":
+            room = max(1, -(-row["size_bytes"] // 512)) * 512
+            if not self._free.get(room):
+                self._free[room] = [self.end]
+                self.end += room
+            self._used[number] = self._free[room].pop(), room
+        place, room = self._used.get(number, (number, 0))
+        if row["action"] == "free_completed" and self._used.pop(number, None):
+            self._free[room].append(place)
+        return place
 
 
 def _stacks(connection: Any, rank: int) -> dict[int, list[Row]]:
@@ -130,7 +180,7 @@ def _stacks(connection: Any, rank: int) -> dict[int, list[Row]]:
 
 
 def _write(writer: PickleWriter, source: _Source) -> None:
-    held = _Held()
+    held = _Held(source.places)
     writer.raw(b"}(" + writer.text("device_traces") + b"](")
     writer.raw(b"]" * source.device + b"]")
     writer.raw(b"(")
@@ -138,6 +188,8 @@ def _write(writer: PickleWriter, source: _Source) -> None:
         if number % BATCH == 0:
             writer.raw(b"e(")
         held.follow(row)
+        if row["seq"] < 0:  # held before the first event: a snapshot has it in its segments alone
+            continue
         writer.raw(_event(writer, source, row))
     writer.raw(b"ee")
     writer.raw(writer.text("segments") + b"](")
@@ -147,7 +199,12 @@ def _write(writer: PickleWriter, source: _Source) -> None:
     rest = {
         "allocator_settings": source.settings(expandable=held.is_expandable),
         "external_annotations": [],
-        MARK: {"schema_version": SCHEMA_VERSION, "run_id": source.run_id, "rank": source.rank},
+        MARK: {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": source.run_id,
+            "rank": source.rank,
+            "source": source.source,
+        },
     }
     for name, value in rest.items():
         writer.raw(writer.text(name) + writer.value(value))
@@ -161,10 +218,10 @@ def _event(writer: PickleWriter, source: _Source, row: Row) -> bytes:
     return b"".join(
         (
             b"}(", text("action"), text(row["action"]),
-            # What was free on the device is not in the tables.
-            text("device_free" if is_oom else "addr"), integer(0 if is_oom else unsigned(row["address"])),
+            # An oom event has what was free on the device in place of an address, in the tables too.
+            text("device_free" if is_oom else "addr"), integer(row["address"]),
             text("size"), integer(row["requested_bytes"]),
-            text("stream"), integer(unsigned(row["stream"])),
+            text("stream"), integer(row["stream"]),
             text("time_us"), integer(row["t_ns"] // 1000),
             text("compile_context"), text("N/A"),
             text("user_metadata"), text(source.paths.get(row["span_id"], "")),
@@ -195,15 +252,12 @@ def _segment(writer: PickleWriter, source: _Source, segment: Row) -> bytes:
     return data + b"eu"
 
 
-def unsigned(value: int) -> int:
-    """A signed 64-bit number as the unsigned one of the same bits: an address, a handle."""
-    return value if value >= 0 else value + 2**64
-
-
 @dataclass(slots=True)
 class _Held:
     """Follows events to what is held at the end; sizes are those of the rows."""
 
+    places: _HostPlaces | None = None
+    """Of host tensors: one segment for all of them."""
     is_expandable: bool = False
     _fixed: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Size and stream of segments that cannot grow, by address."""
@@ -218,7 +272,7 @@ class _Held:
 
     def follow(self, row: Row) -> None:
         """The next event."""
-        action, address, size = row["action"], unsigned(row["address"]), row["size_bytes"]
+        action, address, size = row["action"], row["address"], row["size_bytes"]
         if action == "alloc":
             self._used[address] = row
         elif action == "free_requested":
@@ -235,7 +289,7 @@ class _Held:
             self._mapped[address] = size, row["stream"]
         elif action == "segment_unmap":
             self._unmap(address, address + size)
-        if action in ("alloc", "free_completed"):
+        if action in ("alloc", "free_completed") and self.places is None:
             self._seen[address] = max(size, self._seen.get(address, 0))
         elif action.startswith("segment_"):
             self._made.append((address, address + size))
@@ -272,6 +326,8 @@ class _Held:
             else:
                 ranges.append((start, size, stream, True))
         ranges += [(start, end - start, 0, False) for start, end in self._outside()]
+        if self.places is not None:
+            ranges.append((self.places.FIRST, self.places.end - self.places.FIRST, 0, False))
         return sorted(ranges)
 
     def _outside(self) -> list[tuple[int, int]]:
@@ -303,7 +359,7 @@ class _Held:
         return {
             "address": start,
             "total_size": size,
-            "stream": unsigned(stream),
+            "stream": stream,
             "segment_type": "small" if size == _SMALL_SEGMENT_BYTES else "large",
             "allocated_size": sum(block["size"] for block in allocated),
             "requested_size": sum(block["requested_size"] for block in allocated),

@@ -1,28 +1,33 @@
 """Follows the events of a rank and writes its rows: allocs with block sizes, spans with exact peaks, stacks once.
 
     rows = Rows(run_dir, rank, nested=False)
-    rows.replay.prime(segments_at_start)
-    written = rows.write(spool.chunks(), stacks)
+    written = rows.write(segments_at_start, spool.chunks(), stacks)
 
 Leaves tables/{allocs,spans,stacks}/rank=N/.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
 from ray_memprof.categories import category_of, component_of
-from ray_memprof.importers.pickle_stream import Frame
-from ray_memprof.replay import BlockReplay, Columns, Peaks
-from ray_memprof.store import RankStore
+from ray_memprof.importers.snapshot_parts import FrameLine
+from ray_memprof.importers.spool import Chunk
+from ray_memprof.replay import BlockReplay, Columns, Peaks, Replay, Segment
+from ray_memprof.schema import RANK_TABLES
+from ray_memprof.store import RankStore, manifest_path, table_dir
 
 NO_TEXT = "imported"
 """Name of a stretch of events that carry none."""
 SPAN_ROWS = 4096
-Chunk = tuple[list[str], list[dict[str, Any]]]
-"""Texts of events, and the events."""
+MOST_LEVELS = 100
+"""Of spans inside spans."""
 
 
 @dataclass(slots=True)
@@ -34,7 +39,25 @@ class Written:
     end_ns: int
     allocated_peak: int
     reserved_peak: int
+    num_allocs: int
+    num_ooms: int = 0
+    last_oom: "OutOfMemory | None" = None
     max_error_bytes: int = 0
+    inexact_bytes: int = 0
+    peak_at_least: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """A request that the device had no room for."""
+
+    path: str
+    """Innermost span."""
+    asked_bytes: int
+    free_bytes: int
+    """On the device."""
+    num_allocs: int
+    """Tensors allocated before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,62 +90,126 @@ class Rows:
         rank: whose they are.
         named: whether the texts of events name spans at all.
         nested: whether the texts are paths of spans, by slashes.
+        is_host: whether the events are of host tensors, whose sizes count as they are.
     """
 
-    def __init__(self, run_dir: Path, rank: int, *, named: bool = True, nested: bool) -> None:
-        self.replay = BlockReplay(
-            category_of=lambda span_id: self._category, stack_of=lambda event: event["stack"]
-        )
-        """To be primed with what was held at the beginning."""
+    def __init__(
+        self, run_dir: Path, rank: int, *, named: bool = True, nested: bool, is_host: bool = False
+    ) -> None:
+        self.replay: Replay = (Replay if is_host else BlockReplay)(category_of=lambda span_id: self._category)
+        """To be told the settings of its allocator."""
         self._store, self._named, self._nested = RankStore(run_dir, rank), named, nested
         self._category = category_of(NO_TEXT)
         self._open: list[_Span] = []
         self._ended: list[dict[str, Any]] = []
+        self._num_ooms = 0
+        self._last_oom: OutOfMemory | None = None
         self._num_spans = self._num_segments = 0
         self._now_ns = 0
 
-    def write(self, chunks: Iterable[Chunk], stacks: Mapping[tuple[Frame, ...], int]) -> Written:
+    def write(
+        self,
+        segments_at_start: Iterable[Segment],
+        chunks: Iterable[Chunk],
+        stacks: Sequence[tuple[FrameLine, ...]],
+    ) -> Written:
         """Write all; the store is closed then."""
         start_ns = -1
-        for texts, events in chunks:
-            columns, at = Columns(), 0
-            for text, stretch in groupby(texts if self._named else [""] * len(texts)):
-                num = sum(1 for _ in stretch)
-                self._follow(text, events[at : at + num], columns)
-                at += num
-            start_ns = columns.t_ns[0] if start_ns < 0 else start_ns
-            self._store.append("allocs", {name: getattr(columns, name) for name in Columns.__slots__})
+        for chunk in chunks:
+            if start_ns < 0:
+                start_ns = int(chunk.t_ns[0])
+                before = self.replay.prime(segments_at_start, start_ns)
+                names = (name for name in Columns.__slots__ if name != "stack_id")
+                self._store.append("allocs", {name: getattr(before, name) for name in names})
+            self._store.append("allocs", self._follow(chunk))
         self._close(0)
         self._flush()
         for rows in _stack_rows(stacks):
             self._store.append("stacks", rows)
         self._store.close()
         replay = self.replay
-        return Written(replay.num_events, start_ns, self._now_ns, replay.allocated_peak, replay.reserved_peak)
+        return Written(
+            replay.num_events, start_ns, self._now_ns, replay.allocated_peak, replay.reserved_peak,
+            replay.num_allocs, self._num_ooms, self._last_oom,
+        )  # fmt: skip
 
-    def _follow(self, text: str, events: list[dict[str, Any]], columns: Columns) -> None:
+    def discard(self) -> None:
+        """Take back what was written; the store is closed."""
+        for table in RANK_TABLES:
+            shutil.rmtree(table_dir(self._store.run_dir, table, self._store.rank), ignore_errors=True)
+        manifest_path(self._store.run_dir, self._store.rank).unlink()
+
+    def _follow(self, chunk: Chunk) -> dict[str, Any]:
+        """Columns of the table allocs, of the next events."""
+        first, num = self.replay.num_events, len(chunk.action)
+        actions = [chunk.actions[number] for number in chunk.action.tolist()]
+        addresses, sizes = chunk.address.tolist(), chunk.size.tolist()
+        found = Columns()
+        changes = np.flatnonzero(np.diff(chunk.text)) + 1 if self._named else np.zeros(0, np.int64)
+        begins = [0, *changes.tolist()]
+        for begin, end in zip(begins, [*begins[1:], num], strict=True):
+            text = chunk.texts[chunk.text[begin]] if self._named else ""
+            here = Columns(
+                action=actions[begin:end], address=addresses[begin:end], requested_bytes=sizes[begin:end]
+            )
+            self._stretch(text, int(chunk.t_ns[begin]), int(chunk.t_ns[end - 1]), here)
+            found.size_bytes += here.size_bytes
+            found.category += here.category
+            found.span_id += here.span_id
+        return {
+            "seq": np.arange(first, first + num),
+            "t_ns": chunk.t_ns,
+            "action": pa.DictionaryArray.from_arrays(chunk.action.astype(np.int16), chunk.actions),
+            "size_bytes": found.size_bytes,
+            "requested_bytes": chunk.size,
+            "address": chunk.address,
+            "stream": chunk.stream,
+            "span_id": found.span_id,
+            "category": found.category,
+            "stack_id": pa.array(chunk.stack, mask=chunk.stack < 0),
+        }
+
+    def _stretch(self, text: str, start_ns: int, end_ns: int, columns: Columns) -> None:
         """Events that carry the same text."""
-        stamp = self._turn(text.split("/") if text and self._nested else [text or NO_TEXT], events[0])
-        for event in events:
-            event["user_metadata"] = stamp
-        followed = self.replay.feed(events)
-        for name in Columns.__slots__:
-            getattr(columns, name).extend(getattr(followed, name))
-        self._num_segments += sum(action in ("segment_alloc", "segment_map") for action in followed.action)
-        self._now_ns = followed.t_ns[-1]
+        span_id = self._turn(self._names(text), start_ns)
+        columns.span_id = [span_id] * len(columns.action)
+        before = self.replay.num_allocs
+        self.replay.follow(columns)
+        if "oom" in columns.action:
+            self._note_ooms(columns, before)
+        self._num_segments += columns.action.count("segment_alloc") + columns.action.count("segment_map")
+        self._now_ns = end_ns
 
-    def _turn(self, names: list[str], event: dict[str, Any]) -> str:
-        """Leave the spans that are over, enter those that begin; the innermost one as a stamp of events."""
+    def _names(self, text: str) -> list[str]:
+        """Names of the spans that a text stands for, from the outermost inwards.
+
+        Each has its path: what is deeper than any program's spans is one span, so that a text takes what it is long.
+        """
+        if not text or not self._nested:
+            return [text or NO_TEXT]
+        return text.split("/", MOST_LEVELS - 1)
+
+    def _note_ooms(self, columns: Columns, num_allocs: int) -> None:
+        """Those among events of the innermost span, before which there were `num_allocs`."""
+        events = zip(columns.action, columns.requested_bytes, columns.address, strict=True)
+        for action, size, free in events:
+            num_allocs += action == "alloc"
+            if action == "oom":
+                self._num_ooms += 1
+                self._last_oom = OutOfMemory(self._open[-1].path, size, free, num_allocs)
+
+    def _turn(self, names: list[str], t_ns: int) -> int:
+        """Leave the spans that are over, enter those that begin; the innermost one."""
         common = 0
         while common < min(len(self._open), len(names)) and self._open[common].name == names[common]:
             common += 1
         self._close(common)
-        self._now_ns = event["time_us"] * 1000
+        self._now_ns = t_ns
         for name in names[common:]:
             self._enter(name)
         innermost = self._open[-1]
         self._category = category_of(innermost.name)
-        return str(innermost.span_id)
+        return innermost.span_id
 
     def _enter(self, name: str) -> None:
         around = self._open[-1] if self._open else None
@@ -171,7 +258,8 @@ class Rows:
             "reserved_peak_bytes": peaks.reserved,
             "active_start_bytes": start.active, "active_end_bytes": end.active, "active_peak_bytes": peaks.active,
             "device_used_start_bytes": start.reserved, "device_used_end_bytes": end.reserved,
-            "device_used_peak_bytes": peaks.reserved,
+            "device_used_peak_bytes": peaks.reserved, "device_used_bound_bytes": peaks.reserved,
+            "num_samples": 0,
             "host_rss_start_bytes": 0, "host_rss_end_bytes": 0, "host_rss_peak_bytes": 0,
             "num_allocs": end.num_allocs - start.num_allocs, "num_segments": end.num_segments - start.num_segments,
             "num_retries": 0, "recorder_ns": 0,
@@ -183,10 +271,10 @@ class Rows:
             self._ended.clear()
 
 
-def _stack_rows(stacks: Mapping[tuple[Frame, ...], int]) -> Iterator[dict[str, list[Any]]]:
+def _stack_rows(stacks: Sequence[tuple[FrameLine, ...]]) -> Iterator[dict[str, list[Any]]]:
     """Columns of the table stacks, a thousand stacks at a time."""
-    for several in batched(stacks.items(), 1000):
-        rows = [(number, index, *frame) for frames, number in several for index, frame in enumerate(frames)]
+    for several in batched(enumerate(stacks), 1000):
+        rows = [(number, index, *frame) for number, frames in several for index, frame in enumerate(frames)]
         names = ("stack_id", "frame", "function", "file", "line")
         yield dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 

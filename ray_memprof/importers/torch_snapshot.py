@@ -8,16 +8,20 @@ folder: spans, allocs and stacks of each rank, run.json, run.duckdb, memory_even
 
 What an imported run says and what it does not:
 
-* runs: source "cuda", workload "script", status "ok"; the files are listed under "imported" in its configuration.
+* runs: source "cuda", workload "script", status "ok", or "oom" where a trace has such an event; the files are listed
+  under "imported" in its configuration. A file of several devices is a rank for each, see rank_numbers.py.
+* An exported run of the CPU comes back with its source; its events say what counts, no block is rounded.
 * Blocks, curves and peaks are replayed, from the state at the beginning that beginning.py finds, and end at the
-  segments of the snapshot: ranks.max_error_bytes is the difference there, num_checks is 1. No counter of the
+  segments of the snapshot: ranks.max_error_bytes is the difference there, num_checks is 1. Where the settings do not
+  tell what blocks took, events are asked (block_sizes.py); ranks.inexact_bytes bounds what nothing tells, and
+  ranks.peak_at_least says that the peak may lie before the first event (certainty.py). No counter of the
   program's own came along, so allocated_peak_bytes and reserved_peak_bytes repeat the replayed ones.
 * A stretch of events with the same user_metadata is a span of that name, at depth 0; a stretch without any is a span
   "imported". In snapshots that this project exported, the text is the path of a span and the spans nest again.
 * Memory outside the allocator is not in a snapshot: device_used is reserved, host_rss is 0.
 
-On two cores a million events (80 MiB) take 10 s; resident memory is 80 MB and 0.6 times the file, where loading it with
-pickle takes 8 times the file. Half its size is wanted on the disk of the run folder while it is read.
+On two cores ten million events (0.8 GiB) take less than a minute, see scripts/bench_import.py; what is kept of each
+while the file is read is 16 bytes. Half of its size is wanted on the disk of the run folder meanwhile.
 """
 
 import json
@@ -25,30 +29,50 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.errors import DiskFull
-from ray_memprof.exporters.torch_snapshot import MARK, SPAN_FILE
-from ray_memprof.importers.pickle_stream import Frame, NotASnapshot, PickleStream
+import numpy as np
+
+from ray_memprof.block_sizes import pool_of
+from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, DiskFull
+from ray_memprof.exporters.torch_snapshot import HOST_SOURCES, MARK, SPAN_FILE
+from ray_memprof.importers.certainty import follow
+from ray_memprof.importers.event_shapes import Run
+from ray_memprof.importers.pickle_stream import PickleStream
+from ray_memprof.importers.pickle_window import NotASnapshot
+from ray_memprof.importers.rank_numbers import check_files, files_by_rank, gaps, place
 from ray_memprof.importers.rows import Rows, Written
-from ray_memprof.importers.spool import Spool
-from ray_memprof.replay import BlockReplay
-from ray_memprof.store import CONFIG_FILE, LOGS_DIR, RUN_FILE, TABLES_DIR, disk_error
+from ray_memprof.importers.snapshot_parts import Blocks, FrameLine, as_address, as_bytes, as_whole
+from ray_memprof.importers.spool import MAX_TOTAL_BYTES, Spool
+from ray_memprof.schema import RANK_TABLES
+from ray_memprof.store import (
+    CONFIG_FILE,
+    LOGS_DIR,
+    RUN_FILE,
+    TABLES_DIR,
+    disk_error,
+    manifest_path,
+    table_dir,
+)
+from ray_memprof.units import size_text
 
 MAX_TEXTS = 10_000
 """Different values of user_metadata in a file up to which they name spans."""
+_MOST_LETTERS = 4096
+_MOST_STEPS = 2**16
 _INSTEAD = "name a folder on another one: --output-dir"
 _HOW_TO_RECORD = "call torch.cuda.memory._record_memory_history() first, then _dump_snapshot() at the end"
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What there is of a rank."""
+    """What there is of a rank: a device of a file."""
 
     rank: int
     path: Path
@@ -56,40 +80,44 @@ class Imported:
     written: Written
     settings: dict[str, Any]
     problems: tuple[str, ...]
+    source: str = "cuda"
 
 
-def ranks_of(paths: Sequence[Path]) -> dict[int, Path]:
-    """Files by rank: the last number in the name of each, or their order where a name has none or two have the same.
+@dataclass(slots=True)
+class _Stacks:
+    """Python stacks of a file; frames that our own export made of a span are none."""
 
-    Raises:
-        NotASnapshot: there is no file, or one is listed twice.
-    """
-    if not paths:
-        raise NotASnapshot("no file to import", hint="ray-memprof import dump/rank*.pickle --name NAME")
-    if len({path.resolve() for path in paths}) < len(paths):
-        raise NotASnapshot(f"a file is listed twice among {', '.join(map(str, paths))}")
-    numbers = [re.findall(r"\d+", path.stem) for path in paths]
-    ranks = [int(found[-1]) for found in numbers if found]
-    if len(set(ranks)) < len(paths) or sorted(ranks) != list(range(len(paths))):
-        ranks = list(range(len(paths)))
-    return dict(sorted(zip(ranks, paths, strict=True)))
+    ids: list[int]
+    """By the number that the stream gave."""
+    frames: list[tuple[FrameLine, ...]]
+    """By id."""
 
 
-def import_snapshots(paths: Sequence[Path], run_dir: Path, name: str) -> list[str]:
+def import_snapshots(
+    paths: Sequence[Path], run_dir: Path, name: str, tell: Callable[[str], None] = lambda line: None
+) -> list[str]:
     """Make the run folder `run_dir`; what is doubtful about it, one line each.
+
+    Args:
+        paths: a file for each rank, or for each process where one worked on several devices.
+        run_dir: the folder to make.
+        name: of the run.
+        tell: takes a line for each rank: which file and device it is.
 
     Raises:
         NotASnapshot: a file is none; nothing is left of the run.
         DiskFull: no room for it.
     """
-    files = ranks_of(paths)
+    files, named = files_by_rank(paths)
+    check_files(list(files.values()))
     try:
         (run_dir / LOGS_DIR).mkdir(parents=True)
         (run_dir / TABLES_DIR).mkdir()
     except OSError as error:
         raise disk_error("import", run_dir, error, instead=_INSTEAD) from error
     try:
-        imported = _import_all(files, run_dir)
+        imported = _import_all(files, run_dir, named=named)
+        _tell_ranks(imported, tell, is_counted=not named and len(files) > 1)
         _finish(imported, run_dir, name)
     except BaseException as error:
         shutil.rmtree(run_dir)
@@ -103,179 +131,228 @@ def import_snapshots(paths: Sequence[Path], run_dir: Path, name: str) -> list[st
     return [line for one in imported for line in one.problems]
 
 
-def _import_all(files: dict[int, Path], run_dir: Path) -> list[Imported]:
-    """Each in a process of its own where there are several: decoding is bound by one core."""
+def _tell_ranks(imported: list[Imported], tell: Callable[[str], None], *, is_counted: bool) -> None:
+    for one in imported:
+        tell(f"rank {one.rank}: {one.path}, {_device_name(one)}")
+    if is_counted:
+        tell("the paths name no ranks (rank0, rank_1, ...): they are numbered in natural order")
+    if missing := gaps([one.rank for one in imported]):
+        tell(f"no file is of rank {missing}")
+
+
+def _device_name(one: Imported) -> str:
+    return f"cuda:{one.device}" if one.source == "cuda" else f"host memory ({one.source})"
+
+
+def _import_all(files: Mapping[int, Path], run_dir: Path, *, named: bool) -> list[Imported]:
+    """All ranks, in order; files in processes of their own where there are several: decoding is bound by one core."""
+    waiting = run_dir / "waiting"
+    folders = [waiting / str(number) for number in files]
     num_workers = min(len(files), os.cpu_count() or 1)
     if num_workers == 1:
-        return [import_rank(path, run_dir, rank) for rank, path in files.items()]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-        waiting = [pool.submit(import_rank, path, run_dir, rank) for rank, path in files.items()]
-        try:
-            return [one.result() for one in waiting]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        found = [import_file(path, folder) for path, folder in zip(files.values(), folders, strict=True)]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
+            futures = [
+                pool.submit(import_file, path, folder)
+                for path, folder in zip(files.values(), folders, strict=True)
+            ]
+            try:
+                found = [one.result() for one in futures]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    counted = [{one.device: one.written.num_events for one in several} for several in found]
+    placed = place(list(zip(files, counted, strict=True)), named=named)
+    imported = [
+        _adopt(one, folder, run_dir, ranks[one.device])
+        for several, ranks, folder in zip(found, placed, folders, strict=True)
+        for one in several
+    ]
+    shutil.rmtree(waiting)
+    return sorted(imported, key=lambda one: one.rank)
+
+
+def _adopt(one: Imported, folder: Path, run_dir: Path, rank: int) -> Imported:
+    """Move the tables of a device of `folder` to where those of `rank` are."""
+    for table in RANK_TABLES:
+        source, target = table_dir(folder, table, one.device), table_dir(run_dir, table, rank)
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            source.rename(target)
+    manifest_path(folder, one.device).rename(manifest_path(run_dir, rank))
+    return replace(one, rank=rank, problems=tuple(f"rank {rank}: {line}" for line in one.problems))
 
 
 def import_rank(path: Path, run_dir: Path, rank: int) -> Imported:
-    """Tables of one rank.
+    """Tables of one rank, of a file that has one device; the rest of a run folder is left to the caller.
+
+    Raises:
+        NotASnapshot: the file is none, or has several devices.
+        DiskFull: no room for them.
+    """
+    waiting = run_dir / "waiting"
+    found = import_file(path, waiting)
+    if len(found) > 1:
+        raise NotASnapshot(f"{path} has {len(found)} devices: it is no file of one rank")
+    imported = _adopt(found[0], waiting, run_dir, rank)
+    shutil.rmtree(waiting)
+    return imported
+
+
+def import_file(path: Path, folder: Path) -> list[Imported]:
+    """Tables of each device of a file that has events, in a folder of their own, under the device in place of a rank.
 
     Raises:
         NotASnapshot: the file is none.
         DiskFull: no room for them.
     """
     with ExitStack() as closing:
+        folder.mkdir(parents=True)
         spools: dict[int, Spool] = {}
-        snapshot, stacks = _read(path, run_dir, spools, closing)
-        device = _device(path, spools)
-        spool = spools[device]
-        segments = _segments(path, snapshot, device)
-        settings = _settings(snapshot.get("allocator_settings"))
-        named = spool.num_texts <= MAX_TEXTS
-        rows = Rows(run_dir, rank, named=named, nested=MARK in snapshot)
-        replay = rows.replay
-        replay.configure(settings)
-        replay.prime(spool.witness.segments_at_start(segments, replay))
-        written = rows.write(spool.chunks(), stacks)
-    error = _difference(replay, segments)
-    problems = _doubts(rank, path, device, spools, replay, error)
-    if doubt := spool.witness.doubt_bytes:
-        problems.append(
-            f"rank {rank}: blocks that were there before the first event of {path} may have taken up to {doubt:,} "
-            "bytes more than is counted: they were freed before anything told where they ended"
-        )
+        snapshot, stacks = _read(path, folder, spools, closing)
+        if not spools:
+            raise NotASnapshot(f"{path} has no events: nothing was recorded", hint=_HOW_TO_RECORD)
+        segments = _segments(path, snapshot)
+        imported = [
+            _import_device(path, snapshot, device, spools[device], segments.pop(device, []), stacks, folder)
+            for device in sorted(spools)
+        ]
+    silent = tuple(
+        f"{path} has no events of cuda:{device}, which holds {size_text(held)}: it is no rank"
+        for device, several in sorted(segments.items())
+        if (held := sum(segment["total_size"] for segment in several))
+    )
+    imported[0] = replace(imported[0], problems=imported[0].problems + silent)
+    return imported
+
+
+def _import_device(
+    path: Path,
+    snapshot: dict[str, Any],
+    device: int,
+    spool: Spool,
+    segments: list[dict[str, Any]],
+    stacks: _Stacks,
+    folder: Path,
+) -> Imported:
+    settings = _settings(snapshot.get("allocator_settings"))
+    named = spool.num_texts <= MAX_TEXTS
+    source = _source_of(snapshot)
+    make_rows = partial(Rows, folder, device, named=named, nested=MARK in snapshot, is_host=source != "cuda")
+    spool.stack_ids = stacks.ids
+    followed = follow(make_rows, spool, list[Mapping[str, Any]](segments), settings, stacks.frames)
+    problems = followed.problems(path)
     if not named:
         problems.append(
-            f"rank {rank}: the events of {path} carry {spool.num_texts:,} different texts, which would be as many "
+            f"the events of {path} carry {spool.num_texts:,} different texts, which would be as many "
             f"spans or more; they are one span, as more than {MAX_TEXTS:,} are"
         )
-    written.max_error_bytes = error
-    return Imported(rank, path, device, written, settings, tuple(problems))
+    return Imported(device, path, device, followed.written, settings, tuple(problems), source)
+
+
+def _source_of(snapshot: Mapping[str, Any]) -> str:
+    """What the run was recorded on, where this project exported it; else a device."""
+    mark = snapshot.get(MARK)
+    source = mark.get("source") if isinstance(mark, dict) else None
+    return source if source in HOST_SOURCES else "cuda"
 
 
 def _read(
-    path: Path, run_dir: Path, spools: dict[int, Spool], closing: ExitStack
-) -> tuple[dict[str, Any], dict[tuple[Frame, ...], int]]:
-    """The snapshot without its events, which go into `spools` by device; and the numbers of its stacks."""
-    stacks: dict[tuple[Frame, ...], int] = {}
-    numbers: list[int] = []  # ours, by those of the stream
+    path: Path, folder: Path, spools: dict[int, Spool], closing: ExitStack
+) -> tuple[dict[str, Any], _Stacks]:
+    """The snapshot without its events, which go into `spools` by device; and its stacks."""
+
+    def spool_of(device: int) -> Spool:
+        if device not in spools:
+            spools[device] = Spool(folder)
+            closing.callback(spools[device].close)
+        return spools[device]
 
     def take(device: int, event: dict[str, Any]) -> None:
-        if device not in spools:
-            spools[device] = Spool(run_dir)
-            closing.callback(spools[device].close)
-        try:
-            number = stream.stack_number(event.get("frames"))
-            if number == len(numbers):
-                frames = next(reversed(stream.stacks))
-                # Frames that our own export made of the span are no stack.
-                numbers.append(-1 if frames[0][1] == SPAN_FILE else stacks.setdefault(frames, len(stacks)))
-            spools[device].add(event, numbers[number] if number >= 0 else -1)
-        except ValueError as error:
-            raise NotASnapshot(f"{path}: {error}", hint=_HOW_TO_RECORD) from error
+        spool_of(device).add(event, stream.stack_number(event.get("frames")))
+
+    def take_run(device: int, run: Run) -> None:
+        numbers, text = np.unique(run.texts, return_inverse=True)
+        # -2 stands for what an event does not have.
+        texts = [stream.objects[number] if number >= 0 else "" for number in numbers.tolist()]
+        stacks, stack = np.unique(run.stacks, return_inverse=True)
+        known = [
+            stream.stack_number(stream.objects[number] if number >= 0 else None) for number in stacks.tolist()
+        ]
+        spool_of(device).add_run(run, texts, text, np.array(known)[stack])
 
     try:
         file = closing.enter_context(open(path, "rb"))
     except OSError as error:
         raise NotASnapshot(f"{path} cannot be read: {error.strerror}", hint="check the path") from error
-    stream = PickleStream(file, str(path), take)
-    snapshot = stream.read()
-    for spool in spools.values():
-        try:
+    stream = PickleStream(file, str(path), take, take_run)
+    try:
+        snapshot = stream.read()
+        for spool in spools.values():
             spool.flush()
-        except ValueError as error:
-            raise NotASnapshot(f"{path}: {error}", hint=_HOW_TO_RECORD) from error
+    except ValueError as error:
+        raise NotASnapshot(f"{path}: {error}", hint=_HOW_TO_RECORD) from error
+    stacks = _Stacks([], [])
+    for frames in stream.stacks:
+        is_span = frames[0][1] == SPAN_FILE
+        stacks.ids.append(-1 if is_span else len(stacks.frames))
+        if not is_span:
+            stacks.frames.append(frames)
     return snapshot, stacks
 
 
-def _device(path: Path, spools: dict[int, Spool]) -> int:
-    """The device that the rank worked on: the one with most events."""
-    if not spools:
-        raise NotASnapshot(f"{path} has no events: nothing was recorded", hint=_HOW_TO_RECORD)
-    return max(spools, key=lambda device: spools[device].num_events)
-
-
-def _segments(path: Path, snapshot: dict[str, Any], device: int) -> list[dict[str, Any]]:
-    """Those of `device`, with what a replay needs of them."""
-    segments = snapshot.get("segments", [])
+def _segments(path: Path, snapshot: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
+    """Those of each device, with what a replay needs of them."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    total_bytes = 0
     try:
-        return [_segment(segment) for segment in segments if segment.get("device", 0) == device]
-    except (AttributeError, KeyError, TypeError) as error:
+        for segment in snapshot.get("segments") or ():
+            one = _segment(segment)
+            total_bytes += one["total_size"]
+            found.setdefault(as_whole(segment.get("device", 0)), []).append(one)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotASnapshot(f"{path} has a damaged segment: {type(error).__name__} {error}") from error
+    if total_bytes > MAX_TOTAL_BYTES:
+        raise NotASnapshot(f"{path} has segments of {total_bytes:,} bytes in all, which no device has")
+    return found
 
 
 def _segment(segment: dict[str, Any]) -> dict[str, Any]:
-    blocks, at = [], _whole(segment["address"])
-    for block in segment["blocks"]:
-        # Before torch 2.0.1 a block had no address: they lie one behind the other.
-        address, size = _whole(block.get("address", at)), _whole(block["size"])
-        # Older versions call it active_awaiting_free.
-        state = (
-            block["state"] if block["state"] in ("inactive", "active_allocated") else "active_pending_free"
-        )
-        blocks.append({"address": address, "size": size, "state": state})
-        at = address + size
+    address, blocks = as_address(segment["address"]), segment["blocks"]
+    if not isinstance(blocks, Blocks):
+        raise TypeError("its blocks are no list")
+    blocks.place(address)
     return {
-        "address": _whole(segment["address"]),
-        "total_size": _whole(segment["total_size"]),
-        "is_expandable": bool(segment.get("is_expandable", False)),
+        "address": address,
+        "total_size": as_bytes(segment["total_size"]),
+        "stream": as_address(segment.get("stream", 0)),
+        "is_expandable": segment.get("is_expandable", False) is True,
+        "pool": pool_of(segment.get("segment_pool_id")),
         "blocks": blocks,
     }
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"{value!r:.40} is no number of bytes")
-    return value
 
 
 def _settings(found: Any) -> dict[str, Any]:
     """What of the allocator's settings decides sizes; other values than torch writes are passed over."""
     found = found if isinstance(found, dict) else {}
-    limit, divisions = found.get("max_split_size"), found.get("roundup_power2_divisions")
-    if not isinstance(divisions, dict):
-        divisions = {}
+    settings: dict[str, Any] = {}
     conf = found.get("PYTORCH_CUDA_ALLOC_CONF")
-    return {
-        "PYTORCH_CUDA_ALLOC_CONF": conf if isinstance(conf, str) else "",
-        "expandable_segments": found.get("expandable_segments") is True,
-        "max_split_size": limit if isinstance(limit, int) else -1,
-        "roundup_power2_divisions": {
+    if isinstance(conf, str) and len(conf) <= _MOST_LETTERS:
+        settings["PYTORCH_CUDA_ALLOC_CONF"] = conf
+    if isinstance(is_expandable := found.get("expandable_segments"), bool):
+        settings["expandable_segments"] = is_expandable
+    limit = found.get("max_split_size")
+    if type(limit) is int and -1 <= limit < 2**63:
+        settings["max_split_size"] = limit
+    if isinstance(divisions := found.get("roundup_power2_divisions"), dict):
+        settings["roundup_power2_divisions"] = {
             key: steps
             for key, steps in divisions.items()
-            if isinstance(key, str) and key.isdecimal() and isinstance(steps, int)
-        },
-    }
-
-
-def _difference(replay: BlockReplay, segments: list[dict[str, Any]]) -> int:
-    """Between the end of the replay and the segments of the snapshot, in the curve where it is largest."""
-    blocks = [(block["state"], block["size"]) for segment in segments for block in segment["blocks"]]
-    allocated: int = sum(size for state, size in blocks if state == "active_allocated")
-    active: int = sum(size for state, size in blocks if state != "inactive")
-    reserved: int = sum(segment["total_size"] for segment in segments)
-    return max(
-        abs(replay.allocated - allocated), abs(replay.active - active), abs(replay.reserved - reserved)
-    )
-
-
-def _doubts(
-    rank: int, path: Path, device: int, spools: dict[int, Spool], replay: BlockReplay, error: int
-) -> list[str]:
-    lines = [
-        f"rank {rank}: {path} has {spool.num_events:,} events of cuda:{other} too; left out, cuda:{device} has more"
-        for other, spool in spools.items()
-        if other != device
-    ]
-    if error:
-        lines.append(
-            f"rank {rank}: the events of {path} end {error:,} bytes away from its segments: "
-            "some are missing, or recording was switched off before the snapshot"
-        )
-    if replay.num_strays:
-        lines.append(f"rank {rank}: {replay.num_strays:,} events of {path} do not fit the blocks before them")
-    return lines
+            if re.fullmatch("[0-9]{1,6}", key) and type(steps) is int and 0 <= steps <= _MOST_STEPS
+        }
+    return settings
 
 
 def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
@@ -286,12 +363,19 @@ def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
 
     gather(run_dir, [one.rank for one in imported])
     config = {"name": name, "imported": [_source(one) for one in imported]}
-    conf = imported[0].settings["PYTORCH_CUDA_ALLOC_CONF"]
+    conf = imported[0].settings.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    sources = {one.source for one in imported}
+    if len(sources) > 1:
+        raise NotASnapshot(
+            f"the files are of runs on {' and on '.join(sorted(sources))}: one run cannot be both",
+            hint="import them under two names",
+        )
+    reasons = [f"rank {one.rank}: {reason}" for one in imported if (reason := _reason(one))]
     environment = {"PYTORCH_CUDA_ALLOC_CONF": conf} if conf else {}
     run = {
         "run_id": run_dir.name,
         "name": name,
-        "source": "cuda",
+        "source": sources.pop(),
         "workload": "script",
         "num_ranks": len(imported),
         "config": json.dumps(config),
@@ -300,9 +384,9 @@ def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
         "versions": "{}",
         "start_ns": min(one.written.start_ns for one in imported),
         "end_ns": max(one.written.end_ns for one in imported),
-        "status": "ok",
-        "exit_code": 0,
-        "reason": "",
+        "status": "oom" if reasons else "ok",
+        "exit_code": EXIT_DEVICE_OOM if reasons else EXIT_OK,
+        "reason": reasons[0] if reasons else "",
     }
     write_driver_tables(run_dir, run, [_rank_row(one) for one in imported])
     problems = [line for one in imported for line in one.problems]
@@ -313,6 +397,22 @@ def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
     db.build(run_dir)
     memory_events.write(run_dir)
     report.write(run_dir)
+
+
+def _reason(one: Imported) -> str:
+    """Of a rank that ran out of memory; empty: it did not."""
+    num_ooms, last = one.written.num_ooms, one.written.last_oom
+    if last is None:
+        return ""
+    times = "" if num_ooms == 1 else f"; it ran out {num_ooms:,} times, this is the last"
+    after = one.written.num_allocs - last.num_allocs
+    if after:
+        times += f"; the program went on after it, with {after:,} more allocations"
+    return (
+        f"device out of memory in {last.path}: asked for {size_text(last.asked_bytes)} "
+        f"({last.asked_bytes:,} bytes), {size_text(last.free_bytes)} ({last.free_bytes:,} bytes) "
+        f"free on {_device_name(one)}{times}"
+    )
 
 
 def _source(one: Imported) -> dict[str, Any]:
@@ -326,13 +426,17 @@ def _source(one: Imported) -> dict[str, Any]:
 
 
 def _rank_row(one: Imported) -> dict[str, Any]:
-    written = one.written
+    written, reason = one.written, _reason(one)
     return {
-        "rank": one.rank, "node": 0, "node_id": "", "host": "", "pid": 0, "local_rank": one.device,
+        "rank": one.rank, "node": 0, "node_id": "", "host": "", "clock_offset_ns": 0, "pid": 0,
+        "local_rank": one.device,
         "gpu_index": one.device, "gpu_uuid": "", "gpu_name": "", "device_total_bytes": 0,
-        "ulysses": 0, "ring": 0, "fsdp": 0, "status": "ok", "exit_code": 0, "reason": "", "path": "", "step": -1,
+        "ulysses": 0, "ring": 0, "fsdp": 0,
+        "status": "oom" if reason else "ok", "exit_code": EXIT_DEVICE_OOM if reason else EXIT_OK, "reason": reason,
+        "path": written.last_oom.path if written.last_oom else "", "step": -1,
         "num_events": written.num_events, "num_lost_events": 0,
         "num_checks": 1, "max_error_bytes": written.max_error_bytes,
+        "inexact_bytes": written.inexact_bytes, "peak_at_least": written.peak_at_least,
         "allocated_peak_bytes": written.allocated_peak, "replayed_allocated_peak_bytes": written.allocated_peak,
         "reserved_peak_bytes": written.reserved_peak, "replayed_reserved_peak_bytes": written.reserved_peak,
         "recorder_ns": 0, "longest_pause_ns": 0, "recorder_bytes": 0,

@@ -9,8 +9,12 @@ import weakref
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ray_memprof.clock import WallTimes
+
 PEAK_RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
 """Of torch._C: each way to let the allocator's peaks begin anew ends in one of them."""
+COUNT_RESETS = ("_cuda_resetAccumulatedMemoryStats", "_accelerator_resetAccumulatedStats")
+"""The same for the numbers of allocations."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -46,6 +50,12 @@ class Batch:
     were lost. -1: no counter."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The allocator's settings, as a snapshot names them."""
+    num_lost: int = 0
+    """Events that are known to be lost since the drain before."""
+    times: WallTimes | None = None
+    """How the times of its events, told by the host's wall clock, become ours; None: they are."""
+    segments: list[Any] = field(default_factory=list)
+    """Of the device after the last event, as a snapshot has them."""
 
 
 class HostRss:
@@ -63,10 +73,13 @@ class HostRss:
 class Meter(Protocol):
     """One kind of memory."""
 
-    source: str
-    """runs.source of what it measures: cuda, cpu or predicted."""
-    has_events: bool
-    """Whether drain() ever returns events (level stage: never)."""
+    @property
+    def source(self) -> str:
+        """runs.source of what it measures: cuda, cpu or predicted."""
+
+    @property
+    def has_events(self) -> bool:
+        """Whether drain() ever returns events (level stage: never)."""
 
     @property
     def is_on(self) -> bool:
@@ -88,7 +101,7 @@ class Meter(Protocol):
         """Events from now on belong to `span_id`."""
 
     def pending(self, reading: Reading) -> int:
-        """Roughly how many events wait."""
+        """Roughly how many events wait, by `reading` or by the last one that the meter took since."""
 
     def drain(self) -> Batch:
         """Take the events that wait: soon, for the model waits; and losing none, though off its thread it goes on."""

@@ -1,13 +1,14 @@
 -- Who holds the memory of the device at every span boundary, and do the books
 -- close?
--- One row = a span boundary on a rank; of a rank without spans, a sample.
+-- One row = a span boundary or a sample on a rank.
 --   rank                 of the run
 --   t_ns                 since 1970
 --   span_id, stage, path the span; null: a sample
 --   edge                 start or end, or sample
 --   device_used_bytes    in use on the device by anybody: the sum of the rest
 --   active_bytes         tensors in the allocator; of a sample, those allocated
---   fragmentation_bytes  reserved - active: held by the allocator, not in use
+--   cached_bytes         reserved - active: the allocator holds it, and could
+--                        give it back
 --   context_bytes        CUDA context
 --   nccl_bytes           NCCL's buffers
 --   libraries_bytes      cuDNN, cuBLAS and others
@@ -78,7 +79,6 @@ boundaries AS (
         allocated_bytes AS active_bytes,
         reserved_bytes
     FROM samples
-    WHERE rank NOT IN (SELECT spans.rank FROM spans)
 )
 
 SELECT
@@ -90,7 +90,7 @@ SELECT
     boundaries.edge,
     boundaries.device_used_bytes,
     boundaries.active_bytes,
-    boundaries.reserved_bytes - boundaries.active_bytes AS fragmentation_bytes,
+    boundaries.reserved_bytes - boundaries.active_bytes AS cached_bytes,
     COALESCE(accounts.context_bytes, 0) AS context_bytes,
     COALESCE(accounts.nccl_bytes, 0) AS nccl_bytes,
     COALESCE(accounts.libraries_bytes, 0) AS libraries_bytes,

@@ -9,8 +9,9 @@
 --   active_bytes         tensors in the allocator
 --   reserved_bytes       held by the allocator
 --   weight_bytes, activation_bytes, communication_bytes, workspace_bytes,
---   cache_bytes, output_bytes
---                        active memory by what it is for (see vae_cache)
+--   cache_bytes, output_bytes, before_bytes
+--                        active memory by what it is for (see vae_cache);
+--                        before: held before the first event
 WITH
 -- A running sum over every event would take seconds. So 32 events in a row are
 -- one first; only those are taken apart in which a slice may peak or ends.
@@ -52,7 +53,8 @@ batches AS (
         SUM(active) FILTER (WHERE category = 'workspace')::BIGINT
             AS workspace,
         SUM(active) FILTER (WHERE category = 'cache')::BIGINT AS cache,
-        SUM(active) FILTER (WHERE category = 'output')::BIGINT AS output
+        SUM(active) FILTER (WHERE category = 'output')::BIGINT AS output,
+        SUM(active) FILTER (WHERE category = 'before')::BIGINT AS earlier
     FROM signed
     GROUP BY rank, batch
 ),
@@ -171,7 +173,8 @@ pieces AS (
         batches.communication,
         batches.workspace,
         batches.cache,
-        batches.output
+        batches.output,
+        batches.earlier
     FROM batches
     INNER JOIN marked
         ON batches.rank = marked.rank
@@ -190,7 +193,8 @@ pieces AS (
         IF(category = 'communication', active, 0),
         IF(category = 'workspace', active, 0),
         IF(category = 'cache', active, 0),
-        IF(category = 'output', active, 0)
+        IF(category = 'output', active, 0),
+        IF(category = 'before', active, 0)
     FROM sliced
 ),
 
@@ -209,7 +213,8 @@ changes AS (
         SUM(pieces.communication) AS communication,
         SUM(pieces.workspace) AS workspace,
         SUM(pieces.cache) AS cache,
-        SUM(pieces.output) AS output
+        SUM(pieces.output) AS output,
+        SUM(pieces.earlier) AS earlier
     FROM pieces
     INNER JOIN peaks
         ON pieces.rank = peaks.rank AND pieces.slice = peaks.slice
@@ -250,6 +255,7 @@ summed AS (
         SUM(changes.workspace) OVER upto AS workspace,
         SUM(changes.cache) OVER upto AS cache,
         SUM(changes.output) OVER upto AS output,
+        SUM(changes.earlier) OVER upto AS earlier,
         COALESCE(SUM(moved.bytes) OVER upto, 0) AS moved
     FROM changes
     LEFT JOIN moved
@@ -270,6 +276,7 @@ SELECT
     COALESCE(communication, 0)::BIGINT AS communication_bytes,
     COALESCE(workspace, 0)::BIGINT AS workspace_bytes,
     (COALESCE(cache, 0) + moved)::BIGINT AS cache_bytes,
-    COALESCE(output, 0)::BIGINT AS output_bytes
+    COALESCE(output, 0)::BIGINT AS output_bytes,
+    COALESCE(earlier, 0)::BIGINT AS before_bytes
 FROM summed
 ORDER BY rank, seq

@@ -9,29 +9,29 @@
 --   short_bytes        sum of the short-lived
 --   turnover           short_bytes / what the path's largest visit added; null:
 --                      nothing was added. High: the same memory over and over
-WITH addresses AS (
+WITH lives AS (
+    -- What happens next at the address of a tensor is that it is freed.
     SELECT
         rank,
         span_id,
-        COUNT(*) FILTER (WHERE action = 'alloc') AS num_allocs,
-        SUM(size_bytes) FILTER (WHERE action = 'alloc') AS bytes,
-        -- Of the tensors born here at an address all but one were freed here:
-        -- the last one, unless a free came after it.
-        ARG_MAX(IF(action = 'alloc', size_bytes, 0), seq) AS kept_bytes
+        action,
+        size_bytes,
+        LEAD(action) OVER at_address = 'free_requested'
+            AND LEAD(span_id) OVER at_address = span_id AS is_short
     FROM allocs
     WHERE action IN ('alloc', 'free_requested')
-    GROUP BY rank, span_id, address
+    WINDOW at_address AS (PARTITION BY rank, address ORDER BY seq)
 ),
 
 visits AS (
     SELECT
         rank,
         span_id,
-        SUM(num_allocs) AS num_allocs,
-        SUM(num_allocs - (kept_bytes > 0)::INTEGER) AS num_short,
-        SUM(bytes - kept_bytes) AS short_bytes
-    FROM addresses
-    WHERE num_allocs > 0
+        COUNT(*) AS num_allocs,
+        COUNT(*) FILTER (WHERE is_short) AS num_short,
+        COALESCE(SUM(size_bytes) FILTER (WHERE is_short), 0) AS short_bytes
+    FROM lives
+    WHERE action = 'alloc'
     GROUP BY rank, span_id
 )
 

@@ -1,14 +1,20 @@
 -- How much memory does the allocator hold without using it, and how much does
 -- the use of memory swing?
--- One row = a stage on a rank.
---   rank                       of the run
---   stage                      name of the outermost span
---   fragmentation_worst_bytes  reserved - active, the most at any end of a span
---   fragmentation_path         that span
---   fragmentation_end_bytes    reserved - active when the stage last ended
---   fluctuation_bytes          highest - lowest allocated memory in the stage,
---                              all its steps together
---   step_spread_bytes          highest - lowest peak among its steps
+-- One row = a stage on a rank; stage null: the whole run.
+--   rank                   of the run
+--   stage                  name of the outermost span; null: the whole run
+--   reserved_peak_bytes    held by the allocator, the most in the stage
+--   fragmentation_bytes    reserved - tensors when reserved grew to that peak,
+--                          with the tensor that it grew for; null: the stage
+--                          began with its peak, or there are no events of it
+--   cached_worst_bytes     reserved - active, the most at any end of a span:
+--                          what could have been given back then
+--   cached_path            that span
+--   cached_end_bytes       reserved - active when the stage last ended
+--   fluctuation_bytes      highest - lowest allocated memory in the stage, all
+--                          its steps together
+--   step_spread_bytes      highest - lowest peak among its steps; null: the
+--                          whole run
 WITH boundaries AS (
     SELECT
         rank,
@@ -16,7 +22,7 @@ WITH boundaries AS (
         stage,
         path,
         0 AS edge,
-        reserved_start_bytes - active_start_bytes AS fragmentation_bytes
+        reserved_start_bytes - active_start_bytes AS cached_bytes
     FROM spans
     UNION ALL
     SELECT
@@ -25,53 +31,166 @@ WITH boundaries AS (
         stage,
         path,
         1 AS edge,
-        reserved_end_bytes - active_end_bytes AS fragmentation_bytes
+        reserved_end_bytes - active_end_bytes AS cached_bytes
     FROM spans
 ),
 
 worst AS (
-    SELECT rank, stage, path, fragmentation_bytes
+    SELECT
+        rank,
+        stage,
+        MAX(cached_bytes) AS cached_bytes,
+        ARG_MIN(path, (-cached_bytes, span_id, edge)) AS path
     FROM boundaries
-    QUALIFY ROW_NUMBER() OVER (
-        PARTITION BY rank, stage
-        ORDER BY fragmentation_bytes DESC, span_id, edge
-    ) = 1
+    GROUP BY GROUPING SETS ((rank, stage), (rank))
 ),
 
 swing AS (
     SELECT
-        rank,
-        stage,
-        MIN(span_id) AS first_span_id,
-        MAX(allocated_peak_bytes)
-            - MIN(LEAST(allocated_start_bytes, allocated_end_bytes))
-            AS fluctuation_bytes
+        spans.rank,
+        spans.stage,
+        MIN(spans.span_id) AS first_span_id,
+        -- Of the whole run, what was reserved between spans counts too.
+        IF(
+            GROUPING(spans.stage) = 1,
+            MAX(peaks.reserved_peak_bytes),
+            MAX(spans.reserved_peak_bytes)
+        ) AS reserved_peak_bytes,
+        MAX(spans.allocated_peak_bytes)
+            - MIN(
+                LEAST(spans.allocated_start_bytes, spans.allocated_end_bytes)
+            ) AS fluctuation_bytes
     FROM spans
-    GROUP BY rank, stage
+    INNER JOIN rank_peaks() AS peaks ON spans.rank = peaks.rank
+    GROUP BY GROUPING SETS ((spans.rank, spans.stage), (spans.rank))
 ),
 
 steps AS (
     SELECT
         rank,
         stage,
-        ARG_MAX(reserved_end_bytes - active_end_bytes, span_id)
-            AS fragmentation_end_bytes,
-        MAX(allocated_peak_bytes) - MIN(allocated_peak_bytes)
-            AS step_spread_bytes
+        ARG_MAX(
+            reserved_end_bytes - active_end_bytes,
+            (end_ns, -depth, span_id)
+        ) AS cached_end_bytes,
+        IF(
+            GROUPING(stage) = 1,
+            NULL,
+            MAX(allocated_peak_bytes) - MIN(allocated_peak_bytes)
+        ) AS step_spread_bytes
     FROM spans
     WHERE is_stage(depth, path)
-    GROUP BY rank, stage
+    GROUP BY GROUPING SETS ((rank, stage), (rank))
+),
+
+held AS (
+    SELECT
+        rank,
+        seq,
+        span_id,
+        action IN ('segment_alloc', 'segment_map') AS is_growth,
+        SUM(IF(is_growth, size_bytes, -size_bytes)) OVER (
+            PARTITION BY rank ORDER BY seq
+            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+        )::BIGINT AS reserved_bytes
+    FROM allocs
+    WHERE action IN (
+        'segment_alloc', 'segment_map', 'segment_free', 'segment_unmap'
+    )
+),
+
+moments AS (
+    SELECT held.rank, swing.stage, MIN(held.seq) AS seq
+    FROM held
+    LEFT JOIN spans
+        ON held.rank = spans.rank AND held.span_id = spans.span_id
+    INNER JOIN swing
+        ON held.rank = swing.rank
+        AND COALESCE(swing.stage = spans.stage, swing.stage IS NULL)
+        AND held.reserved_bytes = swing.reserved_peak_bytes
+    WHERE held.is_growth
+    GROUP BY held.rank, swing.stage
+    -- Says that it is small: see tensors_alive.
+    LIMIT 65536
+),
+
+-- Every event is read once, however many moments there are.
+ranges AS (
+    SELECT
+        rank,
+        seq,
+        LEAD(seq, 1, 9223372036854775807) OVER (PARTITION BY rank ORDER BY seq)
+            AS next_seq
+    FROM (
+        SELECT rank, seq FROM moments
+        UNION
+        SELECT rank, -1 FROM moments
+    )
+    LIMIT 65536
+),
+
+changes AS (
+    SELECT
+        ranges.rank,
+        ranges.seq,
+        SUM(
+            IF(allocs.action = 'alloc', allocs.size_bytes, -allocs.size_bytes)
+        ) AS bytes,
+        -- The tensor that the segment was taken for comes next.
+        ARG_MIN(allocs.size_bytes, allocs.seq)
+            FILTER (WHERE allocs.action = 'alloc') AS next_bytes,
+        ARG_MIN(COALESCE(allocs.category, ''), allocs.seq)
+            FILTER (WHERE allocs.action = 'alloc') AS next_category
+    FROM allocs
+    INNER JOIN ranges
+        ON allocs.rank = ranges.rank
+        AND allocs.seq > ranges.seq
+        AND allocs.seq <= ranges.next_seq
+    WHERE allocs.action IN ('alloc', 'free_completed')
+    GROUP BY ranges.rank, ranges.seq
+),
+
+used AS (
+    SELECT
+        ranges.rank,
+        ranges.seq,
+        changes.next_category,
+        COALESCE(SUM(changes.bytes) OVER earlier, 0)
+            + COALESCE(changes.next_bytes, 0) AS bytes
+    FROM ranges
+    LEFT JOIN changes
+        ON ranges.rank = changes.rank AND ranges.seq = changes.seq
+    WINDOW earlier AS (
+        PARTITION BY ranges.rank ORDER BY ranges.seq
+        ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+    )
 )
 
 SELECT
     swing.rank,
     swing.stage,
-    worst.fragmentation_bytes AS fragmentation_worst_bytes,
-    worst.path AS fragmentation_path,
-    steps.fragmentation_end_bytes,
+    swing.reserved_peak_bytes,
+    -- How what was there before the first event had come to be is not known.
+    IF(
+        used.next_category IS NOT DISTINCT FROM 'before',
+        NULL,
+        swing.reserved_peak_bytes - used.bytes
+    )::BIGINT AS fragmentation_bytes,
+    worst.cached_bytes AS cached_worst_bytes,
+    worst.path AS cached_path,
+    steps.cached_end_bytes,
     swing.fluctuation_bytes,
     steps.step_spread_bytes
 FROM swing
-INNER JOIN worst ON swing.rank = worst.rank AND swing.stage = worst.stage
-INNER JOIN steps ON swing.rank = steps.rank AND swing.stage = steps.stage
-ORDER BY swing.rank, swing.first_span_id
+INNER JOIN worst
+    ON swing.rank = worst.rank AND swing.stage IS NOT DISTINCT FROM worst.stage
+INNER JOIN steps
+    ON swing.rank = steps.rank AND swing.stage IS NOT DISTINCT FROM steps.stage
+LEFT JOIN moments
+    ON swing.rank = moments.rank
+    AND swing.stage IS NOT DISTINCT FROM moments.stage
+LEFT JOIN used ON moments.rank = used.rank AND moments.seq = used.seq
+ORDER BY
+    swing.rank,
+    swing.stage IS NOT NULL,
+    swing.first_span_id

@@ -6,6 +6,8 @@
 --   max_bytes          largest peak of a rank
 --   mean_bytes         mean of the ranks' peaks, rounded
 --   min_bytes          smallest
+--   is_at_least        one of these peaks at least was a larger one, perhaps:
+--                      before the first event, or between two measurements
 --   max_over_mean      max / mean; null where nothing was held
 --   max_rank           who: the lowest of the ranks with the largest peak
 --   component          of allocated: whose tensors make most of the difference
@@ -14,14 +16,17 @@
 --   component_bytes    how much more of it max_rank has; null: not known
 WITH peaks AS (
     SELECT
-        rank,
-        stage,
-        MIN(span_id) AS first_span_id,
-        MAX(allocated_peak_bytes) AS allocated,
-        MAX(reserved_peak_bytes) AS reserved,
-        MAX(device_used_peak_bytes) AS device_used
+        spans.rank,
+        spans.stage,
+        MIN(spans.span_id) AS first_span_id,
+        COALESCE(BOOL_OR(ranks.peak_at_least), FALSE) AS peak_at_least,
+        SUM(spans.num_samples) AS num_samples,
+        MAX(spans.allocated_peak_bytes) AS allocated,
+        MAX(spans.reserved_peak_bytes) AS reserved,
+        MAX(spans.device_used_peak_bytes) AS device_used
     FROM spans
-    GROUP BY GROUPING SETS ((rank, stage), (rank))
+    LEFT JOIN ranks ON spans.rank = ranks.rank
+    GROUP BY GROUPING SETS ((spans.rank, spans.stage), (spans.rank))
 ),
 
 long AS (
@@ -39,6 +44,13 @@ measured AS (
         MAX(peak_bytes) AS max_bytes,
         ROUND(AVG(peak_bytes))::BIGINT AS mean_bytes,
         MIN(peak_bytes) AS min_bytes,
+        BOOL_OR(
+            IF(
+                measure = 'device_used',
+                num_samples = 0 AND peak_bytes > 0,
+                peak_at_least
+            )
+        ) AS is_at_least,
         MAX(peak_bytes) / NULLIF(AVG(peak_bytes), 0) AS max_over_mean,
         ARG_MIN(rank, (-peak_bytes, rank)) AS max_rank
     FROM long
@@ -63,6 +75,7 @@ SELECT
     measured.max_bytes,
     measured.mean_bytes,
     measured.min_bytes,
+    measured.is_at_least,
     measured.max_over_mean,
     measured.max_rank,
     blamed.component,

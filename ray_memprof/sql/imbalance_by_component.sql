@@ -32,25 +32,18 @@ asked AS (
     SELECT stage, min_rank FROM extremes
 ),
 
--- See peak_event. An empty name stands for the whole run.
-places AS (
-    SELECT
-        spans.rank,
-        COALESCE(asked.stage, '') AS stage,
-        spans.span_id
-    FROM spans
-    INNER JOIN asked
-        ON spans.rank = asked.rank
-        AND COALESCE(asked.stage = spans.stage, TRUE)
+wanted AS (
+    SELECT asked.rank, asked.stage, stage_peaks.peak_bytes
+    FROM asked
     INNER JOIN stage_peaks
         ON asked.rank = stage_peaks.rank
         AND asked.stage IS NOT DISTINCT FROM stage_peaks.stage
-        AND spans.allocated_peak_bytes = stage_peaks.peak_bytes
-        AND spans.allocated_start_bytes < stage_peaks.peak_bytes
-    QUALIFY ROW_NUMBER() OVER (
-        PARTITION BY spans.rank, asked.stage
-        ORDER BY spans.depth DESC, spans.span_id
-    ) = 1
+),
+
+-- An empty name stands for the whole run.
+places AS (
+    SELECT rank, COALESCE(stage, '') AS stage, span_id
+    FROM peak_places(wanted)
 ),
 
 peaks AS (

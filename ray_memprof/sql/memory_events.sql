@@ -12,9 +12,17 @@
 --   allocated_peak_bytes    the most inside; null at the start, as are the next
 --   reserved_peak_bytes     the most inside
 --   active_peak_bytes       the most inside
---   device_used_peak_bytes  the most inside
+--   device_used_peak_bytes  the most inside, as measured
+--   num_samples             that measured it; 0: it may have been more between
+--                           the boundaries of spans
+--   peak_at_least           of allocated, reserved and active: the peak of the
+--                           rank may be before the first event
 WITH edges AS (
     SELECT UNNEST(['start', 'end']) AS phase
+),
+
+flags AS (
+    SELECT rank, peak_at_least FROM ranks
 )
 
 SELECT
@@ -39,14 +47,18 @@ SELECT
     IF(phase = 'end', allocated_peak_bytes, NULL) AS allocated_peak_bytes,
     IF(phase = 'end', reserved_peak_bytes, NULL) AS reserved_peak_bytes,
     IF(phase = 'end', active_peak_bytes, NULL) AS active_peak_bytes,
-    IF(phase = 'end', device_used_peak_bytes, NULL) AS device_used_peak_bytes
+    IF(phase = 'end', device_used_peak_bytes, NULL) AS device_used_peak_bytes,
+    IF(phase = 'end', num_samples, NULL) AS num_samples,
+    IF(phase = 'end', COALESCE(flags.peak_at_least, FALSE), NULL)
+        AS peak_at_least
 FROM spans
 CROSS JOIN edges
+LEFT JOIN flags ON spans.rank = flags.rank
 -- Blocks and other parts of a network stay in the table spans: thousands of
 -- events would hide the dozens that a reader wants.
 WHERE
-    is_stage(depth, path)
-    OR name LIKE 'load.%'
-    OR name LIKE 'residency.%'
+    is_stage(spans.depth, spans.path)
+    OR spans.name LIKE 'load.%'
+    OR spans.name LIKE 'residency.%'
 -- Of what happens at the same moment, the older span comes first.
-ORDER BY t_ns, rank, span_id, phase DESC
+ORDER BY t_ns, spans.rank, spans.span_id, edges.phase DESC

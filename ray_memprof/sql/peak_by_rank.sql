@@ -1,84 +1,87 @@
 -- What is the most memory that each rank held, and where was it?
 -- One row = a rank of which a span or a sample was recorded; samples count for
 -- all but active.
---   rank                   of the run
---   allocated_peak_bytes   tensors, as the allocator counts them
---   reserved_peak_bytes    held by the allocator
---   active_peak_bytes      allocated and not yet safe to reuse; null: no span
---   device_used_peak_bytes in use on the device by anybody
---   host_rss_peak_bytes    resident memory of the process
---   device_total_bytes     memory of the device; null: not known
---   stage, path, step      innermost span in which allocated memory peaked;
---                          null where that was outside of all, step also
---                          outside the loop
+--   rank                    of the run
+--   allocated_peak_bytes    tensors, as the allocator counts them
+--   reserved_peak_bytes     held by the allocator
+--   peak_at_least           these two may have been more before the first event
+--   active_peak_bytes       allocated and not yet safe to reuse; null: no span
+--   device_used_peak_bytes  in use on the device by anybody, as measured
+--   num_samples             that measured it; 0: it may have been more between
+--                           the boundaries of spans
+--   device_used_bound_bytes it was no more than that; null: no span
+--   host_rss_peak_bytes     resident memory of the process
+--   device_total_bytes      memory of the device; null: not known
+--   stage, path, step       innermost span in which allocated memory peaked
+--                           (see peak_event); null where that was outside of
+--                           all, step also outside the loop
 WITH peaks AS (
     SELECT
         rank,
-        MAX(allocated_peak_bytes) AS allocated_peak_bytes,
-        MAX(reserved_peak_bytes) AS reserved_peak_bytes,
-        MAX(active_peak_bytes) AS active_peak_bytes,
-        MAX(device_used_peak_bytes) AS device_used_peak_bytes,
-        MAX(host_rss_peak_bytes) AS host_rss_peak_bytes
-    FROM spans
-    GROUP BY rank
+        allocated_peak_bytes,
+        reserved_peak_bytes,
+        peak_at_least,
+        active_peak_bytes,
+        device_used_peak_bytes,
+        num_samples,
+        device_used_bound_bytes,
+        host_rss_peak_bytes,
+        device_total_bytes,
+        is_in_span
+    FROM rank_peaks()
 ),
 
-sampled AS (
+known AS (
     SELECT
         rank,
-        MAX(allocated_bytes) AS allocated_bytes,
-        MAX(reserved_bytes) AS reserved_bytes,
-        MAX(device_used_bytes) AS device_used_bytes,
-        MAX(host_rss_bytes) AS host_rss_bytes
-    FROM samples
-    GROUP BY rank
+        NULL::VARCHAR AS stage,
+        allocated_peak_bytes AS peak_bytes
+    FROM peaks
+    WHERE is_in_span
 ),
 
-seen AS (
-    SELECT rank FROM peaks
-    UNION
-    SELECT rank FROM sampled
+reached AS (
+    SELECT rank, span_id FROM peak_places(known)
+),
+
+-- Every span may have begun at the peak: then the first of the innermost.
+begun AS (
+    SELECT
+        known.rank,
+        ARG_MIN(spans.span_id, (-spans.depth, spans.span_id)) AS span_id
+    FROM known
+    INNER JOIN spans
+        ON known.rank = spans.rank
+        AND known.peak_bytes = spans.allocated_peak_bytes
+    GROUP BY known.rank
 ),
 
 places AS (
-    SELECT rank, stage, path, step
-    FROM spans
-    QUALIFY ROW_NUMBER() OVER (
-        PARTITION BY rank
-        ORDER BY allocated_peak_bytes DESC, depth DESC, span_id
-    ) = 1
+    SELECT rank, span_id FROM peak_event
+    UNION ALL
+    -- Of a rank without events.
+    SELECT begun.rank, COALESCE(reached.span_id, begun.span_id)
+    FROM begun
+    LEFT JOIN reached ON begun.rank = reached.rank
+    WHERE begun.rank NOT IN (SELECT peak_event.rank FROM peak_event)
 )
 
 SELECT
-    seen.rank,
-    GREATEST(
-        peaks.allocated_peak_bytes,
-        ranks.allocated_peak_bytes,
-        sampled.allocated_bytes
-    ) AS allocated_peak_bytes,
-    GREATEST(
-        peaks.reserved_peak_bytes,
-        ranks.reserved_peak_bytes,
-        sampled.reserved_bytes
-    ) AS reserved_peak_bytes,
+    peaks.rank,
+    peaks.allocated_peak_bytes,
+    peaks.reserved_peak_bytes,
+    peaks.peak_at_least,
     peaks.active_peak_bytes,
-    GREATEST(peaks.device_used_peak_bytes, sampled.device_used_bytes)
-        AS device_used_peak_bytes,
-    GREATEST(peaks.host_rss_peak_bytes, sampled.host_rss_bytes)
-        AS host_rss_peak_bytes,
-    ranks.device_total_bytes,
-    places.stage,
-    places.path,
-    places.step
-FROM seen
-LEFT JOIN peaks ON seen.rank = peaks.rank
-LEFT JOIN sampled ON seen.rank = sampled.rank
-LEFT JOIN ranks ON seen.rank = ranks.rank
-LEFT JOIN places
-    ON seen.rank = places.rank
-    AND COALESCE(
-        GREATEST(ranks.allocated_peak_bytes, sampled.allocated_bytes)
-        <= peaks.allocated_peak_bytes,
-        TRUE
-    )
-ORDER BY seen.rank
+    peaks.device_used_peak_bytes,
+    peaks.num_samples,
+    peaks.device_used_bound_bytes,
+    peaks.host_rss_peak_bytes,
+    peaks.device_total_bytes,
+    spans.stage,
+    spans.path,
+    spans.step
+FROM peaks
+LEFT JOIN places ON peaks.rank = places.rank
+LEFT JOIN spans
+    ON places.rank = spans.rank AND places.span_id = spans.span_id
+ORDER BY peaks.rank

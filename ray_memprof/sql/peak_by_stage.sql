@@ -7,27 +7,36 @@
 --   duration_ns            all of them together
 --   allocated_peak_bytes   tensors, as the allocator counts them
 --   reserved_peak_bytes    held by the allocator
+--   peak_at_least          these two may have been more before the first event
 --   active_peak_bytes      allocated and not yet safe to reuse
---   device_used_peak_bytes in use on the device by anybody
+--   device_used_peak_bytes in use on the device by anybody, as measured
+--   num_samples            that fell into it; 0: it may have been more between
+--                          the boundaries of spans
+--   device_used_bound_bytes
+--                          it was no more than that
 --   host_rss_peak_bytes    resident memory of the process
 --   num_allocs             tensors allocated
 --   num_segments           segments taken from the device; expandable ones grow
 --                          uncounted: see device_calls
 --   num_retries            times the allocator had to flush its cache
 SELECT
-    rank,
-    stage,
+    spans.rank,
+    spans.stage,
     COUNT(*) AS num_spans,
-    SUM(end_ns - start_ns)::BIGINT AS duration_ns,
-    MAX(allocated_peak_bytes) AS allocated_peak_bytes,
-    MAX(reserved_peak_bytes) AS reserved_peak_bytes,
-    MAX(active_peak_bytes) AS active_peak_bytes,
-    MAX(device_used_peak_bytes) AS device_used_peak_bytes,
-    MAX(host_rss_peak_bytes) AS host_rss_peak_bytes,
-    SUM(num_allocs)::BIGINT AS num_allocs,
-    SUM(num_segments)::BIGINT AS num_segments,
-    SUM(num_retries)::BIGINT AS num_retries
+    SUM(spans.end_ns - spans.start_ns)::BIGINT AS duration_ns,
+    MAX(spans.allocated_peak_bytes) AS allocated_peak_bytes,
+    MAX(spans.reserved_peak_bytes) AS reserved_peak_bytes,
+    COALESCE(BOOL_OR(ranks.peak_at_least), FALSE) AS peak_at_least,
+    MAX(spans.active_peak_bytes) AS active_peak_bytes,
+    MAX(spans.device_used_peak_bytes) AS device_used_peak_bytes,
+    SUM(spans.num_samples)::BIGINT AS num_samples,
+    MAX(spans.device_used_bound_bytes) AS device_used_bound_bytes,
+    MAX(spans.host_rss_peak_bytes) AS host_rss_peak_bytes,
+    SUM(spans.num_allocs)::BIGINT AS num_allocs,
+    SUM(spans.num_segments)::BIGINT AS num_segments,
+    SUM(spans.num_retries)::BIGINT AS num_retries
 FROM spans
-WHERE is_stage(depth, path)
-GROUP BY rank, stage
-ORDER BY rank, MIN(span_id)
+LEFT JOIN ranks ON spans.rank = ranks.rank
+WHERE is_stage(spans.depth, spans.path)
+GROUP BY spans.rank, spans.stage
+ORDER BY spans.rank, MIN(spans.span_id)

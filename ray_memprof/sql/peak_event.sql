@@ -9,33 +9,25 @@
 --   stage, component, path, step, block
 --                    of that span; null: none
 --   allocated_bytes  the peak
+--   peak_at_least    it may have been more before the first event
 --   size_bytes       of the tensor that made it
 --   category         what that tensor is for
 WITH known AS (
-    SELECT rank, MAX(allocated_peak_bytes) AS peak_bytes
-    FROM spans
-    GROUP BY rank
+    SELECT
+        rank,
+        NULL::VARCHAR AS stage,
+        allocated_peak_bytes AS peak_bytes
+    FROM rank_peaks()
+    -- Otherwise the peak was outside of any span.
+    WHERE is_in_span
 ),
 
 -- A running sum over every event would take minutes on a large run. The spans
--- know their peaks already. The innermost span that reached the peak, and did
--- not begin at it, allocated the tensor itself.
+-- know their peaks already.
 places AS (
-    SELECT spans.rank, spans.span_id, known.peak_bytes
-    FROM spans
-    INNER JOIN known
-        ON spans.rank = known.rank
-        AND spans.allocated_peak_bytes = known.peak_bytes
-        AND spans.allocated_start_bytes < known.peak_bytes
-    LEFT JOIN ranks ON spans.rank = ranks.rank
-    -- Otherwise the peak was outside of any span.
-    WHERE COALESCE(
-        ranks.replayed_allocated_peak_bytes <= known.peak_bytes, TRUE
-    )
-    QUALIFY ROW_NUMBER() OVER (
-        PARTITION BY spans.rank
-        ORDER BY spans.depth DESC, spans.span_id
-    ) = 1
+    SELECT found.rank, found.span_id, known.peak_bytes
+    FROM peak_places(known) AS found
+    INNER JOIN known ON found.rank = known.rank
     -- Says that it is small: DuckDB would guess it larger than allocs, and keep
     -- all of allocs in memory for the joins below.
     LIMIT 65536
@@ -172,9 +164,11 @@ SELECT
     spans.step,
     spans.block,
     highest.allocated_bytes,
+    COALESCE(ranks.peak_at_least, FALSE) AS peak_at_least,
     highest.bytes AS size_bytes,
     highest.category
 FROM highest
 LEFT JOIN spans
     ON highest.rank = spans.rank AND highest.span_id = spans.span_id
+LEFT JOIN ranks ON highest.rank = ranks.rank
 ORDER BY highest.rank

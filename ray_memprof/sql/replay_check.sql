@@ -3,12 +3,17 @@
 -- One row = a rank.
 --   rank                           of the run
 --   is_exact                       checks were made, none was off by a byte, no
---                                  event was lost and the peaks agree
+--                                  event was lost, the peaks agree and every
+--                                  rule of the allocator was known
 --   status                         how the rank ended: only one that came to
 --                                  its end was checked
 --   num_events, num_lost_events    allocator events
 --   num_checks                     moments of comparison
 --   max_error_bytes                largest difference of a curve
+--   inexact_bytes                  how far it may be off where the allocator's
+--                                  rule is not known
+--   peak_at_least                  the peaks may be before the first event:
+--                                  they are lower bounds
 --   allocated_peak_bytes           by the allocator's counter
 --   allocated_peak_error_bytes     replayed - counted
 --   reserved_peak_bytes            by the allocator's counter
@@ -21,6 +26,7 @@ SELECT
     num_checks > 0
         AND num_lost_events = 0
         AND max_error_bytes = 0
+        AND inexact_bytes = 0
         AND replayed_allocated_peak_bytes = allocated_peak_bytes
         AND replayed_reserved_peak_bytes = reserved_peak_bytes AS is_exact,
     status,
@@ -28,6 +34,8 @@ SELECT
     num_lost_events,
     num_checks,
     max_error_bytes,
+    inexact_bytes,
+    peak_at_least,
     allocated_peak_bytes,
     replayed_allocated_peak_bytes - allocated_peak_bytes
         AS allocated_peak_error_bytes,

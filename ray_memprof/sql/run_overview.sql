@@ -1,16 +1,20 @@
 -- What was run, on what, how did it end, and how much memory did it take?
--- One row = the run; none where the driver ended before it wrote its tables.
+-- One row = the run; none where its folder does not tell of a driver.
 --   run_id, name, source, workload
 --                          as the table runs has them
 --   num_ranks              ranks that recorded a span
 --   gpu_name               of rank 0; empty without one
 --   torch, git_commit      versions
---   status, reason         how it ended
---   duration_ns            from launch to end
+--   status, reason         how it ended; running: it has not yet, and the
+--                          reason says how far it is
+--   duration_ns            from launch to end, or to the last sign of life
 --   num_steps              denoise steps of the rank with the most
 --   allocated_peak_bytes   the most of any rank
 --   reserved_peak_bytes    the most of any rank
---   device_used_peak_bytes the most of any rank
+--   peak_at_least          these two may have been more before the first event
+--   device_used_peak_bytes the most of any rank, as measured
+--   num_samples            that measured it, of the rank with the fewest; 0: it
+--                          may have been more between the boundaries of spans
 --   host_rss_peak_bytes    the most of any rank
 WITH steps AS (
     SELECT MAX(num_steps) AS num_steps
@@ -28,9 +32,11 @@ peaks AS (
         COUNT(*) AS num_ranks,
         MAX(allocated_peak_bytes) AS allocated_peak_bytes,
         MAX(reserved_peak_bytes) AS reserved_peak_bytes,
+        COALESCE(BOOL_OR(peak_at_least), FALSE) AS peak_at_least,
+        MIN(num_samples) AS num_samples,
         MAX(device_used_peak_bytes) AS device_used_peak_bytes,
         MAX(host_rss_peak_bytes) AS host_rss_peak_bytes
-    FROM peak_by_rank
+    FROM rank_peaks()
 ),
 
 first_rank AS (
@@ -53,7 +59,9 @@ SELECT
     steps.num_steps,
     peaks.allocated_peak_bytes,
     peaks.reserved_peak_bytes,
+    peaks.peak_at_least,
     peaks.device_used_peak_bytes,
+    peaks.num_samples,
     peaks.host_rss_peak_bytes
 FROM runs
 CROSS JOIN peaks

@@ -1,4 +1,4 @@
--- How much memory and time does each denoise step take?
+-- How much memory and time does each step take?
 -- One row = a step on a rank, in the order the steps began.
 --   rank                    of the run
 --   stage                   denoise; in a script, the module that is called
@@ -7,7 +7,9 @@
 --   duration_ns             from its beginning to its end
 --   allocated_peak_bytes    tensors, as the allocator counts them
 --   reserved_peak_bytes     held by the allocator
---   device_used_peak_bytes  in use on the device by anybody
+--   device_used_peak_bytes  in use on the device by anybody, as measured
+--   num_samples             that fell into it; 0: it may have been more between
+--                           the boundaries of spans
 --   num_allocs              tensors allocated
 SELECT
     rank,
@@ -18,6 +20,7 @@ SELECT
     allocated_peak_bytes,
     reserved_peak_bytes,
     device_used_peak_bytes,
+    num_samples,
     num_allocs
 FROM spans
 WHERE

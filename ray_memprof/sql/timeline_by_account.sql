@@ -5,12 +5,14 @@
 --   slice                from 0 to 399
 --   t_ns                 since 1970
 --   is_peak              the one with the most active memory
---   active_bytes         tensors in the allocator: the sum of the next seven
+--   active_bytes         tensors in the allocator: the sum of the next eight
 --   weight_bytes, activation_bytes, communication_bytes, workspace_bytes,
---   cache_bytes, output_bytes
---                        by what the tensors are for
+--   cache_bytes, output_bytes, before_bytes
+--                        by what the tensors are for; before: held before the
+--                        first event
 --   uncategorised_bytes  of them nobody said; without events all of active
---   fragmentation_bytes  reserved - active: held by the allocator, not in use
+--   cached_bytes         reserved - active: the allocator holds it, and could
+--                        give it back
 --   context_bytes, nccl_bytes, libraries_bytes, others_bytes, unexplained_bytes
 --                        outside the allocator, at the last boundary of a span
 -- Of a rank without spans the samples take their place.
@@ -28,7 +30,8 @@ WITH from_events AS (
             communication_bytes,
             workspace_bytes,
             cache_bytes,
-            output_bytes
+            output_bytes,
+            before_bytes
         ) AS categories
     FROM categories_over_time
 ),
@@ -236,7 +239,9 @@ accounts AS (
         others_bytes,
         unexplained_bytes
     FROM books
-    WHERE (rank, t_ns) IN (SELECT (rank, booked_ns) FROM booked)
+    WHERE
+        (edge != 'sample' OR rank NOT IN (SELECT spans.rank FROM spans))
+        AND (rank, t_ns) IN (SELECT (rank, booked_ns) FROM booked)
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY rank, t_ns ORDER BY span_id DESC, edge
     ) = 1
@@ -254,14 +259,16 @@ SELECT
     COALESCE(booked.categories.workspace_bytes, 0) AS workspace_bytes,
     COALESCE(booked.categories.cache_bytes, 0) AS cache_bytes,
     COALESCE(booked.categories.output_bytes, 0) AS output_bytes,
+    COALESCE(booked.categories.before_bytes, 0) AS before_bytes,
     booked.active_bytes
         - weight_bytes
         - activation_bytes
         - communication_bytes
         - workspace_bytes
         - cache_bytes
-        - output_bytes AS uncategorised_bytes,
-    booked.reserved_bytes - booked.active_bytes AS fragmentation_bytes,
+        - output_bytes
+        - before_bytes AS uncategorised_bytes,
+    booked.reserved_bytes - booked.active_bytes AS cached_bytes,
     COALESCE(accounts.context_bytes, 0) AS context_bytes,
     COALESCE(accounts.nccl_bytes, 0) AS nccl_bytes,
     COALESCE(accounts.libraries_bytes, 0) AS libraries_bytes,

@@ -102,7 +102,7 @@ def test_the_numbers_of_a_figure_are_a_table_too(page: Page, written: Path) -> N
     head = page.ask(
         "[...document.querySelectorAll('[data-table-of=timelines-0] th')].map((one) => one.textContent)"
     )
-    assert head[:4] == ["second", "weight", "activation", "fragmentation"]
+    assert head[:4] == ["second", "weight", "activation", "cached"]
     titles = "[...document.querySelectorAll('[data-table-of=timelines-0] td')].map((one) => one.title)"
     assert "1,073,741,824 bytes" in page.ask(titles)
 

@@ -59,7 +59,7 @@ with recording(plan) as recorder:
     if sys.argv[3] == "True":
         told["allocated"] = torch.cuda.max_memory_allocated()
         told["reserved"] = torch.cuda.max_memory_reserved()
-told["check"] = dataclasses.asdict(recorder.check())
+told["check"], told["problems"] = dataclasses.asdict(recorder.check()), recorder.problems
 print(json.dumps(told))
 """
 
@@ -103,6 +103,32 @@ with span("denoise", step=1):
     with span("dit.block", index=2):
         table[torch.tensor([9], device="cuda")]
         torch.cuda.synchronize()
+"""
+
+
+# A process beside this one takes 2 GiB while a span runs for the first time; then 4 GiB come and go inside a span.
+NEIGHBOUR = """
+import subprocess, time
+with span("device.init"):
+    torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+take = (
+    "import torch; x = torch.empty(2**31, dtype=torch.uint8, device='cuda');"
+    "print(torch.cuda.synchronize(), flush=True); input()"
+)
+child = subprocess.Popen([sys.executable, "-c", take], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+with span("denoise", step=0):
+    child.stdout.readline()
+child.communicate(chr(10))
+with span("decode"):
+    kept = torch.empty(2**32, dtype=torch.uint8, device="cuda")
+    time.sleep(1.0)
+    del kept
+    torch.cuda.empty_cache()
+with span("save"):
+    kept = torch.empty(2**32, dtype=torch.uint8, device="cuda")
+    del kept
+    torch.cuda.empty_cache()
 """
 
 
@@ -196,3 +222,21 @@ def test_a_device_that_fails_leaves_a_valid_recording(tmp_path: Path) -> None:
     assert told["failure"][:2] == ["denoise/dit.block", 1]
     failed = {row["path"]: row["failed"] for row in rows_of(tmp_path, "spans")}
     assert failed == {"denoise/dit.block": True, "denoise": True}
+
+
+def test_what_another_process_takes_is_its_own_and_peaks_of_the_device_are_measured(tmp_path: Path) -> None:
+    recorded(tmp_path, NEIGHBOUR, asks=False)
+    spans = {row["name"]: row for row in rows_of(tmp_path, "spans")}
+    denoise = spans["denoise"]["span_id"]
+    grown: dict[str, int] = {}
+    for row in rows_of(tmp_path, "ledger"):
+        if row["span_id"] == denoise:
+            grown[row["account"]] = grown.get(row["account"], 0) + row["bytes"]
+    assert grown["others"] >= 2 * 2**30
+    assert grown.get("libraries", 0) < 64 * MIB
+    decode, save = spans["decode"], spans["save"]
+    assert decode["num_samples"] >= 3
+    assert 4 * 2**30 <= decode["device_used_peak_bytes"] <= decode["device_used_bound_bytes"] < 7 * 2**30
+    assert save["device_used_bound_bytes"] >= 4 * 2**30
+    if save["num_samples"] == 0:
+        assert save["device_used_peak_bytes"] < 2 * 2**30

@@ -1,5 +1,8 @@
 """Failure modes 1 to 4: a rank dies, is out of device memory, hangs, hangs so that it does not even answer."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -158,3 +161,34 @@ def test_4_hang_of_a_rank_that_does_not_answer(tmp_path: Path, fault: str) -> No
     assert (
         run.ended_at - run.at("error: rank 2") < 10 + 20
     )  # the ranks within 10 s, then the report and Ray's own end
+
+
+def test_3_a_rank_whose_child_works_is_waited_for(tmp_path: Path) -> None:
+    """GIVEN a rank that waits for a program of its own for far longer than a standstill may last THEN all is well."""
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": 8.0}}
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 5, "--fault", "child"], ray=limits))
+
+    assert (code, *run.verdict()) == (0, 0, "ok", "")
+
+
+def test_4_a_rank_that_renamed_itself_is_ended(tmp_path: Path) -> None:
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": 5.0}}
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "renamed"], ray=limits))
+
+    assert (code, run.facts["culprits"]) == (12, [2])
+    assert run.living() == []
+    assert run.facts["problems"] == []
+
+
+def test_3_a_launcher_that_was_itself_stopped_blames_nobody(tmp_path: Path) -> None:
+    """GIVEN a launcher that is stopped for longer than a standstill may last, as a suspended terminal does it."""
+    stall_s = 8.0
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": stall_s}}
+    run = start(tmp_path, config_of(tmp_path, args=["--steps", 1500], ray=limits))
+    run.wait_for(lambda: "runs" in run.text)
+    os.kill(run.process.pid, signal.SIGSTOP)
+    time.sleep(1.5 * stall_s)
+    os.kill(run.process.pid, signal.SIGCONT)
+
+    assert run.wait() == 0
+    assert run.verdict() == (0, "ok", "")

@@ -68,9 +68,39 @@ def can_mount() -> bool:
     return tried.returncode == 0
 
 
-@pytest.mark.skipif(
+needs_mount = pytest.mark.skipif(
     shutil.which("unshare") is None or not can_mount(), reason="a full disk needs a mount of its own"
 )
+
+
+@needs_mount
+def test_12_disk_of_a_node_fills_up_while_the_run_goes_on(tmp_path: Path) -> None:
+    """GIVEN ranks whose disk is filled in the middle THEN it is told within 5 s, and the rows before it are kept."""
+    disk = tmp_path / "scratch"
+    disk.mkdir()
+    before, steps = 150, 800
+    config = config_of(
+        tmp_path,
+        args=["--steps", steps, "--at-step", before, "--fault", "fill", "--fill", disk, "--talk"],
+        ray={"scratch_dir": str(disk)},
+        logging={"sample_interval_s": 0.1},
+    )
+    run = start(tmp_path, config, on_disk=disk)
+
+    assert run.wait() == 15
+    warning = next(line for _, line in run.lines if line.startswith("warning: rank "))
+    assert "No space left on device; what rank" in warning and warning.endswith(". The run goes on")
+    assert run.at(warning) - run.struck_at() < 5.0
+    # No rank was ended by it, nor by its own output that finds no room.
+    assert run.ended_at - run.struck_at() > (steps - before) * 0.02
+    assert run.verdict()[2].endswith("No space left on device")
+    rows = rows_of(run, "spans")
+    flushed_every_s, step_s = 2.0, 0.02
+    assert min(rows[rank] for rank in range(4)) >= before - flushed_every_s / step_s
+    assert "Traceback" not in run.text
+
+
+@needs_mount
 def test_12_disk_of_the_driver_is_full(tmp_path: Path) -> None:
     """GIVEN a run folder on a disk that is filled during the run THEN the verdict says where the records still are."""
     scratch, disk = tmp_path / "scratch", tmp_path / "logs"

@@ -1,11 +1,15 @@
 """Failure modes 6, 7, 8: the GPUs are not there or busy, ranks cannot find each other, or never get so far."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from launcher import ROOT, Launch, config_of, launch, start
@@ -87,6 +91,14 @@ def test_8_a_rank_never_joins(tmp_path: Path) -> None:
     assert run.living() == []
 
 
+def test_8_a_rank_that_still_gets_ready_is_waited_for(tmp_path: Path) -> None:
+    """GIVEN a rank that works for longer than init_s before it joins THEN nobody is ended for waiting for it."""
+    limits = {"num_gpus": 4, "timeouts": {"init_s": 15.0, "stall_s": 60.0}}
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "late", "--at-rank", 0], ray=limits))
+
+    assert (code, *run.verdict()) == (0, 0, "ok", "")
+
+
 def test_8_bad_config_ends_before_ray_starts(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(yaml.safe_dump({**config_of(tmp_path), "rank": 4}))
@@ -114,3 +126,53 @@ def test_8_rank_that_is_stopped_while_it_starts_is_named(tmp_path: Path) -> None
     assert run.wait() == 23
     assert run.facts["status"] == "never_started"
     assert run.facts["reason"].startswith("waiting for ")
+
+
+def test_8_ray_itself_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, run = launch(tmp_path, config_of(tmp_path), RAY_TMPDIR=str(tmp_path / "file"))
+
+    exit_code, status, reason = run.verdict()
+    assert (code, exit_code, status) == (22, 22, "never_started")
+    assert reason.startswith("a Ray of our own could not be started: ")
+    assert str(tmp_path / "file") in run.errors()[1]
+    assert "Traceback" not in run.text
+
+
+def test_8_a_scratch_folder_that_somebody_else_put_there(tmp_path: Path) -> None:
+    """GIVEN a link under the name that everybody can foresee THEN nothing is written where it leads."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    # A short name: sockets of Ray lie below it.
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="shared") as shared:
+        Path(shared, f"ray_memprof-{os.geteuid()}").symlink_to(theirs)
+        code, run = launch(tmp_path, config_of(tmp_path), TMPDIR=shared)
+
+    assert (code, run.verdict()[0]) == (24, 24)
+    assert f"ray_memprof-{os.geteuid()} is a link" in run.errors()[0]
+    assert list(theirs.iterdir()) == []
+
+
+def test_nobody_else_can_reach_a_run_on_one_node(tmp_path: Path) -> None:
+    """GIVEN a run of two ranks on our own Ray THEN all that it listens on is loopback, and Ray asks for a token."""
+    limits = {"num_gpus": 2, "timeouts": {"init_s": 60.0, "stall_s": 60.0}}
+    config = config_of(tmp_path, ranks=2, args=["--steps", 10_000], ray=limits)
+    # Where the host's name is no loopback address gloo, left alone, would take that one.
+    run = start(tmp_path, config)
+    run.wait_for(lambda: "runs" in run.text)
+    try:
+        tree = [psutil.Process(run.process.pid), *psutil.Process(run.process.pid).children(recursive=True)]
+        found = {
+            (one.laddr.ip.removeprefix("::ffff:"), process.name())
+            for process in tree
+            for one in process.net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN
+        }
+        environ = tree[0].children()[0].environ()
+    finally:
+        run.process.send_signal(signal.SIGINT)
+        run.wait()
+    assert len(found) > 3
+    assert {address for address, _ in found} == {"127.0.0.1"}
+    assert environ["RAY_AUTH_MODE"] == "token"
+    assert {one["GLOO_SOCKET_IFNAME"] for one in run.environments()} == {"lo"}

@@ -298,15 +298,23 @@ def out_of_memory(
     is_expandable: bool = True,
     ranks: int = 2,
     failing: int = 1,
+    oom_by: str | None = None,
+    step: int = 3,
     **facts: Any,
 ) -> list[diagnosis.Finding]:
-    """The last of the ranks ask for more than there is, in the third step; the others have it."""
-    spans = [span(1, stage, (0, 90), step=3, component=component, allocated=(0, 0, tensors), num_retries=1,
+    """The last of the ranks ask for more than there is, in the third step; the others have it.
+
+    `oom_by`: it is not the allocator that asks; the one refusal in the events was handled, early in the span.
+    """
+    spans = [span(1, stage, (0, 90), step=step, failed=status == "oom", component=component,
+                  allocated=(0, 0, tensors), num_retries=1,
                   reserved=(0, reserved, reserved), active=(0, 0, tensors), device_used=(0, 0, 40 * GIB))]  # fmt: skip
+    refusal = [("oom", asked, free, 1)] if status == "oom" else []
     rows = [
+        *(refusal if oom_by else []),
         ("segment_map" if is_expandable else "segment_alloc", reserved, 1, 1),
         ("alloc", tensors, 1, 1),
-        *([("oom", asked, free, 1)] if status == "oom" else []),
+        *([] if oom_by else refusal),
         ("free_requested", tensors, 1, 1),
     ]
     sample = blank("samples", t_ns=1, others_used_bytes=others)
@@ -315,8 +323,18 @@ def out_of_memory(
         "samples": [sample],
         "allocs": events(*rows, category=category) if has_events else [],
     }
+    if has_events:
+        tables["allocs"][-1]["t_ns"] = 95  # while the error leaves the spans
     ends = [{"status": "interrupted"}] * (ranks - failing)
-    ends += [{"status": status, "path": stage, "step": 3}] * failing
+    ends += [
+        {
+            "status": status,
+            "path": stage,
+            "step": step,
+            "oom_by": oom_by,
+            "oom_free_bytes": free if oom_by else None,
+        }
+    ] * failing
     quiet = {
         "spans": [{**spans[0], "num_retries": 0}],
         "allocs": [row for row in tables["allocs"] if row["action"] != "oom"],

@@ -96,6 +96,17 @@ def test_sealed_parts_are_counted_and_left_alone(tmp_path: Path) -> None:
     assert {name: (tmp_path / name).read_bytes() for name in listing(tmp_path)} == before
 
 
+@pytest.mark.parametrize("name", ["run:2", "s3:", "file:run", "q?a=b"])
+def test_a_folder_is_a_folder_whatever_its_name_looks_like(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_dir = Path(name) / "run"
+    seal(run_dir, 0, (1, 2), (3,))
+    leave_open(run_dir, 1, (4, 5))
+    assert gather(run_dir, range(2)) == gathered(found(0, 3), found(1, 2, 2))
+
+
 def test_an_open_stream_becomes_the_next_part_once(tmp_path: Path) -> None:
     store = RankStore(tmp_path, 0)
     store.append("ledger", ledger(1, 2))

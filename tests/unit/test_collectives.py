@@ -26,6 +26,7 @@ class Notebook:
     def __init__(self, *, deaf: bool = False) -> None:
         self.lines: list[tuple[str, int, int]] = []
         self.groups: list[str] = []
+        self.problems: list[str] = []
         self.num_begun = 0
         self._deaf = deaf
 
@@ -39,6 +40,9 @@ class Notebook:
         assert before is NOW
         self.lines.append((op, num_bytes, group_size))
         self.groups.append(group)
+
+    def problem(self, text: str) -> None:
+        self.problems.append(text)
 
 
 @pytest.fixture
@@ -283,3 +287,18 @@ def test_batches_count_for_each_pair_of_ranks(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_a_group_nothing_is_counted() -> None:
     assert joined() == {}
+
+
+def test_what_cannot_be_told_of_a_call_does_not_reach_who_called(
+    group: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> Any:
+        raise AttributeError("a class of the program's own")
+
+    notebook = Notebook()
+    monkeypatch.setattr(collectives, "_num_bytes", fails)
+    with watching(notebook):
+        tensor = kib()
+        dist.all_reduce(tensor)
+    assert notebook.lines == [("all_reduce", 0, 0)]
+    assert notebook.problems == ["group and bytes of all_reduce are unknown: AttributeError"]

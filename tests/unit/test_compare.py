@@ -160,7 +160,7 @@ def test_what_is_compared_is_what_measures_says(tmp_path: Path) -> None:
             for row in rows
             if row["level"] != "rank" and row[column] is not None
         }
-        told = {(measure, stage, unit): value for measure, stage, unit, value in answer(run, "measures")}
+        told = {(measure, stage, unit): value for measure, stage, unit, value, _ in answer(run, "measures")}
         assert told and told.items() <= compared.items()
 
 
@@ -333,7 +333,7 @@ def test_all_of_it_as_json(tmp_path: Path) -> None:
     assert facts["limits"] == [
         {
             "limit": "peak_allocated > 1 KiB", "run": 1, "is_exceeded": True, "unit": "bytes",
-            "base_value": 1200, "value": 1800, "bound": 1024, "rank": 0,
+            "base_value": 1200, "value": 1800, "bound": 1024, "rank": 0, "is_unknown": False,
         }
     ]  # fmt: skip
     (row,) = [row for row in facts["moves"] if row["measure"] == "peak_allocated" and row["level"] == "run"]

@@ -252,6 +252,13 @@ def test_vace_scales_video_mask_and_references_alike() -> None:
     assert inputs.refs[0].shape == (3, 1, 32, 64)
 
 
+def test_vace_copies_no_video_that_has_its_size() -> None:
+    video, mask = noise(3, 5, 32, 48), torch.ones(1, 5, 32, 48)
+    inputs = vace_inputs(video, mask, [], size=(32, 48), frame_num=5)
+    assert inputs.video is not None
+    assert inputs.video.data_ptr() == video.data_ptr()
+
+
 def test_letterbox_is_white_around_the_centre() -> None:
     boxed = letterbox(torch.zeros(3, 10, 20), (16, 16))
     expected = torch.ones(3, 16, 16)

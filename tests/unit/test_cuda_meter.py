@@ -3,104 +3,22 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from torch_ring import KIB, FakeCuda
 
-from ray_memprof.meters import PEAK_RESETS, Batch
-from ray_memprof.meters import cuda as module
+from ray_memprof.meters import COUNT_RESETS, PEAK_RESETS, Batch
+from ray_memprof.meters import shared_history as module
 from ray_memprof.meters.cuda import CudaMeter
-
-KIB = 1024
-
-
-@dataclass
-class FakeCuda:
-    """What the meter calls of torch: counters, a ring of events, and a start of its own."""
-
-    is_on: bool = False
-    queued: list[Callable[[], None]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    history: list[str | None] = field(default_factory=list)
-    """First arguments of _record_memory_history."""
-    stamps: list[str] = field(default_factory=list)
-    current: int = 0
-    peak: int = 0
-    num_allocs: int = 0
-    during_copy: Callable[[], None] = lambda: None
-    """What other threads do while a snapshot is taken, just after the copy."""
-    is_broken: bool = False
-    backend: str = "native"
-
-    def start(self) -> None:
-        """The program starts CUDA."""
-        for call in self.queued:
-            call()
-        self.is_on = True
-
-    def lazy_call(self, call: Callable[[], None]) -> None:
-        if self.is_on:
-            call()
-        else:
-            self.queued.append(call)
-
-    def alloc(self, size: int = KIB) -> None:
-        self.current += size
-        self.peak = max(self.peak, self.current)
-        self.num_allocs += 1
-        if self.history and self.history[-1] == "all":
-            self.events.append({"action": "alloc", "size": size})
-
-    def stats(self, index: int) -> dict[str, Any]:
-        held = {"all": {"current": self.current, "peak": self.peak}}
-        return {
-            "allocated_bytes": held, "reserved_bytes": held, "active_bytes": held, "num_alloc_retries": 2,
-            "allocation": {"all": {"allocated": self.num_allocs}}, "segment": {"all": {"allocated": 1}},
-        }  # fmt: skip
-
-    def snapshot(self, pool: None) -> dict[str, Any]:
-        held = {"device": 0, "total_size": self.current}
-        copy = {
-            "segments": [held, {"device": 1}],
-            "device_traces": [list(self.events), []],
-            "allocator_settings": {"expandable_segments": True},
-        }
-        self.during_copy()
-        return copy
-
-    def record(self, enabled: str | None, *, clear_history: bool = False, **options: Any) -> None:
-        self.history.append(enabled)
-        if clear_history:
-            self.events.clear()
-
-    def mem_get_info(self, index: int) -> tuple[int, int]:
-        if self.is_broken:
-            raise RuntimeError("device-side assert triggered")
-        return 100 * KIB - self.current, 100 * KIB
+from ray_memprof.problems import Problems
 
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    fake = FakeCuda()
-
-    def reset_peak(index: int = 0) -> None:
-        fake.peak = fake.current
-
-    for where, name, function in (
-        (torch.cuda, "_lazy_call", fake.lazy_call),
-        (torch.cuda, "is_initialized", lambda: fake.is_on),
-        (torch.cuda, "get_allocator_backend", lambda: fake.backend),
-        (torch.cuda, "mem_get_info", fake.mem_get_info),
-        (torch._C, "_accelerator_resetPeakStats", reset_peak),
-        (torch.cuda.memory, "_record_memory_history", fake.record),
-        (torch.cuda.memory, "_set_memory_metadata", fake.stamps.append),
-        (torch._C, "_cuda_memoryStats", fake.stats),
-        (torch._C, "_cuda_memorySnapshot", fake.snapshot),
-        (torch._C, "_cuda_resetPeakMemoryStats", reset_peak),
-    ):
-        monkeypatch.setattr(where, name, function, raising=False)
+    fake = FakeCuda(num_devices=2)
+    fake.install(monkeypatch)
     return fake
 
 
@@ -130,10 +48,12 @@ def test_until_the_program_starts_cuda_nothing_is_asked_of_it(cuda: FakeCuda) ->
     assert (meter.is_on, reading.device_used, reading.num_allocs, meter.peaks()) == (False, 0, 0, (0, 0))
     assert drain(meter) == Batch([], None)
     meter.stamp(3)
-    assert (cuda.history, cuda.stamps) == ([], [])
+    assert (cuda.calls, cuda.get_metadata()) == ([], "")
     # WHEN it starts THEN recording begins with the stamp of the span that is open by then
     cuda.start()
-    assert (meter.is_on, cuda.history, cuda.stamps, meter.base_segments()) == (True, ["all"], ["3"], [])
+    assert (meter.is_on, cuda.get_metadata(), meter.base_segments()) == (True, "3", [])
+    assert cuda.calls == [("all", None, "python", module.MAX_EVENTS, True)]
+    meter.stop()
 
 
 def test_a_meter_that_stopped_before_cuda_started_leaves_it_alone(cuda: FakeCuda) -> None:
@@ -141,7 +61,7 @@ def test_a_meter_that_stopped_before_cuda_started_leaves_it_alone(cuda: FakeCuda
     meter.start()
     meter.stop()
     cuda.start()
-    assert (meter.is_on, cuda.history) == (False, [])
+    assert (meter.is_on, cuda.calls) == (False, [])
 
 
 def test_what_was_held_before_is_the_base_and_its_allocations_are_not_missed(cuda: FakeCuda) -> None:
@@ -184,18 +104,37 @@ def test_a_drain_takes_each_event_once_and_vouches_for_the_counters(cuda: FakeCu
     assert drain(meter).events == []
 
 
-def test_where_another_thread_allocates_meanwhile_nothing_is_vouched_for_and_the_loss_is_seen_next(
+def test_where_another_thread_allocates_meanwhile_nothing_is_vouched_for_and_nothing_lost(
     cuda: FakeCuda,
 ) -> None:
     meter = started(cuda)
     cuda.alloc()
     cuda.during_copy = cuda.alloc
     batch = drain(meter)
-    assert (len(batch.events), batch.reading, batch.num_allocs) == (1, None, 1)
+    assert (len(batch.events), batch.reading, batch.num_allocs, batch.num_lost) == (1, None, 1, 0)
     cuda.during_copy = lambda: None
     cuda.alloc()
     batch = drain(meter)
-    assert (len(batch.events), batch.num_allocs) == (1, 3), "three were made and two events came"
+    assert (len(batch.events), batch.num_allocs, batch.num_lost) == (2, 3, 0)
+    assert batch.reading is not None
+
+
+def test_what_comes_between_the_copy_and_the_emptying_is_counted_as_lost(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = started(cuda)
+    cuda.alloc()
+    record = cuda.record
+
+    def late(*arguments: Any, **options: Any) -> None:
+        cuda.free(cuda.alloc())
+        record(*arguments, **options)
+
+    monkeypatch.setitem(meter._history._originals, "_cuda_record_memory_history", late)
+    assert len(drain(meter).events) == 1
+    monkeypatch.setitem(meter._history._originals, "_cuda_record_memory_history", record)
+    cuda.alloc()
+    assert [(len(batch.events), batch.num_lost) for batch in (drain(meter), drain(meter))] == [(1, 3), (0, 0)]
 
 
 def test_a_drain_on_another_thread_loses_nothing_of_what_the_model_does_meanwhile(cuda: FakeCuda) -> None:
@@ -216,26 +155,52 @@ def test_a_drain_on_another_thread_loses_nothing_of_what_the_model_does_meanwhil
     assert [batch.reading is None for batch in (first, second, third, fourth)] == [True, False, False, False]
 
 
-def test_what_another_thread_left_in_the_ring_waits_for_the_next_boundary_to_empty_it(cuda: FakeCuda) -> None:
-    meter = started(cuda)
-    cuda.alloc()
-    on_another_thread(lambda: drain(meter))
-    assert meter.pending(meter.peek()) == 1
-    drain(meter)
-    assert meter.pending(meter.peek()) == 0
-
-
-def test_another_thread_leaves_a_ring_alone_that_has_grown_long(
+def test_a_ring_that_only_another_thread_takes_loses_nothing_and_stays_short(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "MAX_KEPT_EVENTS", 1)
+    """GIVEN one span for ever, and bursts that come between two takings WHEN they grow THEN the ring does, too."""
+    monkeypatch.setattr(module, "MIN_EVENTS", 60)
+    meter, sizes, lengths = started(cuda), [], []
+    cuda.during_copy = lambda: cuda.alloc(len(sizes))
+    total = 0
+    for burst in [10] * 40 + [35] * 40 + [80] * 40 + [5] * 40:
+        for _ in range(burst):
+            cuda.alloc(total)
+            total += 1
+        batch = on_another_thread(lambda: drain(meter))
+        sizes += [event["size"] for event in batch.events]
+        assert batch.num_lost == 0
+        lengths.append(len(cuda.rings[0].entries))
+    cuda.during_copy = lambda: None
+    sizes += [event["size"] for event in drain(meter).events]
+    assert len(sizes) == total + 160  # and one in each copy
+    assert [size for size in sizes if size >= 0][:10] == list(range(10))
+    assert lengths[39] <= 60 < lengths[-1] <= 240
+    assert cuda.rings[0].entries == [], "the model's own thread empties it"
+
+
+def test_what_overflowed_the_ring_is_counted(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_EVENTS", 30)
     meter = started(cuda)
-    for _ in range(2):
+    for _ in range(50):
         cuda.alloc()
-    assert len(on_another_thread(lambda: drain(meter)).events) == 2
+    first = drain(meter)
+    assert (len(first.events), first.num_lost, first.num_allocs) == (30, 20, 50)
     cuda.alloc()
-    assert on_another_thread(lambda: drain(meter)) == Batch([], None)
-    assert len(drain(meter).events) == 1
+    again = drain(meter)
+    assert (len(again.events), again.num_lost) == (1, 0)
+
+
+def test_pending_counts_what_was_not_taken(cuda: FakeCuda) -> None:
+    meter = started(cuda)
+    cuda.alloc()
+    before = meter.peek()
+    assert meter.pending(before) == 3
+    cuda.alloc()
+    meter.peek()  # the sampler's: on a long span nobody else looks
+    assert meter.pending(before) == 6
+    on_another_thread(lambda: drain(meter))
+    assert meter.pending(meter.peek()) == 0
 
 
 def test_at_level_stage_peaks_begin_anew_at_each_reading_and_at_no_look(cuda: FakeCuda) -> None:
@@ -244,7 +209,7 @@ def test_at_level_stage_peaks_begin_anew_at_each_reading_and_at_no_look(cuda: Fa
     cuda.current = KIB
     assert [meter.peek().allocated_peak, meter.peek().allocated_peak] == [4 * KIB, 4 * KIB]
     assert [meter.read().allocated_peak, meter.read().allocated_peak] == [4 * KIB, KIB]
-    assert (cuda.history, drain(meter), meter.pending(meter.peek())) == ([], Batch([], None), 0)
+    assert (cuda.calls, drain(meter), meter.pending(meter.peek())) == ([], Batch([], None), 0)
 
 
 @pytest.mark.parametrize("name", PEAK_RESETS)
@@ -306,15 +271,108 @@ def test_stop_ends_the_recording(cuda: FakeCuda) -> None:
     meter = started(cuda)
     meter.stop()
     meter.stop()
-    assert (cuda.history, meter.is_on) == (["all", None], False)
+    assert ([call[0] for call in cuda.calls], meter.is_on) == (["all", None], False)
+    assert torch._C._cuda_memorySnapshot == cuda.snapshot
 
 
 def test_an_allocator_without_events_is_counted(cuda: FakeCuda) -> None:
-    cuda.backend = "cudaMallocAsync"
-    meter = started(cuda)
+    cuda.backend, problems = "cudaMallocAsync", Problems()
+    meter = CudaMeter(0, events=True, problems=problems)
+    meter.start()
+    cuda.start()
     cuda.alloc()
-    assert (meter.has_events, cuda.history, drain(meter)) == (False, [], Batch([], None))
+    assert (meter.has_events, cuda.calls, drain(meter)) == (False, [], Batch([], None))
     assert meter.read().allocated_peak == KIB
+    assert problems.texts == (
+        "the allocator (cudaMallocAsync) tells no events, its counters alone are recorded",
+    )
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_of_an_allocator_without_counters_the_device_is_recorded(cuda: FakeCuda, events: bool) -> None:
+    cuda.backend, problems = "pluggable", Problems()
+    cuda.stats_error = RuntimeError(
+        "CUDAPluggableAllocator does not yet support getDeviceStats.\nIf you need it ..."
+    )
+    cuda.current = 5 * KIB
+    meter = CudaMeter(0, events=events, problems=problems)
+    meter.start()
+    cuda.start()
+    reading = meter.read()
+    assert (meter.is_on, meter.has_events, meter.pending(reading), drain(meter)) == (
+        True,
+        False,
+        0,
+        Batch([], None),
+    )
+    assert (reading.allocated, reading.reserved, reading.device_used, reading.allocated_peak) == (
+        0,
+        0,
+        5 * KIB,
+        -1,
+    )
+    assert meter.peaks() == (0, 0)
+    meter.stop()
+    assert problems.texts == (
+        "the allocator (pluggable) has no counters, device memory alone is recorded: RuntimeError: "
+        "CUDAPluggableAllocator does not yet support getDeviceStats.",
+    )
+
+
+def test_counters_that_fail_once_are_those_of_before_and_the_device_is_still_read(cuda: FakeCuda) -> None:
+    problems = Problems()
+    meter = CudaMeter(0, events=True, problems=problems)
+    meter.start()
+    cuda.start()
+    cuda.alloc()
+    meter.read()
+    cuda.stats_error = RuntimeError("no")
+    cuda.current = 3 * KIB
+    assert (meter.peek().allocated, meter.peek().device_used) == (KIB, 3 * KIB)
+    cuda.stats_error = None
+    assert meter.peek().allocated == 3 * KIB
+    assert problems.texts == ("the allocator's counters could not be read: RuntimeError: no",)
+
+
+def test_what_fails_inside_the_programs_own_start_of_cuda_does_not_break_it(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> str:
+        raise RuntimeError("no backend")
+
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", fails)
+    problems = Problems()
+    meter = CudaMeter(0, events=True, problems=problems)
+    meter.start()
+    cuda.start()
+    assert (meter.is_on, meter.has_events) == (True, False)
+    assert problems.texts == ("the allocator cannot be recorded: RuntimeError: no backend",)
+
+
+@pytest.mark.parametrize("name", COUNT_RESETS)
+def test_a_program_that_resets_its_counts_does_not_reset_ours(cuda: FakeCuda, name: str) -> None:
+    original = getattr(torch._C, name)
+    meter = started(cuda)
+    for _ in range(3):
+        cuda.alloc()
+    getattr(torch._C, name)(0)
+    cuda.alloc()
+    assert (cuda.num_allocs, meter.peek().num_allocs) == (1, 4)
+    batch = drain(meter)
+    assert (len(batch.events), batch.num_allocs, batch.num_lost) == (4, 4, 0)
+    meter.stop()
+    assert getattr(torch._C, name) is original
+
+
+def test_a_thread_that_starts_cuda_is_not_stamped_with_the_models_span(cuda: FakeCuda) -> None:
+    meter = CudaMeter(0, events=True)
+    meter.start()
+    meter.stamp(3)
+    texts = []
+    thread = threading.Thread(target=lambda: (cuda.start(), texts.append(cuda.get_metadata())))
+    thread.start()
+    thread.join()
+    assert texts == [""]
 
 
 def test_the_allocator_is_asked_while_the_model_gets_on(cuda: FakeCuda) -> None:
@@ -350,3 +408,21 @@ def test_the_allocator_is_not_asked_while_the_model_is_inside_one_call(cuda: Fak
 def test_the_models_own_thread_may_always_ask(cuda: FakeCuda) -> None:
     assert CudaMeter(0, events=True).answers()
     assert started(cuda).answers()
+
+
+@pytest.mark.parametrize("step_ns", [-3600 * 10**9, 0, 3600 * 10**9])
+def test_times_go_on_though_the_wall_clock_is_set(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, step_ns: int
+) -> None:
+    meter = started(cuda)
+    before = meter.read().t_ns
+    real = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real() + step_ns)
+    cuda.alloc()
+    told = time.time_ns()
+    times, after = drain(meter).times, meter.read().t_ns
+    assert times is not None
+    (ours,) = times.ours([told])
+    # The fake tells no time since torch was loaded, so its line is that of the clock.
+    assert 0 <= after - before < 10**9
+    assert before - 10**6 <= ours <= after + 10**6

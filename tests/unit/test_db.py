@@ -91,7 +91,7 @@ def test_the_database_works_from_anywhere_and_after_a_move(run_dir: Path, tmp_pa
     assert ask(Path("run.duckdb"), text, moved) == rows
     assert ask(Path(name) / "run.duckdb", text, tmp_path) == rows
     assert answer(moved, "peak_by_rank") == [
-        (rank, 2, 0, 0, 0, 0, 0, "denoise", "denoise", None) for rank in (0, 1)
+        (rank, 2, 0, False, 0, 0, 1, 0, 0, 0, "denoise", "denoise", None) for rank in (0, 1)
     ]
 
 
@@ -120,6 +120,45 @@ def test_a_column_that_an_older_run_did_not_write_is_null(run_dir: Path) -> None
             assert rows.num_rows == 1
     with db.open_run(run_dir) as connection:
         assert connection.execute("SELECT num_retries FROM spans").fetchall() == [(None,), (None,)]
+
+
+@pytest.mark.parametrize("only", [None, "peak_by_stage", "FROM spans"])
+def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path, only: str | None) -> None:
+    """GIVEN spans whose peak on the device is a bound, as schema version 1 had it, two levels of them on two ranks."""
+    first = [
+        span(1, "denoise", (0, 100), device_used=(1, 2, 90)),
+        span(2, "denoise/dit.block", (10, 20), parent_id=1, device_used=(3, 7, 80)),
+        span(3, "denoise/dit.block", (21, 30), parent_id=1, device_used=(4, 5, 50)),
+    ]
+    second = [span(1, "denoise", (0, 100), device_used=(6, 8, 8)), span(2, "decode", (101, 101))]
+    looks = [
+        blank("samples", t_ns=t_ns, device_used_bytes=used) for t_ns, used in ((25, 6), (50, 9), (200, 99))
+    ]
+    make_run(tmp_path, {0: {"spans": first, "samples": looks}, 1: {"spans": second}})
+    make_ranks(tmp_path, {}, {})
+    lacking = {
+        "spans": "device_used_bound_bytes, num_samples",
+        "ranks": "clock_offset_ns, inexact_bytes, peak_at_least",
+    }
+    with duckdb.connect() as connection:
+        for table, names in lacking.items():
+            for path in tmp_path.glob(f"tables/{table}/rank=*/*.parquet"):
+                rows = connection.sql(f"SELECT * EXCLUDE ({names}) FROM '{path}'").to_arrow_table()
+                connection.sql("FROM rows").write_parquet(str(path))
+                assert rows.num_rows
+    # WHEN the run is opened THEN a peak is the most that anybody saw, and the bound is where it was
+    text = "SELECT rank, span_id, device_used_peak_bytes, device_used_bound_bytes, num_samples FROM spans ORDER BY ALL"
+    with db.open_run(tmp_path, only) as connection:
+        assert connection.execute(text).fetchall() == [
+            (0, 1, 9, 90, 2),
+            (0, 2, 7, 80, 0),
+            (0, 3, 6, 50, 1),
+            (1, 1, 8, 8, 0),
+            (1, 2, 0, 0, 0),
+        ]
+    with db.open_run(tmp_path) as connection:
+        known = "SELECT clock_offset_ns, inexact_bytes, peak_at_least FROM ranks"
+        assert connection.execute(known).fetchall() == [(0, 0, False)] * 2
 
 
 def test_a_run_opened_for_one_question_has_what_it_reads(run_dir: Path) -> None:

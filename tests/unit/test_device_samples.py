@@ -3,13 +3,16 @@
 import os
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
+from ray_memprof.clock import Clock
 from ray_memprof.device import Device, Holder
 from ray_memprof.meters import Reading
-from ray_memprof.sampler import sample, sampling, split
+from ray_memprof.sampler import Sampler, sampling, split
+from ray_memprof.sampler import sample as taken
 from ray_memprof.scribe import Sample
 
 READING = Reading(
@@ -37,6 +40,14 @@ class FakeMeter:
         return not self._stuck
 
 
+def sample(reading: Reading, device: Device | None, *, is_fresh: bool = True) -> Sample:
+    return taken(reading, device, t_ns=1, is_fresh=is_fresh, note=fail)
+
+
+def fail(what: str, error: Exception) -> None:
+    raise AssertionError(what) from error
+
+
 def at_once(row: Sample) -> Sample:
     """The same row; its time is that of the look."""
     assert 0 <= time.time_ns() - row.t_ns < 60e9
@@ -60,15 +71,15 @@ class FakeDevice(Device):
 
 
 def test_without_a_driver_a_row_has_what_the_meter_knows() -> None:
-    assert at_once(sample(READING, None)) == ROW
+    assert sample(READING, None) == ROW
 
 
 def test_the_driver_tells_who_holds_what() -> None:
     device = FakeDevice(Holder(ME, 30), Holder(ME + 1, 15))
-    wanted = replace(
-        ROW, device_used_bytes=50, process_used_bytes=30, others_used_bytes=15, utilisation_fraction=0.5
-    )
-    assert at_once(sample(READING, device)) == wanted
+    wanted = replace(ROW, process_used_bytes=30, others_used_bytes=15, utilisation_fraction=0.5)
+    assert sample(READING, device) == wanted
+    # Where the reading is old, the driver is asked for what is in use as well.
+    assert sample(READING, device, is_fresh=False) == replace(wanted, device_used_bytes=50)
 
 
 @pytest.mark.parametrize(
@@ -88,8 +99,7 @@ def test_what_the_driver_does_not_tell_stays_empty(
 
 
 def test_a_driver_that_names_no_process_tells_neither() -> None:
-    wanted = replace(ROW, device_used_bytes=50)
-    assert at_once(sample(READING, FakeDevice(utilisation=None, is_mig=True))) == wanted
+    assert sample(READING, FakeDevice(utilisation=None, is_mig=True)) == ROW
 
 
 def test_rows_come_from_a_thread_that_ends_with_the_block() -> None:
@@ -121,9 +131,10 @@ def test_an_allocator_that_does_not_answer_is_not_asked_and_rows_go_on() -> None
         if len(rows) == 3:
             enough.set()
 
-    with sampling(tick, meter, FakeDevice(), 0.001):  # type: ignore[arg-type]
+    fresh: list[Sample] = []
+    with sampling(fresh.append, meter, FakeDevice(), 0.001, tick_old=tick):  # type: ignore[arg-type]
         assert enough.wait(20)
-    assert meter.num_looks == 1
+    assert (meter.num_looks, fresh) == (1, [])
     assert {(row.allocated_bytes, row.device_used_bytes) for row in rows} == {(2, 50)}
 
 
@@ -131,3 +142,127 @@ def test_a_block_that_fails_ends_the_thread_at_once() -> None:
     with pytest.raises(KeyError), sampling(lambda row: None, FakeMeter(), None, 1000.0):  # type: ignore[arg-type]
         raise KeyError
     assert "sampler" not in {thread.name for thread in threading.enumerate()}
+
+
+# --------------------------------------------------------------------------------
+# Errors: a gap, a problem, and the next sample
+
+
+class Failing:
+    """Raises `error` in those calls whose numbers are `when`; else what `answer` says."""
+
+    def __init__(self, answer: Any, error: Exception, when: tuple[int, ...]) -> None:
+        self._answer, self._error, self._when, self.num_calls = answer, error, when, 0
+
+    def __call__(self) -> Any:
+        self.num_calls += 1
+        if self.num_calls in self._when:
+            raise self._error
+        return self._answer
+
+
+@dataclass
+class Bench:
+    """A sampler whose looks are taken one by one."""
+
+    meter: FakeMeter = field(default_factory=FakeMeter)
+    device: Device | None = None
+    rows: list[Sample] = field(default_factory=list)
+    old: list[Sample] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def look(self, num: int) -> "Bench":
+        sampler = Sampler(
+            self.rows.append,
+            self.meter,
+            self.device,
+            Clock(),
+            self.old.append,
+            self.problems.append,  # type: ignore[arg-type]
+        )
+        sampler.begin()
+        for _ in range(num):
+            sampler.look()
+        return self
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error"), OSError(5, "statm"), KeyError("all")], ids=repr
+)
+@pytest.mark.parametrize("when", [(1,), (2,), (2, 3)])
+def test_a_meter_that_fails_makes_a_gap_and_a_problem_and_sampling_goes_on(
+    error: Exception, when: tuple[int, ...]
+) -> None:
+    bench = Bench()
+    bench.meter.peek = Failing(READING, error, when)  # type: ignore[method-assign]
+    bench.look(4)
+    num_lost = len([number for number in when if number > 1])
+    assert [at_once(row) for row in bench.rows] == [ROW] * (4 - num_lost)
+    assert len(bench.problems) == len(when)
+    assert all(type(error).__name__ in text for text in bench.problems)
+
+
+def test_a_driver_that_fails_once_costs_its_own_figures_and_no_row() -> None:
+    bench = Bench(device=FakeDevice(Holder(ME, 30)))
+    bench.device.utilisation = Failing(0.5, RuntimeError("GPU is lost"), (2,))  # type: ignore[union-attr,method-assign]
+    bench.look(3)
+    assert [row.utilisation_fraction for row in bench.rows] == [0.5, None, 0.5]
+    assert [row.process_used_bytes for row in bench.rows] == [30, None, 30]
+    assert bench.problems == ["the driver did not tell all of a sample: RuntimeError: GPU is lost"]
+
+
+def test_what_the_recorder_raises_does_not_end_the_sampling() -> None:
+    bench, ticks = Bench(), Failing(None, ValueError("no"), (1, 3))
+    sampler = Sampler(
+        lambda row: ticks(),
+        bench.meter,
+        None,
+        Clock(),
+        bench.old.append,
+        bench.problems.append,  # type: ignore[arg-type]
+    )
+    for _ in range(4):
+        sampler.look()
+    assert (ticks.num_calls, bench.problems) == (4, ["a sample could not be taken: ValueError: no"] * 2)
+
+
+def test_an_old_reading_is_no_sample_where_nobody_else_can_be_asked() -> None:
+    bench = Bench(meter=FakeMeter(stuck=True)).look(3)
+    assert (bench.rows, bench.old, bench.problems) == ([], [], [])
+    bench = Bench(meter=FakeMeter(stuck=True), device=FakeDevice()).look(3)
+    assert (bench.rows, [row.device_used_bytes for row in bench.old], bench.problems) == ([], [50] * 3, [])
+
+
+def test_a_look_that_was_interrupted_is_taken_again() -> None:
+    class Slow(FakeMeter):
+        def peek(self) -> Reading:
+            reading = super().peek()
+            if self.num_looks == 2:
+                time.sleep(0.003)
+            return replace(reading, device_used=self.num_looks)
+
+    bench = Bench(meter=Slow()).look(1)
+    assert bench.rows[0].device_used_bytes >= 3
+
+
+@pytest.mark.parametrize(
+    ("reserved", "is_torn"), [((3, 3, 3), False), ((3, 9, 9, 9), False), ((3, 4, 5, 6, 7, 8, 9, 10), True)]
+)
+def test_a_segment_between_two_figures_is_no_growth_outside_the_allocator(
+    reserved: tuple[int, ...], is_torn: bool
+) -> None:
+    """GIVEN 10 in use where 5 were, and an allocator that may have taken them meanwhile."""
+    bench, told = Bench(), iter(reserved)
+    bench.meter.peek = lambda: replace(READING, reserved=next(told), device_used=5)  # type: ignore[method-assign]
+    sampler = Sampler(
+        bench.rows.append,
+        bench.meter,
+        None,
+        Clock(),
+        bench.old.append,
+        bench.problems.append,  # type: ignore[arg-type]
+    )
+    sampler.begin()
+    bench.meter.peek = lambda: replace(READING, reserved=next(told), device_used=10)  # type: ignore[method-assign]
+    sampler.look()
+    assert (len(bench.rows), len(bench.old), bench.problems) == (not is_torn, is_torn, [])

@@ -55,6 +55,30 @@ def test_several_ranks_ran_out_of_memory_without_events(empty: EmptyRun) -> None
     )
 
 
+@pytest.mark.parametrize("has_events", [True, False])
+def test_a_library_that_got_no_memory_is_named(empty: EmptyRun, has_events: bool) -> None:
+    """GIVEN a refusal of the allocator that the program handled, and NCCL without memory afterwards."""
+    found = out_of_memory(empty, oom_by="NCCL", free=12 * MIB, has_events=has_events, workload="script")
+    part = "; the largest part is 30.00 GiB of dit (activation)" if has_events else ""
+    assert (found[0].ranks, found[0].bytes, found[0].sentence) == (
+        (1,),
+        30 * GIB,
+        "Rank 1 ran out of device memory in denoise step 3: it could get none for NCCL where 12.0 MiB were free, and "
+        f"held 30.00 GiB in tensors and 1.00 GiB unused{part}.",
+    )
+    assert found[0].knob == (
+        "torch.cuda.empty_cache() before it, or torch.cuda.set_per_process_memory_fraction: NCCL asks the device "
+        "itself, and what the allocator holds unused is out of its reach"
+    )
+
+
+def test_the_first_step_is_a_step(empty: EmptyRun) -> None:
+    (finding, *_) = out_of_memory(empty, step=0)
+    assert finding.sentence.startswith(
+        "Rank 1 ran out of device memory in denoise step 0: it asked for 2.00 GiB"
+    )
+
+
 def test_what_ended_the_run_is_said_first(empty: EmptyRun) -> None:
     found = out_of_memory(empty, tensors=GIB, reserved=10 * GIB, is_expandable=False)
     assert [(one.rule, one.severity, one.bytes) for one in found] == [

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.live_bytes import LiveBytes
 from wan.config import TASKS, DitConfig
-from wan.dit import WanDit, token_slices
+from wan.dit import Block, WanDit, token_slices
 from wan.levers import Levers
 
 GIB = 2**30
@@ -103,10 +104,10 @@ def test_parameters_are_the_published_ones(name: str) -> None:
     assert (len(dit.state_dict()), sum(p.numel() for p in dit.parameters())) == PUBLISHED[name]
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_forward_equals_diffusers(name: str) -> None:
+def beside_diffusers(name: str) -> tuple[WanDit, dict[str, Any], nn.Module, dict[str, Any]]:
+    """Our model and diffusers' with the same weights, and what each is given."""
     config = replace(TASKS[name].dit, text_len=512)  # diffusers counts 512 text tokens from the end
-    dit, other, given = random_dit(config), reference(config), inputs(config)
+    dit, other, given = random_dit(config), reference(config), dict[str, Any](inputs(config))
     other.load_state_dict(
         {diffusers_name(key): value for key, value in dit.state_dict().items()}, strict=True
     )
@@ -124,13 +125,68 @@ def test_forward_equals_diffusers(name: str) -> None:
     if "control" in given:
         arguments["control_hidden_states"] = given["control"]
         arguments["control_hidden_states_scale"] = torch.full((len(config.vace_layers),), 0.7)
-        given["control_scale"] = 0.7  # type: ignore[assignment]
+        given["control_scale"] = 0.7
+    return dit, given, other, arguments
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_forward_equals_diffusers(name: str) -> None:
+    dit, given, other, arguments = beside_diffusers(name)
+    hidden = arguments["hidden_states"].clone()
     with torch.no_grad():
         expected = other(**arguments, return_dict=False)[0]
         assert torch.equal(arguments["hidden_states"], hidden)
         actual = dit(**given)
     assert expected.std() > 0.1
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", TINY)
+def test_forward_and_gradients_equal_those_of_diffusers(name: str, checkpointing: bool) -> None:
+    # The path that records gradients is another one: nothing is changed in place, no chunks.
+    dit, given, other, arguments = beside_diffusers(name)
+    dit.requires_grad_(True)
+    dit.levers = Levers(gradient_checkpointing=checkpointing)
+    expected = other(**arguments, return_dict=False)[0]
+    actual = dit(**given)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
+    for made in (actual, expected):
+        (made * torch.linspace(-1, 1, made.numel()).view(made.shape)).sum().backward()
+    wanted = dict(other.named_parameters())
+    for key, parameter in dit.named_parameters():
+        gradient = wanted[diffusers_name(key)].grad
+        assert parameter.grad is not None and gradient is not None
+        assert gradient.abs().max() > 0, key
+        torch.testing.assert_close(
+            parameter.grad, gradient, rtol=0, atol=2e-5 * float(gradient.abs().max()), msg=key
+        )
+
+
+@pytest.mark.parametrize("name", ["t2v-tiny", "i2v-tiny", "vace-tiny", "t2v-1.3B", "vace-1.3B", "vace-14B"])
+def test_execution_order_is_the_order_in_which_blocks_run(name: str) -> None:
+    # GIVEN every module that owns parameters, or has a part that does, and that forward() calls as a whole
+    config = TASKS[name].dit
+    if not name.endswith("-tiny"):  # the published structure with small layers
+        config = replace(config, dim=64, ffn_dim=64, num_heads=4, text_dim=32, text_len=8, freq_dim=32)
+    dit, ran = random_dit(config), []
+    blocks = [part for part in dit.modules() if isinstance(part, Block)]
+    for block in blocks:
+        block.register_forward_pre_hook(lambda module, _: ran.append(module))
+
+    with torch.no_grad():
+        dit(**inputs(config, batch=1, shape=(1, 2, 2)))
+
+    # THEN each is in the order once, where it runs
+    order = dit.execution_order()
+    assert [id(block) for block in order] == [id(block) for block in ran]
+    assert {id(block) for block in order} == {id(block) for block in blocks}
+    assert len(order) == config.num_layers + len(config.vace_layers)
+    # AND what lies outside is what runs before and after them
+    inside = {id(parameter) for block in order for parameter in block.parameters()}
+    outside = {key.split(".")[0] for key, one in dit.named_parameters() if id(one) not in inside}
+    known = {"patch_embedding", "text_embedding", "time_embedding", "time_projection", "head"}
+    assert outside - {"img_emb", "vace_patch_embedding"} == known
 
 
 ALL_OFF = Levers(ffn_chunks=1, rope_chunks=1)

@@ -200,3 +200,8 @@ def test_the_tour_explains_every_argument_of_the_mark() -> None:
     (table,) = re.findall(r"^\| argument \|.*?\n\n", TOUR, flags=re.DOTALL | re.MULTILINE)
     named = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
     assert sorted(named) == sorted(inspect.signature(limit_gpu_peak).parameters)
+
+
+def test_no_table_names_a_column_twice() -> None:
+    names = {table.name: [column.name for column in table.columns] for table in TABLES.values()}
+    assert names == {table: list(dict.fromkeys(columns)) for table, columns in names.items()}

@@ -176,3 +176,19 @@ def test_what_is_in_force_is_told_whoever_set_it() -> None:
         "NCCL_BUFFSIZE": "4194304",
         "PYTORCH_ALLOC_CONF": "x:1",
     }
+
+
+def sockets(given: RankPlan, environ: dict[str, str], interface: str) -> dict[str, str]:
+    found = rank_environment(given, environ, num_cores=1, interface=interface)
+    return {name: value for name, value in found.items() if name.endswith("_SOCKET_IFNAME")}
+
+
+def test_ranks_of_several_hosts_use_the_interface_that_ray_reaches_them_by() -> None:
+    both = {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "=eth1"}
+    assert sockets(plan(), {}, "eth1") == both
+    assert sockets(plan(), {}, "") == {}
+    assert sockets(plan(num_nodes=1), {}, "eth1") == {}
+    # The node's own value stays, and so does the driver's.
+    assert sockets(plan(), {"NCCL_SOCKET_IFNAME": "ib0"}, "eth1") == {"GLOO_SOCKET_IFNAME": "eth1"}
+    given = plan(environment={"GLOO_SOCKET_IFNAME": "eth7"})
+    assert sockets(given, {}, "eth1") == {**both, "GLOO_SOCKET_IFNAME": "eth7"}

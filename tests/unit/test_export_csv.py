@@ -55,6 +55,15 @@ def test_a_question(tmp_path: Path) -> None:
     assert [row[:2] for row in rows] == [["0", 'a, "b"'], ["1", 'a, "b"']]
 
 
+@pytest.mark.parametrize("name", ["file:p.csv", "run:2/p.csv", "s3:/p.csv"])
+def test_a_path_is_a_file_whatever_its_name_looks_like(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = run_of_two(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert len(lines(exporter.write(run_dir, Path(name), "peak_by_stage"))) == 3
+
+
 def test_unknown_names_and_ranks_are_refused(tmp_path: Path) -> None:
     run_dir = run_of_two(tmp_path)
     with pytest.raises(ConfigError, match="no question 'peak_by_stge'") as caught:

@@ -17,6 +17,7 @@ from ray_memprof.cli import app
 from ray_memprof.errors import ConfigError
 from ray_memprof.exporters import torch_snapshot
 from ray_memprof.importers.torch_snapshot import import_snapshots
+from ray_memprof.schema import SCHEMA_VERSION
 from ray_memprof.store import table_dir
 
 MIB = 2**20
@@ -45,7 +46,7 @@ def recorded(tmp_path: Path) -> Path:
         alloc(2, "alloc", 512, 4 * MIB + 1024, span_id=2, stack_id=0),
         alloc(3, "free_requested", 512, 4 * MIB + 1024, span_id=2),
         alloc(4, "free_completed", 512, 4 * MIB + 1024, span_id=1),
-        alloc(5, "alloc", 2048, 4 * MIB + 1024, span_id=1, stream=-1),
+        alloc(5, "alloc", 2048, 4 * MIB + 1024, span_id=1, stream=2**64 - 1),
         alloc(6, "free_requested", 2048, 4 * MIB + 1024),
     ]
     stacks = [
@@ -109,10 +110,13 @@ def test_what_is_written(tmp_path: Path) -> None:
         (first + 3072, 2 * MIB - 3072, 0, "inactive", []),
     ]
     assert found["allocator_settings"] == {
-        "PYTORCH_CUDA_ALLOC_CONF": "x:1", "max_split_size": -1, "expandable_segments": False
+        "PYTORCH_CUDA_ALLOC_CONF": "x:1", "max_split_size": -1, "expandable_segments": False,
+        "roundup_power2_divisions": {str(2**power): 0 for power in range(16)},
     }  # fmt: skip
     assert found["external_annotations"] == []
-    assert found["ray_memprof"] == {"schema_version": 1, "run_id": "", "rank": 0}
+    assert found["ray_memprof"] == {
+        "schema_version": SCHEMA_VERSION, "run_id": "", "rank": 0, "source": ""
+    }  # fmt: skip
 
 
 def simulated(tmp_path: Path, seed: int, *, expandable: bool, operations: int = 400) -> Path:
@@ -162,6 +166,48 @@ def test_the_segments_are_those_of_the_allocator(tmp_path: Path, expandable: boo
         for snapshot in (found, truth)
     ]
     assert shapes[0] == shapes[1]
+
+
+def test_a_run_of_the_cpu_comes_back(tmp_path: Path) -> None:
+    """GIVEN host tensors as the host meter tells them: numbers, exact bytes, one of them resized, no segments."""
+    told = [
+        ("alloc", 1000, 1), ("alloc", 3, 2), ("free_requested", 3, 2), ("free_completed", 3, 2), ("alloc", 70_000, 2),
+        ("free_requested", 1000, 1), ("free_completed", 1000, 1), ("alloc", 5, 3),
+    ]  # fmt: skip
+    spans = [span(1, "denoise", (0, 9000))]
+    rows = [
+        alloc(seq, action, size, number, span_id=1, requested_bytes=size)
+        for seq, (action, size, number) in enumerate(told)
+    ]
+    first = make_run(tmp_path / "run", {0: {"spans": spans, "allocs": rows}})
+    make_ranks(first, {}, config="{}", environment="{}", source="cpu")
+
+    path = torch_snapshot.write(first, 0, tmp_path / "rank0.pickle")
+    assert import_snapshots([path], tmp_path / "second", "second") == []
+
+    found = pq.read_table(table_dir(tmp_path / "second", "allocs", 0), partitioning=None).to_pylist()
+    assert [(row["action"], row["size_bytes"], row["requested_bytes"]) for row in found] == [
+        (action, size, size) for action, size, _ in told
+    ]
+    with db.open_run(tmp_path / "second") as connection:
+        peaks = "allocated_peak_bytes, replayed_allocated_peak_bytes, reserved_peak_bytes, max_error_bytes"
+        (row,) = connection.execute(f"SELECT {peaks} FROM ranks").fetchall()
+        (source,) = connection.execute("SELECT source FROM runs").fetchall()
+    assert (row, source) == ((71_000, 71_000, 71_000, 0), ("cpu",))
+    # Its segments are what torch's tools read as well: every block lies in one.
+    exported = pickle.loads(path.read_bytes())
+    assert len(outline(exported, 0)) == len(told) + 1
+    (segment,) = exported["segments"]
+    assert segment["total_size"] == 1024 + 512 + 70_144  # the last one lies where the second was
+
+
+def test_what_was_free_when_memory_ran_out_is_kept(tmp_path: Path) -> None:
+    rows = [alloc(0, "oom", 5 * MIB, 3 * MIB, span_id=1)]
+    run_dir = make_run(tmp_path / "run", {0: {"spans": [span(1, "denoise", (0, 9000))], "allocs": rows}})
+    make_ranks(run_dir, {}, config="{}", environment="{}")
+    found = pickle.loads(torch_snapshot.write(run_dir, 0, tmp_path / "x.pickle").read_bytes())
+    (event,) = found["device_traces"][0]
+    assert (event["device_free"], "addr" in event) == (3 * MIB, False)
 
 
 # --------------------------------------------------------------------------------

@@ -75,3 +75,47 @@ def test_device_out_of_memory_outside_every_span() -> None:
 )  # fmt: skip
 def test_other_errors(error: BaseException, expected: Outcome) -> None:
     assert outcome_of(error, 2, None) == expected
+
+
+def test_nccl_without_memory_is_told_with_what_was_free() -> None:
+    error = RuntimeError(
+        "NCCL error in: x.cpp:94, unhandled cuda error\nLast error:\nCuda failure 2 'out of memory'"
+    )
+    assert outcome_of(error, 2, FAILURE, free_bytes=12 * 2**20) == Outcome(
+        rank=2,
+        status="oom",
+        exit_code=11,
+        reason=(
+            "device out of memory in denoise/dit.block step 3: NCCL got none (Cuda failure 2 'out of memory'), "
+            "allocated 5.00 GiB, reserved 6.00 GiB, free 12.0 MiB"
+        ),
+        path="denoise/dit.block",
+        step=3,
+        allocated_bytes=5 * GIB,
+        reserved_bytes=6 * GIB,
+        oom_by="NCCL",
+        oom_free_bytes=12 * 2**20,
+    )
+
+
+def test_the_error_that_the_program_made_of_it_is_told_too() -> None:
+    try:
+        try:
+            raise torch.OutOfMemoryError(OOM)
+        except RuntimeError as error:
+            raise SystemExit("step 0 failed") from error
+    except SystemExit as error:
+        told = outcome_of(error, 2, ("denoise", 0, 5 * GIB, 6 * GIB))
+    assert (told.status, told.exit_code, told.step, told.reason) == (
+        "oom",
+        11,
+        0,
+        "device out of memory in denoise step 0: allocated 5.00 GiB, reserved 6.00 GiB, asked 2.00 GiB; "
+        "then SystemExit: step 0 failed",
+    )
+
+
+def test_a_full_disk_is_no_fault_of_the_program() -> None:
+    assert outcome_of(OSError(28, "No space left on device", "/x/ckpt.pt"), 2, None) == failed(
+        15, "OSError: [Errno 28] No space left on device: '/x/ckpt.pt'"
+    )

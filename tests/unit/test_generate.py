@@ -158,7 +158,7 @@ def test_a_control_video_too_short_is_told_before_the_work(
 
     code = run("vace-tiny", "--src_video", "control.mp4", "--frame_num", 9, "--save_file", "out.mp4")
 
-    told = f"warning: --src_video control.mp4 has {given} frames at 16 a second: {made} are made, not 9"
+    told = f"warning: --src_video control.mp4 has {given} frames: {made} are made, not 9"
     assert outcome(code, capsys) == (EXIT_OK, [told] if given < 9 else [])
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from command_line import CPU, OOM, TINY, TRY_ALL, Captured, outcome, run
+from command_line import CPU, OOM, TINY, TRY_ALL, Captured, inputs, outcome, run
 from PIL import Image
 
 from wan.dit import WanDit
@@ -91,25 +91,46 @@ def test_a_folder_without_the_files_ends_with_3(capsys: Captured, tmp_path: Path
     assert refused(code, capsys, tmp_path, {empty}) == (
         EXIT_WEIGHTS,
         [
-            "error: no such tokenizer: empty/google/umt5-xxl/tokenizer.json",
-            "hint: copy the folder google/umt5-xxl of the official checkpoint",
+            "error: folder empty is empty",
+            "hint: no folder of t2v-tiny is published; scripts/make_checkpoint.py --task t2v-tiny makes one",
         ],
     )
 
 
+@pytest.mark.parametrize(("asked", "held"), [("t2v-tiny", "i2v-tiny"), ("i2v-tiny", "t2v-tiny")])
 def test_the_folder_of_another_task_ends_with_3(
-    folders: dict[str, Path], capsys: Captured, tmp_path: Path
+    asked: str, held: str, folders: dict[str, Path], picture: Path, capsys: Captured, tmp_path: Path
 ) -> None:
-    folder = folders["i2v-tiny"]
+    # The folder of t2v-tiny has no CLIP file either, which says less.
+    folder = folders[held]
 
-    code = main(["--task", "t2v-tiny", "--ckpt_dir", str(folder), *CPU])
+    code = main(["--task", asked, "--ckpt_dir", str(folder), *map(str, inputs(asked, picture)), *CPU])
 
-    assert refused(code, capsys, tmp_path, set()) == (
+    article, hint = ("an", held) if held == "i2v-tiny" else ("a", f"{held} or --task t2i-tiny")
+    assert refused(code, capsys, tmp_path, {picture}) == (
         EXIT_WEIGHTS,
         [
-            f"error: folder {folder} holds an i2v-tiny checkpoint, the task is t2v-tiny",
-            "hint: --task i2v-tiny",
+            f"error: folder {folder} holds {article} {held} checkpoint, the task is {asked}",
+            f"hint: --task {hint}",
         ],
+    )
+
+
+@pytest.mark.parametrize("part", ["..", "google", "google/umt5-xxl"])
+def test_a_folder_above_or_below_the_right_one_ends_with_3(
+    part: str, folders: dict[str, Path], capsys: Captured, tmp_path: Path
+) -> None:
+    right = tmp_path / "models" / "t2v"
+    right.parent.mkdir()
+    right.symlink_to(folders["t2v-tiny"])
+    wrong = right.parent if part == ".." else right / part
+
+    code = main(["--task", "t2v-tiny", "--ckpt_dir", str(wrong), *CPU])
+
+    what = "is not a checkpoint folder" if part == ".." else "is a part of a checkpoint folder"
+    assert refused(code, capsys, tmp_path, {tmp_path / "models"}) == (
+        EXIT_WEIGHTS,
+        [f"error: folder {wrong} {what}: {right} is one", f"hint: --ckpt_dir {right}"],
     )
 
 
@@ -372,4 +393,4 @@ def test_a_folder_is_refused_before_a_prompt_model_is_asked(
     code = main(["--task", "t2v-tiny", "--ckpt_dir", "empty", *CPU, "--use_prompt_extend"])
     code, lines = outcome(code, capsys)
     assert code == EXIT_WEIGHTS
-    assert lines[0].startswith("error: no such tokenizer")
+    assert lines[0] == "error: folder empty is empty"

@@ -4,6 +4,7 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -180,13 +181,68 @@ def test_a_tensor_may_be_freed_by_another_thread() -> None:
         assert live(meter) == 0
 
 
-def test_tensors_that_another_thread_makes_are_not_counted() -> None:
+class Maker(threading.Thread):
+    """A thread of a program's own kind."""
+
+    def __init__(self, held: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.held = held
+
+    def run(self) -> None:
+        self.held.append(kib(2))
+
+
+def test_what_threads_make_belongs_to_the_span_of_the_one_that_started() -> None:
+    held: list[torch.Tensor] = []
+    before = threading.Thread.start
     with metering() as meter:
-        held: list[torch.Tensor] = []
-        thread = threading.Thread(target=lambda: held.append(kib()))
+        meter.stamp(7)
+        threads = [threading.Thread(target=lambda: held.append(kib())), Maker(held)]
+        for thread in threads:
+            thread.start()
+            thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            held.append(pool.submit(kib, 4).result())
+        assert (live(meter), meter.peaks()) == (7 * KIB, (7 * KIB, 7 * KIB))
+        assert told(meter) == [("alloc", size * KIB, "7") for size in (1, 2, 4)]
+        assert all("run" not in vars(thread) for thread in threads)
+    assert threading.Thread.start is before
+
+
+def test_what_a_thread_makes_after_the_end_is_not_counted() -> None:
+    goes_on, held = threading.Event(), []
+    with metering() as meter:
+        thread = threading.Thread(target=lambda: (goes_on.wait(20), held.append(kib())))
         thread.start()
-        thread.join()
-        assert (len(held), live(meter)) == (1, 0)
+    goes_on.set()
+    thread.join()
+    assert (len(held), live(meter)) == (1, 0)
+
+
+def test_a_backward_pass_counts() -> None:
+    with metering() as meter:
+        weight = torch.ones(256, 256, requires_grad=True)
+        (weight @ weight).sum().backward()
+        assert weight.grad is not None
+        assert live(meter) == 2 * weight.nbytes
+
+
+def test_stacks_are_those_of_the_program() -> None:
+    meter = HostMeter(events=True, stacks=True)
+    meter.start()
+    try:
+        tensor = kib()
+        del tensor
+    finally:
+        meter.stop()
+    made, *freed = meter.drain().events
+    names = [frame["name"] for frame in made["frames"]]
+    assert names[:2] == ["kib", "test_stacks_are_those_of_the_program"]
+    assert (made["frames"][0]["filename"], made["frames"][0]["line"]) == (
+        __file__,
+        kib.__code__.co_firstlineno + 1,
+    )
+    assert [event.get("frames") for event in freed] == [None, None]
 
 
 def test_without_events_each_reading_has_the_peak_since_the_one_before() -> None:

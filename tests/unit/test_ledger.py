@@ -1,5 +1,8 @@
 """Device memory outside the allocator is put down to whom it came through, and to nobody where that is not known."""
 
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from ray_memprof.ledger import Entry, Ledger
 from ray_memprof.meters import Reading
 
@@ -102,3 +105,89 @@ def test_what_others_take_is_theirs_wherever_it_is_seen() -> None:
     assert book(ledger, 560, span=(1, "decode"), others=40) == [("others", 40), ("libraries", 20)]
     assert book(ledger, 520, span=(1, "decode"), others=0) == [("others", -40)]
     assert book(ledger, 520, span=(1, "decode")) == []
+
+
+# --------------------------------------------------------------------------------
+# What is given back
+
+
+def test_what_nccl_gives_back_is_its_own_and_no_account_falls_below_zero() -> None:
+    ledger = started()
+    book(ledger, 600, others=0, account="nccl")
+    assert book(ledger, 570, others=0, account="nccl") == [("nccl", -30)]
+    # 70 are left on its account: the rest was nobody's
+    assert book(ledger, 400, others=0, account="nccl") == [("nccl", -70)]
+
+
+def test_where_nobody_tells_of_others_what_they_held_before_is_what_shrinks() -> None:
+    ledger = Ledger()
+    book(ledger, 90, is_on=False)
+    book(ledger, 590)
+    book(ledger, 640, span=(1, "comm.init"))
+    assert book(ledger, 560, span=(2, "comm.barrier")) == [("nccl", -50), ("others", -30)]
+    assert book(ledger, 480, span=(3, "decode")) == [("others", -60)]
+
+
+def test_a_device_that_is_reset_takes_all_that_was_ours_and_the_next_growth_is_a_context_again() -> None:
+    ledger = started()
+    book(ledger, 600, others=0, account="nccl")
+    book(ledger, 620, others=0, span=(1, "decode"))
+    assert dict(book(ledger, 7, others=7, span=(2, "save"))) == {
+        "others": 7, "context": -500, "nccl": -100, "libraries": -20
+    }  # fmt: skip
+    assert book(ledger, 407, others=7, span=(3, "save")) == [("context", 400)]
+
+
+KINDS = ("others", "nccl", "comm", "library", "nobody", "allocator")
+MOVES = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(-50, 200)), max_size=40)
+
+
+@settings(max_examples=150, deadline=None)
+@given(MOVES, st.integers(0, 300))
+def test_for_any_growth_each_account_holds_what_came_through_it_and_the_rest_is_unexplained(
+    moves: list[tuple[str, int]], before: int
+) -> None:
+    """GIVEN a driver that tells of others WHEN every account moves by itself THEN the books tell just that."""
+    ledger, entries = Ledger(), list[tuple[str, int]]()
+    true = dict.fromkeys(("context", "nccl", "libraries", "others", "nobody"), 0)
+    true["others"], reserved = before, 0
+
+    def boundary(path: str = "seen", *, is_on: bool = True, account: str = "") -> None:
+        span = (1, path) if path else (0, "")
+        outside = sum(true.values())
+        entries.extend(
+            book(
+                ledger,
+                outside + reserved,
+                reserved=reserved,
+                is_on=is_on,
+                span=span,
+                account=account,
+                others=true["others"],
+            )  # fmt: skip
+        )
+        booked = sum(size for _, size in entries)
+        assert booked + true["nobody"] == outside
+        for name in ("context", "nccl", "libraries", "others"):
+            assert sum(size for one, size in entries if one == name) == true[name]
+
+    boundary("", is_on=False)
+    true["context"] = 500
+    boundary()
+    ledger.close("seen")
+    for number, (kind, size) in enumerate(moves):
+        if kind == "others":
+            true["others"] = max(0, true["others"] + size)
+            boundary()
+        elif kind in ("nccl", "comm"):
+            true["nccl"] = max(0, true["nccl"] + size)
+            boundary("seen/comm.x" if kind == "comm" else "seen", account="nccl" if kind == "nccl" else "")
+        elif kind == "library":
+            true["libraries"] = max(0, true["libraries"] + size)
+            boundary(f"new.{number}")
+        elif kind == "nobody":
+            true["nobody"] += abs(size)
+            boundary("")
+        else:
+            reserved += abs(size)
+            boundary()

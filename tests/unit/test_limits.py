@@ -232,6 +232,52 @@ def test_a_unit_that_does_not_fit_is_an_error(
     assert (str(caught.value), caught.value.hint) == (f"--fail-if {text!r} {message}", hint)
 
 
+UNKNOWN = {1: [0]}
+"""Of the second run, what rank 0 held before its first event is not known."""
+
+
+@pytest.mark.parametrize(
+    ("text", "unsure", "is_exceeded", "is_unknown"),
+    [
+        ("peak_allocated > +3%", UNKNOWN, True, True),
+        ("peak_allocated > 1 GiB", UNKNOWN, True, True),
+        ("peak_allocated > +1%", UNKNOWN, True, False),
+        ("rank0.peak_allocated > 1 GiB", UNKNOWN, True, True),
+        ("rank0.peak_allocated > 1 GiB", {1: [1]}, False, False),
+        ("mean.peak_allocated > 1 GiB", UNKNOWN, True, True),
+        # More than what is known is not less.
+        ("peak_allocated < 1 MiB", UNKNOWN, False, False),
+        ("peak_allocated < 1 GiB", UNKNOWN, True, False),
+        ("num_retries > 9", UNKNOWN, False, False),
+        # What the base had at most moves the bound.
+        ("peak_allocated > +3%", {0: [1]}, True, True),
+        ("peak_allocated < -3%", {0: [1]}, True, True),
+        ("peak_allocated > 1 GiB", {0: [1]}, False, False),
+    ],
+)
+def test_a_limit_does_not_hold_where_nobody_knows(
+    places: "duckdb.DuckDBPyConnection",
+    text: str,
+    unsure: dict[int, list[int]],
+    is_exceeded: bool,
+    is_unknown: bool,
+) -> None:
+    found = check(places, parse(text), 1, LABELS, unsure)
+    assert (found.is_exceeded, found.is_unknown) == (is_exceeded, is_unknown)
+    assert check_line(found, "after").startswith("limit not known: ") == is_unknown
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("run", [0, 1])
+def test_a_figure_that_is_no_number_is_none(
+    places: "duckdb.DuckDBPyConnection", value: float | None, run: int
+) -> None:
+    places.execute("UPDATE places SET value = ?, mean_value = ? WHERE run = ?", [value, value, run])
+    for text in ("peak_allocated > +2%", "peak_allocated < -2%", "mean.peak_allocated > +2%"):
+        with pytest.raises(ConfigError, match=f"{LABELS[run]} has no peak_allocated"):
+            check(places, parse(text), 1, LABELS)
+
+
 def test_a_line_has_both_values_and_the_bound(places: "duckdb.DuckDBPyConnection") -> None:
     lines = [
         check_line(check(places, parse(text), 1, LABELS), "after")

@@ -171,6 +171,26 @@ def test_every_switch_knows_both_spellings() -> None:
         assert getattr(parse([f"--{name}", "False"]), name) is False
 
 
+@pytest.mark.parametrize("word", ["true", "t", "yes", "y", "1", "True", "T", "YES", "Y"])
+def test_the_words_of_the_release_that_turn_a_switch_on(word: str) -> None:
+    assert parse(["--t5_cpu", word]).t5_cpu is True
+    assert parse(["--use_prompt_extend", word]).use_prompt_extend is True
+    assert parse(["--offload_model", word]).offload_model is True
+
+
+@pytest.mark.parametrize("word", ["false", "f", "no", "n", "0", "False", "F", "NO", "N"])
+def test_the_words_of_the_release_that_turn_a_switch_off(word: str) -> None:
+    assert parse(["--offload_model", word]).offload_model is False
+    assert parse(["--dit_fsdp", word]).dit_fsdp is False
+
+
+@pytest.mark.parametrize("word", ["", "on", "tr", "10", "none", "-1"])
+def test_other_words_are_refused_in_one_line(word: str) -> None:
+    assert refusal(f"--offload_model={word}")[0] == (
+        f"argument --offload_model: {word!r} is neither True nor False"
+    )
+
+
 def test_a_switch_is_neither_maybe_nor_two() -> None:
     assert refusal("--t5_cpu", "maybe") == (
         "argument --t5_cpu: 'maybe' is neither True nor False",

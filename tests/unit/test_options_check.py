@@ -1,10 +1,14 @@
 """What cannot be used is refused before torch is imported, in one line, with a way out."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 from command_line import TINY, refusal
 
+from wan import options_here
+from wan.errors import InputError
 from wan.options import check, parse
 
 LARGE = ("--task", "t2v-14B", "--weights", "random")
@@ -37,6 +41,56 @@ def test_frame_num_is_4n_plus_1(task: str, frames: int, below: int, above: int) 
         f"--frame_num {frames} is not 4n+1: the VAE makes four frames of each latent but the first",
         f"use {below} or {above}",
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "frames", "tokens", "most"),
+    [
+        ("t2v-tiny", "64*48", 1_000_000_001, "3,000,000,012", 715_827_877),
+        ("t2v-1.3B", "832*480", 1_000_000_001, "390,000,001,560", 5_506_365),
+        ("t2v-14B", "1280*720", 4_000_001, "3,600,003,600", 2_386_089),
+        ("t2v-tiny", "16*16", 4 * 2**31 - 3, "2,147,483,648", 4 * 2**31 - 7),
+    ],
+)
+def test_more_frames_than_attention_can_count_are_refused(
+    task: str, size: str, frames: int, tokens: str, most: int
+) -> None:
+    flags = ("--task", task, "--weights", "random", "--size", size, "--frame_num")
+    assert refusal(*flags, str(frames)) == (
+        f"--frame_num {frames}: {tokens} tokens of {size}, attention counts at most 2,147,483,647",
+        f"use at most {most}; 81 is the length the model was made for",
+    )
+    assert most % 4 == 1
+    check(parse([*flags, str(most)]), here=False)
+    with pytest.raises(InputError, match="attention counts at most"):
+        check(parse([*flags, str(most + 4)]), here=False)
+
+
+def test_a_video_that_the_host_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame_bytes = 64 * 48 * 3 * 4
+    monkeypatch.setattr(options_here, "memory_bytes", lambda: 12 * frame_bytes)
+    check(parse([*TINY, "--frame_num", "9"]))
+    assert refusal(*TINY, "--frame_num", "13") == (
+        "--frame_num 13: the video alone takes 0.0 GiB of host memory (fp32, 64*48), this host has 0.0",
+        "use at most 9; 81 is the length the model was made for",
+    )
+    check(parse([*TINY, "--frame_num", "13"]), here=False)
+    monkeypatch.setattr(options_here, "memory_bytes", lambda: 13 * frame_bytes)
+    check(parse([*TINY, "--frame_num", "13"]))
+    monkeypatch.setattr(options_here, "memory_bytes", lambda: 24 * 2**30)
+    flags = ("--task", "t2v-14B", "--weights", "random", "--frame_num")
+    check(parse([*flags, "2329"]))
+    assert refusal(*flags, "2333") == (
+        "--frame_num 2333: the video alone takes 24.0 GiB of host memory (fp32, 1280*720), this host has 24.0",
+        "use at most 2329; 81 is the length the model was made for",
+    )
+    monkeypatch.setattr(options_here, "memory_bytes", lambda: 1)
+    assert refusal(*TINY)[1].startswith("use at most 1;")
+
+
+@pytest.mark.parametrize("frames", [-(10**30), 0, 10**30, 10**30 + 1])
+def test_no_number_of_frames_is_too_far_off(frames: int) -> None:
+    assert refusal(*TINY, "--frame_num", str(frames))[0].startswith(f"--frame_num {frames}")
 
 
 def test_t2i_makes_one_frame() -> None:
@@ -204,7 +258,14 @@ def test_several_ranks_read_straight_to_their_devices_unless_told_otherwise(
             "sample_shift", ["0.0", "-1.0", "inf", "nan", "1e-300", "0.009", "1000.1", "1e+30"],
             "be from 0.01 to 1000", "3 to 16 are usual values",
         ),
-        ("sample_guide_scale", ["inf", "nan"], "be a finite number", "5 is a usual value, 1 is none"),
+        (
+            "sample_guide_scale", ["inf", "nan", "1e+39", "3.5e+38"],
+            "be a finite number in fp32", "5 is a usual value, 1 is none",
+        ),
+        (
+            "sample_steps", ["1001", "1000000000"], "be at most 1000, the noise levels that the model knows",
+            "40 and 50 are usual values",
+        ),
         ("base_seed", [str(2**64)], f"be at most {2**64 - 1}", "below 0 takes any seed"),
     ],
 )  # fmt: skip
@@ -213,6 +274,18 @@ def test_a_number_out_of_range_is_named_with_its_bound(
 ) -> None:
     for value in values:
         assert refusal(*TINY, f"--{name}", value) == (f"--{name} {value}: must {must}", hint)
+
+
+@pytest.mark.parametrize("value", ["-inf", "-3.5e+38"])
+def test_guidance_below_all_numbers_is_refused(value: str) -> None:
+    assert refusal(*TINY, f"--sample_guide_scale={value}")[0] == (
+        f"--sample_guide_scale {value}: must be a finite number in fp32"
+    )
+
+
+def test_the_largest_numbers_pass() -> None:
+    given = f"--sample_steps 1000 --sample_shift 1000 --sample_guide_scale 3.4e38 --base_seed {2**64 - 1}"
+    check(parse([*TINY, *given.split()]))
 
 
 def test_the_least_numbers_pass() -> None:
@@ -248,6 +321,20 @@ def test_the_folder_must_be_there(tmp_path: Path) -> None:
         "download Wan2.1-T2V-1.3B, or check the path",
     )
     check(parse(["--task", "t2v-1.3B", "--ckpt_dir", str(tmp_path)]))
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    for name, told, hint in (
+        ("wan.safetensors", "is one file, not a checkpoint folder",
+         "checkpoints in one file, as other programs use them, are not read; --ckpt_dir takes the official folder "
+         "of t2v-1.3B: Wan2.1-T2V-1.3B"),
+        ("notes.txt", "is not a folder", "give the folder"),
+    ):  # fmt: skip
+        (tmp_path / name).touch()
+        assert refusal("--task", "t2v-1.3B", "--ckpt_dir", str(tmp_path / name)) == (
+            f"--ckpt_dir {tmp_path / name} {told}",
+            hint,
+        )
 
 
 # --------------------------------------------------------------------------------
@@ -311,6 +398,37 @@ def test_every_input_must_be_a_file(task: str, files: dict[str, str], tmp_path: 
             f"--{name} {gone}: there is no such file",
             NO_FILE,
         )
+
+
+@pytest.mark.parametrize("name", ["src_video", "src_mask", "src_ref_images"])
+def test_what_is_no_file_is_told_for_what_it_is(name: str, files: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").symlink_to("gone")
+    long = "x" * 300
+    for given, told in (
+        (str(tmp_path), f"{tmp_path} is a folder, not a file"),
+        (str(tmp_path / "broken.png"), f"{tmp_path / 'broken.png'} is a link to gone, which is not there"),
+        (long, f"{long} cannot be read: File name too long"),
+    ):
+        given_files = files | {name: given}
+        assert refusal(*flags_for("vace-tiny", INPUTS["vace-tiny"][0], given_files))[0] == f"--{name} {told}"
+
+
+def test_a_file_and_a_folder_that_may_not_be_read(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tests may run as root, whom nothing refuses.
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    image = files["image"]
+    assert refusal(*flags_for("i2v-tiny", ["image"], files))[0] == (
+        f"--image {image} may not be read: Permission denied"
+    )
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert refusal("--task", "t2v-1.3B", "--ckpt_dir", str(tmp_path))[0] == (
+        f"--ckpt_dir {tmp_path} may not be read: Permission denied"
+    )
 
 
 def test_one_reference_of_several_is_missing(files: dict[str, str]) -> None:

@@ -1,11 +1,16 @@
 """What a rank passes on of its log, without Ray and without a rank."""
 
+import contextlib
 import io
 import os
+import socket
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ray_memprof import rank
 from ray_memprof.config import RunConfig
@@ -62,6 +67,72 @@ def test_a_workload_that_closes_its_output_still_has_an_outcome(
         assert actor.run(("127.0.0.1", 1)) == outcome
 
 
+def listening(pid: int) -> list[str]:
+    """Addresses and ports on which a process listens, as the kernel has them."""
+    sockets = set()
+    for opened in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            sockets.add(os.readlink(opened))
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]
+    ]
+    return [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets]
+
+
+def test_the_store_listens_where_the_ranks_are_told_and_nowhere_else() -> None:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    actor = Rank()
+    actor._plan = SimpleNamespace(world_size=2, master_addr="127.0.0.1")  # type: ignore[assignment]
+    before = listening(os.getpid())
+    host, port = actor.open_store()
+    assert host == "127.0.0.1"
+    assert [one for one in listening(os.getpid()) if one not in before] == [f"0100007F:{port:04X}"]
+    # As torch's rendezvous does it in rank 0, and in the others.
+    mine = TCPStore(host, port, 2, True, wait_for_workers=False, multi_tenant=True)
+    mine.set("key", "value")
+    assert TCPStore(host, port, is_master=False, wait_for_workers=False).get("key") == b"value"
+
+
+def test_a_store_whose_address_is_translated_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    actor = Rank()
+    # Of documentation alone: no host has it.
+    actor._plan = SimpleNamespace(world_size=1, master_addr="198.51.100.7")  # type: ignore[assignment]
+    host, port = actor.open_store()
+    assert host == "198.51.100.7"
+    with socket.create_connection(("127.0.0.1", port)):
+        pass
+    assert "198.51.100.7 is no address of this host" in capsys.readouterr().err
+
+
+def test_a_rank_whose_children_work_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = Rank()
+    still = actor.beat().sequence
+    assert actor.beat().sequence == still
+    worked = iter((0, 1, 2))
+    monkeypatch.setattr(actor._children, "look", lambda moves: next(worked))
+    assert [actor.beat().sequence for _ in range(3)] == [still, still + 1, still + 2]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "joined", "counts"), [(2, False, True), (2, True, False), (1, False, False)]
+)
+def test_a_rank_that_works_before_it_joins_gets_on(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, joined: bool, counts: bool
+) -> None:
+    """GIVEN a call into C that takes minutes THEN its own CPU time counts as long as the others wait for it to come."""
+    actor = Rank()
+    actor._plan = SimpleNamespace(rank=0, world_size=world_size)  # type: ignore[assignment]
+    actor._thread = -1
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: joined)
+    still = actor.beat().sequence
+    worked = iter((1, 2))
+    monkeypatch.setattr(actor._own, "look", lambda moves: next(worked))
+    assert [actor.beat().sequence - still for _ in range(2)] == ([1, 2] if counts else [0, 0])
+
+
 def test_lines_end_where_a_traceback_begins(tmp_path: Path) -> None:
     log = tmp_path / "rank0.log"
     log.write_text("step 1\nTraceback (most recent call last):\n")
@@ -76,3 +147,9 @@ def test_the_line_without_end_is_passed_on_once_nothing_will_follow(tmp_path: Pa
     assert lines_since(log, 0, whole=False) == (7, "one\ntwo")
     assert lines_since(log, 7, whole=False) == (7, "")
     assert lines_since(log, 0, until=6, whole=False) == (6, "one\ntw")
+
+
+def test_a_rank_tells_its_hosts_time_by_the_clock_that_it_records_with(tmp_path: Path) -> None:
+    actor = Rank()
+    before = time.time_ns()
+    assert before - 10**7 < actor.now_ns() <= actor._clock.now_ns() < time.time_ns() + 10**7

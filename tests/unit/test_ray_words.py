@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_memprof.ray_words import exit_detail, host_memory, tells_of_node
+from ray_memprof.ray_words import exit_detail, host_memory, in_one_line, tells_of_node
 
 GONE = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: Rank\n"
@@ -34,3 +34,16 @@ def test_host_that_is_full() -> None:
 def test_end_that_is_put_down_to_the_node() -> None:
     assert not tells_of_node(GONE)
     assert tells_of_node("The actor died because its node has died. Node Id: b8")
+
+
+def test_an_error_over_several_lines() -> None:
+    assert in_one_line(RuntimeError()) == "RuntimeError"
+    text = "Version mismatch: The cluster was started with:\n    Ray: 2.9.0\n    Python: 3.10.1\nThis process with:\n"
+    assert in_one_line(RuntimeError(text)) == (
+        "Version mismatch: The cluster was started with: Ray: 2.9.0 Python: 3.10.1 This process with:"
+    )
+    quoted = (
+        "Failed to start GCS.  Last connection error: Traceback (most recent call last):\n  File x\nE: no\n"
+    )
+    assert in_one_line(RuntimeError(quoted)) == "Failed to start GCS. Last connection error: E: no"
+    assert in_one_line(RuntimeError("word " * 100)) == ("word " * 60).rstrip() + " ..."

@@ -21,6 +21,7 @@ NOT_IN_CI = {
     r"torchrun .*": "needs several CUDA devices and an official checkpoint",
     r"ray-memprof compare ring4 ulysses4 .*": "needs two runs on several GPUs; tests compare made-up ones",
     r"ray-memprof import .*": "needs snapshots of a CUDA program; tests import made-up ones",
+    r"ray-memprof finish .*": "needs a run over several hosts; tests finish made-up ones, and one of two hosts",
     r"duckdb .*": "needs DuckDB's own client and a run on several GPUs; the same database is read in tests",
     r"python -m wan\.generate .*--ckpt_dir .*": "needs a CUDA device and an official checkpoint",
     r"python3 -m venv \.venv": "belongs to the install with CUDA; `make env` does the same here",

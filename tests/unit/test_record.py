@@ -63,7 +63,7 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
         sequence=9,
         path="denoise/dit.block",
         stage="denoise",
-        step=4,
+        step=0,
         num_steps=5,
         allocated_bytes=0,
         reserved_bytes=0,
@@ -76,6 +76,8 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
         reason="RuntimeError: reset",
         path="decode",
         step=-1,
+        oom_by="NCCL",
+        oom_free_bytes=0,
         check=CHECK,
     )
     record = record_of(tmp_path, ranks=4)
@@ -93,12 +95,13 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
     rows = record.rank_rows()
 
     assert {frozenset(row) for row in rows} == {frozenset(column.name for column in RANKS.columns) | {"rank"}}
+    assert [(row["oom_by"], row["oom_free_bytes"]) for row in rows] == [("NCCL", 0), *[(None, None)] * 3]
     names = ("rank", "node", "local_rank", "status", "exit_code", "reason", "path", "step", "recorder_bytes")
     assert [tuple(row[name] for name in names) for row in rows] == [
         (0, 0, 0, "failed", 16, "RuntimeError: reset", "decode", -1, CHECK.recorder_bytes),
         (1, 0, 1, "died", 10, "rank 1: process died", "", -1, 0),
         (2, 1, 0, "host_oom", 10, "full", "", -1, 0),
-        (3, 1, 1, "interrupted", 10, "ended with the run: rank 1: process died", "denoise/dit.block", 4, 0),
+        (3, 1, 1, "interrupted", 10, "ended with the run: rank 1: process died", "denoise/dit.block", 0, 0),
     ]
 
 
@@ -111,6 +114,21 @@ def test_what_a_workload_set_itself_is_recorded_too(tmp_path: Path) -> None:
     record.settle(Verdict(status="ok", exit_code=0, reason="", outcomes=ends))
 
     assert json.loads(record.run_row()["environment"]) == {"NCCL_BUFFSIZE": "1", "RANK": "0"}
+
+
+def test_what_went_wrong_with_recording_is_in_run_json_by_rank_and_once(tmp_path: Path) -> None:
+    record = record_of(tmp_path, ranks=2)
+    record.problems = ["gap"]
+    ends = {
+        1: Outcome(rank=1, status="ok", problems=("memory could not be read: KeyError", "no events")),
+        0: Outcome(rank=0, status="ok", problems=("no events",)),
+    }
+    for _ in range(2):
+        record.settle(Verdict(status="ok", exit_code=0, reason="", outcomes=ends))
+    told = [
+        "gap", "rank 0: no events", "rank 1: memory could not be read: KeyError", "rank 1: no events"
+    ]  # fmt: skip
+    assert record.problems == record.folder.facts["problems"] == told
 
 
 def test_the_seconds_of_each_stage_are_kept_as_far_as_the_run_came(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """recording(plan) around a tiny video on the CPU: what lies on the disk afterwards is whole and adds up."""
 
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from ray_memprof.config import load_config
 from ray_memprof.errors import DiskFull
@@ -98,6 +102,34 @@ def test_levels_see_the_same_peaks(tmp_path: Path) -> None:
     assert peaks["stage"] == peaks["event"]
 
 
+def test_level_stack_names_the_lines_that_allocate_on_the_cpu_too(tmp_path: Path) -> None:
+    with recording(plan_of(tmp_path, level="stack")) as recorder, span("decode"):
+        kept = [torch.zeros(256) for _ in range(3)]
+        kept.append(torch.ones(512))
+    allocs = [row for row in rows_of(tmp_path, "allocs") if row["action"] == "alloc"]
+    frames = {
+        (row["stack_id"], row["frame"]): (row["function"], row["file"]) for row in rows_of(tmp_path, "stacks")
+    }
+    numbers = [row["stack_id"] for row in allocs]
+    assert [row["size_bytes"] for row in allocs] == [1024, 1024, 1024, 2048]
+    assert len(set(numbers[:3])) == 1 != len(set(numbers))
+    assert {file for (_, frame), (_, file) in frames.items() if frame == 0} == {__file__}
+    assert frames[numbers[3], 0][0] == "test_level_stack_names_the_lines_that_allocate_on_the_cpu_too"
+    assert all(row["stack_id"] is None for row in rows_of(tmp_path, "allocs") if row["action"] != "alloc")
+    assert recorder.problems == ()
+
+
+def test_what_threads_allocate_belongs_to_the_span_that_is_open(tmp_path: Path) -> None:
+    held: list[torch.Tensor] = []
+    with recording(plan_of(tmp_path)), span("script"), span("train_step"):
+        thread = threading.Thread(target=lambda: held.append(torch.zeros(1024)))
+        thread.start()
+        thread.join()
+    assert {row["path"]: row["allocated_peak_bytes"] for row in rows_of(tmp_path, "spans")} == {
+        "script/train_step": 4096, "script": 4096
+    }  # fmt: skip
+
+
 def test_without_profiling_there_are_beats_and_no_files(tmp_path: Path) -> None:
     with recording(plan_of(tmp_path, profile_memory=False)) as recorder:
         with span("denoise", step=1):
@@ -122,3 +154,46 @@ def test_a_full_disk_ends_a_recording_with_its_error(tmp_path: Path, monkeypatch
         make_video()
     assert recorder.check() is not None
     assert manifest_path(tmp_path, 0).read_text() == ""
+
+
+@pytest.mark.parametrize("step_s", [-3600, 3600])
+def test_a_step_of_the_wall_clock_in_the_middle_changes_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: int
+) -> None:
+    """GIVEN NTP, or a person, who sets the clock THEN no span is shorter than nothing, and none takes an hour."""
+    plain, began_ns = time.time_ns, time.time_ns()
+    with recording(plan_of(tmp_path, sample_interval_s=0.01)):
+        with span("denoise", step=0):
+            kept = [torch.ones(1000)]
+            monkeypatch.setattr(time, "time_ns", lambda: plain() + step_s * 10**9)
+            kept.append(torch.ones(2000))
+            time.sleep(0.05)
+        with span("decode"):
+            kept.append(torch.ones(3000))
+    ended_ns = plain()
+    first, second = rows_of(tmp_path, "spans")
+    times = [first["start_ns"], first["end_ns"], second["start_ns"], second["end_ns"]]
+    assert times == sorted(times)
+    assert began_ns - 10**7 < times[0] and times[-1] < ended_ns + 10**7
+    inside = [row["t_ns"] for row in rows_of(tmp_path, "allocs") if row["span_id"] == first["span_id"]]
+    assert inside == sorted(inside)
+    # Events are told in microseconds.
+    assert all(first["start_ns"] - 1000 <= t_ns <= first["end_ns"] for t_ns in inside)
+    samples = [row["t_ns"] for row in rows_of(tmp_path, "samples")]
+    assert samples == sorted(samples)
+    assert first["num_samples"] == sum(first["start_ns"] <= t_ns <= first["end_ns"] for t_ns in samples) > 0
+
+
+def test_what_the_hosts_clock_is_ahead_is_taken_out_of_every_time(tmp_path: Path) -> None:
+    began_ns = time.time_ns()
+    with recording(replace(plan_of(tmp_path, sample_interval_s=0.01), clock_offset_ns=10**12)):
+        with span("decode"):
+            torch.ones(1000)
+            time.sleep(0.05)
+    (row,) = rows_of(tmp_path, "spans")
+    times = [
+        row["start_ns"],
+        *(one["t_ns"] for table in ("allocs", "samples") for one in rows_of(tmp_path, table)),
+    ]
+    assert len(times) >= 4
+    assert all(-(10**12) - 10**7 < t_ns - began_ns < -(10**12) + 60 * 10**9 for t_ns in times)

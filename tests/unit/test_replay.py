@@ -56,7 +56,7 @@ def test_a_row_has_what_was_asked_for_and_what_it_took() -> None:
         size_bytes=[2 * MIB, 1024, 1024, 1024],
         requested_bytes=[2 * MIB, 700, 700, 700],
         address=[0] * 4,
-        stream=[0, -1, 0, 0],  # 64 bits without a sign, in a column that has one
+        stream=[0, 2**64 - 1, 0, 0],
         span_id=[3, 3, 0, 0],
         category=[None, "weight", "weight", "weight"],
     )
@@ -158,16 +158,27 @@ def test_an_expandable_segment_grows_and_gives_back_from_its_middle() -> None:
 
 def test_it_starts_from_what_was_held_before() -> None:
     blocks = [
-        {"address": 0, "size": MIB, "state": "active_allocated"},
+        {"address": 0, "size": MIB, "requested_size": MIB - 1, "state": "active_allocated"},
         {"address": MIB, "size": 512, "state": "active_pending_free"},
         {"address": MIB + 512, "size": MIB - 512, "state": "inactive"},
     ]
     replay = BlockReplay()
-    replay.prime([{"address": 0, "total_size": 2 * MIB, "blocks": blocks}])
+    columns = replay.prime([{"address": 0, "total_size": 2 * MIB, "stream": 3, "blocks": blocks}], 70)
+    assert columns == Columns(
+        seq=[-4, -3, -2, -1],  # no events: what was held before the first
+        t_ns=[70] * 4,
+        action=["segment_alloc", "alloc", "alloc", "free_requested"],
+        size_bytes=[2 * MIB, MIB, 512, 512],
+        requested_bytes=[2 * MIB, MIB - 1, 512, 512],
+        address=[0, 0, MIB, MIB],
+        stream=[3] * 4,
+        span_id=[0] * 4,
+        category=["before"] * 4,
+    )
     assert counters(replay) == (MIB, 2 * MIB, MIB + 512)
     assert (replay.allocated_peak, replay.reserved_peak, replay.active_peak) == counters(replay)
 
-    replay.feed(
+    columns = replay.feed(
         [
             event("free_completed", MIB, 512),
             event("alloc", MIB, MIB),
@@ -175,6 +186,8 @@ def test_it_starts_from_what_was_held_before() -> None:
         ]
     )
     assert (counters(replay), replay.num_strays) == ((MIB, 2 * MIB, 2 * MIB), 0)
+    assert (columns.seq, columns.category) == ([0, 1, 2], ["before", "activation", "before"])
+    assert (replay.num_events, replay.num_allocs) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +217,7 @@ def test_running_out_of_memory_is_an_event_without_an_address() -> None:
     }
     replay = BlockReplay()
     columns = replay.feed([out])
-    assert (columns.action, columns.address, columns.size_bytes) == (["oom"], [0], [5 * MIB])
+    assert (columns.action, columns.address, columns.size_bytes) == (["oom"], [3], [5 * MIB])
     assert columns.category == [None]
     assert (counters(replay), replay.num_strays) == ((0, 0, 0), 0)
 

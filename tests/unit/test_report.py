@@ -153,10 +153,7 @@ def test_a_run_without_rows_has_a_report_that_says_so(tmp_path: Path) -> None:
     assert "No rank recorded a span." in html
     # Nothing to draw: no program to draw it.
     assert found.scripts == {}
-    assert summary_lines(tmp_path) == [
-        "peak: no span was recorded",
-        f"report: {tmp_path / 'report.html'}",
-    ]
+    assert summary_lines(tmp_path) == ["peak: no span was recorded"]
 
 
 def test_one_rank_is_not_compared_with_itself(tmp_path: Path) -> None:
@@ -214,6 +211,7 @@ def test_sizes_are_gib_with_the_bytes_as_a_tooltip(run_dir: Path) -> None:
         ("2,147,483,648 bytes", "2.00"),
         ("2,147,483,648 bytes", "2.00"),
         ("3,221,225,472 bytes", "3.00"),
+        ("3,221,225,472 bytes", "3.00"),
         ("0 bytes", "0.00"),
     ]
     assert '<td class="text">37.50%<span class="share"' in row
@@ -243,6 +241,60 @@ def test_summary_lists_the_fullest_of_many_ranks_and_every_wrong_replay(tmp_path
     assert listed == [rank for rank in range(20) if 7 * rank % 20 >= 4]
     assert lines[16] == "the 16 fullest of 20 ranks; all of them: peak_by_rank in run.duckdb"
     assert lines[-1] == "replay: rank 1 is off by up to 1,024 bytes, 3 events were lost"
+
+
+def test_summary_says_what_is_a_lower_bound_and_why(tmp_path: Path) -> None:
+    """GIVEN a rank with a past, one whose device nobody looked at inside its spans, and one of which all is known."""
+    size = (0, 0, 2**30)
+    spans = [
+        span(
+            1,
+            "denoise",
+            (0, 1),
+            allocated=size,
+            reserved=size,
+            device_used=size,
+            num_samples=int(number != 1),
+        )
+        for number in range(3)
+    ]
+    make_run(tmp_path, {rank: {"spans": [one]} for rank, one in enumerate(spans)})
+    well = {"status": "ok"}
+    make_ranks(tmp_path, {**well, "peak_at_least": True}, well, well, status="ok")
+    told = "peak allocated {0}1.00 GiB, reserved {0}1.00 GiB, device used {1}1.00 GiB, in denoise"
+    assert summary_lines(tmp_path)[:5] == [
+        f"rank 0: {told.format('at least ', '')}",
+        f"rank 1: {told.format('', 'at least ')}",
+        f"rank 2: {told.format('', '')}",
+        "peaks of rank 0 are lower bounds: what was held before the first event is not known, and the peak may lie "
+        "there",
+        "device used of rank 1 is a lower bound: no sample was taken between the boundaries of spans",
+    ]
+    page = report.render(tmp_path)
+    rows = [line for line in page.splitlines() if line.startswith('<tr><th scope="row">')][:3]
+    assert [row.count("at least") for row in rows] == [2, 1, 0]
+    assert page.count('<dd class="big">at least <span title="1,073,741,824 bytes">1.00</span> GiB</dd>') == 1
+
+
+def test_summary_says_of_which_ranks_the_replay_could_be_compared(tmp_path: Path) -> None:
+    exact = {"status": "ok", "num_checks": 3, "num_events": 5}
+    ends = ("interrupted", "died", "interrupted")
+    cut = [{"status": status, "num_events": 5} for status in ends]
+    vague = {**exact, "inexact_bytes": 1_536, "max_error_bytes": 512}
+    make_ranks(tmp_path, exact, *cut, exact, vague)
+    lines = [line for line in summary_lines(tmp_path) if line.startswith("replay")]
+    assert lines == [
+        "replay: exact to the byte on ranks 0 and 4",
+        "replay: rank 5 is right within 1,536 bytes: a rule of the allocator is not known there",
+        "replay: not compared on ranks 1 to 3: ended before that (died, interrupted)",
+    ]
+    make_run(tmp_path, {rank: {"spans": [span(1, "denoise", (0, 1))]} for rank in range(6)})
+    page = report.render(tmp_path)
+    assert '<dd class="big">2 of 3</dd>' in page
+    assert "ranks replay to the byte, 1 within 1,536 bytes, 3 ended before they could be compared" in page
+    assert [word in page for word in ("exact</td>", "not compared</td>", "within 1,536 bytes</td>")] == [
+        True
+    ] * 3
 
 
 def test_summary_says_when_nothing_was_checked(tmp_path: Path) -> None:
@@ -340,7 +392,7 @@ def slices(*sizes: int | None) -> list[dict[str, Any]]:
 
 def test_areas_stack_what_was_held_and_say_in_which_stage() -> None:
     bands = [{"stage": "denoise", "start_ns": 10**9, "end_ns": 2 * 10**9}]
-    rows = [moment(0, context=5), moment(1, context=5, weight=7, fragmentation=1)]
+    rows = [moment(0, context=5), moment(1, context=5, weight=7, cached=1)]
     frame = plots.frame(slices(5, None, 13), [{"device_total_bytes": 100}])
     assert (frame.top_bytes, frame.length_s, frame.full_bytes) == (13, 3.0, None)
     figure = plots.area(rows, slices(5, None, 13), bands, frame)
@@ -348,7 +400,7 @@ def test_areas_stack_what_was_held_and_say_in_which_stage() -> None:
     assert (where["x"], where["text"]) == ([0.0, 1.0], ["before the first stage", "denoise"])
     assert [(layer["name"], layer["customdata"]) for layer in layers] == [
         ("weight", [0, 7]),
-        ("fragmentation", [0, 1]),
+        ("cached", [0, 1]),
         ("context", [5, 5]),
     ]
     assert (outline_["x"], outline_["customdata"]) == ([0.0, 2.0], [5, 13])
@@ -386,7 +438,7 @@ def test_what_was_alive_adds_up_at_every_level() -> None:
 
 
 def test_the_books_of_a_rank_are_one_bar_and_empty_accounts_take_no_place_in_the_legend() -> None:
-    accounts = {"active": 12, "fragmentation": 0, "context": 3, "unexplained": -1}
+    accounts = {"active": 12, "cached": 0, "context": 3, "unexplained": -1}
     rows = [{"rank": 0, "account": account, "bytes": size} for account, size in accounts.items()]
     bars = [(bar["name"], bar["customdata"], bar["y"]) for bar in plots.books(rows)["data"]]
     assert bars == [
@@ -431,7 +483,7 @@ def test_the_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path:
     ]
     book = [blank("ledger", t_ns=0, account="context", bytes=7)]
     make_run(tmp_path, {0: {"spans": spans, "allocs": events, "ledger": book}})
-    nothing = (0, 0, 0, 0)
+    nothing = (0, 0, 0, 0, 0)
     assert answer(tmp_path, "timeline_by_account") == [
         (0, 0, 0, False, 0, 0, 0, *nothing, 0, 0, 7, 0, 0, 0, 0),
         (0, 10, 10, True, 12, 4, 8, *nothing, 0, 8, 7, 0, 0, 0, 0),
@@ -443,7 +495,7 @@ def test_the_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path:
 def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path) -> None:
     spans = [span(1, "denoise", (0, 399), device_used=(7, 9, 27), reserved=(0, 2, 20), active=(0, 1, 12))]
     make_run(tmp_path, {0: {"spans": spans}})
-    seen = [(row[1], row[3], row[4], row[11], row[12]) for row in answer(tmp_path, "timeline_by_account")]
+    seen = [(row[1], row[3], row[4], row[12], row[13]) for row in answer(tmp_path, "timeline_by_account")]
     assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
 
 
@@ -467,7 +519,7 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
         span(3, "denoise/dit", (2, 3), step=0, parent_id=2),
     ]
     make_run(tmp_path, {0: {"spans": spans}})
-    assert answer(tmp_path, "steps") == [(0, "denoise", 0, 1, 3, 5, 6, 7, 0)]
+    assert answer(tmp_path, "steps") == [(0, "denoise", 0, 1, 3, 5, 6, 7, 1, 0)]
 
 
 def test_each_module_of_a_script_has_a_line_of_its_own_over_its_calls() -> None:

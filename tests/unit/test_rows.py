@@ -191,6 +191,20 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(item.name for item in tmp_path.rglob("*")) == ["file", "new", "rows.csv"]
 
 
+@pytest.mark.parametrize("form", list(Form))
+@pytest.mark.parametrize(
+    "name", ["file:rows", "run:2/rows", "s3:/rows", "http:/rows", "q?a=b", "a'b", "g*[x]", "%41"]
+)
+def test_a_path_is_a_file_whatever_its_name_looks_like(
+    tmp_path: Path, name: str, form: Form, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
+    write(pa.table({"a": [1]}), form, path)
+    assert [item.relative_to(tmp_path) for item in tmp_path.rglob("*") if item.is_file()] == [path]
+    assert path.stat().st_size > 0
+
+
 def test_text_is_shown_as_it_is() -> None:
     assert columns_text([Shown("name", [":x: [bold]"], is_figure=False)]).split()[2:] == [":x:", "[bold]"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 
 from ray_memprof.config import RunConfig, load_config
 from ray_memprof.errors import DiskFull, PreflightFailed
-from ray_memprof.run_folder import RunFolder, is_run, node_folder
+from ray_memprof.processes import started
+from ray_memprof.run_folder import RunFolder, is_run, make_node_folder, node_folder
 
 
 def config(tmp_path: Path) -> RunConfig:
@@ -22,8 +24,10 @@ def test_new_folder(tmp_path: Path) -> None:
     assert folder.path == tmp_path / "test" / folder.run_id
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "logs", "run.json"]
     facts = json.loads((folder.path / "run.json").read_text())
-    start_ns = facts.pop("start_ns")
+    start_ns, driver = facts.pop("start_ns"), facts.pop("driver")
     assert start_ns > 0
+    assert (driver["host"], driver["pid"]) == (socket.gethostname(), os.getpid())
+    assert driver["started"] == started(os.getpid())
     assert facts == {"run_id": folder.run_id, "name": "test", "num_ranks": 1, "status": "running"}
     assert yaml.safe_load((folder.path / "config.yaml").read_text())["name"] == "test"
     assert load_config(folder.path / "config.yaml").logging.output_dir == tmp_path
@@ -89,4 +93,15 @@ def test_folder_on_a_node(tmp_path: Path) -> None:
     chosen = RunConfig(name="test", ray={"scratch_dir": tmp_path})
 
     assert node_folder(chosen, "run") == tmp_path / "run"
-    assert node_folder(RunConfig(name="test"), "run").parts[-2:] == ("ray_memprof", "run")
+    assert node_folder(RunConfig(name="test"), "run").parts[-2:] == (f"ray_memprof-{os.geteuid()}", "run")
+
+
+def test_what_others_could_foresee_on_a_node_is_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for chosen in (RunConfig(name="test"), RunConfig(name="test", ray={"scratch_dir": tmp_path / "a" / "b"})):
+        folder = make_node_folder(chosen, "run")
+        assert folder == node_folder(chosen, "run") == make_node_folder(chosen, "run")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / f"ray_memprof-{os.geteuid()}").stat().st_mode & 0o777 == 0o700

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from run_tables import answer, blank, columns, make_ranks, make_run, span
+from run_tables import Row, answer, blank, columns, event, make_ranks, make_run, span
 
 
 def entry(t_ns: int, account: str, size: int) -> dict[str, object]:
@@ -50,7 +50,7 @@ def test_books(run_dir: Path) -> None:
     names = columns(run_dir, "books")
     assert names == [
         *("rank", "t_ns", "span_id", "stage", "path", "edge", "device_used_bytes", "active_bytes"),
-        *("fragmentation_bytes", "context_bytes", "nccl_bytes", "libraries_bytes", "others_bytes"),
+        *("cached_bytes", "context_bytes", "nccl_bytes", "libraries_bytes", "others_bytes"),
         "unexplained_bytes",
     ]
     assert answer(run_dir, "books") == [
@@ -72,18 +72,101 @@ def test_books_at_peak(run_dir: Path) -> None:
         *("rank", "t_ns", "path", "account", "bytes", "share_fraction", "device_used_bytes")
     ]
     accounts = {
-        "active": 20,
-        "fragmentation": 80,
+        "active": 80,
+        "cached": 20,
         "context": 50,
         "nccl": 70,
         "libraries": 6,
         "others": 7,
         "unexplained": 12,
     }
-    # Of the two boundaries at 245 the earlier one counts.
+    # Two boundaries are at 245. Without events, the most inside the span that ends there counts.
     assert answer(run_dir, "books_at_peak") == [
-        *((0, 90, "denoise", account, size, size / 245, 245) for account, size in accounts.items()),
+        *((0, 60, "denoise", account, size, size / 245, 245) for account, size in accounts.items()),
         *((1, 0, "denoise", account, 0, None, 0) for account in accounts),
+    ]
+
+
+def full_run(tmp_path: Path, events: list[Row], samples: list[Row]) -> dict[str, int]:
+    """The books of a rank whose device is at 130 from some moment of its first step on; 30 are of a library."""
+    spans = [
+        span(1, "script", (0, 100), reserved=(0, 100, 100), active=(0, 5, 70), device_used=(30, 130, 130)),
+        span(2, "script/Step", (10, 40), parent_id=1, depth=1, reserved=(0, 100, 100), active=(0, 9, 9)),
+        span(3, "script/Step", (50, 90), parent_id=1, reserved=(100, 100, 100), active=(9, 6, 6)),
+    ]
+    for row in spans[1:]:
+        row |= {f"device_used_{end}_bytes": 130 for end in ("start", "end", "peak")}
+    spans[1]["device_used_start_bytes"] = 30
+    ledger = [entry(0, "libraries", 30)]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events, "samples": samples, "ledger": ledger}})
+    rows = answer(tmp_path, "books_at_peak")
+    assert sum(row[4] for row in rows) == 130 == rows[0][6]
+    return {"t_ns": rows[0][1], **{row[3]: row[4] for row in rows if row[4]}}
+
+
+GROWTH = [
+    event(1, "alloc", 60, t_ns=12, address=1, span_id=2),
+    event(2, "segment_alloc", 60, t_ns=11, span_id=2),
+    event(3, "free_completed", 60, t_ns=13, address=1, span_id=2),
+    event(4, "segment_alloc", 40, t_ns=20, span_id=2),
+    event(5, "alloc", 9, t_ns=21, address=2, span_id=2),
+]
+"""Reserved is at 100 from 20 on, where tensors have 9 at first; they had 60 with less reserved."""
+LATER = [
+    event(6, "alloc", 40, t_ns=45, address=3),
+    event(7, "free_requested", 40, t_ns=46, address=3),
+    event(8, "free_completed", 40, t_ns=48, address=3),
+    event(9, "alloc", 40, t_ns=60, address=4, span_id=3),
+    event(10, "free_completed", 43, t_ns=70, address=4, span_id=3),
+]
+"""Between two spans, in no span, tensors have 49; so they have in the second step."""
+
+
+def test_of_moments_that_are_equally_full_the_one_with_most_in_tensors_counts(tmp_path: Path) -> None:
+    assert full_run(tmp_path, [*GROWTH, *LATER], []) == {
+        "t_ns": 45,
+        "active": 49,
+        "cached": 51,
+        "libraries": 30,
+    }
+
+
+def test_a_device_that_gave_memory_back_is_not_as_full(tmp_path: Path) -> None:
+    """GIVEN the tensors of 49 while 10 of the 100 were given back, and what tensors had before reserved grew again."""
+    smaller = [event(11, "segment_free", 10, t_ns=71), event(12, "alloc", 90, t_ns=72, address=5)]
+    again = [
+        event(13, "free_completed", 86, t_ns=73, address=5),
+        event(14, "segment_alloc", 10, t_ns=80),
+        event(15, "alloc", 2, t_ns=81, address=6),
+    ]
+    found = full_run(tmp_path, [*GROWTH, *smaller, *again], [])
+    assert (found["t_ns"], found["active"]) == (81, 15)
+
+
+def test_a_sample_that_the_allocator_kept_waiting_does_not_say_what_it_held(tmp_path: Path) -> None:
+    late = blank("samples", t_ns=61, device_used_bytes=130, allocated_bytes=99, reserved_bytes=99)
+    assert full_run(tmp_path, [*GROWTH, *LATER], [late])["active"] == 49
+
+
+def test_without_events_a_span_counts_with_its_peak_where_it_ends_full(tmp_path: Path) -> None:
+    assert full_run(tmp_path, [], []) == {"t_ns": 50, "active": 70, "cached": 30, "libraries": 30}
+
+
+def test_the_device_is_full_where_it_was_measured(tmp_path: Path) -> None:
+    """GIVEN a sample above every boundary THEN it counts, with what the allocator held by its events then."""
+    sample = blank("samples", t_ns=47, device_used_bytes=140, allocated_bytes=1, reserved_bytes=1)
+    spans = [
+        span(1, "a", (0, 40), device_used=(0, 90, 90)),
+        span(2, "a/b", (45, 60), device_used=(90, 90, 90)),
+    ]
+    ledger = [entry(0, "context", 25)]
+    make_run(
+        tmp_path, {0: {"spans": spans, "allocs": [*GROWTH, *LATER], "samples": [sample], "ledger": ledger}}
+    )
+    held = {"active": 49, "cached": 51, "context": 25, "nccl": 0, "libraries": 0, "others": 0}
+    assert answer(tmp_path, "books_at_peak") == [
+        (0, 45, None, account, size, size / 140, 140)
+        for account, size in (*held.items(), ("unexplained", 15))
     ]
 
 
@@ -106,21 +189,24 @@ def test_replay_check(tmp_path: Path) -> None:
         {"replayed_allocated_peak_bytes": 49},
         {"replayed_reserved_peak_bytes": 72},
         {"num_checks": 0, "status": "died"},
+        {"inexact_bytes": 512, "peak_at_least": True},
     ]
     make_ranks(tmp_path, exact, *({**exact, **fault} for fault in faults))
     assert columns(tmp_path, "replay_check") == [
         *("rank", "is_exact", "status", "num_events", "num_lost_events", "num_checks", "max_error_bytes"),
+        *("inexact_bytes", "peak_at_least"),
         *("allocated_peak_bytes", "allocated_peak_error_bytes"),
         *("reserved_peak_bytes", "reserved_peak_error_bytes"),
         *("recorder_ns", "longest_pause_ns", "recorder_bytes"),
     ]
     assert answer(tmp_path, "replay_check") == [
-        (0, True, "ok", 9, 0, 3, 0, 50, 0, 70, 0, 4, 2, 8),
-        (1, False, "ok", 9, 0, 3, 512, 50, 0, 70, 0, 4, 2, 8),
-        (2, False, "ok", 9, 1, 3, 0, 50, 0, 70, 0, 4, 2, 8),
-        (3, False, "ok", 9, 0, 3, 0, 50, -1, 70, 0, 4, 2, 8),
-        (4, False, "ok", 9, 0, 3, 0, 50, 0, 70, 2, 4, 2, 8),
-        (5, False, "died", 9, 0, 0, 0, 50, 0, 70, 0, 4, 2, 8),
+        (0, True, "ok", 9, 0, 3, 0, 0, False, 50, 0, 70, 0, 4, 2, 8),
+        (1, False, "ok", 9, 0, 3, 512, 0, False, 50, 0, 70, 0, 4, 2, 8),
+        (2, False, "ok", 9, 1, 3, 0, 0, False, 50, 0, 70, 0, 4, 2, 8),
+        (3, False, "ok", 9, 0, 3, 0, 0, False, 50, -1, 70, 0, 4, 2, 8),
+        (4, False, "ok", 9, 0, 3, 0, 0, False, 50, 0, 70, 2, 4, 2, 8),
+        (5, False, "died", 9, 0, 0, 0, 0, False, 50, 0, 70, 0, 4, 2, 8),
+        (6, False, "ok", 9, 0, 3, 0, 512, True, 50, 0, 70, 0, 4, 2, 8),
     ]
 
 
@@ -138,22 +224,24 @@ def test_memory_events_leave_out_what_is_inside_a_network(tmp_path: Path) -> Non
             host_rss=(13, 14, 15),
             step=3,
             failed=True,
+            num_samples=0,
         ),
     ]
-    make_run(tmp_path, {0: {"spans": spans}})
+    make_ranks(make_run(tmp_path, {0: {"spans": spans}}), {"peak_at_least": True})
     assert columns(tmp_path, "memory_events") == [
         *("rank", "name", "stage", "component", "step", "path", "phase", "failed", "t_ns"),
         *(f"{what}_bytes" for what in ("allocated", "reserved", "active", "device_used", "host_rss")),
         *(f"{what}_peak_bytes" for what in ("allocated", "reserved", "active", "device_used")),
+        *("num_samples", "peak_at_least"),
     ]
-    none = (None,) * 4
+    none = (None,) * 6
     text, load = (0, "encode.text", "encode.text", None, None), (0, "load.t5", "encode.text", "t5", None)
     step = (0, "denoise", "denoise", None, 3)
     assert answer(tmp_path, "memory_events") == [
         (*text, "encode.text", "start", False, 0, 1, 0, 0, 0, 0, *none),
         (*load, "encode.text/load.t5", "start", False, 1, 0, 4, 0, 0, 0, *none),
-        (*load, "encode.text/load.t5", "end", False, 10, 0, 5, 0, 0, 0, 0, 6, 0, 0),
-        (*text, "encode.text", "end", False, 50, 2, 0, 0, 0, 0, 3, 0, 0, 0),
+        (*load, "encode.text/load.t5", "end", False, 10, 0, 5, 0, 0, 0, 0, 6, 0, 0, 1, True),
+        (*text, "encode.text", "end", False, 50, 2, 0, 0, 0, 0, 3, 0, 0, 0, 1, True),
         (*step, "denoise", "start", True, 50, 0, 0, 7, 10, 13, *none),
-        (*step, "denoise", "end", True, 60, 0, 0, 8, 11, 14, 0, 0, 9, 12),
+        (*step, "denoise", "end", True, 60, 0, 0, 8, 11, 14, 0, 0, 9, 12, 0, True),
     ]

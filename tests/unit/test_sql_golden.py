@@ -87,23 +87,25 @@ ANSWERS = {
         ],
         "timeline_spread": [(t_ns - 5, t_ns, 2, 9 * t_ns, 9 * t_ns, 0) for t_ns in (5, 25, 55)],
         "timeline_by_account": [
-            (rank, t_ns - 5, t_ns, True, t_ns, *[0] * 6, t_ns, 0, *[0] * 4, 8 * t_ns)
+            (rank, t_ns - 5, t_ns, True, t_ns, *[0] * 7, t_ns, 0, *[0] * 4, 8 * t_ns)
             for rank in (0, 1)
             for t_ns in (5, 25, 55)
         ],
-        "peak_by_rank": [(rank, 55, 55, None, 9 * 55, 0, 0, None, None, None) for rank in (0, 1)],
+        "peak_by_rank": [
+            (rank, 55, 55, False, None, 9 * 55, 3, None, 0, 0, None, None, None) for rank in (0, 1)
+        ],
         "books_at_peak": [
             (rank, 55, None, account, size, size / (9 * 55), 9 * 55)
             for rank in (0, 1)
             for account, size in (
-                *(("active", 55), ("fragmentation", 0), ("context", 0), ("nccl", 0)),
+                *(("active", 55), ("cached", 0), ("context", 0), ("nccl", 0)),
                 *(("libraries", 0), ("others", 0), ("unexplained", 8 * 55)),
             )
         ],
     },
     "allocs alone": {
         "time_slices": [(1, 1)],
-        "peak_event": [(0, 22, 22, 4, None, None, None, None, None, 62, 42, "activation")],
+        "peak_event": [(0, 22, 22, 4, None, None, None, None, None, 62, False, 42, "activation")],
         "device_calls": [],
     },
 }

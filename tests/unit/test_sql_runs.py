@@ -79,17 +79,18 @@ def test_run_overview(run_dir: Path) -> None:
     assert columns(run_dir, "run_overview") == [
         *("run_id", "name", "source", "workload", "num_ranks", "gpu_name", "torch", "git_commit"),
         *("status", "reason", "duration_ns", "num_steps"),
-        *(f"{what}_peak_bytes" for what in ("allocated", "reserved", "device_used", "host_rss")),
+        *("allocated_peak_bytes", "reserved_peak_bytes", "peak_at_least"),
+        *("device_used_peak_bytes", "num_samples", "host_rss_peak_bytes"),
     ]
     about = ("r", "n", "cuda", "wan", 3, "H", "2.13.0", "c", "oom", "rank 1: out of memory")
-    assert answer(run_dir, "run_overview") == [(*about, 20, 2, 20, 30, 62, 150)]
+    assert answer(run_dir, "run_overview") == [(*about, 20, 2, 20, 30, False, 62, 1, 150)]
 
 
 def test_a_run_that_ended_before_a_rank_recorded_is_a_run_nevertheless(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {}})
     make_ranks(tmp_path, run_id="r", status="failed", start_ns=1, end_ns=3)
     about = ("r", "", "", "", 0, None, None, "", "failed", "", 2)
-    assert answer(tmp_path, "run_overview") == [(*about, None, None, None, None, None)]
+    assert answer(tmp_path, "run_overview") == [(*about, None, None, None, False, None, None, None)]
 
 
 def test_host_memory(run_dir: Path) -> None:
@@ -104,42 +105,57 @@ def test_host_memory(run_dir: Path) -> None:
 
 
 def test_measures(run_dir: Path) -> None:
-    assert columns(run_dir, "measures") == ["measure", "stage", "unit", "value"]
+    assert columns(run_dir, "measures") == ["measure", "stage", "unit", "value", "is_at_least"]
     assert answer(run_dir, "measures") == [
-        ("peak_active", None, "bytes", 21.0),
-        ("peak_allocated", None, "bytes", 20.0),
-        ("peak_device_used", None, "bytes", 62.0),
-        ("peak_host_rss", None, "bytes", 150.0),
-        ("peak_reserved", None, "bytes", 30.0),
-        ("fragmentation", None, "bytes", 26.0),
-        ("libraries", None, "bytes", 0.0),
-        ("nccl", None, "bytes", 11.0),
-        ("others", None, "bytes", 0.0),
-        ("unexplained", None, "bytes", 10.0),
-        ("duration", None, "s", 14.0),
-        ("imbalance", None, "", 20 / 10),
-        ("num_allocs", None, "", 19.0),
-        ("num_retries", None, "", 1.0),
-        ("peak_active", "encode.text", "bytes", 0.0),
-        ("peak_allocated", "encode.text", "bytes", 9.0),
-        ("peak_device_used", "encode.text", "bytes", 0.0),
-        ("peak_host_rss", "encode.text", "bytes", 150.0),
-        ("peak_reserved", "encode.text", "bytes", 0.0),
-        ("duration", "encode.text", "s", 10.0),
-        ("imbalance", "encode.text", "", 1.0),
-        ("num_allocs", "encode.text", "", 5.0),
-        ("num_retries", "encode.text", "", 0.0),
-        ("peak_active", "denoise", "bytes", 21.0),
-        ("peak_allocated", "denoise", "bytes", 20.0),
-        ("peak_device_used", "denoise", "bytes", 60.0),
-        ("peak_host_rss", "denoise", "bytes", 145.0),
-        ("peak_reserved", "denoise", "bytes", 30.0),
-        ("duration", "denoise", "s", 14.0),
+        ("peak_active", None, "bytes", 21.0, False),
+        ("peak_allocated", None, "bytes", 20.0, False),
+        ("peak_device_used", None, "bytes", 62.0, False),
+        ("peak_host_rss", None, "bytes", 150.0, False),
+        ("peak_reserved", None, "bytes", 30.0, False),
+        ("cached", None, "bytes", 0.0, False),
+        ("libraries", None, "bytes", 0.0, False),
+        ("nccl", None, "bytes", 11.0, False),
+        ("others", None, "bytes", 0.0, False),
+        ("unexplained", None, "bytes", 42.0, False),
+        ("duration", None, "s", 14.0, False),
+        ("imbalance", None, "", 20 / 10, False),
+        ("num_allocs", None, "", 19.0, False),
+        ("num_retries", None, "", 1.0, False),
+        ("peak_active", "encode.text", "bytes", 0.0, False),
+        ("peak_allocated", "encode.text", "bytes", 9.0, False),
+        ("peak_device_used", "encode.text", "bytes", 0.0, False),
+        ("peak_host_rss", "encode.text", "bytes", 150.0, False),
+        ("peak_reserved", "encode.text", "bytes", 0.0, False),
+        ("duration", "encode.text", "s", 10.0, False),
+        ("imbalance", "encode.text", "", 1.0, False),
+        ("num_allocs", "encode.text", "", 5.0, False),
+        ("num_retries", "encode.text", "", 0.0, False),
+        ("peak_active", "denoise", "bytes", 21.0, False),
+        ("peak_allocated", "denoise", "bytes", 20.0, False),
+        ("peak_device_used", "denoise", "bytes", 60.0, False),
+        ("peak_host_rss", "denoise", "bytes", 145.0, False),
+        ("peak_reserved", "denoise", "bytes", 30.0, False),
+        ("duration", "denoise", "s", 14.0, False),
         # Of the steps 3, 1 and 2 s; rank 2 has none.
-        ("step_duration", "denoise", "s", 2.0),
-        ("imbalance", "denoise", "", 20 / 10),
-        ("num_allocs", "denoise", "", 14.0),
-        ("num_retries", "denoise", "", 1.0),
+        ("step_duration", "denoise", "s", 2.0, False),
+        ("imbalance", "denoise", "", 20 / 10, False),
+        ("num_allocs", "denoise", "", 14.0, False),
+        ("num_retries", "denoise", "", 1.0, False),
+    ]
+
+
+def test_measures_say_what_may_have_been_more(tmp_path: Path) -> None:
+    """GIVEN a rank whose device nobody looked at inside its spans, and one that began before its first event."""
+    blind = span(1, "denoise", (0, 5), device_used=(1, 2, 2), num_samples=0)
+    seen = span(2, "decode", (0, 5), allocated=(0, 1, 3), device_used=(1, 2, 9), num_samples=4)
+    make_run(tmp_path, {0: {"spans": [blind]}, 1: {"spans": [seen]}})
+    make_ranks(tmp_path, {}, {"peak_at_least": True})
+    unsure = [row[:2] for row in answer(tmp_path, "measures") if row[4]]
+    tensors = ("peak_active", "peak_allocated", "peak_reserved")
+    assert unsure == [
+        *((name, None) for name in (*tensors[:2], "peak_device_used", tensors[2])),
+        ("peak_device_used", "denoise"),
+        *((name, "decode") for name in tensors),
     ]
 
 

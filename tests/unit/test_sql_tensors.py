@@ -70,19 +70,19 @@ def run_dir(tmp_path: Path) -> Path:
         },
     )
     known = {"replayed_allocated_peak_bytes": 150}
-    return make_ranks(tmp_path, known, {"replayed_allocated_peak_bytes": 12}, {})
+    return make_ranks(tmp_path, known, {"replayed_allocated_peak_bytes": 12}, {"peak_at_least": True})
 
 
 def test_peak_event(run_dir: Path) -> None:
     assert columns(run_dir, "peak_event") == [
         *("rank", "seq", "t_ns", "span_id", "stage", "component", "path", "step", "block"),
-        *("allocated_bytes", "size_bytes", "category"),
+        *("allocated_bytes", "peak_at_least", "size_bytes", "category"),
     ]
     # Events 10 and 13 both reach 150: the first one counts.
     assert answer(run_dir, "peak_event") == [
-        (0, 10, 10, 4, "denoise", "dit", "denoise/dit.block", 0, 1, 150, 18, None),
-        (1, 2, 2, 0, None, None, None, None, None, 12, 7, None),
-        (2, 1, 1, 0, None, None, None, None, None, 3, 3, None),
+        (0, 10, 10, 4, "denoise", "dit", "denoise/dit.block", 0, 1, 150, False, 18, None),
+        (1, 2, 2, 0, None, None, None, None, None, 12, False, 7, None),
+        (2, 1, 1, 0, None, None, None, None, None, 3, True, 3, None),
     ]
 
 
@@ -103,13 +103,13 @@ def test_a_peak_without_spans_is_found_however_the_events_lie(tmp_path: Path, se
         if sum(size for size, _ in held) > most:
             most, at = sum(size for size, _ in held), seq
     make_run(tmp_path, {0: {"allocs": rows}})
-    ((_, found, *_, allocated, _, _),) = answer(tmp_path, "peak_event")
+    ((_, found, *_, allocated, _, _, _),) = answer(tmp_path, "peak_event")
     assert (found, allocated) == (at, most)
 
 
 def test_a_peak_without_spans_may_be_the_last_event(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {"allocs": [event(seq, "alloc", 1, address=seq) for seq in (5, 70)]}})
-    assert answer(tmp_path, "peak_event") == [(0, 70, 70, 0, None, None, None, None, None, 2, 1, None)]
+    assert answer(tmp_path, "peak_event") == [(0, 70, 70, 0, None, None, None, None, None, 2, False, 1, None)]
 
 
 def test_alive_at_peak(run_dir: Path) -> None:
@@ -187,6 +187,24 @@ def test_churn(run_dir: Path) -> None:
     ]
 
 
+def test_what_a_span_inside_freed_is_not_short_lived(tmp_path: Path) -> None:
+    """GIVEN an address that is used again: its first tensor goes in a span inside, another that is born there here."""
+    spans = [span(1, "a", (0, 9), allocated=(0, 0, 8)), span(2, "a/b", (2, 5), parent_id=1)]
+    events = [
+        event(1, "alloc", 8, address=1, span_id=1),
+        *free(2, 8, address=1, span_id=2),
+        event(4, "alloc", 4, address=1, span_id=2),
+        *free(5, 4, address=1, span_id=1),
+        event(7, "alloc", 2, address=1, span_id=1),
+        *free(8, 2, address=1, span_id=1),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}})
+    assert answer(tmp_path, "churn") == [
+        (0, None, "a", 1, 2, 1, 2, 2 / 8),
+        (0, None, "a/b", 1, 1, 0, 0, None),
+    ]
+
+
 def test_device_calls(tmp_path: Path) -> None:
     block = "denoise/dit.block"
     spans = [
@@ -250,10 +268,36 @@ def test_imbalance_by_component(tmp_path: Path) -> None:
         ("denoise", "dit", 2, 1, 27, 20, 7),
         ("denoise", "t5", 2, 1, 10, 10, 0),
     ]
-    rows = {(row[0], row[1]): row[7:] for row in answer(tmp_path, "imbalance")}
+    rows = {(row[0], row[1]): row[8:] for row in answer(tmp_path, "imbalance")}
     assert rows[None, "allocated"] == rows["denoise", "allocated"] == (2, "dit", 7)
     assert rows["encode.text", "allocated"] == rows["save", "allocated"] == (0, None, None)
     assert rows["denoise", "reserved"] == (0, None, None)
+
+
+def test_a_component_that_only_one_of_the_two_holds(tmp_path: Path) -> None:
+    """GIVEN a rank with a component that the other lacks, and tensors that were born in no span, on both."""
+    first = [
+        span(1, "load.vae", (0, 5), allocated=(3, 40, 40), component="vae"),
+        span(2, "denoise", (5, 9), allocated=(40, 60, 60), component="dit"),
+    ]
+    second = [span(1, "denoise", (0, 9), allocated=(5, 16, 16), component="dit")]
+    events = {
+        0: [
+            event(1, "alloc", 3, address=1),
+            event(2, "alloc", 37, "weight", address=2, span_id=1),
+            event(3, "alloc", 20, address=3, span_id=2),
+        ],
+        1: [event(1, "alloc", 5, address=1), event(2, "alloc", 11, address=2, span_id=1)],
+    }
+    make_run(tmp_path, {0: {"spans": first, "allocs": events[0]}, 1: {"spans": second, "allocs": events[1]}})
+    told = [
+        ("vae", 0, 1, 37, 0, 37),
+        ("dit", 0, 1, 20, 11, 9),
+        (None, 0, 1, 3, 5, -2),
+    ]
+    assert answer(tmp_path, "imbalance_by_component") == [
+        (stage, *row) for stage in (None, "denoise") for row in told
+    ]
 
 
 def test_a_component_is_blamed_only_where_both_peaks_are_known(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from run_tables import Row, answer, blank, columns, event, make_run, span
 
 from ray_memprof.db import query
 
-CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output")
+CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output", "before")
 
 
 @pytest.mark.parametrize(
@@ -69,12 +69,18 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {"spans": spans}, 1: {"spans": script}})
     assert columns(tmp_path, "steps") == [
         *("rank", "stage", "step", "start_ns", "duration_ns"),
-        *("allocated_peak_bytes", "reserved_peak_bytes", "device_used_peak_bytes", "num_allocs"),
+        *(
+            "allocated_peak_bytes",
+            "reserved_peak_bytes",
+            "device_used_peak_bytes",
+            "num_samples",
+            "num_allocs",
+        ),
     ]
     assert answer(tmp_path, "steps") == [
-        (0, "denoise", 0, 1, 3, 5, 6, 7, 8),
-        (0, "denoise", 1, 4, 1, 0, 0, 0, 0),
-        (1, "Model", 3, 1, 3, 0, 0, 0, 0),
+        (0, "denoise", 0, 1, 3, 5, 6, 7, 1, 8),
+        (0, "denoise", 1, 4, 1, 0, 0, 0, 1, 0),
+        (1, "Model", 3, 1, 3, 0, 0, 0, 1, 0),
     ]
 
 
@@ -134,15 +140,15 @@ def test_categories_over_time_turn_activations_into_cache_when_their_chunk_is_ov
     ]
     # Times are 0 to 400: two to a slice.
     assert answer(tmp_path, "categories_over_time") == [
-        (0, 0, True, 1, 100, 100, 0, 0, 0, 0, 0, 100),
-        (0, 5, True, 10, 108, 108, 0, 8, 0, 0, 0, 100),
-        (0, 6, True, 13, 116, 116, 0, 16, 0, 0, 0, 100),
-        (0, 7, True, 15, 212, 212, 0, 48, 64, 0, 0, 100),
-        (0, 8, True, 16, 220, 220, 0, 56, 64, 0, 0, 100),
-        (0, 9, True, 18, 212, 212, 0, 0, 64, 0, 48, 100),
-        (0, 55, True, 110, 340, 340, 0, 128, 64, 0, 48, 100),
-        (0, 60, True, 121, 324, 324, 0, 0, 64, 0, 160, 100),
-        (0, 110, True, 220, 292, 292, 0, 0, 64, 0, 128, 100),
+        (0, 0, True, 1, 100, 100, 0, 0, 0, 0, 0, 100, 0),
+        (0, 5, True, 10, 108, 108, 0, 8, 0, 0, 0, 100, 0),
+        (0, 6, True, 13, 116, 116, 0, 16, 0, 0, 0, 100, 0),
+        (0, 7, True, 15, 212, 212, 0, 48, 64, 0, 0, 100, 0),
+        (0, 8, True, 16, 220, 220, 0, 56, 64, 0, 0, 100, 0),
+        (0, 9, True, 18, 212, 212, 0, 0, 64, 0, 48, 100, 0),
+        (0, 55, True, 110, 340, 340, 0, 128, 64, 0, 48, 100, 0),
+        (0, 60, True, 121, 324, 324, 0, 0, 64, 0, 160, 100, 0),
+        (0, 110, True, 220, 292, 292, 0, 0, 64, 0, 128, 100, 0),
     ]
 
 
@@ -164,9 +170,9 @@ def test_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Pat
     outside = ("context", "nccl", "libraries", "others", "unexplained")
     assert columns(tmp_path, "timeline_by_account") == [
         *("rank", "slice", "t_ns", "is_peak", "active_bytes"),
-        *(f"{account}_bytes" for account in (*CATEGORIES, "uncategorised", "fragmentation", *outside)),
+        *(f"{account}_bytes" for account in (*CATEGORIES, "uncategorised", "cached", *outside)),
     ]
-    nothing = (0, 0, 0, 0)
+    nothing = (0, 0, 0, 0, 0)
     assert answer(tmp_path, "timeline_by_account") == [
         (0, 0, 0, False, 0, 0, 0, *nothing, 0, 0, 7, 0, 0, 0, 0),
         (0, 10, 10, True, 12, 4, 8, *nothing, 0, 8, 7, 0, 0, 0, 0),
@@ -179,7 +185,7 @@ def test_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Pat
 def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path) -> None:
     spans = [span(1, "denoise", (0, 399), device_used=(7, 9, 27), reserved=(0, 2, 20), active=(0, 1, 12))]
     make_run(tmp_path, {0: {"spans": spans}})
-    seen = [(row[1], row[3], row[4], row[11], row[12]) for row in answer(tmp_path, "timeline_by_account")]
+    seen = [(row[1], row[3], row[4], row[12], row[13]) for row in answer(tmp_path, "timeline_by_account")]
     assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
 
 

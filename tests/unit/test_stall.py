@@ -1,7 +1,9 @@
 """Who is to blame when all ranks stand still: what stacks tell, and what counts of collectives."""
 
-from ray_memprof.plan import Group, Whereabouts
-from ray_memprof.stall import Suspicion, in_collective, last_frame, suspects
+import pytest
+
+from ray_memprof.plan import Beat, Group, Whereabouts
+from ray_memprof.stall import Progress, Suspicion, in_collective, last_frame, suspects
 
 STACK = """  File "/x/torch/distributed/distributed_c10d.py", line 1, in run
     main()
@@ -117,3 +119,48 @@ def test_where_nobody_is_known_to_be_behind_it_says_where_they_are() -> None:
         ranks=(0, 1, 2),
         why=f"at several places, none known to be behind: rank 0 at {forward}, rank 2 at {backward}",
     )
+
+
+def beat(rank: int, step: int, sequence: int = 0, path: str = "denoise") -> Beat:
+    return Beat(
+        rank=rank, sequence=sequence, path=path, stage="", step=step, num_steps=-1, allocated_bytes=0, reserved_bytes=0,
+        device_used_bytes=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steps", "ranks", "why"),
+    [
+        ((1, 0, 1, 0), (1, 3), "at step 0 while others are at step 1"),
+        ((0, 0, -1, 0), (2,), "in no step while others are at step 0"),
+        ((0, 0, None, 0), (2,), "in no step while others are at step 0"),
+        ((2, 2, 2, 2), (0, 1, 2, 3), "all at the same place"),
+        ((-1, None, -1, None), (0, 1, 2, 3), "all at the same place"),
+    ],
+)
+def test_who_is_a_step_behind(steps: tuple[int | None, ...], ranks: tuple[int, ...], why: str) -> None:
+    """Where nobody stands in a collective and none was counted; None: a rank that has never beaten."""
+    places = {rank: Whereabouts(stack=STACK.format(deep=DEEP)) for rank in range(4)}
+    beats = {rank: beat(rank, step) for rank, step in enumerate(steps) if step is not None}
+    found = suspects(places, beats, range(4))
+    assert (found.ranks, found.why.partition(":")[0]) == (ranks, why)
+
+
+@pytest.mark.parametrize("began", [0.0, 1000.0, -50.0])
+def test_how_long_ranks_stand_still_and_wait(began: float) -> None:
+    """By any clock: GIVEN rank 0 that waits for rank 1, which gets ready until 7 s, and rank 2, which has ended."""
+    progress = Progress(range(3), now=began)
+    assert (progress.stalled_s((), now=began + 2), progress.meeting_s((), now=began + 2)) == (2.0, 0.0)
+    for second in range(3, 8):
+        beats = [beat(0, -1, 5, "comm.init"), beat(1, -1, second, "load"), beat(2, -1, second, "comm.init")]
+        progress.look({one.rank: one for one in beats}, now=began + second)
+    assert progress.absent(()) == (1,)
+    assert progress.absent({2}) == (1,)
+    assert progress.stalled_s({2}, now=began + 9) == 2.0
+    assert progress.meeting_s({2}, now=began + 9) == 2.0
+    assert progress.stalled_s({0, 1, 2}, now=began + 9) == 0.0
+    # It joins: from now on they look for each other.
+    progress.look({1: beat(1, -1, 9, "a/comm.init/b")}, now=began + 10)
+    assert (progress.absent({2}), progress.meeting_s({2}, now=began + 14)) == ((), 4.0)
+    progress.look({0: beat(0, 0, 6), 1: beat(1, 0, 10)}, now=began + 15)
+    assert progress.meeting_s({2}, now=began + 99) == 0.0

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -127,7 +128,7 @@ def test_an_old_stream_is_sealed_at_the_next_append(tmp_path: Path, monkeypatch:
         ({"bytes": [1]}, "ledger: columns differ in length: {'t_ns': 2, 'span_id': 2, 'account': 2, 'bytes': 1}"),
         ({"bytes": [1, None]}, "ledger.bytes must not be null; 1 values are"),
         ({"bytes": [1, "two"]}, "ledger.bytes takes int64: "),
-        ({"account": [1, 2]}, "ledger.account takes dictionary<values=string, indices=int16, ordered=0>: "),
+        ({"account": [1, 2]}, "ledger.account takes dictionary<values=string, indices=int32, ordered=0>: "),
         ({"bytes": np.array([1.5, 2.0])}, "ledger.bytes takes int64: "),
     ],
 )  # fmt: skip
@@ -298,3 +299,31 @@ def test_events_cost_at_most_twelve_bytes(tmp_path: Path) -> None:
     )
     table = table.select(TABLES["allocs"].schema.names).cast(TABLES["allocs"].schema)
     assert write_part(tmp_path / part_name(0), table) / num <= 12
+
+
+def test_a_part_holds_more_names_than_16_bits_count(tmp_path: Path) -> None:
+    store, num_rows = RankStore(tmp_path, 0), 40_000
+    names = [f"Model.layers.{number}" for number in range(num_rows)]
+    for first in range(0, num_rows, 8_000):
+        part = names[first : first + 8_000]
+        rows = {
+            "t_ns": [1] * len(part),
+            "span_id": [0] * len(part),
+            "account": part,
+            "bytes": [5] * len(part),
+        }
+        store.append("ledger", rows)
+    store.close()
+    (path,) = table_dir(tmp_path, "ledger", 0).glob("*.parquet")
+    assert pq.read_table(path, partitioning=None).column("account").to_pylist() == names
+
+
+def test_parts_of_16_and_of_32_bits_read_as_one_table(tmp_path: Path) -> None:
+    """GIVEN a part of a run that an earlier version recorded, beside one of this version."""
+    for name, index in (("a", pa.int16()), ("b", pa.int32())):
+        words = pa.array([name, "nccl"]).dictionary_encode().cast(pa.dictionary(index, pa.string()))
+        write_part(tmp_path / f"part-{name}.parquet", pa.table({"account": words}))
+    for files in (["a", "b"], ["b", "a"]):
+        paths = [str(tmp_path / f"part-{name}.parquet") for name in files]
+        rows = duckdb.read_parquet(paths).fetchall()
+        assert sorted(rows) == [("a",), ("b",), ("nccl",), ("nccl",)]

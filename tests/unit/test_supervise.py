@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from ray_memprof.plan import Beat, Group, Outcome, Whereabouts
-from ray_memprof.supervise import POLL_S, Limits, watch
+from ray_memprof.supervise import POLL_S, WAKE_S, Limits, watch
 from ray_memprof.verdict import Loss, LossKind, Verdict
 
 LIMITS = Limits(init_s=30.0, stall_s=10.0, grace_s=1.0, node_grace_s=3.0)
@@ -25,8 +25,12 @@ class Ranks:
         stacks: Mapping[int, str] | None = None,
         joined: Mapping[int, int] | None = None,
         lost_at: Mapping[int, float] | None = None,
+        sleeps: Mapping[float, float] | None = None,
     ) -> None:
         self.now = 0.0
+        """Seconds that ranks and supervisor were awake."""
+        self._slept = 0.0
+        self._sleeps = dict(sleeps or {})
         self._script = list(script)
         self._lost_at = lost_at or {}
         self.looked_at_nodes = 0
@@ -34,12 +38,15 @@ class Ranks:
         self.asked_where = 0
 
     def clock(self) -> float:
-        return self.now
+        # Not from 0: what a clock reads is nothing to reckon with, only how it grows.
+        return 1000.0 + self._slept + self.now
 
     def ended(self, wait_s: float) -> list[Outcome | Loss]:
         until = self.now + wait_s
         due = [when for when, _ in self._script if when <= until]
         self.now = max(self.now, min(due)) if due else until
+        for when in [when for when in self._sleeps if when <= self.now]:
+            self._slept += self._sleeps.pop(when)
         news = [one for when, one in self._script if when <= self.now]
         self._script = [(when, one) for when, one in self._script if when > self.now]
         return news
@@ -387,6 +394,73 @@ def test_a_rank_that_does_not_come_to_the_meeting_is_named() -> None:
     assert told(verdict) == ("never_started", 23, "waiting for ranks [3]: not met within 30 s", (3,))
     assert verdict.stacks == {3: IN_MODEL}
     assert LIMITS.init_s <= ranks.now < LIMITS.init_s + 2
+
+
+def getting_ready(until: float) -> dict[int, list[tuple[float, int, str]]]:
+    """Rank 3 prepares data, the others wait for it to come to the meeting."""
+    steady: list[tuple[float, int, str]] = [(0.0, -1, "comm.init")]
+    if until < LIVES:
+        steady.append((until + 1, -2, ""))
+    busy = [(float(second), -2 - second, "script") for second in range(int(until) + 1)]
+    return {0: steady, 1: steady, 2: steady, 3: busy}
+
+
+LIVES = 200.0
+
+
+def test_a_rank_that_gets_ready_holds_the_clock_of_those_that_wait_for_it() -> None:
+    ranks = Ranks([(95.0 + rank, ok(rank)) for rank in range(4)], beats=getting_ready(until=90.0))
+    assert LIMITS.init_s < 90.0
+    assert watched(ranks).status == "ok"
+
+
+def test_a_rank_that_stops_to_get_ready_is_named() -> None:
+    """GIVEN another rank that moves all the time, and rank 3 that did until 50 s."""
+    beats = getting_ready(until=50.0)
+    beats[2] = [(float(second), -1 - second, "comm.init") for second in range(int(LIVES))]
+    beats[0] = beats[1] = beats[2]
+    ranks = Ranks(beats=beats)
+    assert told(watched(ranks))[2:] == ("waiting for ranks [3]: not met within 30 s", (3,))
+    assert 50.0 + LIMITS.init_s <= ranks.now < 50.0 + LIMITS.init_s + 2
+
+
+def test_all_have_come_and_the_last_of_them_late() -> None:
+    """GIVEN ranks that wait for longer than the limit for the last one THEN they have as long again to find it."""
+    beats = {rank: [(0.0, 1, "comm.init")] for rank in (0, 1, 2)}
+    beats[3] = [(float(second), -2 - second, "script") for second in range(45)] + [(45.0, 1, "comm.init")]
+    for rank in range(4):
+        beats[rank] += [(50.0 + second, 2 + second, "denoise") for second in range(9)]
+    ranks = Ranks([(60.0, ok(rank)) for rank in range(4)], beats=beats)
+    assert watched(ranks).status == "ok"
+
+
+@pytest.mark.parametrize("when", [0.5, 9.0, 9.9])
+def test_a_supervisor_that_was_itself_stopped_blames_nobody(when: float) -> None:
+    """GIVEN steps a little shorter than the limit, and everything frozen for an hour in the midst of one."""
+    beats = {rank: [(9.8 * step, step, "denoise") for step in range(1, 6)] for rank in range(2)}
+    ranks = Ranks([(50.0, ok(0)), (50.0, ok(1))], beats=beats, sleeps={when: 3600.0, when + 20: 3600.0})
+    assert watched(ranks, nodes=("a", "a")).status == "ok"
+
+
+def test_ranks_that_beat_while_the_supervisor_slept_are_asked_first() -> None:
+    """GIVEN a supervisor alone that wakes just before the limit THEN a beat that comes a second later counts."""
+    beats = {0: [(0.0, 1, "denoise"), (11.0, 2, "denoise")]}
+    ranks = Ranks([(20.0, ok(0))], beats=beats, sleeps={9.7: 3600.0})
+    assert watched(ranks, nodes=("a",)).status == "ok"
+
+
+def test_a_hang_is_seen_though_the_supervisor_was_stopped() -> None:
+    ranks = Ranks(
+        beats=STALLED, stacks=dict.fromkeys(range(4), IN_COLLECTIVE), sleeps={5.0: 400.0, 8.0: 400.0}
+    )
+    assert watched(ranks).status == "hung"
+    assert LIMITS.stall_s <= ranks.now < LIMITS.stall_s + WAKE_S + 2
+
+
+def test_news_that_came_while_the_supervisor_slept_is_heard_before_the_verdict() -> None:
+    """GIVEN a peer's complaint, a sleep within the grace, and then the death that explains it."""
+    ranks = Ranks([(1.0, failed(1, RESET)), (2.0, lost(2))], sleeps={1.2: 3600.0})
+    assert told(watched(ranks)) == ("died", 10, "rank 2: process died", (2,))
 
 
 def test_ranks_that_do_not_find_each_other() -> None:

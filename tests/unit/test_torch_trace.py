@@ -141,3 +141,17 @@ def test_a_trace_that_breaks_off_is_noticed(tmp_path: Path, monkeypatch: pytest.
         with tracing(settings(0, 0, 1), tmp_path, 0):
             make_steps(1)
     assert not (tmp_path / "trace" / "rank0.pt.trace.json").exists()
+
+
+@pytest.mark.parametrize("name", ["start", "step", "stop"])
+def test_a_profiler_that_fails_ends_the_trace_and_not_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("Kineto is busy")
+
+    monkeypatch.setattr(torch.profiler.profile, name, fails)
+    problems: list[str] = []
+    with tracing(settings(), tmp_path, 0, problems.append):
+        make_steps(3)
+    assert problems == ["there is no trace, for torch.profiler failed: RuntimeError: Kineto is busy"]

@@ -41,6 +41,9 @@ class Recorder:
         if failed:
             self.failed.append(name)
 
+    def problem(self, text: str) -> None:
+        raise AssertionError(text)
+
     def on_step(self, step: int, steps: int) -> None:
         self.steps.append((step, steps))
 

@@ -27,23 +27,23 @@ WITH visits AS (
 whole AS (
     SELECT
         NULL::VARCHAR AS path,
-        peak_by_rank.rank,
-        peak_by_rank.allocated_peak_bytes::DOUBLE AS peak_allocated,
-        peak_by_rank.reserved_peak_bytes::DOUBLE AS peak_reserved,
-        peak_by_rank.active_peak_bytes::DOUBLE AS peak_active,
-        peak_by_rank.device_used_peak_bytes::DOUBLE AS peak_device_used,
-        peak_by_rank.host_rss_peak_bytes::DOUBLE AS peak_host_rss,
+        peaks.rank,
+        peaks.allocated_peak_bytes::DOUBLE AS peak_allocated,
+        peaks.reserved_peak_bytes::DOUBLE AS peak_reserved,
+        peaks.active_peak_bytes::DOUBLE AS peak_active,
+        peaks.device_used_peak_bytes::DOUBLE AS peak_device_used,
+        peaks.host_rss_peak_bytes::DOUBLE AS peak_host_rss,
         times.duration,
         NULL::DOUBLE AS num_spans,
         counts.num_allocs,
         counts.num_retries
-    FROM peak_by_rank
+    FROM rank_peaks() AS peaks
     INNER JOIN (
         SELECT rank, (MAX(end_ns) - MIN(start_ns)) / 1e9 AS duration
         FROM spans
         GROUP BY rank
     ) AS times
-        ON peak_by_rank.rank = times.rank
+        ON peaks.rank = times.rank
     INNER JOIN (
         SELECT
             rank,
@@ -54,7 +54,7 @@ whole AS (
         WHERE depth = 0
         GROUP BY rank
     ) AS counts
-        ON peak_by_rank.rank = counts.rank
+        ON peaks.rank = counts.rank
 ),
 
 by_rank AS (
@@ -79,6 +79,10 @@ UNION ALL
 SELECT NULL, rank, account, 'bytes', bytes::DOUBLE
 FROM books_at_peak
 WHERE account != 'active' AND account != 'context'
+UNION ALL
+SELECT NULL, rank, 'fragmentation', 'bytes', fragmentation_bytes::DOUBLE
+FROM fragmentation
+WHERE stage IS NULL AND fragmentation_bytes IS NOT NULL
 UNION ALL
 SELECT 'denoise', rank, 'step_duration', 's', MEDIAN(end_ns - start_ns) / 1e9
 FROM spans

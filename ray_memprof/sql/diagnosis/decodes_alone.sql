@@ -36,7 +36,7 @@ INNER JOIN decoding ON activation_by_stage.rank = decoding.rank
 INNER JOIN stage_peaks
     ON activation_by_stage.rank = stage_peaks.rank
     AND activation_by_stage.stage = stage_peaks.stage
-INNER JOIN peak_by_rank ON activation_by_stage.rank = peak_by_rank.rank
+INNER JOIN rank_peaks() AS peaks ON activation_by_stage.rank = peaks.rank
 CROSS JOIN counted
 CROSS JOIN settings
 WHERE
@@ -53,4 +53,4 @@ WHERE
         )
     )
     AND activation_by_stage.activation_peak_bytes
-    >= GREATEST(0.02 * peak_by_rank.device_used_peak_bytes, 67108864)
+    >= GREATEST(0.02 * peaks.device_used_peak_bytes, 67108864)

@@ -30,18 +30,18 @@ WITH places AS (
 
 slack AS (
     SELECT
-        peak_by_rank.rank,
+        peaks.rank,
         places.stage,
-        peak_by_rank.reserved_peak_bytes,
-        GREATEST(0.08 * peak_by_rank.reserved_peak_bytes, 268435456)
+        peaks.reserved_peak_bytes,
+        GREATEST(0.08 * peaks.reserved_peak_bytes, 268435456)
             AS least_bytes,
-        peak_by_rank.reserved_peak_bytes
+        peaks.reserved_peak_bytes
             - GREATEST(
-                peak_by_rank.active_peak_bytes,
-                peak_by_rank.allocated_peak_bytes
+                peaks.active_peak_bytes,
+                peaks.allocated_peak_bytes
             ) AS bytes
-    FROM peak_by_rank
-    INNER JOIN places ON peak_by_rank.rank = places.rank
+    FROM rank_peaks() AS peaks
+    INNER JOIN places ON peaks.rank = places.rank
     WHERE bytes >= least_bytes
     -- Says that it is small: see tensors_alive.
     LIMIT 65536

@@ -8,7 +8,7 @@
 --   is_peak         true
 --   first_rank      the first of them
 --   step            in which it ended; -1: outside the denoise loop
---   asked_bytes, free_bytes, reserved_bytes
+--   oom_by, asked_bytes, free_bytes, reserved_bytes
 --                   see ooms
 --   others_bytes    held on that device by other processes; null: not known
 --   category        of the largest part; null: not known
@@ -25,6 +25,7 @@ WITH firsts AS (
         step,
         seq,
         COALESCE(t_ns, 9223372036854775807) AS t_ns,
+        oom_by,
         asked_bytes,
         free_bytes,
         allocated_bytes,
@@ -69,6 +70,7 @@ SELECT
     TRUE AS is_peak,
     firsts.rank AS first_rank,
     firsts.step,
+    firsts.oom_by,
     firsts.asked_bytes,
     firsts.free_bytes,
     firsts.reserved_bytes,

@@ -6,8 +6,8 @@
 --   bytes      grown from the first visit of the stage to the last one, the
 --              most
 --   is_peak    true: what grows is there at the peak, or soon will be
---   num_times  visits of the stage
---   account    libraries, unexplained: whichever grew more
+--   num_times  visits of the stage on the rank where it grew most
+--   account    libraries, unexplained: whichever grew more there
 -- Threshold: 64 MiB over three visits or more, growing in half of them or more.
 -- A library that takes its workspace once grows once. On a GPU only: outside
 -- the tensors of a CPU there is the whole interpreter.
@@ -66,9 +66,10 @@ SELECT
     NULL::VARCHAR AS component,
     MAX(bytes) AS bytes,
     TRUE AS is_peak,
-    MAX(num_times) AS num_times,
+    ARG_MIN(num_times, (-bytes, rank)) AS num_times,
+    -- Of the rank that the bytes are of.
     IF(
-        MAX(libraries_bytes) >= MAX(unexplained_bytes),
+        ARG_MIN(libraries_bytes - unexplained_bytes, (-bytes, rank)) >= 0,
         'libraries',
         'unexplained'
     ) AS account

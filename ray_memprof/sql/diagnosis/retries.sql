@@ -17,7 +17,7 @@ SELECT
     LIST(device_calls.rank ORDER BY device_calls.rank) AS ranks,
     device_calls.stage,
     NULL::VARCHAR AS component,
-    MAX(fragmentation.fragmentation_worst_bytes) AS bytes,
+    MAX(fragmentation.cached_worst_bytes) AS bytes,
     TRUE AS is_peak,
     MAX(device_calls.num_retries) AS num_retries,
     MAX(device_calls.extra_ns) AS extra_ns,

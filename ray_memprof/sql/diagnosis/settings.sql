@@ -59,17 +59,19 @@ SELECT
     told.config ->> '$.model_config.task' AS task,
     told.config ->> '$.model_config.precision' AS precision,
     told.config ->> '$.model_config.load_strategy' AS load_strategy,
-    (told.config ->> '$.model_config.offload')::BOOLEAN AS offload,
-    (told.config ->> '$.model_config.t5_cpu')::BOOLEAN AS t5_cpu,
-    (told.config ->> '$.parallel.t5_fsdp')::BOOLEAN AS t5_fsdp,
-    (told.config ->> '$.parallel.dit_fsdp')::BOOLEAN AS dit_fsdp,
+    TRY_CAST(told.config ->> '$.model_config.offload' AS BOOLEAN) AS offload,
+    TRY_CAST(told.config ->> '$.model_config.t5_cpu' AS BOOLEAN) AS t5_cpu,
+    TRY_CAST(told.config ->> '$.parallel.t5_fsdp' AS BOOLEAN) AS t5_fsdp,
+    TRY_CAST(told.config ->> '$.parallel.dit_fsdp' AS BOOLEAN) AS dit_fsdp,
     told.config ->> '$.parallel.vae' AS vae,
     told.config ->> '$.parallel.backend' AS backend,
-    (told.config ->> '$.optimization.attention_slicing')::BOOLEAN
+    TRY_CAST(told.config ->> '$.optimization.attention_slicing' AS BOOLEAN)
         AS attention_slicing,
-    (told.config ->> '$.optimization.ffn_chunks')::INTEGER AS ffn_chunks,
-    (told.config ->> '$.optimization.vae_slabs')::INTEGER AS vae_slabs,
-    (told.config ->> '$.optimization.expandable_segments')::BOOLEAN
+    TRY_CAST(told.config ->> '$.optimization.ffn_chunks' AS INTEGER)
+        AS ffn_chunks,
+    TRY_CAST(told.config ->> '$.optimization.vae_slabs' AS INTEGER)
+        AS vae_slabs,
+    TRY_CAST(told.config ->> '$.optimization.expandable_segments' AS BOOLEAN)
         AS wants_expandable,
     told.allocator_variable,
     told.allocator_conf,

@@ -40,24 +40,15 @@ ranked AS (
     )
 ),
 
--- As in peak_event.
+known AS (
+    SELECT rank, stage, allocated_peak_bytes AS peak_bytes FROM peaks
+),
+
 places AS (
-    SELECT
-        spans.rank,
-        spans.stage,
-        spans.span_id,
-        spans.component,
-        spans.path
-    FROM spans
-    INNER JOIN peaks
-        ON spans.rank = peaks.rank
-        AND spans.stage = peaks.stage
-        AND spans.allocated_peak_bytes = peaks.allocated_peak_bytes
-    WHERE spans.allocated_start_bytes < peaks.allocated_peak_bytes
-    QUALIFY ROW_NUMBER() OVER (
-        PARTITION BY spans.rank, spans.stage
-        ORDER BY spans.depth DESC, spans.span_id
-    ) = 1
+    SELECT spans.rank, found.stage, spans.span_id, spans.component, spans.path
+    FROM peak_places(known) AS found
+    INNER JOIN spans
+        ON found.rank = spans.rank AND found.span_id = spans.span_id
 )
 
 SELECT

@@ -7,9 +7,13 @@
 --   is_peak    false
 --   late_ns    behind the median rank
 --   is_awaited the ranks call collectives
+--   workload   see settings
 -- Threshold: 2 s, and 1 % of the run. Ranks of four recorded GPUs begin within
--- 0.3 s of each other. Clocks of several nodes may differ: NTP keeps them
--- closer. Imported snapshots begin where their rings do, and say nothing of it.
+-- 0.3 s of each other. On several hosts, or on hosts that are not known, a rank
+-- that begins late must be shorter by as much, too: the others waited for it.
+-- One that begins and ends late has a clock that is ahead; what launch measures
+-- of clocks leaves some milliseconds. Imported snapshots begin where their
+-- rings do, and say nothing of it.
 WITH firsts AS (
     SELECT
         rank,
@@ -22,25 +26,51 @@ WITH firsts AS (
     HAVING MIN(span_id) = 1
 ),
 
+hosts AS (
+    SELECT
+        COUNT(DISTINCT ranks.host) = 1 AND COUNT(ranks.host) = COUNT(*)
+            AS is_one
+    FROM firsts
+    LEFT JOIN ranks ON firsts.rank = ranks.rank
+),
+
 middle AS (
     SELECT
         QUANTILE_DISC(start_ns, 0.5) AS start_ns,
+        QUANTILE_DISC(end_ns - start_ns, 0.5) AS rank_ns,
         MAX(end_ns) - MIN(start_ns) AS duration_ns
     FROM firsts
+),
+
+late AS (
+    SELECT
+        firsts.rank,
+        firsts.stage,
+        middle.duration_ns,
+        LEAST(
+            firsts.start_ns - middle.start_ns,
+            IF(
+                hosts.is_one,
+                NULL,
+                middle.rank_ns - (firsts.end_ns - firsts.start_ns)
+            )
+        ) AS late_ns
+    FROM firsts
+    CROSS JOIN middle
+    CROSS JOIN hosts
 )
 
 SELECT
-    [firsts.rank] AS ranks,
-    firsts.stage,
+    [late.rank] AS ranks,
+    late.stage,
     NULL::VARCHAR AS component,
     0::BIGINT AS bytes,
     FALSE AS is_peak,
-    firsts.start_ns - middle.start_ns AS late_ns,
-    EXISTS (SELECT 1 FROM collectives) AS is_awaited
-FROM firsts
-CROSS JOIN middle
+    late.late_ns,
+    EXISTS (SELECT 1 FROM collectives) AS is_awaited,
+    settings.workload
+FROM late
 CROSS JOIN settings
 WHERE
     NOT COALESCE(settings.is_imported, FALSE)
-    AND firsts.start_ns - middle.start_ns
-    >= GREATEST(2000000000, 0.01 * middle.duration_ns)
+    AND late.late_ns >= GREATEST(2000000000, 0.01 * late.duration_ns)

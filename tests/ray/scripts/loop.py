@@ -1,8 +1,9 @@
 """All-reduces in a loop under spans, as a workload does; a fault, if one is asked for, strikes one rank on the way.
 
-    loop.py [--steps N] [--fault KIND --at-rank R --at-step S] [--marker FOLDER] [--device cuda]
+    loop.py [--steps N] [--fault KIND --at-rank R --at-step S] [--marker FOLDER] [--talk] [--device cuda]
 
-Faults: sigkill, segv, exit, oom, error, hoard, sleep, gil, sigstop (see strike); never: the rank does not join;
+Faults: sigkill, segv, exit, oom, error, hoard, sleep, gil, sigstop, child (see strike); never: the rank does not join;
+late: it joins after CHILD_S of work; renamed: as sigstop, and it calls itself something else before;
 listener: ranks other than 0 look for the store at a port where --silent-port listens and says nothing. On a GPU each
 rank holds 8 GiB, so that one sees when they are free again, and oom is torch's own.
 """
@@ -13,6 +14,7 @@ import ctypes
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -25,6 +27,8 @@ from wan.spans import span
 
 HOARD_CHUNKS, HOARD_CHUNK_BYTES = 64, 64 * 2**20
 """4 GiB in 3 s: more than the threshold of the test leaves, and not more than a small host has."""
+CHILD_S = 20.0
+"""Longer than the limits of the tests that ask for it."""
 DEVICE_BYTES = 8 * 2**30
 
 
@@ -44,6 +48,14 @@ def strike(kind: str, fill: Path, device: torch.device) -> None:
         raise ValueError("a wrong number: 42")
     elif kind == "sleep":
         time.sleep(3600)
+    elif kind == "child":
+        burn = f"import time\nuntil = time.monotonic() + {CHILD_S}\nwhile time.monotonic() < until: pass"
+        subprocess.run([sys.executable, "-c", burn], check=True)
+    elif kind == "renamed":
+        Path("/proc/self/comm").write_text("train")
+        ctypes.CDLL(None).prctl(15, b"train", 0, 0, 0)
+        _rename_command_line()
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif kind == "gil":
         ctypes.PyDLL(None).sleep(3600)  # PyDLL keeps the GIL
     elif kind == "fill":
@@ -58,6 +70,14 @@ def strike(kind: str, fill: Path, device: torch.device) -> None:
         time.sleep(3600)
 
 
+def _rename_command_line() -> None:
+    """As setproctitle does it: what `ps` shows is the memory that held the arguments."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    begin, end = int(fields[45]), int(fields[46])
+    ctypes.memset(begin, 0, end - begin)
+    ctypes.memmove(begin, b"train", 5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20)
@@ -68,6 +88,7 @@ def main() -> None:
         "--marker", type=Path, help="folder where each rank leaves its pid, and when the fault struck"
     )
     parser.add_argument("--fill", type=Path, default=Path())
+    parser.add_argument("--talk", action="store_true", help="a line each step")
     parser.add_argument("--silent-port", default="")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
@@ -79,6 +100,10 @@ def main() -> None:
         (options.marker / f"rank{rank}.json").write_text(json.dumps(dict(os.environ)))
     if options.fault == "never" and rank == options.at_rank:
         time.sleep(3600)
+    if options.fault == "late" and rank == options.at_rank:
+        until = time.monotonic() + CHILD_S
+        while time.monotonic() < until:
+            sum(range(100_000))
     if options.fault == "listener" and rank != 0:
         os.environ["MASTER_PORT"] = options.silent_port
     device, backend, held = torch.device("cpu"), "gloo", 0
@@ -95,6 +120,8 @@ def main() -> None:
                 if options.marker:
                     (options.marker / "struck").write_text(repr(time.time()))
                 strike(options.fault, options.fill, device)
+            if options.talk:
+                print(f"step {step} " + "." * 200, flush=True)
             values = torch.ones(1024, device=device) * rank
             distributed.all_reduce(values)
             assert values[0].item() == world_size * (world_size - 1) / 2

@@ -1,0 +1,164 @@
+"""What the parts of a memory snapshot become while its pickle is read: no more than an import needs of each.
+
+A snapshot as Python objects takes ten times its file. Frames and stacks are numbers here, blocks are columns, and
+what no import asks for (annotations, the history of blocks, keys of versions to come) is left out where it is met.
+"""
+
+from array import array
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+FrameLine: TypeAlias = tuple[str, str, int]
+"""Function, file, line."""
+TOP_KEYS = ("segments", "device_traces", "allocator_settings", "ray_memprof")
+SEGMENT_KEYS = (
+    "address", "blocks", "device", "is_expandable", "requested_size", "segment_pool_id", "segment_type", "stream",
+    "total_size",
+)  # fmt: skip
+MOST_KEYS = 32
+"""Of an event; no version of torch writes more."""
+SETTINGS_KEYS = ("allocator_settings", "ray_memprof")
+_STATES = ("inactive", "active_allocated", "active_pending_free")
+_NO_PLACE = 2**64 - 1
+
+
+class Gone:
+    """Stands for an event or block that is complete and was handed on."""
+
+
+class Unasked:
+    """Stands for a part that nobody asks for."""
+
+
+GONE, UNASKED = Gone(), Unasked()
+
+
+class Event(dict[str, Any]):
+    """One that is being read."""
+
+
+class Segment(dict[str, Any]):
+    """One that is being read, or has been."""
+
+
+class Segments(list[Segment]):
+    """Those of the snapshot."""
+
+
+class Settings(dict[str, Any]):
+    """The allocator's, or what an export of this project says of itself."""
+
+
+class Block(dict[str, Any]):
+    """One that is being read; then it is a row of Blocks."""
+
+
+class Trace(list[Any]):
+    """The events of a device: never filled."""
+
+    def __init__(self, device: int) -> None:
+        self.device = device
+
+
+class Frame:
+    """A line of a Python stack; -1 while it is read, then its number."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = -1
+
+
+class Stack:
+    """The Python stack of an event: its frames, the innermost first; then a number, -1 without frames."""
+
+    __slots__ = ("frames", "number")
+
+    def __init__(self) -> None:
+        self.frames: array[int] | None = array("i")
+        self.number = -1
+
+
+class Blocks:
+    """Blocks of a segment, one behind the other; they come as dictionaries when asked for."""
+
+    __slots__ = ("_numbers", "_states")
+
+    def __init__(self) -> None:
+        self._numbers = array("Q")
+        self._states = bytearray()
+
+    def add(self, block: dict[str, Any]) -> None:
+        """Take in one.
+
+        Raises:
+            KeyError: it has no size or state.
+            TypeError: a value of another type than it should be.
+            ValueError: a number that cannot be.
+        """
+        # Before torch 2.0.1 a block had no address: they lie one behind the other.
+        address = as_address(block["address"]) if "address" in block else _NO_PLACE
+        size = as_bytes(block["size"])
+        requested = as_bytes(block.get("requested_size", size))
+        # Older versions call it active_awaiting_free.
+        state = block["state"] if as_text(block["state"]) in _STATES else _STATES[2]
+        self._numbers.extend((address, size, requested))
+        self._states.append(_STATES.index(state))
+
+    def place(self, address: int) -> None:
+        """Give those without an address theirs, in a segment at `address`."""
+        numbers = self._numbers
+        for at in range(0, len(numbers), 3):
+            if numbers[at] == _NO_PLACE:
+                numbers[at] = address
+            address = (numbers[at] + numbers[at + 1]) % 2**64
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        numbers = iter(self._numbers)
+        for state, address, size, requested in zip(self._states, numbers, numbers, numbers, strict=True):
+            yield {"address": address, "size": size, "requested_size": requested, "state": _STATES[state]}
+
+
+def as_address(value: object) -> int:
+    """An address or a handle: all 64 bits count, and C++ writes the upper half of them as negative."""
+    number = as_whole(value)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"{shown(value)} is no number of 64 bits")
+    return number % 2**64
+
+
+MOST_BYTES = 2**57
+"""Of a block or a segment; no address has more bits."""
+
+
+def as_bytes(value: object) -> int:
+    """A size."""
+    number = as_whole(value)
+    if not 0 <= number <= MOST_BYTES:
+        raise ValueError(f"{shown(value)} is no number of bytes")
+    return number
+
+
+def as_whole(value: object) -> int:
+    """A number; truth values are none."""
+    if type(value) is not int:
+        raise TypeError(f"{shown(value)} is no number")
+    return value
+
+
+def as_text(value: object) -> str:
+    """A text."""
+    if type(value) is not str:
+        raise TypeError(f"{shown(value)} is no text")
+    return value
+
+
+def shown(value: object) -> str:
+    """A value as a message has it: short, whatever it is."""
+    if not isinstance(value, int | str):
+        return f"a {type(value).__name__}" if type(value) in (float, tuple, dict, list) else "something else"
+    text = ascii(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

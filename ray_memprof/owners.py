@@ -1,0 +1,105 @@
+"""The span of an event that another thread made: the one that was open on the model's thread at that moment.
+
+    owned(batch.events, parcel.stamps)
+
+torch stamps an event with the text of the thread that made it. Autograd's threads have none, nor have those that a
+program starts itself. But all threads write into one ring, in the order in which things happened. So what lies between
+two events of the model's thread belongs to the span of both, or to one that was opened between them: there the clock
+decides, to the microsecond. Where the system's clock was set meanwhile, the model's own events tell by how much.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Any
+
+Stamp = tuple[int, int]
+"""When the model's thread got another stamp, in microseconds of the wall clock, and the span that it names; 0: none."""
+_NONE = ("", "0")
+"""Stamps of an event that no span has: of another thread, or of the model's outside of all spans."""
+
+
+def owned(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> None:
+    """Stamp the events that have no stamp.
+
+    Args:
+        events: in the order of the ring; `user_metadata` of those without is set.
+        stamps: of the time of these events, in order, the first from before them.
+    """
+    if not any(span_id for _, span_id in stamps):
+        return
+    if all(event.get("user_metadata", "") not in _NONE for event in events):
+        return
+    times = [time_us for time_us, _ in stamps]
+    numbers = _numbers(stamps)
+    outside = numbers.pop("0", [])
+    shift = _shift(events, times, numbers)
+    places = _own_places(events, times, numbers, shift)
+    limits = _next_places(places, len(stamps) - 1)
+    place = 0
+    for event, own, limit in zip(events, places, limits, strict=True):
+        stamp = event.get("user_metadata", "")
+        if own is not None:
+            place = own
+        elif stamp in _NONE:
+            now = event["time_us"] + shift
+            # No span: the model's thread only if it can have been outside of all by then.
+            ahead = outside[bisect_left(outside, place) : bisect_right(outside, limit)] if stamp else []
+            if ahead:
+                place = _last_reached(ahead, times, now)
+            else:
+                place = max(place, min(bisect_right(times, now) - 1, limit))
+                event["user_metadata"] = str(stamps[place][1])
+
+
+def _numbers(stamps: Sequence[Stamp]) -> dict[str, list[int]]:
+    """Which stamps name a span: one when it begins, and one each time that a span inside it has ended."""
+    numbers: dict[str, list[int]] = {}
+    for number, (_, span_id) in enumerate(stamps):
+        numbers.setdefault(str(span_id), []).append(number)
+    return numbers
+
+
+def _last_reached(numbers: Sequence[int], times: Sequence[int], now: int) -> int:
+    """The last of some stamps that was there by then; the first of them where the clock says that none was."""
+    reached = [number for number in numbers if times[number] <= now]
+    return reached[-1] if reached else numbers[0]
+
+
+def _shift(events: Sequence[dict[str, Any]], times: Sequence[int], numbers: dict[str, list[int]]) -> int:
+    """Microseconds to add to the times of events, so that the model's own lie between the stamps around them."""
+    least, most = -(2**62), 2**62
+    for event in events:
+        found = numbers.get(event.get("user_metadata", ""), ())
+        if len(found) == 1:
+            (number,) = found
+            least = max(least, times[number] - event["time_us"])
+            if number + 1 < len(times):
+                most = min(most, times[number + 1] - event["time_us"])
+    return min(max(0, least), most) if least <= most else (least + most) // 2
+
+
+def _own_places(
+    events: Sequence[dict[str, Any]], times: Sequence[int], numbers: dict[str, list[int]], shift: int
+) -> list[int | None]:
+    """Of each event the stamp that it bears; None: it is another thread's, or outside of all spans."""
+    places: list[int | None] = []
+    place = 0
+    for event in events:
+        found = numbers.get(event.get("user_metadata", ""))
+        if found is None:
+            places.append(None)
+            continue
+        ahead = found[bisect_left(found, place) :] or found[-1:]
+        place = _last_reached(ahead, times, event["time_us"] + shift)
+        places.append(place)
+    return places
+
+
+def _next_places(places: Sequence[int | None], last: int) -> list[int]:
+    """Of each event the stamp of the model's next one, which it cannot lie behind."""
+    limits: list[int] = []
+    for place in reversed(places):
+        last = last if place is None else place
+        limits.append(last)
+    limits.reverse()
+    return limits

@@ -1,0 +1,64 @@
+"""Tells of records that are lost while the run goes on: a disk that fills up is told at once, and not at the end.
+
+    troubles = Troubles(record, say=live.say)
+    troubles.look(beats)             # at every look at the ranks
+
+The run itself goes on: the program is not to blame. What was written before is kept, and the verdict says it once more.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from ray_memprof.plan import Beat
+from ray_memprof.record import Record
+
+LOOK_S = 1.0
+"""Between two looks at the disk of the run folder."""
+LEFT_BYTES = 2**20
+"""Of a disk that counts as full: what the driver itself writes at the end takes more."""
+
+
+class Troubles:
+    """What keeps the records of one run from being written, each told once.
+
+    Args:
+        record: of the run; gets a line for each.
+        say: tells a line to whoever watches.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self, record: Record, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._record, self._say, self._clock = record, say, clock
+        self._told = set[str]()
+        self._looked: float | None = None
+
+    def look(self, beats: Iterable[Beat]) -> None:
+        """Look at what the ranks say, and now and then at our own disk."""
+        for beat in beats:
+            if beat.problem:
+                self._tell(
+                    f"{beat.problem}; what rank {beat.rank} measured after that is lost", ". The run goes on"
+                )
+        now = self._clock()
+        if self._looked is None or now - self._looked >= LOOK_S:
+            self._looked = now
+            self._look_at_disk()
+
+    def _look_at_disk(self) -> None:
+        folder = self._record.folder.path
+        with suppress(OSError):  # who writes there will tell why
+            if shutil.disk_usage(folder).free < LEFT_BYTES:
+                self._tell(
+                    f"the disk of {folder} is full", ": make room before the run ends, or its report is lost"
+                )
+
+    def _tell(self, line: str, more: str) -> None:
+        """Tell `line`, with `more` that is true only now."""
+        if line not in self._told:
+            self._told.add(line)
+            self._record.problems.append(line)
+            self._say(f"warning: {line}{more}")
