@@ -115,7 +115,7 @@ def import_(
 
 def _to_stderr(line: str) -> None:
     with suppress(BrokenPipeError):
-        sys.stderr.write(f"{line}\n")
+        sys.stderr.write(visible(f"{line}\n"))
 
 
 @app.command("finish")
@@ -136,7 +136,7 @@ def finish(
         from ray_memprof.finish import finish as make_whole
 
         for line in make_whole(find_run(run), copies, address=address):
-            sys.stdout.write(f"{line}\n")
+            sys.stdout.write(visible(f"{line}\n"))
 
 
 if __name__ == "__main__":

@@ -274,10 +274,8 @@ class Pace:
         """The pace and the time left, in words; empty until two steps were seen."""
         if not self._seconds_per_step:
             return ""
-        pace = f"{self._seconds_per_step:.1f} s a step"
-        if not self.num_total:
-            return pace
-        return f"{pace}, {_duration((self.num_total - self.num_done) * self._seconds_per_step)} left in the steps"
+        left = _duration((self.num_total - self.num_done) * self._seconds_per_step)
+        return f"{self._seconds_per_step:.1f} s a step, {left} left in the steps"
 
 
 def _step(beat: Beat) -> str:

@@ -2,6 +2,8 @@
 
     python scripts/bench_report.py                              # two runs of 8 ranks x 1 M events, made here
     python scripts/bench_report.py --ranks 256 --events 10000
+    python scripts/bench_report.py --ranks 1000 --level stage --events 100000 --repeats 1 --alone
+    python scripts/bench_report.py --ranks 16 --level stage --blocks 1 --events 1200000 --alone    # 10,000 steps
 
 Each is done --repeats times, the median counts; files are in the page cache. The browser is Chromium where it and
 chromedriver are on PATH: first paint as the browser tells it, and the time until every figure is drawn.
@@ -22,8 +24,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ray_memprof import collect, compare_report, db, diagnosis, report
+from ray_memprof import collect, compare_report, db, diagnosis, report, summary
 from ray_memprof.compare import compare
+from ray_memprof.exporters import memory_events
+from ray_memprof.query import opened
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -34,11 +38,11 @@ PAINT = "performance.getEntriesByName('first-paint')[0].startTime"
 errors, out = Console(stderr=True), Console()
 
 
-def make(run_dir: Path, ranks: int, events: int, seed: int) -> Path:
+def make(run_dir: Path, ranks: int, events: int, seed: int, blocks: int, level: str) -> Path:
     """A run of this size; another seed gives another."""
     run_dir.mkdir()
     for rank in track(range(ranks), f"making {ranks} x {events:,} events", console=errors):
-        make_rank(run_dir, rank, ranks, events, variant=Variant(seed=seed))
+        make_rank(run_dir, rank, ranks, events, blocks=blocks, variant=Variant(seed=seed), level=level)
     collect.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
     return run_dir
 
@@ -59,6 +63,16 @@ def diagnose(run_dir: Path) -> None:
         diagnosis.findings(connection)
 
 
+def end_of_run(run_dir: Path) -> None:
+    """What the driver derives from the tables when a run has ended."""
+    db.build(run_dir)
+    with opened([run_dir], is_apart=True) as connection:
+        found = diagnosis.findings(connection)
+        summary.figure_lines(connection, found)
+        memory_events.write(run_dir)
+        report.write(run_dir, known=report.Known(connection, found))
+
+
 def drawn_s(path: Path, profile: Path) -> tuple[float, float]:
     """First paint, and everything drawn, after a page is asked for."""
     with window(profile) as page:
@@ -71,23 +85,30 @@ def main(
     ranks: Annotated[int, typer.Option(help="of each run")] = 8,
     events: Annotated[int, typer.Option(help="of each rank, roughly")] = 1_000_000,
     repeats: Annotated[int, typer.Option(help="each is done so often")] = 3,
+    blocks: Annotated[int, typer.Option(help="of the transformer: 120 events a block and step")] = 30,
+    level: Annotated[str, typer.Option(help="stage: spans, no events; event")] = "event",
+    alone: Annotated[bool, typer.Option("--alone", help="one run, and no comparison")] = False,
 ) -> None:
     """Times reports, diagnosis and comparison."""
     table = Table("what", "s", "MiB")
     with tempfile.TemporaryDirectory() as folder:
-        base, other = (make(Path(folder) / f"run{seed}", ranks, events, seed) for seed in (0, 1))
+        sizes = (ranks, events)
+        base = make(Path(folder) / "run0", *sizes, seed=0, blocks=blocks, level=level)
+        table.add_row("run.duckdb, summary, report", f"{median_s(lambda: end_of_run(base), repeats):.2f}", "")
         written = report.write(base)
         table.add_row("report.html", f"{median_s(lambda: report.write(base), repeats):.2f}", _size(written))
         table.add_row("diagnosis, run opened", f"{median_s(lambda: diagnose(base), repeats):.2f}", "")
-        table.add_row(
-            "comparison of two runs", f"{median_s(lambda: compare([base, other]), repeats):.2f}", ""
-        )
-        compared, side = compare([base, other]), Path(folder) / "compare.html"
-        table.add_row(
-            "compare.html",
-            f"{median_s(lambda: compare_report.write(compared, side), repeats):.2f}",
-            _size(side),
-        )
+        if not alone:
+            other = make(Path(folder) / "run1", *sizes, seed=1, blocks=blocks, level=level)
+            table.add_row(
+                "comparison of two runs", f"{median_s(lambda: compare([base, other]), repeats):.2f}", ""
+            )
+            compared, side = compare([base, other]), Path(folder) / "compare.html"
+            table.add_row(
+                "compare.html",
+                f"{median_s(lambda: compare_report.write(compared, side), repeats):.2f}",
+                _size(side),
+            )
         if is_there():
             shown = [drawn_s(written, Path(folder) / f"profile{number}") for number in range(repeats)]
             for name, taken in zip(

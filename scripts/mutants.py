@@ -110,6 +110,8 @@ class Copy:
 
     def __init__(self, root: Path, folder: Path) -> None:
         self._folder = folder
+        self._is_stopped = False
+        self._process: subprocess.Popen[bytes] | None = None
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=root,
@@ -165,15 +167,28 @@ class Copy:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self._process = process
+        if self._is_stopped:
+            self.stop()
         try:
             code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             return Outcome(is_over=False)
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            _end(process)
         return Outcome(code not in PASSED, tuple(_failed(results)) if results.exists() else ())
+
+    def stop(self) -> None:
+        """End the tests that run, and whatever would be started after them."""
+        self._is_stopped = True
+        if self._process is not None:
+            _end(self._process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 @dataclass(frozen=True)
@@ -220,9 +235,10 @@ class Trial:
     def run(self) -> Iterator[tuple[Mutant, bool]]:
         """Every mutant, in order, and whether a test saw it."""
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+            every = [Copy(self._root, Path(folder) / str(number)) for number in range(self._jobs)]
             copies: SimpleQueue[Copy] = SimpleQueue()
-            for number in range(self._jobs):
-                copies.put(Copy(self._root, Path(folder) / str(number)))
+            for copy in every:
+                copies.put(copy)
 
             def see(mutant: Mutant) -> bool:
                 copy = copies.get()
@@ -236,8 +252,14 @@ class Trial:
                 finally:
                     copies.put(copy)
 
-            with ThreadPoolExecutor(self._jobs) as pool:
+            pool = ThreadPoolExecutor(self._jobs)
+            try:
                 yield from zip(self._mutants, pool.map(see, self._mutants), strict=True)
+            finally:  # at Ctrl-C too: neither what waits nor what runs goes on
+                pool.shutdown(wait=False, cancel_futures=True)
+                for copy in every:
+                    copy.stop()
+                pool.shutdown()
 
     def _is_seen(self, copy: Copy, mutant: Mutant, tests: Sequence[str], limit_s: float) -> bool:
         """Whether one of these tests fails with the change, and passes without it."""
@@ -277,6 +299,8 @@ def main(
         for mutant in mutants:
             out.print(mutant.diff, markup=False)
         return
+    # As Ctrl-C does, so that no scratch folder and no test is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     caught: dict[str, list[bool]] = {}
     trial = Trial(ROOT, mutants, jobs, within)
     for number, (mutant, is_seen) in enumerate(trial.run(), start=1):

@@ -268,6 +268,16 @@ def test_names_of_a_script_are_no_markup_and_tell_a_terminal_nothing() -> None:
     assert "\x1b[2J" not in out.getvalue() and "\x1b]8" not in out.getvalue()
 
 
+def test_the_table_on_a_terminal_is_drawn_without_being_asked_for() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, force_terminal=True, color_system=None, legacy_windows=False)
+    with Live(config(), 2, plain=False, clock=Clock(), console=console) as live:
+        live.update([beat(step=0)])
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert "   1  waiting" in lines
+    assert "   0  denoise  step 1 of 50   1.00 GiB  2.00 GiB     2.50 GiB               0.50 GiB" in lines
+
+
 def test_plain_writes_lines_on_a_terminal_too() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, force_terminal=True, color_system=None)

@@ -1,6 +1,8 @@
 """scripts/mutants.py: what it samples, what it takes for seen, and that nothing is left behind."""
 
 import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,21 @@ def test_the_command_line_shows_diffs_and_refuses_other_areas() -> None:
     assert shown.exit_code == 0
     assert shown.output.startswith("--- ray_memprof/sql/steps.sql\n+++ ray_memprof/sql/steps.sql\n@@ ")
     assert runner.invoke(app, ["--area", "rust"]).exit_code == 2
+
+
+@pytest.mark.slow
+def test_tests_that_run_are_ended_when_a_copy_is_stopped(root: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    (root / "tests/unit/test_counts.py").write_text(
+        f"import pathlib, time\n\ndef test():\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(100)\n"
+    )
+    copy = mutants.Copy(root, tmp_path / "copy")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(copy.outcome, ["tests/unit/test_counts.py"], 100)
+        while not begun.exists() and not running.done():
+            time.sleep(0.05)
+        copy.stop()
+        assert running.result(timeout=20).is_failed
+    start = time.monotonic()
+    copy.outcome(["tests/unit/test_counts.py"], 100)
+    assert time.monotonic() - start < 20

@@ -600,3 +600,11 @@ def test_a_report_of_many_steps_is_small_and_says_what_it_leaves_out(tmp_path: P
     assert text.count('title="999 bytes"') and text.count('title="1,000 bytes"')
     figures = drawn(outline(text))
     assert [max(trace["customdata"]) for trace in figures["steps"]["data"][::2]] == [999, 1000]
+
+
+def test_figures_grow_with_what_they_list() -> None:
+    names = ["a", "b", "c"]
+    assert [plots.peaks_of_runs(names[:num], {})["height"] for num in (1, 3)] == [156, 248]
+    assert [plots.stages_of_runs(names[:num], [], [])["height"] for num in (1, 3)] == [144, 212]
+    books = [{"rank": rank, "account": "active", "bytes": 5} for rank in range(3)]
+    assert [plots.books(books[:num])["height"] for num in (1, 3)] == [180, 240]
