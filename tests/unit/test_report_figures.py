@@ -1,0 +1,230 @@
+"""What the pictures of a report are drawn from, and the questions that only it asks."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_tables import answer, blank, make_ranks, make_run, span
+
+from ray_memprof import plots, report
+from ray_memprof.schema import TABLES
+from ray_memprof.summary import summary_lines
+
+GIB = 2**30
+
+
+# ---- figures ----
+
+
+def moment(second: int, **held: int) -> dict[str, Any]:
+    sizes = {f"{account}_bytes": held.get(account, 0) for account in plots.ACCOUNTS}
+    return {"rank": 0, "t_ns": second * 10**9, **sizes}
+
+
+def slices(*sizes: int | None) -> list[dict[str, Any]]:
+    return [
+        {"rank": 0, "start_ns": second * 10**9, "end_ns": (second + 1) * 10**9, "device_used_bytes": size}
+        for second, size in enumerate(sizes)
+    ]
+
+
+def test_areas_stack_what_was_held_and_say_in_which_stage() -> None:
+    bands = [{"stage": "denoise", "start_ns": 10**9, "end_ns": 2 * 10**9}]
+    rows = [moment(0, context=5), moment(1, context=5, weight=7, cached=1)]
+    frame = plots.frame(slices(5, None, 13), [{"device_total_bytes": 100}])
+    assert (frame.top_bytes, frame.length_s, frame.full_bytes) == (13, 3.0, None)
+    figure = plots.area(rows, slices(5, None, 13), bands, frame)
+    where, *layers, outline_ = figure["data"]
+    assert (where["x"], where["text"]) == ([0.0, 1.0], ["before the first stage", "denoise"])
+    assert [(layer["name"], layer["customdata"]) for layer in layers] == [
+        ("weight", [0, 7]),
+        ("cached", [0, 1]),
+        ("context", [5, 5]),
+    ]
+    assert (outline_["x"], outline_["customdata"]) == ([0.0, 2.0], [5, 13])
+    assert [note["name"] for note in figure["layout"]["annotations"]] == ["band 0.3333"]
+
+
+def test_a_device_nearly_full_has_its_size_drawn() -> None:
+    frame = plots.frame(slices(8 * GIB), [{"device_total_bytes": 10 * GIB}])
+    (line,) = plots.ranks_over_time(slices(8 * GIB), [], [0], frame)["layout"]["shapes"]
+    assert (line["y0"], line["y1"]) == (10.0, 10.0)
+
+
+def test_what_was_alive_adds_up_at_every_level() -> None:
+    def row(component: str | None, category: str, path: str | None, size: int) -> dict[str, Any]:
+        return {"component": component, "category": category, "path": path, "bytes": size}
+
+    rows = [
+        row("dit", "weight", "load.dit", 6),
+        row("dit", "activation", "a/b", 2),
+        row(None, "weight", None, 1),
+    ]
+    (trace,) = plots.alive(rows)["data"]
+    assert dict(zip(trace["ids"], trace["values"], strict=True)) == {
+        "all": 9,
+        "all|dit": 8,
+        "all|dit|weight": 6,
+        "all|dit|weight|load.dit": 6,
+        "all|dit|activation": 2,
+        "all|dit|activation|a/b": 2,
+        "all|no component": 1,
+        "all|no component|weight": 1,
+        "all|no component|weight|outside any span": 1,
+    }
+    assert trace["labels"][5] == "b, 0.0 MiB"
+
+
+def test_the_books_of_a_rank_are_one_bar_and_empty_accounts_take_no_place_in_the_legend() -> None:
+    accounts = {"active": 12, "cached": 0, "context": 3, "unexplained": -1}
+    rows = [{"rank": 0, "account": account, "bytes": size} for account, size in accounts.items()]
+    bars = [(bar["name"], bar["customdata"], bar["y"]) for bar in plots.books(rows)["data"]]
+    assert bars == [
+        ("tensors", [12], ["rank 0"]),
+        ("context", [3], ["rank 0"]),
+        ("unexplained", [-1], ["rank 0"]),
+    ]
+
+
+def test_a_stage_that_a_rank_did_not_run_is_a_gap_in_the_heat() -> None:
+    rows = [{"rank": rank, "stage": "denoise", "allocated_peak_bytes": 5} for rank in (0, 1)]
+    rows.append({"rank": 0, "stage": "decode", "allocated_peak_bytes": 9})
+    (trace,) = plots.heat(rows, "allocated")["data"]
+    assert (trace["y"], trace["customdata"]) == (["denoise", "decode"], [[5, 5], [9, None]])
+
+
+@pytest.mark.parametrize(
+    "name", ["ink", "paper", "line", *plots.ACCOUNTS, "active", "spread", "heat4", "rank7"]
+)
+def test_every_colour_is_set_for_light(name: str) -> None:
+    css = (Path(report.__file__).parent / "templates" / "report.css").read_text()
+    light = css.partition("@media")[0]
+    assert re.search(rf"--{name}: #[0-9a-f]{{6}};", light)
+
+
+# ---- questions that only the report asks ----
+
+
+def event(seq: int, t_ns: int, action: str, size: int, category: str | None = None) -> dict[str, Any]:
+    assert "seq" in TABLES["allocs"].schema.names
+    return blank("allocs", seq=seq, t_ns=t_ns, action=action, size_bytes=size, category=category, address=seq)
+
+
+def test_the_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Path) -> None:
+    spans = [span(1, "denoise", (0, 399), device_used=(7, 27, 27), reserved=(0, 20, 20), active=(0, 2, 12))]
+    events = [
+        event(1, 10, "segment_alloc", 20),
+        event(2, 10, "alloc", 4, "weight"),
+        event(3, 10, "alloc", 8, "activation"),
+        event(4, 10, "free_completed", 8, "activation"),
+        event(5, 10, "free_completed", 2, "weight"),
+    ]
+    book = [blank("ledger", t_ns=0, account="context", bytes=7)]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events, "ledger": book}})
+    nothing = (0, 0, 0, 0, 0)
+    assert answer(tmp_path, "timeline_by_account") == [
+        (0, 0, 0, False, 0, 0, 0, *nothing, 0, 0, 7, 0, 0, 0, 0),
+        (0, 10, 10, True, 12, 4, 8, *nothing, 0, 8, 7, 0, 0, 0, 0),
+        (0, 10, 10, False, 2, 2, 0, *nothing, 0, 18, 7, 0, 0, 0, 0),
+        (0, 399, 399, False, 2, 2, 0, *nothing, 0, 18, 7, 0, 0, 0, 0),
+    ]
+
+
+def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path) -> None:
+    spans = [span(1, "denoise", (0, 399), device_used=(7, 9, 27), reserved=(0, 2, 20), active=(0, 1, 12))]
+    make_run(tmp_path, {0: {"spans": spans}})
+    seen = [(row[1], row[3], row[4], row[12], row[13]) for row in answer(tmp_path, "timeline_by_account")]
+    assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
+
+
+def test_the_spread_takes_a_silent_rank_as_it_was_seen_last(tmp_path: Path) -> None:
+    ranks = {
+        0: {"spans": [span(1, "denoise", (0, 399), device_used=(5, 6, 6))]},
+        1: {"spans": [span(1, "denoise", (0, 100), device_used=(1, 9, 9))]},
+    }
+    make_run(tmp_path, ranks)
+    assert answer(tmp_path, "timeline_spread") == [
+        (0, 0, 2, 1, 5, 0),
+        (100, 100, 2, 5, 9, 1),
+        (399, 399, 2, 6, 9, 1),
+    ]
+
+
+def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
+    spans = [
+        span(1, "encode", (0, 1)),
+        span(2, "denoise", (1, 4), step=0, allocated=(0, 0, 5), reserved=(0, 0, 6), device_used=(0, 0, 7)),
+        span(3, "denoise/dit", (2, 3), step=0, parent_id=2),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    assert answer(tmp_path, "steps") == [(0, "denoise", 0, 1, 3, 5, 6, 7, 1, 0)]
+
+
+def test_each_module_of_a_script_has_a_line_of_its_own_over_its_calls() -> None:
+    rows: list[dict[str, Any]] = [
+        {"rank": 0, "stage": stage, "step": step, "allocated_peak_bytes": size, "duration_ns": 10**9}
+        for stage, step, size in (("DiT", 0, 1), ("DiT", 1, 2), ("Decoder", 0, 3))
+    ]
+    script = [one for one in plots.steps(rows, [0])["data"] if "meta" in one]
+    assert [(one["name"], one["x"], one["customdata"]) for one in script] == [
+        ("rank 0, DiT", [0, 1], [1, 2]),
+        ("rank 0, Decoder", [0], [3]),
+    ]
+    assert [one["name"] for one in plots.steps(rows[:2], [0])["data"]] == ["rank 0", "rank 0"]
+
+
+def test_a_peak_outside_of_any_span_counts_and_has_no_place(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {"spans": [span(1, "module", (0, 1), allocated=(0, 0, 5), reserved=(0, 0, 6))]}})
+    make_ranks(tmp_path, {"allocated_peak_bytes": 50, "reserved_peak_bytes": 60})
+    assert summary_lines(tmp_path)[0].endswith("device used 0.0 MiB, in no span")
+    (row,) = answer(tmp_path, "peak_by_rank")
+    assert row[1:3] == (50, 60)
+
+
+def test_a_line_of_many_steps_keeps_its_peaks() -> None:
+    rows = [
+        {"rank": rank, "stage": "denoise", "step": step, "allocated_peak_bytes": 5, "duration_ns": 10**9}
+        for rank in (0, 1)
+        for step in range(10_000)
+    ]
+    rows[7_777] |= {"allocated_peak_bytes": 9}
+    rows[7_778] |= {"duration_ns": 3 * 10**9}
+    sizes, times, *_ = plots.steps(rows, [0, 1])["data"]
+    assert len(sizes["x"]) == len(sizes["customdata"]) == len(times["x"]) == plots.MOST_POINTS
+    assert dict(zip(sizes["x"], sizes["customdata"], strict=True))[7_777] == max(sizes["customdata"]) == 9
+    assert dict(zip(times["x"], times["y"], strict=True))[7_778] == max(times["y"]) == 3.0
+    assert sizes["x"] == sorted(sizes["x"])
+
+
+def test_of_many_stages_the_longest_are_drawn_behind_an_area() -> None:
+    bands = [
+        {"stage": f"s{number}", "start_ns": 10 * number, "end_ns": 10 * number + 1} for number in range(3_000)
+    ]
+    bands[2_500] |= {"end_ns": 25_009}
+    frame = plots.frame(slices(5), [])
+    layout = plots.area([], slices(5), bands, frame)["layout"]
+    assert len(layout["shapes"]) == len(layout["annotations"]) == plots.MOST_BANDS
+    assert "s2500" in {note["text"] for note in layout["annotations"]}
+
+
+def test_of_a_long_table_the_ends_and_the_largest_of_each_figure_are_listed() -> None:
+    rows = [
+        {"rank": rank, "step": step, "a_bytes": step % 7, "duration_ns": None}
+        for rank in (0, 1)
+        for step in range(50)
+    ]
+    rows[30] |= {"a_bytes": 99}
+    rows[60] |= {"duration_ns": 5}
+    assert report.telling(rows, 6)[0] == rows[0]
+    picked = [rows.index(row) for row in report.telling(rows, 6)]
+    assert picked == [0, 30, 49, 50, 60, 99]
+    assert report.telling(rows, 1000) == rows
+
+
+def test_figures_grow_with_what_they_list() -> None:
+    names = ["a", "b", "c"]
+    assert [plots.peaks_of_runs(names[:num], {})["height"] for num in (1, 3)] == [156, 248]
+    assert [plots.stages_of_runs(names[:num], [], [])["height"] for num in (1, 3)] == [144, 212]
+    books = [{"rank": rank, "account": "active", "bytes": 5} for rank in range(3)]
+    assert [plots.books(books[:num])["height"] for num in (1, 3)] == [180, 240]
