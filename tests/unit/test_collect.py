@@ -28,6 +28,7 @@ from ray_memprof.collect import (
     write_driver_tables,
 )
 from ray_memprof.errors import DiskFull
+from ray_memprof.schema import SCHEMA_VERSION
 from ray_memprof.store import OPEN_STREAM, RankStore, manifest_path, part_name, table_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -376,7 +377,7 @@ def test_driver_tables_hold_what_was_given(tmp_path: Path) -> None:
     write_driver_tables(tmp_path, run, [{"rank": 3, **blank("ranks", host="h")}])
     write_driver_tables(tmp_path, run, [{"rank": 3, **blank("ranks", host="h2")}])  # written anew, not added
     rows = pq.ParquetFile(table_dir(tmp_path, "runs") / part_name(0)).read().to_pylist()
-    assert rows == [{**run, "schema_version": 1}]
+    assert rows == [{**run, "schema_version": SCHEMA_VERSION}]
     rows = pq.ParquetFile(table_dir(tmp_path, "ranks", 3) / part_name(0)).read().to_pylist()
     assert rows == [blank("ranks", host="h2")]
 
