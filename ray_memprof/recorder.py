@@ -258,12 +258,15 @@ class Recorder:
         if not self._hears():
             return None
         began = time.perf_counter_ns()
-        with self._problems.noting("a collective could not be recorded"), self._lock:
-            reading = self._read()
-            self._others_began = self._ledger.others
-            self._spend(began)
-            return reading
-        return None
+        try:
+            with self._lock:
+                reading = self._read()
+                self._others_began = self._ledger.others
+                self._spend(began)
+                return reading
+        except Exception as error:
+            self._problems.note("a collective could not be recorded", error)
+            return None
 
     def end_collective(
         self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int

@@ -157,8 +157,11 @@ class SharedHistory:
 
     def stamp(self, span_id: int) -> None:
         """Events of this thread from now on carry `span_id`, and what the program has set."""
-        self._local.span = str(span_id)
-        self._put_stamp()
+        self._local.span = span = str(span_id)
+        if self._has_texts:
+            self._put_stamp()
+        else:
+            self._originals_of("_cuda_setMemoryMetadata")(span)
 
     def take(self, *, may_empty: bool) -> Taken:
         """Our events since the last call.

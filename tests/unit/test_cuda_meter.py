@@ -426,3 +426,19 @@ def test_times_go_on_though_the_wall_clock_is_set(
     # The fake tells no time since torch was loaded, so its line is that of the clock.
     assert 0 <= after - before < 10**9
     assert before - 10**6 <= ours <= after + 10**6
+
+
+def test_a_reading_asks_the_allocator_once_and_a_reset_by_the_program_is_heard_still(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = started(cuda, events=False)
+    asked: list[int] = []
+    stats = cuda.stats
+    monkeypatch.setattr(torch._C, "_cuda_memoryStats", lambda index: (asked.append(index), stats(index))[1])
+    cuda.free(cuda.alloc(3 * KIB))
+    assert (meter.read().allocated_peak, asked) == (3 * KIB, [0])
+    # WHEN the program lets its peaks begin anew THEN ours are read before that
+    cuda.free(cuda.alloc(2 * KIB))
+    torch._C._cuda_resetPeakMemoryStats(0)
+    assert (meter.read().allocated_peak, meter.read().allocated_peak) == (2 * KIB, 0)
+    meter.stop()
