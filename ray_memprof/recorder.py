@@ -219,7 +219,9 @@ class Recorder:
         self._spend(began)
 
     def _spend(self, began: int) -> None:
-        spent = time.perf_counter_ns() - began
+        self._add_spent(time.perf_counter_ns() - began)
+
+    def _add_spent(self, spent: int) -> None:
         self._recorder_ns += spent
         self._longest_pause_ns = max(self._longest_pause_ns, spent)
         if self._open:
@@ -315,10 +317,12 @@ class Recorder:
             for record in self._open:
                 record.note_sample(sample, is_whole=is_whole)
             if is_due:
-                # Counted as the model's time too: the meter copies its events under Python's lock.
-                began = time.perf_counter_ns()
+                # Counted as the model's time too, as far as this thread works: the meter copies its events under
+                # Python's lock. While it waits for that lock the model goes on; where the model waits for ours, it
+                # counts that itself.
+                began = time.thread_time_ns()
                 self._flush()
-                self._spend(began)
+                self._add_spent(time.thread_time_ns() - began)
 
     def _is_due(self) -> bool:
         """Whether a span goes on for so long that its events must be taken inside it."""
