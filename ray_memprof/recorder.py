@@ -139,7 +139,7 @@ class Recorder:
         reading = self._read()
         record = self._open.record(name, attributes, reading)
         self._open.append(record)
-        if self._scribe is not None:
+        if self._scribe is not None and self._scribe.error is None:  # else nobody takes them out again
             self._scribe.categories[record.span_id] = category_of(name)
         self._stamp(record.span_id)
         self._sequence += 1
@@ -152,6 +152,9 @@ class Recorder:
         if self._meter.has_events:
             self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
         self._meter.stamp(span_id)
+
+    def _stamp_innermost(self) -> None:
+        self._stamp(self._open[-1].span_id if self._open else 0)
 
     def exit(self, name: str, failed: bool) -> None:
         """The innermost span of that name ends."""
@@ -166,6 +169,7 @@ class Recorder:
         except BaseException as error:
             if record is not None:
                 self._open.drop(record)
+                self._stamp_innermost()  # or what comes now would be booked to a span without a row
             if not isinstance(error, Exception):  # the handler of a signal
                 raise
             self._problems.note("a span was not ended as it should be", error)
@@ -174,7 +178,7 @@ class Recorder:
         reading = self._read()
         self._open.note_end(record, reading, failed)
         self._close_span(record, reading, failed)
-        self._stamp(self._open[-1].span_id if self._open else 0)
+        self._stamp_innermost()
         self._sequence += 1
         if not self._open:
             self._step = -1

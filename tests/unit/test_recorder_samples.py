@@ -295,3 +295,18 @@ def test_what_the_samplers_thread_waits_for_holds_nobody_up() -> None:
         assert desk.meter.events == []
         spent_ns = desk.recorder._longest_pause_ns
     assert 0 < spent_ns < 40_000_000
+
+
+def test_a_driver_that_answers_with_an_error_costs_no_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    share = shared(desk)
+
+    def fails(used: int, reserved: int, *, is_on: bool) -> int | None:
+        raise ValueError("not a process")
+
+    monkeypatch.setattr(share, "read", fails)
+    with desk.span("denoise"), desk.span("first"):
+        desk.meter.device_used += 30
+    assert desk.rows() == {"denoise/first": (30, 30, 0), "denoise": (30, 30, 0)}
+    text = "the driver could not be asked what this process holds: ValueError: not a process"
+    assert desk.recorder.problems[0] == text

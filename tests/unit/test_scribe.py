@@ -272,10 +272,7 @@ def test_events_are_decoded_a_few_at_once_and_others_may_work_in_between(
             event(action, address, 1000 * number, "9") for action in ("free_requested", "free_completed")
         ]
     whole = BlockReplay().feed([dict(one) for one in events])
-    expected = [
-        list(row)
-        for row in zip(*(getattr(whole, name) for name in ("seq", "span_id", "size_bytes")), strict=True)
-    ]
+    expected = list(zip(whole.seq, whole.span_id, whole.size_bytes, strict=True))
     for at_once, num_rests in ((1000, 0), (len(events), 0), (7, len(events) // 7)):
         monkeypatch.setattr(module, "AT_ONCE", at_once)
         rests.clear()
