@@ -47,7 +47,7 @@ class Clock:
 
     def now_ns(self) -> int:
         """The driver's wall time, in ns since 1970; never before what it was before."""
-        return _forward_ns() + self._since_1970_ns - self.offset_ns
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self._since_1970_ns - self.offset_ns
 
     def times(self, since_ns: int = 0) -> "WallTimes":
         """How times that torch tells now, by the host's wall clock, become ours.

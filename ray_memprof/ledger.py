@@ -55,8 +55,11 @@ class Ledger:
             others: bytes of other processes, where known.
             account: whom to put the change down to; "": decide by the span.
         """
-        changes: Counter[str] = Counter()
         outside = reading.device_used - reading.reserved
+        if is_on and self._has_context and others in (None, self.others):
+            if outside == self.others + self._own and self._own > 0:
+                return []  # as mostly
+        changes: Counter[str] = Counter()
         if not is_on:
             # Before this process has a context, all that is in use is someone else's.
             others = outside

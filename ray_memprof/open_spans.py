@@ -66,6 +66,8 @@ class OpenSpans(list[SpanRecord]):
 
     def named(self, name: str) -> SpanRecord | None:
         """The innermost of that name; not always the last, for tasks of asyncio take turns. None: it is over."""
+        if self and self[-1].name == name:
+            return self[-1]
         return next((one for one in reversed(self) if one.name == name), None)
 
     def drop(self, record: SpanRecord) -> None:

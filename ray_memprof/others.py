@@ -48,7 +48,13 @@ class Others:
         if self._share is None or outside == self._outside:
             return
         for _ in range(_TRIES):
-            own = self._share.read(reading.device_used, reading.reserved, is_on=self._meter.is_on)
+            try:
+                own = self._share.read(reading.device_used, reading.reserved, is_on=self._meter.is_on)
+            except Exception as error:  # or else the span at whose boundary this is asked would be lost
+                own = None
+                self._problem(
+                    f"the driver could not be asked what this process holds: {type(error).__name__}: {error}"
+                )
             if own is None:
                 self.bytes = None
                 if self._meter.is_on and self._outside is not None:

@@ -27,27 +27,30 @@ def owned(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> None:
     """
     if not any(span_id for _, span_id in stamps):
         return
-    if all(event.get("user_metadata", "") not in _NONE for event in events):
+    texts = [event.get("user_metadata", "") for event in events]
+    if not set(texts).intersection(_NONE):
         return
     times = [time_us for time_us, _ in stamps]
     numbers = _numbers(stamps)
     outside = numbers.pop("0", [])
-    shift = _shift(events, times, numbers)
-    places = _own_places(events, times, numbers, shift)
+    # Each of them goes through all events; the model waits for Python's lock meanwhile.
+    event_times = [event["time_us"] for event in events]
+    shift = _shift(texts, event_times, times, numbers)
+    places = _own_places(texts, event_times, times, numbers, shift)
     limits = _next_places(places, len(stamps) - 1)
     place = 0
-    for event, own, limit in zip(events, places, limits, strict=True):
-        stamp = event.get("user_metadata", "")
+    for event, stamp, time_us, own, limit in zip(events, texts, event_times, places, limits, strict=True):
         if own is not None:
             place = own
         elif stamp in _NONE:
-            now = event["time_us"] + shift
+            now = time_us + shift
             # No span: the model's thread only if it can have been outside of all by then.
             ahead = outside[bisect_left(outside, place) : bisect_right(outside, limit)] if stamp else []
             if ahead:
                 place = _last_reached(ahead, times, now)
             else:
-                place = max(place, min(bisect_right(times, now) - 1, limit))
+                if place < limit:
+                    place = max(place, min(bisect_right(times, now) - 1, limit))
                 event["user_metadata"] = str(stamps[place][1])
 
 
@@ -65,32 +68,40 @@ def _last_reached(numbers: Sequence[int], times: Sequence[int], now: int) -> int
     return reached[-1] if reached else numbers[0]
 
 
-def _shift(events: Sequence[dict[str, Any]], times: Sequence[int], numbers: dict[str, list[int]]) -> int:
+def _shift(
+    texts: Sequence[str], event_times: Sequence[int], times: Sequence[int], numbers: dict[str, list[int]]
+) -> int:
     """Microseconds to add to the times of events, so that the model's own lie between the stamps around them."""
     least, most = -(2**62), 2**62
-    for event in events:
-        found = numbers.get(event.get("user_metadata", ""), ())
-        if len(found) == 1:
-            (number,) = found
-            least = max(least, times[number] - event["time_us"])
+    alone = {text: found[0] for text, found in numbers.items() if len(found) == 1}
+    for text, time_us in zip(texts, event_times, strict=True):
+        number = alone.get(text)
+        if number is not None:
+            least = max(least, times[number] - time_us)
             if number + 1 < len(times):
-                most = min(most, times[number + 1] - event["time_us"])
+                most = min(most, times[number + 1] - time_us)
     return min(max(0, least), most) if least <= most else (least + most) // 2
 
 
 def _own_places(
-    events: Sequence[dict[str, Any]], times: Sequence[int], numbers: dict[str, list[int]], shift: int
+    texts: Sequence[str],
+    event_times: Sequence[int],
+    times: Sequence[int],
+    numbers: dict[str, list[int]],
+    shift: int,
 ) -> list[int | None]:
     """Of each event the stamp that it bears; None: it is another thread's, or outside of all spans."""
     places: list[int | None] = []
     place = 0
-    for event in events:
-        found = numbers.get(event.get("user_metadata", ""))
+    for text, time_us in zip(texts, event_times, strict=True):
+        found = numbers.get(text)
         if found is None:
             places.append(None)
             continue
-        ahead = found[bisect_left(found, place) :] or found[-1:]
-        place = _last_reached(ahead, times, event["time_us"] + shift)
+        if len(found) == 1:
+            place = found[0]
+        else:
+            place = _last_reached(found[bisect_left(found, place) :] or found[-1:], times, time_us + shift)
         places.append(place)
     return places
 

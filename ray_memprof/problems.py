@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from ray_memprof.forks import silent_in_children
+
 MOST_PROBLEMS = 100
 """Lines kept; what comes after them is counted."""
 
@@ -22,9 +24,15 @@ class Problems:
     """Lines, each once; from any thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # The handler of a signal may have a problem too, on the thread that is adding one.
+        self._lock = threading.RLock()
         self._texts: dict[str, None] = {}
         self._num_more = 0
+        silent_in_children(self)
+
+    def forked(self) -> None:
+        """In a child the thread that was adding a line is not there to give the lock back."""
+        self._lock = threading.RLock()
 
     def add(self, text: str) -> None:
         """Keep a line."""

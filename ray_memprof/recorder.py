@@ -139,7 +139,7 @@ class Recorder:
         reading = self._read()
         record = self._open.record(name, attributes, reading)
         self._open.append(record)
-        if self._scribe is not None:
+        if self._scribe is not None and self._scribe.error is None:  # else nobody takes them out again
             self._scribe.categories[record.span_id] = category_of(name)
         self._stamp(record.span_id)
         self._sequence += 1
@@ -152,6 +152,9 @@ class Recorder:
         if self._meter.has_events:
             self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
         self._meter.stamp(span_id)
+
+    def _stamp_innermost(self) -> None:
+        self._stamp(self._open[-1].span_id if self._open else 0)
 
     def exit(self, name: str, failed: bool) -> None:
         """The innermost span of that name ends."""
@@ -166,6 +169,7 @@ class Recorder:
         except BaseException as error:
             if record is not None:
                 self._open.drop(record)
+                self._stamp_innermost()  # or what comes now would be booked to a span without a row
             if not isinstance(error, Exception):  # the handler of a signal
                 raise
             self._problems.note("a span was not ended as it should be", error)
@@ -174,7 +178,7 @@ class Recorder:
         reading = self._read()
         self._open.note_end(record, reading, failed)
         self._close_span(record, reading, failed)
-        self._stamp(self._open[-1].span_id if self._open else 0)
+        self._stamp_innermost()
         self._sequence += 1
         if not self._open:
             self._step = -1
@@ -219,7 +223,9 @@ class Recorder:
         self._spend(began)
 
     def _spend(self, began: int) -> None:
-        spent = time.perf_counter_ns() - began
+        self._add_spent(time.perf_counter_ns() - began)
+
+    def _add_spent(self, spent: int) -> None:
         self._recorder_ns += spent
         self._longest_pause_ns = max(self._longest_pause_ns, spent)
         if self._open:
@@ -258,12 +264,15 @@ class Recorder:
         if not self._hears():
             return None
         began = time.perf_counter_ns()
-        with self._problems.noting("a collective could not be recorded"), self._lock:
-            reading = self._read()
-            self._others_began = self._ledger.others
-            self._spend(began)
-            return reading
-        return None
+        try:
+            with self._lock:
+                reading = self._read()
+                self._others_began = self._ledger.others
+                self._spend(began)
+                return reading
+        except Exception as error:
+            self._problems.note("a collective could not be recorded", error)
+            return None
 
     def end_collective(
         self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int
@@ -312,10 +321,12 @@ class Recorder:
             for record in self._open:
                 record.note_sample(sample, is_whole=is_whole)
             if is_due:
-                # Counted as the model's time too: the meter copies its events under Python's lock.
-                began = time.perf_counter_ns()
+                # Counted as the model's time too, as far as this thread works: the meter copies its events under
+                # Python's lock. While it waits for that lock the model goes on; where the model waits for ours, it
+                # counts that itself.
+                began = time.thread_time_ns()
                 self._flush()
-                self._spend(began)
+                self._add_spent(time.thread_time_ns() - began)
 
     def _is_due(self) -> bool:
         """Whether a span goes on for so long that its events must be taken inside it."""

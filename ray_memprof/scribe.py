@@ -5,6 +5,7 @@ The thread that runs the model only hands over what it took (Parcel); everything
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,15 @@ QUEUE_LENGTH = 16
 """Parcels that may wait; beyond it the model waits too, so that memory stays bounded."""
 MOST_WAITING_EVENTS = 196_608
 """The same of events: some 100 MB."""
+
+AT_ONCE = 512
+"""Events that are decoded before the model may have Python's lock: half a millisecond.
+
+Python takes the lock from a thread that works only after 5 ms, and the model gives it back, and wants it again, with
+every operation and every reading.
+"""
+REST_S = 50e-6
+"""Long enough for another thread to wake up and take it."""
 
 
 @dataclass(slots=True)
@@ -55,8 +65,11 @@ class SpanRecord:
 
     def note_reading(self, reading: Reading) -> None:
         """A reading was taken inside it, or at its end."""
-        self.device_used = max(self.device_used, reading.device_used)
-        self.outside = max(self.outside, reading.device_used - reading.reserved)
+        used = reading.device_used
+        if used > self.device_used:
+            self.device_used = used
+        if used - reading.reserved > self.outside:
+            self.outside = used - reading.reserved
 
     def note_sample(self, sample: "Sample", *, is_whole: bool) -> None:
         """A sample was taken: counts if that was inside it. Of one that is not whole, see Recorder.tick."""
@@ -244,11 +257,21 @@ class Scribe:
             return
         owned(batch.events, stamps)
         self._configure(batch)
-        columns = self.replay.feed(batch.events)
+        columns = self._fed(batch.events)
         if batch.times is not None:
             columns.t_ns = batch.times.ours(columns.t_ns)
         self._append_events(columns)
         self._check(batch)
+
+    def _fed(self, events: Sequence[Event]) -> Columns:
+        """Events through the replay, with a rest for every AT_ONCE of them."""
+        columns = self.replay.feed(events[:AT_ONCE])
+        for first in range(AT_ONCE, len(events), AT_ONCE):
+            time.sleep(REST_S)
+            more = self.replay.feed(events[first : first + AT_ONCE])
+            for name in type(columns).__slots__:
+                getattr(columns, name).extend(getattr(more, name))
+        return columns
 
     def _configure(self, batch: Batch) -> None:
         """Tell the replay the settings after these events, and what they prove where that is not enough."""

@@ -13,8 +13,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,7 +29,6 @@ from ray_memprof.problems import Problems
 _LOOK_S = 0.002
 """Between two looks at the model's thread: where it gets on, it is somewhere else by then."""
 _COUNTED = frozenset(("alloc", "free_requested", "free_completed"))
-_CURVES = ("allocated_bytes", "reserved_bytes", "active_bytes")
 
 
 class CudaMeter:
@@ -64,6 +63,8 @@ class CudaMeter:
         self._num_seen = self._num_lost = 0
         self._base_counters = self._drained = _Counters()
         self._thread = self._used = 0
+        self._resetting = 0
+        """The thread on which we let peaks begin anew."""
         self._base: list[Any] = []
         self._span = 0
         self._resets: dict[str, Callable[..., None]] = {}
@@ -102,7 +103,7 @@ class CudaMeter:
 
         Where another thread than the model's does so while a span begins, the span may be given the peak before it.
         """
-        if self._is_on:
+        if self._is_on and threading.get_ident() != self._resetting:
             with self._problems.noting("peaks before a reset by the program are unknown"):
                 self._kept = self._tops(self._read_stats())
         reset(*args)
@@ -120,14 +121,21 @@ class CudaMeter:
 
     def _tops(self, stats: dict[str, Any]) -> tuple[int, int, int]:
         """Peaks since ours began: allocated, reserved and active bytes."""
-        allocated, reserved, active = (
-            max(kept, stats[name]["all"]["peak"]) for kept, name in zip(self._kept, _CURVES, strict=True)
+        allocated, reserved, active = self._kept
+        return (
+            max(allocated, stats["allocated_bytes"]["all"]["peak"]),
+            max(reserved, stats["reserved_bytes"]["all"]["peak"]),
+            max(active, stats["active_bytes"]["all"]["peak"]),
         )
-        return allocated, reserved, active
 
     def _reset_peaks(self) -> None:
-        # By its name, as the program would: whoever else watches resets (PeakWatch) hears of this one too.
-        torch._C._cuda_resetPeakMemoryStats(self._index)
+        # By its name, as the program would: whoever else watches resets (PeakWatch) hears of this one too. What the
+        # peaks were is read already: asking again would cost as much as the reading.
+        self._resetting = threading.get_ident()
+        try:
+            torch._C._cuda_resetPeakMemoryStats(self._index)
+        finally:
+            self._resetting = 0
         self._kept = (0, 0, 0)
 
     def _begin_guarded(self) -> None:
@@ -175,8 +183,10 @@ class CudaMeter:
     def _read_stats(self) -> dict[str, Any]:
         """The allocator's counters, or where it fails what they were last; {}: it has none."""
         if self._stats:
-            with self._problems.noting("the allocator's counters could not be read"):
+            try:
                 self._stats = torch._C._cuda_memoryStats(self._index)
+            except Exception as error:
+                self._problems.note("the allocator's counters could not be read", error)
         return self._stats
 
     def base_segments(self) -> list[Any]:
@@ -292,7 +302,9 @@ class CudaMeter:
 
     def _lost(self, before: "_Counters", events: list[Any]) -> int:
         """Events that the allocator has counted up to `before` and that never came, without those told already."""
-        self._num_seen += sum(event["action"] in _COUNTED for event in events)
+        # While the model waits; in C.
+        came = Counter(map(itemgetter("action"), events))
+        self._num_seen += sum(came[action] for action in _COUNTED)
         missing = before.num_events - self._base_counters.num_events - self._num_seen
         more = max(0, missing - self._num_lost)
         self._num_lost += more
@@ -311,8 +323,7 @@ class CudaMeter:
         self._is_started = self._is_on = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Counters:
+class _Counters(NamedTuple):
     """What changes with the events of the allocator."""
 
     allocated: int = 0
@@ -340,11 +351,20 @@ def _counts(stats: dict[str, Any]) -> Counter[str]:
 
 
 def _counters_of(stats: dict[str, Any], forgotten: Counter[str] | None = None) -> _Counters:
-    counts = _counts(stats)
+    # Twice for every span: no Counter where none is needed.
+    allocation, active = stats["allocation"]["all"], stats["active"]["all"]
+    allocs, frees, completed = allocation["allocated"], allocation["freed"], active["freed"]
+    segments, retries = stats["segment"]["all"]["allocated"], stats["num_alloc_retries"]
     if forgotten:
-        counts.update(forgotten)
-    allocated, reserved, active = (stats[name]["all"]["current"] for name in _CURVES)
-    num_events = counts["allocs"] + counts["frees"] + counts["completed"]
+        allocs, frees = allocs + forgotten["allocs"], frees + forgotten["frees"]
+        completed, segments = completed + forgotten["completed"], segments + forgotten["segments"]
+        retries += forgotten["retries"]
     return _Counters(
-        allocated, reserved, active, counts["allocs"], counts["segments"], counts["retries"], num_events
+        stats["allocated_bytes"]["all"]["current"],
+        stats["reserved_bytes"]["all"]["current"],
+        stats["active_bytes"]["all"]["current"],
+        allocs,
+        segments,
+        retries,
+        allocs + frees + completed,
     )

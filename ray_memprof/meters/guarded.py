@@ -63,22 +63,32 @@ class Guarded:
             return
         self._is_broken = True
 
+    # What is asked at every boundary of a span is guarded in place: a closure for each question costs as much again.
+
     def read(self) -> Reading:
         """Of this moment, or where that fails what was read last."""
-        return self._look(self._meter.read)
+        try:
+            reading = self._meter.read() if not self._is_broken else self._stale()
+        except Exception as error:
+            reading = self._stale(error)
+        self._last = reading
+        return reading
 
     def peek(self) -> Reading:
         """As read()."""
-        return self._look(self._meter.peek)
-
-    def _look(self, look: Callable[[], Reading]) -> Reading:
-        reading = None if self._is_broken else self._ask("memory could not be read", look, None)
-        if reading is None:
-            reading = replace(
-                self._last, t_ns=self._clock.now_ns(), allocated_peak=-1, reserved_peak=-1, active_peak=-1
-            )
+        try:
+            reading = self._meter.peek() if not self._is_broken else self._stale()
+        except Exception as error:
+            reading = self._stale(error)
         self._last = reading
         return reading
+
+    def _stale(self, error: Exception | None = None) -> Reading:
+        if error is not None:
+            self._problems.note("memory could not be read", error)
+        return replace(
+            self._last, t_ns=self._clock.now_ns(), allocated_peak=-1, reserved_peak=-1, active_peak=-1
+        )
 
     def answers(self) -> bool:
         """Of the meter; False where it fails."""
@@ -86,11 +96,22 @@ class Guarded:
 
     def stamp(self, span_id: int) -> None:
         """Events from now on belong to `span_id`."""
-        self._ask("events could not be given their span", lambda: self._meter.stamp(span_id), None)
+        if self._is_broken:
+            return
+        try:
+            self._meter.stamp(span_id)
+        except Exception as error:
+            self._problems.note("events could not be given their span", error)
 
     def pending(self, reading: Reading) -> int:
         """Of the meter; 0 where it fails."""
-        return int(self._ask("events could not be counted", lambda: self._meter.pending(reading), 0))
+        if self._is_broken:
+            return 0
+        try:
+            return self._meter.pending(reading)
+        except Exception as error:
+            self._problems.note("events could not be counted", error)
+            return 0
 
     def drain(self) -> Batch:
         """Of the meter; no events where it fails."""

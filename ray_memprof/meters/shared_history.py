@@ -10,6 +10,7 @@ them is answered from here. So its snapshots have its events, as many and with t
 the metadata that it set; what it stops is its own recording. Threads have a stamp each; ours is that of the span.
 """
 
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -52,6 +53,22 @@ class Taken:
     before: Any
     after: Any
     """The allocator's counters before and after the copy: the same where no thread allocated meanwhile."""
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Python looks for no garbage inside the block, which makes many objects and no garbage.
+
+    It counts objects made, and would look through all that there are: 0.1 s where a program has imported much, in the
+    middle of a span. torch keeps Python's lock while it makes them, so that no other thread goes without.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 class SharedHistory:
@@ -157,8 +174,11 @@ class SharedHistory:
 
     def stamp(self, span_id: int) -> None:
         """Events of this thread from now on carry `span_id`, and what the program has set."""
-        self._local.span = str(span_id)
-        self._put_stamp()
+        self._local.span = span = str(span_id)
+        if self._has_texts:
+            self._put_stamp()
+        else:
+            self._originals_of("_cuda_setMemoryMetadata")(span)
 
     def take(self, *, may_empty: bool) -> Taken:
         """Our events since the last call.
@@ -209,7 +229,8 @@ class SharedHistory:
         before = self._originals["_cuda_getMemoryMetadata"]()
         self._originals["_cuda_setMemoryMetadata"](marker)
         try:
-            snapshot: dict[str, Any] = self._originals["_cuda_memorySnapshot"](*arguments)
+            with _no_garbage():
+                snapshot: dict[str, Any] = self._originals["_cuda_memorySnapshot"](*arguments)
         finally:
             self._originals["_cuda_setMemoryMetadata"](before)
         traces = snapshot["device_traces"]
@@ -230,7 +251,8 @@ class SharedHistory:
         return snapshot
 
     def _as_we_see(self, events: Events) -> Events:
-        ours = [event for event in events if not is_marker(event)]
+        # Asked of every event while the model waits: a call for each would take as long as the rest.
+        ours = [event for event in events if event["action"] != "snapshot" or not is_marker(event)]
         if self._has_texts:
             for event in ours:
                 stamp = event["user_metadata"].partition(SEPARATOR)[0]

@@ -1,5 +1,6 @@
 """The CUDA meter against an allocator faked here: when it begins, what a drain can vouch for, what it loses."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -426,3 +427,43 @@ def test_times_go_on_though_the_wall_clock_is_set(
     # The fake tells no time since torch was loaded, so its line is that of the clock.
     assert 0 <= after - before < 10**9
     assert before - 10**6 <= ours <= after + 10**6
+
+
+def test_a_reading_asks_the_allocator_once_and_a_reset_by_the_program_is_heard_still(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meter = started(cuda, events=False)
+    asked: list[int] = []
+    stats = cuda.stats
+    monkeypatch.setattr(torch._C, "_cuda_memoryStats", lambda index: (asked.append(index), stats(index))[1])
+    cuda.free(cuda.alloc(3 * KIB))
+    assert (meter.read().allocated_peak, asked) == (3 * KIB, [0])
+    # WHEN the program lets its peaks begin anew THEN ours are read before that
+    cuda.free(cuda.alloc(2 * KIB))
+    torch._C._cuda_resetPeakMemoryStats(0)
+    assert (meter.read().allocated_peak, meter.read().allocated_peak) == (2 * KIB, 0)
+    meter.stop()
+
+
+@pytest.mark.parametrize("was_enabled", [True, False])
+def test_a_copy_of_many_events_makes_python_look_for_no_garbage(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, was_enabled: bool
+) -> None:
+    meter = started(cuda)
+    looks: list[str] = []
+    copy, made = meter._history._originals["_cuda_memorySnapshot"], []
+
+    def many(*arguments: Any) -> Any:
+        before = gc.get_stats()
+        made.extend([] for _ in range(20_000))
+        looks.extend("a look" for one, then in zip(gc.get_stats(), before, strict=True) if one != then)
+        return copy(*arguments)
+
+    monkeypatch.setitem(meter._history._originals, "_cuda_memorySnapshot", many)
+    (gc.enable if was_enabled else gc.disable)()
+    try:
+        drain(meter)
+        assert (looks, len(made), gc.isenabled()) == ([], 20_000, was_enabled)
+    finally:
+        gc.enable()
+        meter.stop()

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from ray_memprof import recorder as module
 from ray_memprof.meters.host import HostMeter
 from ray_memprof.module_spans import naming_modules
+from ray_memprof.problems import Problems
 from ray_memprof.recorder import Recorder, recording
 from ray_memprof.replay import Replay
 from ray_memprof.scribe import Sample, Scribe
@@ -215,3 +216,10 @@ def test_the_workers_of_a_data_loader_give_all_their_batches(
         assert sum(1 for _ in loader) == 60
     assert [row["path"] for row in rows_of(tmp_path, "spans")] == ["script"]
     assert recorder.problems == ()
+
+
+def test_a_child_waits_for_nobody_who_was_noting_a_problem() -> None:
+    problems = Problems()
+    with held(problems._lock):
+        assert in_a_child(lambda: problems.add("of the child"), 10.0) == 0
+    assert problems.texts == ()

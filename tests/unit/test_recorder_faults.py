@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from recorder_fakes import FakeMeter, FakeStore
 
 from ray_memprof import recorder as module
+from ray_memprof.errors import DiskFull
 from ray_memprof.meters import Reading
 from ray_memprof.problems import MOST_PROBLEMS, Problems
 from ray_memprof.recorder import Recorder
@@ -271,3 +272,56 @@ class Timed(FakeMeter):
         self.events[-1]["time_us"] = self.time_us
         if not self.stamped:
             self.events[-1]["user_metadata"] = ""
+
+
+def test_a_signals_handler_may_have_a_problem_while_one_is_added() -> None:
+    problems = Problems()
+
+    def handled() -> None:
+        with problems._lock:  # add() is interrupted here, and its thread runs the handler
+            problems.add("from the handler")
+
+    thread = threading.Thread(target=handled, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert problems.texts == ("from the handler",)
+
+
+def test_a_span_that_was_not_ended_as_it_should_be_gets_no_more_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    meter = FakeMeter()
+    recorder = recorder_of(meter)
+    recorder.start()
+
+    def fails(path: str) -> None:
+        raise RuntimeError("no")
+
+    with listening(recorder), span("train_step"):
+        with monkeypatch.context() as patch, span("forward"):
+            patch.setattr(recorder._ledger, "close", fails)
+        assert (meter.span, recorder.beat().path) == (1, "train_step")
+    recorder.close()
+    assert recorder.problems == ("a span was not ended as it should be: RuntimeError: no",)
+
+
+def test_spans_after_a_full_disk_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 0.0)
+    recorder = recorder_of(FakeMeter(), FakeStore(room=0))
+    scribe = recorder._scribe
+    assert scribe is not None
+    recorder.start()
+    with listening(recorder):
+        with span("decode"):
+            pass
+        while scribe.error is None:
+            with span("decode"):
+                pass
+        before = len(scribe.categories)
+        for _ in range(50):
+            with span("decode"):
+                pass
+    assert len(scribe.categories) == before
+    with pytest.raises(DiskFull):
+        recorder.close()

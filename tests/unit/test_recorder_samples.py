@@ -1,5 +1,6 @@
 """Samples and spans: each sample counts for the spans it was taken in, however late it comes, and for no other."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from recorder_fakes import FakeMeter, FakeStore
 
 from ray_memprof import recorder as module
+from ray_memprof.meters import Batch
 from ray_memprof.recorder import Recorder
 from ray_memprof.replay import Replay
 from ray_memprof.scribe import Sample, Scribe
@@ -276,3 +278,35 @@ def test_samples_tell_of_others_where_the_driver_cannot_be_asked_at_boundaries()
     with desk.span("denoise"):
         pass
     assert booked(desk) == [("context", 500), ("others", 60)]
+
+
+def test_what_the_samplers_thread_waits_for_holds_nobody_up() -> None:
+    """A drain on that thread waits for Python's lock while the model works: time of its own alone is counted."""
+
+    class Waits(FakeMeter):
+        def drain(self) -> Batch:
+            time.sleep(0.05)
+            return super().drain()
+
+    desk = Desk(meter=Waits())
+    with desk.span("train_step"):
+        desk.meter.events += [{}] * (module.DRAIN_EVENTS + 1)
+        desk.recorder.tick(sample(1, 0))
+        assert desk.meter.events == []
+        spent_ns = desk.recorder._longest_pause_ns
+    assert 0 < spent_ns < 40_000_000
+
+
+def test_a_driver_that_answers_with_an_error_costs_no_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk()
+    share = shared(desk)
+
+    def fails(used: int, reserved: int, *, is_on: bool) -> int | None:
+        raise ValueError("not a process")
+
+    monkeypatch.setattr(share, "read", fails)
+    with desk.span("denoise"), desk.span("first"):
+        desk.meter.device_used += 30
+    assert desk.rows() == {"denoise/first": (30, 30, 0), "denoise": (30, 30, 0)}
+    text = "the driver could not be asked what this process holds: ValueError: not a process"
+    assert desk.recorder.problems[0] == text

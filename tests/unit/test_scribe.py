@@ -256,3 +256,28 @@ def test_whoever_delivers_more_events_than_may_wait_waits(monkeypatch: pytest.Mo
     scribe.close()
     # One that is larger than all that may wait is taken where nothing else does.
     assert (scribe.most_waiting_events, scribe.replay.num_allocs) == (20, 56)
+
+
+def test_events_are_decoded_a_few_at_once_and_others_may_work_in_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows, peaks and counters are those of all at once."""
+    rests: list[float] = []
+    monkeypatch.setattr(module.time, "sleep", rests.append)
+    events = [event("segment_alloc", 0, 8 * MIB)]
+    for number in range(1, 40):
+        address = number % 4 * MIB
+        events += [event("alloc", address, 1000 * number, str(number % 3))]
+        events += [
+            event(action, address, 1000 * number, "9") for action in ("free_requested", "free_completed")
+        ]
+    whole = BlockReplay().feed([dict(one) for one in events])
+    expected = list(zip(whole.seq, whole.span_id, whole.size_bytes, strict=True))
+    for at_once, num_rests in ((1000, 0), (len(events), 0), (7, len(events) // 7)):
+        monkeypatch.setattr(module, "AT_ONCE", at_once)
+        rests.clear()
+        scribe, store = written(
+            Parcel(batch=Batch([dict(one) for one in events], None)), replay=BlockReplay()
+        )
+        assert [(row["seq"], row["span_id"], row["size_bytes"]) for row in store.rows["allocs"]] == expected
+        assert (rests, scribe.problems.texts) == ([module.REST_S] * num_rests, ())
