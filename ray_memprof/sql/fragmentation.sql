@@ -88,6 +88,7 @@ held AS (
         rank,
         seq,
         span_id,
+        COALESCE(category = 'before', FALSE) AS is_before,
         action IN ('segment_alloc', 'segment_map') AS is_growth,
         SUM(IF(is_growth, size_bytes, -size_bytes)) OVER (
             PARTITION BY rank ORDER BY seq
@@ -100,7 +101,11 @@ held AS (
 ),
 
 moments AS (
-    SELECT held.rank, swing.stage, MIN(held.seq) AS seq
+    SELECT
+        held.rank,
+        swing.stage,
+        MIN(held.seq) AS seq,
+        ARG_MIN(held.is_before, held.seq) AS is_before
     FROM held
     LEFT JOIN spans
         ON held.rank = spans.rank AND held.span_id = spans.span_id
@@ -124,7 +129,8 @@ ranges AS (
     FROM (
         SELECT rank, seq FROM moments
         UNION
-        SELECT rank, -1 FROM moments
+        -- What was held before the first event has numbers below zero.
+        SELECT rank, -9223372036854775808 FROM moments
     )
     LIMIT 65536
 ),
@@ -138,9 +144,7 @@ changes AS (
         ) AS bytes,
         -- The tensor that the segment was taken for comes next.
         ARG_MIN(allocs.size_bytes, allocs.seq)
-            FILTER (WHERE allocs.action = 'alloc') AS next_bytes,
-        ARG_MIN(COALESCE(allocs.category, ''), allocs.seq)
-            FILTER (WHERE allocs.action = 'alloc') AS next_category
+            FILTER (WHERE allocs.action = 'alloc') AS next_bytes
     FROM allocs
     INNER JOIN ranges
         ON allocs.rank = ranges.rank
@@ -154,7 +158,6 @@ used AS (
     SELECT
         ranges.rank,
         ranges.seq,
-        changes.next_category,
         COALESCE(SUM(changes.bytes) OVER earlier, 0)
             + COALESCE(changes.next_bytes, 0) AS bytes
     FROM ranges
@@ -172,7 +175,7 @@ SELECT
     swing.reserved_peak_bytes,
     -- How what was there before the first event had come to be is not known.
     IF(
-        used.next_category IS NOT DISTINCT FROM 'before',
+        moments.is_before,
         NULL,
         swing.reserved_peak_bytes - used.bytes
     )::BIGINT AS fragmentation_bytes,

@@ -46,7 +46,7 @@ def memory(
     }
 
 
-def written(path: Path, *events: dict[str, Any]) -> Path:
+def written(path: Path, *events: Any) -> Path:
     text = json.dumps({"traceEvents": events})
     if path.suffix == ".gz":
         path.write_bytes(gzip.compress(text.encode()))
@@ -81,6 +81,107 @@ def test_what_is_no_trace_is_refused(
     code, out, err = run(capsys, trace)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {trace} {message}")
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, capsys: Captured) -> None:
+    whole = written(tmp_path / "whole.json.gz", memory(1, 512, 512, 2**21)).read_bytes()
+    trace = tmp_path / "trace.json.gz"
+    for length in range(len(whole) - 8):  # without its last 8 bytes, the checksum, nothing is whole
+        trace.write_bytes(whole[:length])
+        code, out, err = run(capsys, trace)
+        assert (code, out, err.count("\n")) == (2, "", 2), length
+        assert err.startswith(f"error: {trace} "), err
+    damaged = bytearray(whole)
+    damaged[15] ^= 0xFF
+    trace.write_bytes(damaged)
+    assert run(capsys, trace)[0] == 2
+
+
+def test_deep_nesting_is_refused(tmp_path: Path, capsys: Captured) -> None:
+    trace = tmp_path / "trace.json"
+    trace.write_text("[" * 100_000)
+    code, out, err = run(capsys, trace)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {trace} is no")
+
+
+def test_control_characters_in_names_are_read_and_not_printed(tmp_path: Path, capsys: Captured) -> None:
+    trace = written(tmp_path / "trace.json", operator("\x1b[2J\ud800mm", 0, 5), memory(1, 512, 512, 2**21))
+    trace.write_text(trace.read_text().replace("\\u001b", "\x1b"))
+    assert "\x1b" in trace.read_text()
+    code, out, err = run(capsys, trace)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "            0.00 MiB in 1 allocations  ?[2J?mm"
+
+
+def test_an_operator_without_end_holds_nothing_and_is_told(tmp_path: Path, capsys: Captured) -> None:
+    endless = {name: value for name, value in operator("aten::mm", 10, 0).items() if name != "dur"}
+    trace = written(
+        tmp_path / "trace.json", operator("aten::linear", 5, 100), endless, memory(11, 512, 512, 2**21)
+    )
+    code, out, err = run(capsys, trace)
+    assert (code, err) == (
+        0,
+        f"warning: {trace}: 1 of the operators have no ts or dur: nothing is counted in them\n",
+    )
+    assert "in aten::linear" in out
+
+
+def test_memory_in_the_first_microsecond_of_an_operator_is_its_own(tmp_path: Path, capsys: Captured) -> None:
+    trace = written(tmp_path / "trace.json", memory(10, 512, 512, 2**21), operator("aten::mm", 10, 0))
+    assert "in aten::mm" in run(capsys, trace)[1]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        None,
+        [],
+        {},
+        {"Bytes": 1},
+        {"Bytes": "1", "Device Type": 1},
+        {"Bytes": 10**400, "Device Type": 1},
+        {"Bytes": float("nan"), "Device Type": 1},
+        {"Bytes": 1, "Device Type": {}},
+        {"Bytes": 1, "Device Type": 1, "Total Allocated": None},
+        {"Bytes": 1, "Device Type": 1, "Total Reserved": []},
+    ],
+)
+def test_memory_events_without_sizes_are_left_out_and_told(
+    tmp_path: Path, capsys: Captured, args: object
+) -> None:
+    left_out = memory(1, 512, 512, 2**21) | {"args": args}
+    trace = written(tmp_path / "trace.json", left_out)
+    why = "1 of the memory events have no ts, Bytes or Device Type"
+    assert run(capsys, trace) == (
+        2,
+        "",
+        f"error: {trace} has no memory events that can be read: {why}\n"
+        "hint: torch.profiler writes them with profile_memory=True\n",
+    )
+    trace = written(tmp_path / "trace.json", left_out, memory(2, 1024, 2048, 2**21))
+    code, out, err = run(capsys, trace)
+    assert (code, err) == (0, f"warning: {trace}: {why}\n")
+    assert "peak allocated 0.00 GiB (2,048 bytes) at 0.001 ms" in out
+
+
+ODD = [None, True, -1, 1e999, float("nan"), 10**400, "a", "\ud800", [], {}, [[]], {"Bytes": 1}]
+FIELDS = ["ph", "cat", "name", "pid", "tid", "ts", "dur", "args"]
+ARGS = ["Bytes", "Total Allocated", "Total Reserved", "Device Type", "Device Id"]
+
+
+@pytest.mark.parametrize("value", ODD, ids=ascii)
+def test_any_value_anywhere_is_read_or_refused(tmp_path: Path, capsys: Captured, value: object) -> None:
+    """Never a traceback: run() would raise."""
+    good = [operator("aten::mm", 0, 5), memory(1, 512, 512, 2**21)]
+    changed = [[good[0] | {field: value}, good[1]] for field in FIELDS]
+    changed += [[good[0], good[1] | {field: value}] for field in FIELDS]
+    changed += [[good[0], good[1] | {"args": good[1]["args"] | {field: value}}] for field in ARGS]
+    for events in [*changed, [value], [*good, value]]:
+        code, out, err = run(capsys, written(tmp_path / "trace.json", *events))
+        assert (code, bool(out)) in [(0, True), (2, False)], events
+        (out + err).encode()
+        assert code == 0 or err.startswith("error: "), events
 
 
 def test_peaks_and_operators_by_device(tmp_path: Path, capsys: Captured) -> None:

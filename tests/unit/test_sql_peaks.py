@@ -183,9 +183,18 @@ def test_fragmentation_and_fluctuation(tmp_path: Path) -> None:
         event(12, "alloc", 30, span_id=3),
     ]
     lone = {"spans": [span(1, "decode", (0, 1), reserved=(0, 8, 9), active=(0, 2, 3))]}
-    before = [event(0, "segment_alloc", 9), event(1, "alloc", 3, "before")]
-    early = {"spans": [span(1, "decode", (0, 1), reserved=(0, 9, 9))], "allocs": before}
-    make_run(tmp_path, {0: {"spans": spans, "allocs": events}, 1: lone, 2: early})
+    # The last segment that was there holds nothing; the next tensor is of the program.
+    before = [
+        event(-4, "segment_alloc", 5, "before"),
+        event(-3, "alloc", 3, "before"),
+        event(-2, "alloc", 1, "before"),
+        event(-1, "segment_alloc", 4, "before"),
+    ]
+    then = event(0, "alloc", 2, "activation", span_id=1)
+    early = {"spans": [span(1, "decode", (0, 1), reserved=(0, 9, 9))], "allocs": [*before, then]}
+    grown = [event(1, "segment_alloc", 20, span_id=1), event(2, "alloc", 7, "activation", span_id=1)]
+    late = {"spans": [span(1, "decode", (0, 1), reserved=(9, 29, 29))], "allocs": [*before, then, *grown]}
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}, 1: lone, 2: early, 3: late})
     assert columns(tmp_path, "fragmentation") == [
         *("rank", "stage", "reserved_peak_bytes", "fragmentation_bytes", "cached_worst_bytes"),
         *("cached_path", "cached_end_bytes", "fluctuation_bytes", "step_spread_bytes"),
@@ -200,6 +209,9 @@ def test_fragmentation_and_fluctuation(tmp_path: Path) -> None:
         (1, "decode", 9, None, 6, "decode", 6, 0, 0),
         (2, None, 9, None, 9, "decode", 9, 0, None),
         (2, "decode", 9, None, 9, "decode", 9, 0, 0),
+        # 3 + 1 held before, 2 and 7 taken since.
+        (3, None, 29, 29 - 13, 29, "decode", 29, 0, None),
+        (3, "decode", 29, 29 - 13, 29, "decode", 29, 0, 0),
     ]
 
 
