@@ -30,8 +30,7 @@ from ray_memprof.others import Others
 from ray_memprof.owners import Stamp
 from ray_memprof.plan import Beat, RankPlan, ReplayCheck
 from ray_memprof.problems import Problems
-from ray_memprof.replay import BlockReplay, Replay
-from ray_memprof.scribe import Collective, Parcel, Sample, Scribe, SpanRecord, Stacks
+from ray_memprof.scribe import Collective, Parcel, Sample, Scribe, SpanRecord, scribe_of
 from wan.spans import Attribute, listening
 
 if TYPE_CHECKING:
@@ -468,7 +467,7 @@ def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
         share = None
         if device is not None:
             share = OwnShare(device, os.getpid(), is_contained=is_contained())
-        scribe = _scribe(plan, meter, problems)
+        scribe = scribe_of(plan, meter, problems)
         recorder = Recorder(plan.rank, meter, scribe, share=share, problems=problems)
         if on_cuda and device is None:
             recorder.problem(
@@ -491,26 +490,3 @@ def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
                     yield recorder
         finally:
             recorder.close()
-
-
-def _scribe(plan: RankPlan, meter: Meter, problems: Problems) -> Scribe | None:
-    if not plan.config.logging.profile_memory:
-        return None
-    from ray_memprof.store import RankStore
-
-    store = RankStore(plan.run_dir, plan.rank)
-    stacks = Stacks(store) if plan.config.logging.level == "stack" else None
-    categories: dict[int, str] = {}
-    kind = BlockReplay if meter.source == "cuda" else Replay
-    replay = kind(
-        category_of=lambda span_id: categories.get(span_id, "activation"),
-        stack_of=None if stacks is None else stacks.number,
-    )
-    return Scribe(
-        store,
-        replay,
-        categories=categories,
-        stacks=stacks,
-        device_total_bytes=plan.facts.device_total_bytes,
-        problems=problems,
-    )

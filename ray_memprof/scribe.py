@@ -14,8 +14,9 @@ from functools import partial
 from ray_memprof.block_sizes import decide
 from ray_memprof.errors import DiskFull
 from ray_memprof.ledger import Entry
-from ray_memprof.meters import Batch, Reading
+from ray_memprof.meters import Batch, Meter, Reading
 from ray_memprof.owners import Stamp, owned
+from ray_memprof.plan import RankPlan
 from ray_memprof.problems import Problems
 from ray_memprof.replay import BlockReplay, Columns, Event, Peaks, Replay, Segment
 from ray_memprof.store import RankStore
@@ -408,3 +409,25 @@ class Stacks:
 
 def _columns(rows: list[dict[str, object]]) -> dict[str, list[object]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def scribe_of(plan: RankPlan, meter: Meter, problems: Problems) -> Scribe | None:
+    """The scribe of a rank; None where its configuration keeps nothing."""
+    if not plan.config.logging.profile_memory:
+        return None
+    store = RankStore(plan.run_dir, plan.rank)
+    stacks = Stacks(store) if plan.config.logging.level == "stack" else None
+    categories: dict[int, str] = {}
+    kind = BlockReplay if meter.source == "cuda" else Replay
+    replay = kind(
+        category_of=lambda span_id: categories.get(span_id, "activation"),
+        stack_of=None if stacks is None else stacks.number,
+    )
+    return Scribe(
+        store,
+        replay,
+        categories=categories,
+        stacks=stacks,
+        device_total_bytes=plan.facts.device_total_bytes,
+        problems=problems,
+    )
