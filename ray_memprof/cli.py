@@ -108,14 +108,15 @@ def import_(
         run_dir = (output_dir / name / new_run_id()).absolute()
         told_lines = import_snapshots(files, run_dir, name, tell=_to_stderr)
         for line in (*told_lines, *db.limits(run_dir)):
-            sys.stderr.write(visible(f"warning: {line}\n"))
+            _to_stderr(f"warning: {line}")
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
 
 
 def _to_stderr(line: str) -> None:
     with suppress(BrokenPipeError):
-        sys.stderr.write(visible(f"{line}\n"))
+        # A name of a file may have ends of lines: it is told in one.
+        sys.stderr.write(visible(line.replace("\n", "\\n")) + "\n")
 
 
 @app.command("finish")

@@ -24,7 +24,7 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.limits import Check, check, parse
 from ray_memprof.query import opened
 from ray_memprof.standing import LEFT, RUNNING
-from ray_memprof.summary import bounds
+from ray_memprof.summary import bounds, doubts
 from ray_memprof.wholeness import lacking
 
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ class Side:
     lacking: tuple[str, ...] = ()
     """What of its rows is not there."""
     bounds: tuple[str, ...] = ()
-    """Which of its peaks are lower bounds, and why."""
+    """Which of its peaks are lower bounds, and why, and which may be off by how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,8 +271,9 @@ def _bounds(connection: duckdb.DuckDBPyConnection, number: int) -> list[str]:
     """Of the whole run; of a span its own columns tell."""
     connection.execute(f"SET schema = 'run{number}'")
     rows = connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist()
+    lines = [*bounds(rows), *doubts(connection)]
     connection.execute("SET schema = 'main'")
-    return bounds(rows)
+    return lines
 
 
 def _unsure(connection: duckdb.DuckDBPyConnection, number: int) -> list[int]:

@@ -175,7 +175,7 @@ def _refused(row: Row) -> str:
     if row.get("oom_by") is not None:
         return f"could get none for {row['oom_by']}{f' where {free} were free' if free else ''}, and "
     if row["asked_bytes"] is not None:
-        return f"asked for {size_text(row['asked_bytes'])} where {free} were free, and "
+        return f"asked for {size_text(row['asked_bytes'])}{f' where {free} were free' if free else ''}, and "
     return f"had {free} free, and " if free else ""
 
 

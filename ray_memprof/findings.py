@@ -15,7 +15,7 @@ import pyarrow as pa
 from ray_memprof.diagnosis import RULES, Finding, findings, lines
 from ray_memprof.query import opened
 from ray_memprof.standing import LEFT, RUNNING
-from ray_memprof.summary import bounds
+from ray_memprof.summary import bounds, doubts
 
 _SCHEMA = pa.schema(
     [
@@ -49,7 +49,7 @@ class Diagnosed:
     is_running: bool = False
     """Whether the run is still going on."""
     bounds: tuple[str, ...] = ()
-    """Which of its peaks are lower bounds, and why, a line each."""
+    """Which of its peaks are lower bounds, and why, and which may be off by how much, a line each."""
 
 
 def diagnosed(run_dir: Path) -> Diagnosed:
@@ -69,9 +69,8 @@ def diagnosed(run_dir: Path) -> Diagnosed:
         ending = "" if status == "ok" else f"{status}{joint}{reason}"
         found = tuple(findings(connection))
         lower_bounds = bounds(connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist())
-        return Diagnosed(
-            run_dir, ending, has_spans, has_events, found, status == RUNNING, tuple(lower_bounds)
-        )
+        known = (*lower_bounds, *doubts(connection))
+        return Diagnosed(run_dir, ending, has_spans, has_events, found, status == RUNNING, known)
 
 
 def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:

@@ -31,7 +31,7 @@ def out_of_memory(row: Row) -> str:
     if row.get("oom_by") is not None:
         return _for_others(row)
     asked, free = row["asked_bytes"], row["free_bytes"]
-    if asked is not None:
+    if asked is not None and free is not None:
         others, unused = row["others_bytes"] or 0, row["reserved_bytes"] - row["bytes"]
         if free >= asked + _SEGMENT_BYTES:
             return (

@@ -29,7 +29,9 @@ def runs_of(pattern: str) -> list[Path]:
     Raises:
         ConfigError: it matches none.
     """
-    found = dict.fromkeys(Path(path).resolve() for path in sorted(glob.glob(pattern)))
+    # A folder of that very name is meant, though it may have letters that a pattern gives another meaning.
+    paths = [pattern] if Path(pattern, TABLES_DIR).is_dir() else sorted(glob.glob(pattern))
+    found = dict.fromkeys(Path(path).resolve() for path in paths)
     runs = [path for path in found if (path / TABLES_DIR).is_dir()]
     if not runs:
         raise ConfigError(

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BEFORE = "before"
+UNKNOWN_FREE = 2**64 - 1
+"""In place of the free bytes of an oom event that does not tell them: no device has as many."""
 """Category of what was held before the first event."""
 MIN_BLOCK_BYTES = 512
 SMALL_BYTES = 2**20
@@ -45,6 +47,13 @@ class Peaks:
         self.allocated = max(self.allocated, allocated)
         self.reserved = max(self.reserved, reserved)
         self.active = max(self.active, active)
+
+
+def address_of(event: Event) -> Any:
+    """As the event has it; an oom event has the bytes that were free on the device in place of one."""
+    if "addr" in event:
+        return event["addr"]
+    return event.get("device_free", UNKNOWN_FREE if event["action"] == "oom" else 0)
 
 
 @dataclass(slots=True)
@@ -120,8 +129,7 @@ class Replay:
             t_ns=[event["time_us"] * 1000 for event in events],
             action=[event["action"] for event in events],
             requested_bytes=[event["size"] for event in events],
-            # An oom event has the bytes that were free on the device in place of an address.
-            address=[event["addr"] if "addr" in event else event.get("device_free", 0) for event in events],
+            address=[address_of(event) for event in events],
             stream=[event["stream"] for event in events],
             span_id=_spans([event.get("user_metadata", "") for event in events]),
         )

@@ -205,7 +205,7 @@ ALLOCS = Table(
         _word("action", "alloc, free_requested, free_completed, segment_alloc, segment_free, segment_map ..."),
         _bytes("size_bytes", "what the allocator counts: the block, or the segment"),
         _bytes("requested_bytes", "what was asked for"),
-        Column("address", pa.uint64(), "", "on the device; of an oom, the bytes that were free there"),
+        Column("address", pa.uint64(), "", "on the device; of an oom, the bytes free there (from 2^63 on: not known)"),
         Column("stream", pa.uint64(), "", "CUDA stream handle; 0: the default one"),
         _count("span_id", "innermost open span when it happened; 0: none"),
         _word("category", f"one of {', '.join(CATEGORIES)}; null for other segments", nullable=True),

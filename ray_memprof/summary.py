@@ -115,6 +115,11 @@ def bounds(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def doubts(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """By how much replayed sizes and curves may be off, of ranks of which a rule of the allocator is not known."""
+    return [_inexact(row) for row in _ask(connection, "replay_check") if row["num_checks"] and is_within(row)]
+
+
 def _imbalance(connection: duckdb.DuckDBPyConnection) -> list[str]:
     rows = [row for row in _ask(connection, "imbalance") if row["stage"] is None and row["num_ranks"] > 1]
     return [

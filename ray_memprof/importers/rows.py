@@ -54,8 +54,8 @@ class OutOfMemory:
     path: str
     """Innermost span."""
     asked_bytes: int
-    free_bytes: int
-    """On the device."""
+    free_bytes: int | None
+    """On the device; None: not known."""
     num_allocs: int
     """Tensors allocated before it."""
 
@@ -196,7 +196,8 @@ class Rows:
             num_allocs += action == "alloc"
             if action == "oom":
                 self._num_ooms += 1
-                self._last_oom = OutOfMemory(self._open[-1].path, size, free, num_allocs)
+                known = free if free < 2**63 else None
+                self._last_oom = OutOfMemory(self._open[-1].path, size, known, num_allocs)
 
     def _turn(self, names: list[str], t_ns: int) -> int:
         """Leave the spans that are over, enter those that begin; the innermost one."""

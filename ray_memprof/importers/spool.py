@@ -16,6 +16,7 @@ from ray_memprof.block_sizes import Pool, pool_of
 from ray_memprof.importers.beginning import Witness
 from ray_memprof.importers.event_shapes import Run, Whole
 from ray_memprof.importers.snapshot_parts import as_address, as_text, as_whole, shown
+from ray_memprof.replay import address_of
 
 CHUNK_EVENTS = 16_384
 _ROW = np.dtype(
@@ -135,10 +136,7 @@ class Spool:
 
     def _rows(self, events: list[dict[str, Any]]) -> "np.ndarray[Any, Any]":
         rows = np.empty(len(events), _ROW)
-        # An oom event has what was free on the device in place of an address.
-        rows["addr"] = [
-            as_address(event["addr"] if "addr" in event else event.get("device_free", 0)) for event in events
-        ]
+        rows["addr"] = [as_address(address_of(event)) for event in events]
         rows["stream"] = [as_address(event.get("stream", 0)) for event in events]
         for name, values in (("size", [event["size"] for event in events]), ("time_us", self._times(events))):
             numbers = list(map(as_whole, values))

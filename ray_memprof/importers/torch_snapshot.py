@@ -102,7 +102,7 @@ def import_snapshots(
         paths: a file for each rank, or for each process where one worked on several devices.
         run_dir: the folder to make.
         name: of the run.
-        tell: takes a line for each rank: which file and device it is.
+        tell: takes a line for each rank: which file and device it is; another where it ran out of memory.
 
     Raises:
         NotASnapshot: a file is none; nothing is left of the run.
@@ -134,6 +134,8 @@ def import_snapshots(
 def _tell_ranks(imported: list[Imported], tell: Callable[[str], None], *, is_counted: bool) -> None:
     for one in imported:
         tell(f"rank {one.rank}: {one.path}, {_device_name(one)}")
+        if reason := _reason(one):
+            tell(f"rank {one.rank}: {reason}")
     if is_counted:
         tell("the paths name no ranks (rank0, rank_1, ...): they are numbered in natural order")
     if missing := gaps([one.rank for one in imported]):
@@ -408,10 +410,13 @@ def _reason(one: Imported) -> str:
     after = one.written.num_allocs - last.num_allocs
     if after:
         times += f"; the program went on after it, with {after:,} more allocations"
+    free = (
+        "what was" if last.free_bytes is None else f"{size_text(last.free_bytes)} ({last.free_bytes:,} bytes)"
+    )
+    unknown = " is not known" if last.free_bytes is None else ""
     return (
         f"device out of memory in {last.path}: asked for {size_text(last.asked_bytes)} "
-        f"({last.asked_bytes:,} bytes), {size_text(last.free_bytes)} ({last.free_bytes:,} bytes) "
-        f"free on {_device_name(one)}{times}"
+        f"({last.asked_bytes:,} bytes), {free} free on {_device_name(one)}{unknown}{times}"
     )
 
 

@@ -165,7 +165,7 @@ def test_memory_events_without_sizes_are_left_out_and_told(
     assert "peak allocated 0.00 GiB (2,048 bytes) at 0.001 ms" in out
 
 
-ODD = [None, True, -1, 1e999, float("nan"), 10**400, "a", "\ud800", [], {}, [[]], {"Bytes": 1}]
+ODD: list[Any] = [None, True, -1, 1e999, float("nan"), 10**400, "a", "\ud800", [], {}, [[]], {"Bytes": 1}]
 FIELDS = ["ph", "cat", "name", "pid", "tid", "ts", "dur", "args"]
 ARGS = ["Bytes", "Total Allocated", "Total Reserved", "Device Type", "Device Id"]
 
@@ -174,7 +174,7 @@ ARGS = ["Bytes", "Total Allocated", "Total Reserved", "Device Type", "Device Id"
 def test_any_value_anywhere_is_read_or_refused(tmp_path: Path, capsys: Captured, value: object) -> None:
     """Never a traceback: run() would raise."""
     good = [operator("aten::mm", 0, 5), memory(1, 512, 512, 2**21)]
-    changed = [[good[0] | {field: value}, good[1]] for field in FIELDS]
+    changed: list[Any] = [[good[0] | {field: value}, good[1]] for field in FIELDS]
     changed += [[good[0], good[1] | {field: value}] for field in FIELDS]
     changed += [[good[0], good[1] | {"args": good[1]["args"] | {field: value}}] for field in ARGS]
     for events in [*changed, [value], [*good, value]]:

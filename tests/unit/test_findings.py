@@ -56,6 +56,18 @@ def test_silence_is_said_in_words(tmp_path: Path) -> None:
     )
 
 
+def test_sizes_that_may_be_off_are_told_with_their_bound(tmp_path: Path) -> None:
+    spans = {"spans": [span(1, "denoise", (0, 5), allocated=(0, 0, 512))]}
+    exact = {"status": "ok", "num_checks": 1}
+    # Of a replay that is off by more, or lost events, no bound is known.
+    wrong = {**exact, "inexact_bytes": 512, "max_error_bytes": 513}
+    lost = {**exact, "inexact_bytes": 512, "num_lost_events": 1}
+    make_run(tmp_path, dict.fromkeys(range(4), spans))
+    one = diagnosed(make_ranks(tmp_path, exact, {**exact, "inexact_bytes": 1_536}, wrong, lost, status="ok"))
+    assert one.bounds == ("rank 1 is right within 1,536 bytes: a rule of the allocator is not known there",)
+    assert found_text([one]).startswith(one.bounds[0] + "\n")
+
+
 def test_what_could_not_be_known_is_said_too(tmp_path: Path) -> None:
     tables = {"spans": [span(1, "denoise", (0, 5), allocated=(0, 0, 512))]}
     one = diagnosed(make_run(tmp_path, {0: tables}))

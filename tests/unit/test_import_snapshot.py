@@ -18,6 +18,7 @@ from ray_memprof import db
 from ray_memprof.cli import app
 from ray_memprof.diagnosis import findings
 from ray_memprof.errors import DiskFull
+from ray_memprof.exporters import torch_snapshot
 from ray_memprof.importers.beginning import Witness
 from ray_memprof.importers.pickle_window import NotASnapshot
 from ray_memprof.importers.torch_snapshot import import_file, import_snapshots
@@ -270,7 +271,8 @@ def test_a_rank_that_ran_out_of_memory(tmp_path: Path) -> None:
         write(tmp_path / "rank1.pickle", snapshot(begin + refused + end, full)),
     ]
 
-    import_snapshots(paths, tmp_path / "run", "x")
+    told: list[str] = []
+    import_snapshots(paths, tmp_path / "run", "x", tell=told.append)
 
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     reason = (
@@ -278,6 +280,11 @@ def test_a_rank_that_ran_out_of_memory(tmp_path: Path) -> None:
         "free on cuda:0; it ran out 2 times, this is the last; the program went on after it, with 2 more allocations"
     )
     assert (run["status"], run["exit_code"], run["reason"]) == ("oom", 11, f"rank 1: {reason}")
+    assert told == [
+        f"rank 0: {paths[0]}, cuda:0",
+        f"rank 1: {paths[1]}, cuda:0",
+        f"rank 1: {reason}",
+    ]
     with db.open_run(tmp_path / "run") as connection:
         ranks = connection.execute("SELECT status, exit_code, reason, path FROM ranks ORDER BY rank")
         assert ranks.fetchall() == [("ok", 0, "", ""), ("oom", 11, reason, "step 1")]
@@ -286,6 +293,31 @@ def test_a_rank_that_ran_out_of_memory(tmp_path: Path) -> None:
         "Rank 1 ran out of device memory in step 1: it asked for 3.00 GiB where 7.0 MiB were free"
         in finding.sentence
     )
+
+
+@pytest.mark.parametrize("free", [{}, {"device_free": -5}])
+def test_what_was_free_at_an_oom_is_not_made_up(tmp_path: Path, free: dict[str, int]) -> None:
+    asked = {"action": "oom", "size": 5 * MIB, "stream": 0, "time_us": 3, **free}
+    events = [event("segment_alloc", 0, 20 * MIB, 1), event("alloc", 0, 8 * MIB, 2), asked]
+    path = write(
+        tmp_path / "rank0.pickle",
+        snapshot(events, [segment(0, (8 * MIB, "active_allocated"), (12 * MIB, "inactive"))]),
+    )
+
+    import_snapshots([path], tmp_path / "run", "x")
+
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["reason"] == (
+        "rank 0: device out of memory in imported: asked for 5.0 MiB (5,242,880 bytes), what was free on cuda:0 is not "
+        "known"
+    )
+    with db.open_run(tmp_path / "run") as connection:
+        (finding,) = [one for one in findings(connection) if one.rule == "out_of_memory"]
+    assert "it asked for 5.0 MiB, and held 8.0 MiB in tensors" in finding.sentence
+    # It stays unknown on the way out and back.
+    exported = torch_snapshot.write(tmp_path / "run", 0, tmp_path / "again.pickle")
+    import_snapshots([exported], tmp_path / "back", "x")
+    assert json.loads((tmp_path / "back" / "run.json").read_text())["reason"] == run["reason"]
 
 
 def test_files_of_two_kinds_are_no_run(tmp_path: Path) -> None:
@@ -510,3 +542,19 @@ def test_the_command_makes_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert result.stdout == f"report: {latest.resolve() / 'report.html'}\n"
     assert result.stderr == "rank 0: rank0.pickle, cuda:0\n"
     assert (latest / "run.duckdb").exists()
+
+
+def test_names_of_files_tell_a_terminal_nothing(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "\x1b[31m\nrank0: x.pickle", snapshot([event("segment_alloc", 0, 2 * MIB, 1)], [])
+    )
+    done = CliRunner().invoke(
+        app, ["import", str(path), "--name", "x", "--output-dir", str(tmp_path / "runs")]
+    )
+    assert done.exit_code == 0
+    # The events end elsewhere than the segments: a warning names the file too.
+    lines = done.stderr.splitlines()
+    assert len(lines) > 1
+    assert all(line.startswith(("rank 0: ", "warning: rank 0: ")) for line in lines)
+    assert "\x1b" not in done.stderr
+    assert lines[0] == rf"rank 0: {tmp_path}/\x1b[31m\nrank0: x.pickle, cuda:0"

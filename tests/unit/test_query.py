@@ -176,6 +176,13 @@ def test_runs_of_a_pattern_come_once_each_in_order(runs: list[Path], tmp_path: P
     assert runs_of(f"{tmp_path}/*/latest") == runs[:1]
 
 
+@pytest.mark.parametrize("name", ["[ab]*", "what?", "a*b"])
+def test_a_folder_whose_name_looks_like_a_pattern_is_found(tmp_path: Path, name: str) -> None:
+    for folder in (name, name.replace("*", "x").replace("?", "y")):
+        run_of(tmp_path / folder / "r1", 5)
+    assert runs_of(f"{tmp_path}/{name}/r1") == [tmp_path / name / "r1"]
+
+
 def test_a_pattern_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         runs_of(f"{tmp_path}/*")

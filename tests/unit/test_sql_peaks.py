@@ -105,6 +105,24 @@ def test_peak_by_rank(run_dir: Path) -> None:
     ]
 
 
+def test_what_is_active_is_no_less_than_what_is_allocated(tmp_path: Path) -> None:
+    """The peak was outside of all spans, where nobody asks for what is active."""
+    one = {"spans": [span(1, "denoise", (0, 5), allocated=(0, 0, 50), active=(0, 0, 55))]}
+    sample = blank("samples", t_ns=300, allocated_bytes=70)
+    make_run(tmp_path, {0: one, 1: {**one, "samples": [sample]}, 2: {"samples": [sample]}, 3: one})
+    make_ranks(tmp_path, {"allocated_peak_bytes": 90}, {}, {}, {})
+    rows = [
+        dict(zip(columns(tmp_path, "peak_by_rank"), row, strict=True))
+        for row in answer(tmp_path, "peak_by_rank")
+    ]
+    assert [(row["allocated_peak_bytes"], row["active_peak_bytes"]) for row in rows] == [
+        (90, 90),
+        (70, 70),
+        (70, None),
+        (50, 55),
+    ]
+
+
 def test_peak_by_stage(run_dir: Path) -> None:
     assert columns(run_dir, "peak_by_stage") == [
         *("rank", "stage", "num_spans", "duration_ns", "allocated_peak_bytes", "reserved_peak_bytes"),

@@ -27,7 +27,7 @@ refused_to_allocator AS (
         ARG_MAX(allocs.span_id, allocs.seq) AS span_id,
         ARG_MAX(allocs.requested_bytes, allocs.seq) AS asked_bytes,
         -- In place of an address.
-        ARG_MAX(allocs.address, allocs.seq)::BIGINT AS free_bytes
+        TRY_CAST(ARG_MAX(allocs.address, allocs.seq) AS BIGINT) AS free_bytes
     FROM allocs
     INNER JOIN full_ranks ON allocs.rank = full_ranks.rank
     WHERE allocs.action = 'oom' AND full_ranks.oom_by IS NULL

@@ -5,7 +5,8 @@
 --   allocated_peak_bytes    tensors, as the allocator counts them
 --   reserved_peak_bytes     held by the allocator
 --   peak_at_least           these two may have been more before the first event
---   active_peak_bytes       allocated and not yet safe to reuse; null: no span
+--   active_peak_bytes       allocated or not yet safe to reuse: no less than
+--                           what is allocated; null: no span
 --   device_used_peak_bytes  in use on the device by anybody, as measured
 --   num_samples             that measured it; 0: it may have been more between
 --                           the boundaries of spans
@@ -60,7 +61,15 @@ together AS (
             sampled.reserved_bytes
         ) AS reserved_peak_bytes,
         COALESCE(ranks.peak_at_least, FALSE) AS peak_at_least,
-        peaks.active_peak_bytes,
+        IF(
+            peaks.active_peak_bytes IS NULL,
+            NULL,
+            GREATEST(
+                peaks.active_peak_bytes,
+                ranks.allocated_peak_bytes,
+                sampled.allocated_bytes
+            )
+        ) AS active_peak_bytes,
         GREATEST(peaks.device_used_peak_bytes, sampled.device_used_bytes)
             AS device_used_peak_bytes,
         GREATEST(peaks.num_samples, sampled.num_samples) AS num_samples,
