@@ -187,7 +187,7 @@ def test_ranks_of_several_hosts_use_the_interface_that_ray_reaches_them_by() -> 
     both = {"GLOO_SOCKET_IFNAME": "eth1", "NCCL_SOCKET_IFNAME": "=eth1"}
     assert sockets(plan(), {}, "eth1") == both
     assert sockets(plan(), {}, "") == {}
-    assert sockets(plan(num_nodes=1), {}, "eth1") == {}
+    assert sockets(plan(num_nodes=1), {}, "eth1") == dict.fromkeys(both, "lo")
     # The node's own value stays, and so does the driver's.
     assert sockets(plan(), {"NCCL_SOCKET_IFNAME": "ib0"}, "eth1") == {"GLOO_SOCKET_IFNAME": "eth1"}
     given = plan(environment={"GLOO_SOCKET_IFNAME": "eth7"})

@@ -90,7 +90,7 @@ def test_spans_and_counters(tmp_path: Path) -> None:
         (6.0, 260),
         (9.0, 260),
     ]
-    assert counters(events, "unexplained") == [(0.0, 50), (2.0, 50), (6.0, 60), (9.0, 60)]
+    assert counters(events, "unexplained") == [(0.0, 50), (2.0, 50), (3.0, 60), (6.0, 60), (9.0, 60)]
 
 
 def test_few_points_and_every_peak(tmp_path: Path) -> None:

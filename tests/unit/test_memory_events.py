@@ -36,6 +36,7 @@ def test_a_step_gives_its_beginning_and_its_end(tmp_path: Path) -> None:
     )
     make_run(tmp_path, {1: {"spans": [step]}})
     about = {"rank": 1, "stage": "denoise", "step": 3, "path": "denoise"}
+    known = {"num_samples": 1, "peak_at_least": False}
     assert json.loads(memory_events.write(tmp_path).read_text()) == [
         {
             "name": "denoise",
@@ -63,7 +64,7 @@ def test_a_step_gives_its_beginning_and_its_end(tmp_path: Path) -> None:
                 "active_peak_bytes": 9,
                 "device_used_peak_bytes": 12,
             },
-            "metadata": {**about, "phase": "end", "failed": False},
+            "metadata": {**about, "phase": "end", "failed": False, **known},
         },
     ]
 
