@@ -24,7 +24,7 @@ def test_5_node_lost(tmp_path: Path, cluster: Cluster) -> None:
     scratch = tmp_path / "scratch"
     config = joining(tmp_path, cluster, args=["--steps", 5000], ray={"scratch_dir": str(scratch)})
     run = start(tmp_path, config)
-    run.wait_for(lambda: "first denoise step" in run.text)
+    run.wait_for(lambda: "first step" in run.text)
     time.sleep(3)
     second = cluster.worker_nodes.copy().pop()
     lost = [rank for rank, facts in enumerate(run.facts["ranks"]) if facts["node_id"] == second.node_id]
@@ -129,7 +129,7 @@ def test_10_host_out_of_memory(tmp_path: Path) -> None:
 
 def test_11_launcher_leaves_no_process_on_a_joined_cluster(tmp_path: Path, cluster: Cluster) -> None:
     run: Launch = start(tmp_path, joining(tmp_path, cluster, args=["--steps", 5000]))
-    run.wait_for(lambda: len(run.rank_pids()) == 4 and "first denoise step" in run.text)
+    run.wait_for(lambda: len(run.rank_pids()) == 4 and "first step" in run.text)
     os.kill(run.process.pid, signal.SIGTERM)
 
     assert run.wait() == 143

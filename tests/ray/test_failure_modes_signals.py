@@ -14,7 +14,7 @@ RUNNING = "runs"
 def running(tmp_path: Path, name: str = "test") -> Launch:
     """A run in the middle of its loop, with something recorded."""
     run = start(tmp_path, config_of(tmp_path, name=name, args=["--steps", 5000]))
-    run.wait_for(lambda: len(run.rank_pids()) == 4 and "first denoise step" in run.text)
+    run.wait_for(lambda: len(run.rank_pids()) == 4 and "first step" in run.text)
     time.sleep(3)  # longer than the recorder keeps rows to itself
     return run
 
@@ -30,7 +30,7 @@ def test_9_first_signal(tmp_path: Path, number: signal.Signals, code: int) -> No
     assert run.ended_at - began < 20
     assert run.verdict() == (code, "interrupted", f"interrupted by {number.name}")
     stages_s = run.facts["stages_s"]
-    assert stages_s["launch to first denoise step"] > stages_s["first denoise step"] > 0
+    assert stages_s["launch to first step"] > stages_s["first step"] > 0
     rows = rows_of(run, "spans")
     assert {rank: num > 0 for rank, num in rows.items()} == dict.fromkeys(range(4), True)
     assert (run.run_dir / "report.html").exists()
