@@ -132,7 +132,7 @@ def lose_node(folder: Path, chance: random.Random) -> Shot:
             folder, cluster, args=["--steps", 5000], ray={"scratch_dir": str(folder / "scratch")}
         )
         run = start(folder, config)
-        run.wait_for(lambda: "first denoise step" in run.text)
+        run.wait_for(lambda: "first step" in run.text)
         time.sleep(FLUSH_S + chance.uniform(1, 3))
         node = next(iter(cluster.worker_nodes))
         lost = [rank for rank, facts in enumerate(run.facts["ranks"]) if facts["node_id"] == node.node_id]
