@@ -1,7 +1,7 @@
 """Ranks that no longer get on: when that is a hang, and which rank is to blame.
 
     progress = Progress(range(4), now=clock())
-    progress.look(beats, now=clock())
+    progress.look(beats, done=(), now=clock())
     if progress.stalled_s(now=clock()) >= 300: suspects(places, beats, ranks)
 
 Pure. A hang is all ranks standing still: one that works for minutes while the others wait for it is no hang, and while
@@ -28,10 +28,12 @@ torch.distributed."""
 
 
 class Progress:
-    """When each rank was last seen to get on."""
+    """When ranks were last seen to get on, and which of them wait to meet others."""
 
     def __init__(self, ranks: Iterable[int], *, now: float) -> None:
-        self._moved = dict.fromkeys(ranks, now)
+        self._ranks = tuple(ranks)
+        self._moved = now
+        self._done: set[int] = set()
         self._sequences: dict[int, int] = {}
         self._meeting: dict[int, float] = {}
         self._getting_ready: dict[int, float] = {}
@@ -39,14 +41,19 @@ class Progress:
     @property
     def num_ranks(self) -> int:
         """All ranks, ended or not."""
-        return len(self._moved)
+        return len(self._ranks)
 
-    def look(self, beats: Mapping[int, Beat], *, now: float) -> None:
-        """Take in the newest beats."""
+    def look(self, beats: Mapping[int, Beat], done: Collection[int], *, now: float) -> None:
+        """Take in the newest beats, and which ranks have ended.
+
+        To end is to get on: the last of those that waited for one rank is no more hung than the first.
+        """
+        if self._done != set(done):
+            self._done, self._moved = set(done), now
         for rank, beat in beats.items():
             if beat.sequence != self._sequences.get(rank):
                 self._sequences[rank] = beat.sequence
-                self._moved[rank] = now
+                self._moved = now
                 # One that takes steps got on without the others: it is not on its way to meet them.
                 if beat.step < 0:
                     self._getting_ready[rank] = now
@@ -55,20 +62,19 @@ class Progress:
             else:
                 self._meeting.pop(rank, None)
 
-    def stalled_s(self, done: Collection[int], *, now: float) -> float:
-        """How long no rank has moved, the ranks in `done` left out; 0 where there is no other."""
-        moved = [then for rank, then in self._moved.items() if rank not in done]
-        return now - max(moved) if moved else 0.0
+    def stalled_s(self, *, now: float) -> float:
+        """How long no rank has got on or ended."""
+        return now - self._moved
 
-    def meeting_s(self, done: Collection[int], *, now: float) -> float:
+    def meeting_s(self, *, now: float) -> float:
         """How long ranks have been waiting to meet others while none came, and none that is missing got readier."""
-        came = [since for rank, since in self._meeting.items() if rank not in done]
-        ready = [self._getting_ready[rank] for rank in self.absent(done) if rank in self._getting_ready]
+        came = [since for rank, since in self._meeting.items() if rank not in self._done]
+        ready = [self._getting_ready[rank] for rank in self.absent() if rank in self._getting_ready]
         return now - max(came + ready) if came else 0.0
 
-    def absent(self, done: Collection[int]) -> tuple[int, ...]:
+    def absent(self) -> tuple[int, ...]:
         """The ranks that are not where the others wait; empty when all are there and do not find each other."""
-        return tuple(rank for rank in self._moved if rank not in done and rank not in self._meeting)
+        return tuple(rank for rank in self._ranks if rank not in self._done and rank not in self._meeting)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

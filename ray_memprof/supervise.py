@@ -90,7 +90,7 @@ def watch(
         elif len(watched.outcomes) == len(nodes):
             ended = Verdict(status="ok")
         else:
-            progress.look(beats, now=awake())
+            progress.look(beats, watched.outcomes, now=awake())
             ended = watched.stuck(progress, beats)
         if ended is not None:
             return replace(ended, outcomes={**watched.outcomes, **ended.outcomes}, beats=ranks.beats())
@@ -156,14 +156,14 @@ class _Watch:
         limits, now = self.limits, self.clock()
         if self.clock.woke_s() < WAKE_S:
             return None
-        never_met = progress.meeting_s(self.outcomes, now=now) >= limits.init_s
-        if not never_met and progress.stalled_s(self.outcomes, now=now) < limits.stall_s:
+        never_met = progress.meeting_s(now=now) >= limits.init_s
+        if not never_met and progress.stalled_s(now=now) < limits.stall_s:
             return None
         # A host without power breaks no connection: its peers wait, and so does Ray.
         if lost := self._lost():
             return verdict.judge([], self.nodes, lost)
         if never_met:
-            return _never_met(progress.absent(self.outcomes), limits, self.ranks.where(WHERE_S))
+            return _never_met(progress.absent(), limits, self.ranks.where(WHERE_S))
         places = self.ranks.where(WHERE_S)
         left = [rank for rank in range(progress.num_ranks) if rank not in self.outcomes]
         found = suspects(places, beats, left)

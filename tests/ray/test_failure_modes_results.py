@@ -111,8 +111,9 @@ def test_12_disk_of_the_driver_is_full(tmp_path: Path) -> None:
     run = start(tmp_path, config, on_disk=disk)
 
     assert run.wait() == 15
-    first, hint = run.errors()[:2]
-    assert first.startswith("error: ") and "No space left on device" in first
+    warning, error, hint = run.errors()[:3]
+    assert warning == f"warning: the disk of {run.run_dir} is full: make room before the run ends, or its report is lost"
+    assert error.startswith("error: ") and "No space left on device" in error
     assert str(scratch) in run.text
     assert set(manifest_rows(next(scratch.iterdir()))) >= {("spans", rank) for rank in range(4)}
     assert hint.startswith("hint: ")

@@ -150,17 +150,19 @@ def test_who_is_a_step_behind(steps: tuple[int | None, ...], ranks: tuple[int, .
 def test_how_long_ranks_stand_still_and_wait(began: float) -> None:
     """By any clock: GIVEN rank 0 that waits for rank 1, which gets ready until 7 s, and rank 2, which has ended."""
     progress = Progress(range(3), now=began)
-    assert (progress.stalled_s((), now=began + 2), progress.meeting_s((), now=began + 2)) == (2.0, 0.0)
+    assert (progress.stalled_s(now=began + 2), progress.meeting_s(now=began + 2)) == (2.0, 0.0)
     for second in range(3, 8):
         beats = [beat(0, -1, 5, "comm.init"), beat(1, -1, second, "load"), beat(2, -1, second, "comm.init")]
-        progress.look({one.rank: one for one in beats}, now=began + second)
-    assert progress.absent(()) == (1,)
-    assert progress.absent({2}) == (1,)
-    assert progress.stalled_s({2}, now=began + 9) == 2.0
-    assert progress.meeting_s({2}, now=began + 9) == 2.0
-    assert progress.stalled_s({0, 1, 2}, now=began + 9) == 0.0
+        progress.look({one.rank: one for one in beats}, (), now=began + second)
+    assert progress.absent() == (1,)
+    assert progress.stalled_s(now=began + 9) == 2.0
+    # To end is to get on, for whoever is left too.
+    progress.look({}, {2}, now=began + 9)
+    assert progress.absent() == (1,)
+    assert progress.stalled_s(now=began + 9.5) == 0.5
+    assert progress.meeting_s(now=began + 9) == 2.0
     # It joins: from now on they look for each other.
-    progress.look({1: beat(1, -1, 9, "a/comm.init/b")}, now=began + 10)
-    assert (progress.absent({2}), progress.meeting_s({2}, now=began + 14)) == ((), 4.0)
-    progress.look({0: beat(0, 0, 6), 1: beat(1, 0, 10)}, now=began + 15)
-    assert progress.meeting_s({2}, now=began + 99) == 0.0
+    progress.look({1: beat(1, -1, 9, "a/comm.init/b")}, {2}, now=began + 10)
+    assert (progress.absent(), progress.meeting_s(now=began + 14)) == ((), 4.0)
+    progress.look({0: beat(0, 0, 6), 1: beat(1, 0, 10)}, {2}, now=began + 15)
+    assert progress.meeting_s(now=began + 99) == 0.0

@@ -363,6 +363,14 @@ def test_ranks_that_have_ended_do_not_count_as_standing_still() -> None:
     assert watched(ranks, nodes=("a", "a")).status == "ok"
 
 
+def test_ranks_that_waited_for_one_that_works_end_after_it_one_by_one() -> None:
+    """GIVEN a rank 1 that others waited for, longer than a standstill may last THEN none of them hangs at the end."""
+    beats = {**STALLED, 1: [(float(second), second, "decode") for second in range(30)]}
+    ends = [(30.0, ok(1)), (30.1, ok(2)), (30.5, ok(3)), (31.5, ok(0))]
+
+    assert watched(Ranks(ends, beats=beats, stacks=dict.fromkeys(range(4), "not running"))).status == "ok"
+
+
 def test_a_standstill_because_of_a_node_that_is_gone_is_put_down_to_it() -> None:
     """GIVEN a host without power, which breaks no connection THEN its ranks are lost, not hung."""
     ranks = Ranks(beats=STALLED, stacks=dict.fromkeys((0, 1), IN_COLLECTIVE), lost_at={2: 1.0, 3: 1.0})
