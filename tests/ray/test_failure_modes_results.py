@@ -112,7 +112,8 @@ def test_12_disk_of_the_driver_is_full(tmp_path: Path) -> None:
 
     assert run.wait() == 15
     warning, error, hint = run.errors()[:3]
-    assert warning == f"warning: the disk of {run.run_dir} is full: make room before the run ends, or its report is lost"
+    assert warning.startswith("warning: the disk of ")
+    assert warning.endswith(" is full: make room before the run ends, or its report is lost")
     assert error.startswith("error: ") and "No space left on device" in error
     assert str(scratch) in run.text
     assert set(manifest_rows(next(scratch.iterdir()))) >= {("spans", rank) for rank in range(4)}
