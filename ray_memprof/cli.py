@@ -21,7 +21,7 @@ import typer
 from ray_memprof import launch
 from ray_memprof.cli_answers import compare, diagnose, query, report, told
 from ray_memprof.errors import ConfigError
-from ray_memprof.visible import visible
+from ray_memprof.wording import visible
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__.split("\n")[0]

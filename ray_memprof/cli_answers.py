@@ -21,7 +21,7 @@ import typer
 
 from ray_memprof.errors import ConfigError, DiskFull, LimitExceeded, RunError
 from ray_memprof.rows import Form, write, write_text
-from ray_memprof.visible import visible
+from ray_memprof.wording import visible
 
 if TYPE_CHECKING:
     from ray_memprof.compare import Comparison

@@ -46,7 +46,8 @@ from ray_memprof.preflight import describe, gaps
 from ray_memprof.rank import CONTROL, Prepared, Rank
 from ray_memprof.ray_words import first_line, in_one_line
 from ray_memprof.record import Elsewhere, Record
-from ray_memprof.verdict import Verdict, log_name, name_ranks
+from ray_memprof.verdict import Verdict, log_name
+from ray_memprof.wording import rank_text
 from wan.errors import WanError
 
 OBJECT_STORE_BYTES = 512 * 2**20
@@ -318,7 +319,7 @@ class Cluster:
             limit_s = self.config.ray.timeouts.collect_s
             if reason := node_tasks.remove(node_id, folder, done, limit_s=limit_s):
                 where = f"{self.nodes[ranks[0]]}:{folder}"
-                problems.append(f"{name_ranks(done)}: collected, and still in {where}: {reason}")
+                problems.append(f"{rank_text(done)}: collected, and still in {where}: {reason}")
         return problems
 
     def elsewhere(self, received: Collection[int] = ()) -> list[Elsewhere]:

@@ -17,10 +17,9 @@ from ray_memprof import db, plots
 from ray_memprof.compare import Comparison, Difference, Place, Row, Side, compare, places
 from ray_memprof.compare_text import LEAST_FRACTION, SHOWN, check_lines
 from ray_memprof.exporters.whole_file import whole_file
-from ray_memprof.limits import change_text
 from ray_memprof.page import environment, packed_plotly
-from ray_memprof.rows import figure_text
 from ray_memprof.store import TABLES_DIR, table_dir
+from ray_memprof.wording import change_text, number_text
 
 TEMPLATE = "compare.html.j2"
 FIGURES = {
@@ -166,7 +165,7 @@ def _cell(row: Row | None, base: Row | None) -> Row:
 
 def _shown(value: float | None, unit: str) -> str | Markup:
     """A figure with its unit; of a size the exact bytes as a tooltip."""
-    text = figure_text(value, unit)
+    text = number_text(value, unit)
     if value is None or unit != "bytes":
         return text
     return Markup('<span title="{:,} bytes">{}</span>').format(round(value), text)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ray_memprof.compare import Comparison, Place, Row, places
-from ray_memprof.diagnosis import rank_text
-from ray_memprof.limits import change_text, check_line
-from ray_memprof.rows import Shown, columns_text, figure_text
+from ray_memprof.limits import check_line
+from ray_memprof.rows import Shown, columns_text
 from ray_memprof.standing import RUNNING
+from ray_memprof.wording import change_text, number_text, rank_text
 
 SHOWN = ("peak_allocated", "peak_reserved", "peak_device_used", "duration")
 """Measures of ranks and spans; --format csv has more."""
@@ -121,7 +121,7 @@ def _whole(compared: Comparison, rows: Sequence[Row]) -> list[Shown]:
 
 def _base_cell(of_run: dict[int, Row], is_mean: bool) -> str:
     row = next(iter(of_run.values()))
-    return figure_text(row["base_mean" if is_mean else "base_value"], row["unit"])
+    return number_text(row["base_mean" if is_mean else "base_value"], row["unit"])
 
 
 def _cells(row: Row | None, is_mean: bool) -> tuple[str, str]:
@@ -129,7 +129,7 @@ def _cells(row: Row | None, is_mean: bool) -> tuple[str, str]:
         return "-", "-"
     names = ("base_mean", "mean_value", "mean_change") if is_mean else ("base_value", "value", "change")
     base, value, change = (row[name] for name in names)
-    return figure_text(value, row["unit"]), change_text(change, base, row["unit"])
+    return number_text(value, row["unit"]), change_text(change, base, row["unit"])
 
 
 def _ranks(ranks: Sequence[Place], against: str, most: int, width: int | None) -> Iterator[str]:
@@ -178,7 +178,7 @@ def _alone(spans: Sequence[Place], key: str, width: int | None) -> str:
     columns = [Shown("path", [str(one.path) for one in spans], is_figure=False)]
     for measure in ("num_spans", *SHOWN):
         rows = [one.measures.get(measure) for one in spans]
-        cells = ["-" if row is None else figure_text(row[key], row["unit"]) for row in rows]
+        cells = ["-" if row is None else number_text(row[key], row["unit"]) for row in rows]
         columns.append(Shown(measure, cells))
     return columns_text(columns, width)
 

@@ -15,15 +15,13 @@ import duckdb
 
 from ray_memprof import knobs
 from ray_memprof.db import SQL_DIR
-from ray_memprof.units import size_text
+from ray_memprof.wording import rank_text, size_text
 
 RULES_DIR = SQL_DIR / "diagnosis"
 EVIDENCE = ("settings", "stage_peaks", "ooms", "skews", "alive", "grown")
 """Tables that rules share, in an order in which each finds those that it reads."""
 SEVERE_FRACTION, NOTABLE_FRACTION = 0.10, 0.03
 """Of the most device memory that a rank of the finding had in use: what a second look is worth."""
-MOST_NAMED = 16
-"""Ranks that a sentence names one by one."""
 
 FATAL = frozenset(("out_of_memory",))
 """Rules that say what ended the run."""
@@ -56,17 +54,6 @@ class Rule:
     name: str
     sentence: Callable[[Row], str]
     knob: Callable[[Row], str]
-
-
-def rank_text(ranks: Sequence[int]) -> str:
-    """Ranks in few words: "rank 3", "ranks 0 to 7", "ranks 0, 2 and 5", "86 ranks (19, 27, 36, 37 ...)"."""
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:
-        return f"ranks {ranks[0]} to {ranks[-1]}"
-    if len(ranks) > MOST_NAMED:
-        return f"{len(ranks)} ranks ({', '.join(map(str, ranks[:4]))} ...)"
-    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
 
 
 def _who(row: Row) -> str:

@@ -10,7 +10,7 @@ import errno
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_DISK_FULL, EXIT_HOST_OOM, EXIT_WORKLOAD, RunError
 from ray_memprof.plan import Outcome, Status
 from ray_memprof.shortage import ALLOCATOR, Shortage, headline, shortage_of
-from ray_memprof.units import size_text
+from ray_memprof.wording import place, size_text
 from wan.errors import DeviceMemoryError, WanError
 
 Failure = tuple[str, int, int, int]
@@ -36,7 +36,7 @@ def outcome_of(
     if status == "oom" and not isinstance(error, DeviceMemoryError):
         assert short is not None
         held = _held(short, allocated, reserved, free_bytes)
-        reason = f"device out of memory in {_place(path, step)}: {held}"
+        reason = f"device out of memory in {place(path or None, step if step >= 0 else None)}: {held}"
     if short is not None and short.error is not error and not isinstance(error, DeviceMemoryError):
         reason += f"; then {_named(error)}"
     return Outcome(
@@ -82,8 +82,3 @@ def _held(short: Shortage, allocated_bytes: int, reserved_bytes: int, free_bytes
 def _named(error: BaseException) -> str:
     text = headline(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _place(path: str, step: int) -> str:
-    place = path or "no span"
-    return f"{place} step {step}" if step >= 0 else place

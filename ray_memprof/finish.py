@@ -22,7 +22,8 @@ from ray_memprof.record import Elsewhere, Record
 from ray_memprof.run_folder import RunFolder
 from ray_memprof.standing import RUNNING, standing
 from ray_memprof.store import CONFIG_FILE, REPORT_FILE, TABLES_DIR, manifest_path, table_dir
-from ray_memprof.verdict import Verdict, name_ranks
+from ray_memprof.verdict import Verdict
+from ray_memprof.wording import rank_text
 
 _NO_VERDICT = "the launcher ended without a verdict: it was killed, or its host was"
 
@@ -149,7 +150,7 @@ def _from_hosts(record: Record) -> Gathered:
     for one in there:
         done = [rank for rank in one.ranks if rank in gathered.received]
         if done and (reason := node_tasks.remove(nodes[one.node_ip], one.folder, done, limit_s=limit_s)):
-            problems.append(f"{name_ranks(done)}: collected, and still in {one}: {reason}")
+            problems.append(f"{rank_text(done)}: collected, and still in {one}: {reason}")
     return replace(gathered, problems=tuple(problems))
 
 

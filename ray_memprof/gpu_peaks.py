@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.meters import PEAK_RESETS
-from ray_memprof.units import at_least, size_text
+from ray_memprof.wording import at_least, size_text
 
 if TYPE_CHECKING:
     import duckdb
@@ -128,7 +128,8 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
     """
     from ray_memprof import db, diagnosis
     from ray_memprof.store import REPORT_FILE
-    from ray_memprof.summary import is_lower_bound, place
+    from ray_memprof.summary import is_lower_bound
+    from ray_memprof.wording import place
 
     name = run_dir.parent.name
     with db.open_run(run_dir) as connection:

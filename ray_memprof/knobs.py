@@ -8,7 +8,7 @@ is pointed at the environment, or at what to look for.
 
 from typing import Any
 
-from ray_memprof.units import size_text
+from ray_memprof.wording import size_text
 
 Row = dict[str, Any]
 

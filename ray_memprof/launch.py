@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_memprof.errors import EXIT_OK, RunError
-from ray_memprof.visible import visible
+from ray_memprof.wording import visible
 
 if TYPE_CHECKING:
     from ray_memprof.config import RunConfig

@@ -20,8 +20,7 @@ import duckdb
 
 from ray_memprof.db import SQL_DIR
 from ray_memprof.errors import ConfigError
-from ray_memprof.rows import figure_text
-from ray_memprof.units import MIB, parse_size
+from ray_memprof.wording import change_text, number_text, parse_size
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -36,8 +35,6 @@ _LIMIT = re.compile(
 )
 _TENSORS = ("peak_allocated", "peak_reserved", "peak_active")
 """What may have been more before the first event."""
-_TIMES = 10
-"""From so many times as much on, percents tell nothing."""
 _EXAMPLE = "'peak_device_used > +2%', 'denoise.peak_allocated > +100 MiB', 'rank0.peak_reserved > 16 GiB'"
 
 
@@ -239,31 +236,12 @@ def check_line(one: Check, label: str) -> str:
     """One line: what the limit is, both values, and what it allows."""
     was = moved = ""
     if one.base_value is not None:
-        was = f"{figure_text(one.base_value, one.unit)} -> "
+        was = f"{number_text(one.base_value, one.unit)} -> "
         moved = f" ({change_text(one.value - one.base_value, one.base_value, one.unit)})"
     who = "" if one.rank is None else f" on rank {one.rank}"
     verdict = "not known" if one.is_unknown else "exceeded" if one.is_exceeded else "holds"
     why = "; one of them is a lower bound: what was held before the first event is not known"
     return (
-        f"limit {verdict}: {one.limit}: {was}{figure_text(one.value, one.unit)}{moved}{who} in {label}, "
-        f"bound {figure_text(one.bound, one.unit)}{why if one.is_unknown else ''}"
+        f"limit {verdict}: {one.limit}: {was}{number_text(one.value, one.unit)}{moved}{who} in {label}, "
+        f"bound {number_text(one.bound, one.unit)}{why if one.is_unknown else ''}"
     )
-
-
-def change_text(change: float | None, base: float | None, unit: str) -> str:
-    """A change, with its share of the base where there is one: "+1.02 GiB, +7.5%"."""
-    if change is None:
-        return "-"
-    if not change:
-        return "="
-    sign = "+" if change > 0 else "-"
-    if unit == "bytes" and abs(change) < MIB // 20:  # size_text would say 0.0 MiB
-        text = f"{abs(change):,.0f} B"
-    else:
-        text = figure_text(abs(change), unit)
-    if not base:
-        return f"{sign}{text}"
-    share = change / abs(base)
-    # Times a negative base would be a negative number of times.
-    is_share = share < _TIMES or base < 0
-    return f"{sign}{text}, {share:+.1%}" if is_share else f"{sign}{text}, x {share + 1:,.0f}"

@@ -25,8 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ray_memprof.plan import Beat
-from ray_memprof.units import size_text
-from ray_memprof.visible import visible
+from ray_memprof.wording import size_text, visible
 
 if TYPE_CHECKING:
     from ray_memprof.config import RunConfig

@@ -11,14 +11,14 @@ import json
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from ray_memprof import plots
-from ray_memprof.summary import is_unsampled, is_within, place
-from ray_memprof.units import GIB
-from ray_memprof.visible import as_plain_text
+from ray_memprof.summary import is_unsampled, is_within
+from ray_memprof.wording import GIB, place, visible
 
 
 @cache
@@ -79,3 +79,30 @@ def _share(fraction: float | None) -> str:
 
 def _utc(ns: int) -> str:
     return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+_TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
+"""Keys of a figure whose strings come from a run; all others were written here."""
+
+
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
+def as_plain_text(figure: Any) -> Any:
+    """A figure whose names and labels plotly.js shows letter by letter: it reads some HTML in every text."""
+    if isinstance(figure, dict):
+        return {key: _letters(one) if key in _TEXTS else as_plain_text(one) for key, one in figure.items()}
+    if isinstance(figure, list | tuple) and figure and isinstance(figure[0], dict):
+        return [as_plain_text(one) for one in figure]
+    return figure
+
+
+def _letters(value: Any) -> Any:
+    """A text, texts in lists, or anything else as it is."""
+    if isinstance(value, str):
+        text = visible(value).translate(_ENTITIES)
+        # report.js would take it for the name of a colour.
+        return f"&#118;{text[1:]}" if text.startswith("var:") else text
+    if isinstance(value, list | tuple):
+        return [_letters(one) for one in value]
+    return as_plain_text(value)

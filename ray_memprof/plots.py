@@ -14,7 +14,7 @@ from itertools import product
 from typing import Any
 
 from ray_memprof.schema import CATEGORIES
-from ray_memprof.units import GIB, size_text
+from ray_memprof.wording import GIB, size_text
 
 MOST_RANKS = 16
 """Of a larger run, so many ranks are drawn one by one ..."""

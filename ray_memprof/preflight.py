@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 from ray_memprof.device import Device, Holder, open_device
 from ray_memprof.errors import DiskFull, PreflightFailed
 from ray_memprof.plan import RankFacts, RankPlan
-from ray_memprof.units import size_text
-from ray_memprof.verdict import name_ranks
+from ray_memprof.wording import rank_text, size_text
 from wan.config import TASKS
 
 if TYPE_CHECKING:
@@ -178,7 +177,7 @@ def gaps(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
     for rank, one in enumerate(checks):
         if "nvml" in one:
             ranks_of.setdefault(str(one["nvml"]), []).append(rank)
-    return [f"{name_ranks(ranks)}: NVML {text}" for text, ranks in ranks_of.items()]
+    return [f"{rank_text(ranks)}: NVML {text}" for text, ranks in ranks_of.items()]
 
 
 def _told(held_bytes: int, holders: Sequence[Holder] | None) -> str:

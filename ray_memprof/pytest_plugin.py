@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import pytest
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.units import parse_size, size_text
+from ray_memprof.wording import parse_size, size_text
 
 if TYPE_CHECKING:
     from ray_memprof.config import RunConfig

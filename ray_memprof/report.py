@@ -27,8 +27,8 @@ from ray_memprof.query import opened
 from ray_memprof.schema import RUNS
 from ray_memprof.standing import LEFT, RUNNING
 from ray_memprof.store import CONFIG_FILE, REPORT_FILE, run_file
-from ray_memprof.summary import is_unsampled, is_within, place
-from ray_memprof.units import GIB, at_least
+from ray_memprof.summary import is_unsampled, is_within
+from ray_memprof.wording import GIB, at_least, place
 
 TEMPLATE = "report.html.j2"
 CONTENTS = {

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.units import size_text
-from ray_memprof.visible import FORMULA, visible
+from ray_memprof.wording import number_text, size_text, visible
 
 if TYPE_CHECKING:
     import duckdb
@@ -215,21 +214,10 @@ def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
 
 
-def figure_text(value: float | None, unit: str) -> str:
-    """A figure as people read it; the unit is bytes, s, or empty for a count or a ratio."""
-    if value is None:
-        return "-"
-    if unit == "bytes":
-        return size_text(round(value))
-    if unit == "s":
-        return f"{value:,.3f} s"
-    return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
-
-
 def cell(column: str, value: Any, unit: str | None = None) -> str:
     """A value as people read it, by the unit in the name of its column, or by that of its row if the row has one."""
     if unit is not None and isinstance(value, float) and math.isfinite(value):
-        return figure_text(value, unit)
+        return number_text(value, unit)
     if isinstance(value, Decimal) and value == value.to_integral_value():
         value = int(value)  # SUM of a BIGINT
     if value is None:
@@ -240,3 +228,7 @@ def cell(column: str, value: Any, unit: str | None = None) -> str:
         if column.endswith("_ns") and column not in _MOMENTS:
             return f"{value / 1e9:,.3f} s"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+FORMULA = r"^[=+\-@\t\r]"
+"""How a cell begins that a spreadsheet computes, as a regular expression of DuckDB."""

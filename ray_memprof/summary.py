@@ -12,8 +12,7 @@ from typing import Any
 import duckdb
 
 from ray_memprof import db, diagnosis
-from ray_memprof.diagnosis import rank_text
-from ray_memprof.units import at_least, size_text
+from ray_memprof.wording import at_least, place, rank_text, size_text
 
 MOST_RANKS = 16
 """Of a larger run, the fullest ranks are listed."""
@@ -46,13 +45,6 @@ def figure_lines(connection: duckdb.DuckDBPyConnection, found: Sequence[diagnosi
 
 def _ask(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:
     return connection.sql(db.question(name)).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
-
-
-def place(path: str | None, step: int | None) -> str:
-    """Where something was, in words."""
-    if path is None:
-        return "no span"
-    return path if step is None else f"{path} of step {step}"
 
 
 def _peaks(connection: duckdb.DuckDBPyConnection) -> list[str]:

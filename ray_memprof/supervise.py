@@ -15,7 +15,8 @@ from ray_memprof import errors, verdict
 from ray_memprof.awake import AwakeClock
 from ray_memprof.plan import Beat, Outcome, Whereabouts
 from ray_memprof.stall import Progress, suspects
-from ray_memprof.verdict import Loss, Verdict, name_ranks
+from ray_memprof.verdict import Loss, Verdict
+from ray_memprof.wording import rank_text
 
 POLL_S = 0.2
 """How long one look waits for news: also the delay of a signal."""
@@ -170,7 +171,7 @@ class _Watch:
         return Verdict(
             status="hung",
             exit_code=errors.EXIT_HANG,
-            reason=f"{name_ranks(found.ranks)} {found.why}; no rank got on for {limits.stall_s:g} s",
+            reason=f"{rank_text(found.ranks)} {found.why}; no rank got on for {limits.stall_s:g} s",
             hint="logs/rankN.stack.txt says where every rank was; a step that takes longer: raise ray.timeouts.stall_s",
             ranks=found.ranks,
             stacks=_stacks(places),

@@ -13,6 +13,7 @@ from typing import Literal
 
 from ray_memprof import errors
 from ray_memprof.plan import Beat, Outcome, Status
+from ray_memprof.wording import rank_text
 
 LossKind = Literal["died", "unreachable", "node", "host_oom"]
 """Of a rank that could not report itself: its process ended, nobody reaches it, its node is gone, its host was full."""
@@ -178,13 +179,13 @@ def _told(outcome: Outcome, ranks: Sequence[int], weight: int) -> tuple[Status, 
     if weight == _PEER and not outcome.hint:
         hint = f"it lost another rank, and none reported why; the logs of all ranks are beside {log_name(outcome.rank)}"
     # What its store tells begins with the rank already.
-    reason = outcome.reason.removeprefix(f"{name_ranks((outcome.rank,))}: ")
-    return outcome.status, outcome.exit_code, f"{name_ranks(ranks)}: {reason}", hint
+    reason = outcome.reason.removeprefix(f"{rank_text((outcome.rank,))}: ")
+    return outcome.status, outcome.exit_code, f"{rank_text(ranks)}: {reason}", hint
 
 
 def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[Status, int, str, str]:
     """Of ranks that could not tell."""
-    who = name_ranks(ranks)
+    who = rank_text(ranks)
     if first.kind == "node":
         places = sorted({nodes[rank] for rank in ranks})
         reason = f"node {', '.join(places)} lost, with {who}"
@@ -218,8 +219,3 @@ def _beside(told: Iterable[Outcome]) -> str:
 def log_name(rank: int) -> str:
     """The log of a rank, from the run folder."""
     return f"logs/rank{rank}.log"
-
-
-def name_ranks(ranks: Sequence[int]) -> str:
-    """For people: "rank 2" or "ranks 1, 3"."""
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

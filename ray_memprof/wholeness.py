@@ -10,8 +10,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.diagnosis import rank_text
 from ray_memprof.store import OPEN_STREAM, TABLES_DIR, manifest_path, table_dir
+from ray_memprof.wording import rank_text
 
 
 def lacking(run_dir: Path, num_ranks: int, ranks: Collection[int]) -> list[str]:

@@ -18,7 +18,17 @@ from pathlib import Path
 import make_synthetic_run
 import pyarrow as pa
 
-from ray_memprof import collect, compare, compare_text, db, diagnosis, findings, rows, schema, units
+from ray_memprof import (
+    collect,
+    compare,
+    compare_text,
+    db,
+    diagnosis,
+    findings,
+    rows,
+    schema,
+    wording,
+)
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RANKS, EVENTS, BLOCKS = 4, 3_000, 2
@@ -132,7 +142,7 @@ def escaped(text: str) -> str:
 
 def questions_page(run_dirs: Sequence[Path]) -> Iterator[str]:
     """Lines of docs/questions.md; the last run is the one that is asked."""
-    yield from QUESTIONS_INTRO.format(size=units.size_text(SKEW_BYTES), widest=WIDEST).splitlines()
+    yield from QUESTIONS_INTRO.format(size=wording.size_text(SKEW_BYTES), widest=WIDEST).splitlines()
     yield "| question | what it asks |"
     yield "|---|---|"
     for name in db.QUESTIONS:

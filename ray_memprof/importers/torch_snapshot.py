@@ -60,7 +60,7 @@ from ray_memprof.store import (
     manifest_path,
     table_dir,
 )
-from ray_memprof.units import size_text
+from ray_memprof.wording import size_text
 
 MAX_TEXTS = 10_000
 """Different values of user_metadata in a file up to which they name spans."""

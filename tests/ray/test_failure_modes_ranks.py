@@ -66,7 +66,7 @@ def test_2_device_out_of_memory_in_one_rank(tmp_path: Path) -> None:
 
     exit_code, status, reason = run.verdict()
     assert (code, exit_code, status) == (11, 11, "oom")
-    assert reason.startswith("rank 2: device out of memory in script/denoise step 3: allocated ")
+    assert reason.startswith("rank 2: device out of memory in script/denoise of step 3: allocated ")
     assert reason.endswith(" MiB, asked 2.00 GiB")
     assert run.at("error: rank 2: device out of memory") - run.struck_at() < VERDICT_S
     assert run.living() == []
@@ -122,9 +122,9 @@ def test_2_error_of_every_rank_is_told_once(tmp_path: Path) -> None:
     limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": 60.0, "grace_s": 20.0}}
     code, run = launch(tmp_path, config_of(tmp_path, script="once.py", args=arguments, ray=limits))
 
-    assert (code, *run.verdict()) == (3, 3, "failed", "ranks 0, 1, 2, 3: t5.pth: cut off")
+    assert (code, *run.verdict()) == (3, 3, "failed", "ranks 0 to 3: t5.pth: cut off")
     assert run.facts["culprits"] == [0, 1, 2, 3]
-    assert run.errors() == ["error: ranks 0, 1, 2, 3: t5.pth: cut off", "hint: load it again"]
+    assert run.errors() == ["error: ranks 0 to 3: t5.pth: cut off", "hint: load it again"]
     assert run.text.count("t5.pth") == 1
 
 

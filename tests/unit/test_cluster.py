@@ -75,7 +75,7 @@ def test_nothing_is_removed_where_nothing_came_from_elsewhere(
         ("", []),
         (
             "[Errno 13] Permission denied",
-            ["ranks 2, 3: collected, and still in host-b:/scratch/x: [Errno 13] Permission denied"],
+            ["ranks 2 and 3: collected, and still in host-b:/scratch/x: [Errno 13] Permission denied"],
         ),
     ],
 )

@@ -12,7 +12,7 @@ from diagnosis_runs import GIB, MIB, RUNS, SECOND, EmptyRun, Tables, diagnose, e
 from pydantic import BaseModel
 from run_tables import Row, blank, span
 
-from ray_memprof import config_sections, db, diagnosis, knobs
+from ray_memprof import config_sections, db, diagnosis, knobs, wording
 from ray_memprof.config import RunConfig, from_mapping
 from ray_memprof.environment import FORWARDED
 from ray_memprof.errors import ConfigError
@@ -322,4 +322,4 @@ def test_rules_have_a_knob_each_that_the_module_offers() -> None:
     ],
 )
 def test_ranks_in_few_words(ranks: Sequence[int], text: str) -> None:
-    assert diagnosis.rank_text(ranks) == text
+    assert wording.rank_text(ranks) == text

@@ -28,7 +28,7 @@ def test_device_out_of_memory() -> None:
         status="oom",
         exit_code=11,
         reason=(
-            "device out of memory in denoise/dit.block step 3: "
+            "device out of memory in denoise/dit.block of step 3: "
             "allocated 5.00 GiB, reserved 6.00 GiB, asked 2.00 GiB"
         ),
         path="denoise/dit.block",
@@ -86,7 +86,7 @@ def test_nccl_without_memory_is_told_with_what_was_free() -> None:
         status="oom",
         exit_code=11,
         reason=(
-            "device out of memory in denoise/dit.block step 3: NCCL got none (Cuda failure 2 'out of memory'), "
+            "device out of memory in denoise/dit.block of step 3: NCCL got none (Cuda failure 2 'out of memory'), "
             "allocated 5.00 GiB, reserved 6.00 GiB, free 12.0 MiB"
         ),
         path="denoise/dit.block",
@@ -110,7 +110,7 @@ def test_the_error_that_the_program_made_of_it_is_told_too() -> None:
         "oom",
         11,
         0,
-        "device out of memory in denoise step 0: allocated 5.00 GiB, reserved 6.00 GiB, asked 2.00 GiB; "
+        "device out of memory in denoise of step 0: allocated 5.00 GiB, reserved 6.00 GiB, asked 2.00 GiB; "
         "then SystemExit: step 0 failed",
     )
 

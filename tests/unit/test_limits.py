@@ -6,7 +6,8 @@ import duckdb
 import pytest
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.limits import Check, change_text, check, check_line, parse
+from ray_memprof.limits import Check, check, check_line, parse
+from ray_memprof.wording import change_text
 
 MIB, GIB = 2**20, 2**30
 LABELS = ["before", "after"]

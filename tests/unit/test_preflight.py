@@ -290,6 +290,6 @@ def test_ranks_that_agree_have_nothing_to_be_told() -> None:
 def test_what_the_driver_does_not_tell_is_a_gap_with_the_ranks_that_it_concerns() -> None:
     assert gaps([]) == gaps([{"driver": "570.1"}]) == []
     assert gaps([{"nvml": UNNAMED}, {}, {"nvml": UNNAMED}, {"nvml": "not available"}]) == [
-        f"ranks 0, 2: NVML {UNNAMED}",
+        f"ranks 0 and 2: NVML {UNNAMED}",
         "rank 3: NVML not available",
     ]

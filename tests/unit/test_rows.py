@@ -18,17 +18,8 @@ from pyarrow import csv, parquet
 
 from ray_memprof.errors import ConfigError, DiskFull
 from ray_memprof.exporters.whole_file import whole_file
-from ray_memprof.rows import (
-    MOST_ROWS,
-    Form,
-    Shown,
-    cell,
-    columns_text,
-    figure_text,
-    table_text,
-    write,
-    write_text,
-)
+from ray_memprof.rows import MOST_ROWS, Form, Shown, cell, columns_text, table_text, write, write_text
+from ray_memprof.wording import number_text
 
 Read = Callable[[], str]
 
@@ -138,7 +129,7 @@ def test_a_table_reads_the_unit_of_each_row() -> None:
 
 
 def test_a_figure_that_is_not_there_is_a_dash() -> None:
-    assert [figure_text(None, unit) for unit in ("bytes", "s", "")] == 3 * ["-"]
+    assert [number_text(None, unit) for unit in ("bytes", "s", "")] == 3 * ["-"]
 
 
 def test_a_long_table_says_how_much_it_leaves_out() -> None:

@@ -149,16 +149,16 @@ def test_peers_complain_and_nobody_tells_why() -> None:
     ranks = Ranks([(1.0, failed(1, RESET)), (1.1, failed(3, RESET))])
     verdict = watched(ranks)
 
-    assert told(verdict) == ("failed", 16, f"ranks 1, 3: {RESET}", (1, 3))
+    assert told(verdict) == ("failed", 16, f"ranks 1 and 3: {RESET}", (1, 3))
     assert verdict.hint.startswith("it lost another rank, and none reported why")
     assert ranks.now == pytest.approx(1.0 + LIMITS.node_grace_s)
 
 
 def test_device_oom_weighs_more_than_a_peer() -> None:
-    oom = Outcome(rank=2, status="oom", exit_code=11, reason="device out of memory in denoise step 3: ...")
+    oom = Outcome(rank=2, status="oom", exit_code=11, reason="device out of memory in denoise of step 3: ...")
     verdict = watched(Ranks([(1.0, failed(0, RESET)), (1.5, oom)]))
 
-    assert told(verdict) == ("oom", 11, "rank 2: device out of memory in denoise step 3: ...", (2,))
+    assert told(verdict) == ("oom", 11, "rank 2: device out of memory in denoise of step 3: ...", (2,))
     assert verdict.outcomes == {0: failed(0, RESET), 2: oom}
 
 
@@ -174,7 +174,7 @@ def test_what_several_ranks_tell_in_the_same_words_is_told_once_with_all_of_them
     events = [(1.0 + rank / 10, failed(rank, missing, hint="get it")) for rank in (2, 0, 3)]
     verdict = watched(Ranks([*events, (1.4, failed(1, "another"))]))
 
-    assert told(verdict) == ("failed", 16, f"ranks 0, 2, 3: {missing}", (0, 1, 2, 3))
+    assert told(verdict) == ("failed", 16, f"ranks 0, 2 and 3: {missing}", (0, 1, 2, 3))
     assert verdict.hint == "get it"
 
 
@@ -198,7 +198,7 @@ def test_node_lost_although_its_neighbours_complain_first(kinds: tuple[LossKind,
     ]
     verdict = watched(Ranks(events), nodes=("a", "a", "b", "b"))
 
-    assert told(verdict) == ("lost", 13, "node b lost, with ranks 2, 3", (2, 3))
+    assert told(verdict) == ("lost", 13, "node b lost, with ranks 2 and 3", (2, 3))
 
 
 def test_one_rank_of_a_node_out_of_reach_is_a_death() -> None:
@@ -211,11 +211,11 @@ def test_one_rank_of_a_node_out_of_reach_is_a_death() -> None:
 def test_deaths_of_all_ranks_of_a_node_are_deaths_unless_the_node_is_suspect() -> None:
     verdict = watched(Ranks([(1.0, lost(2)), (1.0, lost(3))]), nodes=("a", "a", "b", "b"))
 
-    assert told(verdict) == ("died", 10, "ranks 2, 3: process died", (2, 3))
+    assert told(verdict) == ("died", 10, "ranks 2 and 3: process died", (2, 3))
 
 
 TWO_NODES = ("a", "a", "b", "b")
-NODE_LOST = ("lost", 13, "node b lost, with ranks 2, 3", (2, 3))
+NODE_LOST = ("lost", 13, "node b lost, with ranks 2 and 3", (2, 3))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_two_nodes_lost() -> None:
     ranks = Ranks([(1.0, lost(1))], lost_at={1: 0.9, 2: 0.9})
 
     verdict = watched(ranks, nodes=("a", "b", "c", "d"))
-    assert told(verdict) == ("lost", 13, "node b, c lost, with ranks 1, 2", (1, 2))
+    assert told(verdict) == ("lost", 13, "node b, c lost, with ranks 1 and 2", (1, 2))
 
 
 def test_a_rank_that_had_ended_well_is_not_lost_with_its_node() -> None:

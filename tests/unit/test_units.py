@@ -3,7 +3,7 @@
 import pytest
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.units import GIB, MIB, parse_size, size_text
+from ray_memprof.wording import GIB, MIB, parse_size, size_text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+r"""How sizes, ranks, places and changes are written in messages, tables and pages, and how a size is read.
+
+size_text(18_628_102_656)        # "17.35 GiB"; GiB and MiB are 1024^3 and 1024^2 bytes, as in nvidia-smi
+parse_size("30 GiB")             # 32_212_254_720
+rank_text([0, 2, 5])             # "ranks 0, 2 and 5"
+place("denoise/step", 3)         # "denoise/step of step 3"
+visible("\x1b[2Jname")          # the escape sequence is written out, so that a terminal does not obey it
+"""
+
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+
+from ray_memprof.errors import ConfigError
+
+MIB = 2**20
+GIB = 2**30
+_UNITS = {
+    **{"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
+    **{"kib": 2**10, "mib": MIB, "gib": GIB, "tib": 2**40},
+}
+
+
+def size_text(num_bytes: int) -> str:
+    """`num_bytes` with its unit: GiB from a quarter of one on, MiB below."""
+    if abs(num_bytes) >= GIB // 4:
+        return f"{num_bytes / GIB:.2f} GiB"
+    return f"{num_bytes / MIB:.1f} MiB"
+
+
+def at_least(text: str, is_at_least: bool) -> str:
+    """`text`, said to be a lower bound where it is one."""
+    return f"at least {text}" if is_at_least else text
+
+
+def parse_size(text: str) -> int:
+    """The bytes that a number with its unit means, a fraction of a byte left out; KiB is 1024 B, kB 1000 B.
+
+    Raises:
+        ConfigError: no number, no unit, or another unit than B, kB, KiB, MB, MiB, GB, GiB, TB and TiB.
+    """
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]+)\s*", text)
+    unit = _UNITS.get(found[2].lower()) if found else None
+    if found is None or unit is None:
+        raise ConfigError(
+            f"{text!r} is no size",
+            hint="a number and its unit: 30 GiB, 500 MB or 4096 B; GiB are 1024^3 bytes, GB are 1000^3",
+        )
+    return int(Fraction(found[1]) * unit)
+
+
+MOST_NAMED = 16
+"""Ranks that a sentence names one by one."""
+
+
+def rank_text(ranks: Iterable[int]) -> str:
+    """Ranks in few words: "rank 3", "ranks 0 to 7", "ranks 0, 2 and 5", "86 ranks (19, 27, 36, 37 ...)"."""
+    ranks = sorted(ranks)
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    if len(ranks) > MOST_NAMED:
+        return f"{len(ranks)} ranks ({', '.join(map(str, ranks[:4]))} ...)"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters other than tab and newline, and characters that change the direction of writing."""
+
+
+def visible(text: str) -> str:
+    """`text` with its control characters written as Python escapes, so that a terminal does not obey them."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def place(path: str | None, step: int | None) -> str:
+    """A span and its step, in words; `path` None: outside of all spans."""
+    if path is None:
+        return "no span"
+    return path if step is None else f"{path} of step {step}"
+
+
+def number_text(value: float | None, unit: str) -> str:
+    """A number as people read it; the unit is bytes, s, or empty for a count or a ratio."""
+    if value is None:
+        return "-"
+    if unit == "bytes":
+        return size_text(round(value))
+    if unit == "s":
+        return f"{value:,.3f} s"
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
+
+
+_TIMES = 10
+"""From so many times as much on, percents tell nothing."""
+
+
+def change_text(change: float | None, base: float | None, unit: str) -> str:
+    """A change, with its share of the base where there is one: "+1.02 GiB, +7.5%"."""
+    if change is None:
+        return "-"
+    if not change:
+        return "="
+    sign = "+" if change > 0 else "-"
+    if unit == "bytes" and abs(change) < MIB // 20:  # size_text would say 0.0 MiB
+        text = f"{abs(change):,.0f} B"
+    else:
+        text = number_text(abs(change), unit)
+    if not base:
+        return f"{sign}{text}"
+    share = change / abs(base)
+    # Times a negative base would be a negative number of times.
+    is_share = share < _TIMES or base < 0
+    return f"{sign}{text}, {share:+.1%}" if is_share else f"{sign}{text}, x {share + 1:,.0f}"
