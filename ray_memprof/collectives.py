@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from ray_memprof.meters import Reading
-from ray_memprof.plan import Group
+from ray_memprof.recorder_status import Group
 
 # isend and irecv stay torch's own: P2POp refuses any other function, and a module may have taken them by name before.
 OPS = (

@@ -24,7 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from ray_memprof.plan import Beat
+from ray_memprof.recorder_status import Beat
 from ray_memprof.wording import size_text, visible
 
 if TYPE_CHECKING:

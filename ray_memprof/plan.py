@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from ray_memprof.config import RunConfig
+from ray_memprof.recorder_status import Group, ReplayCheck
+from ray_memprof.recording_options import RecordingOptions
+from wan.parallel.environment import Place
 
 Status = Literal["ok", "oom", "host_oom", "failed", "died", "hung", "lost", "interrupted", "never_started"]
 """How a rank, or a run, ended."""
@@ -59,37 +62,34 @@ class RankPlan:
     master_addr: str = "127.0.0.1"
     master_port: int = 0
 
+    @property
+    def place(self) -> Place:
+        """Which rank of how many."""
+        return Place(rank=self.rank, local_rank=self.local_rank, num_ranks=self.world_size)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Beat:
-    """A sign of life: where a rank is and what it holds."""
+    @property
+    def device(self) -> str:
+        """As torch names it in this rank, under a mask that lists every GPU of its node once."""
+        if self.config.model.device == "cpu":
+            return "cpu"
+        return f"cuda:{self.local_rank}" if self.visible_devices else "cuda:0"
 
-    rank: int
-    sequence: int
-    """Spans entered and left so far: grows while the rank gets on."""
-    path: str
-    """Of the innermost open span; "" between spans."""
-    stage: str
-    step: int
-    """Of the denoise loop, from 0; -1 outside it."""
-    num_steps: int
-    """-1: not known."""
-    allocated_bytes: int
-    reserved_bytes: int
-    device_used_bytes: int
-    problem: str = ""
-    """Why its recorder can write no more; "" where it can."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """A process group, or two ranks of one, by the same name on all its ranks."""
-
-    name: str
-    """torch's; groups that share no rank may have the same."""
-    first_rank: int
-    second_rank: int | None = None
-    """Of two ranks: they have no number before their first call."""
+    @property
+    def recording(self) -> RecordingOptions:
+        """What is recorded of this rank."""
+        logging = self.config.logging
+        return RecordingOptions(
+            run_dir=self.run_dir,
+            rank=self.rank,
+            device=self.device,
+            level=logging.level,
+            keeps_rows=logging.profile_memory,
+            sample_interval_s=logging.sample_interval_s,
+            gpu_uuid=self.facts.gpu_uuid,
+            gpu_index=self.facts.gpu_index,
+            device_total_bytes=self.facts.device_total_bytes,
+            clock_offset_ns=self.clock_offset_ns,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,31 +121,8 @@ class Outcome:
     """Who could not get device memory; None: torch's allocator, or it did not run out."""
     oom_free_bytes: int | None = None
     """On the device when it ran out; None: not known, or it did not."""
-    check: "ReplayCheck | None" = None
+    check: ReplayCheck | None = None
     environment: dict[str, str] = field(default_factory=dict)
     """What bore on its memory at the end: a workload may have set some of it itself."""
     problems: tuple[str, ...] = ()
     """What went wrong with its recording, a line each; the run went on."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReplayCheck:
-    """Whether the recorded events add up to the allocator's own counters, and what recording itself cost."""
-
-    num_events: int
-    num_lost_events: int
-    num_checks: int
-    """Moments at which the replayed curves were laid beside the counters."""
-    max_error_bytes: int
-    """Largest difference seen in allocated, reserved or active bytes; 0 is what must be."""
-    allocated_peak_bytes: int
-    """The allocator's own counter."""
-    replayed_allocated_peak_bytes: int
-    reserved_peak_bytes: int
-    replayed_reserved_peak_bytes: int
-    recorder_ns: int
-    """Spent by the recorder on the thread that runs the model."""
-    longest_pause_ns: int
-    """The longest time the recorder held up that thread at once."""
-    recorder_bytes: int
-    """Largest number of bytes that the recorder held in buffers, as far as it can count them."""

@@ -29,8 +29,9 @@ from ray_memprof.failures import outcome_of
 from ray_memprof.forgiving import log_writer
 from ray_memprof.frames import Moves, is_meeting
 from ray_memprof.network import explained, interface_of
-from ray_memprof.plan import Beat, Outcome, RankFacts, RankPlan, Whereabouts
+from ray_memprof.plan import Outcome, RankFacts, RankPlan, Whereabouts
 from ray_memprof.processes import Work, started
+from ray_memprof.recorder_status import Beat
 from ray_memprof.stall import MEETING
 
 if TYPE_CHECKING:
@@ -155,9 +156,11 @@ class Rank:
 
         outcome = Outcome(rank=plan.rank, status="ok")
         try:
-            with recorder.recording(plan, self._clock) as self._recorder:
+            with recorder.recording(plan.recording, self._clock) as self._recorder:
                 try:
-                    workload.run(plan, self._recorder)
+                    workload.run(
+                        plan.config, plan.place, self._recorder, device=plan.device, run_dir=plan.run_dir
+                    )
                 except BaseException as error:  # noqa: B036 - SystemExit of a script too; what it means is told below
                     outcome = outcome_of(
                         error,

@@ -18,7 +18,8 @@ import wan
 from ray_memprof.clock import Clock
 from ray_memprof.config import RunConfig
 from ray_memprof.errors import EXIT_BUG, RunError
-from ray_memprof.plan import Outcome, RankFacts, ReplayCheck, Status
+from ray_memprof.plan import Outcome, RankFacts, Status
+from ray_memprof.recorder_status import ReplayCheck
 from ray_memprof.repository import commit_text, repository
 from ray_memprof.run_folder import RunFolder
 from ray_memprof.store import LOGS_DIR

@@ -1,7 +1,7 @@
 """The recorder: hears every span, reads the meter at its ends, and hands all that was measured to the scribe.
 
-    with recording(plan) as recorder:
-        workload.run(plan, recorder)
+    with recording(RecordingOptions(run_dir=run_dir, rank=0, device="cuda:0")):
+        train()
 
 Leaves tables/{spans,allocs,samples,collectives,ledger,stacks}/rank=N/ in the run folder. It never raises into the
 model: what fails is a line of `problems`, and the rest goes on; a full disk is raised when recording() ends. Spans
@@ -28,8 +28,9 @@ from ray_memprof.meters.guarded import Guarded
 from ray_memprof.open_spans import OpenSpans
 from ray_memprof.others import Others
 from ray_memprof.owners import Stamp
-from ray_memprof.plan import Beat, RankPlan, ReplayCheck
 from ray_memprof.problems import Problems
+from ray_memprof.recorder_status import Beat, ReplayCheck
+from ray_memprof.recording_options import RecordingOptions
 from ray_memprof.scribe import Collective, Parcel, Sample, Scribe, SpanRecord, scribe_of
 from wan.spans import Attribute, listening
 
@@ -440,12 +441,12 @@ class Recorder:
 
 
 @contextmanager
-def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
-    """Record what runs inside the block on this thread, as the plan's configuration asks.
+def recording(options: RecordingOptions, clock: Clock | None = None) -> Iterator[Recorder]:
+    """Record what runs inside the block on this thread.
 
     Args:
-        plan: of the rank.
-        clock: that the plan's clock_offset_ns was measured for; None: one made now.
+        options: what is recorded, and where to.
+        clock: that clock_offset_ns was measured for; None: one made now.
 
     Raises:
         DiskFull: what was measured could not all be written.
@@ -455,20 +456,16 @@ def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
     from ray_memprof.meters.choice import meter_of
     from ray_memprof.sampler import sampling
 
-    on_cuda = plan.config.model.device != "cpu"
-    with (
-        open_device(uuid=plan.facts.gpu_uuid, index=plan.facts.gpu_index)
-        if on_cuda
-        else nullcontext() as device
-    ):
-        clock = (clock or Clock()).ahead(plan.clock_offset_ns)
+    on_cuda = options.device != "cpu"
+    with open_device(uuid=options.gpu_uuid, index=options.gpu_index) if on_cuda else nullcontext() as device:
+        clock = (clock or Clock()).ahead(options.clock_offset_ns)
         problems = Problems()
-        meter = Guarded(meter_of(plan, device, clock, problems), problems, clock)
+        meter = Guarded(meter_of(options, device, clock, problems), problems, clock)
         share = None
         if device is not None:
             share = OwnShare(device, os.getpid(), is_contained=is_contained())
-        scribe = scribe_of(plan, meter, problems)
-        recorder = Recorder(plan.rank, meter, scribe, share=share, problems=problems)
+        scribe = scribe_of(options, meter, problems)
+        recorder = Recorder(options.rank, meter, scribe, share=share, problems=problems)
         if on_cuda and device is None:
             recorder.problem(
                 "the driver (NVML) does not tell of this rank's device: what other processes take of it is not told "
@@ -479,7 +476,7 @@ def recording(plan: RankPlan, clock: Clock | None = None) -> Iterator[Recorder]:
             recorder.tick,
             meter,
             device,
-            plan.config.logging.sample_interval_s,
+            options.sample_interval_s,
             clock=clock,
             tick_old=partial(recorder.tick, is_whole=False),
             problem=recorder.problem,

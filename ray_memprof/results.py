@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from ray_memprof.errors import DiskFull, RunError
 from ray_memprof.interrupts import Abandoned, Interrupted, Interrupts
 from ray_memprof.live import Live
-from ray_memprof.plan import Beat
 from ray_memprof.record import Record, verdict_of, verdict_of_bug
+from ray_memprof.recorder_status import Beat
 from ray_memprof.standing import NOTE_EVERY_S, progress_facts
 from ray_memprof.store import LOGS_DIR, REPORT_FILE
 from ray_memprof.supervise import Limits, interruption, watch

@@ -16,8 +16,8 @@ from ray_memprof.errors import DiskFull
 from ray_memprof.ledger import Entry
 from ray_memprof.meters import Batch, Meter, Reading
 from ray_memprof.owners import Stamp, owned
-from ray_memprof.plan import RankPlan
 from ray_memprof.problems import Problems
+from ray_memprof.recording_options import RecordingOptions
 from ray_memprof.replay import BlockReplay, Columns, Event, Peaks, Replay, Segment
 from ray_memprof.store import RankStore
 
@@ -411,12 +411,12 @@ def _columns(rows: list[dict[str, object]]) -> dict[str, list[object]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def scribe_of(plan: RankPlan, meter: Meter, problems: Problems) -> Scribe | None:
-    """The scribe of a rank; None where its configuration keeps nothing."""
-    if not plan.config.logging.profile_memory:
+def scribe_of(options: RecordingOptions, meter: Meter, problems: Problems) -> Scribe | None:
+    """The scribe of a rank; None where nothing is kept."""
+    if not options.keeps_rows:
         return None
-    store = RankStore(plan.run_dir, plan.rank)
-    stacks = Stacks(store) if plan.config.logging.level == "stack" else None
+    store = RankStore(options.run_dir, options.rank)
+    stacks = Stacks(store) if options.has_stacks else None
     categories: dict[int, str] = {}
     kind = BlockReplay if meter.source == "cuda" else Replay
     replay = kind(
@@ -428,6 +428,6 @@ def scribe_of(plan: RankPlan, meter: Meter, problems: Problems) -> Scribe | None
         replay,
         categories=categories,
         stacks=stacks,
-        device_total_bytes=plan.facts.device_total_bytes,
+        device_total_bytes=options.device_total_bytes,
         problems=problems,
     )

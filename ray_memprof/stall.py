@@ -12,7 +12,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from ray_memprof.plan import Beat, Group, Whereabouts
+from ray_memprof.plan import Whereabouts
+from ray_memprof.recorder_status import Beat, Group
 
 MEETING = "comm.init"
 """The span in which ranks wait for each other."""

@@ -36,6 +36,8 @@ REPORT_FILE = "report.html"
 TABLES_DIR = "tables"
 TRACE_DIR = "trace"
 LOGS_DIR = "logs"
+TRACE_FILE = "rank{rank}.pt.trace.json"
+"""TensorBoard looks for *.pt.trace.json and takes what comes before for the name of the worker."""
 LATEST_LINK = "latest"
 
 OPEN_STREAM = "open.arrows"

@@ -1,9 +1,9 @@
 """A Chrome trace of a few denoise steps per rank, by torch.profiler: level torch_profiler.
 
-    with tracing(config.logging, run_dir, rank):
+    with tracing(TraceSchedule(wait=1, warmup=1, active=3), path):
         pipeline.generate(request)                  # leaves trace/rank0.pt.trace.json: Perfetto and TensorBoard read it
 
-logging.profiler counts in steps, from the first one on: `wait` go by, `warmup` are traced and thrown away, `active` are
+The schedule counts in steps, from the first one on: `wait` go by, `warmup` are traced and thrown away, `active` are
 kept. A step is a span with the attribute `step`: one of the denoise loop, or in a script one call of an outermost
 module. Every span is an annotation in the trace. The file is written when the last active step ends; that step's span
 bears the time it takes.
@@ -13,8 +13,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function, schedule, supported_activities
 
@@ -22,32 +23,37 @@ from ray_memprof.errors import DiskFull
 from ray_memprof.forks import silent_in_children
 from wan.spans import Attribute, listening
 
-if TYPE_CHECKING:
-    from ray_memprof.config import Logging, Profiler
 
-FOLDER = "trace"
-NAME = "rank{rank}.pt.trace.json"
-"""TensorBoard looks for *.pt.trace.json and takes what comes before for the name of the worker."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TraceSchedule:
+    """Which steps are traced, and what is recorded of each; the keys of logging.profiler."""
 
-
-def trace_file(logging: "Logging", run_dir: Path, rank: int) -> Path:
-    """Where the trace of `rank` goes."""
-    return (logging.trace_path or run_dir / FOLDER) / NAME.format(rank=rank)
+    wait: int
+    """Steps before the profiler starts."""
+    warmup: int
+    """Steps that are traced and thrown away."""
+    active: int
+    """Steps that are kept."""
+    record_shapes: bool = False
+    profile_memory: bool = True
+    with_stack: bool = False
 
 
 @contextmanager
 def tracing(
-    logging: "Logging", run_dir: Path, rank: int, problem: Callable[[str], None] = lambda text: None
+    schedule: TraceSchedule, path: Path, problem: Callable[[str], None] = lambda text: None
 ) -> Iterator[None]:
-    """Trace the steps that logging.profiler asks for, among those that run inside the block.
+    """Trace the steps that `schedule` asks for, among those that run inside the block.
 
     Args:
-        logging: section of the configuration.
-        run_dir: the run folder.
-        rank: whose trace it is.
+        schedule: which steps.
+        path: of the file; its folder is made.
         problem: told in a line where tracing failed and ended; the program goes on.
+
+    Raises:
+        DiskFull: at the end, where the trace could not be written.
     """
-    trace = StepTrace(logging.profiler, trace_file(logging, run_dir, rank), problem)
+    trace = StepTrace(schedule, path, problem)
     try:
         with listening(trace):
             yield
@@ -61,17 +67,17 @@ class StepTrace:
     """A spans.Listener that annotates every span and moves torch.profiler on with every step.
 
     Args:
-        settings: how many steps, and what is recorded of each.
+        schedule: which steps, and what is recorded of each.
         path: of the file that is written.
         problem: told in a line where tracing failed and ended.
     """
 
     def __init__(
-        self, settings: "Profiler", path: Path, problem: Callable[[str], None] = lambda text: None
+        self, schedule: TraceSchedule, path: Path, problem: Callable[[str], None] = lambda text: None
     ) -> None:
         self.error = ""
         """Why there is no trace; a listener must not raise, so it is told when the run is over."""
-        self._settings, self._path, self._problem = settings, path, problem
+        self._schedule, self._path, self._problem = schedule, path, problem
         self._thread = threading.get_ident()
         self._profiler: profile | None = None
         self._open: list[tuple[record_function, bool]] = []
@@ -135,7 +141,7 @@ class StepTrace:
         self._warn()
 
     def _warn(self) -> None:
-        asked = self._settings
+        asked = self._schedule
         needed = asked.wait + asked.warmup + asked.active
         if self._num_steps >= needed:
             return
@@ -151,7 +157,7 @@ class StepTrace:
         )
 
     def _make(self) -> profile:
-        asked = self._settings
+        asked = self._schedule
         return profile(
             activities=sorted(
                 supported_activities() & {ProfilerActivity.CPU, ProfilerActivity.CUDA}, key=str

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from ray_memprof.plan import Beat
 from ray_memprof.record import Record
+from ray_memprof.recorder_status import Beat
 
 LOOK_S = 1.0
 """Between two looks at the disk of the run folder."""

@@ -1,23 +1,25 @@
 """What a rank runs under the recorder: Wan2.1 itself, or any torch.distributed script as torchrun would run it.
 
-    with recording(plan) as recorder:
-        workload.run(plan, recorder)                     # on this thread; returns when all videos are made
+    with recording(options) as recorder:
+        workload.run(config, place, recorder, ...)       # on this thread; returns when all videos are made
 
-Takes a RankPlan whose environment is already applied (rank.py); leaves the videos that generation.save_file asks for,
-and at level torch_profiler a trace. Errors pass through as they are: rank.py tells what they mean.
+Takes a configuration and a place; the environment is set already. Leaves the videos that generation.save_file asks for,
+and at level torch_profiler a trace. Errors pass through: rank.py turns them into an Outcome.
 """
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ray_memprof.plan import RankPlan
+from ray_memprof.config import Logging, RunConfig
+from ray_memprof.store import TRACE_DIR, TRACE_FILE
 from wan.config import TASKS
 from wan.options import Options, describe
+from wan.parallel.environment import Place
 from wan.spans import span
 
 if TYPE_CHECKING:
@@ -36,57 +38,63 @@ class StepListener(Protocol):
         """Something is wrong with the recording."""
 
 
-def run(plan: RankPlan, recorder: StepListener) -> None:
-    """Run the workload of `plan` to its end, on this thread."""
-    with _traced(plan, recorder):
-        if plan.config.workload == "script":
-            _run_script(plan, recorder)
+def run(config: RunConfig, place: Place, recorder: StepListener, *, device: str, run_dir: Path) -> None:
+    """Run the workload of `config` to its end, on this thread.
+
+    Args:
+        config: of the run.
+        place: which rank this process is, of how many.
+        recorder: told of steps.
+        device: of this rank, as torch names it.
+        run_dir: where traces go, unless logging.trace_path says otherwise.
+    """
+    with _traced(config.logging, trace_file(config.logging, run_dir, place.rank), recorder):
+        if config.workload == "script":
+            _run_script(config, recorder)
         else:
-            _run_wan(plan, recorder)
+            _run_wan(config, place, device, recorder)
 
 
-def device_name(plan: RankPlan) -> str:
-    """The device of this rank as torch names it, under a mask that lists every GPU of its node once."""
-    if plan.config.model.device == "cpu":
-        return "cpu"
-    return f"cuda:{plan.local_rank}" if plan.visible_devices else "cuda:0"
+def trace_file(logging: Logging, run_dir: Path, rank: int) -> Path:
+    """Where the trace of `rank` goes."""
+    return (logging.trace_path or run_dir / TRACE_DIR) / TRACE_FILE.format(rank=rank)
 
 
 @contextmanager
-def _traced(plan: RankPlan, recorder: StepListener) -> Iterator[None]:
-    logging = plan.config.logging
+def _traced(logging: Logging, path: Path, recorder: StepListener) -> Iterator[None]:
     if logging.level != "torch_profiler" or not logging.profile_memory:
         yield
         return
-    from ray_memprof.torch_trace import tracing
+    from ray_memprof.torch_trace import TraceSchedule, tracing
 
-    with tracing(logging, plan.run_dir, plan.rank, recorder.problem):
+    asked = {field.name: getattr(logging.profiler, field.name) for field in fields(TraceSchedule)}
+    with tracing(TraceSchedule(**asked), path, recorder.problem):
         yield
 
 
-def _run_script(plan: RankPlan, recorder: StepListener) -> None:
+def _run_script(config: RunConfig, recorder: StepListener) -> None:
     from ray_memprof.script import run_script
 
-    script = plan.config.script
+    script = config.script
     assert script is not None  # config.py refuses workload: script without one
     run_script(script.path, script.args, script.module_spans, lambda text: recorder.problem(text))
 
 
-def _run_wan(plan: RankPlan, recorder: StepListener) -> None:
+def _run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener) -> None:
     from ray_memprof.wan_options import wan_options
     from wan.generate import make_pipeline, make_request, other_than_asked
 
-    options = replace(wan_options(plan.config), device=device_name(plan))
-    num_videos = plan.config.optimization.batch_size
+    options = replace(wan_options(config), device=device)
+    num_videos = config.optimization.batch_size
     sys.stderr.write(describe(options) + "\n")
-    if plan.rank == 0:
+    if place.rank == 0:
         _check_outputs(options, num_videos)
     _start_device(options.device)
-    with _process_group(plan, options.device):
+    with _process_group(config, place, device):
         _warm_up(options)
         # First: it reads headers only, and refuses a folder before a prompt model or an input is loaded.
-        pipeline = make_pipeline(options, num_ranks=plan.world_size)
-        options = _with_one_prompt(options, plan)
+        pipeline = make_pipeline(options, num_ranks=place.num_ranks)
+        options = _with_one_prompt(options, place)
         request = make_request(options)
         if told := other_than_asked(request, options):
             sys.stderr.write(told + "\n")
@@ -109,9 +117,9 @@ def _start_device(device: str) -> None:
 
 
 @contextmanager
-def _process_group(plan: RankPlan, device: str) -> Iterator[None]:
+def _process_group(config: RunConfig, place: Place, device: str) -> Iterator[None]:
     """The default group of torch.distributed where there is more than one rank."""
-    if plan.world_size == 1:
+    if place.num_ranks == 1:
         yield
         return
     import torch
@@ -120,9 +128,9 @@ def _process_group(plan: RankPlan, device: str) -> Iterator[None]:
     with span("comm.init"):
         distributed.init_process_group(
             "gloo" if device == "cpu" else "nccl",
-            rank=plan.rank,
-            world_size=plan.world_size,
-            timeout=timedelta(seconds=plan.config.ray.timeouts.process_group_s),
+            rank=place.rank,
+            world_size=place.num_ranks,
+            timeout=timedelta(seconds=config.ray.timeouts.process_group_s),
             # The communicator is made here and now, and not inside the first stage that sends something.
             device_id=None if device == "cpu" else torch.device(device),
         )
@@ -163,14 +171,14 @@ def _dtypes(options: Options) -> "tuple[torch.dtype, ...]":
     return tuple(dict.fromkeys(used))
 
 
-def _with_one_prompt(options: Options, plan: RankPlan) -> Options:
+def _with_one_prompt(options: Options, place: Place) -> Options:
     """Extend the prompt on rank 0 only: a service may answer every rank differently, and all make one video."""
     if not options.use_prompt_extend:
         return options
     from wan.generate import make_prompt
 
-    prompts = [make_prompt(options) if plan.rank == 0 else ""]
-    if plan.world_size > 1:
+    prompts = [make_prompt(options) if place.rank == 0 else ""]
+    if place.num_ranks > 1:
         from torch import distributed
 
         distributed.broadcast_object_list(prompts, src=0)

@@ -22,9 +22,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from ray_memprof.config import load_config
-from ray_memprof.plan import RankFacts, RankPlan, ReplayCheck
 from ray_memprof.recorder import recording
+from ray_memprof.recorder_status import ReplayCheck
+from ray_memprof.recording_options import Level, RecordingOptions
 from wan.config import TASKS
 from wan.pipeline import Pipeline, Request, parse_size
 from wan.spans import span
@@ -43,21 +43,14 @@ class Run:
     check: ReplayCheck | None
 
 
-def plan_for(level: str, folder: Path, device: str) -> RankPlan:
-    """A plan of one rank that records at `level` into `folder`."""
-    text = f"name: bench\nmodel_config: {{task: t2v-tiny, device: {device}}}\nlogging: {{level: {level}}}\n"
-    file = folder / "config.yaml"
-    file.write_text(text, encoding="utf-8")
-    facts = RankFacts(node_id="", host="", node_ip="", pid=0, gpu_index=0 if device == "cuda" else -1)
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        facts = RankFacts(
-            node_id="", host="", node_ip="", pid=0, gpu_index=0, gpu_uuid=f"GPU-{properties.uuid}",
-            device_total_bytes=properties.total_memory,
-        )  # fmt: skip
-    return RankPlan(
-        run_id="bench", config=load_config(file), rank=0, world_size=1, local_rank=0, local_world_size=1, node=0,
-        visible_devices=(), facts=facts, run_dir=folder,
+def options_for(level: Level, folder: Path, device: str) -> RecordingOptions:
+    """What is recorded of one rank, at `level` into `folder`."""
+    if device == "cpu":
+        return RecordingOptions(run_dir=folder, device=device, level=level)
+    properties = torch.cuda.get_device_properties(0)
+    return RecordingOptions(
+        run_dir=folder, device="cuda:0", level=level, gpu_index=0, gpu_uuid=f"GPU-{properties.uuid}",
+        device_total_bytes=properties.total_memory,
     )  # fmt: skip
 
 
@@ -65,9 +58,9 @@ def make(pipeline: Pipeline, request: Request, level: str, device: str) -> Run:
     """Make the video once, recorded at `level`."""
     gc.collect()
     with tempfile.TemporaryDirectory() as folder:
-        plan = None if level == "off" else plan_for(level, Path(folder), device)
+        options = None if level == "off" else options_for(level, Path(folder), device)
         ends: list[float] = []
-        with recording(plan) if plan is not None else nullcontext() as recorder:
+        with recording(options) if options is not None else nullcontext() as recorder:
             synchronize(device)
             began = time.perf_counter()
             pipeline.generate(request, on_step=lambda step, steps: ends.append(time.perf_counter()))
@@ -125,7 +118,7 @@ def fill(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         process = psutil.Process()
         before = most = process.memory_info().rss
-        with recording(plan_for("event", Path(folder), arguments.device)) as recorder:
+        with recording(options_for("event", Path(folder), arguments.device)) as recorder:
             began = time.perf_counter()
             for number in range(arguments.events // 60):
                 with span("fill", step=number):

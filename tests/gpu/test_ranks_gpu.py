@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from ray_memprof.collectives import joined, watching
 from ray_memprof.meters import Reading
-from ray_memprof.plan import Group
+from ray_memprof.recorder_status import Group
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench_parallel.py"
 NUM_GPUS = min(4, torch.cuda.device_count())

@@ -27,30 +27,23 @@ from pathlib import Path
 
 from ray_memprof.config import load_config
 from ray_memprof.device import open_device
-from ray_memprof.plan import RankFacts, RankPlan
 from ray_memprof.recorder import recording
+from ray_memprof.recording_options import RecordingOptions
 from wan.spans import span
 
 folder = Path(sys.argv[1])
-file = folder / "config.yaml"
-config = {"name": "test", "model_config": {"task": "t2v-tiny"}, "logging": {"level": sys.argv[2]}}
-file.write_text(json.dumps(config))
 with open_device(index=0) as device:
-    facts = RankFacts(
-        node_id="", host="", node_ip="", pid=0, gpu_index=0, gpu_uuid=device.uuid(),
+    options = RecordingOptions(
+        run_dir=folder, device="cuda:0", level=sys.argv[2], gpu_uuid=device.uuid(), gpu_index=0,
         device_total_bytes=device.total_bytes(),
     )
-plan = RankPlan(
-    run_id="test", config=load_config(file), rank=0, world_size=1, local_rank=0, local_world_size=1, node=0,
-    visible_devices=(), facts=facts, run_dir=folder,
-)
 import torch
 
 def work():
     WORK
 
 error = ""
-with recording(plan) as recorder:
+with recording(options) as recorder:
     try:
         work()
     except Exception as caught:

@@ -88,7 +88,7 @@ class Meter:
 
 meter = Meter()
 with listening(meter):
-    workload.run(plan, meter)
+    workload.run(plan.config, plan.place, meter, device=plan.device, run_dir=plan.run_dir)
 print(json.dumps(meter.grown))
 """
 

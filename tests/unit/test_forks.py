@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from recorder_fakes import FakeMeter
-from test_recording import plan_of
 from torch.utils.data import DataLoader, Dataset
 
 from ray_memprof import recorder as module
@@ -20,10 +19,11 @@ from ray_memprof.meters.host import HostMeter
 from ray_memprof.module_spans import naming_modules
 from ray_memprof.problems import Problems
 from ray_memprof.recorder import Recorder, recording
+from ray_memprof.recording_options import RecordingOptions
 from ray_memprof.replay import Replay
 from ray_memprof.scribe import Sample, Scribe
 from ray_memprof.store import RankStore, table_dir
-from ray_memprof.torch_trace import StepTrace
+from ray_memprof.torch_trace import StepTrace, TraceSchedule
 from wan.spans import listening, span
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)
@@ -119,7 +119,7 @@ def test_a_child_that_leaves_every_block_of_the_recording_ends_and_leaves_it_who
         pass
 
     try:
-        with recording(plan_of(tmp_path)), span("script"), naming_modules(()):
+        with recording(RecordingOptions(run_dir=tmp_path, device="cpu")), span("script"), naming_modules(()):
             parent, pid = os.getpid(), os.fork()
             if pid == 0:
                 torch.nn.Linear(2, 2)(torch.zeros(1, 2))
@@ -156,10 +156,9 @@ def test_tensors_that_a_child_makes_and_frees_wait_for_no_lock() -> None:
 
 
 def test_a_trace_is_the_parents_alone(tmp_path: Path) -> None:
-    from ray_memprof.config_sections import Profiler
 
     path = tmp_path / "trace.json"
-    trace = StepTrace(Profiler(wait=0, warmup=0, active=1), path)
+    trace = StepTrace(TraceSchedule(wait=0, warmup=0, active=1), path)
     with listening(trace), span("denoise", step=0):
 
         def work() -> None:

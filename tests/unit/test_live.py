@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ray_memprof.config import RunConfig, from_mapping
 from ray_memprof.live import HALF, MOST_RANKS, Live, Pace, row, shown_ranks
-from ray_memprof.plan import Beat
+from ray_memprof.recorder_status import Beat
 
 GIB = 2**30
 

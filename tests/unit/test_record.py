@@ -9,8 +9,9 @@ from ray_memprof.config import RunConfig
 from ray_memprof.errors import DiskFull, GpusBusy
 from ray_memprof.interrupts import Abandoned, Interrupted, Interrupts
 from ray_memprof.live import Live
-from ray_memprof.plan import Beat, Outcome, RankFacts, ReplayCheck
+from ray_memprof.plan import Outcome, RankFacts
 from ray_memprof.record import Record
+from ray_memprof.recorder_status import Beat, ReplayCheck
 from ray_memprof.results import ending, settle, summary
 from ray_memprof.run_folder import RunFolder
 from ray_memprof.schema import RANKS, RUNS

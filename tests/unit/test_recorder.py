@@ -14,8 +14,8 @@ from recorder_fakes import FakeMeter, FakeStore
 from ray_memprof import recorder as module
 from ray_memprof.collectives import watching
 from ray_memprof.errors import DiskFull
-from ray_memprof.plan import Beat, ReplayCheck
 from ray_memprof.recorder import Recorder
+from ray_memprof.recorder_status import Beat, ReplayCheck
 from ray_memprof.replay import Replay
 from ray_memprof.schema import SPANS
 from ray_memprof.scribe import Sample, Scribe

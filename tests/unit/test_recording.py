@@ -1,8 +1,7 @@
-"""recording(plan) around a tiny video on the CPU: what lies on the disk afterwards is whole and adds up."""
+"""recording(options) around a tiny video on the CPU: what lies on the disk afterwards is whole and adds up."""
 
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ray_memprof.config import load_config
 from ray_memprof.errors import DiskFull
-from ray_memprof.plan import RankFacts, RankPlan
 from ray_memprof.recorder import recording
+from ray_memprof.recording_options import RecordingOptions
 from ray_memprof.store import RankStore, manifest_path, table_dir
 from wan.config import TASKS
 from wan.pipeline import Pipeline, Request
 from wan.spans import listening, span
 
 
-def plan_of(folder: Path, **logging: object) -> RankPlan:
-    file = folder / "config.yaml"
-    file.write_text("name: test\nmodel_config: {task: t2v-tiny, device: cpu}\n", encoding="utf-8")
-    config = load_config(file, [f"logging.{key}={value}" for key, value in logging.items()])
-    return RankPlan(
-        run_id="test", config=config, rank=0, world_size=1, local_rank=0, local_world_size=1, node=0,
-        visible_devices=(), facts=RankFacts(node_id="", host="", node_ip="", pid=0, gpu_index=-1), run_dir=folder,
-    )  # fmt: skip
+def options_of(folder: Path, **changes: Any) -> RecordingOptions:
+    return RecordingOptions(run_dir=folder, device="cpu", **changes)
 
 
 def make_video() -> None:
@@ -57,7 +49,7 @@ class Heard:
 
 def test_a_tiny_video_is_recorded_whole(tmp_path: Path) -> None:
     heard = Heard()
-    with listening(heard), recording(plan_of(tmp_path)) as recorder:
+    with listening(heard), recording(options_of(tmp_path)) as recorder:
         make_video()
     check = recorder.check()
     assert check is not None
@@ -94,7 +86,7 @@ def test_levels_see_the_same_peaks(tmp_path: Path) -> None:
     for level in ("stage", "event"):
         folder = tmp_path / level
         folder.mkdir()
-        with recording(plan_of(folder, level=level)) as recorder:
+        with recording(options_of(folder, level=level)) as recorder:
             make_video()
         peaks[level] = [(row["path"], row["allocated_peak_bytes"]) for row in rows_of(folder, "spans")]
         assert bool(rows_of(folder, "allocs")) == (level == "event")
@@ -103,7 +95,7 @@ def test_levels_see_the_same_peaks(tmp_path: Path) -> None:
 
 
 def test_level_stack_names_the_lines_that_allocate_on_the_cpu_too(tmp_path: Path) -> None:
-    with recording(plan_of(tmp_path, level="stack")) as recorder, span("decode"):
+    with recording(options_of(tmp_path, level="stack")) as recorder, span("decode"):
         kept = [torch.zeros(256) for _ in range(3)]
         kept.append(torch.ones(512))
     allocs = [row for row in rows_of(tmp_path, "allocs") if row["action"] == "alloc"]
@@ -121,7 +113,7 @@ def test_level_stack_names_the_lines_that_allocate_on_the_cpu_too(tmp_path: Path
 
 def test_what_threads_allocate_belongs_to_the_span_that_is_open(tmp_path: Path) -> None:
     held: list[torch.Tensor] = []
-    with recording(plan_of(tmp_path)), span("script"), span("train_step"):
+    with recording(options_of(tmp_path)), span("script"), span("train_step"):
         thread = threading.Thread(target=lambda: held.append(torch.zeros(1024)))
         thread.start()
         thread.join()
@@ -131,15 +123,15 @@ def test_what_threads_allocate_belongs_to_the_span_that_is_open(tmp_path: Path) 
 
 
 def test_without_profiling_there_are_beats_and_no_files(tmp_path: Path) -> None:
-    with recording(plan_of(tmp_path, profile_memory=False)) as recorder:
+    with recording(options_of(tmp_path, keeps_rows=False)) as recorder:
         with span("denoise", step=1):
             assert recorder.beat().path == "denoise"
         recorder.seal()
-    assert (recorder.check(), [path.name for path in tmp_path.iterdir()]) == (None, ["config.yaml"])
+    assert (recorder.check(), [path.name for path in tmp_path.iterdir()]) == (None, [])
 
 
 def test_an_error_of_the_model_passes_through_and_leaves_a_valid_recording(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), recording(plan_of(tmp_path)) as recorder, span("denoise", step=1):
+    with pytest.raises(KeyError), recording(options_of(tmp_path)) as recorder, span("denoise", step=1):
         raise KeyError
     (row,) = rows_of(tmp_path, "spans")
     assert (row["path"], row["failed"], recorder.failure()) == ("denoise", True, ("denoise", 1, 0, 0))
@@ -150,7 +142,7 @@ def test_a_full_disk_ends_a_recording_with_its_error(tmp_path: Path, monkeypatch
         raise DiskFull("rank 0: No space left on device")
 
     monkeypatch.setattr(RankStore, "append", append)
-    with pytest.raises(DiskFull), recording(plan_of(tmp_path)) as recorder:
+    with pytest.raises(DiskFull), recording(options_of(tmp_path)) as recorder:
         make_video()
     assert recorder.check() is not None
     assert manifest_path(tmp_path, 0).read_text() == ""
@@ -162,7 +154,7 @@ def test_a_step_of_the_wall_clock_in_the_middle_changes_no_time(
 ) -> None:
     """GIVEN NTP, or a person, who sets the clock THEN no span is shorter than nothing, and none takes an hour."""
     plain, began_ns = time.time_ns, time.time_ns()
-    with recording(plan_of(tmp_path, sample_interval_s=0.01)):
+    with recording(options_of(tmp_path, sample_interval_s=0.01)):
         with span("denoise", step=0):
             kept = [torch.ones(1000)]
             monkeypatch.setattr(time, "time_ns", lambda: plain() + step_s * 10**9)
@@ -186,7 +178,7 @@ def test_a_step_of_the_wall_clock_in_the_middle_changes_no_time(
 
 def test_what_the_hosts_clock_is_ahead_is_taken_out_of_every_time(tmp_path: Path) -> None:
     began_ns = time.time_ns()
-    with recording(replace(plan_of(tmp_path, sample_interval_s=0.01), clock_offset_ns=10**12)):
+    with recording(options_of(tmp_path, sample_interval_s=0.01, clock_offset_ns=10**12)):
         with span("decode"):
             torch.ones(1000)
             time.sleep(0.05)

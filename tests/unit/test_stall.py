@@ -2,7 +2,8 @@
 
 import pytest
 
-from ray_memprof.plan import Beat, Group, Whereabouts
+from ray_memprof.plan import Whereabouts
+from ray_memprof.recorder_status import Beat, Group
 from ray_memprof.stall import Progress, Suspicion, in_collective, last_frame, suspects
 
 STACK = """  File "/x/torch/distributed/distributed_c10d.py", line 1, in run

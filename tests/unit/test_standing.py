@@ -19,9 +19,9 @@ from ray_memprof.compare_text import warnings
 from ray_memprof.config import RunConfig
 from ray_memprof.errors import ConfigError
 from ray_memprof.findings import diagnosed, found_text
-from ray_memprof.plan import Beat
 from ray_memprof.processes import started
 from ray_memprof.record import Record
+from ray_memprof.recorder_status import Beat
 from ray_memprof.results import _note_progress
 from ray_memprof.run_folder import RunFolder
 from ray_memprof.standing import Standing, driver_facts, standing

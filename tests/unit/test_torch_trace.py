@@ -7,17 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from ray_memprof.config import Logging, Profiler
 from ray_memprof.errors import DiskFull
-from ray_memprof.torch_trace import trace_file, tracing
+from ray_memprof.torch_trace import TraceSchedule, tracing
 from wan.spans import span
 
 # Some tests keep every step on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:Profiler won't be using warmup")
 
 
-def settings(wait: int = 1, warmup: int = 1, active: int = 2, **more: Any) -> Logging:
-    return Logging(level="torch_profiler", profiler=Profiler(wait=wait, warmup=warmup, active=active), **more)
+def settings(wait: int = 1, warmup: int = 1, active: int = 2) -> TraceSchedule:
+    return TraceSchedule(wait=wait, warmup=warmup, active=active)
 
 
 def make_steps(num_steps: int) -> None:
@@ -39,7 +38,7 @@ def annotations(path: Path) -> list[str]:
 def test_a_run_without_steps_leaves_no_trace_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with tracing(settings(), tmp_path, 0):
+    with tracing(settings(), tmp_path / "trace" / "rank0.pt.trace.json"):
         pass
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == (
@@ -50,7 +49,7 @@ def test_a_run_without_steps_leaves_no_trace_and_says_so(
 def test_the_active_steps_and_no_others_are_in_the_trace_of_the_rank(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with tracing(settings(), tmp_path, 3):
+    with tracing(settings(), tmp_path / "trace" / "rank3.pt.trace.json"):
         make_steps(6)
         assert [path.name for path in (tmp_path / "trace").iterdir()] == ["rank3.pt.trace.json"]
     path = tmp_path / "trace" / "rank3.pt.trace.json"
@@ -61,12 +60,6 @@ def test_the_active_steps_and_no_others_are_in_the_trace_of_the_rank(
     assert names.count("aten::exp") == 2
     assert "[memory]" in names  # profile_memory is on unless switched off
     assert "warning" not in capfd.readouterr().err
-
-
-def test_a_folder_of_ones_own_takes_the_traces(tmp_path: Path) -> None:
-    logging = settings(trace_path=tmp_path / "mine")
-    assert trace_file(logging, tmp_path / "run", 1) == tmp_path / "mine" / "rank1.pt.trace.json"
-    assert trace_file(settings(), tmp_path / "run", 1) == tmp_path / "run" / "trace" / "rank1.pt.trace.json"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +73,7 @@ def test_a_folder_of_ones_own_takes_the_traces(tmp_path: Path) -> None:
 def test_fewer_steps_than_asked_for_are_told_and_what_there_is_is_written(
     num_steps: int, left: str, marks: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with tracing(settings(), tmp_path, 0):
+    with tracing(settings(), tmp_path / "trace" / "rank0.pt.trace.json"):
         make_steps(num_steps)
     path = tmp_path / "trace" / "rank0.pt.trace.json"
     assert capsys.readouterr().err == (
@@ -96,7 +89,7 @@ def test_a_run_that_fails_in_a_step_leaves_the_steps_before_it(
 ) -> None:
     with (
         pytest.raises(RuntimeError, match="no room"),
-        tracing(settings(wait=0, warmup=0, active=5), tmp_path, 0),
+        tracing(settings(wait=0, warmup=0, active=5), tmp_path / "trace" / "rank0.pt.trace.json"),
     ):
         make_steps(2)
         with span("denoise", step=2):
@@ -110,7 +103,7 @@ def test_a_run_that_fails_in_a_step_leaves_the_steps_before_it(
 
 def test_steps_inside_steps_do_not_count(tmp_path: Path) -> None:
     """A profiled script may open spans of its own inside those that its modules get."""
-    with tracing(settings(wait=0, warmup=0, active=2), tmp_path, 0):
+    with tracing(settings(wait=0, warmup=0, active=2), tmp_path / "trace" / "rank0.pt.trace.json"):
         for step in range(2):
             with span("module", component="Net", step=step), span("denoise", step=0):
                 torch.ones(1).exp()
@@ -122,7 +115,10 @@ def test_steps_inside_steps_do_not_count(tmp_path: Path) -> None:
 
 def test_a_trace_that_cannot_be_written_ends_the_run_that_went_well(tmp_path: Path) -> None:
     (tmp_path / "trace").write_text("not a folder")
-    with pytest.raises(DiskFull) as raised, tracing(settings(0, 0, 1), tmp_path, 0):
+    with (
+        pytest.raises(DiskFull) as raised,
+        tracing(settings(0, 0, 1), tmp_path / "trace" / "rank0.pt.trace.json"),
+    ):
         make_steps(2)
     assert (str(raised.value), raised.value.hint) == (
         f"the trace could not be written: [Errno 17] File exists: '{tmp_path}/trace'",
@@ -138,7 +134,7 @@ def test_a_trace_that_breaks_off_is_noticed(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("torch.profiler.profile.export_chrome_trace", export)
     with pytest.raises(DiskFull, match=r"rank0\.pt\.trace\.json\.tmp breaks off after 30 bytes"):
-        with tracing(settings(0, 0, 1), tmp_path, 0):
+        with tracing(settings(0, 0, 1), tmp_path / "trace" / "rank0.pt.trace.json"):
             make_steps(1)
     assert not (tmp_path / "trace" / "rank0.pt.trace.json").exists()
 
@@ -152,6 +148,6 @@ def test_a_profiler_that_fails_ends_the_trace_and_not_the_program(
 
     monkeypatch.setattr(torch.profiler.profile, name, fails)
     problems: list[str] = []
-    with tracing(settings(), tmp_path, 0, problems.append):
+    with tracing(settings(), tmp_path / "trace" / "rank0.pt.trace.json", problems.append):
         make_steps(3)
     assert problems == ["there is no trace, for torch.profiler failed: RuntimeError: Kineto is busy"]

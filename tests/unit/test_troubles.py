@@ -8,8 +8,8 @@ import pytest
 
 from ray_memprof import troubles as troubles_module
 from ray_memprof.config import RunConfig
-from ray_memprof.plan import Beat
 from ray_memprof.record import Record
+from ray_memprof.recorder_status import Beat
 from ray_memprof.run_folder import RunFolder
 from ray_memprof.troubles import LEFT_BYTES, Troubles
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ray_memprof import workload
-from ray_memprof.config import RunConfig, from_mapping
+from ray_memprof.config import Logging, RunConfig, from_mapping
 from ray_memprof.plan import RankFacts, RankPlan
 from wan.errors import MediaError
 from wan.media import read_image
@@ -73,10 +73,14 @@ def plan(given: RunConfig, run_dir: Path, **changes: Any) -> RankPlan:
     return RankPlan(**values | changes)
 
 
+def run_plan(given: RankPlan, recorder: Any) -> None:
+    workload.run(given.config, given.place, recorder, device=given.device, run_dir=given.run_dir)
+
+
 def run(given: RankPlan) -> Recorder:
     recorder = Recorder()
     with listening(recorder):
-        workload.run(given, recorder)
+        run_plan(given, recorder)
     return recorder
 
 
@@ -121,7 +125,7 @@ def test_a_file_that_could_not_be_written_is_refused_before_anything_runs(tmp_pa
     given = config(generation={"save_file": str(tmp_path / "absent" / "out.png")})
     (tmp_path / "absent").write_text("not a folder")
     with listening(recorder), pytest.raises(MediaError):
-        workload.run(plan(given, tmp_path), recorder)
+        run_plan(plan(given, tmp_path), recorder)
     assert recorder.stages == []
 
 
@@ -134,7 +138,7 @@ def test_an_error_inside_a_stage_passes_through_and_marks_its_spans(
     monkeypatch.setattr("wan.vae.WanVae.decode", refuse)
     recorder = Recorder()
     with listening(recorder), pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
-        workload.run(plan(config(), tmp_path), recorder)
+        run_plan(plan(config(), tmp_path), recorder)
     assert recorder.failed == ["decode"]
 
 
@@ -142,9 +146,9 @@ def test_a_rank_takes_its_own_gpu_from_the_list_of_its_node(tmp_path: Path) -> N
     given = config(model_config={"device": "cuda"})
 
     def device(rank: int, *visible: str) -> str:
-        return workload.device_name(plan(given, tmp_path, local_rank=rank, visible_devices=visible))
+        return plan(given, tmp_path, local_rank=rank, visible_devices=visible).device
 
-    assert workload.device_name(plan(config(), tmp_path, local_rank=2)) == "cpu"
+    assert plan(config(), tmp_path, local_rank=2).device == "cpu"
     assert [device(0), device(1, "4", "5"), device(2, "GPU-a", "GPU-b", "GPU-c")] == [
         "cuda:0",
         "cuda:1",
@@ -278,3 +282,10 @@ def test_two_ranks_make_one_video_in_a_group_of_their_own(tmp_path: Path) -> Non
     run(plan(config(generation=alone), tmp_path))
     one, two = (read_image(tmp_path / f"{name}.png") for name in ("one", "two"))
     assert torch.allclose(one, two, atol=2 / 127)  # one step of a pixel: the order of sums differs
+
+
+def test_a_folder_of_ones_own_takes_the_traces(tmp_path: Path) -> None:
+    own = Logging(level="torch_profiler", trace_path=tmp_path / "mine")
+    assert workload.trace_file(own, tmp_path / "run", 1) == tmp_path / "mine" / "rank1.pt.trace.json"
+    default = workload.trace_file(Logging(level="torch_profiler"), tmp_path / "run", 1)
+    assert default == tmp_path / "run" / "trace" / "rank1.pt.trace.json"

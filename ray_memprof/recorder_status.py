@@ -1,0 +1,58 @@
+"""What a recorder tells while it runs and at its end: plain data that pickles, without torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beat:
+    """A sign of life: where a rank is and what it holds."""
+
+    rank: int
+    sequence: int
+    """Spans entered and left so far: grows while the rank gets on."""
+    path: str
+    """Of the innermost open span; "" between spans."""
+    stage: str
+    step: int
+    """Of the denoise loop, from 0; -1 outside it."""
+    num_steps: int
+    """-1: not known."""
+    allocated_bytes: int
+    reserved_bytes: int
+    device_used_bytes: int
+    problem: str = ""
+    """Why its recorder can write no more; "" where it can."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """A process group, or two ranks of one, by the same name on all its ranks."""
+
+    name: str
+    """torch's; groups that share no rank may have the same."""
+    first_rank: int
+    second_rank: int | None = None
+    """Of two ranks: they have no number before their first call."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReplayCheck:
+    """Whether the recorded events add up to the allocator's own counters, and what recording itself cost."""
+
+    num_events: int
+    num_lost_events: int
+    num_checks: int
+    """Moments at which the replayed curves were laid beside the counters."""
+    max_error_bytes: int
+    """Largest difference seen in allocated, reserved or active bytes; 0 is what must be."""
+    allocated_peak_bytes: int
+    """The allocator's own counter."""
+    replayed_allocated_peak_bytes: int
+    reserved_peak_bytes: int
+    replayed_reserved_peak_bytes: int
+    recorder_ns: int
+    """Spent by the recorder on the thread that runs the model."""
+    longest_pause_ns: int
+    """The longest time the recorder held up that thread at once."""
+    recorder_bytes: int
+    """Largest number of bytes that the recorder held in buffers, as far as it can count them."""
