@@ -1,4 +1,4 @@
-"""The README keeps its word: CI runs its commands; its tree, flags, levers, exit codes and links exist."""
+"""The README and the pages it leads to keep their word: commands run in CI; tree, flags, levers, codes, links exist."""
 
 import dataclasses
 import re
@@ -13,7 +13,14 @@ from wan import errors
 from wan.levers import Levers
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PATHS = [
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("architecture", "generate", "profiling")),
+]
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in PATHS}
+README = "\n".join(PAGES.values())
+MOST_LINES = 150
+"""Of the README: what is longer is a page of its own."""
 
 # What CI cannot run, as patterns over whole commands, each with its reason.
 NOT_IN_CI = {
@@ -49,9 +56,9 @@ def commands_of_ci() -> list[str]:
     return joined((ROOT / ".ci" / "run").read_text(encoding="utf-8"))
 
 
-def section(title: str) -> str:
-    """The part of the README under the heading `title`."""
-    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", README, flags=re.DOTALL | re.MULTILINE)
+def section(page: str, title: str) -> str:
+    """The part of a page under the heading `title`."""
+    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGES[page], flags=re.DOTALL | re.MULTILINE)
     return str(found)
 
 
@@ -116,21 +123,31 @@ def test_every_flag_is_one_that_generate_knows() -> None:
 
 def test_the_table_of_levers_holds_every_lever() -> None:
     levers = {f"--{field.name}" for field in dataclasses.fields(Levers)}
-    assert levers - set(first_cells(section("Memory levers"))) == set()
+    assert levers - set(first_cells(section("generate", "Memory levers"))) == set()
 
 
 def test_the_table_of_exit_codes_is_that_of_errors() -> None:
     codes = {value for name, value in vars(errors).items() if name.startswith("EXIT_")}
-    assert {int(code) for code in first_cells(section("Exit codes of wan.generate"))} == codes | {1}
+    assert {int(code) for code in first_cells(section("generate", "Exit codes"))} == codes | {1}
 
 
 def test_the_table_of_exit_codes_of_a_run_is_that_of_its_errors() -> None:
     codes = {value for name, value in vars(run_errors).items() if name.startswith("EXIT_")}
-    (table,) = re.findall(r"^\| code \|.*?\n\n", section("Profile"), flags=re.DOTALL | re.MULTILINE)
+    (table,) = re.findall(r"^\| code \|.*?\n\n", PAGES["profiling"], flags=re.DOTALL | re.MULTILINE)
     named = {int(code) for cell in first_cells(table) for code in cell.split(",")}
     assert named == codes
 
 
-def test_every_link_to_a_file_leads_to_one() -> None:
-    targets = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+@pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
+def test_every_link_to_a_file_leads_to_one(path: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    targets = {ROOT / target for target in re.findall(r"\]\(([^)#:]+)\)", PAGES["README"])}
+    assert set((ROOT / "docs").glob("*.md")) - targets == set()
+
+
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README"].splitlines()) <= MOST_LINES
