@@ -238,7 +238,7 @@ class Cluster:
         return actors
 
     def _all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call `method` on the first actors, one tuple of arguments each; raises for whoever fails or is missing."""
+        """Call `method` on the first actors, one tuple of arguments each; raises where one fails or is missing."""
         # A launcher that was stopped meanwhile asks again, and not too late, what has become of them.
         clock = AwakeClock(time.monotonic)
         until = clock() + (limit_s := self.config.ray.timeouts.init_s)

@@ -1,12 +1,12 @@
-"""Hears every collective that this process calls, without a change to who calls it: torch.distributed's own functions.
+"""Records the collectives that this process calls, by wrapping the functions of torch.distributed.
 
     with watching(recorder):
         torch.distributed.all_reduce(x)          # a row of the collectives table
 
 A row has the bytes, the group, and by how much device memory grew outside the allocator across the call: NCCL takes
-its buffers when a group is made and when it is first used. Not heard are isend and irecv by
-themselves, functional collectives (torch.ops._c10d_functional), those that C++ starts, and functions that a module
-took by name before (DeviceMesh has new_group like that); their growth is booked by the span around them.
+its buffers when a group is made and when it is first used. Not recorded: isend and irecv on their own, functional
+collectives (torch.ops._c10d_functional), collectives that C++ starts, and functions that a module imported by name before
+(DeviceMesh has new_group like that). Memory that these take counts in the span around them.
 """
 
 import functools

@@ -55,7 +55,7 @@ class Device:
         except self._not_told():
             return False
         except self._nvml.NVMLError:
-            pass  # busy, or lost: told by whoever asks next
+            pass  # busy, or lost: the next question to it raises
         return True
 
     def _memory(self) -> Any:

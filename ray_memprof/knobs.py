@@ -1,9 +1,9 @@
-"""What to change about a finding: a key of the configuration, or a variable of the environment, that will have effect.
+"""For each finding, the key or variable that would change it.
 
     text = knobs.fragments(row)          # a row of sql/diagnosis/fragments.sql
 
-What the run had set already is not asked for again. A script obeys no key of the configuration but its own, so that it
-is pointed at the environment, or at what to look for.
+Nothing is suggested that the run had set already. The keys of wan have no effect on a script: for scripts, the text names
+an environment variable, or what to look for.
 """
 
 from typing import Any

@@ -87,7 +87,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
             own_ray.guard(config.ray.address)
             from ray_memprof.cluster import Cluster  # imports Ray
 
-            # Settled inside: taking the cluster down may take longer than who leaves at once has patience.
+            # Settle before Ray shuts down: after a second Ctrl-C the process ends in 2.5 s.
             with Cluster(record, live, interrupts) as cluster, results.ending(record, live, interrupts):
                 cluster.start()
                 verdict = results.supervise(cluster, record, live, interrupts)

@@ -3,7 +3,7 @@
     guard(config.ray.address)                        # before ray is imported
     ray.init("local", _temp_dir=temp_dir(), ...)     # after stay_on_loopback()
 
-Ray otherwise listens on every interface and lets in whoever asks, and what it keeps in /tmp/ray is open to all users.
+Without this, Ray listens on every interface and accepts every client, and all users can read its files in /tmp/ray.
 A cluster that is joined has its own ways: nothing is changed for it.
 """
 

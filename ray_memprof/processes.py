@@ -57,7 +57,7 @@ class Work:
 
     Args:
         clock: seconds that only grow.
-        cpu_s: CPU seconds of whoever works; of children, those that ended included.
+        cpu_s: CPU seconds of the processes that count, ended children included.
     """
 
     def __init__(

@@ -74,7 +74,7 @@ def supervise(cluster: "Cluster", record: Record, live: Live, interrupts: Interr
 
 
 def _note_progress(record: Record, beats: Mapping[int, Beat]) -> None:
-    """Into run.json, of the lowest rank that was heard of; a full disk is told where rows are written."""
+    """Write into run.json where the lowest rank is that has sent a beat; what writes rows reports a full disk."""
     first = beats[min(beats)] if beats else None
     progress = (
         progress_facts(first.stage, first.step, first.num_steps) if first else progress_facts("", -1, -1)
@@ -84,7 +84,7 @@ def _note_progress(record: Record, beats: Mapping[int, Beat]) -> None:
 
 
 def settle(record: Record, verdict: Verdict, live: Live) -> None:
-    """The verdict, where people and programs look, before anything else is done."""
+    """Write the verdict to the console and into run.json before anything else is done."""
     _tell(verdict, live)
     try:
         record.settle(verdict)
@@ -106,7 +106,7 @@ def _tell(verdict: Verdict, live: Live) -> None:
 
 @contextmanager
 def ending(record: Record, live: Live, interrupts: Interrupts) -> Iterator[None]:
-    """What leaves the block becomes the verdict of the run, unless it has a bad one already."""
+    """An exception that leaves the block becomes the verdict of the run, unless the run has failed already."""
     try:
         yield
         return
@@ -144,7 +144,7 @@ def write(record: Record, live: Live) -> None:
         record.note()
         write_driver_tables(run_dir, record.run_row(), record.rank_rows())
         for line in derived(run_dir, record.problems):
-            # Kept as they come: figures are told even where a report cannot be written.
+            # Kept one by one: these lines are printed even where the report cannot be written.
             record.figures.append(line)
     record.note()  # the seconds of this stage too
 

@@ -4,8 +4,8 @@
     progress.look(beats, done=(), now=clock())
     if progress.stalled_s(now=clock()) >= 300: suspects(places, beats, ranks)
 
-Pure. A hang is all ranks standing still: one that works for minutes while the others wait for it is no hang, and while
-one still gets ready, nobody waits too long to meet it.
+Pure. A run hangs when no rank gets on. It does not hang while one rank works for minutes and the others wait for it, or
+while one is still getting ready.
 """
 
 import re

@@ -25,7 +25,7 @@ class Troubles:
 
     Args:
         record: of the run; gets a line for each.
-        say: tells a line to whoever watches.
+        say: prints a line on the console.
         clock: seconds that only grow.
     """
 

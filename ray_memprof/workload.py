@@ -134,7 +134,7 @@ def _process_group(config: RunConfig, place: Place, device: str) -> Iterator[Non
             # The communicator is made here and now, and not inside the first stage that sends something.
             device_id=None if device == "cpu" else torch.device(device),
         )
-        # The first collective makes NCCL's connections; and whoever is missing is missed here.
+        # The first collective makes NCCL's connections; a missing rank shows here.
         distributed.barrier()
     yield
     # Reached after success only. After a failure peers may be waiting in a collective that never ends, and so would

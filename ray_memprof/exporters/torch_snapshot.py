@@ -133,7 +133,7 @@ class _Source:
         conf = next((self._environment[name] for name in names if name in self._environment), "")
         pairs = dict(pair.split(":", 1) for pair in conf.split(",") if ":" in pair)
         limit, steps = pairs.get("max_split_size_mb", ""), pairs.get("roundup_power2_divisions", "0")
-        # Where they differ by size it is left out: whoever reads it must not take sizes for known.
+        # Where they differ by size it is left out: a reader must not take sizes as known.
         divisions = {str(2**power): int(steps) for power in range(16)} if steps.isdecimal() else None
         return {
             "PYTORCH_CUDA_ALLOC_CONF": conf,

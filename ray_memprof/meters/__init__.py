@@ -86,13 +86,13 @@ class Meter(Protocol):
         """Whether there is a device to measure yet: CUDA starts when the program wants it."""
 
     def start(self) -> None:
-        """Begin; nothing that follows is missed."""
+        """Begin to measure: every event from now on is recorded."""
 
     def read(self) -> Reading:
-        """The bytes of this moment."""
+        """Measure now; peaks since the last read() are in the reading, and begin anew."""
 
     def peek(self) -> Reading:
-        """As read(), from another thread: no peak begins anew."""
+        """Measure now, from any thread; no peak begins anew."""
 
     def answers(self) -> bool:
         """Whether peek() and drain() return at once here; asked on other threads than the model's."""
@@ -101,16 +101,16 @@ class Meter(Protocol):
         """Events from now on belong to `span_id`."""
 
     def pending(self, reading: Reading) -> int:
-        """Roughly how many events wait, by `reading` or by the last one that the meter took since."""
+        """About how many events drain() would return, by `reading` or by a later one of the meter."""
 
     def drain(self) -> Batch:
-        """Take the events that wait: soon, for the model waits; and losing none, though off its thread it goes on."""
+        """Return the events recorded so far, losing none. Quick: the model may be waiting."""
 
     def base_segments(self) -> list[Any]:
-        """What the allocator held when recording began: segments of a snapshot, mostly none."""
+        """Segments that the allocator held when recording began, as in a snapshot; often none."""
 
     def peaks(self) -> tuple[int, int]:
         """The meter's own peaks since it began: allocated and reserved bytes; level event only."""
 
     def stop(self) -> None:
-        """End; harmless if never started."""
+        """End; does nothing where it was never started."""
