@@ -5,8 +5,8 @@
 
 A row has the bytes, the group, and by how much device memory grew outside the allocator across the call: NCCL takes
 its buffers when a group is made and when it is first used. Not recorded: isend and irecv on their own, functional
-collectives (torch.ops._c10d_functional), collectives that C++ starts, and functions that a module imported by name before
-(DeviceMesh has new_group like that). Memory that these take counts in the span around them.
+collectives (torch.ops._c10d_functional), collectives that C++ starts, and functions that a module imported by name
+before (DeviceMesh has new_group like that). Memory that these take counts in the span around them.
 """
 
 import functools

@@ -2,8 +2,8 @@
 
     text = knobs.fragments(row)          # a row of sql/diagnosis/fragments.sql
 
-Nothing is suggested that the run had set already. The keys of wan have no effect on a script: for scripts, the text names
-an environment variable, or what to look for.
+Nothing is suggested that the run had set already. The keys of wan have no effect on a script: for scripts, the text
+names an environment variable, or what to look for.
 """
 
 from typing import Any

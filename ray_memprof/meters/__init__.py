@@ -89,7 +89,7 @@ class Meter(Protocol):
         """Begin to measure: every event from now on is recorded."""
 
     def read(self) -> Reading:
-        """Measure now; peaks since the last read() are in the reading, and begin anew."""
+        """Measure now, with the peaks since the reading before; they begin anew."""
 
     def peek(self) -> Reading:
         """Measure now, from any thread; no peak begins anew."""
