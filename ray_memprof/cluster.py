@@ -1,6 +1,6 @@
 """Ray, from the driver's side: start or join it, book the places, start the ranks, and leave nothing of ours behind.
 
-    with Cluster(record, live, interrupts) as cluster:
+    with Cluster(state, live, interrupts) as cluster:
         cluster.start()                       # every rank in its place and at work; raises a RunError where one is not
         verdict = watch(cluster.crew, ...)
         cluster.end(verdict)                  # no process of a rank is left
@@ -40,12 +40,12 @@ from ray_memprof.environment import forwarded
 from ray_memprof.errors import GpusBusy, NeverArrived, RunError, StartFailed
 from ray_memprof.interrupts import Interrupted, Interrupts
 from ray_memprof.live import Live
+from ray_memprof.messages import RankFacts
 from ray_memprof.places import node_names, rank_order, rank_plans
-from ray_memprof.plan import RankFacts
 from ray_memprof.preflight import describe, gaps
 from ray_memprof.rank import CONTROL, Prepared, Rank
 from ray_memprof.ray_words import first_line, in_one_line
-from ray_memprof.record import Elsewhere, Record
+from ray_memprof.run_state import Elsewhere, RunState
 from ray_memprof.verdict import Verdict, log_name
 from ray_memprof.wording import rank_text
 from wan.errors import WanError
@@ -69,8 +69,8 @@ _SEAL_S = 1.5
 class Cluster:
     """Ray and the ranks of one run; a context manager."""
 
-    def __init__(self, record: Record, live: Live, interrupts: Interrupts) -> None:
-        self._record, self.config, self._live, self._interrupts = record, record.config, live, interrupts
+    def __init__(self, state: RunState, live: Live, interrupts: Interrupts) -> None:
+        self._state, self.config, self._live, self._interrupts = state, state.config, live, interrupts
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self.facts: list[RankFacts] = []
@@ -97,20 +97,20 @@ class Cluster:
             order = rank_order(facts)
             self._actors, self.facts = [self._actors[i] for i in order], [facts[i] for i in order]
             self.nodes = node_names(self.facts)
-        self._record.facts = self.facts
-        folder = self._record.folder
-        self._record.clock_offsets_ns = self._clock_offsets()
+        self._state.facts = self.facts
+        folder = self._state.folder
+        self._state.clock_offsets_ns = self._clock_offsets()
         plans = [
-            replace(plan, clock_offset_ns=self._record.clock_offsets_ns[plan.rank])
+            replace(plan, clock_offset_ns=self._state.clock_offsets_ns[plan.rank])
             for plan in rank_plans(self.facts, self.config, folder.run_id, folder.path, forwarded(os.environ))
         ]
         with self._live.stage("torch"):
             self.prepared = self._all("prepare", [(plan,) for plan in plans])
-        self._record.environment, self._record.checks = self.prepared[0].environment, self.prepared[0].checks
+        self._state.environment, self._state.checks = self.prepared[0].environment, self.prepared[0].checks
         checks = [ready.checks for ready in self.prepared]
-        self._record.problems += gaps(checks)
-        self._record.elsewhere = self.elsewhere()
-        self._record.note()
+        self._state.problems += gaps(checks)
+        self._state.elsewhere = self.elsewhere()
+        self._state.note()
         self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True)), ()))
         self._tell_folders()
         address = self._all("open_store", [()])[0]
@@ -146,7 +146,7 @@ class Cluster:
             with _explained(rank, ranked=True):
                 return int(ray.get(actor.now_ns.remote(), timeout=limit_s))
 
-        found = offset(self._record.clock, ask, _CLOCK_TRIPS)
+        found = offset(self._state.clock, ask, _CLOCK_TRIPS)
         if abs(found.ns) > max(_CLOCK_SAID_NS, found.error_ns):
             self._live.say(
                 f"  the clock of {self.nodes[rank]} is {found.ns / 1e9:+.3f} s (within {found.error_ns / 1e6:.1f} ms) "

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from ray_memprof.plan import Outcome, Whereabouts
+from ray_memprof.messages import Outcome, Whereabouts
 from ray_memprof.rank import lines_since
 from ray_memprof.ray_words import exit_detail, first_line, host_memory, tells_of_node
 from ray_memprof.recorder_status import Beat

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ray_memprof.messages import RankPlan
 from ray_memprof.network import socket_variables
-from ray_memprof.plan import RankPlan
 from wan.levers import ALLOCATOR_SETTINGS
 from wan.parallel.environment import set_defaults
 

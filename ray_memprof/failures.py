@@ -8,7 +8,7 @@ Pure, and without torch unless the workload has imported it.
 import errno
 
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_DISK_FULL, EXIT_HOST_OOM, EXIT_WORKLOAD, RunError
-from ray_memprof.plan import Outcome, Status
+from ray_memprof.messages import Outcome, Status
 from ray_memprof.shortage import ALLOCATOR, Shortage, headline, shortage_of
 from ray_memprof.wording import place, size_text
 from wan.errors import DeviceMemoryError, WanError

@@ -17,9 +17,9 @@ from ray_memprof import collect, results
 from ray_memprof.collect import Gathered, Remote, gather, write_driver_tables
 from ray_memprof.config import RunConfig, load_config
 from ray_memprof.errors import EXIT_KILLED, ConfigError, StartFailed
-from ray_memprof.plan import RankFacts
-from ray_memprof.record import Elsewhere, Record
+from ray_memprof.messages import RankFacts
 from ray_memprof.run_folder import RunFolder
+from ray_memprof.run_state import Elsewhere, RunState
 from ray_memprof.standing import RUNNING, standing
 from ray_memprof.store import CONFIG_FILE, REPORT_FILE, TABLES_DIR, manifest_path, table_dir
 from ray_memprof.verdict import Verdict
@@ -41,23 +41,23 @@ def finish(run_dir: Path, copies: Sequence[Path] = (), *, address: str | None = 
         StartFailed: Ray, or a host, cannot be reached.
         DiskFull: no room in the run folder.
     """
-    record = _record(run_dir)
+    state = _state(run_dir)
     if copies:
-        gathered = _gather(record, [_copied(record, copy) for copy in copies])
-    elif record.elsewhere:
-        with _connected(record.config, address):
-            gathered = _from_hosts(record)
+        gathered = _gather(state, [_copied(state, copy) for copy in copies])
+    elif state.elsewhere:
+        with _connected(state.config, address):
+            gathered = _from_hosts(state)
     else:
-        gathered = _gather(record, [])
-    _note(record, gathered)
+        gathered = _gather(state, [])
+    _note(state, gathered)
     if not table_dir(run_dir, "runs").is_dir():
-        write_driver_tables(run_dir, record.run_row(), record.rank_rows())
-    lines = list(results.derived(run_dir, record.problems))
-    record.note_problems()
+        write_driver_tables(run_dir, state.run_row(), state.rank_rows())
+    lines = list(results.derived(run_dir, state.problems))
+    state.note_problems()
     return [*lines, f"report: {run_dir / REPORT_FILE}"]
 
 
-def _record(run_dir: Path) -> Record:
+def _state(run_dir: Path) -> RunState:
     """What the launcher knew, from run.json."""
     folder = RunFolder.open(run_dir)
     facts = folder.facts
@@ -69,7 +69,7 @@ def _record(run_dir: Path) -> Record:
             f"on {driver.get('host', 'a host that is not known')}",
             hint="it writes the report itself when it ends; whether it lives is known on that host alone",
         )
-    record = Record(
+    state = RunState(
         load_config(run_dir / CONFIG_FILE),
         folder,
         facts=[RankFacts(**one) for one in facts.get("ranks", ())],
@@ -87,26 +87,26 @@ def _record(run_dir: Path) -> Record:
         ranks=tuple(facts.get("culprits", ())),
     )
     if facts["status"] == RUNNING:
-        record.settle(Verdict(status="interrupted", exit_code=EXIT_KILLED, reason=_NO_VERDICT))
+        state.settle(Verdict(status="interrupted", exit_code=EXIT_KILLED, reason=_NO_VERDICT))
     else:
-        record.verdict = verdict
-    return record
+        state.verdict = verdict
+    return state
 
 
-def _gather(record: Record, remotes: Sequence[Remote]) -> Gathered:
-    recorded = range(record.config.num_ranks if record.config.logging.profile_memory else 0)
-    return gather(record.folder.path, recorded, remotes)
+def _gather(state: RunState, remotes: Sequence[Remote]) -> Gathered:
+    recorded = range(state.config.num_ranks if state.config.logging.profile_memory else 0)
+    return gather(state.folder.path, recorded, remotes)
 
 
-def _copied(record: Record, folder: Path) -> Remote:
+def _copied(state: RunState, folder: Path) -> Remote:
     """A scratch folder that was copied here."""
-    ranks = tuple(rank for rank in range(record.config.num_ranks) if manifest_path(folder, rank).is_file())
-    if folder.resolve().name != record.folder.run_id or not ranks:
+    ranks = tuple(rank for rank in range(state.config.num_ranks) if manifest_path(folder, rank).is_file())
+    if folder.resolve().name != state.folder.run_id or not ranks:
         raise ConfigError(
-            f"--from {folder} holds nothing of the run {record.folder.run_id}",
-            hint=f"it is the folder {record.folder.run_id} of the host, with {TABLES_DIR}/ in it, under that name",
+            f"--from {folder} holds nothing of the run {state.folder.run_id}",
+            hint=f"it is the folder {state.folder.run_id} of the host, with {TABLES_DIR}/ in it, under that name",
         )
-    if folder.resolve() == record.folder.path.resolve():
+    if folder.resolve() == state.folder.path.resolve():
         raise ConfigError(f"--from {folder} is the run folder itself", hint="leave it out")
     return Remote(where=str(folder), ranks=ranks, chunks=collect.send(folder, ranks))
 
@@ -125,20 +125,20 @@ def _connected(config: RunConfig, address: str | None) -> Iterator[None]:
         yield
 
 
-def _from_hosts(record: Record) -> Gathered:
+def _from_hosts(state: RunState) -> Gathered:
     """What lies on hosts that Ray reaches; what has come from them is removed there."""
     from ray_memprof import node_tasks
 
-    limit_s = record.config.ray.timeouts.collect_s
+    limit_s = state.config.ray.timeouts.collect_s
     nodes = node_tasks.nodes_by_address()
-    missing = [one for one in record.elsewhere if one.node_ip not in nodes]
-    if len(missing) == len(record.elsewhere):
+    missing = [one for one in state.elsewhere if one.node_ip not in nodes]
+    if len(missing) == len(state.elsewhere):
         raise StartFailed(
             f"no host that holds records of the run is in this Ray: {', '.join(map(str, missing))}",
             hint="start Ray there again (ray start --address ...), or copy that folder here and name it with --from",
         )
-    there = [one for one in record.elsewhere if one not in missing]
-    gathered = _gather(record, [
+    there = [one for one in state.elsewhere if one not in missing]
+    gathered = _gather(state, [
         Remote(
             where=str(one),
             ranks=one.ranks,
@@ -154,13 +154,13 @@ def _from_hosts(record: Record) -> Gathered:
     return replace(gathered, problems=tuple(problems))
 
 
-def _note(record: Record, gathered: Gathered) -> None:
+def _note(state: RunState, gathered: Gathered) -> None:
     """What is still missing, in place of what was."""
     received = gathered.received
-    record.elsewhere = [one for one in record.elsewhere if not received.issuperset(one.ranks)]
-    kept = [line for line in record.problems if not _is_settled(line, received)]
-    record.problems = list(dict.fromkeys([*kept, *gathered.problems]))
-    record.note_problems()
+    state.elsewhere = [one for one in state.elsewhere if not received.issuperset(one.ranks)]
+    kept = [line for line in state.problems if not _is_settled(line, received)]
+    state.problems = list(dict.fromkeys([*kept, *gathered.problems]))
+    state.note_problems()
 
 
 def _is_settled(line: str, received: Collection[int]) -> bool:

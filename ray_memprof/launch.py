@@ -75,33 +75,32 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
     from ray_memprof.interrupts import Interrupts
     from ray_memprof.live import Live
     from ray_memprof.preflight import check_driver
-    from ray_memprof.record import Record
-    from ray_memprof.run_folder import RunFolder
+    from ray_memprof.run_state import RunState
 
-    record = Record(config, RunFolder.create(config))
-    screen = Live(config, config.num_ranks, plain, stages_s=record.stages_s)
+    state = RunState.begin(config)
+    screen = Live(config, config.num_ranks, plain, stages_s=state.stages_s)
     with screen as live, Interrupts(live.say) as interrupts:
-        with results.ending(record, live, interrupts):
-            for line in check_driver(config, record.folder.path):
+        with results.ending(state, live, interrupts):
+            for line in check_driver(config, state.folder.path):
                 live.say(f"warning: {line}")
             own_ray.guard(config.ray.address)
             from ray_memprof.cluster import Cluster  # imports Ray
 
             # Settle before Ray shuts down: after a second Ctrl-C the process ends in 2.5 s.
-            with Cluster(record, live, interrupts) as cluster, results.ending(record, live, interrupts):
+            with Cluster(state, live, interrupts) as cluster, results.ending(state, live, interrupts):
                 cluster.start()
-                verdict = results.supervise(cluster, record, live, interrupts)
-                results.settle(record, verdict, live)
-                record.problems += cluster.end(verdict)
+                verdict = results.supervise(cluster, state, live, interrupts)
+                results.settle(state, verdict, live)
+                state.problems += cluster.end(verdict)
                 recorded = range(config.num_ranks if config.logging.profile_memory else 0)
-                gathered = gather(record.folder.path, recorded, cluster.remotes(verdict))
-                record.problems += [*gathered.problems, *cluster.clear(gathered.received)]
-                record.elsewhere = cluster.elsewhere(gathered.received)
-        if not record.is_abandoned:
-            with results.ending(record, live, interrupts):
-                results.write(record, live)
-        live.summary(results.summary(record))
-    return record.exit_code, record.folder.path
+                gathered = gather(state.folder.path, recorded, cluster.remotes(verdict))
+                state.problems += [*gathered.problems, *cluster.clear(gathered.received)]
+                state.elsewhere = cluster.elsewhere(gathered.received)
+        if not state.is_abandoned:
+            with results.ending(state, live, interrupts):
+                results.write(state, live)
+        live.summary(results.summary(state))
+    return state.exit_code, state.folder.path
 
 
 def set_side_by_side(folders: list[Path], page: Path) -> None:

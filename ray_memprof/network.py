@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_memprof.plan import Outcome, RankPlan
+from ray_memprof.messages import Outcome, RankPlan
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 _CONNECTING = re.compile(

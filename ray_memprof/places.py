@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray_memprof.config import RunConfig
-from ray_memprof.plan import RankFacts, RankPlan
+from ray_memprof.messages import RankFacts, RankPlan
 
 LOOPBACK = "127.0.0.1"
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ray_memprof.device import Device, Holder, open_device
 from ray_memprof.errors import DiskFull, PreflightFailed
-from ray_memprof.plan import RankFacts, RankPlan
+from ray_memprof.messages import RankFacts, RankPlan
 from ray_memprof.wording import rank_text, size_text
 from wan.config import TASKS
 

@@ -28,8 +28,8 @@ from ray_memprof.collectives import joined
 from ray_memprof.failures import outcome_of
 from ray_memprof.forgiving import log_writer
 from ray_memprof.frames import Moves, is_meeting
+from ray_memprof.messages import Outcome, RankFacts, RankPlan, Whereabouts
 from ray_memprof.network import explained, interface_of
-from ray_memprof.plan import Outcome, RankFacts, RankPlan, Whereabouts
 from ray_memprof.processes import Work, started
 from ray_memprof.recorder_status import Beat
 from ray_memprof.stall import MEETING
@@ -327,7 +327,9 @@ def _with_folder(plan: RankPlan) -> tuple[RankPlan, bool]:
 
     if plan.config.ray.scratch_dir is None and is_run(plan.run_dir, plan.run_id):
         return plan, True
-    return dataclasses.replace(plan, run_dir=make_node_folder(plan.config, plan.run_id)), False
+    return dataclasses.replace(
+        plan, run_dir=make_node_folder(plan.config.ray.scratch_dir, plan.run_id)
+    ), False
 
 
 def _open_log(plan: RankPlan) -> Path:

@@ -1,7 +1,7 @@
 """The folder of a run: made before anything can fail, so that every run leaves config.yaml and run.json.
 
-folder = RunFolder.create(config)           # profiler_logs/<name>/<run_id>/, and `latest` pointing at it
-folder.note(status="ok", exit_code=0)       # run.json, replaced at once
+folder = RunFolder.create(output_dir, "baseline", config_text=text, num_ranks=1)      # with the link `latest`
+folder.note(status="ok", exit_code=0)       # run.json, replaced as a whole
 
 Leaves a folder that says "running" until it is told otherwise, also when the launcher is killed.
 """
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.config import RunConfig, effective_yaml
 from ray_memprof.errors import PreflightFailed
 from ray_memprof.private_folder import private_folder, user_folder
 from ray_memprof.standing import RUNNING, driver_facts
@@ -31,10 +30,20 @@ class RunFolder:
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, config: RunConfig) -> "RunFolder":
-        """Make the folder with config.yaml, run.json (status running) and the link `latest`."""
+    def create(cls, output_dir: Path, name: str, *, config_text: str, num_ranks: int) -> "RunFolder":
+        """Make <output_dir>/<name>/<run_id>/ with config.yaml, run.json (status running) and the link `latest`.
+
+        Args:
+            output_dir: logging.output_dir.
+            name: of the run.
+            config_text: for config.yaml.
+            num_ranks: that the run is to have.
+
+        Raises:
+            PreflightFailed: it cannot be made.
+        """
         run_id = new_run_id()
-        folder = cls((config.logging.output_dir / config.name / run_id).absolute(), run_id)
+        folder = cls((output_dir / name / run_id).absolute(), run_id)
         link = folder.path.parent / LATEST_LINK
         if link.exists() and not link.is_symlink():
             raise PreflightFailed(
@@ -43,12 +52,12 @@ class RunFolder:
             )
         try:
             (folder.path / LOGS_DIR).mkdir(parents=True)
-            folder.write(effective_yaml(config), CONFIG_FILE)
+            folder.write(config_text, CONFIG_FILE)
             point(link, run_id)
             folder.note(
                 run_id=run_id,
-                name=config.name,
-                num_ranks=config.num_ranks,
+                name=name,
+                num_ranks=num_ranks,
                 status=RUNNING,
                 start_ns=time.time_ns(),
                 driver=driver_facts(),
@@ -92,22 +101,22 @@ def is_run(path: Path, run_id: str) -> bool:
         return False
 
 
-def node_folder(config: RunConfig, run_id: str) -> Path:
-    """Where a node keeps what its ranks write when the run folder is out of its reach."""
-    return (config.ray.scratch_dir or user_folder(Path(tempfile.gettempdir()))) / run_id
+def node_folder(scratch_dir: Path | None, run_id: str) -> Path:
+    """Where a node keeps what its ranks write when it cannot reach the run folder; `scratch_dir` is ray.scratch_dir."""
+    return (scratch_dir or user_folder(Path(tempfile.gettempdir()))) / run_id
 
 
-def make_node_folder(config: RunConfig, run_id: str) -> Path:
+def make_node_folder(scratch_dir: Path | None, run_id: str) -> Path:
     """Make it, for this user alone: others can foresee its name.
 
     Raises:
         PreflightFailed: somebody else has taken the name, or it cannot be made.
     """
-    folder = node_folder(config, run_id)
-    if config.ray.scratch_dir is None:
+    folder = node_folder(scratch_dir, run_id)
+    if scratch_dir is None:
         private_folder(folder.parent)
     else:
-        config.ray.scratch_dir.mkdir(parents=True, exist_ok=True)
+        scratch_dir.mkdir(parents=True, exist_ok=True)
     return private_folder(folder)
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from ray_memprof.plan import Whereabouts
+from ray_memprof.messages import Whereabouts
 from ray_memprof.recorder_status import Beat, Group
 
 MEETING = "comm.init"

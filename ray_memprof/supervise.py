@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ray_memprof import errors, verdict
 from ray_memprof.awake import AwakeClock
-from ray_memprof.plan import Outcome, Whereabouts
+from ray_memprof.messages import Outcome, Whereabouts
 from ray_memprof.recorder_status import Beat
 from ray_memprof.stall import Progress, suspects
 from ray_memprof.verdict import Loss, Verdict

@@ -1,6 +1,6 @@
 """Tells of records that are lost while the run goes on: a disk that fills up is told at once, and not at the end.
 
-    troubles = Troubles(record, say=live.say)
+    troubles = Troubles(state, say=live.say)
     troubles.look(beats)             # at every look at the ranks
 
 The run itself goes on: the program is not to blame. What was written before is kept, and the verdict says it once more.
@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from ray_memprof.record import Record
 from ray_memprof.recorder_status import Beat
+from ray_memprof.run_state import RunState
 
 LOOK_S = 1.0
 """Between two looks at the disk of the run folder."""
@@ -24,15 +24,15 @@ class Troubles:
     """What keeps the records of one run from being written, each told once.
 
     Args:
-        record: of the run; gets a line for each.
+        state: of the run; gets a line for each.
         say: prints a line on the console.
         clock: seconds that only grow.
     """
 
     def __init__(
-        self, record: Record, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+        self, state: RunState, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._record, self._say, self._clock = record, say, clock
+        self._state, self._say, self._clock = state, say, clock
         self._told = set[str]()
         self._looked: float | None = None
 
@@ -49,7 +49,7 @@ class Troubles:
             self._look_at_disk()
 
     def _look_at_disk(self) -> None:
-        folder = self._record.folder.path
+        folder = self._state.folder.path
         with suppress(OSError):  # who writes there will tell why
             if shutil.disk_usage(folder).free < LEFT_BYTES:
                 self._tell(
@@ -60,5 +60,5 @@ class Troubles:
         """Tell `line`, with `more` that is true only now."""
         if line not in self._told:
             self._told.add(line)
-            self._record.problems.append(line)
+            self._state.problems.append(line)
             self._say(f"warning: {line}{more}")

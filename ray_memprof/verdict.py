@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ray_memprof import errors
-from ray_memprof.plan import Outcome, Status
+from ray_memprof.messages import Outcome, Status
 from ray_memprof.recorder_status import Beat
 from ray_memprof.wording import rank_text
 

@@ -16,7 +16,7 @@ import torch
 
 from ray_memprof.device import open_device
 from ray_memprof.errors import PreflightFailed
-from ray_memprof.plan import RankFacts
+from ray_memprof.messages import RankFacts
 from ray_memprof.preflight import check_gpu
 
 pytestmark = pytest.mark.gpu
@@ -35,7 +35,7 @@ import json, sys
 from pathlib import Path
 
 from ray_memprof.config import from_mapping
-from ray_memprof.plan import RankFacts, RankPlan
+from ray_memprof.messages import RankFacts, RankPlan
 
 facts = RankFacts(node_id="n", host="h", node_ip="i", pid=1, gpu_index=0, gpu_uuid=sys.argv[1])
 config = from_mapping(json.loads(sys.argv[2]), source="test")

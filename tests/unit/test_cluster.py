@@ -16,10 +16,9 @@ from ray_memprof.config import RunConfig
 from ray_memprof.errors import StartFailed
 from ray_memprof.interrupts import Interrupted, Interrupts
 from ray_memprof.live import Live
-from ray_memprof.plan import RankFacts
+from ray_memprof.messages import RankFacts
 from ray_memprof.rank import Prepared
-from ray_memprof.record import Record
-from ray_memprof.run_folder import RunFolder
+from ray_memprof.run_state import RunState
 from ray_memprof.verdict import Verdict
 
 NODES = ("a", "a", "b", "b")
@@ -31,7 +30,7 @@ def cluster(tmp_path: Path) -> Cluster:
     """Ranks 0 and 1 on node a, which shares the run folder, 2 and 3 on node b, which does not."""
     config = RunConfig(name="test", ranks=4, logging={"output_dir": tmp_path})
     live = Live(config, 4, plain=True)
-    record = Record(config, RunFolder.create(config))
+    record = RunState.begin(config)
     made = Cluster(record, live, Interrupts(live.say))
     made.facts = [
         RankFacts(node_id=node, host=f"host-{node}", node_ip="1", pid=100 + rank, gpu_index=rank)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ray_memprof.config import RunConfig, from_mapping
 from ray_memprof.environment import forwarded, in_force, rank_environment, shown
-from ray_memprof.plan import RankFacts, RankPlan
+from ray_memprof.messages import RankFacts, RankPlan
 from wan.levers import ALLOCATOR_SETTINGS
 
 FACTS = RankFacts(node_id="n1", host="h", node_ip="10.0.0.1", pid=1, gpu_index=3, visible_device="3")

@@ -5,7 +5,7 @@ import torch
 
 from ray_memprof.errors import DiskFull
 from ray_memprof.failures import outcome_of
-from ray_memprof.plan import Outcome
+from ray_memprof.messages import Outcome
 from wan.errors import DeviceMemoryError, WeightsError
 
 GIB = 2**30

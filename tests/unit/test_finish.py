@@ -17,9 +17,8 @@ from ray_memprof.cli import app
 from ray_memprof.config import RunConfig
 from ray_memprof.errors import ConfigError
 from ray_memprof.finish import finish
-from ray_memprof.plan import RankFacts
-from ray_memprof.record import Elsewhere, Record
-from ray_memprof.run_folder import RunFolder
+from ray_memprof.messages import RankFacts
+from ray_memprof.run_state import Elsewhere, RunState
 from ray_memprof.verdict import Verdict
 
 NUM_SPANS = {0: 2, 1: 3}
@@ -42,7 +41,7 @@ def rows(rank: int) -> dict[str, list[dict[str, object]]]:
     }
 
 
-def run_of(tmp_path: Path) -> Record:
+def run_of(tmp_path: Path) -> RunState:
     """Two ranks on two hosts; rank 0 wrote into the run folder, rank 1 to a folder of its own host."""
     config = RunConfig(
         name="test",
@@ -51,7 +50,7 @@ def run_of(tmp_path: Path) -> Record:
         ranks=2,
         logging={"output_dir": tmp_path},
     )
-    record = Record(config, RunFolder.create(config))
+    record = RunState.begin(config)
     record.facts = [
         RankFacts(
             node_id="ab"[rank], host=f"host{rank + 1}", node_ip=f"10.0.0.{rank + 1}", pid=7, gpu_index=rank
@@ -66,7 +65,7 @@ def run_of(tmp_path: Path) -> Record:
     return record
 
 
-def copy_of(record: Record, tmp_path: Path, rank: int = 1) -> Path:
+def copy_of(record: RunState, tmp_path: Path, rank: int = 1) -> Path:
     """What a rank wrote on its own host."""
     folder = tmp_path / "copies" / record.folder.run_id
     make_run(folder, {rank: rows(rank)})
@@ -75,7 +74,7 @@ def copy_of(record: Record, tmp_path: Path, rank: int = 1) -> Path:
     return folder
 
 
-def launched_by(record: Record, pid: int) -> None:
+def launched_by(record: RunState, pid: int) -> None:
     record.folder.note(driver={**record.folder.facts["driver"], "pid": pid})
 
 
@@ -87,7 +86,7 @@ def num_spans(run_dir: Path) -> dict[int, int]:
     return found
 
 
-def facts_of(record: Record) -> dict[str, object]:
+def facts_of(record: RunState) -> dict[str, object]:
     return dict(json.loads((record.folder.path / "run.json").read_text()))
 
 

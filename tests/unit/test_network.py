@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from ray_memprof.config import from_mapping
+from ray_memprof.messages import Outcome, RankFacts, RankPlan
 from ray_memprof.network import explained, interface_of, socket_variables
-from ray_memprof.plan import Outcome, RankFacts, RankPlan
 
 REFUSED = (
     "RuntimeError: Gloo connectFullMesh failed with connect: Connection refused, remote=[127.0.1.1]:40001"

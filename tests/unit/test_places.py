@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ray_memprof.config import RunConfig
+from ray_memprof.messages import RankFacts
 from ray_memprof.places import node_names, rank_order, rank_plans
-from ray_memprof.plan import RankFacts
 
 CONFIG = RunConfig(name="test")
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from ray_memprof.config import RunConfig, from_mapping
 from ray_memprof.device import Device, Holder
 from ray_memprof.errors import EXIT_DISK_FULL, EXIT_PREFLIGHT, DiskFull, PreflightFailed
-from ray_memprof.plan import RankFacts, RankPlan
+from ray_memprof.messages import RankFacts, RankPlan
 from ray_memprof.preflight import (
     check_driver,
     check_gpu,

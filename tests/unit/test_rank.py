@@ -14,7 +14,7 @@ import torch
 
 from ray_memprof import rank
 from ray_memprof.config import RunConfig
-from ray_memprof.plan import Outcome, RankFacts, RankPlan
+from ray_memprof.messages import Outcome, RankFacts, RankPlan
 from ray_memprof.rank import Rank, lines_since
 
 

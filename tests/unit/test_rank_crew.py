@@ -15,10 +15,9 @@ from ray_memprof.config import RunConfig
 from ray_memprof.crew import Crew
 from ray_memprof.interrupts import Interrupts
 from ray_memprof.live import Live
-from ray_memprof.plan import Outcome, Whereabouts
+from ray_memprof.messages import Outcome, Whereabouts
 from ray_memprof.rank import lines_since
-from ray_memprof.record import Record
-from ray_memprof.run_folder import RunFolder
+from ray_memprof.run_state import RunState
 
 DIED = exceptions.ActorDiedError()
 
@@ -133,7 +132,7 @@ def test_a_run_is_not_over_before_its_first_rank_has_had_its_say(
     """GIVEN a rank that ends right after its last line, asked before it THEN the line comes before the verdict."""
     said: list[str] = []
     config = RunConfig(name="test", logging={"output_dir": tmp_path})
-    live, record = Live(config, 1, plain=True), Record(config, RunFolder.create(config))
+    live, record = Live(config, 1, plain=True), RunState.begin(config)
     cluster: Any = SimpleNamespace(crew=started(actor, said), nodes=("a",), home="a")
     cluster.crew.beats()
     actor.write("done\n")

@@ -10,9 +10,8 @@ import pytest
 
 from ray_memprof import repository as repositories
 from ray_memprof.config import RunConfig
-from ray_memprof.record import Record
 from ray_memprof.repository import commit_text, repository
-from ray_memprof.run_folder import RunFolder
+from ray_memprof.run_state import RunState
 from ray_memprof.verdict import Verdict
 
 
@@ -147,7 +146,7 @@ def test_run_json_has_the_commits_of_the_program_and_of_ray_memprof(folder: Path
     logs = {"output_dir": tmp_path / "logs"}
     script = folder / "src" / "train.py"
     config = RunConfig(name="test", workload="script", script={"path": script}, logging=logs)
-    record = Record(config, RunFolder.create(config))
+    record = RunState.begin(config)
     record.note()
     script.write_text("2\n")
     record.settle(Verdict(status="ok"))
@@ -157,5 +156,5 @@ def test_run_json_has_the_commits_of_the_program_and_of_ray_memprof(folder: Path
     assert record.folder.facts["git_commit"] == record.run_row()["git_commit"] == commit
     own = repository(Path(repositories.__file__).parent)
     assert record.folder.facts["ray_memprof_git"] == own
-    wan = Record(RunConfig(name="test", logging=logs), record.folder)
+    wan = RunState(RunConfig(name="test", logging=logs), record.folder)
     assert wan.repositories == {"program_git": own, "ray_memprof_git": own}

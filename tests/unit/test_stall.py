@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_memprof.plan import Whereabouts
+from ray_memprof.messages import Whereabouts
 from ray_memprof.recorder_status import Beat, Group
 from ray_memprof.stall import Progress, Suspicion, in_collective, last_frame, suspects
 

@@ -20,10 +20,9 @@ from ray_memprof.config import RunConfig
 from ray_memprof.errors import ConfigError
 from ray_memprof.findings import diagnosed, found_text
 from ray_memprof.processes import started
-from ray_memprof.record import Record
 from ray_memprof.recorder_status import Beat
 from ray_memprof.results import _note_progress
-from ray_memprof.run_folder import RunFolder
+from ray_memprof.run_state import RunState
 from ray_memprof.standing import Standing, driver_facts, standing
 
 NOW_NS = 1_800_000_000 * 10**9
@@ -139,7 +138,7 @@ def test_a_limit_is_not_held_against_a_run_that_goes_on(tmp_path: Path) -> None:
 
 def test_the_driver_notes_itself_and_how_far_the_lowest_rank_is(tmp_path: Path) -> None:
     config = RunConfig(name="test", ranks=2, logging={"output_dir": tmp_path})
-    record = Record(config, RunFolder.create(config))
+    record = RunState.begin(config)
     assert standing(record.folder.path) == Standing(
         "running", "before its first step", record.folder.facts["start_ns"]
     )

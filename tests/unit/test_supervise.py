@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from ray_memprof.plan import Outcome, Whereabouts
+from ray_memprof.messages import Outcome, Whereabouts
 from ray_memprof.recorder_status import Beat, Group
 from ray_memprof.supervise import POLL_S, WAKE_S, Limits, watch
 from ray_memprof.verdict import Loss, LossKind, Verdict

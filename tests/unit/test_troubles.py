@@ -8,9 +8,8 @@ import pytest
 
 from ray_memprof import troubles as troubles_module
 from ray_memprof.config import RunConfig
-from ray_memprof.record import Record
 from ray_memprof.recorder_status import Beat
-from ray_memprof.run_folder import RunFolder
+from ray_memprof.run_state import RunState
 from ray_memprof.troubles import LEFT_BYTES, Troubles
 
 
@@ -26,7 +25,7 @@ class Host:
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config = RunConfig(name="test", logging={"output_dir": tmp_path})
-        self.record = Record(config, RunFolder.create(config))
+        self.record = RunState.begin(config)
         self.said: list[str] = []
         self.now, self.free, self.asked = 5000.0, 2 * LEFT_BYTES, 0
         self.troubles = Troubles(self.record, self.said.append, lambda: self.now)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_memprof.plan import Outcome
+from ray_memprof.messages import Outcome
 from ray_memprof.verdict import is_peer_error, judge
 
 STORE = "[Rank 1] is setting up NCCL communicator and retrieving ncclUniqueId from [0] by key '0'"

@@ -13,7 +13,7 @@ import torch
 
 from ray_memprof import workload
 from ray_memprof.config import Logging, RunConfig, from_mapping
-from ray_memprof.plan import RankFacts, RankPlan
+from ray_memprof.messages import RankFacts, RankPlan
 from wan.errors import MediaError
 from wan.media import read_image
 from wan.spans import Attribute, listening

@@ -1,7 +1,7 @@
 """What the driver itself records of a run: the verdict, at once, and the rows of the tables runs and ranks.
 
-    record.settle(verdict)                     # run.json, logs/rankN.stack.txt; before anything is collected
-    write_driver_tables(run_dir, record.run_row(), record.rank_rows())
+    state.settle(verdict)                     # run.json, logs/rankN.stack.txt; before anything is collected
+    write_driver_tables(run_dir, state.run_row(), state.rank_rows())
 
 A run that failed, or never started, is still a run: it has a row, with status and reason.
 """
@@ -16,9 +16,9 @@ from typing import Any
 
 import wan
 from ray_memprof.clock import Clock
-from ray_memprof.config import RunConfig
+from ray_memprof.config import RunConfig, effective_yaml
 from ray_memprof.errors import EXIT_BUG, RunError
-from ray_memprof.plan import Outcome, RankFacts, Status
+from ray_memprof.messages import Outcome, RankFacts, Status
 from ray_memprof.recorder_status import ReplayCheck
 from ray_memprof.repository import commit_text, repository
 from ray_memprof.run_folder import RunFolder
@@ -59,7 +59,7 @@ _NO_CHECK = ReplayCheck(**dict.fromkeys(ReplayCheck.__dataclass_fields__, 0))
 
 
 @dataclass
-class Record:
+class RunState:
     """Of one run, filled as it goes on."""
 
     config: RunConfig
@@ -84,6 +84,17 @@ class Record:
     """What was measured, in the lines of summary.py; empty where nothing could be derived."""
     is_abandoned: bool = False
     """Whether somebody could not wait for the end: nothing more is written."""
+
+    @classmethod
+    def begin(cls, config: RunConfig) -> "RunState":
+        """Of a new run, with a folder of its own. Raises PreflightFailed."""
+        folder = RunFolder.create(
+            config.logging.output_dir,
+            config.name,
+            config_text=effective_yaml(config),
+            num_ranks=config.num_ranks,
+        )
+        return cls(config, folder)
 
     @cached_property
     def repositories(self) -> dict[str, Any]:
@@ -213,9 +224,9 @@ class Record:
         return self.verdict
 
 
-def verdict_of(error: RunError | WanError, record: Record) -> Verdict:
+def verdict_of(error: RunError | WanError, state: RunState) -> Verdict:
     """The verdict on a run that `error` ended: before its ranks ran, or after they had ended."""
-    status: Status = "never_started" if record.verdict is None else "failed"
+    status: Status = "never_started" if state.verdict is None else "failed"
     return Verdict(status=status, exit_code=error.exit_code, reason=str(error), hint=error.hint)
 
 

@@ -9,11 +9,11 @@ from ray_memprof.config import RunConfig
 from ray_memprof.errors import DiskFull, GpusBusy
 from ray_memprof.interrupts import Abandoned, Interrupted, Interrupts
 from ray_memprof.live import Live
-from ray_memprof.plan import Outcome, RankFacts
-from ray_memprof.record import Record
+from ray_memprof.messages import Outcome, RankFacts
 from ray_memprof.recorder_status import Beat, ReplayCheck
 from ray_memprof.results import ending, settle, summary
 from ray_memprof.run_folder import RunFolder
+from ray_memprof.run_state import RunState
 from ray_memprof.schema import RANKS, RUNS
 from ray_memprof.verdict import Loss, Verdict
 
@@ -21,9 +21,9 @@ CHECK = ReplayCheck(**{name: number for number, name in enumerate(ReplayCheck.__
 DIED = Verdict(status="died", exit_code=10, reason="rank 1: process died", hint="see the log", ranks=(1,))
 
 
-def record_of(tmp_path: Path, *, ranks: int = 0) -> Record:
+def record_of(tmp_path: Path, *, ranks: int = 0) -> RunState:
     config = RunConfig(name="test", ranks=max(ranks, 1), logging={"output_dir": tmp_path})
-    record = Record(config, RunFolder.create(config))
+    record = RunState.begin(config)
     record.facts = [
         RankFacts(node_id="ab"[rank // 2], host="h", node_ip="1", pid=rank, gpu_index=rank)
         for rank in range(ranks)
@@ -31,11 +31,11 @@ def record_of(tmp_path: Path, *, ranks: int = 0) -> Record:
     return record
 
 
-def live(record: Record) -> Live:
+def live(record: RunState) -> Live:
     return Live(record.config, 1, plain=True)
 
 
-def run_json(record: Record) -> dict[str, object]:
+def run_json(record: RunState) -> dict[str, object]:
     facts = json.loads((record.folder.path / "run.json").read_text())
     return {name: facts[name] for name in ("status", "exit_code", "reason", "hint", "culprits")}
 
