@@ -8,6 +8,7 @@ from browser_page import Page, is_there, window
 NO_BROWSER = "needs chromium and chromedriver on PATH, and selenium"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("browser") is None:

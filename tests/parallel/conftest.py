@@ -6,6 +6,7 @@ import pytest
 from crew import Crew
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"crew", "two", "four"} & set(getattr(item, "fixturenames", ())):
