@@ -36,7 +36,7 @@ def test_5_node_lost(tmp_path: Path, cluster: Cluster) -> None:
     exit_code, status, reason = run.verdict()
     assert (exit_code, status, run.facts["culprits"]) == (13, "lost", lost)
     assert reason.startswith("node ") and f"({second.node_id[:8]})" in reason
-    assert reason.endswith(f"lost, with ranks {lost[0]}, {lost[1]}")
+    assert reason.endswith(f"lost, with ranks {lost[0]} and {lost[1]}")
     assert run.at("error: node") - began < 25
     assert "Traceback" not in run.text
     # The other node's rows came through Ray; what is missing is listed, and where it would be.
