@@ -42,6 +42,7 @@ from ray_memprof.store import (
     to_batch,
     write_part,
 )
+from ray_memprof.wording import rank_text
 
 DAMAGED_SUFFIX = ".damaged"
 CHUNK_BYTES = 8 * 2**20
@@ -89,6 +90,16 @@ class Gathered:
     """Ranks of other nodes all of whose files are here."""
 
 
+def not_all_came(ranks: Iterable[int]) -> str:
+    """How the problem begins that files of `ranks` are still on their node; the node and the cause follow."""
+    return f"{rank_text(ranks)}: not all came from "
+
+
+def recorded_nothing(rank: int) -> str:
+    """How the problem begins that there is no row of `rank`; the cause follows."""
+    return f"rank {rank}: recorded nothing: "
+
+
 def gather(run_dir: Path, ranks: Iterable[int], remotes: Sequence[Remote] = ()) -> Gathered:
     """Check and complete the tables of `ranks`; what is wrong with the records is told, not raised.
 
@@ -103,8 +114,7 @@ def gather(run_dir: Path, ranks: Iterable[int], remotes: Sequence[Remote] = ()) 
             receive(run_dir, remote)
             received.update(remote.ranks)
         except TransportError as error:
-            listed = ", ".join(map(str, remote.ranks))
-            problems.append(f"ranks {listed}: not all came from {remote.where}: {error}")
+            problems.append(f"{not_all_came(remote.ranks)}{remote.where}: {error}")
     # Recovery compresses outside the interpreter's lock: threads use every core.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         gathered = list(pool.map(lambda rank: _gather_rank(run_dir, rank, where.get(rank)), ranks))
@@ -118,7 +128,7 @@ def _gather_rank(run_dir: Path, rank: int, where: str | None) -> RankRows:
     found = RankRows(rank=rank)
     manifest = manifest_path(run_dir, rank)
     if not manifest.exists():
-        found.problems.append(f"rank {rank}: recorded nothing: there is no {manifest}")
+        found.problems.append(f"{recorded_nothing(rank)}there is no {manifest}")
     with _driver_writing(run_dir, f"of rank {rank} are in {where or run_dir / TABLES_DIR}"):
         listed = _read_manifest(manifest, found)
         before = list(listed)

@@ -23,7 +23,7 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.limits import Check, check, parse
 from ray_memprof.query import opened
 from ray_memprof.standing import LEFT, RUNNING
-from ray_memprof.summary import bounds, doubts
+from ray_memprof.summary import caveats
 from ray_memprof.wholeness import lacking
 from ray_memprof.wording import rank_text
 
@@ -270,8 +270,7 @@ def _side(connection: duckdb.DuckDBPyConnection, number: int, folder: Path, labe
 def _bounds(connection: duckdb.DuckDBPyConnection, number: int) -> list[str]:
     """Of the whole run; of a span its own columns tell."""
     connection.execute(f"SET schema = 'run{number}'")
-    rows = connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist()
-    lines = [*bounds(rows), *doubts(connection)]
+    lines = caveats(connection)
     connection.execute("SET schema = 'main'")
     return lines
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from ray_memprof.diagnosis import RULES, Finding, findings, lines
 from ray_memprof.query import opened
 from ray_memprof.standing import LEFT, RUNNING
-from ray_memprof.summary import bounds, doubts
+from ray_memprof.summary import caveats
 
 _SCHEMA = pa.schema(
     [
@@ -68,8 +68,7 @@ def diagnosed(run_dir: Path) -> Diagnosed:
         joint = ", " if status == RUNNING else ": "
         ending = "" if status == "ok" else f"{status}{joint}{reason}"
         found = tuple(findings(connection))
-        lower_bounds = bounds(connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist())
-        known = (*lower_bounds, *doubts(connection))
+        known = tuple(caveats(connection))
         return Diagnosed(run_dir, ending, has_spans, has_events, found, status == RUNNING, known)
 
 

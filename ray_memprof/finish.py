@@ -7,14 +7,13 @@ Takes a run folder whose run.json says what lies elsewhere. Leaves the run as it
 run.duckdb, memory_events.json, report.html. How the run ended stays as it was told; running it again changes nothing.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ray_memprof import collect, results
-from ray_memprof.collect import Gathered, Remote, gather, write_driver_tables
+from ray_memprof.collect import Gathered, Remote, gather, not_all_came, recorded_nothing, write_driver_tables
 from ray_memprof.config import RunConfig, load_config
 from ray_memprof.errors import EXIT_KILLED, ConfigError, StartFailed
 from ray_memprof.messages import RankFacts
@@ -157,16 +156,9 @@ def _from_hosts(state: RunState) -> Gathered:
 def _note(state: RunState, gathered: Gathered) -> None:
     """What is still missing, in place of what was."""
     received = gathered.received
+    came = [not_all_came(one.ranks) for one in state.elsewhere if received.issuperset(one.ranks)]
+    settled = (*came, *map(recorded_nothing, received))
     state.elsewhere = [one for one in state.elsewhere if not received.issuperset(one.ranks)]
-    kept = [line for line in state.problems if not _is_settled(line, received)]
+    kept = [line for line in state.problems if not line.startswith(settled)]
     state.problems = list(dict.fromkeys([*kept, *gathered.problems]))
     state.note_problems()
-
-
-def _is_settled(line: str, received: Collection[int]) -> bool:
-    """Whether a line of the first gathering says of ranks that are here now that they were missing."""
-    who, _, what = line.partition(": ")
-    numbers: list[Any] = who.removeprefix("ranks ").removeprefix("rank ").split(", ")
-    if not what.startswith(("not all came from", "recorded nothing")) or not all(map(str.isdecimal, numbers)):
-        return False
-    return all(int(number) in received for number in numbers)

@@ -20,6 +20,10 @@ from ray_memprof import plots
 from ray_memprof.summary import is_unsampled, is_within
 from ray_memprof.wording import GIB, place, visible
 
+_TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
+"""Keys of a figure whose strings come from a run; all others were written here."""
+_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
 
 @cache
 def packed_plotly() -> str:
@@ -79,13 +83,6 @@ def _share(fraction: float | None) -> str:
 
 def _utc(ns: int) -> str:
     return datetime.fromtimestamp(ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-_TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
-"""Keys of a figure whose strings come from a run; all others were written here."""
-
-
-_ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 def as_plain_text(figure: Any) -> Any:

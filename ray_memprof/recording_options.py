@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 Level = Literal["stage", "event", "stack", "torch_profiler"]
-"""How much is recorded: docs/recording.md says what each keeps and costs."""
+"""How much is recorded: docs/profiling.md says what each keeps and costs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

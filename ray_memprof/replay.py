@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 BEFORE = "before"
+"""Category of what was held before the first event."""
 UNKNOWN_FREE = 2**64 - 1
 """In place of the free bytes of an oom event that does not tell them: no device has as many."""
-"""Category of what was held before the first event."""
 MIN_BLOCK_BYTES = 512
 SMALL_BYTES = 2**20
 """Requests up to this come from the small pool, which splits to the last 512 bytes; the large pool keeps a

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 200
 """Of the table for people; every other form has all of them."""
+FORMULA = r"^[=+\-@\t\r]"
+"""How a cell begins that a spreadsheet computes, as a regular expression of DuckDB."""
 _WIDEST = 10_000
 _MOMENTS = ("t_ns", "first_ns", "start_ns", "end_ns")
 """Wall clock; every other column in ns is a duration."""
@@ -228,7 +230,3 @@ def cell(column: str, value: Any, unit: str | None = None) -> str:
         if column.endswith("_ns") and column not in _MOMENTS:
             return f"{value / 1e9:,.3f} s"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-FORMULA = r"^[=+\-@\t\r]"
-"""How a cell begins that a spreadsheet computes, as a regular expression of DuckDB."""

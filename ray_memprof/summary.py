@@ -60,7 +60,7 @@ def _peaks(connection: duckdb.DuckDBPyConnection) -> list[str]:
         lines.append(
             f"the {len(shown)} fullest of {len(rows)} ranks; all of them: peak_by_rank in run.duckdb"
         )
-    return [*lines, *bounds(rows)]
+    return [*lines, *_bounds(rows)]
 
 
 def _peak(row: dict[str, Any]) -> str:
@@ -90,7 +90,14 @@ def is_lower_bound(row: dict[str, Any], measure: str) -> bool:
     )
 
 
-def bounds(rows: list[dict[str, Any]]) -> list[str]:
+def caveats(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Which peaks of a run are lower bounds, and why, and which may be off by how much, a line each."""
+    rows = connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist()
+    inexact = [row for row in _ask(connection, "replay_check") if row["num_checks"] and is_within(row)]
+    return [*_bounds(rows), *map(_inexact, inexact)]
+
+
+def _bounds(rows: list[dict[str, Any]]) -> list[str]:
     """Why peaks are told as "at least"."""
     early = [row["rank"] for row in rows if row["peak_at_least"]]
     between = [row["rank"] for row in rows if is_unsampled(row)]
@@ -105,11 +112,6 @@ def bounds(rows: list[dict[str, Any]]) -> list[str]:
             f"device used of {rank_text(between)} is a lower bound: no sample was taken between the boundaries of spans"
         )
     return lines
-
-
-def doubts(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """By how much replayed sizes and curves may be off, of ranks of which a rule of the allocator is not known."""
-    return [_inexact(row) for row in _ask(connection, "replay_check") if row["num_checks"] and is_within(row)]
 
 
 def _imbalance(connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -19,6 +19,12 @@ _UNITS = {
     **{"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
     **{"kib": 2**10, "mib": MIB, "gib": GIB, "tib": 2**40},
 }
+MOST_NAMED = 16
+"""Ranks that a sentence names one by one."""
+_TIMES = 10
+"""From so many times as much on, percents tell nothing."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Control characters other than tab and newline, and characters that change the direction of writing."""
 
 
 def size_text(num_bytes: int) -> str:
@@ -49,10 +55,6 @@ def parse_size(text: str) -> int:
     return int(Fraction(found[1]) * unit)
 
 
-MOST_NAMED = 16
-"""Ranks that a sentence names one by one."""
-
-
 def rank_text(ranks: Iterable[int]) -> str:
     """Ranks in few words: "rank 3", "ranks 0 to 7", "ranks 0, 2 and 5", "86 ranks (19, 27, 36, 37 ...)"."""
     ranks = sorted(ranks)
@@ -63,10 +65,6 @@ def rank_text(ranks: Iterable[int]) -> str:
     if len(ranks) > MOST_NAMED:
         return f"{len(ranks)} ranks ({', '.join(map(str, ranks[:4]))} ...)"
     return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
-
-
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""Control characters other than tab and newline, and characters that change the direction of writing."""
 
 
 def visible(text: str) -> str:
@@ -90,10 +88,6 @@ def number_text(value: float | None, unit: str) -> str:
     if unit == "s":
         return f"{value:,.3f} s"
     return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
-
-
-_TIMES = 10
-"""From so many times as much on, percents tell nothing."""
 
 
 def change_text(change: float | None, base: float | None, unit: str) -> str:

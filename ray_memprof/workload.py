@@ -10,7 +10,7 @@ and at level torch_profiler a trace. Errors pass through: rank.py turns them int
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -67,8 +67,7 @@ def _traced(logging: Logging, path: Path, recorder: StepListener) -> Iterator[No
         return
     from ray_memprof.torch_trace import TraceSchedule, tracing
 
-    asked = {field.name: getattr(logging.profiler, field.name) for field in fields(TraceSchedule)}
-    with tracing(TraceSchedule(**asked), path, recorder.problem):
+    with tracing(TraceSchedule(**logging.profiler.model_dump()), path, recorder.problem):
         yield
 
 

@@ -67,17 +67,15 @@ class Guarded:
 
     def read(self) -> Reading:
         """Of this moment, or where that fails what was read last."""
-        try:
-            reading = self._meter.read() if not self._is_broken else self._stale()
-        except Exception as error:
-            reading = self._stale(error)
-        self._last = reading
-        return reading
+        return self._look(self._meter.read)
 
     def peek(self) -> Reading:
         """As read()."""
+        return self._look(self._meter.peek)
+
+    def _look(self, look: Callable[[], Reading]) -> Reading:
         try:
-            reading = self._meter.peek() if not self._is_broken else self._stale()
+            reading = look() if not self._is_broken else self._stale()
         except Exception as error:
             reading = self._stale(error)
         self._last = reading

@@ -30,8 +30,8 @@ def cluster(tmp_path: Path) -> Cluster:
     """Ranks 0 and 1 on node a, which shares the run folder, 2 and 3 on node b, which does not."""
     config = RunConfig(name="test", ranks=4, logging={"output_dir": tmp_path})
     live = Live(config, 4, plain=True)
-    record = RunState.begin(config)
-    made = Cluster(record, live, Interrupts(live.say))
+    state = RunState.begin(config)
+    made = Cluster(state, live, Interrupts(live.say))
     made.facts = [
         RankFacts(node_id=node, host=f"host-{node}", node_ip="1", pid=100 + rank, gpu_index=rank)
         for rank, node in enumerate(NODES)
@@ -39,7 +39,7 @@ def cluster(tmp_path: Path) -> Cluster:
     made.nodes = [one.host for one in made.facts]
     made.prepared = [
         Prepared(
-            run_dir=record.folder.path if node == "a" else SCRATCH,
+            run_dir=state.folder.path if node == "a" else SCRATCH,
             shared=node == "a",
             environment={},
             checks={},

@@ -326,7 +326,7 @@ def test_a_transfer_that_breaks_off_is_told_with_what_is_missing(tmp_path: Path)
                 raise TransportError("node lost")
 
     gone = "rank 1: tables/ledger/rank=1/part-00001.parquet is missing: 1 rows are lost"
-    broken = "ranks 1: not all came from b:/scratch: node lost"
+    broken = "rank 1: not all came from b:/scratch: node lost"
     sent = Remote(where="b:/scratch", ranks=(1,), chunks=torn())
     assert gather(here, [1], [sent]) == gathered(found(1, 2, 0, gone), problems=(broken,))
     assert not list(here.rglob("*.tmp"))

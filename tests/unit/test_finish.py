@@ -50,32 +50,32 @@ def run_of(tmp_path: Path) -> RunState:
         ranks=2,
         logging={"output_dir": tmp_path},
     )
-    record = RunState.begin(config)
-    record.facts = [
+    state = RunState.begin(config)
+    state.facts = [
         RankFacts(
             node_id="ab"[rank], host=f"host{rank + 1}", node_ip=f"10.0.0.{rank + 1}", pid=7, gpu_index=rank
         )
         for rank in range(2)
     ]
-    record.elsewhere = [
-        Elsewhere(host="host2", node_ip="10.0.0.2", folder=Path("/tmp/x") / record.folder.run_id, ranks=(1,))
+    state.elsewhere = [
+        Elsewhere(host="host2", node_ip="10.0.0.2", folder=Path("/tmp/x") / state.folder.run_id, ranks=(1,))
     ]
-    record.note()
-    make_run(record.folder.path, {0: rows(0)})
-    return record
+    state.note()
+    make_run(state.folder.path, {0: rows(0)})
+    return state
 
 
-def copy_of(record: RunState, tmp_path: Path, rank: int = 1) -> Path:
+def copy_of(state: RunState, tmp_path: Path, rank: int = 1) -> Path:
     """What a rank wrote on its own host."""
-    folder = tmp_path / "copies" / record.folder.run_id
+    folder = tmp_path / "copies" / state.folder.run_id
     make_run(folder, {rank: rows(rank)})
     (folder / "logs").mkdir()
     (folder / "logs" / f"rank{rank}.log").write_text("its last words\n")
     return folder
 
 
-def launched_by(record: RunState, pid: int) -> None:
-    record.folder.note(driver={**record.folder.facts["driver"], "pid": pid})
+def launched_by(state: RunState, pid: int) -> None:
+    state.folder.note(driver={**state.folder.facts["driver"], "pid": pid})
 
 
 def num_spans(run_dir: Path) -> dict[int, int]:
@@ -86,102 +86,102 @@ def num_spans(run_dir: Path) -> dict[int, int]:
     return found
 
 
-def facts_of(record: RunState) -> dict[str, object]:
-    return dict(json.loads((record.folder.path / "run.json").read_text()))
+def facts_of(state: RunState) -> dict[str, object]:
+    return dict(json.loads((state.folder.path / "run.json").read_text()))
 
 
 def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
-    record = run_of(tmp_path)
-    before = sorted(record.folder.path.rglob("*"))
+    state = run_of(tmp_path)
+    before = sorted(state.folder.path.rglob("*"))
     with pytest.raises(ConfigError, match=f"is running.*: its launcher is process {os.getpid()}"):
-        finish(record.folder.path)
-    assert sorted(record.folder.path.rglob("*")) == before
+        finish(state.folder.path)
+    assert sorted(state.folder.path.rglob("*")) == before
 
 
 def test_a_number_that_another_process_has_by_now_is_no_launcher(tmp_path: Path) -> None:
-    record = run_of(tmp_path)
-    record.folder.note(driver={**record.folder.facts["driver"], "started": 1})
-    assert finish(record.folder.path, [copy_of(record, tmp_path)])
+    state = run_of(tmp_path)
+    state.folder.note(driver={**state.folder.facts["driver"], "started": 1})
+    assert finish(state.folder.path, [copy_of(state, tmp_path)])
 
 
 def test_what_a_killed_launcher_left_becomes_a_run(tmp_path: Path) -> None:
-    record = run_of(tmp_path)
-    launched_by(record, gone())
-    folder = copy_of(record, tmp_path)
-    lines = finish(record.folder.path, [folder])
+    state = run_of(tmp_path)
+    launched_by(state, gone())
+    folder = copy_of(state, tmp_path)
+    lines = finish(state.folder.path, [folder])
 
-    assert num_spans(record.folder.path) == NUM_SPANS
-    facts = facts_of(record)
+    assert num_spans(state.folder.path) == NUM_SPANS
+    facts = facts_of(state)
     assert (facts["status"], facts["exit_code"]) == ("interrupted", 137)
     assert facts["reason"] == "the launcher ended without a verdict: it was killed, or its host was"
     assert (facts["elsewhere"], facts["problems"]) == ([], [])
-    ranks = pq.read_table(record.folder.path / "tables" / "ranks" / "rank=1").to_pylist()
+    ranks = pq.read_table(state.folder.path / "tables" / "ranks" / "rank=1").to_pylist()
     assert [(one["host"], one["status"]) for one in ranks] == [("host2", "interrupted")]
     assert [line.partition(":")[0] for line in lines[:2]] == ["rank 0", "rank 1"]
     for name in ("run.duckdb", "report.html", "memory_events.json", "logs/rank1.log"):
-        assert (record.folder.path / name).is_file(), name
+        assert (state.folder.path / name).is_file(), name
 
 
 def test_what_a_lost_host_held_comes_from_a_copy_and_the_verdict_stays(tmp_path: Path) -> None:
-    record = run_of(tmp_path)
-    record.problems = [
-        "ranks 1: not all came from host2:/tmp/x: the node is lost",
+    state = run_of(tmp_path)
+    state.problems = [
+        "rank 1: not all came from host2:/tmp/x: the node is lost",
         "rank 1: recorded nothing: there is no manifest-rank=1.jsonl",
         "rank 0: the last 9 bytes of spans cannot be read",
     ]
-    record.settle(LOST)
-    record.note()
-    finish(record.folder.path, [copy_of(record, tmp_path)])
+    state.settle(LOST)
+    state.note()
+    finish(state.folder.path, [copy_of(state, tmp_path)])
 
-    facts = facts_of(record)
+    facts = facts_of(state)
     assert (facts["status"], facts["exit_code"], facts["reason"]) == ("lost", 13, LOST.reason)
     assert facts["problems"] == ["rank 0: the last 9 bytes of spans cannot be read"]
     assert facts["elsewhere"] == []
-    assert num_spans(record.folder.path) == NUM_SPANS
+    assert num_spans(state.folder.path) == NUM_SPANS
 
 
 def test_running_it_again_changes_nothing(tmp_path: Path) -> None:
-    record = run_of(tmp_path)
-    record.settle(LOST)
-    folder = copy_of(record, tmp_path)
-    first = finish(record.folder.path, [folder])
-    facts = facts_of(record)
-    assert finish(record.folder.path, [folder]) == first
-    assert finish(record.folder.path) == first
-    assert facts_of(record) == facts
-    assert num_spans(record.folder.path) == NUM_SPANS
+    state = run_of(tmp_path)
+    state.settle(LOST)
+    folder = copy_of(state, tmp_path)
+    first = finish(state.folder.path, [folder])
+    facts = facts_of(state)
+    assert finish(state.folder.path, [folder]) == first
+    assert finish(state.folder.path) == first
+    assert facts_of(state) == facts
+    assert num_spans(state.folder.path) == NUM_SPANS
 
 
 @pytest.mark.parametrize("fault", ["another run", "empty", "the run itself"])
 def test_a_folder_that_is_not_one_of_its_hosts_is_refused(tmp_path: Path, fault: str) -> None:
-    record = run_of(tmp_path)
-    record.settle(LOST)
-    folder = copy_of(record, tmp_path)
+    state = run_of(tmp_path)
+    state.settle(LOST)
+    folder = copy_of(state, tmp_path)
     if fault == "another run":
         folder = folder.rename(folder.with_name("20250101-000000-ffff"))
     elif fault == "empty":
         shutil.rmtree(folder / "tables")
     else:
-        folder = record.folder.path
-    before = asdict(record.elsewhere[0])
+        folder = state.folder.path
+    before = asdict(state.elsewhere[0])
     with pytest.raises(ConfigError, match="--from"):
-        finish(record.folder.path, [folder])
-    assert facts_of(record)["elsewhere"] == [{**before, "folder": str(before["folder"]), "ranks": [1]}]
+        finish(state.folder.path, [folder])
+    assert facts_of(state)["elsewhere"] == [{**before, "folder": str(before["folder"]), "ranks": [1]}]
 
 
 def test_a_ray_of_its_own_is_gone(tmp_path: Path) -> None:
-    record = run_of(tmp_path)
-    record.settle(LOST)
+    state = run_of(tmp_path)
+    state.settle(LOST)
     with pytest.raises(ConfigError, match="a Ray of its own, which is gone") as raised:
-        finish(record.folder.path)
+        finish(state.folder.path)
     assert "--from" in raised.value.hint
 
 
 def test_the_command_says_what_it_did(tmp_path: Path) -> None:
-    record = run_of(tmp_path)
-    record.settle(LOST)
+    state = run_of(tmp_path)
+    state.settle(LOST)
     told = CliRunner().invoke(
-        app, ["finish", str(record.folder.path), "--from", str(copy_of(record, tmp_path))]
+        app, ["finish", str(state.folder.path), "--from", str(copy_of(state, tmp_path))]
     )
     assert told.exit_code == 0, told.output
-    assert told.stdout.splitlines()[-1] == f"report: {record.folder.path / 'report.html'}"
+    assert told.stdout.splitlines()[-1] == f"report: {state.folder.path / 'report.html'}"

@@ -132,11 +132,11 @@ def test_a_run_is_not_over_before_its_first_rank_has_had_its_say(
     """GIVEN a rank that ends right after its last line, asked before it THEN the line comes before the verdict."""
     said: list[str] = []
     config = RunConfig(name="test", logging={"output_dir": tmp_path})
-    live, record = Live(config, 1, plain=True), RunState.begin(config)
+    live, state = Live(config, 1, plain=True), RunState.begin(config)
     cluster: Any = SimpleNamespace(crew=started(actor, said), nodes=("a",), home="a")
     cluster.crew.beats()
     actor.write("done\n")
-    verdict = results.supervise(cluster, record, live, Interrupts(live.say))
+    verdict = results.supervise(cluster, state, live, Interrupts(live.say))
 
     assert (verdict.status, said) == ("ok", ["[rank 0] done"])
 

@@ -146,15 +146,15 @@ def test_run_json_has_the_commits_of_the_program_and_of_ray_memprof(folder: Path
     logs = {"output_dir": tmp_path / "logs"}
     script = folder / "src" / "train.py"
     config = RunConfig(name="test", workload="script", script={"path": script}, logging=logs)
-    record = RunState.begin(config)
-    record.note()
+    state = RunState.begin(config)
+    state.note()
     script.write_text("2\n")
-    record.settle(Verdict(status="ok"))
-    record.note()
+    state.settle(Verdict(status="ok"))
+    state.note()
     commit = git(folder, "rev-parse", "HEAD")
-    assert record.folder.facts["program_git"] == {"commit": commit, "is_dirty": False, "folder": str(folder)}
-    assert record.folder.facts["git_commit"] == record.run_row()["git_commit"] == commit
+    assert state.folder.facts["program_git"] == {"commit": commit, "is_dirty": False, "folder": str(folder)}
+    assert state.folder.facts["git_commit"] == state.run_row()["git_commit"] == commit
     own = repository(Path(repositories.__file__).parent)
-    assert record.folder.facts["ray_memprof_git"] == own
-    wan = RunState(RunConfig(name="test", logging=logs), record.folder)
+    assert state.folder.facts["ray_memprof_git"] == own
+    wan = RunState(RunConfig(name="test", logging=logs), state.folder)
     assert wan.repositories == {"program_git": own, "ray_memprof_git": own}

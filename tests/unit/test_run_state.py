@@ -23,29 +23,29 @@ DIED = Verdict(status="died", exit_code=10, reason="rank 1: process died", hint=
 
 def record_of(tmp_path: Path, *, ranks: int = 0) -> RunState:
     config = RunConfig(name="test", ranks=max(ranks, 1), logging={"output_dir": tmp_path})
-    record = RunState.begin(config)
-    record.facts = [
+    state = RunState.begin(config)
+    state.facts = [
         RankFacts(node_id="ab"[rank // 2], host="h", node_ip="1", pid=rank, gpu_index=rank)
         for rank in range(ranks)
     ]
-    return record
+    return state
 
 
-def live(record: RunState) -> Live:
-    return Live(record.config, 1, plain=True)
+def live(state: RunState) -> Live:
+    return Live(state.config, 1, plain=True)
 
 
-def run_json(record: RunState) -> dict[str, object]:
-    facts = json.loads((record.folder.path / "run.json").read_text())
+def run_json(state: RunState) -> dict[str, object]:
+    facts = json.loads((state.folder.path / "run.json").read_text())
     return {name: facts[name] for name in ("status", "exit_code", "reason", "hint", "culprits")}
 
 
 def test_run_that_never_had_ranks(tmp_path: Path) -> None:
-    record = record_of(tmp_path)
-    record.settle(Verdict(status="never_started", exit_code=21, reason="busy"))
+    state = record_of(tmp_path)
+    state.settle(Verdict(status="never_started", exit_code=21, reason="busy"))
 
-    assert record.rank_rows() == []
-    row = record.run_row()
+    assert state.rank_rows() == []
+    row = state.run_row()
     # The tables take what schema.py names; the version is added where they are written.
     assert set(row) | {"schema_version"} == {column.name for column in RUNS.columns}
     assert (row["status"], row["exit_code"], row["reason"], row["source"]) == (
@@ -81,8 +81,8 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
         oom_free_bytes=0,
         check=CHECK,
     )
-    record = record_of(tmp_path, ranks=4)
-    record.settle(
+    state = record_of(tmp_path, ranks=4)
+    state.settle(
         Verdict(
             status="died",
             exit_code=10,
@@ -93,7 +93,7 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
             beats={3: beat},
         )
     )
-    rows = record.rank_rows()
+    rows = state.rank_rows()
 
     assert {frozenset(row) for row in rows} == {frozenset(column.name for column in RANKS.columns) | {"rank"}}
     assert [(row["oom_by"], row["oom_free_bytes"]) for row in rows] == [("NCCL", 0), *[(None, None)] * 3]
@@ -107,47 +107,47 @@ def test_rows_of_ranks(tmp_path: Path) -> None:
 
 
 def test_what_a_workload_set_itself_is_recorded_too(tmp_path: Path) -> None:
-    record = record_of(tmp_path, ranks=2)
-    record.environment = {"NCCL_BUFFSIZE": "1048576", "RANK": "0"}
+    state = record_of(tmp_path, ranks=2)
+    state.environment = {"NCCL_BUFFSIZE": "1048576", "RANK": "0"}
     ends = {
         rank: Outcome(rank=rank, status="ok", environment={"NCCL_BUFFSIZE": str(2**rank)}) for rank in (0, 1)
     }
-    record.settle(Verdict(status="ok", exit_code=0, reason="", outcomes=ends))
+    state.settle(Verdict(status="ok", exit_code=0, reason="", outcomes=ends))
 
-    assert json.loads(record.run_row()["environment"]) == {"NCCL_BUFFSIZE": "1", "RANK": "0"}
+    assert json.loads(state.run_row()["environment"]) == {"NCCL_BUFFSIZE": "1", "RANK": "0"}
 
 
 def test_what_went_wrong_with_recording_is_in_run_json_by_rank_and_once(tmp_path: Path) -> None:
-    record = record_of(tmp_path, ranks=2)
-    record.problems = ["gap"]
+    state = record_of(tmp_path, ranks=2)
+    state.problems = ["gap"]
     ends = {
         1: Outcome(rank=1, status="ok", problems=("memory could not be read: KeyError", "no events")),
         0: Outcome(rank=0, status="ok", problems=("no events",)),
     }
     for _ in range(2):
-        record.settle(Verdict(status="ok", exit_code=0, reason="", outcomes=ends))
+        state.settle(Verdict(status="ok", exit_code=0, reason="", outcomes=ends))
     told = [
         "gap", "rank 0: no events", "rank 1: memory could not be read: KeyError", "rank 1: no events"
     ]  # fmt: skip
-    assert record.problems == record.folder.facts["problems"] == told
+    assert state.problems == state.folder.facts["problems"] == told
 
 
 def test_the_seconds_of_each_stage_are_kept_as_far_as_the_run_came(tmp_path: Path) -> None:
-    record = record_of(tmp_path)
-    record.stages_s["ray"] = 3.5
-    record.settle(DIED)
-    assert json.loads((record.folder.path / "run.json").read_text())["stages_s"] == {"ray": 3.5}
-    record.stages_s["report"] = 1.25
-    record.note()
-    facts = json.loads((record.folder.path / "run.json").read_text())
+    state = record_of(tmp_path)
+    state.stages_s["ray"] = 3.5
+    state.settle(DIED)
+    assert json.loads((state.folder.path / "run.json").read_text())["stages_s"] == {"ray": 3.5}
+    state.stages_s["report"] = 1.25
+    state.note()
+    facts = json.loads((state.folder.path / "run.json").read_text())
     assert facts["stages_s"] == {"ray": 3.5, "report": 1.25}
 
 
 def test_stacks_are_kept(tmp_path: Path) -> None:
-    record = record_of(tmp_path)
-    record.settle(Verdict(status="hung", exit_code=12, reason="r", stacks={2: "File x\n"}))
+    state = record_of(tmp_path)
+    state.settle(Verdict(status="hung", exit_code=12, reason="r", stacks={2: "File x\n"}))
 
-    assert (record.folder.path / "logs" / "rank2.stack.txt").read_text() == "File x\n"
+    assert (state.folder.path / "logs" / "rank2.stack.txt").read_text() == "File x\n"
 
 
 @pytest.mark.parametrize(
@@ -167,61 +167,61 @@ def test_error_on_the_way_becomes_the_verdict(
     code: int,
     reason: str,
 ) -> None:
-    record = record_of(tmp_path)
-    screen = live(record)
-    with ending(record, screen, Interrupts(screen.say)):
+    state = record_of(tmp_path)
+    screen = live(state)
+    with ending(state, screen, Interrupts(screen.say)):
         raise error
 
-    facts = run_json(record)
-    assert (facts["status"], facts["exit_code"], facts["reason"], record.exit_code) == (
+    facts = run_json(state)
+    assert (facts["status"], facts["exit_code"], facts["reason"], state.exit_code) == (
         status,
         code,
         reason,
         code,
     )
     assert capsys.readouterr().err.splitlines()[0] == f"error: {reason}"
-    assert record.is_abandoned == isinstance(error, Abandoned)
-    assert (record.folder.path / "logs" / "driver.log").exists() == isinstance(error, KeyError)
+    assert state.is_abandoned == isinstance(error, Abandoned)
+    assert (state.folder.path / "logs" / "driver.log").exists() == isinstance(error, KeyError)
 
 
 def test_the_second_signal_is_no_bug_whatever_compiled_code_makes_of_it(tmp_path: Path) -> None:
-    record = record_of(tmp_path)
-    screen = live(record)
+    state = record_of(tmp_path)
+    screen = live(state)
     interrupts = Interrupts(screen.say)
-    with ending(record, screen, interrupts):
+    with ending(state, screen, interrupts):
         interrupts.last_signal = 2
         raise SystemError("wait returned a result with an exception set") from Abandoned(2)
-    assert (record.exit_code, record.is_abandoned, run_json(record)["reason"]) == (
+    assert (state.exit_code, state.is_abandoned, run_json(state)["reason"]) == (
         130,
         True,
         "interrupted by SIGINT",
     )
-    assert not (record.folder.path / "logs" / "driver.log").exists()
+    assert not (state.folder.path / "logs" / "driver.log").exists()
 
 
 def test_the_second_signal_while_the_verdict_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    record = record_of(tmp_path)
-    screen = live(record)
-    with ending(record, screen, Interrupts(screen.say)):
+    state = record_of(tmp_path)
+    screen = live(state)
+    with ending(state, screen, Interrupts(screen.say)):
         with monkeypatch.context() as patch:
             patch.setattr(RunFolder, "note", lambda self, **facts: (_ for _ in ()).throw(Abandoned(2)))
             settle(
-                record, Verdict(status="interrupted", exit_code=130, reason="interrupted by SIGINT"), screen
+                state, Verdict(status="interrupted", exit_code=130, reason="interrupted by SIGINT"), screen
             )
-    assert run_json(record)["status"] == "interrupted"
-    assert (record.exit_code, record.is_abandoned, record.problems) == (130, True, [])
+    assert run_json(state)["status"] == "interrupted"
+    assert (state.exit_code, state.is_abandoned, state.problems) == (130, True, [])
 
 
 def test_first_failure_stays_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    record = record_of(tmp_path)
-    screen = live(record)
-    with ending(record, screen, Interrupts(screen.say)):
-        settle(record, DIED, screen)
+    state = record_of(tmp_path)
+    screen = live(state)
+    with ending(state, screen, Interrupts(screen.say)):
+        settle(state, DIED, screen)
         raise DiskFull("no room", hint="make room")
 
-    assert run_json(record) == {
+    assert run_json(state) == {
         "status": "died",
         "exit_code": 10,
         "reason": "rank 1: process died",
@@ -229,14 +229,14 @@ def test_first_failure_stays_the_verdict(tmp_path: Path, capsys: pytest.CaptureF
         "culprits": [1],
     }
     assert capsys.readouterr().err.splitlines() == ["error: rank 1: process died", "hint: see the log"]
-    assert summary(record) == ["test: died, exit 10", "warning: no room", f"run folder: {record.folder.path}"]
+    assert summary(state) == ["test: died, exit 10", "warning: no room", f"run folder: {state.folder.path}"]
 
 
 def test_good_run_whose_records_could_not_be_written_is_none(tmp_path: Path) -> None:
-    record = record_of(tmp_path)
-    screen = live(record)
-    with ending(record, screen, Interrupts(screen.say)):
-        settle(record, Verdict(status="ok"), screen)
+    state = record_of(tmp_path)
+    screen = live(state)
+    with ending(state, screen, Interrupts(screen.say)):
+        settle(state, Verdict(status="ok"), screen)
         raise DiskFull("no room", hint="make room")
 
-    assert run_json(record)["exit_code"] == record.exit_code == 15
+    assert run_json(state)["exit_code"] == state.exit_code == 15

@@ -138,17 +138,17 @@ def test_a_limit_is_not_held_against_a_run_that_goes_on(tmp_path: Path) -> None:
 
 def test_the_driver_notes_itself_and_how_far_the_lowest_rank_is(tmp_path: Path) -> None:
     config = RunConfig(name="test", ranks=2, logging={"output_dir": tmp_path})
-    record = RunState.begin(config)
-    assert standing(record.folder.path) == Standing(
-        "running", "before its first step", record.folder.facts["start_ns"]
+    state = RunState.begin(config)
+    assert standing(state.folder.path) == Standing(
+        "running", "before its first step", state.folder.facts["start_ns"]
     )
     sizes = {"allocated_bytes": 0, "reserved_bytes": 0, "device_used_bytes": 0, "sequence": 1}
     beats = {
         rank: Beat(rank=rank, path="denoise", stage="denoise", step=5 - rank, num_steps=9, **sizes)
         for rank in (2, 1)
     }
-    _note_progress(record, beats)
-    found = standing(record.folder.path)
+    _note_progress(state, beats)
+    found = standing(state.folder.path)
     assert found is not None and found.text == "running, step 5 of 9"
-    facts = json.loads((record.folder.path / "run.json").read_text())
+    facts = json.loads((state.folder.path / "run.json").read_text())
     assert facts["driver"] == driver_facts()

@@ -25,14 +25,14 @@ class Host:
 
     def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config = RunConfig(name="test", logging={"output_dir": tmp_path})
-        self.record = RunState.begin(config)
+        self.state = RunState.begin(config)
         self.said: list[str] = []
         self.now, self.free, self.asked = 5000.0, 2 * LEFT_BYTES, 0
-        self.troubles = Troubles(self.record, self.said.append, lambda: self.now)
+        self.troubles = Troubles(self.state, self.said.append, lambda: self.now)
         monkeypatch.setattr(troubles_module.shutil, "disk_usage", self.disk_usage)
 
     def disk_usage(self, folder: Path) -> Any:
-        assert folder == self.record.folder.path
+        assert folder == self.state.folder.path
         self.asked += 1
         return SimpleNamespace(free=self.free)
 
@@ -46,7 +46,7 @@ def test_nothing_to_tell(host: Host) -> None:
     for _ in range(21):
         host.troubles.look([beat(0), beat(1)])
         host.now += 0.25
-    assert (host.said, host.record.problems) == ([], [])
+    assert (host.said, host.state.problems) == ([], [])
     assert host.asked == 6
 
 
@@ -55,7 +55,7 @@ def test_a_rank_that_can_write_no_more_is_told_once(host: Host) -> None:
     for problem in ("", full, full):
         host.troubles.look([beat(0), beat(1, problem)])
     line = f"{full}; what rank 1 measured after that is lost"
-    assert (host.said, host.record.problems) == ([f"warning: {line}. The run goes on"], [line])
+    assert (host.said, host.state.problems) == ([f"warning: {line}. The run goes on"], [line])
 
 
 def test_the_disk_of_the_run_folder_is_full(host: Host) -> None:
@@ -67,6 +67,6 @@ def test_the_disk_of_the_run_folder_is_full(host: Host) -> None:
     for _ in range(3):
         host.now += 0.5
         host.troubles.look([])
-    (line,) = host.record.problems
-    assert line == f"the disk of {host.record.folder.path} is full"
+    (line,) = host.state.problems
+    assert line == f"the disk of {host.state.folder.path} is full"
     assert host.said == [f"warning: {line}: make room before the run ends, or its report is lost"]
