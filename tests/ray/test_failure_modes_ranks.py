@@ -36,9 +36,8 @@ def test_a_run_in_which_nothing_happens(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["sigkill", "segv", "exit"])
 def test_1_process_dies(tmp_path: Path, fault: str) -> None:
-    code, run = launch(
-        tmp_path, config_of(tmp_path, args=["--steps", 500, "--fault", fault, "--at-step", 150])
-    )
+    struck = ["--fault", fault, "--at-step", 50, "--rest", 6]
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 500, *struck]))
 
     exit_code, status, reason = run.verdict()
     assert (code, exit_code, status) == (10, 10, "died")
@@ -48,7 +47,7 @@ def test_1_process_dies(tmp_path: Path, fault: str) -> None:
     assert run.living() == []
     assert run.errors()[0] == f"error: {reason}"
     assert "Traceback" not in run.text
-    # The recorder flushes every 2 s; by step 150 it has, and that is there, of the dead rank too.
+    # The recorder flushes every 2 s; before the fault it has, and that is there, of the dead rank too.
     assert set(rows_of(run, "spans")) == {0, 1, 2, 3}
     assert (run.run_dir / "report.html").exists()
 

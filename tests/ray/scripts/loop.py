@@ -1,6 +1,6 @@
 """All-reduces in a loop under spans, as a workload does; a fault, if one is asked for, strikes one rank on the way.
 
-    loop.py [--steps N] [--fault KIND --at-rank R --at-step S] [--marker FOLDER] [--talk] [--device cuda]
+    loop.py [--steps N] [--fault KIND --at-rank R --at-step S --rest SECONDS] [--marker FOLDER] [--talk] [--device cuda]
 
 Faults: sigkill, segv, exit, oom, error, hoard, sleep, gil, sigstop, child (see strike); never: the rank does not join;
 late: it joins after CHILD_S of work; renamed: as sigstop, and it calls itself something else before;
@@ -85,6 +85,9 @@ def main() -> None:
     parser.add_argument("--at-rank", type=int, default=2)
     parser.add_argument("--at-step", type=int, default=3)
     parser.add_argument(
+        "--rest", type=float, default=0.0, help="seconds to stand still before the fault strikes"
+    )
+    parser.add_argument(
         "--marker", type=Path, help="folder where each rank leaves its pid, and when the fault struck"
     )
     parser.add_argument("--fill", type=Path, default=Path())
@@ -117,6 +120,7 @@ def main() -> None:
     for step in range(options.steps):
         with span("denoise", step=step):
             if options.fault and (rank, step) == (options.at_rank, options.at_step):
+                time.sleep(options.rest)
                 if options.marker:
                     (options.marker / "struck").write_text(repr(time.time()))
                 strike(options.fault, options.fill, device)
