@@ -41,8 +41,8 @@ from ray_memprof.errors import GpusBusy, NeverArrived, RunError, StartFailed
 from ray_memprof.interrupts import Interrupted, Interrupts
 from ray_memprof.live import Live
 from ray_memprof.messages import RankFacts
+from ray_memprof.overview import describe, gaps
 from ray_memprof.places import node_names, rank_order, rank_plans
-from ray_memprof.preflight import describe, gaps
 from ray_memprof.rank import CONTROL, Prepared, Rank
 from ray_memprof.ray_words import first_line, in_one_line
 from ray_memprof.run_state import Elsewhere, RunState

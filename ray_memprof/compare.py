@@ -18,12 +18,12 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from ray_memprof.db import SQL_DIR
+from ray_memprof.bounds import caveats
 from ray_memprof.errors import ConfigError
 from ray_memprof.limits import Check, check, parse
 from ray_memprof.query import opened
+from ray_memprof.questions import SQL_DIR
 from ray_memprof.standing import LEFT, RUNNING
-from ray_memprof.summary import caveats
 from ray_memprof.wholeness import lacking
 from ray_memprof.wording import rank_text
 

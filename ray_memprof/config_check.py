@@ -10,15 +10,13 @@ Bounds of single keys are in config_sections.py; what wan.generate also refuses 
 import difflib
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ray_memprof.config import RunConfig
 from ray_memprof.config_sections import Profiler
 from ray_memprof.errors import ConfigError
 from ray_memprof.wan_options import check_wan
 from wan.config import TASKS
-
-if TYPE_CHECKING:
-    from ray_memprof.config import RunConfig
 
 
 def check_sections(given: Mapping[str, Any]) -> None:
@@ -32,7 +30,7 @@ def _stray_script() -> ConfigError:
     return ConfigError("script is given, but workload is wan", hint="workload: script")
 
 
-def check(config: "RunConfig") -> None:
+def check(config: RunConfig) -> None:
     """Refuse in words what could not end well. Raises ConfigError."""
     _check_ranks(config)
     _check_ray(config)
@@ -52,7 +50,7 @@ def check(config: "RunConfig") -> None:
     check_wan(config)
 
 
-def check_files(config: "RunConfig") -> None:
+def check_files(config: RunConfig) -> None:
     """Refuse a configuration that names files which are not there, as seen from the driver."""
     if config.workload == "wan":
         check_wan(config, files=True)
@@ -63,7 +61,7 @@ def check_files(config: "RunConfig") -> None:
         )
 
 
-def _check_ranks(config: "RunConfig") -> None:
+def _check_ranks(config: RunConfig) -> None:
     degree = config.optimization.parallel_degree
     if config.ranks is not None and degree is not None and config.ranks != degree:
         raise ConfigError(
@@ -72,7 +70,7 @@ def _check_ranks(config: "RunConfig") -> None:
         )
 
 
-def _check_ray(config: "RunConfig") -> None:
+def _check_ray(config: RunConfig) -> None:
     ray = config.ray
     if ray.address is not None and not re.fullmatch(r"auto|[^\s/:]+:\d+", ray.address):
         raise ConfigError(
@@ -96,7 +94,7 @@ def _check_ray(config: "RunConfig") -> None:
         )
 
 
-def _check_matrix(config: "RunConfig") -> None:
+def _check_matrix(config: RunConfig) -> None:
     names = [row.name for row in config.matrix or ()]
     for index, name in enumerate(names):
         if name in names[:index]:
@@ -106,7 +104,7 @@ def _check_matrix(config: "RunConfig") -> None:
             )
 
 
-def _check_task(config: "RunConfig") -> None:
+def _check_task(config: RunConfig) -> None:
     if (task := config.model.task) not in TASKS:
         close = difflib.get_close_matches(task, TASKS, n=1)
         raise ConfigError(
@@ -115,7 +113,7 @@ def _check_task(config: "RunConfig") -> None:
         )
 
 
-def _check_batch(config: "RunConfig") -> None:
+def _check_batch(config: RunConfig) -> None:
     if (micro := config.optimization.micro_batch_size) != 1:
         raise ConfigError(
             f"optimization.micro_batch_size ({micro}) must be 1: one video is made at a time",
@@ -123,7 +121,7 @@ def _check_batch(config: "RunConfig") -> None:
         )
 
 
-def _check_parallel(config: "RunConfig") -> None:
+def _check_parallel(config: RunConfig) -> None:
     _check_degrees(config)
     parallel, model = config.parallel, config.model
     if config.num_ranks == 1:
@@ -149,7 +147,7 @@ def _check_parallel(config: "RunConfig") -> None:
         )
 
 
-def _check_degrees(config: "RunConfig") -> None:
+def _check_degrees(config: RunConfig) -> None:
     """Ulysses must divide the heads, and all ranks must work on the one video or share its weights."""
     parallel, ranks, task = config.parallel, config.num_ranks, config.model.task
     heads = TASKS[task].dit.num_heads
@@ -172,7 +170,7 @@ def _divisors(number: int) -> list[int]:
     return [size for size in range(1, number + 1) if number % size == 0]
 
 
-def _check_profiler(config: "RunConfig") -> None:
+def _check_profiler(config: RunConfig) -> None:
     """A schedule that ends before its first kept step would leave an empty trace."""
     steps = config.generation.sample_steps or TASKS[config.model.task].sample_steps
     steps *= config.optimization.batch_size
@@ -186,7 +184,7 @@ def _check_profiler(config: "RunConfig") -> None:
         )
 
 
-def warnings(config: "RunConfig") -> list[str]:
+def warnings(config: RunConfig) -> list[str]:
     """What will have no effect, or is easily forgotten; a line each."""
     found = []
     logging = config.logging
@@ -202,7 +200,7 @@ def warnings(config: "RunConfig") -> list[str]:
     return found + (_script_warnings(config) if config.workload == "script" else _wan_warnings(config))
 
 
-def _wan_warnings(config: "RunConfig") -> list[str]:
+def _wan_warnings(config: RunConfig) -> list[str]:
     found = []
     if config.optimization.gradient_checkpointing:
         found.append("optimization.gradient_checkpointing has no effect here: inference records no gradients")
@@ -215,7 +213,7 @@ def _wan_warnings(config: "RunConfig") -> list[str]:
     return found
 
 
-def _script_warnings(config: "RunConfig") -> list[str]:
+def _script_warnings(config: RunConfig) -> list[str]:
     """A script brings its own model: of these sections it sees nothing but the device."""
     sections = {
         "model_config": config.model.model_dump(exclude_defaults=True, exclude={"device", "weights"}),

@@ -15,9 +15,7 @@ folder with a backslash in its name; every command here asks such a run all the 
 """
 
 import atexit
-import difflib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +26,7 @@ import duckdb
 import pyarrow as pa
 
 from ray_memprof.errors import ConfigError
+from ray_memprof.questions import MACROS, QUESTIONS, SQL_DIR, headline, macro, named, question
 from ray_memprof.schema import OLDEST_SCHEMA_VERSION, SCHEMA_VERSION, TABLES, Table
 from ray_memprof.standing import run_row
 from ray_memprof.store import (
@@ -39,48 +38,9 @@ from ray_memprof.store import (
     replace,
 )
 
-SQL_DIR = Path(__file__).parent / "sql"
 LARGE_TABLES = ("allocs", "stacks")
-QUESTIONS = (
-    "component_visits",
-    "base_memory",
-    "peak_event",
-    "peak_by_rank",
-    "peak_by_stage",
-    "activation_by_step",
-    "activation_by_stage",
-    "model_switching",
-    "fragmentation",
-    "imbalance_by_component",
-    "imbalance",
-    "books",
-    "books_at_peak",
-    "replay_check",
-    "collectives_summary",
-    "stage_bands",
-    "time_slices",
-    "timeline",
-    "timeline_spread",
-    "vae_cache",
-    "categories_over_time",
-    "timeline_by_account",
-    "steps",
-    "alive_at_peak",
-    "largest_allocations",
-    "churn",
-    "device_calls",
-    "host_memory",
-    "activation_by_block",
-    "run_overview",
-    "measures",
-    "memory_events",
-)
-"""Files of sql/, in an order in which each finds the views that it reads."""
-MACROS = ("is_stage", "tensors_alive", "peak_moments", "rank_peaks", "peak_places")
-"""Files of sql/macros/: what several questions share."""
 _ADDED = {"ranks": "clock_offset_ns", "spans": "device_used_bound_bytes"}
 """By table: a column that runs of schema version 1 lack. sql/old/<table>.sql says what holds for them."""
-
 _BESIDE_DATABASE = r"regexp_replace(parse_dirpath(current_setting('temp_directory')), '\.tmp\?', '?')"
 """The folder of the database file; DuckDB puts .tmp before the first question mark, where it expects parameters."""
 _AS_GLOB = r"regexp_replace({}, '([\[*?])', '[\1]', 'g')"
@@ -230,44 +190,6 @@ def query(run_dir: Path, name: str) -> pa.Table:
         return connection.sql(text).to_arrow_table()
 
 
-def question(name: str) -> str:
-    """The SQL of a question, its header included.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    if name not in QUESTIONS:
-        near = difflib.get_close_matches(name, QUESTIONS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(QUESTIONS)}"
-        raise ConfigError(f"there is no question {name!r}", hint=hint)
-    return (SQL_DIR / f"{name}.sql").read_text(encoding="utf-8")
-
-
-def headline(name: str) -> str:
-    """What a question asks, in one line: the first sentence of its header."""
-    text = " ".join(
-        line.removeprefix("--").strip() for line in question(name).split("-- One row")[0].splitlines()
-    )
-    return text.strip()
-
-
-def _macro(name: str) -> str:
-    return (SQL_DIR / "macros" / f"{name}.sql").read_text(encoding="utf-8")
-
-
-def _named(text: str) -> set[str]:
-    """What `text` reads, and what that reads in turn; too much where a column is called like a table."""
-    names = {*TABLES, *QUESTIONS, *MACROS}
-    found: set[str] = set()
-    waiting = [text]
-    while waiting:
-        words = set(re.findall(r"\w+", re.sub("--.*", "", waiting.pop()))) & names - found
-        found |= words
-        waiting += [question(word) for word in words if word in QUESTIONS]
-        waiting += [_macro(word) for word in words if word in MACROS]
-    return found
-
-
 def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, only: str | None = None) -> None:
     """Make every table and view; `folder` is the run folder as an SQL expression, for views over files."""
     if not (run_dir / TABLES_DIR).is_dir():
@@ -275,7 +197,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
             f"{run_dir} is no run: it has no folder {TABLES_DIR}",
             hint="a run folder is profiler_logs/<name>/<run_id>, or profiler_logs/<name>/latest",
         )
-    wanted = {*TABLES, *QUESTIONS} if only is None else {"runs", *_named(only)}
+    wanted = {*TABLES, *QUESTIONS} if only is None else {"runs", *named(only)}
     for table in TABLES.values():
         _make_table(connection, run_dir, table, folder, is_empty=table.name not in wanted)
     _insert_standing(connection, run_dir)
@@ -294,7 +216,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
         )
     _complete(connection, run_dir, folder, wanted)
     for name in MACROS:
-        connection.execute(_macro(name))
+        connection.execute(macro(name))
     for name in QUESTIONS:
         if name not in wanted:
             continue

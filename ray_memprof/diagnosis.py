@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 
 from ray_memprof import knobs
-from ray_memprof.db import SQL_DIR
+from ray_memprof.questions import SQL_DIR
 from ray_memprof.wording import rank_text, size_text
 
 RULES_DIR = SQL_DIR / "diagnosis"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ray_memprof.bounds import caveats
 from ray_memprof.diagnosis import RULES, Finding, findings, lines
 from ray_memprof.query import opened
 from ray_memprof.standing import LEFT, RUNNING
-from ray_memprof.summary import caveats
 
 _SCHEMA = pa.schema(
     [

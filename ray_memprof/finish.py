@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ray_memprof import collect, results
 from ray_memprof.collect import Gathered, Remote, gather, not_all_came, recorded_nothing, write_driver_tables
-from ray_memprof.config import RunConfig, load_config
+from ray_memprof.config import RunConfig
+from ray_memprof.config_load import load_config
 from ray_memprof.errors import EXIT_KILLED, ConfigError, StartFailed
 from ray_memprof.messages import RankFacts
 from ray_memprof.run_folder import RunFolder

@@ -126,14 +126,14 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
     Raises:
         ConfigError: no such run, or nothing was recorded of that rank.
     """
-    from ray_memprof import db, diagnosis
+    from ray_memprof import db, diagnosis, questions
+    from ray_memprof.bounds import is_lower_bound
     from ray_memprof.store import REPORT_FILE
-    from ray_memprof.summary import is_lower_bound
     from ray_memprof.wording import place
 
     name = run_dir.parent.name
     with db.open_run(run_dir) as connection:
-        rows = connection.sql(db.question("peak_by_rank")).to_arrow_table().to_pylist()
+        rows = questions.rows_of(connection, "peak_by_rank")
         peaks = {int(row["rank"]): int(row[f"{measure}_peak_bytes"]) for row in rows}
         if not peaks or (isinstance(rank, int) and rank not in peaks):
             raise ConfigError(f"{name}: nothing was recorded of rank {rank}", hint=f"see {run_dir}/logs")

@@ -37,8 +37,8 @@ def main(
     plain: Annotated[bool, typer.Option(help="Lines instead of a table, on a terminal too.")] = False,
 ) -> None:
     """Run CONFIG under Ray and record its memory."""
-    from ray_memprof.config import effective_yaml
     from ray_memprof.config_check import check_files
+    from ray_memprof.config_load import effective_yaml
     from ray_memprof.matrix import comparison_page, expand
 
     code = EXIT_OK

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import duckdb
 
-from ray_memprof.db import SQL_DIR
 from ray_memprof.errors import ConfigError
+from ray_memprof.questions import SQL_DIR
 from ray_memprof.wording import change_text, number_text, parse_size
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {

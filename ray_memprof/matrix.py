@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_memprof import config_file
-from ray_memprof.config import MatrixRun, RunConfig, from_mapping
+from ray_memprof.config import RunConfig
+from ray_memprof.config_load import from_mapping
+from ray_memprof.config_sections import MatrixRun
 from ray_memprof.errors import ConfigError
 
 

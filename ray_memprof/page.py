@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from ray_memprof import plots
-from ray_memprof.summary import is_unsampled, is_within
+from ray_memprof.bounds import is_unsampled, is_within
 from ray_memprof.wording import GIB, place, visible
 
 _TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")

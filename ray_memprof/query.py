@@ -16,7 +16,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from ray_memprof import db
+from ray_memprof import db, questions
 from ray_memprof.errors import ConfigError
 from ray_memprof.find_run import find_run
 from ray_memprof.schema import TABLES
@@ -57,12 +57,12 @@ def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Ta
     name = text.strip()
     is_name = re.fullmatch(r"\w+", name) is not None
     if is_name and name not in TABLES:
-        db.question(name)  # refuses a name that is none
+        questions.question(name)  # refuses a name that is none
     is_apart = len(run_dirs) == 1 and not is_named
     sql = text
     if is_name:
         # The text of a question, and not FROM its view: only that is sure to keep the order of its rows.
-        sql = db.question(name) if is_apart and name in db.QUESTIONS else f"FROM {name}"
+        sql = questions.question(name) if is_apart and name in questions.QUESTIONS else f"FROM {name}"
     with opened(run_dirs, is_apart=is_apart, only=sql if is_name else None) as connection:
         try:
             return _statement(connection, sql).to_arrow_table()
@@ -148,13 +148,13 @@ def sql_of(name: str) -> str:
     name = name.strip()
     if name in TABLES:
         raise ConfigError(f"{name} is a table, not a question", hint=f"a row of it is {TABLES[name].row}")
-    return db.question(name)
+    return questions.question(name)
 
 
 def question_lines() -> list[str]:
     """Every question with the first line of its header, then every table with what a row of it is."""
-    width = max(map(len, (*db.QUESTIONS, *TABLES)))
-    lines = [f"{name:<{width}}  {db.headline(name)}" for name in db.QUESTIONS]
+    width = max(map(len, (*questions.QUESTIONS, *TABLES)))
+    lines = [f"{name:<{width}}  {questions.headline(name)}" for name in questions.QUESTIONS]
     return [*lines, "", *(f"{table.name:<{width}}  one row = {table.row}" for table in TABLES.values())]
 
 

@@ -59,7 +59,7 @@ class Prepared:
     """Whether that is the run folder itself."""
     environment: dict[str, str]
     checks: dict[str, Any]
-    """From preflight.check_rank: versions of what this rank imports, and so on."""
+    """From checks.check_rank: versions of what this rank imports, and so on."""
 
 
 class Rank:
@@ -108,9 +108,9 @@ class Rank:
         os.environ.update(variables)
         import torch  # noqa: F401 - after the environment is set, and here, so that its seconds are not the first span's
 
-        from ray_memprof import preflight
+        from ray_memprof.checks import check_rank
 
-        checks = preflight.check_rank(plan)
+        checks = check_rank(plan)
         return Prepared(
             run_dir=plan.run_dir,
             shared=shared,

@@ -19,15 +19,16 @@ from typing import Any
 import duckdb
 from markupsafe import Markup
 
-from ray_memprof import db, plots
+from ray_memprof import plots, questions
+from ray_memprof.bounds import is_unsampled, is_within
 from ray_memprof.diagnosis import Finding, findings
 from ray_memprof.errors import ConfigError
 from ray_memprof.page import environment, gib, packed_plotly
 from ray_memprof.query import opened
+from ray_memprof.questions import rows_of
 from ray_memprof.schema import RUNS
 from ray_memprof.standing import LEFT, RUNNING
 from ray_memprof.store import CONFIG_FILE, REPORT_FILE, run_file
-from ray_memprof.summary import is_unsampled, is_within
 from ray_memprof.wording import GIB, at_least, place
 
 TEMPLATE = "report.html.j2"
@@ -117,7 +118,7 @@ def _facts(known: Known) -> Row:
     # A driver that was killed wrote none.
     run: Row = runs[0] if runs else dict.fromkeys(RUNS.schema.names)
     ranks = _ask(connection, "FROM ranks ORDER BY rank")
-    whole = {name: _ask(connection, db.question(name)) for name in OF_ALL_RANKS}
+    whole = {name: rows_of(connection, name) for name in OF_ALL_RANKS}
     failed = [row["rank"] for row in ranks if row["status"] != "ok"]
     peaks = whole["peak_by_rank"]
     shown = plots.chosen(peaks, failed)
@@ -137,7 +138,7 @@ def _facts(known: Known) -> Row:
         "ranks": ranks,
         "shown": shown,
         "versions": json.loads(run["versions"] or "{}"),
-        "questions": {name: db.headline(name) for name in CONTENTS},
+        "questions": {name: questions.headline(name) for name in CONTENTS},
         "contents": contents,
         "details": DETAILS,
         "tiles": _tiles(whole),
@@ -163,7 +164,9 @@ def _ask_of(connection: duckdb.DuckDBPyConnection, name: str, ranks: Sequence[in
     """The rows that a question has on some ranks, in its order: nothing is worked out for the others."""
     listed = ", ".join(map(str, ranks))
     return (
-        _ask(connection, f"SELECT * FROM ({db.question(name)}\n) WHERE rank IN ({listed})") if ranks else []
+        _ask(connection, f"SELECT * FROM ({questions.question(name)}\n) WHERE rank IN ({listed})")
+        if ranks
+        else []
     )
 
 
@@ -252,7 +255,7 @@ def _timelines(
         for rank in shown
     ]
     if len(shown) > 1:
-        spread = _ask(connection, db.question("timeline_spread")) if len(few) < len(peaks) else []
+        spread = rows_of(connection, "timeline_spread") if len(few) < len(peaks) else []
         together = ("all ranks", plots.ranks_over_time(slices, spread, few, frame))
         # Of many ranks the whole comes first, of a few the single one.
         figures.insert(0 if len(shown) < len(peaks) else len(figures), together)
@@ -330,7 +333,7 @@ def _beside(facts: Row, other_dir: Path) -> Row:
     """Peaks by stage of another run of this configuration, beside those of this one."""
     with opened([other_dir], is_apart=True) as connection:
         runs = _ask(connection, "FROM runs")
-        there = {(row["rank"], row["stage"]): row for row in _ask(connection, db.question("peak_by_stage"))}
+        there = {(row["rank"], row["stage"]): row for row in rows_of(connection, "peak_by_stage")}
     if not runs or runs[0]["source"] == facts["run"]["source"]:
         raise ConfigError(
             f"{other_dir} cannot be set beside this run: its source is not another one",

@@ -16,7 +16,8 @@ from typing import Any
 
 import wan
 from ray_memprof.clock import Clock
-from ray_memprof.config import RunConfig, effective_yaml
+from ray_memprof.config import RunConfig
+from ray_memprof.config_load import effective_yaml
 from ray_memprof.errors import EXIT_BUG, RunError
 from ray_memprof.messages import Outcome, RankFacts, Status
 from ray_memprof.recorder_status import ReplayCheck

@@ -12,6 +12,8 @@ from typing import Any
 import duckdb
 
 from ray_memprof import db, diagnosis
+from ray_memprof.bounds import inexact_text, is_unsampled, lower_bounds
+from ray_memprof.questions import rows_of
 from ray_memprof.wording import at_least, place, rank_text, size_text
 
 MOST_RANKS = 16
@@ -43,12 +45,8 @@ def figure_lines(connection: duckdb.DuckDBPyConnection, found: Sequence[diagnosi
     ]
 
 
-def _ask(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:
-    return connection.sql(db.question(name)).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
-
-
 def _peaks(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    rows = _ask(connection, "peak_by_rank")
+    rows = rows_of(connection, "peak_by_rank")
     if not rows:
         return ["peak: no span was recorded"]
     shown = rows
@@ -60,7 +58,7 @@ def _peaks(connection: duckdb.DuckDBPyConnection) -> list[str]:
         lines.append(
             f"the {len(shown)} fullest of {len(rows)} ranks; all of them: peak_by_rank in run.duckdb"
         )
-    return [*lines, *_bounds(rows)]
+    return [*lines, *lower_bounds(rows)]
 
 
 def _peak(row: dict[str, Any]) -> str:
@@ -76,46 +74,8 @@ def _peak(row: dict[str, Any]) -> str:
     )
 
 
-def is_unsampled(row: dict[str, Any]) -> bool:
-    """Whether the device was looked at only at the boundaries of spans: its peak may lie between them."""
-    return bool(row["num_samples"] == 0 and row["device_used_peak_bytes"] > 0)
-
-
-def is_lower_bound(row: dict[str, Any], measure: str) -> bool:
-    """Whether the peak of a rank (allocated, reserved, device_used ...) may have been more than is known."""
-    return (
-        is_unsampled(row)
-        if measure == "device_used"
-        else measure != "host_rss" and bool(row["peak_at_least"])
-    )
-
-
-def caveats(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Which peaks of a run are lower bounds, and why, and which may be off by how much, a line each."""
-    rows = connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist()
-    inexact = [row for row in _ask(connection, "replay_check") if row["num_checks"] and is_within(row)]
-    return [*_bounds(rows), *map(_inexact, inexact)]
-
-
-def _bounds(rows: list[dict[str, Any]]) -> list[str]:
-    """Why peaks are told as "at least"."""
-    early = [row["rank"] for row in rows if row["peak_at_least"]]
-    between = [row["rank"] for row in rows if is_unsampled(row)]
-    lines = []
-    if early:
-        lines.append(
-            f"peaks of {rank_text(early)} are lower bounds: what was held before the first event is not known, and the "
-            "peak may lie there"
-        )
-    if between:
-        lines.append(
-            f"device used of {rank_text(between)} is a lower bound: no sample was taken between the boundaries of spans"
-        )
-    return lines
-
-
 def _imbalance(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    rows = [row for row in _ask(connection, "imbalance") if row["stage"] is None and row["num_ranks"] > 1]
+    rows = [row for row in rows_of(connection, "imbalance") if row["stage"] is None and row["num_ranks"] > 1]
     return [
         f"imbalance: rank {row['max_rank']} peaks at {row['max_over_mean']:.2f} x the mean of {row['measure']}"
         for row in rows
@@ -124,7 +84,7 @@ def _imbalance(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _books(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    rows = [row for row in _ask(connection, "books_at_peak") if row["account"] == "unexplained"]
+    rows = [row for row in rows_of(connection, "books_at_peak") if row["account"] == "unexplained"]
     known = [row for row in rows if row["share_fraction"] is not None]
     if not known:
         return []
@@ -136,7 +96,7 @@ def _books(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _replay(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    rows = _ask(connection, "replay_check")
+    rows = rows_of(connection, "replay_check")
     checked = [row for row in rows if row["num_checks"]]
     if not rows:
         return []
@@ -149,28 +109,12 @@ def _replay(connection: duckdb.DuckDBPyConnection) -> list[str]:
     if exact := [row["rank"] for row in checked if row["is_exact"]]:
         whose = f"{len(exact)} of {len(rows)} ranks" if len(checked) == len(rows) else rank_text(exact)
         lines.append(f"replay: exact to the byte on {whose}")
-    lines += [f"replay: {_inexact(row)}" for row in checked if not row["is_exact"]]
+    lines += [f"replay: {inexact_text(row)}" for row in checked if not row["is_exact"]]
     if missing := [row for row in rows if not row["num_checks"]]:
         lines.append(
             f"replay: not compared on {rank_text([row['rank'] for row in missing])}: {_why_not(missing)}"
         )
     return lines
-
-
-def is_within(row: dict[str, Any]) -> bool:
-    """Whether nothing is wrong with a replay but that a rule of the allocator is not known."""
-    peaks = row["allocated_peak_error_bytes"], row["reserved_peak_error_bytes"]
-    errors = (row["max_error_bytes"], *map(abs, peaks))
-    return row["inexact_bytes"] > 0 and not row["num_lost_events"] and max(errors) <= row["inexact_bytes"]
-
-
-def _inexact(row: dict[str, Any]) -> str:
-    who = f"rank {row['rank']}"
-    if is_within(row):
-        return f"{who} is right within {row['inexact_bytes']:,} bytes: a rule of the allocator is not known there"
-    return (
-        f"{who} is off by up to {row['max_error_bytes']:,} bytes, {row['num_lost_events']:,} events were lost"
-    )
 
 
 def _why_not(rows: list[dict[str, Any]]) -> str:

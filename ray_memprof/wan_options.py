@@ -11,15 +11,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ray_memprof.config import RunConfig
 from ray_memprof.errors import ConfigError
 from wan.errors import InputError
 from wan.levers import Levers
 from wan.options import Options, check, parse
-
-if TYPE_CHECKING:
-    from ray_memprof.config import RunConfig
 
 # Flags of wan.generate whose key has another name; the others keep theirs.
 _RENAMED = {
@@ -44,7 +42,7 @@ _KEYS = {
 }
 
 
-def wan_options(config: "RunConfig") -> Options:
+def wan_options(config: RunConfig) -> Options:
     """The options that the wan workload runs with; a base_seed below 0 is drawn here."""
     given = {flag: value for flag, value in _values(config).items() if value is not None}
     if given["base_seed"] < 0:
@@ -56,7 +54,7 @@ def wan_options(config: "RunConfig") -> Options:
     return replace(defaults, **given, levers=levers)
 
 
-def _values(config: "RunConfig") -> dict[str, Any]:
+def _values(config: RunConfig) -> dict[str, Any]:
     sections = {"model_config": config.model, "generation": config.generation,
                 "parallel": config.parallel, "optimization": config.optimization}  # fmt: skip
     return {
@@ -66,7 +64,7 @@ def _values(config: "RunConfig") -> dict[str, Any]:
     }
 
 
-def check_wan(config: "RunConfig", *, files: bool = False) -> None:
+def check_wan(config: RunConfig, *, files: bool = False) -> None:
     """Refuse what wan.options refuses on one GPU; with `files`, also files that are not there."""
     one_gpu: dict[str, Any] = dict.fromkeys(("ulysses_size", "ring_size"), 1)
     one_gpu |= {"dit_fsdp": False, "t5_fsdp": False, "sp_backend": "native"}

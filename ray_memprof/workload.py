@@ -15,7 +15,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from ray_memprof.config import Logging, RunConfig
+from ray_memprof.config import RunConfig
+from ray_memprof.config_sections import Logging
 from ray_memprof.store import TRACE_DIR, TRACE_FILE
 from wan.config import TASKS
 from wan.options import Options, describe

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ray_memprof import collect, db
+from ray_memprof import collect, db, questions
 from ray_memprof.exporters import torch_snapshot
 
 GIB, MIB = 2**30, 2**20
@@ -53,7 +53,7 @@ out = Console()
 
 def ask(run_dir: Path, question: str, memory_limit: str = "") -> dict[str, Any]:
     """Open the run, ask once: seconds of both, rows, and this process's memory."""
-    text = db.question(question)
+    text = questions.question(question)
     start = time.perf_counter()
     with db.open_run(run_dir, text) as connection:
         opened_s = time.perf_counter() - start
@@ -68,7 +68,7 @@ def ask(run_dir: Path, question: str, memory_limit: str = "") -> dict[str, Any]:
 def every_question(run_dir: Path, repeats: int) -> None:
     """A line for each question."""
     table = _table("question", "rows", "open + ask, s", "ask, s")
-    for name in track(db.QUESTIONS, "asking", console=errors):
+    for name in track(questions.QUESTIONS, "asking", console=errors):
         asked = [ask(run_dir, name) for _ in range(repeats)]
         both = statistics.median(one["opened_s"] + one["asked_s"] for one in asked)
         alone = statistics.median(one["asked_s"] for one in asked)

@@ -25,6 +25,7 @@ from ray_memprof import (
     db,
     diagnosis,
     findings,
+    questions,
     rows,
     schema,
     wording,
@@ -145,11 +146,11 @@ def questions_page(run_dirs: Sequence[Path]) -> Iterator[str]:
     yield from QUESTIONS_INTRO.format(size=wording.size_text(SKEW_BYTES), widest=WIDEST).splitlines()
     yield "| question | what it asks |"
     yield "|---|---|"
-    for name in db.QUESTIONS:
-        yield f"| [`{name}`](#{name}) | {escaped(db.headline(name))} |"
+    for name in questions.QUESTIONS:
+        yield f"| [`{name}`](#{name}) | {escaped(questions.headline(name))} |"
     with db.open_run(run_dirs[-1]) as connection:
-        for name in db.QUESTIONS:
-            text = db.question(name)
+        for name in questions.QUESTIONS:
+            text = questions.question(name)
             yield from question_section(name, text, connection.sql(text).to_arrow_table())
     yield from rules_section(run_dirs[-1])
     yield from compare_section(run_dirs)
@@ -233,7 +234,7 @@ def compare_section(run_dirs: Sequence[Path]) -> Iterator[str]:
     yield "| question | what it asks |"
     yield "|---|---|"
     for name in COMPARE_ORDER:
-        asks, _ = header((db.SQL_DIR / "compare" / f"{name}.sql").read_text(encoding="utf-8"))
+        asks, _ = header((questions.SQL_DIR / "compare" / f"{name}.sql").read_text(encoding="utf-8"))
         yield f"| `{name}` | {escaped(asks)} |"
     yield ""
     compared = compare.compare(run_dirs)
@@ -244,7 +245,7 @@ def compare_section(run_dirs: Sequence[Path]) -> Iterator[str]:
         "console", [f"$ ray-memprof compare {' '.join(RUNS)} --most {MOST_ROWS}", *ascii_lines(text)]
     )
     yield ""
-    _, answer = header((db.SQL_DIR / "compare" / "moves.sql").read_text(encoding="utf-8"))
+    _, answer = header((questions.SQL_DIR / "compare" / "moves.sql").read_text(encoding="utf-8"))
     yield "With `--format csv`, `json` or `parquet` it writes the rows of `moves`, all of them:"
     yield ""
     yield from block("text", answer)

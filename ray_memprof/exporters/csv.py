@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 
-from ray_memprof import db
+from ray_memprof import questions
 from ray_memprof.errors import ConfigError
 from ray_memprof.exporters.whole_file import check_target, whole_file
 from ray_memprof.query import opened
@@ -36,7 +36,7 @@ def write(run_dir: Path, path: Path, name: str | None = None, rank: int | None =
     with opened([run_dir], is_apart=True) as connection:
         if name is not None:
             if name not in TABLES:
-                db.question(name)  # refuses unknown names
+                questions.question(name)  # refuses unknown names
             return _copy(connection, name, path, rank)
         for table in TABLES:
             _copy(connection, table, path / f"{table}.csv", None if table == "runs" else rank)

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ray_memprof import db
+from ray_memprof import questions
 from ray_memprof.exporters.whole_file import check_target, whole_file
 from ray_memprof.query import opened
 from ray_memprof.store import EVENTS_FILE, run_file
@@ -39,7 +39,7 @@ def write(run_dir: Path, path: Path | None = None) -> Path:
         DiskFull: no room for it.
     """
     check_target(path)
-    text = db.question("memory_events")
+    text = questions.question("memory_events")
     with opened([run_dir], is_apart=True, only=text) as connection:
         rows = connection.sql(text).to_arrow_table().to_pylist()
     lines = ",\n".join(json.dumps(to_event(row)) for row in rows)

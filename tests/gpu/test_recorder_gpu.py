@@ -25,7 +25,7 @@ PROGRAM = """
 import dataclasses, json, sys
 from pathlib import Path
 
-from ray_memprof.config import load_config
+from ray_memprof.config_load import load_config
 from ray_memprof.device import open_device
 from ray_memprof.recorder import recording
 from ray_memprof.recording_options import RecordingOptions

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
+from ray_memprof.checks import check_gpu
 from ray_memprof.device import open_device
 from ray_memprof.errors import PreflightFailed
 from ray_memprof.messages import RankFacts
-from ray_memprof.preflight import check_gpu
 
 pytestmark = pytest.mark.gpu
 
@@ -34,7 +34,7 @@ PLAN = """
 import json, sys
 from pathlib import Path
 
-from ray_memprof.config import from_mapping
+from ray_memprof.config_load import from_mapping
 from ray_memprof.messages import RankFacts, RankPlan
 
 facts = RankFacts(node_id="n", host="h", node_ip="i", pid=1, gpu_index=0, gpu_uuid=sys.argv[1])
@@ -45,10 +45,10 @@ plan = RankPlan(run_id="r", config=config, rank=0, world_size=1, local_rank=0, l
 # What this process holds already, for tests may run in any order, is no reason to refuse the GPU here.
 LOOK = f"""{PLAN}
 import torch
-from ray_memprof import preflight
+from ray_memprof import checks as rank_checks
 
-preflight.MAX_HELD_BYTES = 2**60
-checks = preflight.check_rank(plan)
+rank_checks.MAX_HELD_BYTES = 2**60
+checks = rank_checks.check_rank(plan)
 assert not torch.cuda.is_initialized()
 print(json.dumps(checks))
 """

@@ -16,7 +16,7 @@ from pyarrow import parquet
 from run_tables import make_ranks, make_run, span
 from typer.testing import CliRunner
 
-from ray_memprof import db
+from ray_memprof import questions
 from ray_memprof.cli import app
 from ray_memprof.errors import EXIT_CONFIG, EXIT_DISK_FULL, EXIT_LIMIT
 
@@ -120,11 +120,11 @@ def test_parquet_goes_through_a_pipe(logs: Path, tmp_path: Path) -> None:
 
 def test_the_questions_are_listed_and_shown(logs: Path, tmp_path: Path) -> None:
     assert [line.split()[0] for line in call("query", "--list").stdout.split("\n\n")[0].splitlines()] == list(
-        db.QUESTIONS
+        questions.QUESTIONS
     )
-    assert call("query", "imbalance", "--sql").stdout == db.question("imbalance")
+    assert call("query", "imbalance", "--sql").stdout == questions.question("imbalance")
     assert call("query", "imbalance", "--sql", "--out", tmp_path / "q.sql").output == ""
-    assert (tmp_path / "q.sql").read_text() == db.question("imbalance")
+    assert (tmp_path / "q.sql").read_text() == questions.question("imbalance")
 
 
 @pytest.mark.parametrize(

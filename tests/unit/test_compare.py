@@ -9,9 +9,9 @@ import pytest
 from run_tables import answer, make_ranks, make_run, span
 
 from ray_memprof.compare import Comparison, Difference, Side, as_facts, compare
-from ray_memprof.db import SQL_DIR
 from ray_memprof.errors import ConfigError
 from ray_memprof.limits import Check
+from ray_memprof.questions import SQL_DIR
 
 SECOND = 10**9
 Ledger = dict[str, Any]

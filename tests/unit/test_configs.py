@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.config import effective_yaml
-from ray_memprof.config_check import check_files
+from ray_memprof.config_check import check_files, warnings
+from ray_memprof.config_load import effective_yaml
 from ray_memprof.errors import ConfigError
 from ray_memprof.matrix import expand
 
@@ -92,7 +92,7 @@ def test_it_asks_for_nothing_without_effect(path: Path) -> None:
         ]
     }
     for run in expand(path):
-        assert run.warnings() == expected.get(path.stem, [])
+        assert warnings(run) == expected.get(path.stem, [])
 
 
 def test_memory_opt_pulls_every_lever_that_baseline_leaves_alone() -> None:

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 from run_tables import answer, blank, make_ranks, make_run, span
 
-from ray_memprof import db
+from ray_memprof import db, questions
 from ray_memprof.errors import ConfigError, DiskFull
 from ray_memprof.schema import SCHEMA_VERSION, TABLES
 
@@ -48,7 +48,7 @@ def test_a_run_without_a_row_has_every_table_with_the_columns_of_the_schema(tmp_
             expected = [column.name for column in table.columns]
             assert described == (expected if table.name == "runs" else ["rank", *expected])
             assert connection.execute(COUNT.format(table.name)).fetchone() == (0,)
-        for name in db.QUESTIONS:
+        for name in questions.QUESTIONS:
             assert connection.execute(COUNT.format(name)).fetchone() == (0,)
 
 
@@ -162,7 +162,7 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
 
 
 def test_a_run_opened_for_one_question_has_what_it_reads(run_dir: Path) -> None:
-    with db.open_run(run_dir, db.question("measures")) as connection:
+    with db.open_run(run_dir, questions.question("measures")) as connection:
         made = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         assert {"imbalance", "imbalance_by_component", "books_at_peak"} <= {name for (name,) in made}
         assert ("timeline",) not in made
@@ -191,19 +191,19 @@ def test_other_errors_of_the_database_are_not_called_a_full_disk(run_dir: Path) 
 
 
 def test_every_file_is_a_question_and_says_what_it_answers() -> None:
-    assert sorted(path.stem for path in db.SQL_DIR.glob("*.sql")) == sorted(db.QUESTIONS)
-    for name in db.QUESTIONS:
-        text = db.question(name)
+    assert sorted(path.stem for path in questions.SQL_DIR.glob("*.sql")) == sorted(questions.QUESTIONS)
+    for name in questions.QUESTIONS:
+        text = questions.question(name)
         assert re.match(r"-- [A-Z][^\n]*\n(-- [^\n]*\n)*-- One row = [a-z]", text), name
-        assert db.headline(name).endswith("?"), name
+        assert questions.headline(name).endswith("?"), name
         assert not re.search(r"SELECT\s+\*", text), name
         long = [line for line in text.splitlines() if len(line) > 80]
         assert not long, (name, long)
 
 
 def test_every_macro_has_a_file_and_says_what_it_answers() -> None:
-    paths = sorted((db.SQL_DIR / "macros").glob("*.sql"))
-    assert [path.stem for path in paths] == sorted(db.MACROS)
+    paths = sorted((questions.SQL_DIR / "macros").glob("*.sql"))
+    assert [path.stem for path in paths] == sorted(questions.MACROS)
     for path in paths:
         text = path.read_text()
         assert re.match(rf"-- [A-Z](.|\n)*\?(.|\n)*CREATE MACRO {path.stem}\(", text), path
@@ -212,8 +212,8 @@ def test_every_macro_has_a_file_and_says_what_it_answers() -> None:
 
 def test_a_header_lists_every_column_of_its_answer(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {}})
-    for name in db.QUESTIONS:
-        header = "\n".join(line for line in db.question(name).splitlines() if line.startswith("--"))
+    for name in questions.QUESTIONS:
+        header = "\n".join(line for line in questions.question(name).splitlines() if line.startswith("--"))
         missing = [
             column
             for column in db.query(tmp_path, name).column_names

@@ -12,8 +12,9 @@ from diagnosis_runs import GIB, MIB, RUNS, SECOND, EmptyRun, Tables, diagnose, e
 from pydantic import BaseModel
 from run_tables import Row, blank, span
 
-from ray_memprof import config_sections, db, diagnosis, knobs, wording
-from ray_memprof.config import RunConfig, from_mapping
+from ray_memprof import config_sections, diagnosis, knobs, questions, wording
+from ray_memprof.config import RunConfig
+from ray_memprof.config_load import from_mapping
 from ray_memprof.environment import FORWARDED
 from ray_memprof.errors import ConfigError
 from ray_memprof.schema import TABLES
@@ -285,7 +286,7 @@ def test_every_question_that_is_named_is_one() -> None:
     assert {name for pair in listed for name in pair} == {
         "alive_at_peak", "largest_allocations", "books", "collectives",
     }  # fmt: skip
-    assert {name for pair in listed for name in pair} <= {*db.QUESTIONS, *TABLES}
+    assert {name for pair in listed for name in pair} <= {*questions.QUESTIONS, *TABLES}
 
 
 def test_every_file_says_what_it_asks_and_lists_its_columns(empty: EmptyRun) -> None:

@@ -10,7 +10,7 @@ import pytest
 from command_line import import_script
 from run_tables import make_run
 
-from ray_memprof import db
+from ray_memprof import db, questions
 from ray_memprof.matrix import expand
 from ray_memprof.pytest_plugin import limit_gpu_peak
 from ray_memprof.schema import TABLES
@@ -106,10 +106,10 @@ def test_every_question_is_there_with_every_column_and_rows_of_its_own(
     with db.open_run(make_run(tmp_path, {0: {}})) as connection:
         columns = {
             name: {row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()}
-            for name in db.QUESTIONS
+            for name in questions.QUESTIONS
         }
     empty = []
-    for name in db.QUESTIONS:
+    for name in questions.QUESTIONS:
         found = re.search(
             r"^\$ ray-memprof query (\w+) \w+\n(.*?)^```", sections[name], re.DOTALL | re.MULTILINE
         )
@@ -163,8 +163,8 @@ def test_what_the_tour_launches_is_accepted() -> None:
 def test_the_tour_asks_questions_that_exist_of_runs_that_it_launched() -> None:
     asked = [words[1:] for words in commands() if words[0] == "ray-memprof"]
     assert {words[0] for words in asked} == {"query", "diagnose", "compare"}
-    questions = {words[1] for words in asked if words[0] == "query"}
-    assert len(questions) > 4 and questions <= set(db.QUESTIONS)
+    asked_names = {words[1] for words in asked if words[0] == "query"}
+    assert len(asked_names) > 4 and asked_names <= set(questions.QUESTIONS)
     runs = {
         word
         for command, *words in asked

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.config import RunConfig, from_mapping
+from ray_memprof.config import RunConfig
+from ray_memprof.config_load import from_mapping
 from ray_memprof.environment import forwarded, in_force, rank_environment, shown
 from ray_memprof.messages import RankFacts, RankPlan
 from wan.levers import ALLOCATOR_SETTINGS

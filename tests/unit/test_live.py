@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from ray_memprof.config import RunConfig, from_mapping
+from ray_memprof.config import RunConfig
+from ray_memprof.config_load import from_mapping
 from ray_memprof.live import HALF, MOST_RANKS, Live, Pace, row, shown_ranks
 from ray_memprof.recorder_status import Beat
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.config import effective_yaml, load_config
+from ray_memprof.config_load import effective_yaml, load_config
 from ray_memprof.errors import ConfigError
 from ray_memprof.matrix import expand
 

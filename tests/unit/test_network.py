@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ray_memprof.config import from_mapping
+from ray_memprof.config_load import from_mapping
 from ray_memprof.messages import Outcome, RankFacts, RankPlan
 from ray_memprof.network import explained, interface_of, socket_variables
 

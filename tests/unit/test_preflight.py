@@ -12,21 +12,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from ray_memprof.config import RunConfig, from_mapping
+from ray_memprof.checks import check_gpu, check_rank, process_name, versions
+from ray_memprof.config import RunConfig
+from ray_memprof.config_check import warnings
+from ray_memprof.config_load import from_mapping
 from ray_memprof.device import Device, Holder
 from ray_memprof.errors import EXIT_DISK_FULL, EXIT_PREFLIGHT, DiskFull, PreflightFailed
 from ray_memprof.messages import RankFacts, RankPlan
-from ray_memprof.preflight import (
-    check_driver,
-    check_gpu,
-    check_rank,
-    describe,
-    disagreements,
-    gaps,
-    needed_bytes,
-    process_name,
-    versions,
-)
+from ray_memprof.overview import describe, disagreements, gaps
+from ray_memprof.preflight import check_driver, needed_bytes
 
 MIB, GIB = 2**20, 2**30
 
@@ -64,7 +58,7 @@ def test_an_ordinary_run_has_nothing_to_be_told(tmp_path: Path) -> None:
 
 def test_warnings_of_the_configuration_are_told(tmp_path: Path) -> None:
     given = config(optimization={"gradient_checkpointing": True})
-    assert check_driver(given, tmp_path) == given.warnings() != []
+    assert check_driver(given, tmp_path) == warnings(given) != []
 
 
 def test_a_trace_that_waits_for_more_steps_than_are_made_is_told_with_numbers(tmp_path: Path) -> None:
@@ -76,7 +70,7 @@ def test_a_trace_that_waits_for_more_steps_than_are_made_is_told_with_numbers(tm
     two = config(generation={"sample_steps": 7}, optimization={"batch_size": 2}, logging=asked)
     assert check_driver(two, tmp_path) == []
     unrecorded = config(generation={"sample_steps": 7}, logging=asked | {"profile_memory": False})
-    assert check_driver(unrecorded, tmp_path) == unrecorded.warnings()
+    assert check_driver(unrecorded, tmp_path) == warnings(unrecorded)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import duckdb
 import pytest
 from run_tables import make_ranks, make_run, span
 
-from ray_memprof import db
+from ray_memprof import db, questions
 from ray_memprof.errors import ConfigError
 from ray_memprof.query import ask, find_runs, opened, question_lines, runs_of, sql_of
 from ray_memprof.schema import TABLES
@@ -92,7 +92,7 @@ def test_a_pivot_is_a_question(runs: list[Path]) -> None:
         ("", "there is no SQL to run", "begin with SELECT, WITH or FROM"),
         ("-- nothing", "there is no SQL to run", "begin with SELECT, WITH or FROM"),
         ("peak_by_rnk", "there is no question 'peak_by_rnk'", "did you mean peak_by_rank?"),
-        ("zzz", "there is no question 'zzz'", f"there are {', '.join(db.QUESTIONS)}"),
+        ("zzz", "there is no question 'zzz'", f"there are {', '.join(questions.QUESTIONS)}"),
         ("SELECT 1; SELECT 2", "2 statements are too many: one at a time", ""),
         ("DROP VIEW peak_by_rank", "DROP is no question", "begin with SELECT, WITH or FROM"),
         ("DELETE FROM spans", "DELETE is no question", "begin with SELECT, WITH or FROM"),
@@ -206,7 +206,7 @@ def test_what_the_command_line_names(
 
 def test_the_list_has_every_question_and_table() -> None:
     questions, tables = "\n".join(question_lines()).split("\n\n")
-    assert [line.split()[0] for line in questions.splitlines()] == list(db.QUESTIONS)
+    assert [line.split()[0] for line in questions.splitlines()] == list(questions.QUESTIONS)
     assert [line.split()[0] for line in tables.splitlines()] == list(TABLES)
     assert "peak_by_rank" in questions and "What is the most memory that each rank held" in questions
     assert tables.splitlines()[0].endswith("one row = a run")
@@ -214,7 +214,7 @@ def test_the_list_has_every_question_and_table() -> None:
 
 def test_the_sql_of_a_question_runs_as_it_is(runs: list[Path]) -> None:
     text = sql_of(" peak_by_rank ")
-    assert text == db.question("peak_by_rank")
+    assert text == questions.question("peak_by_rank")
     assert ask(text, runs[:1]).equals(ask("peak_by_rank", runs[:1]))
     with pytest.raises(ConfigError, match="^spans is a table, not a question$"):
         sql_of("spans")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from ray_memprof.config import RunConfig, from_mapping
-from ray_memprof.config_check import check_files
+from ray_memprof.config import RunConfig
+from ray_memprof.config_check import check_files, warnings
+from ray_memprof.config_load import from_mapping
 from ray_memprof.errors import ConfigError
 from ray_memprof.wan_options import wan_options
 from wan.config import TASKS
@@ -37,7 +38,7 @@ def refusal(**sections: Any) -> tuple[str, str]:
 
 
 def test_nothing_but_a_name_may_stand() -> None:
-    assert loaded().warnings() == []
+    assert warnings(loaded()) == []
 
 
 # --------------------------------------------------------------------------------
@@ -296,7 +297,7 @@ def test_a_profile_of_no_step_is_refused() -> None:
         "logging.profiler.wait (2) + logging.profiler.warmup (2) leave none of the 4 denoise steps to trace",
         "lower them, or raise generation.sample_steps",
     )
-    assert loaded(logging=logging, generation={"sample_steps": 5}).warnings() == []
+    assert warnings(loaded(logging=logging, generation={"sample_steps": 5})) == []
     assert loaded(logging=logging, generation={"sample_steps": 4}, optimization={"batch_size": 2})
     assert loaded(logging={**logging, "level": "event"}, generation={"sample_steps": 4})
     assert loaded(logging={**logging, "profile_memory": False}, generation={"sample_steps": 4})
@@ -388,4 +389,4 @@ SCRIPT = {"workload": "script", "script": {"path": "a.py"}}
     ],
 )  # fmt: skip
 def test_what_has_no_effect_is_said(sections: dict[str, Any], lines: list[str]) -> None:
-    assert loaded(**sections).warnings() == lines
+    assert warnings(loaded(**sections)) == lines

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ray_memprof import db
+from ray_memprof import questions
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_sql.py"
 
@@ -20,7 +20,7 @@ def bench(*args: str) -> list[str]:
 
 def test_every_question_has_its_line() -> None:
     lines = bench("--ranks", "2", "--repeats", "1")
-    assert [line.split()[0] for line in lines[2:]] == list(db.QUESTIONS)
+    assert [line.split()[0] for line in lines[2:]] == list(questions.QUESTIONS)
 
 
 def test_each_question_of_a_large_run_is_asked_in_a_process_of_its_own() -> None:

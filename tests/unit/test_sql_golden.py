@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from run_tables import Row, answer, blank, event, make_ranks, make_run, span
 
-from ray_memprof import db, report
+from ray_memprof import db, questions, report
 from ray_memprof.exporters import memory_events
 from ray_memprof.summary import summary_lines
 
@@ -30,7 +30,7 @@ def golden(source: str) -> set[str]:
 
 def test_every_question_has_a_golden_test() -> None:
     tested = set[str]().union(*(golden(path.read_text()) for path in HERE.glob("test_sql_*.py")))
-    assert sorted(set(db.QUESTIONS) - tested) == []
+    assert sorted(set(questions.QUESTIONS) - tested) == []
 
 
 def test_empty_answers_and_parts_of_answers_are_no_golden_tests() -> None:
@@ -132,12 +132,15 @@ def test_every_question_has_an_answer_on_an_odd_run(odd_run: tuple[str, Path]) -
 
 def everything(run_dir: Path) -> dict[str, list[Any]]:
     with db.open_run(run_dir) as connection:
-        return {question: connection.sql(db.question(question)).fetchall() for question in db.QUESTIONS}
+        return {
+            question: connection.sql(questions.question(question)).fetchall()
+            for question in questions.QUESTIONS
+        }
 
 
 def test_a_question_asked_alone_finds_all_that_it_reads(tmp_path: Path) -> None:
     make_ranks(make_run(tmp_path, RUNS["whole"]), {"host": "h"}, {}, run_id="r", start_ns=1)
-    assert {question: answer(tmp_path, question) for question in db.QUESTIONS} == everything(tmp_path)
+    assert {question: answer(tmp_path, question) for question in questions.QUESTIONS} == everything(tmp_path)
 
 
 def test_an_odd_run_has_a_report_a_summary_and_a_database(odd_run: tuple[str, Path]) -> None:

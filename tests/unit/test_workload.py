@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from ray_memprof import workload
-from ray_memprof.config import Logging, RunConfig, from_mapping
+from ray_memprof.config import RunConfig
+from ray_memprof.config_load import from_mapping
+from ray_memprof.config_sections import Logging
 from ray_memprof.messages import RankFacts, RankPlan
 from wan.errors import MediaError
 from wan.media import read_image
