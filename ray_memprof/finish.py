@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ray_memprof import collect, results
+from ray_memprof import collect, derive
 from ray_memprof.collect import Gathered, Remote, gather, not_all_came, recorded_nothing, write_driver_tables
 from ray_memprof.config import RunConfig
 from ray_memprof.config_load import load_config
@@ -52,7 +52,7 @@ def finish(run_dir: Path, copies: Sequence[Path] = (), *, address: str | None = 
     _note(state, gathered)
     if not table_dir(run_dir, "runs").is_dir():
         write_driver_tables(run_dir, state.run_row(), state.rank_rows())
-    lines = list(results.derived(run_dir, state.problems))
+    lines = derive.derive(run_dir, state.problems)
     state.note_problems()
     return [*lines, f"report: {run_dir / REPORT_FILE}"]
 

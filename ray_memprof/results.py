@@ -12,7 +12,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_memprof.errors import DiskFull, RunError
@@ -138,6 +137,7 @@ def _bug(error: Exception, state: RunState) -> Verdict:
 def write(state: RunState, live: Live) -> None:
     """All that is derived from what the ranks recorded."""
     from ray_memprof.collect import write_driver_tables
+    from ray_memprof.derive import derived
 
     run_dir = state.folder.path
     with live.stage("report"):
@@ -147,29 +147,6 @@ def write(state: RunState, live: Live) -> None:
             # Kept one by one: these lines are printed even where the report cannot be written.
             state.figures.append(line)
     state.note()  # the seconds of this stage too
-
-
-def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
-    """Write run.duckdb, memory_events.json and report.html from the tables of a run; yields what was measured.
-
-    Args:
-        run_dir: of the run.
-        problems: what is missing of it; what its folder's place rules out is added.
-    """
-    from ray_memprof import db, report
-    from ray_memprof.diagnosis import findings
-    from ray_memprof.exporters import memory_events
-    from ray_memprof.query import opened
-    from ray_memprof.summary import figure_lines
-
-    db.build(run_dir)
-    problems += db.limits(run_dir)
-    # Opened and diagnosed once: of a thousand ranks each takes ten seconds.
-    with opened([run_dir], is_apart=True) as connection:
-        found = findings(connection)
-        yield from figure_lines(connection, found)
-        memory_events.write(run_dir)
-        report.write(run_dir, problems, known=report.Known(connection, found))
 
 
 def summary(state: RunState) -> list[str]:

@@ -40,6 +40,7 @@ from typing import Any
 import numpy as np
 
 from ray_memprof.block_sizes import pool_of
+from ray_memprof.collect import gather, write_driver_tables
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, DiskFull
 from ray_memprof.exporters.torch_snapshot import HOST_SOURCES, MARK, SPAN_FILE
 from ray_memprof.importers.certainty import follow
@@ -94,7 +95,12 @@ class _Stacks:
 
 
 def import_snapshots(
-    paths: Sequence[Path], run_dir: Path, name: str, tell: Callable[[str], None] = lambda line: None
+    paths: Sequence[Path],
+    run_dir: Path,
+    name: str,
+    tell: Callable[[str], None] = lambda line: None,
+    *,
+    derive: Callable[[Path, list[str]], object] = lambda run_dir, problems: None,
 ) -> list[str]:
     """Make the run folder `run_dir`; what is doubtful about it, one line each.
 
@@ -103,6 +109,7 @@ def import_snapshots(
         run_dir: the folder to make.
         name: of the run.
         tell: takes a line for each rank: which file and device it is; another where it ran out of memory.
+        derive: writes what is derived from the tables; may add to what is doubtful.
 
     Raises:
         NotASnapshot: a file is none; nothing is left of the run.
@@ -118,7 +125,9 @@ def import_snapshots(
     try:
         imported = _import_all(files, run_dir, named=named)
         _tell_ranks(imported, tell, is_counted=not named and len(files) > 1)
-        _finish(imported, run_dir, name)
+        problems = [line for one in imported for line in one.problems]
+        _write_facts(imported, run_dir, name, problems)
+        derive(run_dir, problems)
     except BaseException as error:
         shutil.rmtree(run_dir)
         with suppress(OSError):  # other runs of that name are there
@@ -128,7 +137,7 @@ def import_snapshots(
         if isinstance(error, DiskFull):  # its hint is for a run that is recorded
             raise DiskFull(str(error), hint=f"make room on that disk, or {_INSTEAD}") from error
         raise
-    return [line for one in imported for line in one.problems]
+    return problems
 
 
 def _tell_ranks(imported: list[Imported], tell: Callable[[str], None], *, is_counted: bool) -> None:
@@ -357,12 +366,8 @@ def _settings(found: Any) -> dict[str, Any]:
     return settings
 
 
-def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
-    """What the driver of a run leaves."""
-    from ray_memprof import db, report
-    from ray_memprof.collect import gather, write_driver_tables
-    from ray_memprof.exporters import memory_events
-
+def _write_facts(imported: list[Imported], run_dir: Path, name: str, problems: list[str]) -> None:
+    """What the driver of a run leaves: its tables, run.json and config.yaml."""
     gather(run_dir, [one.rank for one in imported])
     config = {"name": name, "imported": [_source(one) for one in imported]}
     conf = imported[0].settings.get("PYTORCH_CUDA_ALLOC_CONF", "")
@@ -391,14 +396,10 @@ def _finish(imported: list[Imported], run_dir: Path, name: str) -> None:
         "reason": reasons[0] if reasons else "",
     }
     write_driver_tables(run_dir, run, [_rank_row(one) for one in imported])
-    problems = [line for one in imported for line in one.problems]
     facts = {**run, "config": config, "environment": environment, "problems": problems}
     (run_dir / RUN_FILE).write_text(json.dumps({**facts, "versions": {}, "hint": ""}, indent=2) + "\n")
     # JSON is YAML too.
     (run_dir / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-    db.build(run_dir)
-    memory_events.write(run_dir)
-    report.write(run_dir)
 
 
 def _reason(one: Imported) -> str:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ray_memprof.gpu_peaks import watched
+from ray_memprof.pytest_plugin.peaks import watched
 
 pytestmark = pytest.mark.gpu
 MIB = 2**20

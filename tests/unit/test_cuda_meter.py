@@ -240,7 +240,7 @@ def test_a_program_that_resets_its_peaks_lowers_no_span_at_level_stage(cuda: Fak
 def test_whoever_else_watches_resets_hears_of_ours(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, is_watched_first: bool
 ) -> None:
-    """GIVEN another watch (gpu_peaks.PeakWatch) around the meter or inside it WHEN a span ends THEN it saw the peak."""
+    """GIVEN another watch (PeakWatch) around the meter or inside it WHEN a span ends THEN it saw the peak."""
     seen = []
 
     def watch() -> None:

@@ -12,7 +12,7 @@ from run_tables import make_run
 
 from ray_memprof import db, questions
 from ray_memprof.matrix import expand
-from ray_memprof.pytest_plugin import limit_gpu_peak
+from ray_memprof.pytest_plugin.limit import limit_gpu_peak
 from ray_memprof.schema import TABLES
 
 pytest_plugins = ("pytester",)

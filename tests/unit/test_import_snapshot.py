@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from snapshots import FRAMES, Simulation, snapshot, write
 
 from ray_memprof import db
+from ray_memprof.derive import derive
 from ray_memprof.diagnosis import findings
 from ray_memprof.exporters import torch_snapshot
 from ray_memprof.importers.beginning import Witness
@@ -71,7 +72,7 @@ def test_one_allocation_is_a_run(tmp_path: Path) -> None:
     segments = [segment(0, (1024, "active_allocated"), (2 * MIB - 1024, "inactive"))]
     path = write(tmp_path / "rank0.pickle", snapshot(events, segments))
 
-    assert import_snapshots([path], tmp_path / "run", "mine") == []
+    assert import_snapshots([path], tmp_path / "run", "mine", derive=derive) == []
 
     assert rows(tmp_path / "run", "allocs") == [
         (0, 5000, "segment_alloc", 2 * MIB, 2 * MIB, 0, 0, 1, None, None),
@@ -221,7 +222,7 @@ def test_gaps_between_ranks_stay(tmp_path: Path) -> None:
         paths.append(write(tmp_path / f"rank_{rank}" / "dump.pickle", content))
     lines: list[str] = []
 
-    assert import_snapshots(paths, tmp_path / "run", "x", lines.append) == []
+    assert import_snapshots(paths, tmp_path / "run", "x", lines.append, derive=derive) == []
 
     assert lines == [
         f"rank 3: {paths[1]}, cuda:0", f"rank 7: {paths[0]}, cuda:0", "no file is of rank 0-2, 4-6"

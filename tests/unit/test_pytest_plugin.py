@@ -11,8 +11,9 @@ import pytest
 import torch
 from run_tables import blank, make_ranks, make_run, span
 
-from ray_memprof import db, diagnosis, gpu_peaks, matrix, pytest_plugin
-from ray_memprof.pytest_plugin import Launch
+from ray_memprof import db, diagnosis, matrix, pytest_plugin
+from ray_memprof.pytest_plugin import peaks
+from ray_memprof.pytest_plugin.limit import Launch
 
 pytest_plugins = ("pytester",)
 LOADED = (diagnosis, matrix)
@@ -325,7 +326,7 @@ def test_the_device_of_a_run_may_be_fullest_between_two_spans(tmp_path: Path) ->
             ("reserved", "max"),
             ("allocated", 1),
         )
-        for measured in [gpu_peaks.of_run(run_dir, measure, rank)]
+        for measured in [peaks.of_run(run_dir, measure, rank)]
     }
     assert found == {
         ("device_used", 0): (4, "rank 0 has 4.00 GiB in stage denoise, denoise of step 1"),

@@ -13,131 +13,26 @@ Run folders are left below pytest's temporary folder. What is measured, and ever
 
 import contextlib
 import gc
-import json
-import os
-import signal
-import subprocess
 import sys
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.wording import parse_size, size_text
+from ray_memprof.pytest_plugin.launched_run import run_launch
+from ray_memprof.pytest_plugin.limit import Limit, limit_gpu_peak
+from ray_memprof.wording import size_text
 
 if TYPE_CHECKING:
-    from ray_memprof.config import RunConfig
-    from ray_memprof.gpu_peaks import Measured
+    from ray_memprof.pytest_plugin.peaks import Measured
 
 MARK = "limit_gpu_peak"
 NO_GPU = "limit_gpu_peak needs a CUDA device: torch.cuda.is_available() is False here"
 _SIGNATURE = "limit_gpu_peak(limit, *, rank='max', measure=None, config=None, overrides=(), timeout_s=3600.0)"
-_STOP_S = 60.0
-"""For a launcher to end its ranks and to write what there is, before it is killed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """A configuration to run before the test."""
-
-    path: str
-    overrides: tuple[str, ...]
-    timeout_s: float
-    config: "RunConfig" = field(compare=False)  # its seed may be drawn anew each time
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """One mark, checked."""
-
-    bytes: int
-    rank: str | int
-    measure: str
-    launch: Launch | None
-    """None: the limit is for what the test function does in its own process."""
-
-
 _LIMITS = pytest.StashKey[tuple[Limit, ...]]()
 _REFUSED = pytest.StashKey[str]()
-
-
-def limit_gpu_peak(
-    limit: str | int,
-    *,
-    rank: str | int = "max",
-    measure: str | None = None,
-    config: str | os.PathLike[str] | None = None,
-    overrides: Sequence[str] = (),
-    timeout_s: float = 3600.0,
-) -> Limit:
-    """A mark's arguments, checked. A configuration is read as it is found from the current directory.
-
-    Args:
-        limit: "30 GiB", or a number of bytes; a peak that is equal to it passes.
-        rank: of the run: "max" (the fullest), "mean" of all, or a number. Without `config` there is one process.
-        measure: one of MEASURES; None: device_used, and allocated where the configuration runs on the CPU.
-        config: the YAML file to launch; None: the test itself is measured.
-        overrides: "section.key=value", laid over the file.
-        timeout_s: for the whole launched run.
-
-    Raises:
-        ConfigError: an argument that cannot be used, or a configuration that is refused.
-    """
-    from ray_memprof.gpu_peaks import MEASURES
-
-    num_bytes = limit if _is_count(limit) else parse_size(limit) if isinstance(limit, str) else None
-    if num_bytes is None:
-        raise ConfigError(f"limit is {limit!r}", hint='a size such as "30 GiB", or a number of bytes')
-    if rank not in ("max", "mean") and not _is_count(rank):
-        raise ConfigError(f"rank is {rank!r}", hint='"max", "mean" or the number of a rank')
-    if measure is not None and measure not in MEASURES:
-        raise ConfigError(f"measure is {measure!r}", hint=f"one of {', '.join(MEASURES)}")
-    if config is not None:
-        launch = _launch(os.fspath(config), overrides, timeout_s)
-        return Limit(num_bytes, rank, _measure_of(launch, rank, measure), launch)
-    if overrides or rank != "max":
-        key, value = ("overrides", overrides) if overrides else ("rank", rank)
-        raise ConfigError(
-            f"{key} is {value!r}, but a test by itself is one process", hint="name the configuration: config="
-        )
-    return Limit(num_bytes, rank, measure or "device_used", None)
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _launch(path: str, overrides: Sequence[str], timeout_s: float) -> Launch:
-    """Raises ConfigError."""
-    from ray_memprof.matrix import expand
-
-    if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
-        raise ConfigError(f"overrides is {overrides!r}", hint='a list: ["generation.sample_steps=4"]')
-    if any(one.startswith("logging.output_dir=") for one in overrides):
-        raise ConfigError(f"overrides is {overrides!r}: the run is kept in a temporary folder of pytest's")
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
-        raise ConfigError(f"timeout_s is {timeout_s!r}", hint="seconds, above 0")
-    runs = expand(path, overrides)
-    if len(runs) > 1:
-        raise ConfigError(f"{path} is a table of {len(runs)} runs, and a limit is for one", hint="no matrix")
-    if not runs[0].logging.profile_memory:
-        raise ConfigError(f"{path} records nothing", hint="logging.profile_memory: true")
-    return Launch(path, tuple(overrides), float(timeout_s), runs[0])
-
-
-def _measure_of(launch: Launch, rank: str | int, measure: str | None) -> str:
-    """Raises ConfigError for a rank or a measure that the run will not have."""
-    num_ranks = launch.config.num_ranks
-    if isinstance(rank, int) and rank >= num_ranks:
-        raise ConfigError(f"rank is {rank}, and {launch.path} has {num_ranks}", hint="ranks count from 0")
-    if launch.config.model.device == "cuda":
-        return measure or "device_used"
-    if measure not in (None, "allocated"):
-        raise ConfigError(f"measure is {measure!r}, and {launch.path} runs on the CPU", hint="allocated")
-    return "allocated"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -238,50 +133,13 @@ def _empty_cache() -> None:
         torch.cuda.empty_cache()
 
 
-def run_launch(launch: Launch, output_dir: Path, root: Path) -> Path:
-    """Run a configuration from the folder `root`; its run folder. Fails the test where it does not end well."""
-    log = output_dir / "launch.log"
-    command = [sys.executable, "-m", "ray_memprof.launch", launch.path, "--plain"]
-    # JSON: the value is read as YAML, and a path may hold anything.
-    for one in (*launch.overrides, f"logging.output_dir={json.dumps(str(output_dir))}"):
-        command += ["--set", one]
-    with log.open("wb") as file:
-        process = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
-        )
-        try:
-            code: int | None = process.wait(launch.timeout_s)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:  # also where the test is interrupted, or runs into a time limit of pytest's
-            _stop(process)
-    if code != 0:
-        ended = f"did not end within {launch.timeout_s:g} s" if code is None else f"ended with exit {code}"
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [f"  {line}" for line in lines if line.startswith(("error:", "hint:"))]
-        pytest.fail("\n".join([f"{launch.path} {ended}", *told, f"  log: {log}"]), pytrace=False)
-    return (output_dir / launch.config.name / "latest").resolve()
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a launcher that still runs: it ends its ranks itself when it is asked to."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Hold what the test, or its run, took against every limit; a test that fails by itself is left at that."""
     limits = item.stash.get(_LIMITS, ())
     if not limits:
         return (yield)
-    from ray_memprof.gpu_peaks import of_run, watched
+    from ray_memprof.pytest_plugin.peaks import of_run, watched
 
     if limits[0].launch is None:
         with watched() as watch:

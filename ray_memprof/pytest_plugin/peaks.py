@@ -25,8 +25,6 @@ from ray_memprof.wording import at_least, size_text
 if TYPE_CHECKING:
     import duckdb
 
-MEASURES = ("device_used", "reserved", "allocated")
-"""device_used: what nvidia-smi shows, CUDA context included; reserved: by torch's allocator; allocated: by tensors."""
 _HIGHEST = """\
 SELECT {0}_peak_bytes, stage, path, step FROM spans WHERE rank = ? ORDER BY {0}_peak_bytes DESC, depth DESC, span_id"""
 _HIGHEST_SAMPLE = (

@@ -1,0 +1,81 @@
+"""ray-memprof compare: runs side by side, and limits that must hold.
+
+$ ray-memprof compare before after --fail-if 'peak_device_used > +2%' --html side_by_side.html
+"""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ray_memprof.commands.terminal import OUT, RUN, flush, say, told, unread_is_fine
+from ray_memprof.errors import ConfigError, LimitExceeded
+from ray_memprof.rows import Form, write, write_text
+
+if TYPE_CHECKING:
+    from ray_memprof.compare import Comparison
+
+
+def compare(
+    runs: Annotated[list[str], typer.Argument(help=f"The base, then the others. {RUN}")],
+    fail_if: Annotated[
+        list[str],
+        typer.Option(help="A limit: 'peak_device_used > +2%', 'decode.duration > 3 s' ... May be repeated."),
+    ] = [],  # noqa: B006 - typer copies it
+    rank: Annotated[int | None, typer.Option(min=0, help="Look at this rank alone.")] = None,
+    allow_failed: Annotated[
+        bool, typer.Option("--allow-failed", help="Hold limits against failed runs too.")
+    ] = False,
+    most: Annotated[int, typer.Option(min=1, help="table: rows of a kind to list at most.")] = 20,
+    format: Annotated[Form, typer.Option(help="How to write what moved.")] = Form.TABLE,  # noqa: A002 - the option's name
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with figures too, one file that opens offline.")
+    ] = None,
+) -> None:
+    """Compare runs with the first of them: the whole run, every rank and every span.
+
+    With --fail-if: exit code 30 where a limit is exceeded. A limit is [PLACE.]MEASURE > [+]AMOUNT, or with <: it
+    is exceeded where this holds. The measures are those of `ray-memprof query measures`, a place is rankN, mean, or a
+    span as the table has it. A sign or % makes it a change against the base.
+    """
+    with told():
+        from ray_memprof import compare as comparing
+        from ray_memprof.compare_text import check_lines, warnings
+        from ray_memprof.exporters.whole_file import check_target
+        from ray_memprof.find_run import find_run
+
+        for path in (out, html):
+            check_target(path)
+        if html is not None and rank is not None:
+            raise ConfigError("--html shows all ranks", hint="leave out --rank, or --html")
+        folders = [find_run(one) for one in runs]
+        compared = comparing.compare(folders, fail_if, rank=rank, allow_failed=allow_failed)
+        for line in (*warnings(compared), *check_lines(compared)):
+            say(f"{line}\n")
+        if html is not None:
+            from ray_memprof import compare_report
+
+            with suppress(BrokenPipeError):  # of a FIFO
+                say(f"comparison: {compare_report.write(compared, html)}\n")
+        # Last, and apart: the verdict stands whether or not the table is read to its end.
+        with unread_is_fine():
+            _write_compared(compared, format, out, most)
+            flush()
+        exceeded = sum(one.is_exceeded for one in compared.checks)
+        if exceeded:
+            raise LimitExceeded(f"{exceeded} of {len(compared.checks)} limits exceeded")
+
+
+def _write_compared(compared: "Comparison", format: Form, out: Path | None, most: int) -> None:  # noqa: A002 - the option's name
+    from ray_memprof.compare import as_facts
+    from ray_memprof.compare_text import comparison_text
+
+    if format is Form.TABLE:
+        write_text(comparison_text(compared, most), out)
+    elif format is Form.JSON:
+        write_text(json.dumps(as_facts(compared), indent=1) + "\n", out)
+    else:
+        write(compared.moves, format, out)

@@ -1,0 +1,44 @@
+"""ray-memprof diagnose: what holds the peak of a run back, and what to change.
+
+$ ray-memprof diagnose baseline
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_memprof.commands.terminal import OUT, RUN, RUNS, say_standing, told
+from ray_memprof.rows import Form, write, write_text
+
+
+class Told(StrEnum):
+    """How findings are written."""
+
+    TEXT = "text"
+    CSV = "csv"
+    JSON = "json"
+
+
+def diagnose(
+    run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: latest.")] = None,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    format: Annotated[Told, typer.Option(help="How to write the findings.")] = Told.TEXT,  # noqa: A002 - the option's name
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+) -> None:
+    """Say in sentences what holds the peak of a run back, and what to change."""
+    with told():
+        from ray_memprof.exporters.whole_file import check_target
+        from ray_memprof.findings import diagnosed, found_rows, found_text
+        from ray_memprof.query import find_runs
+
+        check_target(out)
+        run_dirs = find_runs(run, runs)
+        if format is not Told.TEXT:  # the text says it itself
+            say_standing(run_dirs)
+        found = [diagnosed(run_dir) for run_dir in run_dirs]
+        if format is Told.TEXT:
+            write_text(found_text(found, is_named=runs is not None), out)
+        else:
+            write(found_rows(found), Form(format.value), out)

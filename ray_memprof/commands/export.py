@@ -1,0 +1,72 @@
+"""ray-memprof export: a run in the format of another tool.
+
+$ ray-memprof export latest --format perfetto
+"""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_memprof.commands.terminal import told
+from ray_memprof.errors import ConfigError
+
+
+class Format(StrEnum):
+    """What `export` writes."""
+
+    PERFETTO = "perfetto"
+    SNAPSHOT = "snapshot"
+    CSV = "csv"
+    MEMORY_EVENTS = "memory_events"
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
+    format: Annotated[Format, typer.Option(help="What to write.")],  # noqa: A002 - the option's name
+    rank: Annotated[int | None, typer.Option(min=0, help="Of one rank only.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write, or folder for several.")] = None,
+    name: Annotated[str | None, typer.Option(help="csv: a table or question instead of every table.")] = None,
+) -> None:
+    """Write a run in the format of another tool."""
+    from ray_memprof.find_run import find_run
+
+    with told():
+        if name is not None and format is not Format.CSV:
+            raise ConfigError(f"--name {name} goes with --format csv, not {format.value}")
+        run_dir = find_run(run)
+        for path in _export(run_dir, format, rank, out, name):
+            sys.stdout.write(f"{path}\n")
+
+
+def _export(
+    run_dir: Path, format: Format, rank: int | None, out: Path | None, name: str | None
+) -> list[Path]:
+    from ray_memprof.exporters import csv, memory_events, perfetto
+    from ray_memprof.store import EVENTS_FILE
+
+    stem = f"{run_dir.parent.name}-{run_dir.name}"
+    of_rank = "" if rank is None else f"-rank{rank}"
+    if format is Format.PERFETTO:
+        return [perfetto.write(run_dir, out or Path(f"{stem}{of_rank}.trace.json.gz"), rank)]
+    if format is Format.SNAPSHOT:
+        return _snapshots(run_dir, rank, out, stem)
+    if format is Format.CSV:
+        default = f"{stem}{of_rank}-{name}.csv" if name else f"{stem}{of_rank}-csv"
+        return [csv.write(run_dir, out or Path(default), name, rank)]
+    if rank is not None:
+        raise ConfigError("memory_events.json is of all ranks", hint="leave --rank out")
+    return [memory_events.write(run_dir, out or run_dir / EVENTS_FILE)]
+
+
+def _snapshots(run_dir: Path, rank: int | None, out: Path | None, stem: str) -> list[Path]:
+    """One file a rank; all ranks go into the folder `out`."""
+    from ray_memprof.exporters import torch_snapshot
+
+    if rank is not None:
+        return [torch_snapshot.write(run_dir, rank, out or Path(f"{stem}-rank{rank}.pickle"))]
+    folder = out or Path(f"{stem}-snapshots")
+    ranks = torch_snapshot.recorded_ranks(run_dir)
+    return [torch_snapshot.write(run_dir, one, folder / f"rank{one}.pickle") for one in ranks]

@@ -1,0 +1,33 @@
+"""ray-memprof finish: bring in what other hosts still hold of a run, or what a killed launcher left.
+
+$ ray-memprof finish ulysses8 --from 20260102-030405-ab12
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_memprof.commands.terminal import told
+from ray_memprof.wording import visible
+
+
+def finish(
+    run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
+    copies: Annotated[
+        list[Path],
+        typer.Option("--from", metavar="FOLDER", help="A copy of a host's scratch folder of this run."),
+    ] = [],  # noqa: B006 - typer copies it
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray that reaches its hosts. Default: the one it had joined.")
+    ] = None,
+) -> None:
+    """Bring in what other hosts still hold of a run, or what a killed launcher left, and write its report."""
+    from ray_memprof.find_run import find_run
+
+    with told():
+        from ray_memprof.finish import finish as make_whole
+
+        for line in make_whole(find_run(run), copies, address=address):
+            sys.stdout.write(visible(f"{line}\n"))

@@ -1,0 +1,40 @@
+"""ray-memprof import: a run of memory snapshots that torch wrote.
+
+$ ray-memprof import dump/rank*.pickle --name theirs
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_memprof.commands.terminal import say, told
+from ray_memprof.errors import ConfigError
+
+
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="Snapshots of torch's allocator, one a rank.")],
+    name: Annotated[str, typer.Option(help="Name of the run to make.")],
+    output_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("profiler_logs"),
+) -> None:
+    """Make a run of memory snapshots that torch.cuda.memory._dump_snapshot wrote."""
+    from ray_memprof.derive import derive
+    from ray_memprof.importers.torch_snapshot import import_snapshots
+    from ray_memprof.run_folder import new_run_id, point
+    from ray_memprof.store import LATEST_LINK, REPORT_FILE
+
+    with told():
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ConfigError(f"--name {name!r} names a folder: letters, digits, '.', '-' and '_'")
+        run_dir = (output_dir / name / new_run_id()).absolute()
+        for line in import_snapshots(files, run_dir, name, tell=_say_line, derive=derive):
+            _say_line(f"warning: {line}")
+        point(run_dir.parent / LATEST_LINK, run_dir.name)
+        sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
+
+
+def _say_line(line: str) -> None:
+    # A name of a file may have ends of lines: it is told in one.
+    say(line.replace("\n", "\\n") + "\n")

@@ -1,0 +1,40 @@
+"""ray-memprof query: ask a run, or several, a question by its name or in SQL.
+
+$ ray-memprof query imbalance latest
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_memprof.commands.terminal import OUT, RUN, RUNS, say_standing, told
+from ray_memprof.errors import ConfigError
+from ray_memprof.rows import Form, write, write_text
+
+
+def query(
+    question: Annotated[str | None, typer.Argument(help="The name of a question or a table, or SQL.")] = None,
+    run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: latest.")] = None,
+    runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
+    format: Annotated[Form, typer.Option(help="How to write the rows.")] = Form.TABLE,  # noqa: A002 - the option's name
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+    show_list: Annotated[bool, typer.Option("--list", help="List the questions and tables.")] = False,
+    show_sql: Annotated[bool, typer.Option("--sql", help="Show the SQL of the question.")] = False,
+) -> None:
+    """Ask a run, or several, a question by its name or in SQL."""
+    with told():
+        from ray_memprof.exporters.whole_file import check_target
+        from ray_memprof.query import ask, find_runs, question_lines, sql_of
+
+        check_target(out)
+        if show_list:
+            write_text("\n".join(question_lines()) + "\n", out)
+        elif question is None:
+            raise ConfigError("there is no question", hint="ray-memprof query --list has those with a name")
+        elif show_sql:
+            write_text(sql_of(question), out)
+        else:
+            run_dirs = find_runs(run, runs)
+            say_standing(run_dirs)
+            write(ask(question, run_dirs, is_named=runs is not None), format, out)

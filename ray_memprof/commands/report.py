@@ -1,0 +1,49 @@
+"""ray-memprof report: report.html of a run, written anew.
+
+$ ray-memprof report latest
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_memprof.commands.terminal import RUN, say_standing, told
+from ray_memprof.errors import ConfigError
+
+
+def report(
+    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    beside: Annotated[
+        str | None, typer.Option(help="A run of the same configuration from another source, a prediction.")
+    ] = None,
+) -> None:
+    """Write report.html of a run anew."""
+    with told():
+        from ray_memprof import report as reporting
+        from ray_memprof.exporters.whole_file import check_target
+        from ray_memprof.find_run import find_run
+        from ray_memprof.store import REPORT_FILE
+
+        run_dir = find_run(run)
+        check_target(run_dir / REPORT_FILE)
+        say_standing([run_dir])
+        other = None if beside is None else find_run(beside)
+        path = reporting.write(run_dir, _problems(run_dir), beside=other)
+        sys.stdout.write(f"report: {path}\n")
+
+
+def _problems(run_dir: Path) -> list[str]:
+    """What the driver noted of records that are not whole; a run that it never ended has no note."""
+    from ray_memprof.store import RUN_FILE
+
+    path = run_dir / RUN_FILE
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read: {error}", hint="if it is a copy, copy it again") from error
+    return list(facts.get("problems", []))

@@ -1,0 +1,107 @@
+"""What every command shares on a terminal: an error of the user's as a line and a hint, and pipes that close early.
+
+    with told():
+        ...                               # an error here ends in "error: ...", "hint: ..." and its exit code
+
+Answers go to the standard output; what else there is to say, to the standard error.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import typer
+
+from ray_memprof.errors import DiskFull, RunError
+from ray_memprof.wording import visible
+
+RUN = "A run folder, <name>, <name>/<run_id>, <run_id> or latest."
+RUNS = "Several runs: a pattern in quotes, as 'profiler_logs/*/latest'."
+OUT = "File to write instead of the standard output."
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """An error of the user's, or of the disk, as one line and a hint; a reader that left early is no error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for
+    try:
+        with unread_is_fine():
+            yield
+            flush()
+    except RunError as error:
+        _tell_error(error)
+        raise typer.Exit(error.exit_code) from error
+    except OSError as error:
+        from ray_memprof.exporters.whole_file import is_full
+
+        if not is_full(error):
+            raise
+        full = _unwritten(error)
+        _tell_error(full)
+        raise typer.Exit(full.exit_code) from error
+
+
+def _tell_error(error: RunError) -> None:
+    say(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+
+
+def say(text: str) -> None:
+    """Write to the standard error; that nobody reads it changes no exit code."""
+    with suppress(BrokenPipeError):
+        sys.stderr.write(visible(text))
+
+
+def say_standing(run_dirs: Iterable[Path]) -> None:
+    """Tell of runs that have not ended: an answer is of what their ranks have sealed so far."""
+    from ray_memprof.standing import standing
+
+    for run_dir in run_dirs:
+        found = standing(run_dir)
+        if found is not None:
+            say(
+                f"note: {run_dir.parent.name}/{run_dir.name}: {found.text}; this is of what was recorded until now\n"
+            )
+
+
+@contextmanager
+def unread_is_fine() -> Iterator[None]:
+    """For what is written to a pipe: its reader may leave before the end, as head does."""
+    try:
+        yield
+    except BrokenPipeError:
+        _drop_stdout()
+
+
+def flush() -> None:
+    """See that the standard output is written while an error of it can still be told.
+
+    Raises:
+        BrokenPipeError: nobody reads it any longer.
+        DiskFull: it cannot be written.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise _unwritten(error) from error
+
+
+def _unwritten(error: OSError) -> DiskFull:
+    _drop_stdout()
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return DiskFull(f"cannot write the standard output: {reason}", hint="make room on that disk")
+
+
+def _drop_stdout() -> None:
+    """Point the standard output at nothing: Python flushes it once more at the end, and would fail again."""
+    with suppress(io.UnsupportedOperation):  # a stream in memory
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nothing, sys.stdout.fileno())
+        finally:
+            os.close(nothing)

@@ -1,0 +1,52 @@
+"""A configuration, launched for a test in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_memprof.pytest_plugin.limit import Launch
+
+_STOP_S = 60.0
+"""For a launcher to end its ranks and to write what there is, before it is killed."""
+
+
+def run_launch(launch: Launch, output_dir: Path, root: Path) -> Path:
+    """Run a configuration from the folder `root`; its run folder. Fails the test where it does not end well."""
+    log = output_dir / "launch.log"
+    command = [sys.executable, "-m", "ray_memprof.launch", launch.path, "--plain"]
+    # JSON: the value is read as YAML, and a path may hold anything.
+    for one in (*launch.overrides, f"logging.output_dir={json.dumps(str(output_dir))}"):
+        command += ["--set", one]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=root, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+        try:
+            code: int | None = process.wait(launch.timeout_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:  # also where the test is interrupted, or runs into a time limit of pytest's
+            _stop(process)
+    if code != 0:
+        ended = f"did not end within {launch.timeout_s:g} s" if code is None else f"ended with exit {code}"
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = [f"  {line}" for line in lines if line.startswith(("error:", "hint:"))]
+        pytest.fail("\n".join([f"{launch.path} {ended}", *told, f"  log: {log}"]), pytrace=False)
+    return (output_dir / launch.config.name / "latest").resolve()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a launcher that still runs: it ends its ranks itself when it is asked to."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
