@@ -46,7 +46,8 @@ from ray_memprof.places import node_names, rank_order, rank_plans
 from ray_memprof.rank import CONTROL, Prepared, Rank
 from ray_memprof.ray_words import first_line, in_one_line
 from ray_memprof.run_state import Elsewhere, RunState
-from ray_memprof.verdict import Verdict, log_name
+from ray_memprof.store import log_name
+from ray_memprof.verdict import Verdict
 from ray_memprof.wording import rank_text
 from wan.errors import WanError
 

@@ -10,6 +10,8 @@ from types import FrameType
 
 _MEETING = ("init_process_group", "distributed_c10d.py")
 """Function and file in which torch waits for all ranks."""
+MEETING = "comm.init"
+"""The span in which ranks wait for each other."""
 
 
 class Moves:

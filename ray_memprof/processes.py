@@ -1,25 +1,14 @@
-"""Processes of this host: which one a number stands for, and whether work is done though a stack stands still.
+"""Which process of this host a number stands for: whether the one that was meant still runs.
 
     when = started(os.getpid())
     is_alive(pid, when)            # that process, and no later one of the same number
-    work = Work()
-    work.look(moves)               # how often its children were found to have worked while this process stood still
 
 Reads /proc: names are no help, for any process may change its own.
 """
 
-import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
-LOOK_S = 1.0
-"""Between two looks: at children, each reads a file for every thread of this process."""
-WORKS = 0.1
-"""Share of a core from which on it counts as work: a service that waits wakes up now and then."""
-_TICKS_S = os.sysconf("SC_CLK_TCK")
-_STATE, _PARENT, _USER, _WAITED_FOR, _STARTED = 0, 1, 11, 13, 19
+_STATE, _PARENT, USER, WAITED_FOR, _STARTED = 0, 1, 11, 13, 19
 """Fields of /proc/PID/stat behind the name, as proc(5) has them."""
 
 
@@ -29,75 +18,26 @@ def started(pid: int) -> int:
     Raises:
         ProcessLookupError: there is none.
     """
-    return int(_fields(pid)[_STARTED])
+    return int(stat_fields(pid)[_STARTED])
 
 
 def is_alive(pid: int, when: int) -> bool:
     """Whether the process that `started` at `when` still runs."""
     try:
-        fields = _fields(pid)
+        fields = stat_fields(pid)
     except ProcessLookupError:
         return False
     return fields[_STATE] not in "ZX" and int(fields[_STARTED]) == when
 
 
-def _fields(pid: int) -> list[str]:
+def stat_fields(pid: int) -> list[str]:
+    """What /proc/PID/stat has behind the name.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
     try:
         # Behind the name, which may hold spaces and brackets of its own.
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ProcessLookupError(f"there is no process {pid}") from error
-
-
-class Work:
-    """Whether work is done while a rank's own stack stands still.
-
-    By the processes that it started, always: it may wait for ffmpeg, ninja or nvcc. By itself only before it has joined
-    the others: after that, one that waits for the device, or for them, may spin.
-
-    Args:
-        clock: seconds that only grow.
-        cpu_s: CPU seconds of the processes that count, ended children included.
-    """
-
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        cpu_s: Callable[[], float] = lambda: children_cpu_s(os.getpid()),
-    ) -> None:
-        self._clock, self._cpu_s = clock, cpu_s
-        self._moves: int | None = None
-        self._looked = 0.0
-        self._spent_s: float | None = None
-        self.num_found = 0
-        """How often work was found."""
-
-    def look(self, moves: int) -> int:
-        """Look for work where the rank, by its `moves`, stands still; returns how often it was found."""
-        now = self._clock()
-        if moves != self._moves:
-            self._moves, self._looked, self._spent_s = moves, now, None
-        elif now - self._looked >= LOOK_S:
-            spent_s = self._cpu_s()
-            if self._spent_s is not None and spent_s - self._spent_s >= WORKS * (now - self._looked):
-                self.num_found += 1
-            self._looked, self._spent_s = now, spent_s
-        return self.num_found
-
-
-def children_cpu_s(pid: int) -> float:
-    """CPU seconds of all processes below `pid`, with those that were waited for."""
-    spent = sum(map(int, _fields(pid)[_WAITED_FOR : _WAITED_FOR + 2]))
-    for child in _below(pid):
-        with suppress(ProcessLookupError):  # it has just ended: its time is its parent's from now on
-            spent += sum(map(int, _fields(child)[_USER : _USER + 4]))
-    return spent / _TICKS_S
-
-
-def _below(pid: int) -> Iterator[int]:
-    """The processes that `pid` started, those that they started, and so on."""
-    for listed in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in map(int, listed.read_text().split()):
-                yield child
-                yield from _below(child)

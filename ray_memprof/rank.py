@@ -27,12 +27,12 @@ from ray_memprof.clock import Clock, kernel
 from ray_memprof.collectives import joined
 from ray_memprof.failures import outcome_of
 from ray_memprof.forgiving import log_writer
-from ray_memprof.frames import Moves, is_meeting
+from ray_memprof.frames import MEETING, Moves, is_meeting
 from ray_memprof.messages import Outcome, RankFacts, RankPlan, Whereabouts
 from ray_memprof.network import explained, interface_of
-from ray_memprof.processes import Work, started
+from ray_memprof.processes import started
 from ray_memprof.recorder_status import Beat
-from ray_memprof.stall import MEETING
+from ray_memprof.work import Work
 
 if TYPE_CHECKING:
     from ray_memprof.recorder import Recorder

@@ -12,11 +12,10 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from ray_memprof.frames import MEETING
 from ray_memprof.messages import Whereabouts
 from ray_memprof.recorder_status import Beat, Group
 
-MEETING = "comm.init"
-"""The span in which ranks wait for each other."""
 # Where a thread stands that waits for other ranks.
 _COLLECTIVE = re.compile(r"torch[/\\]distributed[/\\]|wait_tensor|_functional_collectives")
 # Frames that say nothing of where the model is; the last is ours, around every call of torch.distributed.

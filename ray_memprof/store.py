@@ -39,18 +39,14 @@ LOGS_DIR = "logs"
 TRACE_FILE = "rank{rank}.pt.trace.json"
 """TensorBoard looks for *.pt.trace.json and takes what comes before for the name of the worker."""
 LATEST_LINK = "latest"
-
 OPEN_STREAM = "open.arrows"
 PART_SUFFIX = ".parquet"
 TEMPORARY_SUFFIX = ".tmp"
 _PART_KEY = b"part"
 """In the metadata of an open stream: number of the part that it will become."""
-
 SEAL_ROWS = 262_144
 SEAL_S = 30.0
-
 Column: TypeAlias = np.ndarray[Any, Any] | Sequence[Any] | pa.Array
-
 # Values that rise, or nearly: their differences are small. All other columns repeat a few values, which a dictionary
 # holds once; pyarrow leaves it where it does not pay.
 _RISING = frozenset(("seq", "t_ns", "start_ns", "end_ns", "span_id", "parent_id"))
@@ -424,3 +420,8 @@ def _ignoring_disk_errors() -> Iterator[None]:
         yield
     except OSError:
         pass
+
+
+def log_name(rank: int) -> str:
+    """The log of a rank, from the run folder."""
+    return f"logs/rank{rank}.log"

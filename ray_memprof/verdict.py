@@ -14,6 +14,7 @@ from typing import Literal
 from ray_memprof import errors
 from ray_memprof.messages import Outcome, Status
 from ray_memprof.recorder_status import Beat
+from ray_memprof.store import log_name
 from ray_memprof.wording import rank_text
 
 LossKind = Literal["died", "unreachable", "node", "host_oom"]
@@ -215,8 +216,3 @@ def _beside(told: Iterable[Outcome]) -> str:
     """
     own = next((one for one in told if _weight(one) == _FAILED), None)
     return "" if own is None else f"; rank {own.rank} failed too, perhaps first: {own.reason}"
-
-
-def log_name(rank: int) -> str:
-    """The log of a rank, from the run folder."""
-    return f"logs/rank{rank}.log"

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from ray_memprof.node_tasks import _end
-from ray_memprof.processes import LOOK_S, WORKS, Work, children_cpu_s, is_alive, started
+from ray_memprof.processes import is_alive, started
+from ray_memprof.work import LOOK_S, WORKS, Work, children_cpu_s
 
 RENAMED = """
 import ctypes, sys, time
