@@ -18,7 +18,7 @@ from ray_memprof.errors import EXIT_OK, RunError
 from ray_memprof.wording import visible
 
 if TYPE_CHECKING:
-    from ray_memprof.config import RunConfig
+    from ray_memprof.config.run_config import RunConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -37,9 +37,9 @@ def main(
     plain: Annotated[bool, typer.Option(help="Lines instead of a table, on a terminal too.")] = False,
 ) -> None:
     """Run CONFIG under Ray and record its memory."""
-    from ray_memprof.config_check import check_files
-    from ray_memprof.config_load import effective_yaml
-    from ray_memprof.matrix import comparison_page, expand
+    from ray_memprof.config.load import effective_yaml
+    from ray_memprof.config.matrix import comparison_page, expand
+    from ray_memprof.config.rules import check_files
 
     code = EXIT_OK
     if module_spans:
@@ -70,42 +70,42 @@ def main(
 
 def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
     """One run, from its folder to its report; returns the exit code and the folder."""
-    from ray_memprof import own_ray, results
-    from ray_memprof.collect import gather
-    from ray_memprof.interrupts import Interrupts
-    from ray_memprof.live import Live
-    from ray_memprof.preflight import check_driver
-    from ray_memprof.run_state import RunState
+    from ray_memprof.driver import ending, own_ray
+    from ray_memprof.driver.interrupts import Interrupts
+    from ray_memprof.driver.live import Live
+    from ray_memprof.driver.preflight import check_driver
+    from ray_memprof.driver.run_state import RunState
+    from ray_memprof.store.gather import gather
 
     state = RunState.begin(config)
     screen = Live(config, config.num_ranks, plain, stages_s=state.stages_s)
     with screen as live, Interrupts(live.say) as interrupts:
-        with results.ending(state, live, interrupts):
+        with ending.ending(state, live, interrupts):
             for line in check_driver(config, state.folder.path):
                 live.say(f"warning: {line}")
             own_ray.guard(config.ray.address)
-            from ray_memprof.cluster import Cluster  # imports Ray
+            from ray_memprof.driver.cluster import Cluster  # imports Ray
 
             # Settle before Ray shuts down: after a second Ctrl-C the process ends in 2.5 s.
-            with Cluster(state, live, interrupts) as cluster, results.ending(state, live, interrupts):
+            with Cluster(state, live, interrupts) as cluster, ending.ending(state, live, interrupts):
                 cluster.start()
-                verdict = results.supervise(cluster, state, live, interrupts)
-                results.settle(state, verdict, live)
+                verdict = ending.supervise(cluster, state, live, interrupts)
+                ending.settle(state, verdict, live)
                 state.problems += cluster.end(verdict)
                 recorded = range(config.num_ranks if config.logging.profile_memory else 0)
                 gathered = gather(state.folder.path, recorded, cluster.remotes(verdict))
                 state.problems += [*gathered.problems, *cluster.clear(gathered.received)]
                 state.elsewhere = cluster.elsewhere(gathered.received)
         if not state.is_abandoned:
-            with results.ending(state, live, interrupts):
-                results.write(state, live)
-        live.summary(results.summary(state))
+            with ending.ending(state, live, interrupts):
+                ending.write(state, live)
+        live.summary(ending.summary(state))
     return state.exit_code, state.folder.path
 
 
 def set_side_by_side(folders: list[Path], page: Path) -> None:
     """The page that compares the runs of a matrix; the runs are what they are, whatever goes wrong with it."""
-    from ray_memprof.compare_report import write_matrix
+    from ray_memprof.report.comparison_page import write_matrix
 
     try:
         if write_matrix(folders, page) is not None:

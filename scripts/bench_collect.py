@@ -19,7 +19,8 @@ from typing import Any
 from make_synthetic_run import driver_rows, make_rank
 from measuring import in_process, proc_bytes
 
-from ray_memprof import collect, db
+from ray_memprof.query import database
+from ray_memprof.store import gather as collect
 
 MIB = 2**20
 
@@ -35,7 +36,7 @@ def gather(run_dir: Path, scratch: Path, ranks: int) -> dict[str, Any]:
     after_gather = proc_bytes()["VmHWM"]
     collect.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
     start = time.perf_counter()
-    database = db.build(run_dir)
+    built = database.build(run_dir)
     return {
         "gather, s": gathered_s,
         "build of run.duckdb, s": time.perf_counter() - start,
@@ -46,7 +47,7 @@ def gather(run_dir: Path, scratch: Path, ranks: int) -> dict[str, Any]:
         "resident after gather, MiB": after_gather / MIB,
         "resident after build, MiB": proc_bytes()["VmHWM"] / MIB,
         "tables, MiB": sum(path.stat().st_size for path in run_dir.glob("tables/**/*.parquet")) / MIB,
-        "run.duckdb, MiB": database.stat().st_size / MIB,
+        "run.duckdb, MiB": built.stat().st_size / MIB,
     }
 
 

@@ -106,7 +106,7 @@ def _segment(start: int, size: int, used: dict[int, int]) -> dict[str, Any]:
 
 def imported(path: Path, folder: Path) -> tuple[int, int]:
     """The peaks after an import."""
-    from ray_memprof.importers.torch_snapshot import import_rank
+    from ray_memprof.formats.torch_snapshot.read import import_rank
 
     written = import_rank(path, folder, 0).written
     return written.allocated_peak, written.reserved_peak
@@ -114,8 +114,8 @@ def imported(path: Path, folder: Path) -> tuple[int, int]:
 
 def loaded(path: Path, folder: Path) -> tuple[int, int]:
     """The peaks by pickle and a replay, from the beginning that the import finds; nothing is written."""
-    from ray_memprof.importers.beginning import Witness
-    from ray_memprof.replay import BlockReplay
+    from ray_memprof.allocator.before_trace import Witness
+    from ray_memprof.allocator.replay import BlockReplay
 
     with open(path, "rb") as file:
         snapshot = pickle.load(file)
@@ -152,7 +152,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        import ray_memprof.importers.torch_snapshot  # noqa: F401 - libraries are not what is measured
+        import ray_memprof.formats.torch_snapshot.read  # noqa: F401 - libraries are not what is measured
 
         before = proc_bytes()["VmHWM"]
         start = time.perf_counter()

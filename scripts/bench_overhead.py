@@ -22,9 +22,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from ray_memprof.recorder import recording
-from ray_memprof.recorder_status import ReplayCheck
-from ray_memprof.recording_options import Level, RecordingOptions
+from ray_memprof.recorder.options import Level, RecordingOptions
+from ray_memprof.recorder.recorder import recording
+from ray_memprof.recorder.status import ReplayCheck
 from wan.config import TASKS
 from wan.pipeline import Pipeline, Request, parse_size
 from wan.spans import span

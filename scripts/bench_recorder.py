@@ -24,13 +24,13 @@ from typing import Any
 import psutil
 import torch
 
-from ray_memprof.device import open_device
-from ray_memprof.meters import Batch, Meter, Reading
-from ray_memprof.meters.host import HostMeter
-from ray_memprof.recorder import DRAIN_EVENTS, Recorder
-from ray_memprof.replay import BlockReplay, Replay
-from ray_memprof.scribe import Parcel, Scribe
-from ray_memprof.store import RankStore
+from ray_memprof.allocator.replay import BlockReplay, Replay
+from ray_memprof.recorder.meters.host import HostMeter
+from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
+from ray_memprof.recorder.meters.nvml import open_device
+from ray_memprof.recorder.recorder import DRAIN_EVENTS, Recorder
+from ray_memprof.recorder.scribe import Parcel, Scribe
+from ray_memprof.store.rank_store import RankStore
 from wan.spans import listening, span
 
 MIB = 2**20
@@ -40,7 +40,7 @@ def meters(*, events: bool) -> Iterator[tuple[str, Meter]]:
     """Every meter that this machine can run."""
     yield "host", HostMeter(events=events)
     if torch.cuda.is_available():
-        from ray_memprof.meters.cuda import CudaMeter
+        from ray_memprof.recorder.meters.cuda import CudaMeter
 
         torch.cuda.init()
         with open_device(index=0) as device:

@@ -24,10 +24,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ray_memprof import collect, compare_report, db, diagnosis, report, summary
-from ray_memprof.compare import compare
-from ray_memprof.exporters import memory_events
-from ray_memprof.query import opened
+from ray_memprof.analysis.comparison.compare import compare
+from ray_memprof.analysis.diagnosis.diagnose import findings
+from ray_memprof.formats.memory_events import write_memory_events
+from ray_memprof.query import database
+from ray_memprof.query.ask import opened
+from ray_memprof.report import run_page, summary
+from ray_memprof.report.comparison_page import write_comparison_page
+from ray_memprof.report.run_page import write_run_page
+from ray_memprof.store import gather
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -43,7 +48,7 @@ def make(run_dir: Path, ranks: int, events: int, seed: int, blocks: int, level: 
     run_dir.mkdir()
     for rank in track(range(ranks), f"making {ranks} x {events:,} events", console=errors):
         make_rank(run_dir, rank, ranks, events, blocks=blocks, variant=Variant(seed=seed), level=level)
-    collect.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
+    gather.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
     return run_dir
 
 
@@ -59,18 +64,18 @@ def median_s(call: Callable[[], Any], repeats: int) -> float:
 
 def diagnose(run_dir: Path) -> None:
     """What `ray-memprof diagnose` asks."""
-    with db.open_run(run_dir) as connection:
-        diagnosis.findings(connection)
+    with database.open_run(run_dir) as connection:
+        findings(connection)
 
 
 def end_of_run(run_dir: Path) -> None:
     """What the driver derives from the tables when a run has ended."""
-    db.build(run_dir)
+    database.build(run_dir)
     with opened([run_dir], is_apart=True) as connection:
-        found = diagnosis.findings(connection)
+        found = findings(connection)
         summary.figure_lines(connection, found)
-        memory_events.write(run_dir)
-        report.write(run_dir, known=report.Known(connection, found))
+        write_memory_events(run_dir)
+        write_run_page(run_dir, known=run_page.Known(connection, found))
 
 
 def drawn_s(path: Path, profile: Path) -> tuple[float, float]:
@@ -95,8 +100,8 @@ def main(
         sizes = (ranks, events)
         base = make(Path(folder) / "run0", *sizes, seed=0, blocks=blocks, level=level)
         table.add_row("run.duckdb, summary, report", f"{median_s(lambda: end_of_run(base), repeats):.2f}", "")
-        written = report.write(base)
-        table.add_row("report.html", f"{median_s(lambda: report.write(base), repeats):.2f}", _size(written))
+        written = write_run_page(base)
+        table.add_row("report.html", f"{median_s(lambda: write_run_page(base), repeats):.2f}", _size(written))
         table.add_row("diagnosis, run opened", f"{median_s(lambda: diagnose(base), repeats):.2f}", "")
         if not alone:
             other = make(Path(folder) / "run1", *sizes, seed=1, blocks=blocks, level=level)
@@ -106,7 +111,7 @@ def main(
             compared, side = compare([base, other]), Path(folder) / "compare.html"
             table.add_row(
                 "compare.html",
-                f"{median_s(lambda: compare_report.write(compared, side), repeats):.2f}",
+                f"{median_s(lambda: write_comparison_page(compared, side), repeats):.2f}",
                 _size(side),
             )
         if is_there():
@@ -115,7 +120,9 @@ def main(
                 ("first paint", "every figure drawn"), zip(*shown, strict=True), strict=True
             ):
                 table.add_row(name, f"{statistics.median(taken):.2f}", "")
-    out.print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, DuckDB {db.duckdb.__version__}")
+    out.print(
+        f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, DuckDB {database.duckdb.__version__}"
+    )
     out.print(table)
 
 

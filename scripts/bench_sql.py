@@ -34,8 +34,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ray_memprof import collect, db, questions
-from ray_memprof.exporters import torch_snapshot
+from ray_memprof.formats.torch_snapshot.write import write_snapshot
+from ray_memprof.query import database, questions
+from ray_memprof.store import gather
 
 GIB, MIB = 2**30, 2**20
 LARGE_QUESTIONS = ("peak_by_rank", "peak_event", "imbalance", "alive_at_peak")
@@ -55,7 +56,7 @@ def ask(run_dir: Path, question: str, memory_limit: str = "") -> dict[str, Any]:
     """Open the run, ask once: seconds of both, rows, and this process's memory."""
     text = questions.question(question)
     start = time.perf_counter()
-    with db.open_run(run_dir, text) as connection:
+    with database.open_run(run_dir, text) as connection:
         opened_s = time.perf_counter() - start
         if memory_limit:
             connection.execute(f"SET memory_limit = '{memory_limit}'")
@@ -90,8 +91,8 @@ def large(run_dir: Path, memory_limit: str, questions: list[str]) -> None:
 
 def against_pickle(run_dir: Path, repeats: int) -> bool:
     """A line for each way to the running peak of rank 0; whether they agree."""
-    path = torch_snapshot.write(run_dir, 0, run_dir / "rank0.pickle")
-    with db.open_run(run_dir) as connection:
+    path = write_snapshot(run_dir, 0, run_dir / "rank0.pickle")
+    with database.open_run(run_dir) as connection:
         found = connection.execute(REQUESTED_PEAK).fetchone()
         counted = connection.execute("SELECT COUNT(*) FROM allocs").fetchone()
     assert found is not None and counted is not None
@@ -136,7 +137,7 @@ def loop_over(path: Path) -> int:
 
 def peak_event(run_dir: Path) -> int:
     """The same from the tables, the run opened for it."""
-    (row,) = db.query(run_dir, "peak_event").to_pylist()
+    (row,) = database.query(run_dir, "peak_event").to_pylist()
     return int(row["allocated_bytes"])
 
 
@@ -155,7 +156,7 @@ def synthetic_run(ranks: int, events: int) -> Iterator[Path]:
         run_dir.mkdir()
         for rank in track(range(ranks), f"making {ranks} x {events:,} events", console=errors):
             make_rank(run_dir, rank, ranks, events)
-        collect.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
+        gather.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
         yield run_dir
 
 
@@ -188,7 +189,9 @@ def main(
         typer.echo(json.dumps(ask(run, measure, memory_limit)))
         return
     default_ranks, default_events = (256, 400_000) if is_large else (1 if is_pickle else 8, 1_000_000)
-    out.print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, DuckDB {db.duckdb.__version__}")
+    out.print(
+        f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, DuckDB {database.duckdb.__version__}"
+    )
     with chosen_run(run, ranks or default_ranks, events or default_events) as run_dir:
         if is_large:
             large(run_dir, memory_limit, question or list(LARGE_QUESTIONS))

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from synthetic_player import ACTIONS, MIB, PLAIN, Variant, play
 from synthetic_player import Skew as Skew  # for those who want a Variant with one
 
-from ray_memprof.schema import CATEGORIES
-from ray_memprof.store import RankStore, table_dir
+from ray_memprof.store.rank_store import RankStore, table_dir
+from ray_memprof.store.schema import CATEGORIES
 
 START_NS = 1_800_000_000_000_000_000
 DEVICE_BYTES = 139 * 1024 * MIB
@@ -287,14 +287,16 @@ def driver_rank(run_dir: Path, rank: int) -> dict[str, Any]:
 
 def finish(run_dir: Path, ranks: int) -> None:
     """What the driver does once the ranks have ended."""
-    from ray_memprof import collect, db, report
-    from ray_memprof.exporters import memory_events
+    from ray_memprof.formats.memory_events import write_memory_events
+    from ray_memprof.query import database
+    from ray_memprof.report.run_page import write_run_page
+    from ray_memprof.store import gather
 
-    collect.gather(run_dir, range(ranks))
-    collect.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
-    db.build(run_dir)
-    memory_events.write(run_dir)
-    report.write(run_dir)
+    gather.gather(run_dir, range(ranks))
+    gather.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
+    database.build(run_dir)
+    write_memory_events(run_dir)
+    write_run_page(run_dir)
 
 
 def main() -> None:

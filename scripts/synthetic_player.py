@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_memprof.schema import CATEGORIES
+from ray_memprof.store.schema import CATEGORIES
 
 MIB = 2**20
 ACTIONS = ("alloc", "free_requested", "free_completed", "segment_alloc", "segment_free")

@@ -18,18 +18,12 @@ from pathlib import Path
 import make_synthetic_run
 import pyarrow as pa
 
-from ray_memprof import (
-    collect,
-    compare,
-    compare_text,
-    db,
-    diagnosis,
-    findings,
-    questions,
-    rows,
-    schema,
-    wording,
-)
+from ray_memprof import wording
+from ray_memprof.analysis.comparison import compare
+from ray_memprof.analysis.comparison.text import comparison_text
+from ray_memprof.analysis.diagnosis import diagnose, findings
+from ray_memprof.query import answers, database, questions
+from ray_memprof.store import gather, schema
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RANKS, EVENTS, BLOCKS = 4, 3_000, 2
@@ -55,7 +49,7 @@ TYPES = {
 SCHEMA_INTRO = """\
 # Tables
 
-What ranks and launcher record. Written by `python scripts/write_docs.py` from `ray_memprof/schema.py`;
+What ranks and launcher record. Written by `python scripts/write_docs.py` from `ray_memprof/store/schema.py`;
 `tests/unit/test_docs.py` holds it to the code.
 
 On disk a table is Parquet: `tables/<table>/rank=N/part-*.parquet`, and `tables/runs/part-*.parquet`. In `run.duckdb`
@@ -148,7 +142,7 @@ def questions_page(run_dirs: Sequence[Path]) -> Iterator[str]:
     yield "|---|---|"
     for name in questions.QUESTIONS:
         yield f"| [`{name}`](#{name}) | {escaped(questions.headline(name))} |"
-    with db.open_run(run_dirs[-1]) as connection:
+    with database.open_run(run_dirs[-1]) as connection:
         for name in questions.QUESTIONS:
             text = questions.question(name)
             yield from question_section(name, text, connection.sql(text).to_arrow_table())
@@ -190,7 +184,7 @@ def block(kind: str, lines: Sequence[str]) -> list[str]:
 
 def example(answer: pa.Table) -> list[str]:
     """The first rows of an answer as `ray-memprof query` writes them, or turned where that is too wide."""
-    shown = ascii_lines(rows.table_text(answer.slice(0, MOST_ROWS)))
+    shown = ascii_lines(answers.table_text(answer.slice(0, MOST_ROWS)))
     num_shown = min(MOST_ROWS, answer.num_rows)
     if max(map(len, shown)) > WIDEST:
         num_shown = min(MOST_TURNED, answer.num_rows)
@@ -201,12 +195,14 @@ def example(answer: pa.Table) -> list[str]:
 
 def turned(answer: pa.Table) -> list[str]:
     """Columns downwards, one row beside the other."""
-    names = rows.Shown("column", answer.column_names, is_figure=False)
+    names = answers.Shown("column", answer.column_names, is_figure=False)
     cells = [
-        rows.Shown(f"row {number}", [rows.cell(name, value, row.get("unit")) for name, value in row.items()])
+        answers.Shown(
+            f"row {number}", [answers.cell(name, value, row.get("unit")) for name, value in row.items()]
+        )
         for number, row in enumerate(answer.to_pylist(), 1)
     ]
-    return ascii_lines(rows.columns_text([names, *cells]))
+    return ascii_lines(answers.columns_text([names, *cells]))
 
 
 def ascii_lines(text: str) -> list[str]:
@@ -219,8 +215,8 @@ def rules_section(run_dir: Path) -> Iterator[str]:
     yield from RULES_INTRO.splitlines()
     yield "| rule | what it asks |"
     yield "|---|---|"
-    for rule in diagnosis.RULES:
-        asks, _ = header(diagnosis.rule_text(rule.name))
+    for rule in diagnose.RULES:
+        asks, _ = header(diagnose.rule_text(rule.name))
         asks = asks.removeprefix("Rule: ")
         yield f"| `{rule.name}` | {escaped(asks[0].upper() + asks[1:])} |"
     yield ""
@@ -234,18 +230,18 @@ def compare_section(run_dirs: Sequence[Path]) -> Iterator[str]:
     yield "| question | what it asks |"
     yield "|---|---|"
     for name in COMPARE_ORDER:
-        asks, _ = header((questions.SQL_DIR / "compare" / f"{name}.sql").read_text(encoding="utf-8"))
+        asks, _ = header((compare.SQL_DIR / f"{name}.sql").read_text(encoding="utf-8"))
         yield f"| `{name}` | {escaped(asks)} |"
     yield ""
     compared = compare.compare(run_dirs)
     # As it lies in a folder of the reader's.
     sides = [replace(side, folder=f"profiler_logs/{side.name}/{side.run_id}") for side in compared.sides]
-    text = compare_text.comparison_text(replace(compared, sides=tuple(sides)), most=MOST_ROWS)
+    text = comparison_text(replace(compared, sides=tuple(sides)), most=MOST_ROWS)
     yield from block(
         "console", [f"$ ray-memprof compare {' '.join(RUNS)} --most {MOST_ROWS}", *ascii_lines(text)]
     )
     yield ""
-    _, answer = header((questions.SQL_DIR / "compare" / "moves.sql").read_text(encoding="utf-8"))
+    _, answer = header((compare.SQL_DIR / "moves.sql").read_text(encoding="utf-8"))
     yield "With `--format csv`, `json` or `parquet` it writes the rows of `moves`, all of them:"
     yield ""
     yield from block("text", answer)
@@ -256,9 +252,9 @@ def make_run(folder: Path, name: str) -> Path:
     run_dir = folder / name / RUN_ID
     run_dir.mkdir(parents=True)
     make_synthetic_run.make(run_dir, RANKS, EVENTS, blocks=BLOCKS, variant=RUNS[name])
-    collect.gather(run_dir, range(RANKS))
+    gather.gather(run_dir, range(RANKS))
     run, ranks = make_synthetic_run.driver_rows(run_dir, RANKS)
-    collect.write_driver_tables(run_dir, {**run, "name": name}, ranks)
+    gather.write_driver_tables(run_dir, {**run, "name": name}, ranks)
     return run_dir
 
 

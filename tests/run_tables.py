@@ -6,10 +6,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_memprof.collect import write_driver_tables
-from ray_memprof.db import query
-from ray_memprof.schema import TABLES
-from ray_memprof.store import RankStore
+from ray_memprof.query.database import query
+from ray_memprof.store.gather import write_driver_tables
+from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.schema import TABLES
 
 Row = dict[str, Any]
 MEASURES = ("allocated", "reserved", "active", "device_used", "host_rss")

@@ -12,10 +12,10 @@ import typer
 
 from ray_memprof.commands.terminal import OUT, RUN, flush, say, told, unread_is_fine
 from ray_memprof.errors import ConfigError, LimitExceeded
-from ray_memprof.rows import Form, write, write_text
+from ray_memprof.query.answers import Form, write_answer, write_text
 
 if TYPE_CHECKING:
-    from ray_memprof.compare import Comparison
+    from ray_memprof.analysis.comparison.compare import Comparison
 
 
 def compare(
@@ -42,10 +42,10 @@ def compare(
     span as the table has it. A sign or % makes it a change against the base.
     """
     with told():
-        from ray_memprof import compare as comparing
-        from ray_memprof.compare_text import check_lines, warnings
-        from ray_memprof.exporters.whole_file import check_target
-        from ray_memprof.find_run import find_run
+        from ray_memprof.analysis.comparison import compare as comparing
+        from ray_memprof.analysis.comparison.text import check_lines, warnings
+        from ray_memprof.store.find_run import find_run
+        from ray_memprof.store.whole_file import check_target
 
         for path in (out, html):
             check_target(path)
@@ -56,10 +56,10 @@ def compare(
         for line in (*warnings(compared), *check_lines(compared)):
             say(f"{line}\n")
         if html is not None:
-            from ray_memprof import compare_report
+            from ray_memprof.report.comparison_page import write_comparison_page
 
             with suppress(BrokenPipeError):  # of a FIFO
-                say(f"comparison: {compare_report.write(compared, html)}\n")
+                say(f"comparison: {write_comparison_page(compared, html)}\n")
         # Last, and apart: the verdict stands whether or not the table is read to its end.
         with unread_is_fine():
             _write_compared(compared, format, out, most)
@@ -70,12 +70,12 @@ def compare(
 
 
 def _write_compared(compared: "Comparison", format: Form, out: Path | None, most: int) -> None:  # noqa: A002 - the option's name
-    from ray_memprof.compare import as_facts
-    from ray_memprof.compare_text import comparison_text
+    from ray_memprof.analysis.comparison.compare import as_facts
+    from ray_memprof.analysis.comparison.text import comparison_text
 
     if format is Form.TABLE:
         write_text(comparison_text(compared, most), out)
     elif format is Form.JSON:
         write_text(json.dumps(as_facts(compared), indent=1) + "\n", out)
     else:
-        write(compared.moves, format, out)
+        write_answer(compared.moves, format, out)

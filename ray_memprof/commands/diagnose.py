@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ray_memprof.commands.terminal import OUT, RUN, RUNS, say_standing, told
-from ray_memprof.rows import Form, write, write_text
+from ray_memprof.query.answers import Form, write_answer, write_text
 
 
 class Told(StrEnum):
@@ -29,9 +29,9 @@ def diagnose(
 ) -> None:
     """Say in sentences what holds the peak of a run back, and what to change."""
     with told():
-        from ray_memprof.exporters.whole_file import check_target
-        from ray_memprof.findings import diagnosed, found_rows, found_text
-        from ray_memprof.query import find_runs
+        from ray_memprof.analysis.diagnosis.findings import diagnosed, found_rows, found_text
+        from ray_memprof.query.ask import find_runs
+        from ray_memprof.store.whole_file import check_target
 
         check_target(out)
         run_dirs = find_runs(run, runs)
@@ -41,4 +41,4 @@ def diagnose(
         if format is Told.TEXT:
             write_text(found_text(found, is_named=runs is not None), out)
         else:
-            write(found_rows(found), Form(format.value), out)
+            write_answer(found_rows(found), Form(format.value), out)

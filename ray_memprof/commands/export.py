@@ -31,7 +31,7 @@ def export(
     name: Annotated[str | None, typer.Option(help="csv: a table or question instead of every table.")] = None,
 ) -> None:
     """Write a run in the format of another tool."""
-    from ray_memprof.find_run import find_run
+    from ray_memprof.store.find_run import find_run
 
     with told():
         if name is not None and format is not Format.CSV:
@@ -44,29 +44,31 @@ def export(
 def _export(
     run_dir: Path, format: Format, rank: int | None, out: Path | None, name: str | None
 ) -> list[Path]:
-    from ray_memprof.exporters import csv, memory_events, perfetto
-    from ray_memprof.store import EVENTS_FILE
+    from ray_memprof.formats.csv import write_csv
+    from ray_memprof.formats.memory_events import write_memory_events
+    from ray_memprof.formats.perfetto import write_perfetto
+    from ray_memprof.store.rank_store import EVENTS_FILE
 
     stem = f"{run_dir.parent.name}-{run_dir.name}"
     of_rank = "" if rank is None else f"-rank{rank}"
     if format is Format.PERFETTO:
-        return [perfetto.write(run_dir, out or Path(f"{stem}{of_rank}.trace.json.gz"), rank)]
+        return [write_perfetto(run_dir, out or Path(f"{stem}{of_rank}.trace.json.gz"), rank)]
     if format is Format.SNAPSHOT:
         return _snapshots(run_dir, rank, out, stem)
     if format is Format.CSV:
         default = f"{stem}{of_rank}-{name}.csv" if name else f"{stem}{of_rank}-csv"
-        return [csv.write(run_dir, out or Path(default), name, rank)]
+        return [write_csv(run_dir, out or Path(default), name, rank)]
     if rank is not None:
         raise ConfigError("memory_events.json is of all ranks", hint="leave --rank out")
-    return [memory_events.write(run_dir, out or run_dir / EVENTS_FILE)]
+    return [write_memory_events(run_dir, out or run_dir / EVENTS_FILE)]
 
 
 def _snapshots(run_dir: Path, rank: int | None, out: Path | None, stem: str) -> list[Path]:
     """One file a rank; all ranks go into the folder `out`."""
-    from ray_memprof.exporters import torch_snapshot
+    from ray_memprof.formats.torch_snapshot.write import recorded_ranks, write_snapshot
 
     if rank is not None:
-        return [torch_snapshot.write(run_dir, rank, out or Path(f"{stem}-rank{rank}.pickle"))]
+        return [write_snapshot(run_dir, rank, out or Path(f"{stem}-rank{rank}.pickle"))]
     folder = out or Path(f"{stem}-snapshots")
-    ranks = torch_snapshot.recorded_ranks(run_dir)
-    return [torch_snapshot.write(run_dir, one, folder / f"rank{one}.pickle") for one in ranks]
+    ranks = recorded_ranks(run_dir)
+    return [write_snapshot(run_dir, one, folder / f"rank{one}.pickle") for one in ranks]

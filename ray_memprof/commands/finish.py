@@ -24,10 +24,10 @@ def finish(
     ] = None,
 ) -> None:
     """Bring in what other hosts still hold of a run, or what a killed launcher left, and write its report."""
-    from ray_memprof.find_run import find_run
+    from ray_memprof.store.find_run import find_run
 
     with told():
-        from ray_memprof.finish import finish as make_whole
+        from ray_memprof.driver.finish import finish as make_whole
 
         for line in make_whole(find_run(run), copies, address=address):
             sys.stdout.write(visible(f"{line}\n"))

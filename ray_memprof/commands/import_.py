@@ -20,10 +20,10 @@ def import_(
     output_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("profiler_logs"),
 ) -> None:
     """Make a run of memory snapshots that torch.cuda.memory._dump_snapshot wrote."""
-    from ray_memprof.derive import derive
-    from ray_memprof.importers.torch_snapshot import import_snapshots
-    from ray_memprof.run_folder import new_run_id, point
-    from ray_memprof.store import LATEST_LINK, REPORT_FILE
+    from ray_memprof.formats.torch_snapshot.read import import_snapshots
+    from ray_memprof.report.derive import derive
+    from ray_memprof.store.rank_store import LATEST_LINK, REPORT_FILE
+    from ray_memprof.store.run_folder import new_run_id, point
 
     with told():
         if not re.fullmatch(r"\w[\w.-]*", name):

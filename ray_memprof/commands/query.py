@@ -10,7 +10,7 @@ import typer
 
 from ray_memprof.commands.terminal import OUT, RUN, RUNS, say_standing, told
 from ray_memprof.errors import ConfigError
-from ray_memprof.rows import Form, write, write_text
+from ray_memprof.query.answers import Form, write_answer, write_text
 
 
 def query(
@@ -24,8 +24,8 @@ def query(
 ) -> None:
     """Ask a run, or several, a question by its name or in SQL."""
     with told():
-        from ray_memprof.exporters.whole_file import check_target
-        from ray_memprof.query import ask, find_runs, question_lines, sql_of
+        from ray_memprof.query.ask import ask, find_runs, question_lines, sql_of
+        from ray_memprof.store.whole_file import check_target
 
         check_target(out)
         if show_list:
@@ -37,4 +37,4 @@ def query(
         else:
             run_dirs = find_runs(run, runs)
             say_standing(run_dirs)
-            write(ask(question, run_dirs, is_named=runs is not None), format, out)
+            write_answer(ask(question, run_dirs, is_named=runs is not None), format, out)

@@ -22,22 +22,22 @@ def report(
 ) -> None:
     """Write report.html of a run anew."""
     with told():
-        from ray_memprof import report as reporting
-        from ray_memprof.exporters.whole_file import check_target
-        from ray_memprof.find_run import find_run
-        from ray_memprof.store import REPORT_FILE
+        from ray_memprof.report.run_page import write_run_page
+        from ray_memprof.store.find_run import find_run
+        from ray_memprof.store.rank_store import REPORT_FILE
+        from ray_memprof.store.whole_file import check_target
 
         run_dir = find_run(run)
         check_target(run_dir / REPORT_FILE)
         say_standing([run_dir])
         other = None if beside is None else find_run(beside)
-        path = reporting.write(run_dir, _problems(run_dir), beside=other)
+        path = write_run_page(run_dir, _problems(run_dir), beside=other)
         sys.stdout.write(f"report: {path}\n")
 
 
 def _problems(run_dir: Path) -> list[str]:
     """What the driver noted of records that are not whole; a run that it never ended has no note."""
-    from ray_memprof.store import RUN_FILE
+    from ray_memprof.store.rank_store import RUN_FILE
 
     path = run_dir / RUN_FILE
     try:

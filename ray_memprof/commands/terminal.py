@@ -36,7 +36,7 @@ def told() -> Iterator[None]:
         _tell_error(error)
         raise typer.Exit(error.exit_code) from error
     except OSError as error:
-        from ray_memprof.exporters.whole_file import is_full
+        from ray_memprof.store.whole_file import is_full
 
         if not is_full(error):
             raise
@@ -57,7 +57,7 @@ def say(text: str) -> None:
 
 def say_standing(run_dirs: Iterable[Path]) -> None:
     """Tell of runs that have not ended: an answer is of what their ranks have sealed so far."""
-    from ray_memprof.standing import standing
+    from ray_memprof.store.standing import standing
 
     for run_dir in run_dirs:
         found = standing(run_dir)

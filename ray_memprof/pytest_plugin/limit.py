@@ -9,7 +9,7 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.wording import parse_size
 
 if TYPE_CHECKING:
-    from ray_memprof.config import RunConfig
+    from ray_memprof.config.run_config import RunConfig
 
 MEASURES = ("device_used", "reserved", "allocated")
 """device_used: what nvidia-smi shows, CUDA context included; reserved: by torch's allocator; allocated: by tensors."""
@@ -82,7 +82,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 def _launch(path: str, overrides: Sequence[str], timeout_s: float) -> Launch:
     """Raises ConfigError."""
-    from ray_memprof.matrix import expand
+    from ray_memprof.config.matrix import expand
 
     if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
         raise ConfigError(f"overrides is {overrides!r}", hint='a list: ["generation.sample_steps=4"]')

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.meters import PEAK_RESETS
+from ray_memprof.recorder.meters.meter import PEAK_RESETS
 from ray_memprof.wording import at_least, size_text
 
 if TYPE_CHECKING:
@@ -124,13 +124,14 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
     Raises:
         ConfigError: no such run, or nothing was recorded of that rank.
     """
-    from ray_memprof import db, diagnosis, questions
-    from ray_memprof.bounds import is_lower_bound
-    from ray_memprof.store import REPORT_FILE
+    from ray_memprof.analysis.diagnosis import diagnose
+    from ray_memprof.query import database, questions
+    from ray_memprof.query.bounds import is_lower_bound
+    from ray_memprof.store.rank_store import REPORT_FILE
     from ray_memprof.wording import place
 
     name = run_dir.parent.name
-    with db.open_run(run_dir) as connection:
+    with database.open_run(run_dir) as connection:
         rows = questions.rows_of(connection, "peak_by_rank")
         peaks = {int(row["rank"]): int(row[f"{measure}_peak_bytes"]) for row in rows}
         if not peaks or (isinstance(rank, int) and rank not in peaks):
@@ -139,7 +140,7 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
         fullest = max(peaks, key=lambda one: (peaks[one], -one))
         who = rank if isinstance(rank, int) else fullest
         stage, path, step = _place(connection, who, measure, peaks[who])
-        found = diagnosis.lines(diagnosis.findings(connection), most=1)
+        found = diagnose.lines(diagnose.findings(connection), most=1)
     report = run_dir / REPORT_FILE
     where = f"stage {stage}, {place(path, step)}" if stage else "no span"
     details = (

@@ -7,7 +7,7 @@ import pytest
 from browser_page import Page
 from run_tables import Row, blank, make_ranks, make_run, span
 
-from ray_memprof import report
+from ray_memprof.report.run_page import write_run_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
 GIB = 2**30
@@ -63,7 +63,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_ranks(
         run_dir, ok | total, ok | total, failed | total, name="a run", run_id="r", status="oom", source="cuda"
     )
-    return report.write(run_dir)
+    return write_run_page(run_dir)
 
 
 def test_every_figure_is_drawn_without_a_complaint_or_a_request(page: Page, written: Path) -> None:
@@ -140,7 +140,7 @@ def test_it_prints_on_paper_in_light_colours_within_the_margins(page: Page, writ
 
 
 def test_a_run_without_rows_needs_no_script(page: Page, tmp_path: Path) -> None:
-    path = report.write(make_run(tmp_path, {0: {}}))
+    path = write_run_page(make_run(tmp_path, {0: {}}))
     page.driver.get(path.as_uri())
     assert page.ask("document.querySelectorAll('script').length") == 0
     assert (page.complaints(), page.requests()) == ([], [])

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_memprof.importers.beginning import Witness
-from ray_memprof.importers.pickle_stream import PickleStream
-from ray_memprof.replay import BlockReplay
+from ray_memprof.allocator.before_trace import Witness
+from ray_memprof.allocator.replay import BlockReplay
+from ray_memprof.formats.torch_snapshot.pickle_reader import PickleStream
 
 pytestmark = pytest.mark.gpu
 

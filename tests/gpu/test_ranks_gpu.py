@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ray_memprof.collectives import joined, watching
-from ray_memprof.meters import Reading
-from ray_memprof.recorder_status import Group
+from ray_memprof.recorder.collectives import joined, watching
+from ray_memprof.recorder.meters.meter import Reading
+from ray_memprof.recorder.status import Group
 
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench_parallel.py"
 NUM_GPUS = min(4, torch.cuda.device_count())

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ray_memprof.store import table_dir
+from ray_memprof.store.rank_store import table_dir
 
 pytestmark = pytest.mark.gpu
 
@@ -25,10 +25,10 @@ PROGRAM = """
 import dataclasses, json, sys
 from pathlib import Path
 
-from ray_memprof.config_load import load_config
-from ray_memprof.device import open_device
-from ray_memprof.recorder import recording
-from ray_memprof.recording_options import RecordingOptions
+from ray_memprof.config.load import load_config
+from ray_memprof.recorder.meters.nvml import open_device
+from ray_memprof.recorder.recorder import recording
+from ray_memprof.recorder.options import RecordingOptions
 from wan.spans import span
 
 folder = Path(sys.argv[1])

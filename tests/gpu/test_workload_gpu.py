@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from ray_memprof.checks import check_gpu
-from ray_memprof.device import open_device
 from ray_memprof.errors import PreflightFailed
-from ray_memprof.messages import RankFacts
+from ray_memprof.rank.checks import check_gpu
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.recorder.meters.nvml import open_device
 
 pytestmark = pytest.mark.gpu
 
@@ -34,8 +34,8 @@ PLAN = """
 import json, sys
 from pathlib import Path
 
-from ray_memprof.config_load import from_mapping
-from ray_memprof.messages import RankFacts, RankPlan
+from ray_memprof.config.load import from_mapping
+from ray_memprof.rank.messages import RankFacts, RankPlan
 
 facts = RankFacts(node_id="n", host="h", node_ip="i", pid=1, gpu_index=0, gpu_uuid=sys.argv[1])
 config = from_mapping(json.loads(sys.argv[2]), source="test")
@@ -56,7 +56,7 @@ print(json.dumps(checks))
 RUN = f"""{PLAN}
 import torch
 from ray_memprof import workload
-from ray_memprof.device import open_device
+from ray_memprof.recorder.meters.nvml import open_device
 from wan.spans import listening
 
 class Meter:

@@ -60,7 +60,7 @@ def test_7_silent_listener_on_the_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "rank", "who"), [("torch", "2", "rank 2"), ("ray_memprof.rank", "", "actor ")]
+    ("module", "rank", "who"), [("torch", "2", "rank 2"), ("ray_memprof.rank.actor", "", "actor ")]
 )
 def test_8_import_fails_in_a_rank(tmp_path: Path, module: str, rank: str, who: str) -> None:
     environ = {"PYTHONPATH": FAULTS, "FAULT_IMPORT": module, "FAULT_RANK": rank}

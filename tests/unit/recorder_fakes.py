@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_memprof.errors import DiskFull
-from ray_memprof.meters import Batch, Reading
-from ray_memprof.store import to_batch
+from ray_memprof.recorder.meters.meter import Batch, Reading
+from ray_memprof.store.rank_store import to_batch
 
 
 @dataclass

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from ray_memprof.messages import Outcome, Whereabouts
-from ray_memprof.recorder_status import Beat, Group
-from ray_memprof.supervise import Limits, watch
-from ray_memprof.verdict import Loss, LossKind, Verdict
+from ray_memprof.rank.messages import Outcome, Whereabouts
+from ray_memprof.recorder.status import Beat, Group
+from ray_memprof.supervision.verdict import Loss, LossKind, Verdict
+from ray_memprof.supervision.watch import Limits, watch
 
 STALLED = {rank: [(0.0, 5, "denoise")] for rank in range(4)}
 LIMITS = Limits(init_s=30.0, stall_s=10.0, grace_s=1.0, node_grace_s=3.0)

@@ -1,6 +1,6 @@
 """A clock that does not run while this process is stopped."""
 
-from ray_memprof.awake import GAP_S, AwakeClock
+from ray_memprof.supervision.awake import GAP_S, AwakeClock
 
 
 class Clock:

@@ -8,10 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recorder_fakes import FakeStore
 
-from ray_memprof.block_sizes import BlockSizes, Doubt, Found, decide, pool_of
-from ray_memprof.meters import Batch, Reading
-from ray_memprof.replay import BlockReplay
-from ray_memprof.scribe import Parcel, Scribe
+from ray_memprof.allocator.block_sizes import (
+    BlockSizes,
+    Doubt,
+    Found,
+    decide,
+    pool_of,
+)
+from ray_memprof.allocator.replay import BlockReplay
+from ray_memprof.recorder.meters.meter import Batch, Reading
+from ray_memprof.recorder.scribe import Parcel, Scribe
 
 MIB = 2**20
 PRIVATE, OWN = (0, 1), (0, 2)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ray_memprof.categories import SCRIPT, category_of, component_of, stage_of
-from ray_memprof.schema import CATEGORIES
+from ray_memprof.store.categories import SCRIPT, category_of, component_of, stage_of
+from ray_memprof.store.schema import CATEGORIES
 
 
 @pytest.mark.parametrize(

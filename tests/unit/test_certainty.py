@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from snapshots import write
 
-from ray_memprof.importers.certainty import Followed, follow
-from ray_memprof.importers.rows import Written
-from ray_memprof.importers.spool import Spool
-from ray_memprof.importers.torch_snapshot import _read, _segments, _settings
-from ray_memprof.replay import BlockReplay, Columns
+from ray_memprof.allocator.replay import BlockReplay, Columns
+from ray_memprof.formats.torch_snapshot.certainty import Followed, follow
+from ray_memprof.formats.torch_snapshot.events_to_rows import Written
+from ray_memprof.formats.torch_snapshot.read import _read, _segments, _settings
+from ray_memprof.formats.torch_snapshot.spool import Spool
 
 MIB = 2**20
 PRIVATE, OWN = (0, 1), (0, 2)

@@ -16,9 +16,9 @@ from pyarrow import parquet
 from run_tables import make_ranks, make_run, span
 from typer.testing import CliRunner
 
-from ray_memprof import questions
 from ray_memprof.cli import app
 from ray_memprof.errors import EXIT_CONFIG, EXIT_DISK_FULL, EXIT_LIMIT
+from ray_memprof.query import questions
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB, SECOND = 2**20, 10**9

@@ -6,8 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_memprof import clock as module
-from ray_memprof.clock import Clock, Offset, WallTimes, kernel, offset
+from ray_memprof.recorder import clock as module
+from ray_memprof.recorder.clock import (
+    Clock,
+    Offset,
+    WallTimes,
+    kernel,
+    offset,
+)
 
 S = 1_000_000_000
 

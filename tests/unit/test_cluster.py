@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from ray_memprof import cluster as cluster_module
-from ray_memprof import node_tasks
-from ray_memprof.clock import Clock, kernel
-from ray_memprof.cluster import Cluster
-from ray_memprof.config import RunConfig
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver import cluster as cluster_module
+from ray_memprof.driver import node_tasks
+from ray_memprof.driver.cluster import Cluster
+from ray_memprof.driver.interrupts import Interrupted, Interrupts
+from ray_memprof.driver.live import Live
+from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import StartFailed
-from ray_memprof.interrupts import Interrupted, Interrupts
-from ray_memprof.live import Live
-from ray_memprof.messages import RankFacts
-from ray_memprof.rank import Prepared
-from ray_memprof.run_state import RunState
-from ray_memprof.verdict import Verdict
+from ray_memprof.rank.actor import Prepared
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.recorder.clock import Clock, kernel
+from ray_memprof.supervision.verdict import Verdict
 
 NODES = ("a", "a", "b", "b")
 SCRATCH = Path("/scratch/x")

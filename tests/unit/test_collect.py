@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from run_tables import blank
 
-import ray_memprof.collect as collect_module
-from ray_memprof.collect import (
+import ray_memprof.store.gather as collect_module
+from ray_memprof.errors import DiskFull
+from ray_memprof.store.gather import (
     Chunk,
     Gathered,
     RankRows,
@@ -27,9 +28,14 @@ from ray_memprof.collect import (
     send,
     write_driver_tables,
 )
-from ray_memprof.errors import DiskFull
-from ray_memprof.schema import SCHEMA_VERSION
-from ray_memprof.store import OPEN_STREAM, RankStore, manifest_path, part_name, table_dir
+from ray_memprof.store.rank_store import (
+    OPEN_STREAM,
+    RankStore,
+    manifest_path,
+    part_name,
+    table_dir,
+)
+from ray_memprof.store.schema import SCHEMA_VERSION
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,7 +133,7 @@ def test_an_open_stream_becomes_the_next_part_once(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ray_memprof.store import RankStore
+from ray_memprof.store.rank_store import RankStore
 store = RankStore(Path(sys.argv[1]), 0, seal_rows=1000)
 for value in range(2500):
     store.append("ledger", {"t_ns": [value], "span_id": [1], "account": ["nccl"], "bytes": [value]})

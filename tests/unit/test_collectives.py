@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ray_memprof import collectives
-from ray_memprof.collectives import OPS, joined, watching
-from ray_memprof.meters import Reading
-from ray_memprof.recorder_status import Group
+from ray_memprof.recorder import collectives
+from ray_memprof.recorder.collectives import OPS, joined, watching
+from ray_memprof.recorder.meters.meter import Reading
+from ray_memprof.recorder.status import Group
 
 KIB = 1024
 NOW = Reading(1, 0, 0, 0, 0, 0, -1, -1, -1, 0, 0, 0)

@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 from run_tables import answer, make_ranks, make_run, span
 
-from ray_memprof.compare import Comparison, Difference, Side, as_facts, compare
+from ray_memprof.analysis.comparison.compare import (
+    Comparison,
+    Difference,
+    Side,
+    as_facts,
+    compare,
+)
+from ray_memprof.analysis.comparison.limits import Check
 from ray_memprof.errors import ConfigError
-from ray_memprof.limits import Check
-from ray_memprof.questions import SQL_DIR
+from ray_memprof.analysis.comparison.compare import SQL_DIR
 
 SECOND = 10**9
 Ledger = dict[str, Any]
@@ -348,14 +354,14 @@ def test_all_of_it_as_json(tmp_path: Path) -> None:
 
 
 def test_the_questions_of_compare_have_headers(tmp_path: Path) -> None:
-    paths = sorted((SQL_DIR / "compare").glob("*.sql"))
+    paths = sorted(SQL_DIR.glob("*.sql"))
     assert [path.stem for path in paths] == ["figure", "figures", "moves", "places"]
     for path in paths:
         text = path.read_text()
         assert re.match(r"-- [A-Z][^\n]*\n(-- [^\n]*\n)*-- One row = [a-z]", text), path
         assert not re.search(r"SELECT\s+\*", text), path
         assert [line for line in text.splitlines() if len(line) > 80] == [], path
-    header = (SQL_DIR / "compare" / "moves.sql").read_text()
+    header = (SQL_DIR / "moves.sql").read_text()
     missing = [
         name
         for name in compare(pair(tmp_path)).moves.column_names

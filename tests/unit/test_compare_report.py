@@ -11,10 +11,11 @@ from run_tables import make_ranks, make_run, span
 from test_report import drawn, outline
 from typer.testing import CliRunner, Result
 
-from ray_memprof import cli, compare_report, launch
-from ray_memprof.compare import compare
-from ray_memprof.config import RunConfig
-from ray_memprof.find_run import list_runs
+from ray_memprof import cli, launch
+from ray_memprof.analysis.comparison.compare import compare
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.report import comparison_page
+from ray_memprof.store.find_run import list_runs
 
 GIB = 2**30
 SECOND = 10**9
@@ -75,7 +76,7 @@ def page(run_dirs: list[Path]) -> str:
 
 
 def page_of(run_dirs: list[Path], *limits: str) -> str:
-    return compare_report.render(compare(run_dirs, limits, allow_failed=True))
+    return comparison_page.render(compare(run_dirs, limits, allow_failed=True))
 
 
 def table(page: str, label: str) -> list[list[str]]:

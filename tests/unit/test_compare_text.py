@@ -5,8 +5,8 @@ from typing import Any
 
 from run_tables import make_ranks, make_run, span
 
-from ray_memprof.compare import compare
-from ray_memprof.compare_text import check_lines, comparison_text, warnings
+from ray_memprof.analysis.comparison.compare import compare
+from ray_memprof.analysis.comparison.text import check_lines, comparison_text, warnings
 
 MIB, SECOND = 2**20, 10**9
 

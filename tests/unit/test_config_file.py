@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.config_load import load_config
+from ray_memprof.config.load import load_config
 from ray_memprof.errors import ConfigError
 
 

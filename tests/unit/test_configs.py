@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.config_check import check_files, warnings
-from ray_memprof.config_load import effective_yaml
+from ray_memprof.config.load import effective_yaml
+from ray_memprof.config.matrix import expand
+from ray_memprof.config.rules import check_files, warnings
 from ray_memprof.errors import ConfigError
-from ray_memprof.matrix import expand
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*"))

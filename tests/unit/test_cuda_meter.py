@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch_ring import KIB, FakeCuda
 
-from ray_memprof.meters import COUNT_RESETS, PEAK_RESETS, Batch
-from ray_memprof.meters import shared_history as module
-from ray_memprof.meters.cuda import CudaMeter
-from ray_memprof.problems import Problems
+from ray_memprof.recorder.meters import shared_history as module
+from ray_memprof.recorder.meters.cuda import CudaMeter
+from ray_memprof.recorder.meters.meter import COUNT_RESETS, PEAK_RESETS, Batch
+from ray_memprof.recorder.problems import Problems
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import duckdb
 import pytest
 from run_tables import answer, blank, make_ranks, make_run, span
 
-from ray_memprof import db, questions
 from ray_memprof.errors import ConfigError, DiskFull
-from ray_memprof.schema import SCHEMA_VERSION, TABLES
+from ray_memprof.query import database, questions
+from ray_memprof.store.schema import SCHEMA_VERSION, TABLES
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNT = "SELECT COUNT(*) FROM {}"
@@ -42,7 +42,7 @@ def ask(path: Path, text: str, cwd: Path) -> str:
 
 def test_a_run_without_a_row_has_every_table_with_the_columns_of_the_schema(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {}})
-    with duckdb.connect(str(db.build(tmp_path))) as connection:
+    with duckdb.connect(str(database.build(tmp_path))) as connection:
         for table in TABLES.values():
             described = [row[0] for row in connection.execute(f"DESCRIBE {table.name}").fetchall()]
             expected = [column.name for column in table.columns]
@@ -54,14 +54,14 @@ def test_a_run_without_a_row_has_every_table_with_the_columns_of_the_schema(tmp_
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        db.build(tmp_path)
+        database.build(tmp_path)
     assert str(raised.value) == f"{tmp_path} is no run: it has no folder tables"
     assert os.listdir(tmp_path) == []
 
 
 def test_an_unknown_question_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        db.query(make_run(tmp_path, {0: {}}), "peak_by_ranks")
+        database.query(make_run(tmp_path, {0: {}}), "peak_by_ranks")
     assert (str(raised.value), raised.value.hint) == (
         "there is no question 'peak_by_ranks'",
         "did you mean peak_by_rank?",
@@ -77,12 +77,12 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         connection.sql("FROM rows").write_parquet(str(part))
         assert rows.num_rows == 1
     with pytest.raises(ConfigError, match=f"recorded with schema version {newer}; this program knows"):
-        db.build(tmp_path)
+        database.build(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["moved", "with 'quotes' and [brackets]*"])
 def test_the_database_works_from_anywhere_and_after_a_move(run_dir: Path, tmp_path: Path, name: str) -> None:
-    db.build(run_dir)
+    database.build(run_dir)
     moved = tmp_path / name
     shutil.move(run_dir, moved)
     text = "SELECT rank, size_bytes, category, path FROM allocs JOIN spans USING (rank, span_id) ORDER BY ALL"
@@ -96,17 +96,17 @@ def test_the_database_works_from_anywhere_and_after_a_move(run_dir: Path, tmp_pa
 
 
 def test_all_but_the_large_tables_work_when_attached(run_dir: Path) -> None:
-    path = db.build(run_dir)
+    path = database.build(run_dir)
     with duckdb.connect() as connection:
         connection.execute(f"ATTACH '{path}' AS run (READ_ONLY)")
-        for name in TABLES.keys() - set(db.LARGE_TABLES):
+        for name in TABLES.keys() - set(database.LARGE_TABLES):
             connection.execute(COUNT.format(f"run.{name}"))
         assert connection.execute(COUNT.format("run.spans")).fetchone() == (2,)
 
 
 def test_a_database_is_built_anew(run_dir: Path) -> None:
     for _ in range(2):
-        path = db.build(run_dir)
+        path = database.build(run_dir)
         with duckdb.connect(str(path)) as connection:
             assert connection.execute(COUNT.format("spans")).fetchone() == (2,)
     assert sorted(item.name for item in run_dir.iterdir()) == ["run.duckdb", "tables"]
@@ -118,7 +118,7 @@ def test_a_column_that_an_older_run_did_not_write_is_null(run_dir: Path) -> None
             rows = connection.sql(f"SELECT * EXCLUDE (num_retries) FROM '{path}'").to_arrow_table()
             connection.sql("FROM rows").write_parquet(str(path))
             assert rows.num_rows == 1
-    with db.open_run(run_dir) as connection:
+    with database.open_run(run_dir) as connection:
         assert connection.execute("SELECT num_retries FROM spans").fetchall() == [(None,), (None,)]
 
 
@@ -148,7 +148,7 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
                 assert rows.num_rows
     # WHEN the run is opened THEN a peak is the most that anybody saw, and the bound is where it was
     text = "SELECT rank, span_id, device_used_peak_bytes, device_used_bound_bytes, num_samples FROM spans ORDER BY ALL"
-    with db.open_run(tmp_path, only) as connection:
+    with database.open_run(tmp_path, only) as connection:
         assert connection.execute(text).fetchall() == [
             (0, 1, 9, 90, 2),
             (0, 2, 7, 80, 0),
@@ -156,18 +156,18 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
             (1, 1, 8, 8, 0),
             (1, 2, 0, 0, 0),
         ]
-    with db.open_run(tmp_path) as connection:
+    with database.open_run(tmp_path) as connection:
         known = "SELECT clock_offset_ns, inexact_bytes, peak_at_least FROM ranks"
         assert connection.execute(known).fetchall() == [(0, 0, False)] * 2
 
 
 def test_a_run_opened_for_one_question_has_what_it_reads(run_dir: Path) -> None:
-    with db.open_run(run_dir, questions.question("measures")) as connection:
+    with database.open_run(run_dir, questions.question("measures")) as connection:
         made = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         assert {"imbalance", "imbalance_by_component", "books_at_peak"} <= {name for (name,) in made}
         assert ("timeline",) not in made
         assert connection.execute(COUNT.format("allocs")).fetchone() == (4,)
-    with db.open_run(run_dir, "FROM runs") as connection:
+    with database.open_run(run_dir, "FROM runs") as connection:
         assert connection.execute(COUNT.format("runs")).fetchone() == (1,)
         assert connection.execute(COUNT.format("spans")).fetchone() == (0,)
 
@@ -176,9 +176,9 @@ def test_a_full_disk_leaves_no_half_database(run_dir: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise duckdb.IOException('Could not write file "x": No space left on device')
 
-    monkeypatch.setattr(db, "_fill", full)
+    monkeypatch.setattr(database, "_fill", full)
     with pytest.raises(DiskFull, match=r"the driver: cannot write .*run\.duckdb: .*No space left on device"):
-        db.build(run_dir)
+        database.build(run_dir)
     assert [item.name for item in run_dir.iterdir()] == ["tables"]
 
 
@@ -186,12 +186,15 @@ def test_other_errors_of_the_database_are_not_called_a_full_disk(run_dir: Path) 
     part = next(run_dir.glob("tables/spans/rank=0/*.parquet"))
     part.write_bytes(b"PAR1 is not enough PAR1")
     with pytest.raises(duckdb.Error):
-        db.build(run_dir)
+        database.build(run_dir)
     assert [item.name for item in run_dir.iterdir()] == ["tables"]
 
 
 def test_every_file_is_a_question_and_says_what_it_answers() -> None:
-    assert sorted(path.stem for path in questions.SQL_DIR.glob("*.sql")) == sorted(questions.QUESTIONS)
+    folders = {path.name for path in questions.SQL_DIR.iterdir()}
+    assert folders == {*questions.TOPICS, "macros", "older_runs"}
+    paths = [path for topic in questions.TOPICS for path in (questions.SQL_DIR / topic).glob("*.sql")]
+    assert sorted(path.stem for path in paths) == sorted(questions.QUESTIONS)
     for name in questions.QUESTIONS:
         text = questions.question(name)
         assert re.match(r"-- [A-Z][^\n]*\n(-- [^\n]*\n)*-- One row = [a-z]", text), name
@@ -216,14 +219,14 @@ def test_a_header_lists_every_column_of_its_answer(tmp_path: Path) -> None:
         header = "\n".join(line for line in questions.question(name).splitlines() if line.startswith("--"))
         missing = [
             column
-            for column in db.query(tmp_path, name).column_names
+            for column in database.query(tmp_path, name).column_names
             if not re.search(rf"\b{column}\b", header)
         ]
         assert missing == [], name
 
 
 def test_tables_columns_and_views_carry_their_meaning(run_dir: Path) -> None:
-    with duckdb.connect(str(db.build(run_dir))) as connection:
+    with duckdb.connect(str(database.build(run_dir))) as connection:
         text = "SELECT comment FROM duckdb_columns() WHERE table_name = ? AND column_name = ?"
         for table, column in (("spans", "reserved_peak_bytes"), ("allocs", "size_bytes")):
             meaning = next(item for item in TABLES[table].columns if item.name == column)
@@ -237,14 +240,14 @@ def test_tables_columns_and_views_carry_their_meaning(run_dir: Path) -> None:
 
 
 ANALYSIS = (
-    "ray_memprof.collect",
-    "ray_memprof.db",
-    "ray_memprof.exporters.memory_events",
-    "ray_memprof.plots",
-    "ray_memprof.report",
-    "ray_memprof.schema",
-    "ray_memprof.store",
-    "ray_memprof.summary",
+    "ray_memprof.store.gather",
+    "ray_memprof.query.database",
+    "ray_memprof.formats.memory_events",
+    "ray_memprof.report.plots",
+    "ray_memprof.report.run_page",
+    "ray_memprof.store.schema",
+    "ray_memprof.store.rank_store",
+    "ray_memprof.report.summary",
 )
 
 

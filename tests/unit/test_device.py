@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from ray_memprof.device import Device, Holder, OwnShare, is_contained, open_device
+from ray_memprof.recorder.meters.nvml import (
+    Device,
+    Holder,
+    OwnShare,
+    is_contained,
+    open_device,
+)
 
 
 class NVMLError(Exception):

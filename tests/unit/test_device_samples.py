@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from ray_memprof.clock import Clock
-from ray_memprof.device import Device, Holder
-from ray_memprof.meters import Reading
-from ray_memprof.sampler import Sampler, sampling, split
-from ray_memprof.sampler import sample as taken
-from ray_memprof.scribe import Sample
+from ray_memprof.recorder.clock import Clock
+from ray_memprof.recorder.device_samples import Sampler, sampling, split
+from ray_memprof.recorder.device_samples import sample as taken
+from ray_memprof.recorder.meters.meter import Reading
+from ray_memprof.recorder.meters.nvml import Device, Holder
+from ray_memprof.recorder.scribe import Sample
 
 READING = Reading(
     t_ns=1, allocated=2, reserved=3, active=4, device_used=5, host_rss=6, allocated_peak=-1, reserved_peak=-1,

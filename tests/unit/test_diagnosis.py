@@ -12,23 +12,26 @@ from diagnosis_runs import GIB, MIB, RUNS, SECOND, EmptyRun, Tables, diagnose, e
 from pydantic import BaseModel
 from run_tables import Row, blank, span
 
-from ray_memprof import config_sections, diagnosis, knobs, questions, wording
-from ray_memprof.config import RunConfig
-from ray_memprof.config_load import from_mapping
-from ray_memprof.environment import FORWARDED
+from ray_memprof import wording
+from ray_memprof.analysis.diagnosis import diagnose as diagnosis
+from ray_memprof.config import keys
+from ray_memprof.config.load import from_mapping
+from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import ConfigError
-from ray_memprof.schema import TABLES
+from ray_memprof.query import questions
+from ray_memprof.rank.environment import FORWARDED
+from ray_memprof.store.schema import TABLES
 from wan.levers import ALLOCATOR_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = [rule.name for rule in diagnosis.RULES]
 SECTIONS: dict[str, type[BaseModel]] = {
-    "model_config": config_sections.Model,
-    "generation": config_sections.Generation,
-    "parallel": config_sections.Parallel,
-    "optimization": config_sections.Optimization,
-    "logging": config_sections.Logging,
-    "ray": config_sections.Ray,
+    "model_config": keys.Model,
+    "generation": keys.Generation,
+    "parallel": keys.Parallel,
+    "optimization": keys.Optimization,
+    "logging": keys.Logging,
+    "ray": keys.Ray,
 }
 STAGES = ("encode.text", "load.dit", "denoise", "decode")
 
@@ -292,7 +295,7 @@ def test_every_question_that_is_named_is_one() -> None:
 def test_every_file_says_what_it_asks_and_lists_its_columns(empty: EmptyRun) -> None:
     empty.fill()
     diagnosis.findings(empty.connection)
-    files = {path.stem for path in diagnosis.RULES_DIR.glob("*.sql")}
+    files = {path.stem for path in Path(diagnosis.__file__).parent.rglob("*.sql")}
     assert files == {*RULES, *diagnosis.EVIDENCE}
     for name in sorted(files):
         text = diagnosis.rule_text(name)

@@ -19,7 +19,7 @@ from diagnosis_runs import (
 )
 from run_tables import span
 
-from ray_memprof.diagnosis import Finding
+from ray_memprof.analysis.diagnosis.diagnose import Finding
 
 LOOK = "ray-memprof query alive_at_peak, and largest_allocations"
 SET_IT = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"

@@ -7,7 +7,7 @@ import pytest
 from diagnosis_runs import GIB, MIB, SECOND, EmptyRun, diagnose, events
 from run_tables import Row, blank, span
 
-from ray_memprof.diagnosis import Finding, findings
+from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ray_memprof import db, diagnosis
-from ray_memprof.collect import write_driver_tables
-from ray_memprof.store import TABLES_DIR
+from ray_memprof.analysis.diagnosis import diagnose
+from ray_memprof.query import database
+from ray_memprof.store.gather import write_driver_tables
+from ray_memprof.store.rank_store import TABLES_DIR
 
 BLOCKS, EVENTS = 2, 3_000
 RUNS = [pytest.param(number, marks=[] if number < 4 else [pytest.mark.slow]) for number in range(50)]
@@ -32,13 +33,13 @@ def peaks(maker: ModuleType, seed: int) -> dict[str, int]:
 
 def diagnose(
     maker: ModuleType, run_dir: Path, ranks: int, variant: object, *, level: str
-) -> list[diagnosis.Finding]:
+) -> list[diagnose.Finding]:
     maker.make(run_dir, ranks, EVENTS, blocks=BLOCKS, variant=variant)
     if level == "stage":
         shutil.rmtree(run_dir / TABLES_DIR / "allocs")
     write_driver_tables(run_dir, *maker.driver_rows(run_dir, ranks))
-    with db.open_run(run_dir) as connection:
-        return diagnosis.findings(connection)
+    with database.open_run(run_dir) as connection:
+        return diagnose.findings(connection)
 
 
 @pytest.mark.parametrize("level", ["event", "stage"])

@@ -22,7 +22,7 @@ from diagnosis_runs import (
 )
 from run_tables import span
 
-from ray_memprof.diagnosis import Finding
+from ray_memprof.analysis.diagnosis.diagnose import Finding
 
 LOOK = "ray-memprof query alive_at_peak, and largest_allocations"
 HIDDEN = FFN_TOKENS * 8960 * 2

@@ -10,10 +10,10 @@ import pytest
 from command_line import import_script
 from run_tables import make_run
 
-from ray_memprof import db, questions
-from ray_memprof.matrix import expand
+from ray_memprof.config.matrix import expand
 from ray_memprof.pytest_plugin.limit import limit_gpu_peak
-from ray_memprof.schema import TABLES
+from ray_memprof.query import database, questions
+from ray_memprof.store.schema import TABLES
 
 pytest_plugins = ("pytester",)
 
@@ -90,7 +90,7 @@ def test_every_column_is_there_with_the_type_that_duckdb_shows(pages: dict[str, 
         name: re.findall(r"^\| `(\w+)` \| (\w+) \|", text, flags=re.MULTILINE)
         for name, text in sections.items()
     }
-    with db.open_run(make_run(tmp_path, {0: {}})) as connection:
+    with database.open_run(make_run(tmp_path, {0: {}})) as connection:
         described = {
             name: [row[:2] for row in connection.execute(f"DESCRIBE {name}").fetchall()] for name in TABLES
         }
@@ -103,7 +103,7 @@ def test_every_question_is_there_with_every_column_and_rows_of_its_own(
     sections = dict(
         re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", pages["questions.md"], flags=re.DOTALL | re.MULTILINE)
     )
-    with db.open_run(make_run(tmp_path, {0: {}})) as connection:
+    with database.open_run(make_run(tmp_path, {0: {}})) as connection:
         columns = {
             name: {row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()}
             for name in questions.QUESTIONS
@@ -177,7 +177,7 @@ def test_the_tour_asks_questions_that_exist_of_runs_that_it_launched() -> None:
 def test_answers_in_the_tour_have_the_columns_of_their_questions(tmp_path: Path) -> None:
     answers = re.findall(r"^\$ ray-memprof query (\w+) \w+\n (.+)$", "".join(blocks("console")), re.MULTILINE)
     assert len(answers) > 5
-    with db.open_run(make_run(tmp_path, {0: {}})) as connection:
+    with database.open_run(make_run(tmp_path, {0: {}})) as connection:
         for name, header in answers:
             columns = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()]
             shown = [word for word in header.split() if word != "..."]

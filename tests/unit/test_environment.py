@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.config import RunConfig
-from ray_memprof.config_load import from_mapping
-from ray_memprof.environment import forwarded, in_force, rank_environment, shown
-from ray_memprof.messages import RankFacts, RankPlan
+from ray_memprof.config.load import from_mapping
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.rank.environment import forwarded, in_force, rank_environment, shown
+from ray_memprof.rank.messages import RankFacts, RankPlan
 from wan.levers import ALLOCATOR_SETTINGS
 
 FACTS = RankFacts(node_id="n1", host="h", node_ip="10.0.0.1", pid=1, gpu_index=3, visible_device="3")

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from ray_memprof.cli import app
 from ray_memprof.errors import ConfigError
-from ray_memprof.exporters import csv as exporter
-from ray_memprof.exporters import memory_events
-from ray_memprof.schema import TABLES
+from ray_memprof.formats import csv as exporter
+from ray_memprof.formats.memory_events import write_memory_events
+from ray_memprof.store.schema import TABLES
 
 
 def lines(path: Path) -> list[list[str]]:
@@ -92,7 +92,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["export", str(run_dir), "--format", "memory_events", "--out", "m.json"])
     assert (result.exit_code, result.output) == (0, "m.json\n")
     assert not (run_dir / "memory_events.json").exists(), "nothing of the run is written anew"
-    assert Path("m.json").read_bytes() == memory_events.write(run_dir).read_bytes()
+    assert Path("m.json").read_bytes() == write_memory_events(run_dir).read_bytes()
     for arguments, told in (
         (["--format", "memory_events", "--rank", "1"], "error: memory_events.json is of all ranks"),
         (

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from ray_memprof.cli import app
 from ray_memprof.errors import ConfigError
-from ray_memprof.exporters import perfetto
+from ray_memprof.formats import perfetto
+from ray_memprof.formats.perfetto import write_perfetto
 
 
 def exported(run_dir: Path, path: Path, rank: int | None = None) -> list[dict[str, Any]]:
-    perfetto.write(run_dir, path, rank)
+    write_perfetto(run_dir, path, rank)
     read = gzip.decompress if path.suffix == ".gz" else bytes
     content = json.loads(read(path.read_bytes()))
     assert content["displayTimeUnit"] == "ms"
@@ -33,7 +34,7 @@ def counters(events: list[dict[str, Any]], name: str, rank: int = 0) -> list[tup
 def test_nothing_was_recorded(tmp_path: Path) -> None:
     run_dir = make_ranks(make_run(tmp_path / "run", {}))
     with pytest.raises(ConfigError, match="has no spans"):
-        perfetto.write(run_dir, tmp_path / "x.json")
+        write_perfetto(run_dir, tmp_path / "x.json")
     assert not (tmp_path / "x.json").exists()
 
 
@@ -118,7 +119,7 @@ def test_one_rank_of_several(tmp_path: Path) -> None:
     assert {event["pid"] for event in events} == {2}
     assert [event["ts"] for event in events if event["ph"] == "X"] == [2.0]  # ranks keep one clock
     with pytest.raises(ConfigError, match="no spans of rank 3") as caught:
-        perfetto.write(run_dir, tmp_path / "y.json", 3)
+        write_perfetto(run_dir, tmp_path / "y.json", 3)
     assert caught.value.hint == "ranks of this run: 0, 1, 2"
 
 

@@ -12,13 +12,13 @@ from snapshots import Simulation, write
 from torch.cuda import _memory_viz
 from typer.testing import CliRunner
 
-from ray_memprof import db
 from ray_memprof.cli import app
 from ray_memprof.errors import ConfigError
-from ray_memprof.exporters import torch_snapshot
-from ray_memprof.importers.torch_snapshot import import_snapshots
-from ray_memprof.schema import SCHEMA_VERSION
-from ray_memprof.store import table_dir
+from ray_memprof.formats.torch_snapshot.read import import_snapshots
+from ray_memprof.formats.torch_snapshot.write import recorded_ranks, write_snapshot
+from ray_memprof.query import database
+from ray_memprof.store.rank_store import table_dir
+from ray_memprof.store.schema import SCHEMA_VERSION
 
 MIB = 2**20
 VIEWER = frozenset(
@@ -62,15 +62,15 @@ def recorded(tmp_path: Path) -> Path:
 def test_a_rank_without_events_is_told(tmp_path: Path) -> None:
     run_dir = make_run(tmp_path / "run", {0: {"spans": [span(1, "denoise", (0, 1))]}})
     with pytest.raises(ConfigError, match="no allocator events of rank 0") as caught:
-        torch_snapshot.write(run_dir, 0, tmp_path / "x.pickle")
+        write_snapshot(run_dir, 0, tmp_path / "x.pickle")
     assert caught.value.hint == "logging.level event or stack records them; ranks of this run: 0"
     with pytest.raises(ConfigError, match="no allocator events"):
-        torch_snapshot.recorded_ranks(run_dir)
+        recorded_ranks(run_dir)
     assert not (tmp_path / "x.pickle").exists()
 
 
 def test_what_is_written(tmp_path: Path) -> None:
-    path = torch_snapshot.write(recorded(tmp_path), 0, tmp_path / "out" / "rank0.pickle")
+    path = write_snapshot(recorded(tmp_path), 0, tmp_path / "out" / "rank0.pickle")
     found = pickle.loads(path.read_bytes())
 
     stack = [
@@ -135,7 +135,7 @@ def simulated(tmp_path: Path, seed: int, *, expandable: bool, operations: int = 
 def test_export_and_import_again_gives_equal_rows(tmp_path: Path, expandable: bool) -> None:
     # GIVEN a run of more events than fit into one batch, with stacks, nested spans and stretches without one
     first = simulated(tmp_path, 5, expandable=expandable, operations=1200)
-    path = torch_snapshot.write(first, 0, tmp_path / "again" / "rank0.pickle")
+    path = write_snapshot(first, 0, tmp_path / "again" / "rank0.pickle")
     # WHEN it is exported and imported
     second = tmp_path / "runs" / "second"
     assert import_snapshots([path], second, "second") == []
@@ -145,14 +145,14 @@ def test_export_and_import_again_gives_equal_rows(tmp_path: Path, expandable: bo
             pq.read_table(table_dir(run, table, 0), partitioning=None).to_pylist() for run in (first, second)
         )
         assert len(one) > 0 and one == two
-    checks = [db.query(run, "replay_check").to_pylist() for run in (first, second)]
+    checks = [database.query(run, "replay_check").to_pylist() for run in (first, second)]
     assert checks[0] == checks[1] and checks[0][0]["is_exact"]
 
 
 @pytest.mark.parametrize("expandable", [False, True])
 def test_the_segments_are_those_of_the_allocator(tmp_path: Path, expandable: bool) -> None:
     first = simulated(tmp_path, 6, expandable=expandable)
-    found = pickle.loads(torch_snapshot.write(first, 0, tmp_path / "x.pickle").read_bytes())
+    found = pickle.loads(write_snapshot(first, 0, tmp_path / "x.pickle").read_bytes())
     truth = pickle.loads((tmp_path / "rank0.pickle").read_bytes())
     shapes = [
         sorted(
@@ -182,14 +182,14 @@ def test_a_run_of_the_cpu_comes_back(tmp_path: Path) -> None:
     first = make_run(tmp_path / "run", {0: {"spans": spans, "allocs": rows}})
     make_ranks(first, {}, config="{}", environment="{}", source="cpu")
 
-    path = torch_snapshot.write(first, 0, tmp_path / "rank0.pickle")
+    path = write_snapshot(first, 0, tmp_path / "rank0.pickle")
     assert import_snapshots([path], tmp_path / "second", "second") == []
 
     found = pq.read_table(table_dir(tmp_path / "second", "allocs", 0), partitioning=None).to_pylist()
     assert [(row["action"], row["size_bytes"], row["requested_bytes"]) for row in found] == [
         (action, size, size) for action, size, _ in told
     ]
-    with db.open_run(tmp_path / "second") as connection:
+    with database.open_run(tmp_path / "second") as connection:
         peaks = "allocated_peak_bytes, replayed_allocated_peak_bytes, reserved_peak_bytes, max_error_bytes"
         (row,) = connection.execute(f"SELECT {peaks} FROM ranks").fetchall()
         (source,) = connection.execute("SELECT source FROM runs").fetchall()
@@ -205,7 +205,7 @@ def test_what_was_free_when_memory_ran_out_is_kept(tmp_path: Path) -> None:
     rows = [alloc(0, "oom", 5 * MIB, 3 * MIB, span_id=1)]
     run_dir = make_run(tmp_path / "run", {0: {"spans": [span(1, "denoise", (0, 9000))], "allocs": rows}})
     make_ranks(run_dir, {}, config="{}", environment="{}")
-    found = pickle.loads(torch_snapshot.write(run_dir, 0, tmp_path / "x.pickle").read_bytes())
+    found = pickle.loads(write_snapshot(run_dir, 0, tmp_path / "x.pickle").read_bytes())
     (event,) = found["device_traces"][0]
     assert (event["device_free"], "addr" in event) == (3 * MIB, False)
 
@@ -215,7 +215,7 @@ def test_what_was_free_when_memory_ran_out_is_kept(tmp_path: Path) -> None:
 
 
 def test_only_opcodes_that_the_viewer_knows(tmp_path: Path) -> None:
-    path = torch_snapshot.write(simulated(tmp_path, 7, expandable=True), 0, tmp_path / "x.pickle")
+    path = write_snapshot(simulated(tmp_path, 7, expandable=True), 0, tmp_path / "x.pickle")
     data = path.read_bytes()
     assert {opcode.name for opcode, _, _ in pickletools.genops(data)} <= VIEWER
     assert data[:2] == b"\x80\x04"
@@ -223,7 +223,7 @@ def test_only_opcodes_that_the_viewer_knows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("expandable", [False, True])
 def test_torch_reads_it(tmp_path: Path, expandable: bool) -> None:
-    path = torch_snapshot.write(simulated(tmp_path, 8, expandable=expandable), 0, tmp_path / "x.pickle")
+    path = write_snapshot(simulated(tmp_path, 8, expandable=expandable), 0, tmp_path / "x.pickle")
     found = pickle.loads(path.read_bytes())
 
     summary = _memory_viz.segsum(found)  # it adds up every block and raises where a byte is missing
@@ -273,13 +273,13 @@ def test_the_viewer_finds_each_block_in_a_segment_when_recording_began_late(
     simulation = Simulation(9, expandable=expandable)
     cut = len(simulation.events) // 2
     import_snapshots([write(tmp_path / "rank0.pickle", simulation.snapshot(cut))], tmp_path / "run", "x")
-    found = pickle.loads(torch_snapshot.write(tmp_path / "run", 0, tmp_path / "x.pickle").read_bytes())
+    found = pickle.loads(write_snapshot(tmp_path / "run", 0, tmp_path / "x.pickle").read_bytes())
     assert len(outline(found, 0)) == len(simulation.events) - cut + 1
 
 
 def test_the_timeline_of_the_viewer_begins_and_ends_at_what_was_held(tmp_path: Path) -> None:
     found = pickle.loads(
-        torch_snapshot.write(simulated(tmp_path, 10, expandable=False), 0, tmp_path / "x.pickle").read_bytes()
+        write_snapshot(simulated(tmp_path, 10, expandable=False), 0, tmp_path / "x.pickle").read_bytes()
     )
     curve = outline(found, 0)
     assert curve[0] == 0 and max(curve) > 50 * MIB
@@ -308,5 +308,5 @@ def test_damaged_events_are_told_of_the_run_and_not_of_the_file_to_write(tmp_pat
     pages = len(whole) - 8 - pq.read_metadata(part).serialized_size - 4
     part.write_bytes(whole[:4] + b"\xff" * pages + whole[4 + pages :])
     with pytest.raises(ConfigError, match=rf"^{part} cannot be read: \S"):
-        torch_snapshot.write(run_dir, 0, tmp_path / "x.pickle")
+        write_snapshot(run_dir, 0, tmp_path / "x.pickle")
     assert not (tmp_path / "x.pickle").exists()

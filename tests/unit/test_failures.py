@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ray_memprof.errors import DiskFull
-from ray_memprof.failures import outcome_of
-from ray_memprof.messages import Outcome
+from ray_memprof.rank.messages import Outcome
+from ray_memprof.rank.outcome import outcome_of
 from wan.errors import DeviceMemoryError, WeightsError
 
 GIB = 2**30

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from run_tables import blank, make_ranks, make_run, span
 
-from ray_memprof.diagnosis import RULES, Finding
-from ray_memprof.findings import Diagnosed, diagnosed, found_rows, found_text
+from ray_memprof.analysis.diagnosis.diagnose import RULES, Finding
+from ray_memprof.analysis.diagnosis.findings import Diagnosed, diagnosed, found_rows, found_text
 
 FINDING = Finding(
     rule="decodes_alone",

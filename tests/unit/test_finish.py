@@ -14,12 +14,12 @@ from run_tables import make_run, span
 from typer.testing import CliRunner
 
 from ray_memprof.cli import app
-from ray_memprof.config import RunConfig
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.finish import finish
+from ray_memprof.driver.run_state import Elsewhere, RunState
 from ray_memprof.errors import ConfigError
-from ray_memprof.finish import finish
-from ray_memprof.messages import RankFacts
-from ray_memprof.run_state import Elsewhere, RunState
-from ray_memprof.verdict import Verdict
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.supervision.verdict import Verdict
 
 NUM_SPANS = {0: 2, 1: 3}
 LOST = Verdict(status="lost", exit_code=13, reason="node host2 lost, with rank 1", ranks=(1,))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.forgiving import log_writer
+from ray_memprof.rank.log import log_writer
 
 
 def test_nothing_to_write_to() -> None:

@@ -14,16 +14,16 @@ import torch
 from recorder_fakes import FakeMeter
 from torch.utils.data import DataLoader, Dataset
 
-from ray_memprof import recorder as module
-from ray_memprof.meters.host import HostMeter
-from ray_memprof.module_spans import naming_modules
-from ray_memprof.problems import Problems
-from ray_memprof.recorder import Recorder, recording
-from ray_memprof.recording_options import RecordingOptions
-from ray_memprof.replay import Replay
-from ray_memprof.scribe import Sample, Scribe
-from ray_memprof.store import RankStore, table_dir
-from ray_memprof.torch_trace import StepTrace, TraceSchedule
+from ray_memprof.allocator.replay import Replay
+from ray_memprof.recorder import recorder as module
+from ray_memprof.recorder.meters.host import HostMeter
+from ray_memprof.recorder.options import RecordingOptions
+from ray_memprof.recorder.problems import Problems
+from ray_memprof.recorder.recorder import Recorder, recording
+from ray_memprof.recorder.scribe import Sample, Scribe
+from ray_memprof.recorder.torch_trace import StepTrace, TraceSchedule
+from ray_memprof.store.rank_store import RankStore, table_dir
+from ray_memprof.workload.module_spans import naming_modules
 from wan.spans import listening, span
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)

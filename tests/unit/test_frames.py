@@ -5,7 +5,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from ray_memprof.frames import Moves, is_meeting
+from ray_memprof.recorder.thread_watch import Moves, is_meeting
 
 
 def test_no_thread() -> None:

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from snapshots import Simulation, write
 
-from ray_memprof import db
-from ray_memprof.importers.torch_snapshot import import_snapshots
-from ray_memprof.store import table_dir
+from ray_memprof.formats.torch_snapshot.read import import_snapshots
+from ray_memprof.query import database
+from ray_memprof.store.rank_store import table_dir
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def late(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Simulation, in
 
 
 def ask(run_dir: Path, question: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = db.query(run_dir, question).to_pylist()
+    rows: list[dict[str, Any]] = database.query(run_dir, question).to_pylist()
     return rows
 
 
@@ -70,7 +70,7 @@ def test_curves_are_those_of_the_program(late: tuple[Path, Simulation, int]) -> 
 
 def test_the_rank_says_that_its_peaks_are_lower_bounds(late: tuple[Path, Simulation, int]) -> None:
     run_dir, _, _ = late
-    with db.open_run(run_dir) as connection:
+    with database.open_run(run_dir) as connection:
         row = connection.execute("SELECT peak_at_least, inexact_bytes FROM ranks").fetchone()
     assert row == (True, 0)
 
@@ -109,7 +109,7 @@ def test_addresses_in_the_upper_half_sort(tmp_path: Path) -> None:
     ]
     content = {"device_traces": [events], "segments": []}
     import_snapshots([write(tmp_path / "rank0.pickle", content)], tmp_path / "run", "x")
-    with db.open_run(tmp_path / "run") as connection:
+    with database.open_run(tmp_path / "run") as connection:
         rows = connection.execute(
             "SELECT address, stream FROM allocs WHERE action = 'alloc' AND address + size_bytes > 9 ORDER BY address"
         ).fetchall()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_ring import TorchHistory
 
-from ray_memprof.meters.ring import MARKER, RingReader, is_marker
+from ray_memprof.recorder.meters.ring import MARKER, RingReader, is_marker
 
 
 class Desk:

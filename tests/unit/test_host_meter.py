@@ -12,8 +12,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from ray_memprof.meters.host import HostMeter
-from ray_memprof.replay import Replay
+from ray_memprof.allocator.replay import Replay
+from ray_memprof.recorder.meters.host import HostMeter
 
 KIB = 1024
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from ray_memprof.cli import app
 from ray_memprof.errors import DiskFull
-from ray_memprof.importers.torch_snapshot import import_snapshots
+from ray_memprof.formats.torch_snapshot.read import import_snapshots
 
 
 def test_the_command_names_the_file_and_leaves_nothing(

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshots import FRAMES, Simulation, snapshot, write
 
-from ray_memprof import db
-from ray_memprof.derive import derive
-from ray_memprof.diagnosis import findings
-from ray_memprof.exporters import torch_snapshot
-from ray_memprof.importers.beginning import Witness
-from ray_memprof.importers.pickle_window import NotASnapshot
-from ray_memprof.importers.torch_snapshot import import_file, import_snapshots
-from ray_memprof.replay import BlockReplay
-from ray_memprof.store import table_dir
+from ray_memprof.allocator.before_trace import Witness
+from ray_memprof.allocator.replay import BlockReplay
+from ray_memprof.analysis.diagnosis.diagnose import findings
+from ray_memprof.formats.torch_snapshot.pickle_window import NotASnapshot
+from ray_memprof.formats.torch_snapshot.read import import_file, import_snapshots
+from ray_memprof.formats.torch_snapshot.write import write_snapshot
+from ray_memprof.query import database
+from ray_memprof.report.derive import derive
+from ray_memprof.store.rank_store import table_dir
 
 MIB = 2**20
 
@@ -47,7 +47,7 @@ def rows(run_dir: Path, table: str, rank: int = 0, *columns: str) -> list[tuple[
 
 def peaks(run_dir: Path) -> list[tuple[int, int, int]]:
     """Of each rank: the largest of its spans."""
-    with db.open_run(run_dir) as connection:
+    with database.open_run(run_dir) as connection:
         return connection.execute(  # type: ignore[no-any-return]
             "SELECT MAX(allocated_peak_bytes), MAX(reserved_peak_bytes), MAX(active_peak_bytes) "
             "FROM spans GROUP BY rank ORDER BY rank"
@@ -102,7 +102,7 @@ def test_peaks_of_ranks_that_were_recorded_late_are_the_truth(tmp_path: Path, ex
     assert [list(row) for row in peaks(tmp_path / "run")] == [
         simulation.truth(cut) for simulation, cut in zip(simulations, cuts, strict=True)
     ]
-    check = db.query(tmp_path / "run", "replay_check").to_pylist()
+    check = database.query(tmp_path / "run", "replay_check").to_pylist()
     assert [(row["rank"], row["is_exact"], row["max_error_bytes"]) for row in check] == [
         (0, True, 0),
         # Recorded late: what some blocks of before took, nothing tells, unless segments grow.
@@ -187,7 +187,7 @@ def test_each_device_of_a_file_is_a_rank(tmp_path: Path) -> None:
 
     assert lines == [f"rank 0: {path}, cuda:0", f"rank 1: {path}, cuda:1"]
     assert peaks(tmp_path / "run") == [(0, 2 * MIB, 0), (2 * MIB, 20 * MIB, 2 * MIB)]
-    with db.open_run(tmp_path / "run") as connection:
+    with database.open_run(tmp_path / "run") as connection:
         found = connection.execute("SELECT rank, local_rank, gpu_index FROM ranks ORDER BY rank").fetchall()
     assert found == [(0, 0, 0), (1, 1, 1)]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["num_ranks"] == 2
@@ -227,10 +227,10 @@ def test_gaps_between_ranks_stay(tmp_path: Path) -> None:
     assert lines == [
         f"rank 3: {paths[1]}, cuda:0", f"rank 7: {paths[0]}, cuda:0", "no file is of rank 0-2, 4-6"
     ]  # fmt: skip
-    with db.open_run(tmp_path / "run") as connection:
+    with database.open_run(tmp_path / "run") as connection:
         found = connection.execute("SELECT rank, reserved_peak_bytes FROM ranks ORDER BY rank").fetchall()
     assert found == [(3, 4 * MIB), (7, 8 * MIB)]
-    imbalance = db.query(tmp_path / "run", "imbalance").to_pylist()
+    imbalance = database.query(tmp_path / "run", "imbalance").to_pylist()
     assert {row["num_ranks"] for row in imbalance} == {2}
     assert "rank 7" in (tmp_path / "run" / "report.html").read_text()
 
@@ -243,7 +243,7 @@ def test_two_high_addresses_are_one_block(tmp_path: Path) -> None:
         path = write(tmp_path / f"{number}.pickle", snapshot(events, [segment(high, (20 * MIB, "inactive"))]))
         import_snapshots([path], tmp_path / f"run{number}", "x")
         assert peaks(tmp_path / f"run{number}") == [(2 * MIB, 20 * MIB, 2 * MIB)]
-        (check,) = db.query(tmp_path / f"run{number}", "replay_check").to_pylist()
+        (check,) = database.query(tmp_path / f"run{number}", "replay_check").to_pylist()
         assert check["max_error_bytes"] == 0
 
 
@@ -281,7 +281,7 @@ def test_a_rank_that_ran_out_of_memory(tmp_path: Path) -> None:
         f"rank 1: {paths[1]}, cuda:0",
         f"rank 1: {reason}",
     ]
-    with db.open_run(tmp_path / "run") as connection:
+    with database.open_run(tmp_path / "run") as connection:
         ranks = connection.execute("SELECT status, exit_code, reason, path FROM ranks ORDER BY rank")
         assert ranks.fetchall() == [("ok", 0, "", ""), ("oom", 11, reason, "step 1")]
         (finding,) = [one for one in findings(connection) if one.rule == "out_of_memory"]
@@ -307,11 +307,11 @@ def test_what_was_free_at_an_oom_is_not_made_up(tmp_path: Path, free: dict[str, 
         "rank 0: device out of memory in imported: asked for 5.0 MiB (5,242,880 bytes), what was free on cuda:0 is not "
         "known"
     )
-    with db.open_run(tmp_path / "run") as connection:
+    with database.open_run(tmp_path / "run") as connection:
         (finding,) = [one for one in findings(connection) if one.rule == "out_of_memory"]
     assert "it asked for 5.0 MiB, and held 8.0 MiB in tensors" in finding.sentence
     # It stays unknown on the way out and back.
-    exported = torch_snapshot.write(tmp_path / "run", 0, tmp_path / "again.pickle")
+    exported = write_snapshot(tmp_path / "run", 0, tmp_path / "again.pickle")
     import_snapshots([exported], tmp_path / "back", "x")
     assert json.loads((tmp_path / "back" / "run.json").read_text())["reason"] == run["reason"]
 
@@ -339,7 +339,7 @@ def test_events_that_do_not_lead_to_the_segments_are_told(tmp_path: Path) -> Non
     path = write(tmp_path / "rank0.pickle", snapshot(events, [segment(0, (2 * MIB, "inactive"))]))
     line, *_ = import_snapshots([path], tmp_path / "run", "x")
     assert "end 512 bytes away from its segments" in line
-    assert db.query(tmp_path / "run", "replay_check").to_pylist()[0]["max_error_bytes"] == 512
+    assert database.query(tmp_path / "run", "replay_check").to_pylist()[0]["max_error_bytes"] == 512
 
 
 def test_settings_decide_the_sizes_of_blocks(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import os, signal, sys, time
-from ray_memprof.interrupts import Abandoned, Interrupts
+from ray_memprof.driver.interrupts import Abandoned, Interrupts
 before = signal.getsignal(signal.SIGINT)
 with Interrupts(lambda line: print(line)) as interrupts:
     print(interrupts.signal)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from ray_memprof.interrupts import Abandoned
+from ray_memprof.driver.interrupts import Abandoned
 from ray_memprof.launch import app
 
 CPU2 = Path(__file__).parents[2] / "configs" / "cpu2.yaml"
@@ -68,7 +68,7 @@ def test_a_run_that_is_left_at_once_says_so_before_its_cluster_goes_down(
         def start(self) -> None:
             raise Abandoned(2)
 
-    monkeypatch.setattr("ray_memprof.cluster.Cluster", Cluster)
+    monkeypatch.setattr("ray_memprof.driver.cluster.Cluster", Cluster)
     flags = ["--plain", "--set", "name=x", "--set", f"logging.output_dir={tmp_path / 'logs'}"]
     done = CliRunner().invoke(app, [str(CPU2), *flags])
     assert (done.exit_code, found) == (130, ["interrupted"])

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import duckdb
 import pytest
 
+from ray_memprof.analysis.comparison.limits import Check, check, check_line, parse
 from ray_memprof.errors import ConfigError
-from ray_memprof.limits import Check, check, check_line, parse
 from ray_memprof.wording import change_text
 
 MIB, GIB = 2**20, 2**30

@@ -9,10 +9,17 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from ray_memprof.config import RunConfig
-from ray_memprof.config_load import from_mapping
-from ray_memprof.live import HALF, MOST_RANKS, Live, Pace, row, shown_ranks
-from ray_memprof.recorder_status import Beat
+from ray_memprof.config.load import from_mapping
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.live import (
+    HALF,
+    MOST_RANKS,
+    Live,
+    Pace,
+    row,
+    shown_ranks,
+)
+from ray_memprof.recorder.status import Beat
 
 GIB = 2**30
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.config_load import effective_yaml, load_config
+from ray_memprof.config.load import effective_yaml, load_config
+from ray_memprof.config.matrix import expand
 from ray_memprof.errors import ConfigError
-from ray_memprof.matrix import expand
 
 Write = Callable[[str], Path]
 

@@ -9,18 +9,18 @@ import pytest
 from run_tables import make_run, span
 
 from ray_memprof.errors import ConfigError, DiskFull
-from ray_memprof.exporters import memory_events
+from ray_memprof.formats.memory_events import write_memory_events
 
 
 def test_a_run_without_spans_gives_an_empty_list(tmp_path: Path) -> None:
-    path = memory_events.write(make_run(tmp_path, {0: {}}))
+    path = write_memory_events(make_run(tmp_path, {0: {}}))
     assert path == tmp_path / "memory_events.json"
     assert json.loads(path.read_text()) == []
 
 
 def test_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run"):
-        memory_events.write(tmp_path)
+        write_memory_events(tmp_path)
 
 
 def test_a_step_gives_its_beginning_and_its_end(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_step_gives_its_beginning_and_its_end(tmp_path: Path) -> None:
     make_run(tmp_path, {1: {"spans": [step]}})
     about = {"rank": 1, "stage": "denoise", "step": 3, "path": "denoise"}
     known = {"num_samples": 1, "peak_at_least": False}
-    assert json.loads(memory_events.write(tmp_path).read_text()) == [
+    assert json.loads(write_memory_events(tmp_path).read_text()) == [
         {
             "name": "denoise",
             "timestamp": 1_800_000_000.25,
@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(DiskFull) as raised:
-        memory_events.write(tmp_path)
+        write_memory_events(tmp_path)
     assert str(raised.value) == (
         f"the driver: cannot write {tmp_path / 'memory_events.json'}: No space left on device"
     )

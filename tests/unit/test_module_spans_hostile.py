@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ray_memprof import module_spans as module
-from ray_memprof.module_spans import ModuleSpans, naming_modules
+from ray_memprof.workload import module_spans as module
+from ray_memprof.workload.module_spans import ModuleSpans, naming_modules
 from wan.spans import Attribute, listening
 
 ONE = torch.ones(1, 2)

@@ -58,8 +58,8 @@ def test_a_seed_gives_the_same_mutants_and_another_seed_others() -> None:
 
 
 def test_only_some_files() -> None:
-    found = mutants.sample(ROOT, "python", 30, 0, ["ray_memprof/wording", "ray_memprof/exporters/csv"])
-    assert {str(one.path) for one in found} == {"ray_memprof/wording.py", "ray_memprof/exporters/csv.py"}
+    found = mutants.sample(ROOT, "python", 30, 0, ["ray_memprof/wording", "ray_memprof/formats/csv"])
+    assert {str(one.path) for one in found} == {"ray_memprof/wording.py", "ray_memprof/formats/csv.py"}
 
 
 def test_what_changes_nothing_is_not_counted(root: Path) -> None:

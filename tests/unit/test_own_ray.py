@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof import own_ray
+from ray_memprof.driver import own_ray
 
 
 @pytest.mark.parametrize(

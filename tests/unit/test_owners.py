@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_memprof.owners import owned
+from ray_memprof.recorder.owners import owned
 
 
 def event(time_us: int, stamp: str = "") -> dict[str, Any]:

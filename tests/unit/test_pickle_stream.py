@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from pickle_c10 import dumps as dumps_c10
 from snapshots import FRAMES, Simulation, snapshot, write
 
-from ray_memprof.importers.event_shapes import Run
-from ray_memprof.importers.pickle_stream import PickleStream
-from ray_memprof.importers.pickle_window import NotASnapshot
+from ray_memprof.formats.torch_snapshot.event_shapes import Run
+from ray_memprof.formats.torch_snapshot.pickle_reader import PickleStream
+from ray_memprof.formats.torch_snapshot.pickle_window import NotASnapshot
 
 MIB = 2**20
 Events = list[tuple[int, dict[str, Any]]]

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from ray_memprof.config import RunConfig
-from ray_memprof.messages import RankFacts
-from ray_memprof.places import node_names, rank_order, rank_plans
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.placement import node_names, rank_order, rank_plans
+from ray_memprof.rank.messages import RankFacts
 
 CONFIG = RunConfig(name="test")
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from run_tables import blank, event, make_ranks, make_run, span
 from typer.testing import CliRunner
 
-from ray_memprof import db
 from ray_memprof.cli import app
+from ray_memprof.query import database
 
 NAMES = (
     "rank=5/x",
@@ -80,7 +80,7 @@ def expected(plain: Path) -> Answers:
 
 
 def answers(run_dir: Path) -> Answers:
-    with db.open_run(run_dir, "; ".join(QUESTIONS)) as connection:
+    with database.open_run(run_dir, "; ".join(QUESTIONS)) as connection:
         return [connection.execute(question).fetchall() for question in QUESTIONS]
 
 
@@ -115,7 +115,7 @@ def test_a_folder_of_any_name(plain: Path, expected: Answers, tmp_path: Path, na
 def test_a_database_that_was_built_in_a_folder_of_any_name(
     plain: Path, expected: Answers, tmp_path: Path, name: str
 ) -> None:
-    path = db.build(put(plain, tmp_path / name))
+    path = database.build(put(plain, tmp_path / name))
     if "\\" in name:  # DuckDB opens none there; elsewhere it is whole
         path = Path(shutil.move(path.parent, tmp_path / "moved")) / path.name
     with duckdb.connect(str(path), read_only=True) as connection:
@@ -130,7 +130,7 @@ def test_a_plain_client_in_any_working_directory(
 ) -> None:
     run_dir = put(plain, tmp_path / name)
     rows = [list(row) for row in expected[-1]]
-    db.build(run_dir)
+    database.build(run_dir)
     assert by_plain_client("run.duckdb", run_dir) == rows
     assert by_plain_client(str(run_dir / "run.duckdb"), Path("/")) == rows
     (tmp_path / "link").symlink_to(run_dir)
@@ -143,7 +143,7 @@ def test_a_relative_path(
     put(plain, tmp_path / "-x?" / "run")
     monkeypatch.chdir(tmp_path)
     assert answers(Path("-x?/run")) == expected
-    assert db.build(Path("-x?/run")) == Path("-x?/run/run.duckdb")
+    assert database.build(Path("-x?/run")) == Path("-x?/run/run.duckdb")
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -159,13 +159,13 @@ def test_folders_of_letters_that_mean_something_elsewhere(
 ) -> None:
     # One run under a name of its own, beside all the others: none is taken for another.
     moved = put(plain, tmp_path / f"x{name}")
-    with db.open_run(moved, LARGE) as connection:
+    with database.open_run(moved, LARGE) as connection:
         assert connection.execute(LARGE).fetchall() == expected[-1]
 
 
 def test_a_database_that_duckdb_cannot_open_where_it_lies_is_told() -> None:
-    assert db.limits(Path("/tmp/rank=7/a?b")) == []
-    assert db.limits(Path("/tmp/a\\b")) == [
+    assert database.limits(Path("/tmp/rank=7/a?b")) == []
+    assert database.limits(Path("/tmp/a\\b")) == [
         "DuckDB opens no database below a folder with a backslash in its name: /tmp/a\\b/run.duckdb is whole "
         "and can be opened once it is moved; ray-memprof asks the run where it is"
     ]

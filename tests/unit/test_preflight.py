@@ -12,15 +12,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from ray_memprof.checks import check_gpu, check_rank, process_name, versions
-from ray_memprof.config import RunConfig
-from ray_memprof.config_check import warnings
-from ray_memprof.config_load import from_mapping
-from ray_memprof.device import Device, Holder
+from ray_memprof.config.load import from_mapping
+from ray_memprof.config.rules import warnings
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.overview import describe, disagreements, gaps
+from ray_memprof.driver.preflight import check_driver, needed_bytes
 from ray_memprof.errors import EXIT_DISK_FULL, EXIT_PREFLIGHT, DiskFull, PreflightFailed
-from ray_memprof.messages import RankFacts, RankPlan
-from ray_memprof.overview import describe, disagreements, gaps
-from ray_memprof.preflight import check_driver, needed_bytes
+from ray_memprof.rank.checks import check_gpu, check_rank, process_name, versions
+from ray_memprof.rank.messages import RankFacts, RankPlan
+from ray_memprof.recorder.meters.nvml import Device, Holder
 
 MIB, GIB = 2**20, 2**30
 

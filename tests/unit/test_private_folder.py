@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_memprof.errors import PreflightFailed
-from ray_memprof.private_folder import private_folder, user_folder
+from ray_memprof.store.private_folder import private_folder, user_folder
 
 
 def mode(path: Path) -> int:

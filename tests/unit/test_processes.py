@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from ray_memprof.node_tasks import _end
-from ray_memprof.processes import is_alive, started
-from ray_memprof.work import LOOK_S, WORKS, Work, children_cpu_s
+from ray_memprof.driver.node_tasks import _end
+from ray_memprof.rank.work import LOOK_S, WORKS, Work, children_cpu_s
+from ray_memprof.store.processes import is_alive, started
 
 RENAMED = """
 import ctypes, sys, time

@@ -11,12 +11,15 @@ import pytest
 import torch
 from run_tables import blank, make_ranks, make_run, span
 
-from ray_memprof import db, diagnosis, matrix, pytest_plugin
+from ray_memprof import pytest_plugin
+from ray_memprof.analysis.diagnosis import diagnose
+from ray_memprof.config import matrix
 from ray_memprof.pytest_plugin import peaks
 from ray_memprof.pytest_plugin.limit import Launch
+from ray_memprof.query import database
 
 pytest_plugins = ("pytester",)
-LOADED = (diagnosis, matrix)
+LOADED = (diagnose, matrix)
 """pytester forgets what a run inside imported, and a module that is loaded again has other classes."""
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,8 +262,8 @@ def test_of_a_run_the_fullest_rank_counts(
         "two, rank 1: allocated peaks at 9.00 GiB (9,663,676,416 bytes), 0.50 GiB over the limit of 8.50 GiB "
         "(9,126,805,504 bytes)"
     )
-    with db.open_run(Path(report.removeprefix("  report: ")).parent) as connection:
-        said = diagnosis.lines(diagnosis.findings(connection), most=1)
+    with database.open_run(Path(report.removeprefix("  report: ")).parent) as connection:
+        said = diagnose.lines(diagnose.findings(connection), most=1)
     assert len(said) == 2 and "Rank 1 holds 4.00 GiB more" in said[0]
     assert details == [
         "  rank 1 has 9.00 GiB in stage denoise, denoise/dit.block of step 2",

@@ -8,10 +8,17 @@ import duckdb
 import pytest
 from run_tables import make_ranks, make_run, span
 
-from ray_memprof import db, questions
 from ray_memprof.errors import ConfigError
-from ray_memprof.query import ask, find_runs, opened, question_lines, runs_of, sql_of
-from ray_memprof.schema import TABLES
+from ray_memprof.query import database, questions
+from ray_memprof.query.ask import (
+    ask,
+    find_runs,
+    opened,
+    question_lines,
+    runs_of,
+    sql_of,
+)
+from ray_memprof.store.schema import TABLES
 
 
 def run_of(folder: Path, *peaks: int) -> Path:
@@ -53,7 +60,7 @@ def test_any_sql_on_tables_and_views(runs: list[Path], text: str) -> None:
 
 
 def test_a_name_is_a_question_or_a_table(runs: list[Path]) -> None:
-    assert ask(" peak_by_stage\n", runs[:1]).equals(db.query(runs[0], "peak_by_stage"))
+    assert ask(" peak_by_stage\n", runs[:1]).equals(database.query(runs[0], "peak_by_stage"))
     assert ask("spans", runs[:1]).column_names[0] == "rank"
     assert ask("runs", runs[:1]).column("run_id").to_pylist() == ["r1"]
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from ray import exceptions
 
-from ray_memprof import crew as crew_module
-from ray_memprof import results
-from ray_memprof.config import RunConfig
-from ray_memprof.crew import Crew
-from ray_memprof.interrupts import Interrupts
-from ray_memprof.live import Live
-from ray_memprof.messages import Outcome, Whereabouts
-from ray_memprof.rank import lines_since
-from ray_memprof.run_state import RunState
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver import crew as crew_module
+from ray_memprof.driver import ending
+from ray_memprof.driver.crew import Crew
+from ray_memprof.driver.interrupts import Interrupts
+from ray_memprof.driver.live import Live
+from ray_memprof.driver.run_state import RunState
+from ray_memprof.rank.actor import lines_since
+from ray_memprof.rank.messages import Outcome, Whereabouts
 
 DIED = exceptions.ActorDiedError()
 
@@ -136,7 +136,7 @@ def test_a_run_is_not_over_before_its_first_rank_has_had_its_say(
     cluster: Any = SimpleNamespace(crew=started(actor, said), nodes=("a",), home="a")
     cluster.crew.beats()
     actor.write("done\n")
-    verdict = results.supervise(cluster, state, live, Interrupts(live.say))
+    verdict = ending.supervise(cluster, state, live, Interrupts(live.say))
 
     assert (verdict.status, said) == ("ok", ["[rank 0] done"])
 
@@ -144,7 +144,7 @@ def test_a_run_is_not_over_before_its_first_rank_has_had_its_say(
 def test_more_than_one_answer_carries_is_told(
     ray: FakeRay, actor: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_memprof.rank._MAX_SAID_BYTES", 8)
+    monkeypatch.setattr("ray_memprof.rank.actor._MAX_SAID_BYTES", 8)
     said: list[str] = []
     crew = started(actor, said)
     actor.write("".join(f"line {number}\n" for number in range(5)))

@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.importers.pickle_window import NotASnapshot
-from ray_memprof.importers.rank_numbers import check_files, files_by_rank, gaps, place, rank_in
+from ray_memprof.formats.torch_snapshot.pickle_window import NotASnapshot
+from ray_memprof.formats.torch_snapshot.rank_numbers import (
+    check_files,
+    files_by_rank,
+    gaps,
+    place,
+    rank_in,
+)
 
 
 def test_no_file() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_memprof.ray_words import exit_detail, host_memory, in_one_line, tells_of_node
+from ray_memprof.driver.ray_errors import exit_detail, host_memory, in_one_line, tells_of_node
 
 GONE = (
     "The actor died unexpectedly before finishing this task.\n\tclass_name: Rank\n"

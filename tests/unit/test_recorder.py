@@ -11,14 +11,14 @@ import pytest
 import torch.distributed as dist
 from recorder_fakes import FakeMeter, FakeStore
 
-from ray_memprof import recorder as module
-from ray_memprof.collectives import watching
+from ray_memprof.allocator.replay import Replay
 from ray_memprof.errors import DiskFull
-from ray_memprof.recorder import Recorder
-from ray_memprof.recorder_status import Beat, ReplayCheck
-from ray_memprof.replay import Replay
-from ray_memprof.schema import SPANS
-from ray_memprof.scribe import Sample, Scribe
+from ray_memprof.recorder import recorder as module
+from ray_memprof.recorder.collectives import watching
+from ray_memprof.recorder.recorder import Recorder
+from ray_memprof.recorder.scribe import Sample, Scribe
+from ray_memprof.recorder.status import Beat, ReplayCheck
+from ray_memprof.store.schema import SPANS
 from wan.spans import listening, span
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)

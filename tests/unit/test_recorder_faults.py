@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorder_fakes import FakeMeter, FakeStore
 
-from ray_memprof import recorder as module
+from ray_memprof.allocator.replay import Replay
 from ray_memprof.errors import DiskFull
-from ray_memprof.meters import Reading
-from ray_memprof.problems import MOST_PROBLEMS, Problems
-from ray_memprof.recorder import Recorder
-from ray_memprof.replay import Replay
-from ray_memprof.scribe import Sample, Scribe
+from ray_memprof.recorder import recorder as module
+from ray_memprof.recorder.meters.meter import Reading
+from ray_memprof.recorder.problems import MOST_PROBLEMS, Problems
+from ray_memprof.recorder.recorder import Recorder
+from ray_memprof.recorder.scribe import Sample, Scribe
 from wan.spans import listening, span
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)

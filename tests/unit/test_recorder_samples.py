@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorder_fakes import FakeMeter, FakeStore
 
-from ray_memprof import recorder as module
-from ray_memprof.meters import Batch
-from ray_memprof.recorder import Recorder
-from ray_memprof.replay import Replay
-from ray_memprof.scribe import Sample, Scribe
+from ray_memprof.allocator.replay import Replay
+from ray_memprof.recorder import recorder as module
+from ray_memprof.recorder.meters.meter import Batch
+from ray_memprof.recorder.recorder import Recorder
+from ray_memprof.recorder.scribe import Sample, Scribe
 
 TOTAL = 1000
 

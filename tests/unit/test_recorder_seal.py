@@ -6,8 +6,8 @@ import pytest
 from recorder_fakes import FakeMeter
 from test_recorder import Desk, at_work, beat
 
-from ray_memprof.recorder import Recorder
-from ray_memprof.recorder_status import Beat
+from ray_memprof.recorder.recorder import Recorder
+from ray_memprof.recorder.status import Beat
 from wan.spans import span
 
 

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 
 import pytest
 
-from ray_memprof.replay import BlockReplay, Columns, Event, Peaks, Replay
+from ray_memprof.allocator.replay import (
+    BlockReplay,
+    Columns,
+    Event,
+    Peaks,
+    Replay,
+)
 
 KIB, MIB = 2**10, 2**20
 SEGMENT = 20 * MIB

@@ -12,9 +12,10 @@ import plotly.graph_objects as go
 import pytest
 from run_tables import blank, make_ranks, make_run, span
 
-from ray_memprof import report
 from ray_memprof.errors import ConfigError
-from ray_memprof.summary import summary_lines
+from ray_memprof.report import run_page
+from ray_memprof.report.run_page import write_run_page
+from ray_memprof.report.summary import summary_lines
 
 GIB = 2**30
 VOID = {"meta"}
@@ -141,7 +142,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_a_run_without_rows_has_a_report_that_says_so(tmp_path: Path) -> None:
-    html = report.write(make_run(tmp_path, {0: {}})).read_text()
+    html = write_run_page(make_run(tmp_path, {0: {}})).read_text()
     found = outline(html)
     assert found.headings == [
         tmp_path.name,
@@ -157,17 +158,17 @@ def test_a_run_without_rows_has_a_report_that_says_so(tmp_path: Path) -> None:
 
 def test_one_rank_is_not_compared_with_itself(tmp_path: Path) -> None:
     make_ranks(make_run(tmp_path, {0: {"spans": [span(1, "denoise", (0, 9))]}}), {})
-    assert "Imbalance" not in outline(report.render(tmp_path)).headings
+    assert "Imbalance" not in outline(run_page.render(tmp_path)).headings
 
 
 def test_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run"):
-        report.write(tmp_path)
+        write_run_page(tmp_path)
 
 
 def test_a_failed_run_says_first_what_happened_and_escapes_it(run_dir: Path) -> None:
     (run_dir / "config.yaml").write_text("prompt: a <cat> & a dog\n")
-    html = report.write(run_dir, ["rank 1: the last <3> bytes"]).read_text()
+    html = write_run_page(run_dir, ["rank 1: the last <3> bytes"]).read_text()
     found = outline(html)
     assert found.headings == [
         "baseline",
@@ -204,7 +205,7 @@ def test_a_failed_run_says_first_what_happened_and_escapes_it(run_dir: Path) -> 
 
 
 def test_sizes_are_gib_with_the_bytes_as_a_tooltip(run_dir: Path) -> None:
-    html = report.render(run_dir)
+    html = run_page.render(run_dir)
     row = next(line for line in html.splitlines() if line.startswith('<tr><th scope="row">0</th><td><span'))
     assert re.findall(r'title="([^"]*)">([^<]*)<', row) == [
         ("2,147,483,648 bytes", "2.00"),
@@ -269,7 +270,7 @@ def test_summary_says_what_is_a_lower_bound_and_why(tmp_path: Path) -> None:
         "there",
         "device used of rank 1 is a lower bound: no sample was taken between the boundaries of spans",
     ]
-    page = report.render(tmp_path)
+    page = run_page.render(tmp_path)
     rows = [line for line in page.splitlines() if line.startswith('<tr><th scope="row">')][:3]
     assert [row.count("at least") for row in rows] == [2, 1, 0]
     assert page.count('<dd class="big">at least <span title="1,073,741,824 bytes">1.00</span> GiB</dd>') == 1
@@ -288,7 +289,7 @@ def test_summary_says_of_which_ranks_the_replay_could_be_compared(tmp_path: Path
         "replay: not compared on ranks 1 to 3: ended before that (died, interrupted)",
     ]
     make_run(tmp_path, {rank: {"spans": [span(1, "denoise", (0, 1))]} for rank in range(6)})
-    page = report.render(tmp_path)
+    page = run_page.render(tmp_path)
     assert '<dd class="big">2 of 3</dd>' in page
     assert "ranks replay to the byte, 1 within 1,536 bytes, 3 ended before they could be compared" in page
     assert [word in page for word in ("exact</td>", "not compared</td>", "within 1,536 bytes</td>")] == [
@@ -307,15 +308,15 @@ def test_summary_of_ranks_that_were_killed_does_not_deny_their_events(tmp_path: 
 
 
 def test_what_plotly_needs_is_in_the_file_and_comes_out_whole(run_dir: Path) -> None:
-    packed = outline(report.render(run_dir)).scripts["plotly"]
+    packed = outline(run_page.render(run_dir)).scripts["plotly"]
     assert gzip.decompress(base64.b64decode(packed)).decode().startswith("/**\n* plotly.js v")
-    assert report.render(run_dir) == report.render(run_dir)
+    assert run_page.render(run_dir) == run_page.render(run_dir)
 
 
 def test_names_from_a_run_cannot_leave_their_script_element(tmp_path: Path) -> None:
     evil = "</script><script>alert(1)</script>"
     make_ranks(make_run(tmp_path, {0: {"spans": [span(1, evil.replace("/", ""), (0, 9))]}}), {})
-    found = outline(report.render(tmp_path))
+    found = outline(run_page.render(tmp_path))
     assert sorted(found.scripts) == [
         *("code", "data-books", "data-heats-0", "data-heats-1", "data-heats-2", "data-timelines-0", "plotly")
     ]
@@ -327,7 +328,7 @@ def test_names_from_a_run_are_no_links_in_a_figure(tmp_path: Path) -> None:
     events = [blank("allocs", seq=1, action="alloc", size_bytes=5, category="weight", span_id=1)]
     spans = [span(1, link, (0, 9), allocated=(0, 5, 5), step=0, component=link)]
     make_ranks(make_run(tmp_path, {rank: {"spans": spans, "allocs": events} for rank in (0, 1)}), {}, {})
-    text = report.render(tmp_path)
+    text = run_page.render(tmp_path)
     figures = drawn(outline(text))
     assert {name.split("-")[0] for name in figures} >= {
         "heats",
@@ -349,7 +350,7 @@ def test_of_256_ranks_the_telling_ones_are_drawn_and_the_range_of_all(tmp_path: 
     make_ranks(
         make_run(tmp_path, ranks), *({"status": "died" if rank == 77 else "ok"} for rank in range(256))
     )
-    html = report.render(tmp_path)
+    html = run_page.render(tmp_path)
     figures = drawn(outline(html))
     shown = [0, 77, *range(242, 256)]
     assert f"({', '.join(map(str, shown))})" in html
@@ -366,12 +367,12 @@ def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
         make_ranks(
             make_run(tmp_path / name, {0: {"spans": spans}}), {}, run_id=name, source=source, status="ok"
         )
-    html = report.render(tmp_path / "measured", beside=tmp_path / "predicted")
+    html = run_page.render(tmp_path / "measured", beside=tmp_path / "predicted")
     assert "Predicted and measured" in outline(html).headings
     (row,) = re.findall(r"<tr>.*<td>-25.00%</td></tr>", html)
     assert re.findall(r">(\d\.\d\d)<", row) == ["4.00", "3.00"]
     with pytest.raises(ConfigError, match="its source is not another one"):
-        report.render(tmp_path / "measured", beside=tmp_path / "measured")
+        run_page.render(tmp_path / "measured", beside=tmp_path / "measured")
 
 
 def test_a_report_of_many_steps_is_small_and_says_what_it_leaves_out(tmp_path: Path) -> None:
@@ -385,7 +386,7 @@ def test_a_report_of_many_steps_is_small_and_says_what_it_leaves_out(tmp_path: P
         )
         ranks[rank] = {"spans": spans}
     make_ranks(make_run(tmp_path, ranks), {}, {})
-    text = report.render(tmp_path)
+    text = run_page.render(tmp_path)
     assert "1,600 more rows are left out" in text
     assert "Of 1,000 steps at most 400 are drawn" in text
     assert text.count('title="999 bytes"') and text.count('title="1,000 bytes"')

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from run_tables import answer, blank, make_ranks, make_run, span
 
-from ray_memprof import plots, report
-from ray_memprof.schema import TABLES
-from ray_memprof.summary import summary_lines
+from ray_memprof.report import plots, run_page
+from ray_memprof.report.summary import summary_lines
+from ray_memprof.store.schema import TABLES
 
 GIB = 2**30
 
@@ -98,7 +98,7 @@ def test_a_stage_that_a_rank_did_not_run_is_a_gap_in_the_heat() -> None:
     "name", ["ink", "paper", "line", *plots.ACCOUNTS, "active", "spread", "heat4", "rank7"]
 )
 def test_every_colour_is_set_for_light(name: str) -> None:
-    css = (Path(report.__file__).parent / "templates" / "report.css").read_text()
+    css = (Path(run_page.__file__).parent / "templates" / "report.css").read_text()
     light = css.partition("@media")[0]
     assert re.search(rf"--{name}: #[0-9a-f]{{6}};", light)
 
@@ -216,10 +216,10 @@ def test_of_a_long_table_the_ends_and_the_largest_of_each_figure_are_listed() ->
     ]
     rows[30] |= {"a_bytes": 99}
     rows[60] |= {"duration_ns": 5}
-    assert report.telling(rows, 6)[0] == rows[0]
-    picked = [rows.index(row) for row in report.telling(rows, 6)]
+    assert run_page.telling(rows, 6)[0] == rows[0]
+    picked = [rows.index(row) for row in run_page.telling(rows, 6)]
     assert picked == [0, 30, 49, 50, 60, 99]
-    assert report.telling(rows, 1000) == rows
+    assert run_page.telling(rows, 1000) == rows
 
 
 def test_figures_grow_with_what_they_list() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof import repository as repositories
-from ray_memprof.config import RunConfig
-from ray_memprof.repository import commit_text, repository
-from ray_memprof.run_state import RunState
-from ray_memprof.verdict import Verdict
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver import repository as repositories
+from ray_memprof.driver.repository import commit_text, repository
+from ray_memprof.driver.run_state import RunState
+from ray_memprof.supervision.verdict import Verdict
 
 
 def git(folder: Path, *arguments: str) -> str:

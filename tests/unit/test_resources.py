@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from ray_memprof.config import RunConfig
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.capacity import check_capacity, shortage, wanted
 from ray_memprof.errors import NotEnoughGpus
-from ray_memprof.resources import check_capacity, shortage, wanted
 
 
 def config(*, ranks: int | None = None, ulysses: int = 1, ring: int = 1, **ray: Any) -> RunConfig:

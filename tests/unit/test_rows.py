@@ -17,8 +17,17 @@ import pytest
 from pyarrow import csv, parquet
 
 from ray_memprof.errors import ConfigError, DiskFull
-from ray_memprof.exporters.whole_file import whole_file
-from ray_memprof.rows import MOST_ROWS, Form, Shown, cell, columns_text, table_text, write, write_text
+from ray_memprof.query.answers import (
+    MOST_ROWS,
+    Form,
+    Shown,
+    cell,
+    columns_text,
+    table_text,
+    write,
+    write_text,
+)
+from ray_memprof.store.whole_file import whole_file
 from ray_memprof.wording import number_text
 
 Read = Callable[[], str]

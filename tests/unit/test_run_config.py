@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ray_memprof.config import RunConfig
-from ray_memprof.config_load import effective_yaml, load_config
+from ray_memprof.config.load import effective_yaml, load_config
+from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import EXIT_CONFIG, ConfigError
 
 SEED_EXAMPLE = """
@@ -468,9 +468,9 @@ def test_every_fault_has_its_line_and_says_where_it_came_from(refusal: Refusal) 
 def test_loading_brings_neither_torch_nor_ray(write: Write) -> None:
     program = (
         "import sys\n"
-        "from ray_memprof.config_load import effective_yaml\n"
-        "from ray_memprof.config_check import check_files, warnings\n"
-        "from ray_memprof.matrix import expand\n"
+        "from ray_memprof.config.load import effective_yaml\n"
+        "from ray_memprof.config.rules import check_files, warnings\n"
+        "from ray_memprof.config.matrix import expand\n"
         "config, = expand(sys.argv[1])\n"
         "check_files(config), warnings(config), effective_yaml(config)\n"
         "print(sorted({'torch', 'ray', 'numpy', 'pyarrow', 'duckdb', 'ray_memprof'} & set(sys.modules)))\n"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from ray_memprof.config import RunConfig
-from ray_memprof.config_check import check_files, warnings
-from ray_memprof.config_load import from_mapping
+from ray_memprof.config.load import from_mapping
+from ray_memprof.config.rules import check_files, warnings
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.config.wan_keys import wan_options
 from ray_memprof.errors import ConfigError
-from ray_memprof.wan_options import wan_options
 from wan.config import TASKS
 from wan.errors import InputError
 from wan.levers import Levers

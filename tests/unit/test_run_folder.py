@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ray_memprof.errors import DiskFull, PreflightFailed
-from ray_memprof.processes import started
-from ray_memprof.run_folder import RunFolder, is_run, make_node_folder, node_folder
+from ray_memprof.store.processes import started
+from ray_memprof.store.run_folder import RunFolder, is_run, make_node_folder, node_folder
 
 
 def new(output_dir: Path) -> RunFolder:

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.config import RunConfig
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.ending import ending, settle, summary
+from ray_memprof.driver.interrupts import Abandoned, Interrupted, Interrupts
+from ray_memprof.driver.live import Live
+from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import DiskFull, GpusBusy
-from ray_memprof.interrupts import Abandoned, Interrupted, Interrupts
-from ray_memprof.live import Live
-from ray_memprof.messages import Outcome, RankFacts
-from ray_memprof.recorder_status import Beat, ReplayCheck
-from ray_memprof.results import ending, settle, summary
-from ray_memprof.run_folder import RunFolder
-from ray_memprof.run_state import RunState
-from ray_memprof.schema import RANKS, RUNS
-from ray_memprof.verdict import Loss, Verdict
+from ray_memprof.rank.messages import Outcome, RankFacts
+from ray_memprof.recorder.status import Beat, ReplayCheck
+from ray_memprof.store.run_folder import RunFolder
+from ray_memprof.store.schema import RANKS, RUNS
+from ray_memprof.supervision.verdict import Loss, Verdict
 
 CHECK = ReplayCheck(**{name: number for number, name in enumerate(ReplayCheck.__dataclass_fields__)})
 DIED = Verdict(status="died", exit_code=10, reason="rank 1: process died", hint="see the log", ranks=(1,))

@@ -6,12 +6,20 @@ from typing import Any
 import pytest
 from recorder_fakes import FakeStore
 
-from ray_memprof import scribe as module
+from ray_memprof.allocator.replay import BlockReplay, Replay
 from ray_memprof.errors import DiskFull
-from ray_memprof.ledger import Entry
-from ray_memprof.meters import Batch, Reading
-from ray_memprof.replay import BlockReplay, Replay
-from ray_memprof.scribe import QUEUE_LENGTH, Collective, Parcel, Sample, Scribe, SpanRecord, Stacks
+from ray_memprof.recorder import scribe as module
+from ray_memprof.recorder.ledger import Entry
+from ray_memprof.recorder.meters.meter import Batch, Reading
+from ray_memprof.recorder.scribe import (
+    QUEUE_LENGTH,
+    Collective,
+    Parcel,
+    Sample,
+    Scribe,
+    SpanRecord,
+    Stacks,
+)
 
 MIB = 2**20
 

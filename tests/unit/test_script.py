@@ -11,7 +11,7 @@ from types import FrameType
 import pytest
 
 from ray_memprof.errors import EXIT_WORKLOAD
-from ray_memprof.script import ScriptFailed, run_script
+from ray_memprof.workload.script import ScriptFailed, run_script
 
 Write = Callable[[str], Path]
 

@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_ring import FakeCuda
 
-from ray_memprof.meters import program_history as kept_module
-from ray_memprof.meters import shared_history as module
-from ray_memprof.meters.cuda import CudaMeter
-from ray_memprof.meters.program_history import Kept
-from ray_memprof.problems import Problems
+from ray_memprof.recorder.meters import program_history as kept_module
+from ray_memprof.recorder.meters import shared_history as module
+from ray_memprof.recorder.meters.cuda import CudaMeter
+from ray_memprof.recorder.meters.program_history import Kept
+from ray_memprof.recorder.problems import Problems
 
 Program = Callable[[FakeCuda, Callable[[], None]], Any]
 

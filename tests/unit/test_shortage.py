@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ray_memprof.shortage import SCARCE_BYTES, chain, headline, shortage_of
+from ray_memprof.rank.shortage import SCARCE_BYTES, chain, headline, shortage_of
 
 NCCL = """NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, {kind}, NCCL version 2.28.9
 {name}: {meaning}

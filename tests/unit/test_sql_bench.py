@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ray_memprof import questions
+from ray_memprof.query import questions
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_sql.py"
 

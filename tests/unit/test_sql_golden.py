@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from run_tables import Row, answer, blank, event, make_ranks, make_run, span
 
-from ray_memprof import db, questions, report
-from ray_memprof.exporters import memory_events
-from ray_memprof.summary import summary_lines
+from ray_memprof.formats.memory_events import write_memory_events
+from ray_memprof.query import database, questions
+from ray_memprof.report import run_page
+from ray_memprof.report.summary import summary_lines
 
 HERE = Path(__file__).parent
 
@@ -131,7 +132,7 @@ def test_every_question_has_an_answer_on_an_odd_run(odd_run: tuple[str, Path]) -
 
 
 def everything(run_dir: Path) -> dict[str, list[Any]]:
-    with db.open_run(run_dir) as connection:
+    with database.open_run(run_dir) as connection:
         return {
             question: connection.sql(questions.question(question)).fetchall()
             for question in questions.QUESTIONS
@@ -145,9 +146,9 @@ def test_a_question_asked_alone_finds_all_that_it_reads(tmp_path: Path) -> None:
 
 def test_an_odd_run_has_a_report_a_summary_and_a_database(odd_run: tuple[str, Path]) -> None:
     name, run_dir = odd_run
-    html = report.render(run_dir)
+    html = run_page.render(run_dir)
     is_drawn = name in ("whole", "one rank", "without allocs", "samples alone", "failed")
     assert ("data-timelines-0" in html) == is_drawn
     assert len(summary_lines(run_dir)) > 0
-    assert db.build(run_dir).is_file()
-    assert memory_events.write(run_dir).is_file()
+    assert database.build(run_dir).is_file()
+    assert write_memory_events(run_dir).is_file()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from random_runs import CATEGORIES, Moment, Rank, State, as_run, play
 from run_tables import Row, blank
 
-from ray_memprof.questions import question
+from ray_memprof.query.questions import question
 
 Key = tuple[Any, ...]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from run_tables import Row, answer, blank, columns, event, make_run, span
 
-from ray_memprof.db import query
+from ray_memprof.query.database import query
 
 CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output", "before")
 

@@ -2,9 +2,15 @@
 
 import pytest
 
-from ray_memprof.messages import Whereabouts
-from ray_memprof.recorder_status import Beat, Group
-from ray_memprof.stall import Progress, Suspicion, in_collective, last_frame, suspects
+from ray_memprof.rank.messages import Whereabouts
+from ray_memprof.recorder.status import Beat, Group
+from ray_memprof.supervision.hang import (
+    Progress,
+    Suspicion,
+    in_collective,
+    last_frame,
+    suspects,
+)
 
 STACK = """  File "/x/torch/distributed/distributed_c10d.py", line 1, in run
     main()

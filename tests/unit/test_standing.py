@@ -12,18 +12,18 @@ import pytest
 from run_tables import answer, make_ranks, make_run, span
 from typer.testing import CliRunner
 
-from ray_memprof import report
+from ray_memprof.analysis.comparison.compare import compare
+from ray_memprof.analysis.comparison.text import warnings
+from ray_memprof.analysis.diagnosis.findings import diagnosed, found_text
 from ray_memprof.cli import app
-from ray_memprof.compare import compare
-from ray_memprof.compare_text import warnings
-from ray_memprof.config import RunConfig
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.ending import _note_progress
+from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import ConfigError
-from ray_memprof.findings import diagnosed, found_text
-from ray_memprof.processes import started
-from ray_memprof.recorder_status import Beat
-from ray_memprof.results import _note_progress
-from ray_memprof.run_state import RunState
-from ray_memprof.standing import Standing, driver_facts, standing
+from ray_memprof.recorder.status import Beat
+from ray_memprof.report import run_page
+from ray_memprof.store.processes import started
+from ray_memprof.store.standing import Standing, driver_facts, standing
 
 NOW_NS = 1_800_000_000 * 10**9
 SPANS = {"spans": [span(1, "denoise", (0, 10), step=0, allocated=(0, 0, 2**30))]}
@@ -114,7 +114,7 @@ def test_every_answer_says_that_the_run_is_still_going_on(tmp_path: Path) -> Non
     assert told.startswith(
         "the run is still going on (running, step 12 of 50); what follows is of the time until now\n"
     )
-    page = report.render(run_dir)
+    page = run_page.render(run_dir)
     assert "The run is still going on" in page and "running, step 12 of 50." in page
     assert "failed" not in page.split("</section>")[0]
     answered = CliRunner().invoke(app, ["query", "peak_by_rank", str(run_dir)])

@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from run_tables import blank
 
-import ray_memprof.store as store_module
+import ray_memprof.store.rank_store as store_module
 from ray_memprof.errors import DiskFull
-from ray_memprof.schema import TABLES
-from ray_memprof.store import (
+from ray_memprof.store.rank_store import (
     OPEN_STREAM,
     RankStore,
     manifest_path,
@@ -29,6 +28,7 @@ from ray_memprof.store import (
     table_dir,
     write_part,
 )
+from ray_memprof.store.schema import TABLES
 
 LEDGER = {"t_ns": [1, 2], "span_id": [1, 1], "account": ["nccl", "context"], "bytes": [5, -5]}
 
@@ -222,7 +222,7 @@ def test_a_disk_that_fills_up_while_appending_ends_the_table(tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ray_memprof.store import RankStore
+from ray_memprof.store.rank_store import RankStore
 store = RankStore(Path(sys.argv[1]), 0, seal_rows=100)
 for value in range(250):
     store.append("ledger", {"t_ns": [value], "span_id": [1], "account": ["nccl"], "bytes": [value]})

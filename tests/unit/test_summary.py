@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from run_tables import make_run, span
 
-from ray_memprof import diagnosis
-from ray_memprof.diagnosis import Finding
-from ray_memprof.summary import summary_lines
+from ray_memprof.analysis.diagnosis import diagnose
+from ray_memprof.analysis.diagnosis.diagnose import Finding
+from ray_memprof.report.summary import summary_lines
 
 
 def findings(number: int) -> list[Finding]:
@@ -23,8 +23,8 @@ def test_the_first_two_findings_are_told(
 ) -> None:
     run = make_run(tmp_path, {0: {"spans": [span(1, "denoise", (0, 5))]}})
     before = summary_lines(run)
-    monkeypatch.setattr(diagnosis, "findings", lambda connection: findings(number))
+    monkeypatch.setattr(diagnose, "findings", lambda connection: findings(number))
     told = summary_lines(run)
     more = [f"more findings: {number - 2}, see ray-memprof diagnose"] if number > 2 else []
-    assert told == [*before, *diagnosis.lines(findings(number)[:2]), *more]
+    assert told == [*before, *diagnose.lines(findings(number)[:2]), *more]
     assert len(told) == len(before) + 2 * min(number, 2) + (number > 2)

@@ -18,10 +18,10 @@ from supervised import (
     watched,
 )
 
-from ray_memprof.messages import Outcome
-from ray_memprof.recorder_status import Beat
-from ray_memprof.supervise import POLL_S, watch
-from ray_memprof.verdict import Loss, LossKind, Verdict
+from ray_memprof.rank.messages import Outcome
+from ray_memprof.recorder.status import Beat
+from ray_memprof.supervision.verdict import Loss, LossKind, Verdict
+from ray_memprof.supervision.watch import POLL_S, watch
 
 
 def test_no_rank_at_all() -> None:

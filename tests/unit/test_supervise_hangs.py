@@ -17,7 +17,7 @@ from supervised import (
     watched,
 )
 
-from ray_memprof.supervise import WAKE_S
+from ray_memprof.supervision.watch import WAKE_S
 
 
 def test_hang_names_the_rank_outside_a_collective() -> None:

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from ray_memprof import db
+from ray_memprof.query import database
 
 RANKS, EVENTS, BLOCKS = 2, 10_000, 2
 
@@ -33,7 +33,7 @@ def run_dir(maker: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_as_many_events_as_asked_and_every_file_of_a_run(run_dir: Path) -> None:
-    with db.open_run(run_dir) as connection:
+    with database.open_run(run_dir) as connection:
         counts = connection.execute("SELECT COUNT(*) FROM allocs GROUP BY rank").fetchall()
     a_step = 2 * BLOCKS * 60
     assert all(abs(count - EVENTS) <= a_step for (count,) in counts)
@@ -42,7 +42,7 @@ def test_as_many_events_as_asked_and_every_file_of_a_run(run_dir: Path) -> None:
 
 
 def test_replayed_events_give_the_peaks_and_ends_of_spans(run_dir: Path) -> None:
-    with db.open_run(run_dir) as connection:
+    with database.open_run(run_dir) as connection:
         connection.execute(f"CREATE TABLE replayed AS {REPLAY}")
         innermost = connection.execute(
             "SELECT COUNT(*), COUNT(*) FILTER (WHERE (a, b, c) = (allocated_peak_bytes, active_peak_bytes, "
@@ -57,7 +57,7 @@ def test_replayed_events_give_the_peaks_and_ends_of_spans(run_dir: Path) -> None
         ).fetchall()
     assert innermost is not None
     assert innermost[0] == innermost[1] > 2 * BLOCKS * RANKS
-    peaks = db.query(run_dir, "peak_by_rank").to_pylist()
+    peaks = database.query(run_dir, "peak_by_rank").to_pylist()
     assert whole == [(row["rank"], row["allocated_peak_bytes"], row["reserved_peak_bytes"]) for row in peaks]
     assert held == [(0,)]
 
@@ -67,14 +67,14 @@ def test_addresses_are_never_given_out_twice_at_a_time(run_dir: Path) -> None:
         "SELECT COUNT(*) FROM (SELECT action, LAG(action) OVER (PARTITION BY rank, address ORDER BY seq) AS before "
         "FROM allocs WHERE action IN ('alloc', 'free_completed')) WHERE action = before"
     )
-    with db.open_run(run_dir) as connection:
+    with database.open_run(run_dir) as connection:
         assert connection.execute(overlaps).fetchone() == (0,)
 
 
 def test_the_books_close_but_for_what_was_left_out_on_purpose(run_dir: Path) -> None:
-    rows = db.query(run_dir, "books").to_pylist()
+    rows = database.query(run_dir, "books").to_pylist()
     assert {row["unexplained_bytes"] for row in rows} == {0, 6 * 2**20}
-    assert {row["is_exact"] for row in db.query(run_dir, "replay_check").to_pylist()} == {True}
+    assert {row["is_exact"] for row in database.query(run_dir, "replay_check").to_pylist()} == {True}
 
 
 def test_times_rise_and_children_lie_inside_their_parents(run_dir: Path) -> None:
@@ -87,7 +87,7 @@ def test_times_rise_and_children_lie_inside_their_parents(run_dir: Path) -> None
         "SELECT COUNT(*) FROM (SELECT t_ns - LAG(t_ns) OVER (PARTITION BY rank ORDER BY seq) AS gap FROM allocs) "
         "WHERE gap < 0"
     )
-    with db.open_run(run_dir) as connection:
+    with database.open_run(run_dir) as connection:
         assert connection.execute(text).fetchone() == (0,)
         assert connection.execute(late).fetchone() == (0,)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ray_memprof.errors import DiskFull
-from ray_memprof.torch_trace import TraceSchedule, tracing
+from ray_memprof.recorder.torch_trace import TraceSchedule, tracing
 from wan.spans import span
 
 # Some tests keep every step on purpose.

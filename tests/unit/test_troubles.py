@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from ray_memprof import troubles as troubles_module
-from ray_memprof.config import RunConfig
-from ray_memprof.recorder_status import Beat
-from ray_memprof.run_state import RunState
-from ray_memprof.troubles import LEFT_BYTES, Troubles
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver import troubles as troubles_module
+from ray_memprof.driver.run_state import RunState
+from ray_memprof.driver.troubles import LEFT_BYTES, Troubles
+from ray_memprof.recorder.status import Beat
 
 
 def beat(rank: int, problem: str = "") -> Beat:

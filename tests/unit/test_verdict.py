@@ -2,8 +2,8 @@
 
 import pytest
 
-from ray_memprof.messages import Outcome
-from ray_memprof.verdict import is_peer_error, judge
+from ray_memprof.rank.messages import Outcome
+from ray_memprof.supervision.verdict import is_peer_error, judge
 
 STORE = "[Rank 1] is setting up NCCL communicator and retrieving ncclUniqueId from [0] by key '0'"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_memprof.page import as_plain_text
+from ray_memprof.report.page import as_plain_text
 from ray_memprof.wording import visible
 
 HOSTILE = '<a href="javascript:x">&amp;</a>'

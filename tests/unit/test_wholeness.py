@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from run_tables import load, make_ranks, make_run, span
 
-from ray_memprof.collect import gather
-from ray_memprof.compare import compare
-from ray_memprof.compare_text import warnings
+from ray_memprof.analysis.comparison.compare import compare
+from ray_memprof.analysis.comparison.text import warnings
 from ray_memprof.errors import ConfigError
-from ray_memprof.store import OPEN_STREAM, RankStore
-from ray_memprof.wholeness import lacking
+from ray_memprof.store.gather import gather
+from ray_memprof.store.rank_store import OPEN_STREAM, RankStore
+from ray_memprof.store.wholeness import lacking
 
 LIMIT = ["peak_device_used > +2%"]
 

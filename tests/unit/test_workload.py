@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from ray_memprof import workload
-from ray_memprof.config import RunConfig
-from ray_memprof.config_load import from_mapping
-from ray_memprof.config_sections import Logging
-from ray_memprof.messages import RankFacts, RankPlan
+from ray_memprof.config.keys import Logging
+from ray_memprof.config.load import from_mapping
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.rank.messages import RankFacts, RankPlan
+from ray_memprof.workload import wan
 from wan.errors import MediaError
 from wan.media import read_image
 from wan.spans import Attribute, listening
@@ -76,7 +76,7 @@ def plan(given: RunConfig, run_dir: Path, **changes: Any) -> RankPlan:
 
 
 def run_plan(given: RankPlan, recorder: Any) -> None:
-    workload.run(given.config, given.place, recorder, device=given.device, run_dir=given.run_dir)
+    wan.run(given.config, given.place, recorder, device=given.device, run_dir=given.run_dir)
 
 
 def run(given: RankPlan) -> Recorder:
@@ -170,7 +170,7 @@ def test_a_rank_takes_its_own_gpu_from_the_list_of_its_node(tmp_path: Path) -> N
 def test_every_dtype_that_multiplies_is_warmed_up(
     precision: str, task: str, dtypes: set[torch.dtype], monkeypatch: pytest.MonkeyPatch, picture: Path
 ) -> None:
-    from ray_memprof.wan_options import wan_options
+    from ray_memprof.config.wan_keys import wan_options
 
     linear, seen = torch.nn.functional.linear, set()
 
@@ -183,7 +183,7 @@ def test_every_dtype_that_multiplies_is_warmed_up(
         generation={"image": str(picture)} if task == "i2v-tiny" else {},
     )
     monkeypatch.setattr("torch.nn.functional.linear", watch)
-    workload._warm_up(wan_options(given))
+    wan._warm_up(wan_options(given))
     assert seen == dtypes
 
 
@@ -288,6 +288,6 @@ def test_two_ranks_make_one_video_in_a_group_of_their_own(tmp_path: Path) -> Non
 
 def test_a_folder_of_ones_own_takes_the_traces(tmp_path: Path) -> None:
     own = Logging(level="torch_profiler", trace_path=tmp_path / "mine")
-    assert workload.trace_file(own, tmp_path / "run", 1) == tmp_path / "mine" / "rank1.pt.trace.json"
-    default = workload.trace_file(Logging(level="torch_profiler"), tmp_path / "run", 1)
+    assert wan.trace_file(own, tmp_path / "run", 1) == tmp_path / "mine" / "rank1.pt.trace.json"
+    default = wan.trace_file(Logging(level="torch_profiler"), tmp_path / "run", 1)
     assert default == tmp_path / "run" / "trace" / "rank1.pt.trace.json"

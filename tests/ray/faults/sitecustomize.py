@@ -1,7 +1,7 @@
 """Put on PYTHONPATH by tests: in a rank, the import of one module fails as if it were not installed.
 
 FAULT_IMPORT=torch FAULT_RANK=2     once the rank knows that it is rank 2
-FAULT_IMPORT=ray_memprof.rank       in every process of Ray's workers, while the actor is being made
+FAULT_IMPORT=ray_memprof.rank.actor       in every process of Ray's workers, while the actor is being made
 """
 
 import os

@@ -1,0 +1,284 @@
+"""What the allocator held when a trace began, told from the trace itself and from the segments at its end.
+
+    witness.see(actions, addresses, sizes, pools)              # every event, in order
+    columns = replay.prime(witness.segments_at_start(final_segments, replay), t_ns)
+
+A trace rarely begins with the program: recording was switched on late, or the ring of events was full and the oldest
+are gone. But a block that is freed without having been allocated was there before, and so was one at the end that no
+event speaks of. Segments follow by undoing their events from the last to the first.
+
+What each block took (which is more than was asked for) is known from the snapshot for those that are there at the end.
+For the others it follows from the allocator's rule of splitting and from the next block behind them: exact, with one
+exception. A request above 1 MiB, without expandable segments, may have kept up to 1 MiB that was too little to split
+off; one of a pool that splits nothing, all that its segment had. When what lay behind it was free at the start and no
+block began there before it was freed, no event tells. Then it counts as the settings say, and `doubt_bytes` says how
+much more or less it can have been.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from ray_memprof.allocator.block_sizes import DEFAULT_POOL, Doubt, Pool, exact_size
+from ray_memprof.allocator.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Segment
+
+_SEGMENT_ACTIONS = frozenset(("segment_alloc", "segment_free", "segment_map", "segment_unmap"))
+Block = dict[str, Any]
+_GROWING = frozenset(("segment_map", "segment_unmap"))
+_CONF = "PYTORCH_CUDA_ALLOC_CONF"
+_LIMITS = ("max_split_size", "roundup_power2_divisions")
+_SWITCHED_OFF = "expandable_segments:False"
+_Range = tuple[int, bool, Pool | None]
+"""Where a segment ends, whether it can grow, and its pool."""
+
+
+@dataclass(slots=True)
+class _Elder:
+    """A block that was there before the trace."""
+
+    address: int
+    requested: int
+    state: str
+    freed_at: int
+    """Number of the event that ended it; -1: it is there at the end."""
+
+
+@dataclass(slots=True)
+class Witness:
+    """Sees every event once and keeps what tells about the time before: a few entries for each address in use."""
+
+    doubt_bytes: int = 0
+    """How much more or less than segments_at_start() says its blocks may have taken, in all."""
+    _num_events: int = 0
+    _alive: set[int] = field(default_factory=set)
+    """Blocks that an event has spoken of and that are not freed."""
+    _first_alloc: dict[int, int] = field(default_factory=dict)
+    _elders: dict[int, _Elder] = field(default_factory=dict)
+    _segment_events: list[tuple[str, int, int, Pool | None]] = field(default_factory=list)
+    _addresses: list[int] = field(default_factory=list)
+    """Of _first_alloc, sorted, once all events are seen."""
+
+    def see(
+        self,
+        actions: Sequence[str],
+        addresses: Sequence[int],
+        sizes: Sequence[int],
+        pools: Sequence[Pool | None] = (),
+    ) -> None:
+        """The next events; `pools` are those of each, where events say."""
+        first = self._num_events + 1
+        alive, first_alloc = self._alive, self._first_alloc
+        number = self._num_events
+        for action, address, size in zip(actions, addresses, sizes, strict=True):
+            number += 1
+            if action == "alloc":
+                alive.add(address)
+                first_alloc.setdefault(address, number)
+            elif action == "free_requested":
+                if address not in alive:
+                    self._elders.setdefault(address, _Elder(address, size, "active_allocated", -1))
+                    alive.add(address)
+            elif action == "free_completed":
+                if address in alive:
+                    alive.discard(address)
+                else:
+                    self._elders.setdefault(address, _Elder(address, size, "active_pending_free", -1))
+                elder = self._elders.get(address)
+                if elder is not None and elder.freed_at < 0:
+                    elder.freed_at = number
+            elif action in _SEGMENT_ACTIONS:
+                pool = pools[number - first] if pools else None
+                self._segment_events.append((action, address, size, pool))
+        self._num_events = number
+
+    def new_pools(self) -> Iterator[Pool | None]:
+        """The pool of each segment_alloc and segment_map, in order; None: the event does not say."""
+        return (
+            pool for action, _, _, pool in self._segment_events if action in ("segment_alloc", "segment_map")
+        )
+
+    def doubt(self, final: Sequence[Segment], settings: Mapping[str, Any]) -> Doubt:
+        """What of the rule of splitting the settings do not tell for all moments and segments."""
+        events = {(action in _GROWING, pool) for action, _, _, pool in self._segment_events}
+        there = {(segment["is_expandable"], segment["pool"]) for segment in final}
+        pools = {pool for _, pool in events | there}
+        # A pool with an allocator of its own is never expandable: its segments say nothing of the setting.
+        kinds = {
+            is_expandable
+            for is_expandable, pool in events | there
+            if is_expandable or pool in (None, DEFAULT_POOL)
+        }
+        # Early versions of torch leave the settings out: then the segments must tell.
+        is_mixed = bool(kinds - {settings.get("expandable_segments", any(kinds))})
+        # What nobody needs to say is said by those who had switched it on.
+        conf = [settings[_CONF]] if _CONF in settings else []
+        is_mixed |= any(_SWITCHED_OFF in text for text in conf)
+        return Doubt(
+            setting=is_mixed,
+            pools=bool(pools - {None, DEFAULT_POOL}),
+            limits=not all(name in settings or (conf and name not in conf[0]) for name in _LIMITS),
+        )
+
+    def is_expandable(self, final: Sequence[Segment]) -> bool:
+        """Whether segments grew."""
+        return any(segment["is_expandable"] for segment in final) or any(
+            action in _GROWING for action, *_ in self._segment_events
+        )
+
+    def segments_at_start(
+        self, final: Iterable[Segment], rules: BlockReplay, doubt: Doubt | None = None
+    ) -> list[Segment]:
+        """The segments when the trace began, as BlockReplay.prime() takes them, each with its pool (None: unknown)."""
+        final, doubt = list(final), doubt or Doubt()
+        self.doubt_bytes = 0
+        ranges = self._ranges(final)
+        known = {block["address"]: block for block in self._survivors(final)}
+        used = sorted(known.keys() | self._elders.keys())
+        streams = {segment["address"]: segment.get("stream", 0) for segment in final}
+        segments: list[Segment] = []
+        for start, (end, is_expandable, pool) in sorted(ranges.items()):
+            inside = used[bisect_left(used, start) : bisect_left(used, end)]
+            here = Doubt(
+                setting=doubt.setting,
+                pools=doubt.pools and pool != DEFAULT_POOL,
+                limits=doubt.limits,
+                everything=doubt.everything,
+            )
+            blocks = self._blocks(start, end, inside, known, rules, here)
+            segments.append(
+                {
+                    "address": start,
+                    "total_size": end - start,
+                    "stream": streams.get(start, 0),
+                    "is_expandable": is_expandable,
+                    "pool": pool,
+                    "blocks": blocks,
+                }
+            )
+        return segments
+
+    def _survivors(self, final: list[Segment]) -> Iterable[Block]:
+        """Blocks at the end that were there at the start, in the state of then."""
+        for segment in final:
+            for block in segment["blocks"]:
+                if block["state"] == "inactive":
+                    continue
+                elder = self._elders.get(block["address"])
+                if block["address"] not in self._alive:
+                    yield dict(block)
+                elif elder is not None and elder.freed_at < 0:  # its free was requested in the trace
+                    yield {**block, "state": elder.state}
+
+    def _ranges(self, final: list[Segment]) -> dict[int, _Range]:
+        """The segments at the start, by address: every change undone."""
+        ranges = {
+            segment["address"]: (
+                segment["address"] + segment["total_size"],
+                segment.get("is_expandable", False),
+                segment.get("pool"),
+            )
+            for segment in final
+        }
+        for action, address, size, pool in reversed(self._segment_events):
+            if action == "segment_alloc":
+                ranges.pop(address, None)
+            elif action == "segment_free":
+                ranges[address] = address + size, False, pool
+            elif action == "segment_map":
+                _cut(ranges, address, address + size)
+            else:
+                _join(ranges, address, address + size, pool)
+        return ranges
+
+    def _blocks(
+        self,
+        start: int,
+        end: int,
+        used: list[int],
+        known: Mapping[int, Block],
+        rules: BlockReplay,
+        doubt: Doubt,
+    ) -> list[Block]:
+        """The blocks of a segment that has these in use, free ones between them."""
+        blocks: list[Block] = []
+        at = start
+        for index, address in enumerate(used):
+            if address > at:
+                blocks.append({"address": at, "size": address - at, "state": "inactive"})
+            if address in known:
+                block = known[address]
+            else:
+                behind = used[index + 1] if index + 1 < len(used) else end
+                elder = self._elders[address]
+                size = self._size(elder, behind, rules, doubt)
+                block = {
+                    "address": address,
+                    "size": size,
+                    "requested_size": elder.requested,
+                    "state": elder.state,
+                }
+            blocks.append(block)
+            at = address + block["size"]
+        if at < end:
+            blocks.append({"address": at, "size": end - at, "state": "inactive"})
+        return blocks
+
+    def _size(self, elder: _Elder, behind: int, rules: BlockReplay, doubt: Doubt) -> int:
+        """Bytes of a block that was freed: what was asked for, rounded, and what was too little to split off."""
+        wanted = rules.rounded(elder.requested)
+        end = elder.address + wanted
+        if not self._addresses:
+            self._addresses = sorted(self._first_alloc)
+        for address in islice(self._addresses, bisect_left(self._addresses, end), None):
+            if address >= behind:
+                break
+            # What began here while the elder lived is behind it.
+            if self._first_alloc[address] < elder.freed_at:
+                behind = address
+        rest = behind - end
+        if rest < MIN_BLOCK_BYTES:
+            if doubt.limits or doubt.everything:
+                self.doubt_bytes += max(behind, end) - elder.address - exact_size(elder.requested)
+            return max(behind, end) - elder.address
+        self.doubt_bytes += _untold(wanted, rest, rules, doubt)
+        return wanted if rules.splits(wanted, rest) else behind - elder.address
+
+
+def _untold(wanted: int, rest: int, rules: BlockReplay, doubt: Doubt) -> int:
+    """How much of the `rest` behind it may belong to a block, or not, against what the settings say."""
+    if doubt.pools or doubt.everything:
+        return rest
+    if doubt.limits:
+        return doubt.most(wanted, rest) - wanted
+    if wanted <= SMALL_BYTES:
+        return 0
+    is_split_anyway = rest > SMALL_BYTES and rules.may_split(wanted)
+    if not is_split_anyway and (doubt.setting or (rest > SMALL_BYTES and not rules.expandable_segments)):
+        return rest
+    if is_split_anyway and (doubt.setting or not rules.expandable_segments):
+        # It may have kept a part of `rest`, if a block of its own pool can have been made of what then remains.
+        return min(SMALL_BYTES, rest - SMALL_BYTES)
+    return 0
+
+
+def _cut(ranges: dict[int, _Range], first: int, last: int) -> None:
+    """Take [first, last) out of the ranges that can grow."""
+    for start, (end, is_expandable, pool) in list(ranges.items()):
+        if not is_expandable or end <= first or start >= last:
+            continue
+        del ranges[start]
+        if start < first:
+            ranges[start] = first, True, pool
+        if last < end:
+            ranges[last] = end, True, pool
+
+
+def _join(ranges: dict[int, _Range], first: int, last: int, pool: Pool | None) -> None:
+    """Put [first, last) in, one with the ranges that it touches."""
+    for start, (end, is_expandable, other) in list(ranges.items()):
+        if is_expandable and end >= first and start <= last:
+            del ranges[start]
+            first, last, pool = min(first, start), max(last, end), pool or other
+    ranges[first] = last, True, pool

@@ -1,0 +1,316 @@
+"""Two or more runs side by side: what moved, where, on which rank, and what was set differently. The first is the base.
+
+    compared = compare([Path("profiler_logs/a/latest"), Path("profiler_logs/b/latest")], ["peak_device_used > +2%"])
+    $ ray-memprof compare a b --fail-if 'peak_device_used > +2%'
+
+Figures are those of sql/measures.sql, for the whole run, for every rank, and for every span path over its visits; of
+several ranks the worst and the mean. Runs need not have the same ranks, spans or source. Leaves nothing.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from ray_memprof.analysis.comparison.limits import Check, check, parse
+from ray_memprof.errors import ConfigError
+from ray_memprof.query.ask import opened
+from ray_memprof.query.bounds import caveats
+from ray_memprof.store.standing import LEFT, RUNNING
+from ray_memprof.store.wholeness import lacking
+from ray_memprof.wording import rank_text
+
+Row = dict[str, Any]
+
+SQL_DIR = Path(__file__).parent / "sql"
+_OTHERWISE_NAMED = ("name", "description", "logging.output_dir")
+"""Keys that say nothing of what a run does."""
+_OF_TORCHRUN = ("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "TORCHELASTIC_", "WORLD_SIZE")
+"""Beginnings of the variables that say which rank of how many a process is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the runs."""
+
+    label: str
+    """What tells it from the others in a table: name, run id or path, the first that does."""
+    name: str
+    run_id: str
+    folder: str
+    status: str
+    """How it ended; unknown: its driver was killed before it wrote that down."""
+    reason: str
+    source: str
+    num_ranks: int
+    """Ranks that recorded a span."""
+    gpu_name: str
+    lacking: tuple[str, ...] = ()
+    """What of its rows is not there."""
+    bounds: tuple[str, ...] = ()
+    """Which of its peaks are lower bounds, and why, and which may be off by how much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A key that the runs do not agree on, with its value in each; None: the run has no such key."""
+
+    key: str
+    values: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that is known of runs side by side."""
+
+    sides: tuple[Side, ...]
+    """The base first."""
+    differences: tuple[Difference, ...]
+    moves: pa.Table
+    """Rows of sql/compare/moves.sql."""
+    checks: tuple[Check, ...]
+    rank: int | None
+    """The only rank that was looked at; None: all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A rank or a span of a run, beside the same of the base."""
+
+    run: int
+    path: str | None
+    rank: int | None
+    only_in: str | None
+    """Which of the two has it at all, base or other; None: both."""
+    share: float
+    """Of the figure of the whole base run: the largest of its moves."""
+    measures: dict[str, Row]
+    """Rows of sql/compare/moves.sql, in their order."""
+
+
+def places(rows: Iterable[Row], level: str) -> list[Place]:
+    """The ranks or the spans (`level`) among the rows of moves, in their order: those that moved most first."""
+    listed = (row for row in rows if row["level"] == level)
+    return [_place(list(group)) for _, group in groupby(listed, key=itemgetter("run", "path", "rank"))]
+
+
+def _place(rows: Sequence[Row]) -> Place:
+    first = rows[0]
+    sides = {row["only_in"] for row in rows}
+    return Place(
+        run=first["run"],
+        path=first["path"],
+        rank=first["rank"],
+        only_in=sides.pop() if len(sides) == 1 else None,
+        share=max(row["share_fraction"] or 0.0 for row in rows),
+        measures={row["measure"]: row for row in rows},
+    )
+
+
+def compare(
+    run_dirs: Sequence[Path],
+    limits: Sequence[str] = (),
+    *,
+    rank: int | None = None,
+    allow_failed: bool = False,
+) -> Comparison:
+    """Compare runs with the first of them.
+
+    Args:
+        run_dirs: two run folders or more.
+        limits: as limits.parse reads them, each held against each run but the base.
+        rank: look at this rank alone.
+        allow_failed: hold limits against a run that failed, too.
+
+    Raises:
+        ConfigError: fewer than two runs, one given twice, one that cannot be read, no such rank, or a limit that
+            cannot be held against them.
+    """
+    parsed = [parse(text) for text in limits]
+    folders = [path.resolve() for path in run_dirs]
+    _refuse_alone_or_twice(folders)
+    with opened(folders) as connection:
+        sides = _sides(connection, folders)
+        if parsed and not allow_failed:
+            _refuse_failed(sides)
+            _refuse_partial(sides)
+        _gather(connection, sides, rank)
+        moves = connection.sql(_text("moves")).to_arrow_table()
+        labels = [side.label for side in sides]
+        unsure = {number: _unsure(connection, number) for number in range(len(sides))}
+        checks = [
+            check(connection, limit, number, labels, unsure)
+            for limit in parsed
+            for number in range(1, len(sides))
+        ]
+        differences = tuple(_differences(connection, sides))
+        return Comparison(tuple(sides), differences, moves, tuple(checks), rank)
+
+
+def as_facts(compared: Comparison) -> Row:
+    """The whole comparison as JSON has it; figures in bytes and counts are whole numbers where they can be."""
+    return {
+        "runs": [asdict(side) for side in compared.sides],
+        "differences": [asdict(one) for one in compared.differences],
+        "moves": [_whole_numbers(row) for row in compared.moves.to_pylist()],
+        "limits": [_whole_numbers(asdict(one)) for one in compared.checks],
+    }
+
+
+def _whole_numbers(row: Row) -> Row:
+    if row["unit"] == "s":
+        return row
+    return {
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in row.items()
+    }
+
+
+def _text(name: str) -> str:
+    return (SQL_DIR / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def _refuse_alone_or_twice(folders: Sequence[Path]) -> None:
+    if len(folders) < 2:
+        raise ConfigError("a comparison needs two runs", hint="ray-memprof compare BASE OTHER [OTHER ...]")
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ConfigError(
+                f"{folder} is given twice", hint="`latest` and a name without a run id mean the newest run"
+            )
+
+
+def _refuse_failed(sides: Sequence[Side]) -> None:
+    """Its peaks may be low because it ended early: a limit that holds would say nothing."""
+    for side in sides:
+        if side.status != "ok":
+            how = "has not ended" if side.status == RUNNING else "did not end well"
+            raise ConfigError(
+                f"{side.label} {how} ({side.status}): its figures are no measure for a limit",
+                hint="--allow-failed holds them against it all the same",
+            )
+
+
+def _refuse_partial(sides: Sequence[Side]) -> None:
+    """The worst rank may be the one that is not there."""
+    for side in sides:
+        if side.lacking:
+            more = f", and {len(side.lacking) - 1} more" if len(side.lacking) > 1 else ""
+            raise ConfigError(
+                f"{side.label} is not whole: {side.lacking[0]}{more}: its figures are no measure for a limit",
+                hint="record it again; --allow-failed holds limits against what is left",
+            )
+
+
+def _gather(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side], rank: int | None) -> None:
+    """Temporary tables that the questions of sql/compare read: sides, figures and places."""
+    names, run_ids = [side.name for side in sides], [side.run_id for side in sides]
+    connection.register("sides", pa.table({"run": range(len(sides)), "name": names, "run_id": run_ids}))
+    of_rank = "" if rank is None else f" WHERE rank = {rank:d}"
+    for number, side in enumerate(sides):
+        begin = "INSERT INTO figures" if number else "CREATE TEMP TABLE figures AS"
+        # The views of one run alone are in a schema of its own.
+        connection.execute(f"SET schema = 'run{number}'")
+        connection.execute(f"{begin} SELECT {number} AS run, * FROM (\n{_text('figures')}\n){of_rank}")
+        if rank is not None:
+            _refuse_unknown(connection, number, side, rank)
+    connection.execute("SET schema = 'main'")
+    connection.execute(f"CREATE TEMP TABLE places AS\n{_text('places')}")
+
+
+def _refuse_unknown(connection: duckdb.DuckDBPyConnection, number: int, side: Side, rank: int) -> None:
+    rows = connection.execute(f"SELECT DISTINCT rank FROM run{number}.spans ORDER BY rank").fetchall()
+    ranks = [row[0] for row in rows]
+    if rank not in ranks:
+        listed = rank_text(ranks) if ranks else "none"
+        raise ConfigError(f"{side.label} has no rank {rank}", hint=f"it has {listed}")
+
+
+def _sides(connection: duckdb.DuckDBPyConnection, folders: Sequence[Path]) -> list[Side]:
+    labels = _labels(folders)
+    return [_side(connection, number, folder, labels[number]) for number, folder in enumerate(folders)]
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    forms = (
+        [folder.parent.name for folder in folders],
+        [folder.name for folder in folders],
+        list(map(str, folders)),
+    )
+    return next(labels for labels in forms if len(set(labels)) == len(labels))
+
+
+def _side(connection: duckdb.DuckDBPyConnection, number: int, folder: Path, label: str) -> Side:
+    rows = connection.sql(f"FROM run{number}.run_overview").to_arrow_table().to_pylist()
+    ranks = [row[0] for row in connection.execute(f"SELECT DISTINCT rank FROM run{number}.spans").fetchall()]
+    wanted = connection.execute(f"SELECT num_ranks FROM run{number}.runs").fetchall()
+    # A driver that was killed wrote none.
+    row: Row = rows[0] if rows else {"status": LEFT, "reason": "its driver ended before the run did"}
+    return Side(
+        label=label,
+        name=folder.parent.name,
+        run_id=folder.name,
+        folder=str(folder),
+        status=row["status"],
+        reason=row["reason"],
+        source=row.get("source", ""),
+        num_ranks=len(ranks),
+        gpu_name=row.get("gpu_name") or "",
+        lacking=tuple(lacking(folder, wanted[0][0] if wanted else 0, ranks)) if row["status"] == "ok" else (),
+        bounds=tuple(_bounds(connection, number)),
+    )
+
+
+def _bounds(connection: duckdb.DuckDBPyConnection, number: int) -> list[str]:
+    """Of the whole run; of a span its own columns tell."""
+    connection.execute(f"SET schema = 'run{number}'")
+    lines = caveats(connection)
+    connection.execute("SET schema = 'main'")
+    return lines
+
+
+def _unsure(connection: duckdb.DuckDBPyConnection, number: int) -> list[int]:
+    """Ranks whose peaks may lie before their first event."""
+    rows = connection.execute(f"SELECT rank FROM run{number}.ranks WHERE peak_at_least").fetchall()
+    return [row[0] for row in rows]
+
+
+def _differences(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side]) -> Iterator[Difference]:
+    """Configuration, environment and versions, as far as the runs do not agree; keys in the order of the base."""
+    settings = [_settings(connection, number, side) for number, side in enumerate(sides)]
+    for key in dict.fromkeys(key for one in settings for key in one):
+        values = tuple(one.get(key) for one in settings)
+        if len(set(values)) > 1:
+            yield Difference(key, values)
+
+
+def _settings(connection: duckdb.DuckDBPyConnection, number: int, side: Side) -> dict[str, str]:
+    rows = connection.execute(
+        f"SELECT config, environment, versions, git_commit, source FROM run{number}.runs"
+    ).fetchall()
+    if not rows:
+        return {}
+    *texts, git_commit, source = rows[0]
+    config, environment, versions = (json.loads(text or "{}") for text in texts)
+    found = {key: value for key, value in _flat(config) if key not in _OTHERWISE_NAMED}
+    for key, value in environment.items():
+        # What holds the id of the run differs by nature.
+        if not key.startswith(_OF_TORCHRUN) and side.run_id not in value:
+            found[f"environment.{key}"] = value
+    found |= {f"versions.{key}": value for key, value in _flat(versions)}
+    return found | {"gpu": side.gpu_name, "git_commit": git_commit, "source": source}
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Leaves by their dotted key; text as it is, all else as JSON."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else name)
+    else:
+        yield key, value if isinstance(value, str) else json.dumps(value)

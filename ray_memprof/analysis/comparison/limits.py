@@ -1,0 +1,247 @@
+"""A limit on what a comparison of runs may show: read from words, held against the figures of the runs.
+
+    parse("peak_device_used > +2%")                # grew by more, of the worst rank
+    parse("denoise.peak_allocated > +100 MiB")     # in a stage, or any span path as compare lists it
+    parse("rank3.peak_reserved > 16 GiB")          # not against the base, but as it is; of one rank
+    parse("mean.denoise.duration > +0.5 s")        # of the mean over the ranks
+
+A sign makes it a change against the base; a percentage is always one. Measures and places are those of compare: what
+one of the two runs lacks is an error of the user's and never a limit that holds.
+"""
+
+import difflib
+import math
+import operator
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.wording import change_text, number_text, parse_size
+
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+_SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
+_LIMIT = re.compile(
+    r"\s*(?:(?P<who>mean|rank(?P<rank>\d+))\.)?(?:(?P<path>[^<>=]+)\.)?(?P<measure>\w+)"
+    r"\s*(?P<comparison>[<>]=?)\s*(?P<sign>[+-]?)\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[A-Za-z]*)\s*"
+)
+_TENSORS = ("peak_allocated", "peak_reserved", "peak_active")
+"""What may have been more before the first event."""
+_EXAMPLE = "'peak_device_used > +2%', 'denoise.peak_allocated > +100 MiB', 'rank0.peak_reserved > 16 GiB'"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Exceeded where `comparison` holds between the figure and the bound."""
+
+    text: str
+    measure: str
+    path: str | None
+    """None: the whole run."""
+    rank: int | None
+    """None: of the worst rank, or the mean over the ranks."""
+    is_mean: bool
+    comparison: str
+    is_change: bool
+    amount: float
+    """In the unit of the measure; a change may be negative."""
+    unit: str
+    """bytes, s, %, or empty for a count or a ratio."""
+
+    def bound(self, base: float) -> float:
+        """What the figure is held against."""
+        if not self.is_change:
+            return self.amount
+        # abs: unexplained memory can be negative, and growth is upwards there too.
+        return base + (abs(base) * self.amount / 100 if self.unit == "%" else self.amount)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One limit, held against one run."""
+
+    limit: str
+    run: int
+    """Number of the run, from 1."""
+    is_exceeded: bool
+    unit: str
+    base_value: float | None
+    """None where the limit is no change and the base has no such figure."""
+    value: float
+    bound: float
+    rank: int | None
+    """Whose value it is; None where that is of no single rank."""
+    is_unknown: bool = False
+    """It is not: what it is held against, or the value itself, is a lower bound. That counts as exceeded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    value: float
+    rank: int | None
+    unit: str
+
+
+def parse(text: str) -> Limit:
+    """What a limit says.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = _LIMIT.fullmatch(text)
+    if found is None:
+        raise ConfigError(
+            f"--fail-if {text!r} is no limit", hint=f"[PLACE.]MEASURE > [+]AMOUNT, as in {_EXAMPLE}"
+        )
+    sign, unit = found["sign"], found["unit"]
+    if unit == "%" and not sign:
+        number = found["number"]
+        raise ConfigError(f"--fail-if {text!r}: {number}% of what? A change has a sign", hint=f"+{number}%")
+    amount, kind = _amount(text, found["number"], unit)
+    return Limit(
+        text=text.strip(),
+        measure=found["measure"],
+        path=found["path"],
+        rank=int(found["rank"]) if found["rank"] else None,
+        is_mean=found["who"] == "mean",
+        comparison=found["comparison"],
+        is_change=bool(sign),
+        amount=-amount if sign == "-" else amount,
+        unit=kind,
+    )
+
+
+def _amount(text: str, number: str, unit: str) -> tuple[float, str]:
+    if unit in ("", "%"):
+        return float(number), unit
+    if unit in _SECONDS:
+        return float(number) * _SECONDS[unit], "s"
+    try:
+        return float(parse_size(f"{number} {unit}")), "bytes"
+    except ConfigError as error:
+        raise ConfigError(
+            f"--fail-if {text!r}: there is no unit {unit!r}",
+            hint=f"%, B, KiB, MiB, GiB, KB, MB, GB, {', '.join(_SECONDS)}, or none for a count or a ratio",
+        ) from error
+
+
+def check(
+    connection: duckdb.DuckDBPyConnection,
+    limit: Limit,
+    run: int,
+    labels: list[str],
+    unsure: Mapping[int, Collection[int]] | None = None,
+) -> Check:
+    """Hold a limit against a run, with the table `places` of compare.
+
+    Args:
+        connection: to the table.
+        limit: what must not be.
+        run: number of the run.
+        labels: names of the runs by number.
+        unsure: by run, ranks whose peaks of tensors and of reserved memory are lower bounds.
+
+    Raises:
+        ConfigError: the run lacks the figure, the base lacks it where it is asked for, or the unit does not fit.
+    """
+    there = _figure(connection, limit, run)
+    base = _figure(connection, limit, 0)
+    if there is None or (base is None and limit.is_change):
+        raise _lacking(connection, limit, labels[run if there is None else 0])
+    if limit.unit not in (there.unit, "%"):
+        raise _unfit(limit, there.unit)
+    bound = limit.bound(0.0 if base is None else base.value)
+    is_exceeded = _COMPARISONS[limit.comparison](there.value, bound)
+    is_vague = _is_vague(limit, run, unsure or {}) and limit.comparison in (">", ">=")
+    is_unknown = not is_exceeded and (is_vague or (limit.is_change and _is_vague(limit, 0, unsure or {})))
+    return Check(
+        limit=limit.text,
+        run=run,
+        is_exceeded=is_exceeded or is_unknown,
+        unit=there.unit,
+        base_value=None if base is None else base.value,
+        value=there.value,
+        bound=bound,
+        rank=there.rank,
+        is_unknown=is_unknown,
+    )
+
+
+def _is_vague(limit: Limit, run: int, unsure: Mapping[int, Collection[int]]) -> bool:
+    """Whether the figure of a run is a lower bound: of the worst rank, where that of any rank is one."""
+    ranks = unsure.get(run, ())
+    return limit.measure in _TENSORS and (bool(ranks) if limit.rank is None else limit.rank in ranks)
+
+
+def _figure(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int) -> _Figure | None:
+    asked = {"run": run, "measure": limit.measure, "path": limit.path, "rank": limit.rank}
+    text = (Path(__file__).parent / "sql" / "figure.sql").read_text(encoding="utf-8")
+    rows = connection.execute(text, asked).fetchall()
+    if not rows:
+        return None
+    ((value, mean, rank, unit),) = rows
+    if limit.is_mean:
+        value, rank = mean, None
+    # No comparison with what is no number would ever be exceeded.
+    if value is None or not math.isfinite(value):
+        return None
+    return _Figure(value, rank if limit.rank is None else limit.rank, unit)
+
+
+def _lacking(connection: duckdb.DuckDBPyConnection, limit: Limit, label: str) -> ConfigError:
+    """What is wrong with the name: the measure, the place, or only this run."""
+    measures = _column(connection, "SELECT DISTINCT measure FROM places ORDER BY measure")
+    start = f"--fail-if {limit.text!r}: "
+    if limit.measure not in measures:
+        near = difflib.get_close_matches(limit.measure, measures, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(measures)}"
+        return ConfigError(f"{start}there is no measure {limit.measure!r}", hint=hint)
+    whole = "" if limit.path is None else f" in {limit.path!r}"
+    of = " as a mean over ranks" if limit.is_mean else "" if limit.rank is None else f" of rank {limit.rank}"
+    asked = "SELECT DISTINCT path FROM places WHERE measure = ? AND path IS NOT NULL ORDER BY path"
+    paths = _column(connection, asked, limit.measure)
+    near = difflib.get_close_matches(limit.path or "", paths, n=1)
+    if limit.path is not None and limit.path not in paths:
+        hint = f"did you mean {near[0]}?" if near else "ray-memprof compare --format csv lists every place"
+    elif limit.is_mean:
+        hint = "it is of all ranks together: leave out `mean.`"
+    elif limit.path is None and paths and limit.rank is None:
+        hint = f"there is {paths[0]}.{limit.measure}"
+    else:
+        hint = "a limit wants a figure that both runs have"
+    return ConfigError(f"{start}{label} has no {limit.measure}{whole}{of}", hint=hint)
+
+
+def _column(connection: duckdb.DuckDBPyConnection, sql: str, *parameters: str) -> list[str]:
+    return [row[0] for row in connection.execute(sql, parameters).fetchall()]
+
+
+def _unfit(limit: Limit, unit: str) -> ConfigError:
+    given = {"": "no unit", "s": "a time", "bytes": "a size"}[limit.unit]
+    wanted = {"": "a bare number", "s": "seconds (0.5 s)", "bytes": "a size (100 MiB)"}[unit]
+    return ConfigError(
+        f"--fail-if {limit.text!r} gives {given}", hint=f"{limit.measure} wants {wanted}, or +2%"
+    )
+
+
+def check_line(one: Check, label: str) -> str:
+    """One line: what the limit is, both values, and what it allows."""
+    was = moved = ""
+    if one.base_value is not None:
+        was = f"{number_text(one.base_value, one.unit)} -> "
+        moved = f" ({change_text(one.value - one.base_value, one.base_value, one.unit)})"
+    who = "" if one.rank is None else f" on rank {one.rank}"
+    verdict = "not known" if one.is_unknown else "exceeded" if one.is_exceeded else "holds"
+    why = "; one of them is a lower bound: what was held before the first event is not known"
+    return (
+        f"limit {verdict}: {one.limit}: {was}{number_text(one.value, one.unit)}{moved}{who} in {label}, "
+        f"bound {number_text(one.bound, one.unit)}{why if one.is_unknown else ''}"
+    )

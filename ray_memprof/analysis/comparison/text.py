@@ -1,0 +1,188 @@
+"""A comparison of runs, for people: what was set differently, the whole run, ranks, and spans, largest moves first.
+
+    sys.stdout.write(comparison_text(compared, most=20))
+
+Takes what compare.py found; every form but this one has all of it. Leaves nothing.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ray_memprof.analysis.comparison.compare import Comparison, Place, Row, places
+from ray_memprof.analysis.comparison.limits import check_line
+from ray_memprof.query.answers import Shown, columns_text
+from ray_memprof.store.standing import RUNNING
+from ray_memprof.wording import change_text, number_text, rank_text
+
+SHOWN = ("peak_allocated", "peak_reserved", "peak_device_used", "duration")
+"""Measures of ranks and spans; --format csv has more."""
+LEAST_FRACTION = 0.001
+"""Of the figure of the whole base run: a span that moves by less is counted, not listed."""
+MOST_LETTERS = 40
+"""Of a setting."""
+
+
+def comparison_text(compared: Comparison, most: int, width: int | None = None) -> str:
+    """The whole of it, in sections with a line above each.
+
+    Args:
+        compared: what to tell.
+        most: settings, ranks and spans to list at most.
+        width: of the terminal; None: as wide as it must be.
+    """
+    rows = compared.moves.to_pylist()
+    parts = [columns_text(_runs(compared), width), *_settings(compared, most, width)]
+    if not rows:
+        parts.append("no run has a figure to compare\n")
+    else:
+        whose = "the worst rank" if compared.rank is None else f"rank {compared.rank}"
+        parts.append(f"the whole run, of {whose}\n" + columns_text(_whole(compared, rows), width))
+    for number, side in enumerate(compared.sides[1:], 1):
+        against = f"{side.label} against {compared.sides[0].label}"
+        mine = [row for row in rows if row["run"] == number]
+        parts += _ranks(places(mine, "rank"), against, most, width)
+        parts += _spans(places(mine, "span"), against, most, width)
+    return "\n".join(parts)
+
+
+def warnings(compared: Comparison) -> Iterator[str]:
+    """What a reader must know before believing the figures, a line each."""
+    for side in compared.sides:
+        if side.status != "ok":
+            how = "has not ended" if side.status == RUNNING else "did not end well"
+            yield f"warning: {side.label} {how} ({side.status}: {side.reason}): its figures end there"
+        for line in side.lacking:
+            yield f"warning: {side.label} is not whole: {line}"
+        for line in side.bounds:
+            yield f"warning: {side.label}: {line}"
+
+
+def check_lines(compared: Comparison) -> Iterator[str]:
+    """Every limit with both values, a line each."""
+    for one in compared.checks:
+        yield check_line(one, compared.sides[one.run].label)
+
+
+def _runs(compared: Comparison) -> list[Shown]:
+    sides = compared.sides
+    told: dict[str, Callable[[Any], object]] = {
+        "run": lambda side: side.label,
+        "status": lambda side: side.status,
+        "source": lambda side: side.source,
+        "ranks": lambda side: side.num_ranks,
+        "gpu": lambda side: side.gpu_name,
+        "folder": lambda side: side.folder,
+    }
+    columns = [
+        Shown(name, [str(of(side)) or "-" for side in sides], is_figure=name == "ranks")
+        for name, of in told.items()
+    ]
+    return [Shown("", ["base", *("other" for _ in sides[1:])], is_figure=False), *columns]
+
+
+def _settings(compared: Comparison, most: int, width: int | None) -> list[str]:
+    listed = compared.differences[:most]
+    if not listed:
+        return ["configuration, environment and versions are the same\n"]
+    columns = [Shown("key", [one.key for one in listed], is_figure=False)]
+    for number, side in enumerate(compared.sides):
+        columns.append(Shown(side.label, [_short(one.values[number]) for one in listed], is_figure=False))
+    text = columns_text(columns, width) + _more(compared.differences, most, "settings")
+    return [f"set differently, or of another version\n{text}"]
+
+
+def _short(value: str | None) -> str:
+    text = "-" if value is None else " ".join(value.split())
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 3]}..."
+
+
+def _whole(compared: Comparison, rows: Sequence[Row]) -> list[Shown]:
+    """A line for each measure, one for its mean over the ranks where there are several, a column for each run."""
+    is_wide = compared.rank is None and any(side.num_ranks > 1 for side in compared.sides)
+    lines: dict[tuple[str, bool], dict[int, Row]] = {}
+    whole = [row for row in rows if row["level"] == "run"]
+    told = {row["measure"] for row in whole if row["base_value"] or row["value"]}
+    for row in whole:
+        if row["measure"] in told:
+            lines.setdefault((row["measure"], False), {})[row["run"]] = row
+            if is_wide and row["measure"] in SHOWN:
+                lines.setdefault((row["measure"], True), {})[row["run"]] = row
+    names = [("  mean over ranks" if is_mean else measure) for measure, is_mean in lines]
+    base = [_base_cell(of_run, is_mean) for (_, is_mean), of_run in lines.items()]
+    columns = [Shown("measure", names, is_figure=False), Shown(compared.sides[0].label, base)]
+    for number, side in enumerate(compared.sides[1:], 1):
+        cells = [_cells(of_run.get(number), is_mean) for (_, is_mean), of_run in lines.items()]
+        columns += [
+            Shown(side.label, [value for value, _ in cells]),
+            Shown("change", [change for _, change in cells]),
+        ]
+    return columns
+
+
+def _base_cell(of_run: dict[int, Row], is_mean: bool) -> str:
+    row = next(iter(of_run.values()))
+    return number_text(row["base_mean" if is_mean else "base_value"], row["unit"])
+
+
+def _cells(row: Row | None, is_mean: bool) -> tuple[str, str]:
+    if row is None:
+        return "-", "-"
+    names = ("base_mean", "mean_value", "mean_change") if is_mean else ("base_value", "value", "change")
+    base, value, change = (row[name] for name in names)
+    return number_text(value, row["unit"]), change_text(change, base, row["unit"])
+
+
+def _ranks(ranks: Sequence[Place], against: str, most: int, width: int | None) -> Iterator[str]:
+    if len(ranks) < 2:
+        return
+    both = [one for one in ranks if one.only_in is None]
+    text = _pivot("rank", both[:most], width) + _more(both, most, "ranks")
+    for which, words in (("base", "only the base has"), ("other", "the base lacks")):
+        alone = sorted(one.rank for one in ranks if one.only_in == which and one.rank is not None)
+        if alone:
+            text += f"{words} {rank_text(alone)}\n"
+    yield f"ranks, {against}\n{text}"
+
+
+def _spans(spans: Sequence[Place], against: str, most: int, width: int | None) -> Iterator[str]:
+    both = [one for one in spans if one.only_in is None]
+    moved = [one for one in both if one.share >= LEAST_FRACTION]
+    still = len(both) - len(moved)
+    note = f"moved by less than {LEAST_FRACTION:.1%} of the whole run: {still}\n" if still else ""
+    if moved:
+        text = _pivot("path", moved[:most], width) + _more(moved, most, "spans")
+        yield f"spans that moved, {against}\n{text}{note}"
+    elif both:
+        yield f"no span moved by {LEAST_FRACTION:.1%} of the whole run, {against}\n"
+    for which, words in (("base", "spans that only the base has"), ("other", "spans that the base lacks")):
+        alone = [one for one in spans if one.only_in == which]
+        if alone:
+            key = "base_value" if which == "base" else "value"
+            text = _alone(alone[:most], key, width) + _more(alone, most, "spans")
+            yield f"{words}, {against}\n{text}"
+
+
+def _pivot(what: str, listed: Sequence[Place], width: int | None) -> str:
+    """A line for each rank or path: value and change of each measure."""
+    columns = [Shown(what, [str(getattr(one, what)) for one in listed], is_figure=what == "rank")]
+    for measure in SHOWN:
+        cells = [_cells(one.measures.get(measure), is_mean=False) for one in listed]
+        columns += [
+            Shown(measure, [value for value, _ in cells]),
+            Shown("change", [change for _, change in cells]),
+        ]
+    return columns_text(columns, width)
+
+
+def _alone(spans: Sequence[Place], key: str, width: int | None) -> str:
+    columns = [Shown("path", [str(one.path) for one in spans], is_figure=False)]
+    for measure in ("num_spans", *SHOWN):
+        rows = [one.measures.get(measure) for one in spans]
+        cells = ["-" if row is None else number_text(row[key], row["unit"]) for row in rows]
+        columns.append(Shown(measure, cells))
+    return columns_text(columns, width)
+
+
+def _more(listed: Sequence[object], most: int, what: str) -> str:
+    hidden = len(listed) - most
+    return f"{what} not listed: {hidden}; --most {len(listed)}, or another --format\n" if hidden > 0 else ""

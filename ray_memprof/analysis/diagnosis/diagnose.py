@@ -1,0 +1,140 @@
+"""What holds the peak of a run back, in sentences: rules over its tables, each with the bytes and the knob to turn.
+
+    for finding in findings(connection): ...          # a connection of database.open_run
+    $ ray-memprof diagnose latest
+
+A rule is a pair of files of rules/: NAME.sql has a row where it speaks, NAME.py puts that row in words. It reads the
+questions of query/sql/ and the tables of evidence/, which are made once. Leaves temporary tables in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from ray_memprof.analysis.diagnosis.row_text import Row
+from ray_memprof.analysis.diagnosis.rules import (
+    decode_peaks,
+    decodes_alone,
+    encode_peaks,
+    ffn_hidden,
+    fragments,
+    holds_more,
+    nccl_holds,
+    out_of_memory,
+    outside_grows,
+    retries,
+    starts_late,
+    t5_stays,
+    weights_fp32,
+)
+
+_HERE = Path(__file__).parent
+EVIDENCE = ("settings", "stage_peaks", "ooms", "skews", "alive", "grown")
+"""Tables that rules share, in an order in which each finds those that it reads."""
+SEVERE_FRACTION, NOTABLE_FRACTION = 0.10, 0.03
+"""Of the most device memory that a rank of the finding had in use: what a second look is worth."""
+
+FATAL = frozenset(("out_of_memory",))
+"""Rules that say what ended the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one rule says of one place."""
+
+    rule: str
+    severity: str
+    """severe, notable or minor: bytes as a share of the memory in use; severe where it ended the run."""
+    is_peak: bool
+    """The bytes are part of a peak, and not only of some stage below it."""
+    ranks: tuple[int, ...]
+    stage: str
+    component: str | None
+    bytes: int
+    sentence: str
+    knob: str
+    """What to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A pair of files of rules/."""
+
+    name: str
+    sentence: Callable[[Row], str]
+    knob: Callable[[Row], str]
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("out_of_memory", out_of_memory.sentence, out_of_memory.knob),
+    Rule("retries", retries.sentence, retries.knob),
+    Rule("t5_stays", t5_stays.sentence, t5_stays.knob),
+    Rule("weights_fp32", weights_fp32.sentence, weights_fp32.knob),
+    Rule("ffn_hidden", ffn_hidden.sentence, ffn_hidden.knob),
+    Rule("encode_peaks", encode_peaks.sentence, encode_peaks.knob),
+    Rule("decodes_alone", decodes_alone.sentence, decodes_alone.knob),
+    Rule("decode_peaks", decode_peaks.sentence, decode_peaks.knob),
+    Rule("holds_more", holds_more.sentence, holds_more.knob),
+    Rule("nccl_holds", nccl_holds.sentence, nccl_holds.knob),
+    Rule("fragments", fragments.sentence, fragments.knob),
+    Rule("outside_grows", outside_grows.sentence, outside_grows.knob),
+    Rule("starts_late", starts_late.sentence, starts_late.knob),
+)
+
+
+def rule_text(name: str) -> str:
+    """The SQL of a rule or of evidence, its header included."""
+    folder = "evidence" if name in EVIDENCE else "rules"
+    return (_HERE / folder / f"{name}.sql").read_text(encoding="utf-8")
+
+
+def findings(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
+    """What every rule says of the run: what ended it first, then what is part of a peak, then by bytes."""
+    for name in EVIDENCE:
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS\n{rule_text(name)}")
+    used = _device_used(connection)
+    found = [
+        _finding(rule, row, used)
+        for rule in RULES
+        for row in connection.sql(rule_text(rule.name)).to_arrow_table().to_pylist()
+    ]
+    return sorted(
+        found,
+        key=lambda one: (one.rule not in FATAL, not one.is_peak, -one.bytes, one.rule, one.ranks, one.stage),
+    )
+
+
+def lines(found: Sequence[Finding], most: int | None = None) -> list[str]:
+    """Findings for the console, two lines each."""
+    listed = []
+    for one in found[:most]:
+        below = "" if one.is_peak else ", below the peak"
+        listed += [f"{one.severity}{below}: {one.sentence}", f"  knob: {one.knob}"]
+    return listed
+
+
+def _device_used(connection: duckdb.DuckDBPyConnection) -> dict[int, int]:
+    """The most that is in use on each rank's device; on the CPU, what is allocated."""
+    rows = connection.execute(
+        "SELECT rank, GREATEST(device_used_peak_bytes, allocated_peak_bytes) FROM rank_peaks()"
+    ).fetchall()
+    return dict(rows)
+
+
+def _finding(rule: Rule, row: Row, used: dict[int, int]) -> Finding:
+    share = row["bytes"] / max(1, *(used.get(rank, 0) for rank in row["ranks"]))
+    is_severe = share >= SEVERE_FRACTION or rule.name in FATAL
+    severity = "severe" if is_severe else "notable" if share >= NOTABLE_FRACTION else "minor"
+    return Finding(
+        rule=rule.name,
+        severity=severity,
+        is_peak=row["is_peak"],
+        ranks=tuple(row["ranks"]),
+        stage=row["stage"],
+        component=row["component"],
+        bytes=row["bytes"],
+        sentence=rule.sentence(row),
+        knob=rule.knob(row),
+    )

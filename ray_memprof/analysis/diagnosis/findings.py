@@ -1,0 +1,114 @@
+"""What diagnosis finds in runs, as sentences for people or as rows for programs.
+
+    found = [diagnosed(run_dir) for run_dir in run_dirs]
+    sys.stdout.write(found_text(found))
+
+Takes the tables of runs, finished or failed; leaves nothing.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from ray_memprof.analysis.diagnosis.diagnose import RULES, Finding, findings, lines
+from ray_memprof.query.ask import opened
+from ray_memprof.query.bounds import caveats
+from ray_memprof.store.standing import LEFT, RUNNING
+
+_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("name", pa.string()),
+        ("rule", pa.string()),
+        ("severity", pa.string()),
+        ("is_peak", pa.bool_()),
+        ("ranks", pa.list_(pa.int64())),
+        ("stage", pa.string()),
+        ("component", pa.string()),
+        ("bytes", pa.int64()),
+        ("sentence", pa.string()),
+        ("knob", pa.string()),
+    ]
+)
+"""Columns of diagnosis.Finding, behind the run that it is of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosed:
+    """One run and what was found in it, the weightiest first."""
+
+    run_dir: Path
+    ending: str
+    """How the run ended, if not well, or how far it is, if it has not ended; else empty."""
+    has_spans: bool
+    has_events: bool
+    """Whether allocator events were recorded: without them, rules that ask what was alive are silent."""
+    findings: tuple[Finding, ...]
+    is_running: bool = False
+    """Whether the run is still going on."""
+    bounds: tuple[str, ...] = ()
+    """Which of its peaks are lower bounds, and why, and which may be off by how much, a line each."""
+
+
+def diagnosed(run_dir: Path) -> Diagnosed:
+    """Ask every rule.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or cannot be read.
+    """
+    with opened([run_dir], is_apart=True) as connection:
+        ended = connection.execute("SELECT status, reason FROM runs").fetchall()
+        # A driver that was killed wrote no row.
+        status, reason = ended[0] if ended else (LEFT, "its driver ended before the run did")
+        ((has_spans, has_events),) = connection.execute(
+            "SELECT EXISTS (SELECT 1 FROM spans), EXISTS (SELECT 1 FROM allocs)"
+        ).fetchall()
+        joint = ", " if status == RUNNING else ": "
+        ending = "" if status == "ok" else f"{status}{joint}{reason}"
+        found = tuple(findings(connection))
+        known = tuple(caveats(connection))
+        return Diagnosed(run_dir, ending, has_spans, has_events, found, status == RUNNING, known)
+
+
+def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:
+    """Sentences, two lines a finding; `is_named`: a line with the name of the run above them."""
+    parts = []
+    for one in found:
+        listed = list(_lines(one))
+        if is_named:
+            listed = [f"{one.run_dir.parent.name}/{one.run_dir.name}", *(f"  {line}" for line in listed)]
+        parts.append("".join(f"{line}\n" for line in listed))
+    return "\n".join(parts)
+
+
+def _lines(one: Diagnosed) -> Iterator[str]:
+    if one.is_running:
+        yield f"the run is still going on ({one.ending}); what follows is of the time until now"
+    elif one.ending:
+        yield f"the run did not end well ({one.ending}); what follows is of the time before"
+    if not one.has_spans:
+        yield "nothing to say: no span was recorded"
+        return
+    yield from one.bounds
+    yield from lines(one.findings)
+    if not one.findings:
+        yield f"nothing to say: none of the {len(RULES)} rules finds anything that holds the peak back"
+    if not one.has_events:
+        yield "no allocator events were recorded: what was alive at the peaks is not known (logging.level: event)"
+
+
+def found_rows(found: Sequence[Diagnosed]) -> pa.Table:
+    """A row for each finding, in the same order."""
+    own = _SCHEMA.names[2:]
+    rows = [
+        {
+            "run_id": one.run_dir.name,
+            "name": one.run_dir.parent.name,
+            **{name: getattr(finding, name) for name in own},
+        }
+        for one in found
+        for finding in one.findings
+    ]
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)

@@ -1,0 +1,14 @@
+"""Decoding makes the peak."""
+
+from ray_memprof.analysis.diagnosis.levers import more_vae_slabs
+from ray_memprof.analysis.diagnosis.row_text import Row, above_next
+
+
+def sentence(row: Row) -> str:
+    """Decoding makes the peak."""
+    return f"Decoding makes the peak of {above_next(row)}"
+
+
+def knob(row: Row) -> str:
+    """Smaller slabs."""
+    return more_vae_slabs(row)

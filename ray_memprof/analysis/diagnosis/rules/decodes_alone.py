@@ -1,0 +1,15 @@
+"""One rank decodes while the others wait."""
+
+from ray_memprof.analysis.diagnosis.row_text import Row, who
+from ray_memprof.wording import size_text
+
+
+def sentence(row: Row) -> str:
+    """One rank decodes while the others wait."""
+    others = "the other rank waits" if row["num_others"] == 1 else f"the {row['num_others']} other ranks wait"
+    return f"{who(row)} decodes alone and needs {size_text(row['bytes'])} for it, while {others}."
+
+
+def knob(row: Row) -> str:
+    """Everybody decodes."""
+    return "parallel.vae: split"

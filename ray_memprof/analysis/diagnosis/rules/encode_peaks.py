@@ -1,0 +1,20 @@
+"""Encoding the text makes the peak."""
+
+from ray_memprof.analysis.diagnosis.levers import t5_away
+from ray_memprof.analysis.diagnosis.row_text import Row, above_next
+
+
+def sentence(row: Row) -> str:
+    """Encoding the text makes the peak."""
+    return f"Encoding the text makes the peak of {above_next(row)}"
+
+
+def knob(row: Row) -> str:
+    """Off the device, block by block on it, or a share of it on each rank."""
+    levers = [t5_away(row)]
+    if not row["t5_fsdp"]:
+        if row["load_strategy"] != "stream" and not row["dit_fsdp"]:
+            levers.append("model_config.load_strategy: stream")
+        if row["num_ranks"] > 1:
+            levers.append("parallel.t5_fsdp: true")
+    return "; or ".join(levers)

@@ -1,0 +1,18 @@
+"""The hidden layer of the feed-forward is alive when denoise peaks."""
+
+from ray_memprof.analysis.diagnosis.levers import more_ffn_chunks
+from ray_memprof.analysis.diagnosis.row_text import Row
+from ray_memprof.wording import rank_text, size_text
+
+
+def sentence(row: Row) -> str:
+    """The hidden layer of the feed-forward is alive when denoise peaks."""
+    return (
+        f"The hidden layer of the feed-forward has {size_text(row['bytes'])} alive when denoise peaks on "
+        f"{rank_text(row['ranks'])}."
+    )
+
+
+def knob(row: Row) -> str:
+    """More chunks."""
+    return more_ffn_chunks(row)

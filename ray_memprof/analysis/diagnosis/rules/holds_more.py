@@ -1,0 +1,23 @@
+"""A rank holds more than the typical one."""
+
+from ray_memprof.analysis.diagnosis.levers import LOOK
+from ray_memprof.analysis.diagnosis.row_text import Row, verb, who
+from ray_memprof.wording import size_text
+
+
+def sentence(row: Row) -> str:
+    """A rank holds more than the typical one."""
+    what = f"for {row['component']}" if row["component"] else "for no component"
+    return (
+        f"{who(row)} {verb(row, 'holds', 'hold')} {size_text(row['bytes'])} more {what} in {row['stage']} than "
+        f"rank {row['typical_rank']}, whose peak there is the typical one."
+    )
+
+
+def knob(row: Row) -> str:
+    """Where one rank works for all; else what to look at."""
+    if row["component"] == "vae" and row["vae"] == "rank0":
+        return "parallel.vae: split, which was rank0"
+    if row["component"] == "t5" and row["stage"] == "encode.text" and row["t5_fsdp"] is False:
+        return "parallel.t5_fsdp: true, which was false"
+    return f"compare rank {row['ranks'][0]} with rank {row['typical_rank']}: {LOOK}"

@@ -1,0 +1,18 @@
+"""The text encoder is still on the device in the denoise loop."""
+
+from ray_memprof.analysis.diagnosis.levers import t5_away
+from ray_memprof.analysis.diagnosis.row_text import Row
+from ray_memprof.wording import rank_text, size_text
+
+
+def sentence(row: Row) -> str:
+    """The text encoder is still on the device in the denoise loop."""
+    return (
+        f"The text encoder is still on the device in the denoise loop, {size_text(row['bytes'])} of weights on "
+        f"{rank_text(row['ranks'])}."
+    )
+
+
+def knob(row: Row) -> str:
+    """Off the device after its stage, or never on it."""
+    return "model_config.offload: true, which was false" if row["offload"] is False else t5_away(row)

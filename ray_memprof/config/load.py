@@ -1,0 +1,76 @@
+"""Configurations in and out: YAML to a checked value, and the value to YAML.
+
+    config = load_config("configs/baseline.yaml", ["generation.sample_steps=4"])
+    effective_yaml(config)                # loads again into an equal value
+
+Whether the files that a configuration names exist is asked later (check_files): a dry run needs none. Imports no torch,
+no Ray.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ray_memprof.config import faults, rules, wan_keys, yaml_file
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.errors import ConfigError
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The file with `section.key=value` overrides laid over it, checked. Raises ConfigError."""
+    mapping = yaml_file.read(path)
+    keys = yaml_file.override(mapping, overrides)
+    return from_mapping(mapping, source=str(path), overridden=keys)
+
+
+def from_mapping(mapping: Mapping[str, Any], *, source: str, overridden: Sequence[str] = ()) -> RunConfig:
+    """What a file says, as a checked value without open defaults. `source` names it in errors."""
+    try:
+        given = yaml_file.without_nulls(mapping)
+        rules.check_sections(given)
+        config = RunConfig.model_validate(given)
+        rules.check(config)
+        return _resolved(config)
+    except RecursionError as error:
+        raise ConfigError(f"{source}: a section holds itself", hint="check the aliases (*name)") from error
+    except ValidationError as error:
+        raise faults.explained(error, RunConfig, source=source, overridden=overridden) from None
+    except ConfigError as error:
+        origin = faults.origin(str(error), source, overridden)
+        raise ConfigError(f"{origin}: {error}", hint=error.hint) from None
+
+
+def _resolved(config: RunConfig) -> RunConfig:
+    """With every default filled in that depends on another key, and with the seed drawn."""
+    parallel, ray = config.parallel, config.ray
+    if parallel.vae is None:
+        parallel = parallel.model_copy(update={"vae": "split" if config.num_ranks > 1 else "rank0"})
+    if config.model.device == "cpu" and ray.num_gpus is None and "gpus_per_rank" not in ray.model_fields_set:
+        ray = ray.model_copy(update={"gpus_per_rank": 0})
+    generation = config.generation
+    if config.workload == "wan":
+        options = wan_keys.wan_options(config)
+        names = (
+            "size",
+            "frame_num",
+            "prompt",
+            "sample_steps",
+            "sample_shift",
+            "sample_guide_scale",
+            "base_seed",
+        )
+        generation = generation.model_copy(update={name: getattr(options, name) for name in names})
+    return config.model_copy(
+        update={"ranks": config.num_ranks, "generation": generation, "parallel": parallel, "ray": ray}
+    )
+
+
+def effective_yaml(config: RunConfig) -> str:
+    """The configuration with every default written out; load_config reads it back as an equal value."""
+    values = config.model_dump(mode="json", by_alias=True)
+    # One line per value, however long the prompt.
+    text = yaml.safe_dump(values, sort_keys=False, width=float("inf"))
+    return f"# Every key of this run. Relative paths start at the folder that it was launched from.\n{text}"

@@ -1,0 +1,225 @@
+"""What may stand together in a configuration: rules that reach across keys, each refusal with the full keys.
+
+    check(config)                         # raises ConfigError; no file is looked for
+    check_files(config)                   # the files it names; before a run, not in a dry run
+    warnings(config)                      # what will have no effect, or is easily forgotten
+
+Bounds of single keys are in config_sections.py; what wan.generate also refuses is wan.options' (see wan_options.py).
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ray_memprof.config.keys import Profiler
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.config.wan_keys import check_wan
+from ray_memprof.errors import ConfigError
+from wan.config import TASKS
+
+
+def check_sections(given: Mapping[str, Any]) -> None:
+    """Refuse a part of a section that nobody will read, before the rest of it is asked for. Raises ConfigError."""
+    script = given.get("script")
+    if isinstance(script, dict) and "path" not in script and given.get("workload", "wan") == "wan":
+        raise _stray_script()
+
+
+def _stray_script() -> ConfigError:
+    return ConfigError("script is given, but workload is wan", hint="workload: script")
+
+
+def check(config: RunConfig) -> None:
+    """Refuse in words what could not end well. Raises ConfigError."""
+    _check_ranks(config)
+    _check_ray(config)
+    _check_matrix(config)
+    if config.workload == "script":
+        if config.script is None:
+            raise ConfigError(
+                "script.path is missing: workload script runs it", hint="script: {path: train.py, args: []}"
+            )
+        return
+    if config.script is not None:
+        raise _stray_script()
+    _check_task(config)
+    _check_batch(config)
+    _check_parallel(config)
+    _check_profiler(config)
+    check_wan(config)
+
+
+def check_files(config: RunConfig) -> None:
+    """Refuse a configuration that names files which are not there, as seen from the driver."""
+    if config.workload == "wan":
+        check_wan(config, files=True)
+    elif config.script is not None and not config.script.path.is_file():
+        raise ConfigError(
+            f"script.path {config.script.path}: there is no such file",
+            hint="check the path; relative ones start at the working folder",
+        )
+
+
+def _check_ranks(config: RunConfig) -> None:
+    degree = config.optimization.parallel_degree
+    if config.ranks is not None and degree is not None and config.ranks != degree:
+        raise ConfigError(
+            f"ranks ({config.ranks}) and optimization.parallel_degree ({degree}) name the same number and differ",
+            hint="leave one out",
+        )
+
+
+def _check_ray(config: RunConfig) -> None:
+    ray = config.ray
+    if ray.address is not None and not re.fullmatch(r"auto|[^\s/:]+:\d+", ray.address):
+        raise ConfigError(
+            f"ray.address {ray.address!r}: must be auto or host:port",
+            hint="start the launcher on a node of the cluster; leave ray.address out for a Ray of its own",
+        )
+    if ray.address is not None and ray.num_gpus is not None:
+        raise ConfigError(
+            f"ray.num_gpus ({ray.num_gpus}) cannot be told to the running Ray of ray.address {ray.address}",
+            hint="leave one out",
+        )
+    if config.model.device == "cuda" and ray.gpus_per_rank == 0:
+        raise ConfigError(
+            "ray.gpus_per_rank (0): ranks on model_config.device cuda need a GPU each",
+            hint="leave it out, or set model_config.device: cpu",
+        )
+    # Each rank sees one GPU for every rank of its node, as under torchrun: others would be booked and stay idle.
+    if ray.gpus_per_rank > 1:
+        raise ConfigError(
+            f"ray.gpus_per_rank ({ray.gpus_per_rank}): a rank uses one GPU", hint="raise ranks instead"
+        )
+
+
+def _check_matrix(config: RunConfig) -> None:
+    names = [row.name for row in config.matrix or ()]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ConfigError(
+                f"matrix[{index}].name {name} is taken by matrix[{names.index(name)}]",
+                hint="give each run a name of its own",
+            )
+
+
+def _check_task(config: RunConfig) -> None:
+    if (task := config.model.task) not in TASKS:
+        close = difflib.get_close_matches(task, TASKS, n=1)
+        raise ConfigError(
+            f"model_config.task {task!r} is not a task",
+            hint=f"did you mean {close[0]}?" if close else f"use one of {', '.join(TASKS)}",
+        )
+
+
+def _check_batch(config: RunConfig) -> None:
+    if (micro := config.optimization.micro_batch_size) != 1:
+        raise ConfigError(
+            f"optimization.micro_batch_size ({micro}) must be 1: one video is made at a time",
+            hint="optimization.batch_size makes several, one after the other",
+        )
+
+
+def _check_parallel(config: RunConfig) -> None:
+    _check_degrees(config)
+    parallel, model = config.parallel, config.model
+    if config.num_ranks == 1:
+        for name in ("dit_fsdp", "t5_fsdp"):
+            if getattr(parallel, name):
+                raise ConfigError(
+                    f"parallel.{name} shards weights over ranks, but ranks is 1",
+                    hint="raise ranks; on one GPU model_config.load_strategy: stream saves the most",
+                )
+    if parallel.dit_fsdp and model.load_strategy == "stream":
+        raise ConfigError(
+            "parallel.dit_fsdp keeps blocks on the other GPUs, model_config.load_strategy stream in host memory",
+            hint="leave one out",
+        )
+    if parallel.t5_fsdp and model.t5_cpu:
+        raise ConfigError(
+            "parallel.t5_fsdp shards over GPUs what model_config.t5_cpu keeps off them", hint="leave one out"
+        )
+    if parallel.backend == "xfuser" and model.device == "cpu":
+        raise ConfigError(
+            "parallel.backend xfuser needs CUDA, but model_config.device is cpu",
+            hint="parallel.backend: native",
+        )
+
+
+def _check_degrees(config: RunConfig) -> None:
+    """Ulysses must divide the heads, and all ranks must work on the one video or share its weights."""
+    parallel, ranks, task = config.parallel, config.num_ranks, config.model.task
+    heads = TASKS[task].dit.num_heads
+    if heads % parallel.ulysses:
+        legal = ", ".join(str(size) for size in _divisors(heads))
+        raise ConfigError(
+            f"parallel.ulysses ({parallel.ulysses}) does not divide the {heads} heads of {task}",
+            hint=f"use one of {legal}, and parallel.ring for the rest",
+        )
+    shares_weights = parallel.dit_fsdp or parallel.t5_fsdp
+    if parallel.group_size != ranks and not (parallel.group_size == 1 and shares_weights):
+        pairs = ", ".join(f"{size} x {ranks // size}" for size in _divisors(heads) if ranks % size == 0)
+        raise ConfigError(
+            f"parallel.ulysses ({parallel.ulysses}) x parallel.ring ({parallel.ring}) must equal ranks ({ranks})",
+            hint=f"use {pairs}; 1 x 1 goes with parallel.dit_fsdp or parallel.t5_fsdp",
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _check_profiler(config: RunConfig) -> None:
+    """A schedule that ends before its first kept step would leave an empty trace."""
+    steps = config.generation.sample_steps or TASKS[config.model.task].sample_steps
+    steps *= config.optimization.batch_size
+    logging, profiler = config.logging, config.logging.profiler
+    traces = logging.profile_memory and logging.level == "torch_profiler"
+    if traces and profiler.wait + profiler.warmup >= steps:
+        raise ConfigError(
+            f"logging.profiler.wait ({profiler.wait}) + logging.profiler.warmup ({profiler.warmup}) leave none of "
+            f"the {steps} denoise steps to trace",
+            hint="lower them, or raise generation.sample_steps",
+        )
+
+
+def warnings(config: RunConfig) -> list[str]:
+    """What will have no effect, or is easily forgotten; a line each."""
+    found = []
+    logging = config.logging
+    if logging.trace_path is not None and logging.level != "torch_profiler":
+        found.append(
+            f"logging.trace_path {logging.trace_path} has no effect: traces are written with "
+            "logging.level torch_profiler"
+        )
+    if logging.profiler != Profiler() and logging.level != "torch_profiler":
+        found.append("logging.profiler has no effect: it is for logging.level torch_profiler")
+    if not logging.profile_memory and logging.level != "event":
+        found.append(f"logging.level {logging.level} has no effect: logging.profile_memory is false")
+    return found + (_script_warnings(config) if config.workload == "script" else _wan_warnings(config))
+
+
+def _wan_warnings(config: RunConfig) -> list[str]:
+    found = []
+    if config.optimization.gradient_checkpointing:
+        found.append("optimization.gradient_checkpointing has no effect here: inference records no gradients")
+    if config.model.weights == "checkpoint" and config.generation.save_file is None:
+        found.append("generation.save_file is not given: the video is made and not kept")
+    if config.num_ranks == 1 and config.parallel.vae == "split":
+        found.append("parallel.vae split has no effect with one rank")
+    if config.num_ranks == 1 and config.parallel.backend == "xfuser":
+        found.append("parallel.backend xfuser has no effect with one rank")
+    return found
+
+
+def _script_warnings(config: RunConfig) -> list[str]:
+    """A script brings its own model: of these sections it sees nothing but the device."""
+    sections = {
+        "model_config": config.model.model_dump(exclude_defaults=True, exclude={"device", "weights"}),
+        "generation": config.generation.model_dump(exclude_defaults=True),
+        "parallel": config.parallel.model_dump(exclude_defaults=True, exclude={"vae"}),
+        "optimization": config.optimization.model_dump(exclude_defaults=True, exclude={"parallel_degree"}),
+    }
+    keys = [f"{section}.{key}" for section, values in sections.items() for key in values]
+    return [f"{', '.join(keys)}: no effect with workload script"] if keys else []

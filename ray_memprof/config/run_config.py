@@ -1,0 +1,52 @@
+"""A run as one frozen value: everything that it depends on, with nothing left open.
+
+    config.model.precision, config.num_ranks
+
+load_config makes one of a YAML file; what each key means is in config_sections.py, what may stand together in
+config_check.py. Imports no torch, no Ray.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ray_memprof.config.keys import (
+    Count,
+    Generation,
+    Logging,
+    MatrixRun,
+    Model,
+    Name,
+    Optimization,
+    Parallel,
+    Ray,
+    Script,
+    Section,
+)
+
+
+class RunConfig(Section):
+    """Everything a run depends on, by section."""
+
+    name: Name
+    """Folder of the runs below logging.output_dir."""
+    description: str = ""
+    workload: Literal["wan", "script"] = "wan"
+    ranks: Count | None = None
+    """Processes; None: optimization.parallel_degree, else parallel.ulysses x parallel.ring, or 1 for a script."""
+    script: Script | None = None
+    # pydantic keeps the name model_config for itself.
+    model: Model = Field(default_factory=Model, alias="model_config")
+    generation: Generation = Field(default_factory=Generation)
+    parallel: Parallel = Field(default_factory=Parallel)
+    optimization: Optimization = Field(default_factory=Optimization)
+    logging: Logging = Field(default_factory=Logging)
+    ray: Ray = Field(default_factory=Ray)
+    matrix: Annotated[tuple[MatrixRun, ...], Field(strict=False, min_length=1)] | None = None
+    """Runs that differ from this one in a few keys; see matrix.py."""
+
+    @property
+    def num_ranks(self) -> int:
+        """`ranks`, resolved."""
+        shared = self.parallel.group_size if self.workload == "wan" else 1
+        return self.ranks or self.optimization.parallel_degree or shared

@@ -1,0 +1,92 @@
+"""A configuration as the options of wan.generate: one set of rules and defaults for both ways in.
+
+    options = wan_options(config)         # wan.options.Options, the task's defaults filled in
+    check_wan(config)                     # wan's own rules, with the configuration's keys in the messages
+
+Takes a RunConfig, leaves nothing; imports no torch.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import Any
+
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.errors import ConfigError
+from wan.errors import InputError
+from wan.levers import Levers
+from wan.options import Options, check, parse
+
+# Flags of wan.generate whose key has another name; the others keep theirs.
+_RENAMED = {
+    "offload_model": "offload", "ulysses_size": "ulysses", "ring_size": "ring", "vae_parallel": "vae",
+    "sp_backend": "backend",
+}  # fmt: skip
+_SECTIONS = {
+    "model_config": (
+        "task", "ckpt_dir", "weights", "load_strategy", "precision", "device", "offload_model", "t5_cpu",
+    ),
+    "generation": (
+        "size", "frame_num", "prompt", "negative_prompt", "image", "first_frame", "last_frame", "src_video",
+        "src_mask", "src_ref_images", "sample_solver", "sample_steps", "sample_shift", "sample_guide_scale",
+        "base_seed", "use_prompt_extend", "prompt_extend_method", "prompt_extend_model",
+        "prompt_extend_target_lang", "save_file",
+    ),
+    "parallel": ("ulysses_size", "ring_size", "dit_fsdp", "t5_fsdp", "vae_parallel", "sp_backend"),
+    "optimization": ("expandable_segments", *(lever.name for lever in fields(Levers))),
+}  # fmt: skip
+_KEYS = {
+    flag: f"{section}.{_RENAMED.get(flag, flag)}" for section, flags in _SECTIONS.items() for flag in flags
+}
+
+
+def wan_options(config: RunConfig) -> Options:
+    """The options that the wan workload runs with; a base_seed below 0 is drawn here."""
+    given = {flag: value for flag, value in _values(config).items() if value is not None}
+    if given["base_seed"] < 0:
+        del given["base_seed"]
+    size = config.generation.size
+    with _world_size_hidden():
+        defaults = parse(["--task", config.model.task, *([f"--size={size}"] if size is not None else [])])
+    levers = Levers(**{lever.name: given.pop(lever.name) for lever in fields(Levers)})
+    return replace(defaults, **given, levers=levers)
+
+
+def _values(config: RunConfig) -> dict[str, Any]:
+    sections = {"model_config": config.model, "generation": config.generation,
+                "parallel": config.parallel, "optimization": config.optimization}  # fmt: skip
+    return {
+        flag: getattr(sections[section], _RENAMED.get(flag, flag))
+        for section, flags in _SECTIONS.items()
+        for flag in flags
+    }
+
+
+def check_wan(config: RunConfig, *, files: bool = False) -> None:
+    """Refuse what wan.options refuses on one GPU; with `files`, also files that are not there."""
+    one_gpu: dict[str, Any] = dict.fromkeys(("ulysses_size", "ring_size"), 1)
+    one_gpu |= {"dit_fsdp": False, "t5_fsdp": False, "sp_backend": "native"}
+    options = replace(wan_options(config), **one_gpu)
+    try:
+        with _world_size_hidden():
+            check(options, here=files)
+    except InputError as error:
+        raise ConfigError(_in_keys(str(error)), hint=_in_keys(error.hint)) from error
+
+
+@contextmanager
+def _world_size_hidden() -> Iterator[None]:
+    """wan.options takes WORLD_SIZE for torchrun's; some schedulers set it for the launcher, where it means nothing."""
+    world_size = os.environ.pop("WORLD_SIZE", None)
+    try:
+        yield
+    finally:
+        if world_size is not None:
+            os.environ["WORLD_SIZE"] = world_size
+
+
+def _in_keys(text: str) -> str:
+    """The flags in `text` as keys: --frame_num 80 -> generation.frame_num 80."""
+    return re.sub(r"--(\w+)", lambda match: _KEYS.get(match[1], match[0]), text)

@@ -1,0 +1,71 @@
+"""Whether a cluster can hold the ranks: never, not now, or yes. Answered before anything is asked of Ray's scheduler.
+
+    check_capacity(config, nodes)          # raises NotEnoughGpus where it never can
+    told = shortage(config, free)          # "" where it can now
+
+Pure: `nodes` are the totals of each node, `free` what nobody holds. Ray waits for ever for what cannot be.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.errors import NotEnoughGpus
+
+Resources = Mapping[str, float]
+
+
+def wanted(config: RunConfig) -> dict[str, int]:
+    """What one rank books; never nothing, since a bundle of nothing cannot be placed."""
+    booked = {"CPU": config.ray.cpus_per_rank, "GPU": config.ray.gpus_per_rank}
+    return {name: count for name, count in booked.items() if count} or {"CPU": 1}
+
+
+def check_capacity(config: RunConfig, nodes: Sequence[Resources]) -> None:
+    """Raise where the cluster, all of it free, could not hold the ranks."""
+    for name, each in wanted(config).items():
+        asked, most = each * config.num_ranks, max((int(node.get(name, 0)) for node in nodes), default=0)
+        # By node: a rank does not straddle two.
+        ranks = sum(int(node.get(name, 0)) // each for node in nodes)
+        if ranks < config.num_ranks:
+            total = sum(int(node.get(name, 0)) for node in nodes)
+            raise NotEnoughGpus(
+                f"config asks {_count(asked, name)}, cluster has {total}", hint=_fewer(config, name, ranks)
+            )
+        if config.ray.placement == "strict_pack" and most < asked:
+            raise NotEnoughGpus(
+                f"config asks {_count(asked, name)} on one node (ray.placement: strict_pack), the largest has {most}",
+                hint="ray.placement: pack",
+            )
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}{'' if number == 1 else 's'}"
+
+
+def _fewer(config: RunConfig, name: str, ranks: int) -> str:
+    """The key that would make the run fit, with its value."""
+    if name == "CPU":
+        return (
+            f"ray.cpus_per_rank: 0 books none, or ranks: {ranks}"
+            if ranks
+            else "ray.cpus_per_rank: 0 books none"
+        )
+    if ranks == 0:
+        return "model_config.device: cpu runs without a GPU"
+    parallel = config.parallel
+    fits = ranks // parallel.ring
+    if parallel.ulysses * parallel.ring != config.num_ranks or fits == 0:
+        return f"ranks: {ranks}"
+    # Of the values that divide the heads, those that divide the present one are known.
+    largest = max(size for size in range(1, fits + 1) if parallel.ulysses % size == 0)
+    return f"parallel.ulysses: {largest}"
+
+
+def shortage(config: RunConfig, free: Resources) -> str:
+    """What is missing now, in words: "4 GPUs, 1 free"; "" where nothing is."""
+    missing = [
+        f"{_count(each * config.num_ranks, name)}, {int(free.get(name, 0))} free"
+        for name, each in wanted(config).items()
+        if free.get(name, 0) < each * config.num_ranks
+    ]
+    return " and ".join(missing)

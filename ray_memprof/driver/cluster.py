@@ -1,0 +1,425 @@
+"""Ray, from the driver's side: start or join it, book the places, start the ranks, and leave nothing of ours behind.
+
+    with Cluster(state, live, interrupts) as cluster:
+        cluster.start()                       # every rank in its place and at work; raises a RunError where one is not
+        verdict = watch(cluster.crew, ...)
+        cluster.end(verdict)                  # no process of a rank is left
+
+Our own Ray is local and private: RAY_ADDRESS and running clusters are not looked at. A cluster that was joined
+(ray.address) keeps running; only our actors and our placement group go.
+"""
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# Read by ray when it is imported: a profiler reports to nobody, and actors without GPUs keep their masks.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+import ray
+from ray import exceptions
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ray_memprof.driver import capacity, node_tasks, own_ray
+from ray_memprof.driver.crew import Address, Crew
+from ray_memprof.driver.interrupts import Interrupted, Interrupts
+from ray_memprof.driver.live import Live
+from ray_memprof.driver.overview import describe, gaps
+from ray_memprof.driver.placement import node_names, rank_order, rank_plans
+from ray_memprof.driver.ray_errors import first_line, in_one_line
+from ray_memprof.driver.run_state import Elsewhere, RunState
+from ray_memprof.errors import GpusBusy, NeverArrived, RunError, StartFailed
+from ray_memprof.rank.actor import CONTROL, Prepared, Rank
+from ray_memprof.rank.environment import forwarded
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.recorder.clock import kernel, offset
+from ray_memprof.store.gather import Remote
+from ray_memprof.store.rank_store import log_name
+from ray_memprof.supervision.awake import AwakeClock
+from ray_memprof.supervision.verdict import Verdict
+from ray_memprof.wording import rank_text
+from wan.errors import WanError
+
+OBJECT_STORE_BYTES = 512 * 2**20
+"""Of our own Ray: plans, beats and chunks of files go through it, no tensor does."""
+_POLL_S = 0.2
+_SAY_EVERY_S = 10.0
+_CONNECT_S = 10.0
+_NOT_THERE = (
+    "is it running there? `ray status` on that node tells; leave ray.address out for a Ray of our own"
+)
+_CLOCK_TRIPS = 7
+"""Times that a host is asked for its time: the quickest round trip takes well under a millisecond."""
+_CLOCK_SAID_NS = 100_000_000
+"""A clock that is off by less is nothing to tell people of."""
+_SEAL_S = 1.5
+"""For ranks to write down what they hold, before they are killed. What they wrote earlier is safe without."""
+
+
+class Cluster:
+    """Ray and the ranks of one run; a context manager."""
+
+    def __init__(self, state: RunState, live: Live, interrupts: Interrupts) -> None:
+        self._state, self.config, self._live, self._interrupts = state, state.config, live, interrupts
+        self._group: PlacementGroup | None = None
+        self._actors: list[Any] = []
+        self.facts: list[RankFacts] = []
+        """Of the actors: in rank order once they have one."""
+        self.prepared: list[Prepared] = []
+        self.nodes: list[str] = []
+        """The node of each rank, by name."""
+        self.crew = Crew([], live.say)
+
+    def __enter__(self) -> "Cluster":
+        return self
+
+    def start(self) -> None:
+        """Bring every rank to where it can run, and set all of them to work."""
+        timeouts = self.config.ray.timeouts
+        with self._live.stage("ray"):
+            self._connect()
+            capacity.check_capacity(self.config, _totals())
+        with self._live.stage("places"):
+            self._book(timeouts.start_s)
+        with self._live.stage("actors"):
+            self._actors = self._start_actors()
+            facts = self._all("describe", [() for _ in self._actors])
+            order = rank_order(facts)
+            self._actors, self.facts = [self._actors[i] for i in order], [facts[i] for i in order]
+            self.nodes = node_names(self.facts)
+        self._state.facts = self.facts
+        folder = self._state.folder
+        self._state.clock_offsets_ns = self._clock_offsets()
+        plans = [
+            replace(plan, clock_offset_ns=self._state.clock_offsets_ns[plan.rank])
+            for plan in rank_plans(self.facts, self.config, folder.run_id, folder.path, forwarded(os.environ))
+        ]
+        with self._live.stage("torch"):
+            self.prepared = self._all("prepare", [(plan,) for plan in plans])
+        self._state.environment, self._state.checks = self.prepared[0].environment, self.prepared[0].checks
+        checks = [ready.checks for ready in self.prepared]
+        self._state.problems += gaps(checks)
+        self._state.elsewhere = self.elsewhere()
+        self._state.note()
+        self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True)), ()))
+        self._tell_folders()
+        address = self._all("open_store", [()])[0]
+        first = self.prepared[0]
+        log = first.run_dir / log_name(0) if first.shared else None
+        self.crew = Crew(self._actors, self._live.say, log, self._raylets())
+        self.crew.run(address)
+
+    def _raylets(self) -> dict[int, Address]:
+        """Where the raylet of each rank on another node than ours listens."""
+        places = {
+            node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()
+        }
+        ours = ray.get_runtime_context().get_node_id()
+        return {rank: places[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
+
+    def _clock_offsets(self) -> dict[int, int]:
+        """What each rank's clock is ahead of ours, in ns; ranks of one kernel have one clock."""
+        offsets: dict[int, int] = {}
+        known = {kernel() or ray.get_runtime_context().get_node_id(): 0}
+        for rank, (one, actor) in enumerate(zip(self.facts, self._actors, strict=True)):
+            host = one.kernel or one.node_id
+            if host not in known:
+                known[host] = self._clock_offset(rank, actor)
+            offsets[rank] = known[host]
+        return offsets
+
+    def _clock_offset(self, rank: int, actor: Any) -> int:
+        limit_s = self.config.ray.timeouts.init_s
+
+        def ask() -> int:
+            self._check_interrupts()
+            with _explained(rank, ranked=True):
+                return int(ray.get(actor.now_ns.remote(), timeout=limit_s))
+
+        found = offset(self._state.clock, ask, _CLOCK_TRIPS)
+        if abs(found.ns) > max(_CLOCK_SAID_NS, found.error_ns):
+            self._live.say(
+                f"  the clock of {self.nodes[rank]} is {found.ns / 1e9:+.3f} s (within {found.error_ns / 1e6:.1f} ms) "
+                "ahead of this host's; it is taken out of all times"
+            )
+        return found.ns
+
+    @property
+    def home(self) -> str:
+        """Our own node, by name; "" where no rank is on it."""
+        ours = ray.get_runtime_context().get_node_id()
+        return next(
+            (name for name, one in zip(self.nodes, self.facts, strict=True) if one.node_id == ours), ""
+        )
+
+    def _connect(self) -> None:
+        config = self.config.ray
+        own: dict[str, Any] = {}
+        if config.address is None:
+            # Bookkeeping only: on a small host four ranks may share two cores.
+            num_cpus = max(os.cpu_count() or 1, config.cpus_per_rank * self.config.num_ranks)
+            own = {
+                "num_cpus": num_cpus,
+                "num_gpus": config.num_gpus,
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+            }
+        own_ray.stay_on_loopback(config.address is None)
+        folder = own_ray.temp_dir() if config.address is None else None
+        try:
+            if config.address not in (None, "auto"):
+                _check_listens(config.address)
+            # Ranks write logs of their own; what Ray would forward is folded and mixed.
+            ray.init(
+                address=config.address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                _temp_dir=folder,
+                **own,
+            )
+        except SystemExit as error:
+            # Ray has set a handler of its own by then, which ends the process.
+            raise Interrupted(signal.SIGTERM) from error
+        except (
+            Exception
+        ) as error:  # of any class: a process of Ray's that does not come up is a bare Exception
+            where = f"ray.address {config.address}" if config.address else "a Ray of our own"
+            verb = "reached" if config.address else "started"
+            reason = f"{where} could not be {verb}: {in_one_line(error)}"
+            raise StartFailed(reason, hint=_ray_hint(config.address, own_ray.logs(folder))) from error
+        # Ray has set a SIGTERM handler of its own.
+        self._interrupts.install()
+
+    def _book(self, start_s: float) -> None:
+        """Wait until the places of all ranks are ours."""
+        ray_config = self.config.ray
+        self._group = placement_group(
+            [capacity.wanted(self.config)] * self.config.num_ranks, strategy=ray_config.placement.upper()
+        )
+        clock = AwakeClock(time.monotonic)
+        began = said = clock()
+        while not self._group.wait(_POLL_S):
+            self._check_interrupts()
+            now = clock()
+            short = capacity.shortage(self.config, ray.available_resources()) or "a place for all ranks"
+            if now - began >= start_s:
+                raise GpusBusy(
+                    f"waited {start_s:g} s for {short}: others hold them",
+                    hint="end the other job, or raise ray.timeouts.start_s",
+                )
+            if now - said >= _SAY_EVERY_S:
+                said = now
+                self._live.say(f"  {self.config.name} waits for {short} ({now - began:.0f} of {start_s:g} s)")
+
+    def _start_actors(self) -> list[Any]:
+        assert self._group is not None
+        # Ray's annotations of remote() leave out what actors take.
+        remote: Any = ray.remote
+        actor = remote(concurrency_groups=CONTROL, max_restarts=0, max_task_retries=0)(Rank)
+        booked = capacity.wanted(self.config)
+        actors = []
+        for bundle in range(self.config.num_ranks):
+            place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
+            # The same as the bundle holds, CPU 0 included: an actor's default is another.
+            options = actor.options(
+                num_cpus=booked.get("CPU", 0), num_gpus=booked.get("GPU", 0), scheduling_strategy=place
+            )
+            actors.append(options.remote())
+        return actors
+
+    def _all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call `method` on the first actors, one tuple of arguments each; raises where one fails or is missing."""
+        # A launcher that was stopped meanwhile asks again, and not too late, what has become of them.
+        clock = AwakeClock(time.monotonic)
+        until = clock() + (limit_s := self.config.ray.timeouts.init_s)
+        refs = [
+            getattr(actor, method).remote(*given)
+            for actor, given in zip(self._actors, arguments, strict=False)
+        ]
+        pending = list(refs)
+        while pending:
+            ready, pending = ray.wait(pending, timeout=_POLL_S)
+            for ref in ready:
+                with _explained(refs.index(ref), ranked=bool(self.nodes)):
+                    ray.get(ref)
+            self._check_interrupts()
+            if pending and clock() >= until:
+                missing = [refs.index(ref) for ref in pending]
+                who = f"ranks {missing}" if self.nodes else f"{len(missing)} of {len(refs)} actors"
+                raise NeverArrived(
+                    f"waiting for {who}: no answer to {method}() within {limit_s:g} s",
+                    hint="a slow disk or a busy host: raise ray.timeouts.init_s",
+                )
+        return list(ray.get(refs))
+
+    def _check_interrupts(self) -> None:
+        if self._interrupts.signal:
+            raise Interrupted(self._interrupts.signal)
+
+    def _tell_folders(self) -> None:
+        """Say which nodes write elsewhere than into the run folder: it is no secret that files will travel."""
+        far = {self.nodes[rank]: one.run_dir for rank, one in enumerate(self.prepared) if not one.shared}
+        for node, folder in far.items():
+            self._live.say(f"  {node} writes to {folder}; its files are collected through Ray at the end")
+
+    def end(self, verdict: Verdict) -> list[str]:
+        """End every rank; a line for every process that could not be ended."""
+        if verdict.status != "ok":
+            self.crew.seal(_SEAL_S)
+        self._kill()
+        lost = self._lost_nodes(verdict)
+        problems = []
+        for node_id in dict.fromkeys(one.node_id for one in self.facts if one.node_id not in lost):
+            ranks = {one.pid: rank for rank, one in enumerate(self.facts) if one.node_id == node_id}
+            started = {one.pid: one.started for one in self.facts if one.node_id == node_id}
+            left = node_tasks.end_processes(started, node_id, wait_s=self.config.ray.timeouts.stop_s)
+            problems += [
+                f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "
+                "what it holds of its GPU stays"
+                for pid in left
+            ]
+        return problems
+
+    def _kill(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor, no_restart=True)
+        self._actors = []
+
+    def remotes(self, verdict: Verdict) -> list[Remote]:
+        """The folders of nodes that do not share the run folder; their files come as they are read."""
+        lost = self._lost_nodes(verdict)
+        limit_s = self.config.ray.timeouts.collect_s
+        remotes = []
+        for (node_id, folder), ranks in self._far().items():
+            chunks = node_tasks.chunks(node_id, folder, ranks, limit_s=limit_s)
+            if node_id in lost:
+                chunks = node_tasks.unreachable()
+            remotes.append(
+                Remote(where=f"{self.nodes[ranks[0]]}:{folder}", ranks=tuple(ranks), chunks=chunks)
+            )
+        return remotes
+
+    def clear(self, received: Collection[int]) -> list[str]:
+        """Remove from other nodes what has come from them; a line for all that could not be removed."""
+        problems = []
+        for (node_id, folder), ranks in self._far().items():
+            done = [rank for rank in ranks if rank in received]
+            if not done:
+                continue
+            limit_s = self.config.ray.timeouts.collect_s
+            if reason := node_tasks.remove(node_id, folder, done, limit_s=limit_s):
+                where = f"{self.nodes[ranks[0]]}:{folder}"
+                problems.append(f"{rank_text(done)}: collected, and still in {where}: {reason}")
+        return problems
+
+    def elsewhere(self, received: Collection[int] = ()) -> list[Elsewhere]:
+        """What ranks of other nodes record there, of those whose files are not in `received`."""
+        return [
+            Elsewhere(
+                host=self.facts[ranks[0]].host,
+                node_ip=self.facts[ranks[0]].node_ip,
+                folder=folder,
+                ranks=tuple(ranks),
+            )
+            for (_, folder), ranks in self._far().items()
+            if not set(ranks) <= set(received)
+        ]
+
+    def _far(self) -> dict[tuple[str, Path], list[int]]:
+        """The ranks by node and folder, of those that do not write into the run folder."""
+        far: dict[tuple[str, Path], list[int]] = {}
+        for rank, ready in enumerate(self.prepared):
+            if not ready.shared:
+                far.setdefault((self.facts[rank].node_id, ready.run_dir), []).append(rank)
+        return far
+
+    def _lost_nodes(self, verdict: Verdict) -> set[str]:
+        return {self.facts[rank].node_id for rank in verdict.ranks} if verdict.status == "lost" else set()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not ray.is_initialized():
+            return
+        self._kill()
+        if self._group is not None:
+            remove_placement_group(self._group)
+        ray.shutdown()
+
+
+@contextmanager
+def joined_ray(address: str) -> Iterator[None]:
+    """A Ray that runs already, for questions to its nodes after a run; raises StartFailed where there is none."""
+    try:
+        if address != "auto":
+            _check_listens(address)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise StartFailed(
+            f"Ray at {address} could not be reached: {first_line(error)}", hint=_NOT_THERE
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Raise OSError where nobody listens: Ray would try for minutes, and log every attempt."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
+        pass
+
+
+def _totals() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def _explained(number: int, *, ranked: bool) -> Iterator[None]:
+    """Turn what Ray raises for an actor that could not be set up into what it means."""
+    who = f"rank {number}" if ranked else f"actor {number}"
+    try:
+        yield
+    except exceptions.RayTaskError as error:
+        # Its own text is a traceback; ours says it in a line, with a hint.
+        if isinstance(error.cause, RunError | WanError):
+            raise error.cause from None
+        raise StartFailed(f"{who} could not be set up: {_cause(error)}", hint=_setup_hint(error)) from error
+    except exceptions.RayError as error:
+        raise StartFailed(f"{who} could not be started: {_cause(error)}", hint=_setup_hint(error)) from error
+
+
+def _cause(error: Exception) -> str:
+    """The innermost reason: the last line of the text that Ray wraps in its own."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        return f"{type(cause).__name__}: {first_line(cause)}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next(
+        (line for line in reversed(lines) if "Error" in line.partition(":")[0]), lines[0] if lines else ""
+    )
+
+
+def _setup_hint(error: Exception) -> str:
+    if "ModuleNotFoundError" in str(error) or "ImportError" in str(error):
+        return "every node needs this package and what it imports, in the Python that its Ray runs with"
+    return "Ray's own logs are in session_latest/logs of its folder on that node: /tmp/ray, or that of our own Ray"
+
+
+def _ray_hint(address: str | None, logs: Path) -> str:
+    if address is None:
+        said = own_ray.last_words(logs)
+        return f"{f'Ray said: {said}; its' if said else 'its'} logs are in {logs}"
+    return _NOT_THERE

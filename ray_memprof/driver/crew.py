@@ -1,0 +1,206 @@
+"""The actors of a run as supervise.py wants them: what has ended, where everybody is, in plain values.
+
+    crew = Crew(actors, say=live.say)
+    crew.run(("127.0.0.1", 41123))
+    crew.ended(0.2), crew.beats(), crew.where(1.0)
+    crew.last_words()                             # what rank 0 wrote until its end
+
+No call waits for a rank longer than it is told: a rank that holds its GIL, or is stopped, answers nothing.
+"""
+
+import math
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions
+
+from ray_memprof.driver.ray_errors import exit_detail, first_line, host_memory, tells_of_node
+from ray_memprof.rank.actor import lines_since
+from ray_memprof.rank.messages import Outcome, Whereabouts
+from ray_memprof.recorder.status import Beat
+from ray_memprof.supervision.verdict import Loss
+
+Address = tuple[str, int]
+"""Host and port."""
+
+BEAT_S = 0.3
+"""Between two questions to a rank: part of how long a standstill takes to be seen."""
+_LAST_WORDS_S = 10.0
+"""For a rank whose workload has ended to read out its log: milliseconds, seconds on a host that is overloaded."""
+_STUCK_S = 0.5
+"""The same for a rank that still runs: it may never answer, and the verdict waits for it."""
+_RAYLET_S = 2.0
+"""For every raylet to take a connection before the run."""
+_MOST_LOOKS = 32
+"""Nodes that are looked at at once."""
+_CRASH = "Fatal Python error: "
+"""Begins what faulthandler writes at the end of a process: every thread's stack, for the log alone."""
+
+
+class Crew:
+    """The ranks of one run, in order.
+
+    Args:
+        actors: of the ranks.
+        say: takes the lines that rank 0 writes.
+        log: of rank 0, where it can be read from here: all that is left of one whose process died.
+        raylets: address of the raylet of each rank that runs on another node than this process.
+    """
+
+    def __init__(
+        self,
+        actors: Sequence[Any],
+        say: Callable[[str], None],
+        log: Path | None = None,
+        raylets: Mapping[int, Address] | None = None,
+    ) -> None:
+        self._actors, self._say, self._log_file = list(actors), say, log
+        self._raylets = dict(raylets or {})
+        self._runs: dict[Any, int] = {}
+        self._questions: dict[Any, int] = {}
+        self._beats: dict[int, Beat] = {}
+        self._asked = -math.inf
+        self._log: Any = None
+        self._log_offset = 0
+        self._left: set[int] = set()
+        self._silent: set[int] = set()
+
+    def run(self, address: Address) -> None:
+        """Set all ranks to work."""
+        # What cannot be seen now could not be told from a lost node later: left out, and Ray's word is waited for.
+        silent = self.lost(_RAYLET_S)
+        self._raylets = {rank: place for rank, place in self._raylets.items() if rank not in silent}
+        self._runs = {actor.run.remote(address): rank for rank, actor in enumerate(self._actors)}
+        self._left = set(range(len(self._actors)))
+
+    def ended(self, wait_s: float) -> list[Outcome | Loss]:
+        """Ranks that ended since the last call, in the order in which the news came."""
+        if not self._runs:
+            time.sleep(wait_s)
+            return []
+        first, _ = ray.wait(list(self._runs), num_returns=1, timeout=wait_s)
+        # Whoever else has ended by now: one at a time would cost a look each.
+        rest, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
+        news = [_fate(ref, self._runs.pop(ref)) for ref in dict.fromkeys([*first, *rest])]
+        self._left -= {one.rank for one in news}
+        return news
+
+    def beats(self) -> Mapping[int, Beat]:
+        """The newest beat of each rank; asks for the next ones and passes on what rank 0 wrote."""
+        for ref in _ready(self._questions, 0):
+            rank = self._questions.pop(ref)
+            if (beat := _answer(ref)) is not None:
+                self._beats[rank] = beat
+        if time.monotonic() - self._asked >= BEAT_S:
+            self._asked = time.monotonic()
+            unanswered = set(self._questions.values())
+            for rank in self._left - unanswered:
+                self._questions[self._actors[rank].beat.remote()] = rank
+        self._echo()
+        return self._beats
+
+    def _echo(self) -> None:
+        if self._log is None:
+            self._log = self._actors[0].said.remote(self._log_offset)
+        elif _ready([self._log], 0):
+            answer, self._log = _answer(self._log), None
+            if answer is not None:
+                self._pass_on(*answer)
+
+    def _pass_on(self, offset: int, text: str) -> None:
+        self._log_offset = offset
+        for line in text.splitlines():
+            self._say(f"[rank 0] {line}")
+
+    def last_words(self) -> None:
+        """Pass on all that rank 0 has written by now; the rest stays in its log where it does not answer."""
+        until = time.monotonic() + (_STUCK_S if 0 in self._left else _LAST_WORDS_S)
+        # One question may be under way, asked before the end: its answer is not the last one.
+        question, is_last = self._log, self._log is None
+        while True:
+            question = question or self._actors[0].said.remote(self._log_offset, whole=False)
+            if not _ready([question], max(0.0, until - time.monotonic())):
+                self._log = question
+                return
+            answer, before = _answer(question), self._log_offset
+            question = self._log = None
+            if answer is None:
+                self._read_out()
+                return
+            self._pass_on(*answer)
+            if is_last and self._log_offset == before:
+                return
+            is_last = True
+
+    def _read_out(self) -> None:
+        """Pass on what is left of the log of a rank that is dead."""
+        while self._log_file is not None:
+            offset, text = lines_since(self._log_file, self._log_offset, whole=False)
+            text, crash, _ = text.partition(_CRASH)
+            self._pass_on(offset, text)
+            if crash or not text:
+                return
+
+    def where(self, wait_s: float) -> dict[int, Whereabouts]:
+        """Where those ranks are that still run and answer in time."""
+        questions = {self._actors[rank].where.remote(): rank for rank in sorted(self._left)}
+        answers = {questions[ref]: _answer(ref) for ref in _ready(questions, wait_s)}
+        self._silent = set(questions.values()) - answers.keys()
+        return {rank: place for rank, place in answers.items() if place is not None}
+
+    def lost(self, wait_s: float) -> frozenset[int]:
+        """The ranks whose node is gone: where its raylet listened nobody does. Ray itself takes up to half a minute."""
+        if not self._raylets:
+            return frozenset()
+        places = list(set(self._raylets.values()))
+        with ThreadPoolExecutor(min(len(places), _MOST_LOOKS)) as pool:
+            listening = set(compress(places, pool.map(lambda place: _listens(place, wait_s), places)))
+        return frozenset(rank for rank, place in self._raylets.items() if place not in listening)
+
+    def seal(self, wait_s: float) -> None:
+        """Ask the ranks that still run to write down what they hold; those that gave no answer before are not asked."""
+        _ready([self._actors[rank].stop.remote() for rank in self._left - self._silent], wait_s)
+
+
+def _listens(place: Address, wait_s: float) -> bool:
+    """Whether somebody takes connections there: the kernel answers for a process that is busy, not for a dead one."""
+    try:
+        with socket.create_connection(place, timeout=wait_s):
+            return True
+    except OSError:
+        return False
+
+
+def _ready(refs: Any, wait_s: float) -> list[Any]:
+    """Those of `refs` that have an answer, or an error, within `wait_s`."""
+    refs = list(refs)
+    return list(ray.wait(refs, num_returns=len(refs), timeout=wait_s)[0]) if refs else []
+
+
+def _answer(ref: Any) -> Any:
+    """A ready answer; None from a rank that died over the question: its run tells more, and tells it too."""
+    try:
+        return ray.get(ref)
+    except exceptions.RayError:
+        return None
+
+
+def _fate(ref: Any, rank: int) -> Outcome | Loss:
+    """How a rank ended, from its ready reference."""
+    try:
+        outcome: Outcome = ray.get(ref)
+        return outcome
+    except exceptions.OutOfMemoryError as error:
+        return Loss(rank=rank, kind="host_oom", detail=host_memory(str(error)))
+    except exceptions.ActorUnavailableError as error:
+        return Loss(rank=rank, kind="unreachable", detail=first_line(error))
+    except (exceptions.RayActorError, exceptions.NodeDiedError) as error:
+        return Loss(
+            rank=rank, kind="node" if tells_of_node(str(error)) else "died", detail=exit_detail(str(error))
+        )

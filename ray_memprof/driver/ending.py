@@ -1,0 +1,159 @@
+"""How a run is brought to its end: watched, settled, written down, and summed up in a few lines.
+
+with ending(state, live, interrupts):       # whatever goes wrong in here becomes the verdict of the run
+    ...
+    settle(state, supervise(cluster, state, live, interrupts), live)
+write(state, live)                          # tables of the driver, run.duckdb, memory_events.json, report.html
+
+Takes the RunState of the run; leaves everything in its folder that is not written by a rank.
+"""
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from ray_memprof.driver.interrupts import Abandoned, Interrupted, Interrupts
+from ray_memprof.driver.live import Live
+from ray_memprof.driver.run_state import RunState, verdict_of, verdict_of_bug
+from ray_memprof.driver.troubles import Troubles
+from ray_memprof.errors import DiskFull, RunError
+from ray_memprof.recorder.status import Beat
+from ray_memprof.store.rank_store import LOGS_DIR, REPORT_FILE
+from ray_memprof.store.standing import NOTE_EVERY_S, progress_facts
+from ray_memprof.supervision.verdict import Verdict
+from ray_memprof.supervision.watch import Limits, interruption, watch
+from wan.errors import WanError
+
+if TYPE_CHECKING:
+    from ray_memprof.driver.cluster import Cluster
+
+_DRIVER_LOG = "driver.log"
+
+
+def supervise(cluster: "Cluster", state: RunState, live: Live, interrupts: Interrupts) -> Verdict:
+    """Watch the ranks to their end, under the live table."""
+    timeouts = state.config.ray.timeouts
+    began, is_first = time.monotonic(), True
+    troubles = Troubles(state, live.say)
+    noted_s = float("-inf")
+    # Only wan's steps are known to be of a denoise loop.
+    first_step = "first denoise step" if state.config.workload == "wan" else "first step"
+
+    def show(beats: Mapping[int, Beat]) -> None:
+        nonlocal is_first, noted_s
+        live.update(beats.values())
+        troubles.look(beats.values())
+        if time.monotonic() - noted_s >= NOTE_EVERY_S:
+            noted_s = time.monotonic()
+            _note_progress(state, beats)
+        if is_first and any(beat.step >= 0 for beat in beats.values()):
+            is_first = False
+            from_launch_s = (state.clock.now_ns() - state.folder.facts["start_ns"]) / 1e9
+            live.reached(first_step, time.monotonic() - began, from_launch_s=from_launch_s)
+
+    verdict = watch(
+        cluster.crew,
+        nodes=cluster.nodes,
+        home=cluster.home,
+        limits=Limits(
+            init_s=timeouts.init_s,
+            stall_s=timeouts.stall_s,
+            grace_s=timeouts.grace_s,
+            node_grace_s=timeouts.node_grace_s,
+        ),
+        clock=time.monotonic,
+        interrupted=lambda: interrupts.signal,
+        show=show,
+    )
+    # The last beat is older than the last line: what explains the verdict stands above it.
+    cluster.crew.last_words()
+    return verdict
+
+
+def _note_progress(state: RunState, beats: Mapping[int, Beat]) -> None:
+    """Write into run.json where the lowest rank is that has sent a beat; what writes rows reports a full disk."""
+    first = beats[min(beats)] if beats else None
+    progress = (
+        progress_facts(first.stage, first.step, first.num_steps) if first else progress_facts("", -1, -1)
+    )
+    with suppress(DiskFull):
+        state.folder.note(progress=progress)
+
+
+def settle(state: RunState, verdict: Verdict, live: Live) -> None:
+    """Write the verdict to the console and into run.json before anything else is done."""
+    _tell(verdict, live)
+    try:
+        state.settle(verdict)
+    except DiskFull as error:
+        if verdict.status == "ok":
+            verdict = verdict_of(error, state)
+            _tell(verdict, live)
+        else:
+            state.problems.append(str(error))
+        state.verdict = verdict
+
+
+def _tell(verdict: Verdict, live: Live) -> None:
+    if verdict.status != "ok":
+        live.say(f"error: {verdict.reason}")
+        if verdict.hint:
+            live.say(f"hint: {verdict.hint}")
+
+
+@contextmanager
+def ending(state: RunState, live: Live, interrupts: Interrupts) -> Iterator[None]:
+    """An exception that leaves the block becomes the verdict of the run, unless the run has failed already."""
+    try:
+        yield
+        return
+    except Abandoned as error:
+        state.is_abandoned = True
+        verdict = interruption(error.number)
+    except Interrupted as error:
+        verdict = interruption(error.number)
+    except (RunError, WanError) as error:
+        verdict = verdict_of(error, state)
+    except Exception as error:
+        if interrupts.last_signal:  # out of Ray's compiled code Abandoned comes as a SystemError
+            state.is_abandoned = True
+            verdict = interruption(interrupts.last_signal)
+        else:
+            verdict = _bug(error, state)
+    if state.verdict is None or state.verdict.status == "ok":
+        settle(state, verdict, live)
+    else:  # the run's own failure stays the verdict; this one came on top
+        state.problems.append(verdict.reason)
+
+
+def _bug(error: Exception, state: RunState) -> Verdict:
+    """Told in a line, with everything about it in a file; called where `error` is handled."""
+    log = state.folder.write(traceback.format_exc(), LOGS_DIR, _DRIVER_LOG)
+    return verdict_of_bug(error, log)
+
+
+def write(state: RunState, live: Live) -> None:
+    """All that is derived from what the ranks recorded."""
+    from ray_memprof.report.derive import derived
+    from ray_memprof.store.gather import write_driver_tables
+
+    run_dir = state.folder.path
+    with live.stage("report"):
+        state.note()
+        write_driver_tables(run_dir, state.run_row(), state.rank_rows())
+        for line in derived(run_dir, state.problems):
+            # Kept one by one: these lines are printed even where the report cannot be written.
+            state.figures.append(line)
+    state.note()  # the seconds of this stage too
+
+
+def summary(state: RunState) -> list[str]:
+    """The last lines: how it ended, what is missing, where everything is."""
+    assert state.verdict is not None
+    lines = [f"{state.config.name}: {state.verdict.status}, exit {state.exit_code}"]
+    lines += [f"warning: {line}" for line in state.problems]
+    path = state.folder.path
+    report = path / REPORT_FILE
+    return [*lines, *state.figures, f"report: {report}" if report.exists() else f"run folder: {path}"]

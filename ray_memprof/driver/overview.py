@@ -1,0 +1,98 @@
+"""The run on one screen, before it begins: what runs, where, with which versions, and what to know about it.
+
+    console.print(describe(config, [(facts, checks), ...], notes))
+
+Takes the configuration and what every rank found of itself; leaves nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.preflight import MIB, needed_bytes
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.wording import rank_text, size_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def gaps(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
+    """What will be missing of the records because the driver does not tell it; `checks` in rank order."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, one in enumerate(checks):
+        if "nvml" in one:
+            ranks_of.setdefault(str(one["nvml"]), []).append(rank)
+    return [f"{rank_text(ranks)}: NVML {text}" for text, ranks in ranks_of.items()]
+
+
+def disagreements(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
+    """A line for everything that should be the same in all ranks and is not."""
+    lines = []
+    for name in ("python", "torch", "cuda", "cudnn", "nccl", "ray", "driver", "device"):
+        ranks_with: dict[str | int, list[int]] = {}
+        for rank, one in enumerate(checks):
+            ranks_with.setdefault(one.get(name, ""), []).append(rank)
+        if len(ranks_with) > 1:
+            told = "; ".join(f"{value or 'none'} in ranks {ranks}" for value, ranks in ranks_with.items())
+            lines.append(f"{name} differs: {told}")
+    return lines
+
+
+def describe(
+    config: RunConfig, ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]], notes: Sequence[str]
+) -> "RenderableType":
+    """The run in one screen, for a rich console: what runs, where, with which versions, and what to know about it."""
+    from rich.console import Group
+    from rich.text import Text
+
+    checks = [one for _, one in ranks]
+    lines = [_what(config), _how(config)]
+    if checks:
+        shown = ("python", "torch", "cuda", "cudnn", "nccl", "driver", "ray")
+        lines.append(", ".join(f"{name} {checks[0][name]}" for name in shown if checks[0].get(name)))
+    told = [*notes, *disagreements(checks), *gaps(checks)]
+    texts = [Text(line) for line in lines]
+    warned = [Text(f"warning: {line}", style="yellow") for line in told]
+    return Group(*texts, *([_places(ranks)] if ranks else []), *warned)
+
+
+def _what(config: RunConfig) -> str:
+    if config.workload == "script":
+        assert config.script is not None
+        return f"{config.name}: {' '.join([str(config.script.path), *config.script.args])}"
+    from ray_memprof.config.wan_keys import wan_options
+    from wan.options import describe as describe_options
+
+    num_videos = config.optimization.batch_size
+    batch = f", {num_videos} videos" if num_videos > 1 else ""
+    return f"{config.name}: {describe_options(wan_options(config))}{batch}"
+
+
+def _how(config: RunConfig) -> str:
+    parallel = config.parallel
+    switches = [name for name in ("dit_fsdp", "t5_fsdp") if getattr(parallel, name)]
+    ways = [f"ulysses {parallel.ulysses}", f"ring {parallel.ring}", *switches]
+    level = config.logging.level if config.logging.profile_memory else "nothing but progress"
+    ranks = f"{config.num_ranks} rank" + ("s" if config.num_ranks > 1 else "")
+    by = f" ({', '.join(ways)})" if config.workload == "wan" and config.num_ranks > 1 else ""
+    return f"{ranks}{by}, recording {level}, about {needed_bytes(config) / MIB:,.0f} MiB on disk"
+
+
+def _places(ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]) -> "RenderableType":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("rank", "host", "GPU", "memory", "in use before"):
+        table.add_column(title, justify="right" if title in ("rank", "memory", "in use before") else "left")
+    for rank, (facts, checks) in enumerate(ranks):
+        has_gpu = facts.gpu_index >= 0 and checks.get("device") != "cpu"
+        held = checks.get("held_bytes")
+        table.add_row(
+            str(rank),
+            facts.host,
+            f"{facts.gpu_index}: {facts.gpu_name}" if has_gpu else "none, on the CPU",
+            size_text(facts.device_total_bytes) if has_gpu else "",
+            size_text(held) if isinstance(held, int) else "",
+        )
+    return table

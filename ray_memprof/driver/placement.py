@@ -1,0 +1,65 @@
+"""Which actor becomes which rank: contiguous on each node, in the order of its GPUs, however Ray started them.
+
+    order = rank_order(facts)                                  # order[rank] = index of the actor
+    plans = rank_plans([facts[i] for i in order], config, ...)
+
+Pure. Ray promises nothing about the order of bundles (ray-project/ray#51117, #59547).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.rank.messages import RankFacts, RankPlan
+
+LOOPBACK = "127.0.0.1"
+
+
+def rank_order(facts: Sequence[RankFacts]) -> list[int]:
+    """Indices into `facts`, in rank order. Nodes go by address and id: two of them may share an address."""
+
+    def place(index: int) -> tuple[str, str, int, int]:
+        one = facts[index]
+        return one.node_ip, one.node_id, one.gpu_index, one.pid
+
+    return sorted(range(len(facts)), key=place)
+
+
+def rank_plans(
+    facts: Sequence[RankFacts], config: RunConfig, run_id: str, run_dir: Path, environment: Mapping[str, str]
+) -> list[RankPlan]:
+    """A plan for each rank; `facts` in rank order."""
+    nodes = list(dict.fromkeys(one.node_id for one in facts))
+    # Inside one host nobody else can interfere, and no name or interface has to be right.
+    master_addr = LOOPBACK if len(nodes) <= 1 else facts[0].node_ip
+    plans = []
+    for rank, one in enumerate(facts):
+        mates = [other for other, fact in enumerate(facts) if fact.node_id == one.node_id]
+        plans.append(
+            RankPlan(
+                run_id=run_id,
+                config=config,
+                rank=rank,
+                world_size=len(facts),
+                local_rank=mates.index(rank),
+                local_world_size=len(mates),
+                node=nodes.index(one.node_id),
+                num_nodes=len(nodes),
+                visible_devices=tuple(
+                    facts[mate].visible_device for mate in mates if facts[mate].visible_device
+                ),
+                facts=one,
+                run_dir=run_dir,
+                environment=dict(environment),
+                master_addr=master_addr,
+            )
+        )
+    return plans
+
+
+def node_names(facts: Sequence[RankFacts]) -> list[str]:
+    """The node of each rank, for people: the host, with the beginning of Ray's id where hosts alone do not tell."""
+    ids_of: dict[str, set[str]] = {}
+    for one in facts:
+        ids_of.setdefault(one.host, set()).add(one.node_id)
+    return [one.host if len(ids_of[one.host]) == 1 else f"{one.host} ({one.node_id[:8]})" for one in facts]

@@ -1,0 +1,94 @@
+"""Whether the driver can begin: the run folder can be written, and its disk has room for what will be recorded.
+
+    notes = check_driver(config, run_dir)        # lines to show; raises PreflightFailed or DiskFull
+
+Before Ray is started or joined, so that a run that cannot end well costs nothing.
+"""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from ray_memprof.config.rules import warnings
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.errors import DiskFull, PreflightFailed
+from wan.config import TASKS
+
+MIB = 2**20
+# For the estimate of disk space. Counted in the tiny task on the CPU, where nothing is fused: 1,100 a block.
+_ALLOCS_PER_BLOCK = 1_200
+_EVENTS_PER_ALLOC = 3  # made, asked to be freed, freed
+_BYTES_PER_EVENT = {"event": 12, "stack": 16, "torch_profiler": 12}
+_OPEN_BYTES = 64 * MIB  # segments not sealed yet lie uncompressed; logs, samples and spans are far less
+_TRACE_BYTES_PER_STEP = 100 * MIB
+
+
+def check_driver(config: RunConfig, run_dir: Path) -> list[str]:
+    """Make sure that the run folder can take what will be written; returns warnings about the configuration."""
+    _check_writable(run_dir)
+    needed = needed_bytes(config)
+    free = shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise DiskFull(
+            f"{run_dir}: {free / MIB:,.0f} MiB are free, about {needed / MIB:,.0f} MiB will be written",
+            hint="set logging.output_dir to another disk, or logging.level to stage",
+        )
+    return warnings(config) + _short_trace(config)
+
+
+def _check_writable(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):
+            pass
+    except OSError as error:
+        raise PreflightFailed(
+            f"logging.output_dir: {run_dir} cannot be written: {error.strerror or error}",
+            hint="set logging.output_dir to a folder of yours",
+        ) from error
+
+
+def needed_bytes(config: RunConfig) -> int:
+    """About what the run folder grows to, rather too much than too little: every rank's tables, and its trace.
+
+    Tables: blocks * passes * steps * videos * allocations a block * events an allocation * bytes an event. A script's
+    allocations cannot be foreseen; of it only the open segments are counted.
+    """
+    per_rank = _OPEN_BYTES
+    level = config.logging.level
+    if config.logging.profile_memory and level in _BYTES_PER_EVENT and config.workload == "wan":
+        num_allocs = _num_block_calls(config) * _ALLOCS_PER_BLOCK * config.optimization.batch_size
+        per_rank += num_allocs * _EVENTS_PER_ALLOC * _BYTES_PER_EVENT[level]
+    if config.logging.profile_memory and level == "torch_profiler":
+        per_rank += config.logging.profiler.active * _TRACE_BYTES_PER_STEP
+    return per_rank * config.num_ranks
+
+
+def _num_block_calls(config: RunConfig) -> int:
+    """Transformer blocks that run for one video."""
+    task, scale = TASKS[config.model.task], config.generation.sample_guide_scale
+    num_blocks = task.dit.num_layers + len(task.dit.vace_layers)
+    return num_blocks * (1 if scale == 1.0 else 2) * _num_steps(config)
+
+
+def _num_steps(config: RunConfig) -> int:
+    steps = config.generation.sample_steps
+    assert steps is not None  # filled in when the configuration was loaded
+    return steps
+
+
+def _short_trace(config: RunConfig) -> list[str]:
+    """A warning where torch.profiler waits for more steps than the run makes."""
+    logging, asked = config.logging, config.logging.profiler
+    if config.workload != "wan" or logging.level != "torch_profiler" or not logging.profile_memory:
+        return []
+    needed, made = (
+        asked.wait + asked.warmup + asked.active,
+        _num_steps(config) * config.optimization.batch_size,
+    )
+    if needed <= made:
+        return []
+    return [
+        f"logging.profiler asks for {needed} steps (wait {asked.wait}, warmup {asked.warmup}, active "
+        f"{asked.active}), the run makes {made}: traces will be short"
+    ]

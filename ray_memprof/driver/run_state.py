@@ -1,0 +1,241 @@
+"""What the driver itself records of a run: the verdict, at once, and the rows of the tables runs and ranks.
+
+    state.settle(verdict)                     # run.json, logs/rankN.stack.txt; before anything is collected
+    write_driver_tables(run_dir, state.run_row(), state.rank_rows())
+
+A run that failed, or never started, is still a run: it has a row, with status and reason.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import wan
+from ray_memprof.config.load import effective_yaml
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.repository import commit_text, repository
+from ray_memprof.errors import EXIT_BUG, RunError
+from ray_memprof.rank.messages import Outcome, RankFacts, Status
+from ray_memprof.recorder.clock import Clock
+from ray_memprof.recorder.status import ReplayCheck
+from ray_memprof.store.rank_store import LOGS_DIR
+from ray_memprof.store.run_folder import RunFolder
+from ray_memprof.supervision.verdict import Verdict
+from wan.errors import WanError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Elsewhere:
+    """What ranks of another host recorded there, until it has been collected."""
+
+    host: str
+    node_ip: str
+    folder: Path
+    ranks: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """For people: host and folder."""
+        return f"{self.host}:{self.folder}"
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> "Elsewhere":
+        """From run.json."""
+        return cls(
+            host=facts["host"],
+            node_ip=facts["node_ip"],
+            folder=Path(facts["folder"]),
+            ranks=tuple(facts["ranks"]),
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """For run.json."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+_NO_CHECK = ReplayCheck(**dict.fromkeys(ReplayCheck.__dataclass_fields__, 0))
+
+
+@dataclass
+class RunState:
+    """Of one run, filled as it goes on."""
+
+    config: RunConfig
+    folder: RunFolder
+    verdict: Verdict | None = None
+    facts: Sequence[RankFacts] = ()
+    """In rank order; empty until the ranks have their places."""
+    clock: Clock = field(default_factory=Clock)
+    """The time of the run."""
+    clock_offsets_ns: dict[int, int] = field(default_factory=dict)
+    """By rank: what its host's clock was ahead of the driver's; the rank takes it out of its times."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of rank 0: what was set for it, and what else bore on its memory; others differ in what torchrun sets."""
+    checks: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    """What is missing or damaged of the records, and what went wrong with recording them."""
+    elsewhere: list[Elsewhere] = field(default_factory=list)
+    """What has not come from other hosts, or not yet; `ray-memprof finish` brings it in."""
+    stages_s: dict[str, float] = field(default_factory=dict)
+    """Seconds that each stage of starting and ending the run took, and the way to its first step."""
+    figures: list[str] = field(default_factory=list)
+    """What was measured, in the lines of summary.py; empty where nothing could be derived."""
+    is_abandoned: bool = False
+    """Whether somebody could not wait for the end: nothing more is written."""
+
+    @classmethod
+    def begin(cls, config: RunConfig) -> "RunState":
+        """Of a new run, with a folder of its own. Raises PreflightFailed."""
+        folder = RunFolder.create(
+            config.logging.output_dir,
+            config.name,
+            config_text=effective_yaml(config),
+            num_ranks=config.num_ranks,
+        )
+        return cls(config, folder)
+
+    @cached_property
+    def repositories(self) -> dict[str, Any]:
+        """Of the program and of ray-memprof, as they are when first asked for: the run may take hours."""
+        script = self.config.script
+        program = Path(wan.__file__).parent if script is None else script.path
+        return {"program_git": repository(program), "ray_memprof_git": repository(Path(__file__).parent)}
+
+    @property
+    def exit_code(self) -> int:
+        """Of the launcher."""
+        return self._ended().exit_code
+
+    def settle(self, verdict: Verdict) -> None:
+        """The run has ended like this; `verdict` is set once run.json says so."""
+        if 0 in verdict.outcomes:
+            self.environment = self.environment | verdict.outcomes[0].environment
+        for rank, outcome in sorted(verdict.outcomes.items()):
+            lines = (f"rank {rank}: {text}" for text in outcome.problems)
+            self.problems += [line for line in lines if line not in self.problems]
+        for rank, stack in verdict.stacks.items():
+            self.folder.write(stack, LOGS_DIR, f"rank{rank}.stack.txt")
+        self.folder.note(
+            status=verdict.status,
+            exit_code=verdict.exit_code,
+            reason=verdict.reason,
+            hint=verdict.hint,
+            culprits=list(verdict.ranks),
+            problems=self.problems,
+            end_ns=self.clock.now_ns(),
+            stages_s=self.stages_s,
+        )
+        self.verdict = verdict
+
+    def note(self) -> None:
+        """Put what is known by now into run.json."""
+        self.folder.note(
+            git_commit=commit_text(self.repositories["program_git"]),
+            **self.repositories,
+            versions=self.checks,
+            environment=self.environment,
+            ranks=[asdict(one) for one in self.facts],
+            stages_s=self.stages_s,
+        )
+        self.note_problems()
+
+    def note_problems(self) -> None:
+        """Put what is missing into run.json."""
+        self.folder.note(problems=self.problems, elsewhere=[one.facts() for one in self.elsewhere])
+
+    def run_row(self) -> dict[str, Any]:
+        """The row of this run in the table runs."""
+        verdict, facts = self._ended(), self.folder.facts
+        return {
+            "run_id": self.folder.run_id,
+            "name": self.config.name,
+            "source": "cpu" if self.config.model.device == "cpu" else "cuda",
+            "workload": self.config.workload,
+            "num_ranks": self.config.num_ranks,
+            "config": json.dumps(self.config.model_dump(mode="json", by_alias=True)),
+            "environment": json.dumps(self.environment),
+            "git_commit": commit_text(self.repositories["program_git"]),
+            "versions": json.dumps(self.checks),
+            "start_ns": facts["start_ns"],
+            "end_ns": facts["end_ns"],
+            "status": verdict.status,
+            "exit_code": verdict.exit_code,
+            "reason": verdict.reason,
+        }
+
+    def rank_rows(self) -> list[dict[str, Any]]:
+        """The rows of its ranks; none of a run whose ranks never had a place."""
+        return [self._rank_row(rank) for rank in range(len(self.facts))]
+
+    def _rank_row(self, rank: int) -> dict[str, Any]:
+        verdict, facts, parallel = self._ended(), self.facts[rank], self.config.parallel
+        nodes = list(dict.fromkeys(one.node_id for one in self.facts))
+        outcome, beat = self._outcome(rank), verdict.beats.get(rank)
+        is_sharded = parallel.dit_fsdp or parallel.t5_fsdp
+        return {
+            "rank": rank,
+            "node": nodes.index(facts.node_id),
+            "node_id": facts.node_id,
+            "host": facts.host,
+            "clock_offset_ns": self.clock_offsets_ns.get(rank, 0),
+            "pid": facts.pid,
+            "local_rank": sum(one.node_id == facts.node_id for one in self.facts[:rank]),
+            "gpu_index": facts.gpu_index,
+            "gpu_uuid": facts.gpu_uuid,
+            "gpu_name": facts.gpu_name,
+            "device_total_bytes": facts.device_total_bytes,
+            # The recorder sees every event: what is replayed is exact and whole.
+            "inexact_bytes": 0,
+            "peak_at_least": False,
+            # Ulysses groups are neighbours: their all-to-all is the traffic that counts.
+            "ulysses": rank % parallel.ulysses,
+            "ring": rank // parallel.ulysses % parallel.ring,
+            "fsdp": rank if is_sharded else 0,
+            "status": outcome.status,
+            "exit_code": outcome.exit_code,
+            "reason": outcome.reason,
+            "path": outcome.path or (beat.path if beat else ""),
+            "step": outcome.step if outcome.path or beat is None else beat.step,
+            "oom_by": outcome.oom_by,
+            "oom_free_bytes": outcome.oom_free_bytes,
+            **asdict(outcome.check or _NO_CHECK),
+        }
+
+    def _outcome(self, rank: int) -> Outcome:
+        """How a rank ended: as it told, as the verdict has it, or because another one had ended the run."""
+        verdict = self._ended()
+        if rank in verdict.outcomes:
+            return verdict.outcomes[rank]
+        if rank in verdict.ranks:
+            return Outcome(
+                rank=rank, status=verdict.status, exit_code=verdict.exit_code, reason=verdict.reason
+            )
+        loss = verdict.losses.get(rank)
+        reason = loss.detail if loss and loss.detail else f"ended with the run: {verdict.reason}"
+        status: Status = "interrupted"
+        if loss is not None:
+            status = {"node": "lost", "host_oom": "host_oom"}.get(loss.kind, "died")  # type: ignore[assignment]
+        return Outcome(rank=rank, status=status, exit_code=verdict.exit_code, reason=reason)
+
+    def _ended(self) -> Verdict:
+        assert self.verdict is not None, "settle() comes first"
+        return self.verdict
+
+
+def verdict_of(error: RunError | WanError, state: RunState) -> Verdict:
+    """The verdict on a run that `error` ended: before its ranks ran, or after they had ended."""
+    status: Status = "never_started" if state.verdict is None else "failed"
+    return Verdict(status=status, exit_code=error.exit_code, reason=str(error), hint=error.hint)
+
+
+def verdict_of_bug(error: BaseException, log: Path) -> Verdict:
+    """The verdict on a run that an error of ours ended."""
+    return Verdict(
+        status="failed",
+        exit_code=EXIT_BUG,
+        reason=f"internal error: {type(error).__name__}: {str(error).partition(os.linesep)[0]}",
+        hint=f"please report it, with {log}",
+    )

@@ -1,0 +1,61 @@
+"""Tables and questions of a run as CSV files, written by DuckDB.
+
+    csv.write_csv(run_dir, Path("tables"))                            # every table, tables/<table>.csv
+    csv.write_csv(run_dir, Path("peaks.csv"), "peak_by_stage")        # a table or a question
+
+The first line names the columns; nothing is quoted that needs no quotes; null is empty. A text that a spreadsheet would
+compute (it begins with = + - @, a tab or a carriage return) has an apostrophe in front.
+"""
+
+from pathlib import Path
+
+import duckdb
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.query import questions
+from ray_memprof.query.answers import without_formulas
+from ray_memprof.query.ask import opened
+from ray_memprof.store.schema import TABLES
+from ray_memprof.store.whole_file import check_target, whole_file
+
+
+def write_csv(run_dir: Path, path: Path, name: str | None = None, rank: int | None = None) -> Path:
+    """Write table or question `name` to the file `path`, or without a name every table into the folder `path`.
+
+    Args:
+        run_dir: the run.
+        path: where to.
+        name: of a table or a question.
+        rank: only its rows.
+
+    Raises:
+        ConfigError: no such run, table or question, rows that know no rank, or no file can be written there.
+        DiskFull: no room for it.
+    """
+    check_target(path if name else path / "runs.csv")
+    with opened([run_dir], is_apart=True) as connection:
+        if name is not None:
+            if name not in TABLES:
+                questions.question(name)  # refuses unknown names
+            return _copy(connection, name, path, rank)
+        for table in TABLES:
+            _copy(connection, table, path / f"{table}.csv", None if table == "runs" else rank)
+    return path
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, name: str, path: Path, rank: int | None) -> Path:
+    columns = [row[0] for row in connection.execute(f"DESCRIBE {name}").fetchall()]
+    if rank is not None and "rank" not in columns:
+        raise ConfigError(
+            f"{name} has no column rank: its rows are of the whole run", hint="leave --rank out"
+        )
+    chosen = without_formulas(connection, name)
+    condition = "" if rank is None else f" WHERE rank = {rank:d}"
+    with whole_file(path) as temporary:
+        # Absolute: `file:x.csv` and `s3:/x.csv` would be addresses to DuckDB.
+        target = str(temporary.absolute()).replace("'", "''")
+        try:
+            connection.execute(f"COPY ({chosen}{condition}) TO '{target}' (FORMAT csv, HEADER)")
+        except duckdb.IOException as error:
+            raise OSError(str(error)) from error
+    return path

@@ -1,1 +1,0 @@
-"""Recordings of others, brought into this project's tables: one file each."""

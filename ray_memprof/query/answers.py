@@ -1,0 +1,232 @@
+"""Rows as people read them, or as a file for programs: what query, diagnose and compare end with.
+
+    write(rows, Form.TABLE, None)                    # to the standard output
+    write(rows, Form.PARQUET, Path("rows.parquet"))
+
+Takes Arrow tables of any type that SQL can make. Leaves the file, whole or not at all.
+"""
+
+import math
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.wording import number_text, size_text, visible
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+MOST_ROWS = 200
+"""Of the table for people; every other form has all of them."""
+FORMULA = r"^[=+\-@\t\r]"
+"""How a cell begins that a spreadsheet computes, as a regular expression of DuckDB."""
+_WIDEST = 10_000
+_MOMENTS = ("t_ns", "first_ns", "start_ns", "end_ns")
+"""Wall clock; every other column in ns is a duration."""
+
+
+class Form(StrEnum):
+    """How rows are written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+def write_answer(rows: "pa.Table", form: Form, out: Path | None) -> None:
+    """Write rows to a file, or to the standard output.
+
+    Raises:
+        BrokenPipeError: nobody reads the standard output any longer.
+        ConfigError: Parquet onto a terminal, or `out` is no file that can be written.
+        DiskFull: no room for the file.
+    """
+    if form is Form.TABLE:
+        write_text(table_text(rows, None if out else _width()), out)
+    elif out is not None:
+        from ray_memprof.store.whole_file import whole_file
+
+        with whole_file(out) as temporary:
+            _copy(rows, form, temporary)
+    elif form is Form.PARQUET and sys.stdout.isatty():
+        raise ConfigError("Parquet is nothing for a terminal", hint="name a file: --out rows.parquet")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "rows"
+            _copy(rows, form, path)
+            if sys.stdout.isatty():
+                sys.stdout.write(visible(path.read_text(encoding="utf-8")))
+                return
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+def write_text(text: str, out: Path | None) -> None:
+    """The same for lines that are no rows.
+
+    Raises:
+        BrokenPipeError: nobody reads the standard output any longer.
+        ConfigError: `out` is no file that can be written.
+        DiskFull: no room for the file.
+    """
+    text = visible(text)
+    if out is None:
+        sys.stdout.write(text)
+        return
+    from ray_memprof.store.whole_file import whole_file
+
+    with whole_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _copy(rows: "pa.Table", form: Form, path: Path) -> None:
+    """Through DuckDB: it knows a form for every type that a question can have."""
+    import duckdb
+
+    from ray_memprof.query.ask import first_line
+
+    if form is Form.JSON:
+        rows = _finite(rows)
+    options = {Form.CSV: "HEADER", Form.JSON: "ARRAY true", Form.PARQUET: "COMPRESSION zstd"}[form]
+    # Absolute: `file:x.csv` and `s3:/x.csv` would be addresses to DuckDB.
+    target = str(path.absolute()).replace("'", "''")
+    with duckdb.connect() as connection:
+        connection.register("answer", rows)
+        chosen = without_formulas(connection, "answer") if form is Form.CSV else "FROM answer"
+        try:
+            connection.execute(f"COPY ({chosen}) TO '{target}' (FORMAT {form.value}, {options})")
+        except duckdb.IOException as error:
+            raise OSError(first_line(error)) from error
+
+
+def without_formulas(connection: "duckdb.DuckDBPyConnection", name: str) -> str:
+    """A SELECT of a table or view in which no text is a formula for a spreadsheet: an apostrophe stands before it."""
+    described = connection.execute(f"DESCRIBE {name}").fetchall()
+    texts = ['"' + column.replace('"', '""') + '"' for column, kind, *_ in described if kind == "VARCHAR"]
+    marked = [f"regexp_replace({text}, '({FORMULA})', chr(39) || '\\1') AS {text}" for text in texts]
+    return f"SELECT * REPLACE ({', '.join(marked)}) FROM {name}" if marked else f"FROM {name}"
+
+
+def _finite(rows: "pa.Table") -> "pa.Table":
+    """Null where a number is none: JSON has no word for it."""
+    import pyarrow as pa
+
+    for number, field in enumerate(rows.schema):
+        chunks = [_finite_array(chunk) for chunk in rows.column(number).chunks]
+        rows = rows.set_column(number, field, pa.chunked_array(chunks, field.type))
+    return rows
+
+
+def _finite_array(array: "pa.Array") -> "pa.Array":
+    """The same for the numbers inside lists, structs and the values of maps; of the same length and type."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = array.type
+    if pa.types.is_floating(kind):
+        return pc.if_else(pc.is_finite(array), array, pa.scalar(None, kind))
+    if pa.types.is_struct(kind):
+        parts = [_finite_array(array.field(number)) for number in range(kind.num_fields)]
+        return pa.StructArray.from_arrays(parts, fields=list(kind), mask=array.is_null())
+    if pa.types.is_map(kind):
+        fields = [kind.key_field, kind.item_field]
+        inner = pa.StructArray.from_arrays([array.keys, _finite_array(array.items)], fields=fields)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = _finite_array(array.values)
+    else:
+        return array
+    # The validity, and where each list begins if they differ in length; the buffers after those are of the values.
+    own = array.buffers()[: 1 if pa.types.is_fixed_size_list(kind) else 2]
+    return pa.Array.from_buffers(kind, len(array), own, offset=array.offset, children=[inner])
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where it is none: then lines are as long as they must be."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table_text(rows: "pa.Table", width: int | None = None) -> str:
+    """Rows for people: bytes with their unit, durations in seconds, at most MOST_ROWS of them."""
+    shown = rows.slice(0, MOST_ROWS)
+    is_by_row = shown.column_names.count("unit") == 1
+    units = _values(shown.column("unit")) if is_by_row else [None] * shown.num_rows
+    columns = []
+    for field, column in zip(rows.schema, shown.columns, strict=True):
+        cells = [cell(field.name, value, unit) for value, unit in zip(_values(column), units, strict=True)]
+        columns.append(Shown(field.name, cells, is_figure(field.type)))
+    text = columns_text(columns, width)
+    if rows.num_rows > MOST_ROWS:
+        text += f"{rows.num_rows - MOST_ROWS:,} more rows; --format csv, json or parquet has all of them\n"
+    return text
+
+
+def _values(column: "pa.ChunkedArray") -> list[Any]:
+    """As Python has them; as text where Python has none, as for a date after the year 9999."""
+    import duckdb
+    import pyarrow as pa
+
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except (ValueError, OverflowError):
+        with duckdb.connect() as connection:
+            connection.register("answer", pa.table({"v": column}))
+            return [row[0] for row in connection.execute("SELECT v::VARCHAR FROM answer").fetchall()]
+
+
+def is_figure(kind: "pa.DataType") -> bool:
+    """Whether its values line up at the right."""
+    import pyarrow as pa
+
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A column of a table for people."""
+
+    name: str
+    cells: Sequence[str]
+    is_figure: bool = True
+
+
+def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
+    """Columns as lines of text, folded to `width` where there is one."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        shown.add_column(column.name, justify="right" if column.is_figure else "left", overflow="fold")
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        shown.add_row(*map(visible, cells))
+    console = Console(width=width or _WIDEST, color_system=None, highlight=False, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+
+
+def cell(column: str, value: Any, unit: str | None = None) -> str:
+    """A value as people read it, by the unit in the name of its column, or by that of its row if the row has one."""
+    if unit is not None and isinstance(value, float) and math.isfinite(value):
+        return number_text(value, unit)
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        value = int(value)  # SUM of a BIGINT
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        if column == "bytes" or column.endswith("_bytes"):
+            return size_text(value)
+        if column.endswith("_ns") and column not in _MOMENTS:
+            return f"{value / 1e9:,.3f} s"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,171 @@
+"""Questions to one run or several, by name or in SQL.
+
+    $ ray-memprof query peak_by_rank                              # of the newest run
+    $ ray-memprof query "SELECT rank, MAX(reserved_peak_bytes) FROM spans GROUP BY rank" baseline
+    $ ray-memprof query imbalance --runs 'profiler_logs/*/latest' --format csv > imbalance.csv
+
+With --runs every row says which run it is from (run_id, name). rows.py writes them. Leaves nothing.
+"""
+
+import glob
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.query import database, questions
+from ray_memprof.store.find_run import find_run
+from ray_memprof.store.rank_store import TABLES_DIR
+from ray_memprof.store.schema import TABLES
+
+
+def runs_of(pattern: str) -> list[Path]:
+    """The run folders that a pattern of the shell matches, each once, sorted by name.
+
+    Raises:
+        ConfigError: it matches none.
+    """
+    # A folder of that very name is meant, though it may have letters that a pattern gives another meaning.
+    paths = [pattern] if Path(pattern, TABLES_DIR).is_dir() else sorted(glob.glob(pattern))
+    found = dict.fromkeys(Path(path).resolve() for path in paths)
+    runs = [path for path in found if (path / TABLES_DIR).is_dir()]
+    if not runs:
+        raise ConfigError(
+            f"--runs {pattern!r} matches no run folder",
+            hint="put it in quotes, so that the shell leaves it alone: --runs 'profiler_logs/*/latest'",
+        )
+    return runs
+
+
+def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Table:
+    """The rows that a question, a table or any SQL has on the given runs.
+
+    Args:
+        text: the name of a question or a table, or one statement.
+        run_dirs: runs.
+        is_named: put run_id and name in front, of a single run too; of several they are always there.
+
+    Raises:
+        ConfigError: no such question, no such run, or SQL that DuckDB refuses.
+    """
+    if not _is_utf8(text):
+        raise ConfigError("the SQL is refused: it is not UTF-8", hint="write the letter as chr(number)")
+    name = text.strip()
+    is_name = re.fullmatch(r"\w+", name) is not None
+    if is_name and name not in TABLES:
+        questions.question(name)  # refuses a name that is none
+    is_apart = len(run_dirs) == 1 and not is_named
+    sql = text
+    if is_name:
+        # The text of a question, and not FROM its view: only that is sure to keep the order of its rows.
+        sql = questions.question(name) if is_apart and name in questions.QUESTIONS else f"FROM {name}"
+    with opened(run_dirs, is_apart=is_apart, only=sql if is_name else None) as connection:
+        try:
+            return _statement(connection, sql).to_arrow_table()
+        except duckdb.Error as error:
+            raise _refused(error) from error
+
+
+@contextmanager
+def opened(
+    run_dirs: Sequence[Path], *, is_apart: bool = False, only: str | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Runs as db.open_runs opens them, or the one run as db.open_run does; files that are no Parquet are told.
+
+    `only` is that of db.open_run, for the one run.
+
+    Raises:
+        ConfigError: no such run, or one that cannot be read.
+    """
+    for run_dir in run_dirs:
+        if not _is_utf8(str(run_dir.resolve())):
+            raise ConfigError(
+                f"{str(run_dir)!r} cannot be read: its name is not UTF-8", hint="rename the folder"
+            )
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(
+                database.open_run(run_dirs[0], only) if is_apart else database.open_runs(run_dirs)
+            )
+        except duckdb.Error as error:  # no SQL of the user's runs there
+            raise ConfigError(
+                f"{', '.join(map(str, run_dirs))} cannot be read: {first_line(error)}",
+                hint="if it is a copy, copy the whole folder again",
+            ) from error
+        yield connection
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether DuckDB takes it; Python hides other bytes of the command line and of file names in surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def first_line(error: duckdb.Error) -> str:
+    """DuckDB's message without the picture below it."""
+    return next(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
+    """The one statement of `sql`, which must be a question: the tables are there to be read."""
+    statements = connection.extract_statements(sql)
+    if not statements:
+        raise ConfigError("there is no SQL to run", hint="begin with SELECT, WITH or FROM")
+    if len(statements) > 1:
+        raise ConfigError(f"{len(statements)} statements are too many: one at a time")
+    (statement,) = statements
+    is_question = statement.expected_result_type == [duckdb.ExpectedResultType.QUERY_RESULT]
+    # PIVOT is several statements for DuckDB, the last of them a question.
+    if not is_question and statement.type != duckdb.StatementType.MULTI:
+        raise ConfigError(f"{statement.type.name} is no question", hint="begin with SELECT, WITH or FROM")
+    return connection.sql(sql)
+
+
+def _refused(error: duckdb.Error) -> ConfigError:
+    """DuckDB's message in one line, its own suggestion as the hint."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    suggested = next((line for line in lines if line.startswith(("Did you mean", "Candidate"))), "")
+    return ConfigError(
+        f"the SQL is refused: {first_line(error)}",
+        hint=suggested
+        or "`ray-memprof query --list` has the questions and tables; docs/schema.md their columns",
+    )
+
+
+def sql_of(name: str) -> str:
+    """The SQL of a question, its header included.
+
+    Raises:
+        ConfigError: there is no such question.
+    """
+    name = name.strip()
+    if name in TABLES:
+        raise ConfigError(f"{name} is a table, not a question", hint=f"a row of it is {TABLES[name].row}")
+    return questions.question(name)
+
+
+def question_lines() -> list[str]:
+    """Every question with the first line of its header, then every table with what a row of it is."""
+    width = max(map(len, (*questions.QUESTIONS, *TABLES)))
+    lines = [f"{name:<{width}}  {questions.headline(name)}" for name in questions.QUESTIONS]
+    return [*lines, "", *(f"{table.name:<{width}}  one row = {table.row}" for table in TABLES.values())]
+
+
+def find_runs(run: str | None, pattern: str | None) -> list[Path]:
+    """What the command line names: one run, or a pattern of several.
+
+    Raises:
+        ConfigError: both are given, or there is no such run.
+    """
+    if pattern is None:
+        return [find_run(run or "latest")]
+    if run is not None:
+        raise ConfigError(f"either a run ({run}) or --runs, not both")
+    return runs_of(pattern)

@@ -1,0 +1,340 @@
+"""A run as a database: its tables, and one view for each question in sql/.
+
+    db.build(run_dir)                                     # writes run.duckdb, for any DuckDB client
+    db.query(run_dir, "peak_by_rank").to_pylist()         # no run.duckdb needed
+    $ duckdb profiler_logs/baseline/latest/run.duckdb "FROM peak_by_rank"
+
+run.duckdb holds the tables themselves, except the large ones (allocs, stacks: 2 to 6 bytes a row in Parquet, 24 here),
+which are views over the Parquet files beside it. A view with a relative path would look in the client's working
+directory and one with an absolute path would break when the folder moves. The one thing that tells a view where its
+database lies is the setting temp_directory, whose default is the path of the database that the client opened, plus
+".tmp". So allocs and stacks want run.duckdb to be opened, not attached to another database; all else works there too.
+
+Where a run lies changes no answer: nothing is read out of the path above it. DuckDB itself opens no database below a
+folder with a backslash in its name; every command here asks such a run all the same.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.query.questions import (
+    MACROS,
+    QUESTIONS,
+    SQL_DIR,
+    headline,
+    macro,
+    named,
+    question,
+)
+from ray_memprof.store.rank_store import (
+    DATABASE_FILE,
+    PART_SUFFIX,
+    TABLES_DIR,
+    TEMPORARY_SUFFIX,
+    disk_error,
+    replace,
+)
+from ray_memprof.store.schema import OLDEST_SCHEMA_VERSION, SCHEMA_VERSION, TABLES, Table
+from ray_memprof.store.standing import run_row
+
+LARGE_TABLES = ("allocs", "stacks")
+_ADDED = {"ranks": "clock_offset_ns", "spans": "device_used_bound_bytes"}
+"""By table: a column that runs of schema version 1 lack. sql/old/<table>.sql says what holds for them."""
+_BESIDE_DATABASE = r"regexp_replace(parse_dirpath(current_setting('temp_directory')), '\.tmp\?', '?')"
+"""The folder of the database file; DuckDB puts .tmp before the first question mark, where it expects parameters."""
+_AS_GLOB = r"regexp_replace({}, '([\[*?])', '[\1]', 'g')"
+"""A pattern that matches the folder, an SQL expression, alone."""
+_RANK = "regexp_extract(filename, '/rank=([0-9]+)/[^/]*$', 1)::BIGINT"
+_PARTS_FOLDERS, _PARTS_PARAMETERS = "\\", "?"
+"""Letters that DuckDB never takes as part of a name: the one in all paths, the other in the path of a database."""
+_TYPES = {
+    pa.bool_(): "BOOLEAN",
+    pa.int16(): "SMALLINT",
+    pa.int32(): "INTEGER",
+    pa.int64(): "BIGINT",
+    pa.uint64(): "UBIGINT",
+    pa.float32(): "FLOAT",
+    pa.string(): "VARCHAR",
+}
+
+
+def build(run_dir: Path) -> Path:
+    """Write run.duckdb from the tables of a run, anew; where it is.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or one of a newer version.
+        DiskFull: no room for it.
+    """
+    path = run_dir / DATABASE_FILE
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary.unlink(missing_ok=True)
+    try:
+        _write(run_dir.absolute(), temporary.absolute())
+        replace(temporary, path)
+    except OSError as error:
+        raise disk_error("the driver", path, error) from error
+    except duckdb.IOException as error:
+        if "No space left" not in str(error):
+            raise
+        raise disk_error("the driver", path, OSError(str(error))) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _write(run_dir: Path, target: Path) -> None:
+    """Make the database, in the folder of the run: there the views over files are tried when they are made."""
+    folder = _plain(run_dir, _PARTS_FOLDERS + _PARTS_PARAMETERS)
+    database = target if folder == run_dir else folder / DATABASE_FILE
+    try:
+        with duckdb.connect(str(database)) as connection:
+            _fill(connection, run_dir, _BESIDE_DATABASE)
+        if database != target:
+            shutil.copyfile(database, target)
+    finally:
+        if database != target:
+            database.unlink(missing_ok=True)
+
+
+def limits(run_dir: Path) -> list[str]:
+    """What other clients cannot do with run.duckdb where it lies, as lines for people; most often none."""
+    if _PARTS_FOLDERS not in str(run_dir.absolute()):
+        return []
+    return [
+        f"DuckDB opens no database below a folder with a backslash in its name: {run_dir / DATABASE_FILE} is whole "
+        "and can be opened once it is moved; ray-memprof asks the run where it is"
+    ]
+
+
+def _plain(run_dir: Path, letters: str = _PARTS_FOLDERS) -> Path:
+    """A folder with the tables of the run and none of `letters` in its path: its own, or one with a link to them."""
+    if not set(letters) & set(str(run_dir)):
+        return run_dir
+    # Views read the files whenever they are asked: the link stays as long as the process does.
+    folder = Path(tempfile.mkdtemp(prefix="ray-memprof-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.symlink(run_dir / TABLES_DIR, folder / TABLES_DIR)
+    return folder
+
+
+@contextmanager
+def open_run(run_dir: Path, only: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """The same tables and views in memory, straight from the Parquet files: needs no run.duckdb and locks none.
+
+    `only`: the text that will be asked; what it does not name is left empty (tables) or out (views), which saves most
+    of the time that opening takes.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or one of a newer version.
+    """
+    with duckdb.connect() as connection:
+        _fill(connection, run_dir, _literal(str(_plain(run_dir.resolve()))), only)
+        yield connection
+
+
+@contextmanager
+def open_runs(run_dirs: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Several runs side by side: every table and view with the columns run_id and name of the run in front.
+
+    The tables of one run alone are in a schema of their own: run0, run1 and so on, in the order given.
+
+    Raises:
+        ConfigError: one of them is no run, or one of another version.
+    """
+    with duckdb.connect() as connection:
+        for number, run_dir in enumerate(run_dirs):
+            add_run(connection, run_dir, f"run{number}")
+        for name in (*TABLES, *QUESTIONS):
+            parts = " UNION ALL ".join(
+                _of_run(connection, f"run{number}", name, run_dir) for number, run_dir in enumerate(run_dirs)
+            )
+            connection.execute(f"CREATE VIEW main.{name} AS {parts}")
+        yield connection
+
+
+def add_run(connection: duckdb.DuckDBPyConnection, run_dir: Path, schema: str) -> None:
+    """Put the tables and views of a run into a schema of their own; main stays the current one.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or one of another version.
+    """
+    connection.execute(f"CREATE SCHEMA {schema}")
+    # A view finds what it reads in the schema that it lies in.
+    connection.execute(f"SET schema = '{schema}'")
+    _fill(connection, run_dir, _literal(str(_plain(run_dir.resolve()))))
+    connection.execute("SET schema = 'main'")
+
+
+def _of_run(connection: duckdb.DuckDBPyConnection, schema: str, name: str, run_dir: Path) -> str:
+    """A SELECT that says of every row which run it is from."""
+    columns = [row[0] for row in connection.execute(f"DESCRIBE {schema}.{name}").fetchall()]
+    listed = list(map(_quoted, columns))
+    if "run_id" not in columns:  # else it is about runs, and says it itself
+        folder = run_dir.resolve()
+        # A span has a name too: beside it the run's is called run_name.
+        title = "run_name" if "name" in columns else "name"
+        facts = (f"{_literal(folder.name)} AS run_id", f"{_literal(folder.parent.name)} AS {title}")
+        listed = [*facts, *listed]
+    return f"SELECT {', '.join(listed)} FROM {schema}.{name}"
+
+
+def query(run_dir: Path, name: str) -> pa.Table:
+    """The rows of a question.
+
+    Raises:
+        ConfigError: no such question, or no such run.
+    """
+    text = question(name)
+    with open_run(run_dir, text) as connection:
+        return connection.sql(text).to_arrow_table()
+
+
+def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, only: str | None = None) -> None:
+    """Make every table and view; `folder` is the run folder as an SQL expression, for views over files."""
+    if not (run_dir / TABLES_DIR).is_dir():
+        raise ConfigError(
+            f"{run_dir} is no run: it has no folder {TABLES_DIR}",
+            hint="a run folder is profiler_logs/<name>/<run_id>, or profiler_logs/<name>/latest",
+        )
+    wanted = {*TABLES, *QUESTIONS} if only is None else {"runs", *named(only)}
+    for table in TABLES.values():
+        _make_table(connection, run_dir, table, folder, is_empty=table.name not in wanted)
+    _insert_standing(connection, run_dir)
+    # fetchall, not fetchone: what was not fetched to its end would be in the way of whatever is asked next.
+    ((newest,),) = connection.execute("SELECT MAX(schema_version) FROM runs").fetchall()
+    if newest is not None and newest < OLDEST_SCHEMA_VERSION:
+        raise ConfigError(
+            f"{run_dir} was recorded with schema version {newest}; this program reads {OLDEST_SCHEMA_VERSION} "
+            f"to {SCHEMA_VERSION}",
+            hint="use the ray_memprof that recorded it",
+        )
+    if newest is not None and newest > SCHEMA_VERSION:
+        raise ConfigError(
+            f"{run_dir} was recorded with schema version {newest}; this program knows {SCHEMA_VERSION}",
+            hint="use a newer ray_memprof",
+        )
+    _complete(connection, run_dir, folder, wanted)
+    for name in MACROS:
+        connection.execute(macro(name))
+    for name in QUESTIONS:
+        if name not in wanted:
+            continue
+        connection.execute(f"CREATE VIEW {name} AS\n{question(name)}")
+        connection.execute(f"COMMENT ON VIEW {name} IS {_literal(headline(name))}")
+
+
+def _insert_standing(connection: duckdb.DuckDBPyConnection, run_dir: Path) -> None:
+    """A row of runs for a run that has not ended: the driver writes its own at the end."""
+    if connection.execute("SELECT COUNT(*) FROM runs").fetchall() != [(0,)]:
+        return
+    row = run_row(run_dir)
+    if row is not None:
+        names, marks = ", ".join(row), ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO runs ({names}) VALUES ({marks})", list(row.values()))
+
+
+def _complete(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, wanted: set[str]) -> None:
+    """Give the rows of an older run what was not asked then, as far as its other columns tell."""
+    for table, column in _ADDED.items():
+        asked = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {column} IS NULL)"
+        if connection.execute(asked).fetchall() == [(False,)]:
+            continue
+        if table == "spans" and "samples" not in wanted:
+            connection.execute("DROP TABLE samples")
+            _make_table(connection, run_dir, TABLES["samples"], folder, is_empty=False)
+        connection.execute((SQL_DIR / "older_runs" / f"{table}.sql").read_text(encoding="utf-8"))
+
+
+def _make_table(
+    connection: duckdb.DuckDBPyConnection, run_dir: Path, table: Table, folder: str, *, is_empty: bool
+) -> None:
+    pattern = (
+        f"{table.name}/*{PART_SUFFIX}" if table.name == "runs" else f"{table.name}/rank=*/*{PART_SUFFIX}"
+    )
+    is_there = not is_empty and next((run_dir / TABLES_DIR).glob(pattern), None) is not None
+    columns = _columns(table)
+    if is_there and table.name in LARGE_TABLES:
+        # Files first: an older run may lack a column, and this view could not add it.
+        _view_files(connection, run_dir, table.name, columns, _files(folder, pattern))
+        kind = "VIEW"
+    else:
+        listed = ", ".join(f"{_quoted(name)} {kind}" for name, kind in columns.items())
+        connection.execute(f"CREATE TABLE {table.name} ({listed})")
+        kind = "TABLE"
+        if is_there:
+            _insert(connection, table.name, columns, _files(folder, pattern))
+    connection.execute(f"COMMENT ON {kind} {table.name} IS {_literal(f'One row = {table.row}')}")
+    for column in table.columns:
+        unit = f" ({column.unit})" if column.unit else ""
+        name = f"{table.name}.{_quoted(column.name)}"
+        connection.execute(f"COMMENT ON COLUMN {name} IS {_literal(column.meaning + unit)}")
+
+
+def _view_files(
+    connection: duckdb.DuckDBPyConnection, run_dir: Path, table: str, columns: dict[str, str], source: str
+) -> None:
+    """A view over Parquet files, which must have every column: a view cannot add one to some of them."""
+    try:
+        connection.execute(f"CREATE VIEW {table} AS SELECT {_read(columns)} FROM {source}")
+    except duckdb.BinderException as error:
+        found = _found(connection, source)
+        lacking = [name for name in columns if name not in found]
+        if not lacking:
+            raise
+        raise ConfigError(
+            f"{run_dir} was recorded by an older version: its table {table} has no column {', '.join(lacking)}",
+            hint="use the ray_memprof that recorded it",
+        ) from error
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: dict[str, str], source: str) -> None:
+    """Copy what the files have of the columns; those that an older version did not write stay null."""
+    found = _found(connection, source)
+    known = [name for name in columns if name in found]
+    connection.execute(f"INSERT INTO {table} BY NAME SELECT {_read(known)} FROM {source}")
+
+
+def _found(connection: duckdb.DuckDBPyConnection, source: str) -> set[str]:
+    """The columns that can be read from files."""
+    described = connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()
+    return {"rank", *(row[0] for row in described)}
+
+
+def _read(columns: Iterable[str]) -> str:
+    """What to select from files; rank is in the name of their folder alone."""
+    return ", ".join(f"{_RANK} AS rank" if name == "rank" else _quoted(name) for name in columns)
+
+
+def _columns(table: Table) -> dict[str, str]:
+    """DuckDB's types, by column; rank comes from the folder, and only runs has none."""
+    types = {}
+    for field in table.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        types[field.name] = _TYPES[kind]
+    return types if table.name == "runs" else {"rank": "BIGINT", **types}
+
+
+def _files(folder: str, pattern: str) -> str:
+    """The Parquet files of a table below the run folder, an SQL expression, with their names."""
+    below = _literal(f"/{TABLES_DIR}/{pattern}")
+    # Without hive_partitioning: it would take every key=value above the run for a column.
+    options = "union_by_name = true, hive_partitioning = false, filename = true"
+    listed = f"read_parquet({_AS_GLOB.format(folder)} || {below}, {options})"
+    return f"{listed} WHERE starts_with(filename, {folder} || '/')"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,104 @@
+"""Questions by name: a file of sql/<topic>/ each, in an order in which every one finds those that it reads.
+
+    question("peak_by_rank")              # its SQL, the header included
+    rows_of(connection, "imbalance")      # its rows as dicts, of an open run
+
+Takes the files of sql/ and its macros; leaves nothing.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.store.schema import TABLES
+
+SQL_DIR = Path(__file__).parent / "sql"
+TOPICS = ("peaks", "tensors", "device", "time", "runs")
+"""Folders of sql/ with a file for each question; macros/ has what several share, older_runs/ what completes rows."""
+
+
+def _in_order(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by name, each behind those that it reads."""
+    texts = {path.stem: _code(path.read_text(encoding="utf-8")) for path in paths}
+    files = {path.stem: path for path in paths}
+    ordered: dict[str, Path] = {}
+
+    def place(name: str) -> None:
+        if name in ordered:
+            return
+        for other in sorted(_words(texts[name]) & texts.keys() - {name}):
+            place(other)
+        ordered[name] = files[name]
+
+    for name in files:
+        place(name)
+    return ordered
+
+
+def _code(text: str) -> str:
+    return re.sub("--.*", "", text)
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
+
+
+_FILES = _in_order([path for topic in TOPICS for path in sorted((SQL_DIR / topic).glob("*.sql"))])
+_MACRO_FILES = _in_order(sorted((SQL_DIR / "macros").glob("*.sql")))
+QUESTIONS = tuple(_FILES)
+"""By topic, and in an order in which each finds the views that it reads."""
+MACROS = tuple(_MACRO_FILES)
+"""What several questions share."""
+
+
+def question(name: str) -> str:
+    """The SQL of a question, its header included.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if name not in QUESTIONS:
+        near = difflib.get_close_matches(name, QUESTIONS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(QUESTIONS)}"
+        raise ConfigError(f"there is no question {name!r}", hint=hint)
+    return _FILES[name].read_text(encoding="utf-8")
+
+
+def headline(name: str) -> str:
+    """What a question asks, in one line: the first sentence of its header."""
+    text = " ".join(
+        line.removeprefix("--").strip() for line in question(name).split("-- One row")[0].splitlines()
+    )
+    return text.strip()
+
+
+def macro(name: str) -> str:
+    """The SQL that makes a macro, its header included."""
+    return _MACRO_FILES[name].read_text(encoding="utf-8")
+
+
+def named(text: str) -> set[str]:
+    """What `text` reads, and what that reads in turn; too much where a column is called like a table."""
+    names = {*TABLES, *QUESTIONS, *MACROS}
+    found: set[str] = set()
+    waiting = [text]
+    while waiting:
+        words = _words(_code(waiting.pop())) & names - found
+        found |= words
+        waiting += [question(word) for word in words if word in QUESTIONS]
+        waiting += [macro(word) for word in words if word in MACROS]
+    return found
+
+
+def rows_of(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:
+    """The rows of a question that is asked of an open run.
+
+    Raises:
+        ConfigError: there is no question of that name.
+    """
+    return connection.sql(question(name)).to_arrow_table().to_pylist()  # type: ignore[no-any-return]

@@ -1,0 +1,125 @@
+"""Whether this rank can begin: the versions that it runs with, and what others hold of its GPU.
+
+    checks = check_rank(plan)                    # inside the rank, before torch uses CUDA; raises PreflightFailed
+
+A rank makes no CUDA context here, so all memory that its GPU has in use belongs to somebody else.
+"""
+
+import platform
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from importlib import metadata
+
+from ray_memprof.errors import PreflightFailed
+from ray_memprof.rank.messages import RankFacts, RankPlan
+from ray_memprof.recorder.meters.nvml import Device, Holder, open_device
+from ray_memprof.wording import size_text
+
+MAX_HELD_BYTES = 2**30
+"""Most that a GPU may have in use before the run: an idle one shows some hundred MiB, a forgotten job gigabytes."""
+OpenDevice = Callable[..., AbstractContextManager[Device | None]]
+Checks = dict[str, str | int]
+
+
+def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
+    """Versions of what this rank will use, and what its GPU has in use; raises PreflightFailed.
+
+    Args:
+        plan: of this rank, its environment already applied.
+        devices: opens a GPU through NVML; tests pass another one.
+    """
+    checks = versions()
+    if plan.config.model.device == "cpu":
+        return checks | {"device": "cpu"}
+    import torch
+
+    mask = plan.visible_devices
+    # NVML is asked, where there is one, and not the runtime: no context is made.
+    num_devices = torch.cuda.device_count()
+    if num_devices < max(1, len(mask)):
+        raise PreflightFailed(
+            f"rank {plan.rank} on {plan.facts.host}: torch {torch.__version__} sees {num_devices} CUDA devices, "
+            f"the run gives it {', '.join(mask) or 'one'}",
+            hint="model_config.device: cpu runs the tiny tasks without a GPU",
+        )
+    return checks | {"device": "cuda"} | check_gpu(plan.rank, plan.facts, devices=devices)
+
+
+def driver_version() -> str:
+    """Of the NVIDIA driver, while a device is open."""
+    import pynvml
+
+    return str(pynvml.nvmlSystemGetDriverVersion())
+
+
+def check_gpu(
+    rank: int,
+    facts: RankFacts,
+    *,
+    devices: OpenDevice = open_device,
+    driver: Callable[[], str] = driver_version,
+) -> Checks:
+    """What the driver says of the GPU of a rank; raises PreflightFailed where others hold too much of it."""
+    with devices(uuid=facts.gpu_uuid, index=facts.gpu_index) as device:
+        if device is None:
+            return {"nvml": "not available: who holds memory of this GPU cannot be told"}
+        held, holders = device.used_bytes(), device.holders()
+        if held > MAX_HELD_BYTES:
+            raise PreflightFailed(
+                f"rank {rank} on {facts.host}: GPU {facts.gpu_index} ({device.name()}) has {size_text(held)} in use "
+                f"before the run, {_told(held, holders)}",
+                hint=f"end them, or use other GPUs: at most {size_text(MAX_HELD_BYTES)} may be in use",
+            )
+        checks: Checks = {"driver": driver(), "held_bytes": held}
+        if holders is None:
+            return checks | {
+                "nvml": "names no process on this GPU (MIG?): what others hold of it is not recorded"
+            }
+        return checks | {"num_holders": len(holders)}
+
+
+def _told(held_bytes: int, holders: Sequence[Holder] | None) -> str:
+    """Who holds it, the largest first, and what nobody seen from here accounts for."""
+    if holders is None:
+        return "by processes that the driver does not name"
+    ordered = sorted(holders, key=lambda holder: -(holder.used_bytes or 0))
+    lines = [
+        f"{process_name(holder.pid)} (pid {holder.pid}) "
+        + ("an amount not told" if holder.used_bytes is None else size_text(holder.used_bytes))
+        for holder in ordered
+    ]
+    unseen = held_bytes - sum(holder.used_bytes or 0 for holder in holders)
+    if unseen > MAX_HELD_BYTES and all(holder.used_bytes is not None for holder in holders):
+        lines.append(f"{size_text(unseen)} of processes that cannot be seen from here (another container?)")
+    return "by " + ", ".join(lines)
+
+
+def process_name(pid: int) -> str:
+    """Of a process of this host, where it can be seen: in a container NVML's ids may be those of the host."""
+    import psutil
+
+    try:
+        return str(psutil.Process(pid).name())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return "a process not visible here"
+
+
+def versions() -> Checks:
+    """Of everything that decides where memory goes; "" for what is not there."""
+    import torch
+
+    found: Checks = {
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "",
+        "cudnn": "",
+        "nccl": "",
+        "ray": metadata.version("ray"),
+    }
+    if torch.version.cuda is not None:
+        # Not torch.backends.cudnn.version(): it starts CUDA, before the recorder has seen anything.
+        found["cudnn"] = ".".join(map(str, torch._C._cudnn.getRuntimeVersion()))
+        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+    return found

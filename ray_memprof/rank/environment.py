@@ -1,0 +1,148 @@
+"""The environment of a rank: what torchrun would set, what the driver passes on, and what a stall must leave behind.
+
+    environ = rank_environment(plan, os.environ, num_cores=16)      # pure: takes and gives plain mappings
+
+Ranks inherit the environment of their own node. Of the driver's, only the names in FORWARDED go along, and only where
+the node has no value of its own: a host may need another NCCL_SOCKET_IFNAME, PATH and LD_LIBRARY_PATH are its own.
+What wan.generate would set for itself under torchrun is set here too, so that it is recorded like the rest.
+"""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from ray_memprof.rank.messages import RankPlan
+from ray_memprof.rank.network import socket_variables
+from wan.levers import ALLOCATOR_SETTINGS
+from wan.parallel.environment import set_defaults
+
+FORWARDED = (
+    "NCCL_*",
+    "TORCH_*",
+    "PYTORCH_*",
+    "GLOO_*",
+    "CUDA_*",
+    "CUDNN_*",
+    "CUBLAS_*",
+    "HF_*",
+    "DASH_*",
+    "TOKENIZERS_PARALLELISM",
+    "OMP_NUM_THREADS",
+)
+"""Names of the driver that ranks may see. DASH_*: the service that extends prompts."""
+NEVER_FORWARDED = ("CUDA_VISIBLE_DEVICES",)
+"""Ray's to give, one list a node."""
+
+_SECRET = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD"))
+_FLIGHT_RECORDS = 2000
+"""Collectives that the flight recorder of NCCL keeps: torch's own default, written down so that 0 does not slip in."""
+_LOOPBACK = "lo"
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_THREADS = "OMP_NUM_THREADS"
+
+
+def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
+    """What of the driver's environment goes along to the ranks."""
+    return {
+        name: value
+        for name, value in sorted(environ.items())
+        if name not in NEVER_FORWARDED and any(fnmatchcase(name, pattern) for pattern in FORWARDED)
+    }
+
+
+def rank_environment(
+    plan: RankPlan, environ: Mapping[str, str], *, num_cores: int, interface: str = ""
+) -> dict[str, str]:
+    """The variables to set in a rank whose process has `environ` already; MASTER_* come once the store is open.
+
+    Args:
+        plan: of the rank.
+        environ: of its process.
+        num_cores: that it may run on.
+        interface: of its host, which has the address that Ray knows the host by; "": not known.
+    """
+    defaults = _of_wan(plan, environ) | plan.environment | _defaults(plan, interface)
+    # Ray sets OMP_NUM_THREADS to the number of CPUs it booked, 1 by default, so the rank's own value says nothing.
+    threads = plan.environment.get(_THREADS) or str(max(1, num_cores // plan.local_world_size))
+    return {
+        **{name: value for name, value in defaults.items() if name not in environ},
+        _THREADS: threads,
+        **_mask(plan),
+        **_torchrun(plan),
+    }
+
+
+def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
+    """Where neither the driver nor the node says anything else."""
+    # Between hosts, the address that Ray reaches a host by is the one that works; inside one no name has to be right.
+    sockets = socket_variables(interface) if plan.num_nodes > 1 else {}
+    records = Path(plan.run_dir, "logs", "nccl_trace_rank").as_posix()
+    wanted = {
+        "TORCH_FR_BUFFER_SIZE": str(_FLIGHT_RECORDS),
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        # torch appends the rank.
+        "TORCH_FR_DUMP_TEMP_FILE": records,
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": records,
+        # Ranks of one node meet where nobody else can knock; their data go by shared memory and NVLink all the same.
+        **(dict.fromkeys(_INTERFACES, _LOOPBACK) if plan.num_nodes == 1 else {}),
+        # Else CUDA puts the fastest GPU first, and index 0 is another one than NVML's and Ray's.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        **sockets,
+    }
+    return {name: value for name, value in wanted.items() if name not in plan.environment}
+
+
+def _of_wan(plan: RankPlan, environ: Mapping[str, str]) -> dict[str, str]:
+    """What makes this package's own workload hold less: a script is left with what torchrun would give it."""
+    config = plan.config
+    wanted: dict[str, str] = {}
+    if config.workload != "wan" or config.model.device == "cpu":
+        return wanted
+    if plan.world_size > 1:
+        set_defaults(wanted)
+    # What the user set stays, under either name.
+    is_set = any(name in environ or name in plan.environment for name in ALLOCATOR_SETTINGS)
+    if config.optimization.expandable_segments and not is_set:
+        wanted[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+    return wanted
+
+
+def _mask(plan: RankPlan) -> dict[str, str]:
+    """The node's list, as under torchrun: a script that calls set_device(LOCAL_RANK) gets its own GPU."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(plan.visible_devices)} if plan.visible_devices else {}
+
+
+def _torchrun(plan: RankPlan) -> dict[str, str]:
+    """The same names that torchrun sets."""
+    return {
+        "RANK": str(plan.rank),
+        "LOCAL_RANK": str(plan.local_rank),
+        "WORLD_SIZE": str(plan.world_size),
+        "LOCAL_WORLD_SIZE": str(plan.local_world_size),
+        "GROUP_RANK": str(plan.node),
+        "GROUP_WORLD_SIZE": str(plan.num_nodes),
+        "ROLE_NAME": "default",
+        "ROLE_RANK": str(plan.rank),
+        "ROLE_WORLD_SIZE": str(plan.world_size),
+        "TORCHELASTIC_RUN_ID": plan.run_id,
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0",
+        # Rank 0 holds the store itself, and torch's rendezvous joins it there.
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }
+
+
+def in_force(environ: Mapping[str, str]) -> dict[str, str]:
+    """What bears on memory in the environment of a rank, whoever set it: the node, the driver or the workload itself.
+
+    As it may be written into a run folder.
+    """
+    return shown(forwarded(environ))
+
+
+def shown(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` as it may be written into a run folder: values of secrets left out."""
+    return {
+        name: "(set, not recorded)" if _SECRET & set(name.upper().split("_")) else value
+        for name, value in sorted(environ.items())
+    }

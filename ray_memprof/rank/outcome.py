@@ -1,0 +1,84 @@
+"""What an error that left a workload means: the Outcome of its rank, in one line.
+
+    outcome = outcome_of(error, rank=2, failure=recorder.failure())
+
+Pure, and without torch unless the workload has imported it.
+"""
+
+import errno
+
+from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_DISK_FULL, EXIT_HOST_OOM, EXIT_WORKLOAD, RunError
+from ray_memprof.rank.messages import Outcome, Status
+from ray_memprof.rank.shortage import ALLOCATOR, Shortage, headline, shortage_of
+from ray_memprof.wording import place, size_text
+from wan.errors import DeviceMemoryError, WanError
+
+Failure = tuple[str, int, int, int]
+"""Path of the innermost span that the error left, its step, allocated and reserved bytes."""
+
+
+def outcome_of(
+    error: BaseException, rank: int, failure: Failure | None, *, free_bytes: int | None = None
+) -> Outcome:
+    """What `error` means for the rank that it ended.
+
+    Args:
+        error: left the workload.
+        rank: whose workload it was.
+        failure: where the recorder saw it; None: in no span.
+        free_bytes: on the device then; None: not known.
+    """
+    if isinstance(error, SystemExit) and error.code in (None, 0):
+        return Outcome(rank=rank, status="ok")
+    path, step, allocated, reserved = failure or ("", -1, 0, 0)
+    short = None if isinstance(error, RunError) else shortage_of(error, free_bytes)
+    status, code, reason = _meaning(error, short)
+    if status == "oom" and not isinstance(error, DeviceMemoryError):
+        assert short is not None
+        held = _held(short, allocated, reserved, free_bytes)
+        reason = f"device out of memory in {place(path or None, step if step >= 0 else None)}: {held}"
+    if short is not None and short.error is not error and not isinstance(error, DeviceMemoryError):
+        reason += f"; then {_named(error)}"
+    return Outcome(
+        rank=rank,
+        status=status,
+        exit_code=code,
+        reason=reason,
+        hint=error.hint if isinstance(error, WanError | RunError) else "",
+        path=path,
+        step=step,
+        allocated_bytes=allocated,
+        reserved_bytes=reserved,
+        oom_by=short.who if short is not None and status == "oom" and short.who != ALLOCATOR else None,
+        oom_free_bytes=free_bytes if status == "oom" else None,
+    )
+
+
+def _meaning(error: BaseException, short: Shortage | None) -> tuple[Status, int, str]:
+    """Status, exit code and text of an error."""
+    if isinstance(error, DeviceMemoryError):
+        return "oom", error.exit_code, headline(error)
+    if short is not None and short.where == "device":
+        return "oom", EXIT_DEVICE_OOM, short.line
+    if short is not None:
+        return "host_oom", EXIT_HOST_OOM, f"host memory ran out: {short.line}"
+    if isinstance(error, WanError | RunError):
+        return "failed", error.exit_code, headline(error)
+    is_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "failed", EXIT_DISK_FULL if is_disk else EXIT_WORKLOAD, _named(error)
+
+
+def _held(short: Shortage, allocated_bytes: int, reserved_bytes: int, free_bytes: int | None) -> str:
+    """Who got no memory, and what there was."""
+    parts = [f"allocated {size_text(allocated_bytes)}, reserved {size_text(reserved_bytes)}"]
+    if free_bytes is not None:
+        parts.append(f"free {size_text(free_bytes)}")
+    if short.asked or short.who == ALLOCATOR:
+        parts.append(f"asked {short.asked or 'an amount torch does not tell'}")
+    held = ", ".join(parts)
+    return held if short.who == ALLOCATOR else f"{short.who} got none ({short.line}), {held}"
+
+
+def _named(error: BaseException) -> str:
+    text = headline(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

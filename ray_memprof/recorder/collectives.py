@@ -1,0 +1,177 @@
+"""Records the collectives that this process calls, by wrapping the functions of torch.distributed.
+
+    with watching(recorder):
+        torch.distributed.all_reduce(x)          # a row of the collectives table
+
+A row has the bytes, the group, and by how much device memory grew outside the allocator across the call: NCCL takes
+its buffers when a group is made and when it is first used. Not recorded: isend and irecv on their own, functional
+collectives (torch.ops._c10d_functional), collectives that C++ starts, and functions that a module imported by name
+before (DeviceMesh has new_group like that). Memory that these take counts in the span around them.
+"""
+
+import functools
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+
+from ray_memprof.recorder.meters.meter import Reading
+from ray_memprof.recorder.status import Group
+
+# isend and irecv stay torch's own: P2POp refuses any other function, and a module may have taken them by name before.
+OPS = (
+    "init_process_group", "new_group", "destroy_process_group", "barrier", "broadcast", "all_reduce", "reduce",
+    "all_gather", "all_gather_into_tensor", "all_gather_single", "gather", "scatter", "reduce_scatter",
+    "reduce_scatter_tensor", "reduce_scatter_single", "all_to_all", "all_to_all_single", "send", "recv",
+    "batch_isend_irecv",
+)  # fmt: skip
+_BATCH = "batch_isend_irecv"
+_passed: Counter[Group] = Counter()
+"""Of each pair of ranks, sends and receives in batches called inside watching(): NCCL tells nobody their number."""
+
+
+class Hearer(Protocol):
+    """The part of the recorder that hears collectives."""
+
+    def begin_collective(self) -> Reading | None:
+        """A collective begins."""
+
+    def end_collective(
+        self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int
+    ) -> None:
+        """It has returned."""
+
+    def problem(self, text: str) -> None:
+        """What of it could not be told; neither of the others raises."""
+
+
+@contextmanager
+def watching(hearer: Hearer) -> Iterator[None]:
+    """Tell `hearer` of every collective called inside the block."""
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        yield
+        return
+    ear = _Ear()
+    modules = (dist, dist.distributed_c10d)
+    originals = {op: getattr(dist, op) for op in OPS if hasattr(dist, op)}  # *_single: since torch 2.13
+    for op, original in originals.items():
+        watched = _watched(op, original, hearer, ear)
+        for module in modules:
+            setattr(module, op, watched)
+    try:
+        yield
+    finally:
+        ear.is_shut = True  # a module that took a function by name inside the block keeps ours
+        for op, original in originals.items():
+            for module in modules:
+                setattr(module, op, original)
+
+
+class _Ear:
+    """Shut while a collective is under way, for those that it calls itself are part of it, and for good at the end."""
+
+    __slots__ = ("is_shut",)
+
+    def __init__(self) -> None:
+        self.is_shut = False
+
+
+def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -> Callable[..., Any]:
+    parameters = list(inspect.signature(original).parameters)
+    place = parameters.index("group") if "group" in parameters else -1
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if op == _BATCH:
+            with suppress(Exception):  # what is wrong with a batch, torch says itself
+                _count_batch(kwargs.get("p2p_op_list", args and args[0]))
+        before = None if ear.is_shut else hearer.begin_collective()
+        if before is None:
+            return original(*args, **kwargs)
+        ear.is_shut = True
+        try:
+            result = original(*args, **kwargs)
+        finally:
+            ear.is_shut = False
+        try:
+            group = _group_of(op, args, kwargs, place, result)
+            name, size = _describe(group)
+            num_bytes = _num_bytes(args, kwargs)
+        except Exception as error:  # a program's own classes may lack anything; torch has taken them
+            hearer.problem(f"group and bytes of {op} are unknown: {type(error).__name__}")
+            name, size, num_bytes = "", 0, 0
+        hearer.end_collective(before, op=op, num_bytes=num_bytes, group=name, group_size=size)
+        return result
+
+    return watched
+
+
+def _group_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], place: int, result: Any) -> Any:
+    """The group that a call names; None: the default one. `place`: of the argument `group`, -1: there is none."""
+    if op == "new_group":
+        return result
+    if op == _BATCH:
+        return kwargs.get("p2p_op_list", args and args[0])[0].group
+    return kwargs.get("group", args[place] if 0 <= place < len(args) else None)
+
+
+def _count_batch(operations: Any) -> None:
+    """A pair of ranks is a group of its own: of a pipeline's ranks the inner ones send more than the first and last."""
+    import torch.distributed as dist
+
+    for operation in operations:
+        if operation.group.name() != "gloo":
+            one, other = sorted((dist.get_rank(), operation.peer))
+            name = f"{operation.group.group_name} between ranks {one} and {other}"
+            _passed[Group(name=name, first_rank=one, second_rank=other)] += 1
+
+
+def _describe(group: Any) -> tuple[str, int]:
+    """Name and size of a process group; the default one for None, and nothing where there is none."""
+    import torch.distributed as dist
+
+    if group is None:
+        group = dist.group.WORLD if dist.is_initialized() else None
+    if not isinstance(group, dist.ProcessGroup):
+        return "", 0
+    return str(group.group_name), int(group.size())
+
+
+def joined() -> dict[Group, int]:
+    """How many collectives of each group this process has called, finished or not; from any thread.
+
+    As torch itself numbers them, whoever calls them and however; sends and receives in batches as _passed has them.
+    gloo's groups are left out: every send and receive counts there, so that ranks differ without a hang, and its calls
+    wait, so that stacks tell. Never raises: a rank that does not answer is blamed.
+    """
+    c10d = sys.modules.get("torch.distributed.distributed_c10d")
+    if c10d is None:
+        return {}
+    found = dict(_passed)
+    for group in list(c10d._world.pg_map):
+        # Some backends do not count, classes of a program's own may lack anything, and a group may be gone by now.
+        with suppress(Exception):
+            # The backend that counts; get_backend() says "undefined" or "cpu:gloo" where it was asked for like that.
+            if group.name() != "gloo":
+                name, first_rank = str(group.group_name), min(c10d.get_process_group_ranks(group))
+                found[Group(name=name, first_rank=first_rank)] = group._get_sequence_number_for_group()
+    return found
+
+
+def _num_bytes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The largest tensor, or list of tensors, among the arguments."""
+    return max((_size(value) for value in (*args, *kwargs.values())), default=0)
+
+
+def _size(value: Any) -> int:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, (list, tuple)):
+        return sum(_size(item) for item in value)
+    return _size(value.tensor) if hasattr(value, "tensor") else 0

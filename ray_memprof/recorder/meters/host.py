@@ -1,0 +1,267 @@
+"""The host meter: live storages of CPU or fake tensors, so that runs without a GPU fill the same tables.
+
+A storage counts from the operation that made it until it is freed, with its exact bytes. Operations are seen on the
+thread that calls start(), in backward passes that it runs, and on threads of Python's threading that are started after
+it; what those make belongs to the span that is open on the first. Not seen is what other threads make: those that were
+there before, and those that C++ starts. What torch did not make (a NumPy array, a mapped file) is not counted. A buffer
+that one operation makes and frees inside itself is not seen.
+"""
+
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+from ray_memprof.recorder.clock import Clock
+from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.recorder.meters.meter import Batch, HostRss, Reading
+
+_BETWEEN = (__file__, f"{torch.__path__[0]}/_compile.py", f"{torch.__path__[0]}/_dynamo/")
+"""Files whose frames lie between an operation and the meter: no part of the program's stack."""
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Those among an operation's arguments or results, which hold them plainly or in lists: a tenth of tree_iter."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+class _Ear(TorchDispatchMode):
+    """Hears the operations of the thread that enters it: torch has a stack of modes for every thread."""
+
+    def __init__(self, meter: "HostMeter") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._meter = meter
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operation and count the storages that it made."""
+        kwargs = kwargs or {}
+        if not self._meter.is_counting:
+            return func(*args, **kwargs)
+        given = list(_tensors((*args, *kwargs.values())))
+        if any(is_traceable_wrapper_subclass(tensor) for tensor in given):
+            # A DTensor and its like: their own handler first, then the plain tensors inside come here.
+            return NotImplemented
+        known = {tensor.untyped_storage()._cdata for tensor in given if not tensor.is_meta}
+        result = func(*args, **kwargs)
+        self._meter.count(result, known)
+        return result
+
+
+class HostMeter:
+    """Measures the storages that operations make.
+
+    Args:
+        events: keep an event for each storage made or freed.
+        source: cpu for real tensors, predicted for fake ones.
+        stacks: keep the Python stack of each storage made (1 us a frame).
+        clock: tells the time.
+    """
+
+    def __init__(
+        self, *, events: bool, source: str = "cpu", stacks: bool = False, clock: Clock | None = None
+    ) -> None:
+        self.source, self.has_events, self._has_stacks = source, events, stacks
+        self._clock = clock or Clock()
+        self.is_counting = False
+        """Whether operations are counted: between start() and stop(), and in no child."""
+        self._allocated = self._peak = self._whole_peak = self._num_allocs = 0
+        self._sizes: dict[int, int] = {}
+        self._numbers: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
+        self._events: list[dict[str, Any]] = []
+        self._stamp = "0"
+        # Storages may be freed by the garbage collector, inside any line of this thread or another one.
+        self._lock = threading.RLock()
+        self._host_rss = HostRss()
+        self._ear: _Ear | None = None
+        self._replaced: list[tuple[Any, str, Any, Any]] = []
+        self._frames: dict[tuple[Any, int], dict[str, Any]] = {}
+        silent_in_children(self)
+
+    def forked(self) -> None:
+        """In a child nothing is counted, and nobody is waited for."""
+        self.is_counting, self._lock = False, threading.RLock()
+
+    @property
+    def is_on(self) -> bool:
+        """Host memory needs no start of a device."""
+        return True
+
+    def start(self) -> None:
+        """Begin to count, on the calling thread and on those that are started from now on."""
+        self.is_counting = True
+        self._replace(torch.UntypedStorage, "resize_", self._resized())
+        self._replace(threading.Thread, "start", self._hearing(threading.Thread.start))
+        self._ear = _Ear(self)
+        self._ear.__enter__()  # type: ignore[no-untyped-call]
+
+    def stop(self) -> None:
+        """End; on the thread that started."""
+        if self._ear is not None:
+            self._ear.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._ear = None
+        for owner, name, original, ours in self._replaced:
+            if (
+                getattr(owner, name) is ours
+            ):  # whoever has replaced ours by now calls it, and it counts nothing
+                setattr(owner, name, original)
+        self._replaced.clear()
+        self.is_counting = False
+
+    def _replace(self, owner: Any, name: str, ours: Any) -> None:
+        self._replaced.append((owner, name, getattr(owner, name), ours))
+        setattr(owner, name, ours)
+
+    def _hearing(self, start: Callable[..., None]) -> Callable[..., None]:
+        """Thread.start that has the thread heard from its first line to its last."""
+        meter = self
+
+        def start_heard(thread: threading.Thread) -> None:
+            if meter.is_counting:
+                run = thread.run
+
+                def run_heard() -> None:
+                    with suppress(AttributeError):
+                        del thread.run  # of this one; its class has one
+                    with _Ear(meter):
+                        run()
+
+                thread.run = run_heard  # type: ignore[method-assign]
+            start(thread)
+
+        return start_heard
+
+    def _resized(self) -> Any:
+        """FSDP gives memory back by making a storage smaller, which is no operation."""
+        resize, meter = torch.UntypedStorage.resize_, self
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            number = meter._numbers.get(storage)
+            if number is not None:
+                meter._change(number, storage.nbytes())
+            return result
+
+        return resize_
+
+    def count(self, result: Any, known: set[int]) -> None:
+        """Count the storages of an operation's result that are none of those `known` from its arguments."""
+        for tensor in _tensors((result,)):
+            if not tensor.is_meta:
+                storage = tensor.untyped_storage()
+                if storage._cdata not in known or storage in self._numbers:
+                    self._count(storage)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        with self._lock:
+            number = self._numbers.get(storage)
+            if number is None:
+                self._num_allocs += 1
+                number = self._numbers[storage] = self._num_allocs
+                weakref.finalize(storage, self._change, number, 0)
+        self._change(number, storage.nbytes())
+
+    def _change(self, number: int, size: int) -> None:
+        """Storage `number` now has `size` bytes; 0: it is gone."""
+        if not self.is_counting:
+            return
+        with self._lock:
+            before = self._sizes.get(number, 0)
+            if before == size:
+                return
+            if before:
+                del self._sizes[number]
+                self._allocated -= before
+                self._note("free_requested", number, before)
+                self._note("free_completed", number, before)
+            if size:
+                self._sizes[number] = size
+                self._allocated += size
+                self._note("alloc", number, size)
+                self._peak = max(self._peak, self._allocated)
+                self._whole_peak = max(self._whole_peak, self._allocated)
+
+    def _note(self, action: str, number: int, size: int) -> None:
+        if not self.has_events:
+            return
+        event = {
+            "action": action,
+            "addr": number,
+            "size": size,
+            "stream": 0,
+            "time_us": self._clock.now_ns() // 1000,
+            "user_metadata": self._stamp,
+        }
+        if self._has_stacks and action == "alloc":
+            event["frames"] = self._stack()
+        self._events.append(event)
+
+    def _stack(self) -> list[dict[str, Any]]:
+        """Of the operation that runs on this thread, the innermost frame first."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
+            frame = frame.f_back
+        frames = []
+        while frame is not None:
+            place = (frame.f_code, frame.f_lasti)
+            known = self._frames.get(place)
+            if known is None:
+                code = frame.f_code
+                known = self._frames[place] = {
+                    "name": code.co_name, "filename": code.co_filename, "line": frame.f_lineno or 0
+                }  # fmt: skip
+            frames.append(known)
+            frame = frame.f_back
+        return frames
+
+    def read(self) -> Reading:
+        """Live bytes of this moment; what the device has in use is the resident memory of the process."""
+        with self._lock:
+            reading = self.peek()
+            self._peak = self._allocated
+            return reading
+
+    def peek(self) -> Reading:
+        """As read(); no peak begins anew."""
+        host_rss = self._host_rss.read()
+        with self._lock:
+            live, peak = self._allocated, -1 if self.has_events else self._peak
+            now, num_allocs = self._clock.now_ns(), self._num_allocs
+        return Reading(now, live, live, live, host_rss, host_rss, peak, peak, peak, num_allocs, 0, 0)
+
+    def peaks(self) -> tuple[int, int]:
+        """Most live bytes since the meter began, for allocated and reserved alike."""
+        return self._whole_peak, self._whole_peak
+
+    def stamp(self, span_id: int) -> None:
+        """Events from now on carry `span_id`."""
+        self._stamp = str(span_id)
+
+    def pending(self, reading: Reading) -> int:
+        """Events that wait."""
+        return len(self._events)
+
+    def answers(self) -> bool:
+        """Always: its lock is held for microseconds."""
+        return True
+
+    def drain(self) -> Batch:
+        """Take the events that wait."""
+        with self._lock:
+            events, self._events = self._events, []
+            return Batch(events, self.peek())
+
+    def base_segments(self) -> list[Any]:
+        """Nothing: what was there before is not counted."""
+        return []

@@ -1,0 +1,116 @@
+"""Where bytes are read: one interface, one file each for CUDA (allocator and device) and for host tensors.
+
+A meter is read at every span boundary on the thread that runs the model; allocator events wait inside it and are
+drained in batches. Fake tensors go through the host meter, so that a prediction fills the same tables.
+"""
+
+import os
+import weakref
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ray_memprof.recorder.clock import WallTimes
+
+PEAK_RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
+"""Of torch._C: each way to let the allocator's peaks begin anew ends in one of them."""
+COUNT_RESETS = ("_cuda_resetAccumulatedMemoryStats", "_accelerator_resetAccumulatedStats")
+"""The same for the numbers of allocations."""
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is held at one moment, in bytes, and counters since the meter began."""
+
+    t_ns: int
+    allocated: int
+    reserved: int
+    active: int
+    device_used: int
+    host_rss: int
+    allocated_peak: int
+    """Most since the reading before this one; -1: known only from the events."""
+    reserved_peak: int
+    active_peak: int
+    num_allocs: int
+    num_segments: int
+    num_retries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events as the meter got them, decoded off the model's thread."""
+
+    events: list[Any]
+    """Dicts of action, addr, size, stream, time_us and user_metadata (and frames), as in torch's snapshots."""
+    reading: Reading | None
+    """Counters after the last of them; None where another thread allocated meanwhile: then nothing can be compared."""
+    num_allocs: int = -1
+    """Allocations that the allocator counts up to here since the meter began: events of fewer so far mean that some
+    were lost. -1: no counter."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The allocator's settings, as a snapshot names them."""
+    num_lost: int = 0
+    """Events that are known to be lost since the drain before."""
+    times: WallTimes | None = None
+    """How the times of its events, told by the host's wall clock, become ours; None: they are."""
+    segments: list[Any] = field(default_factory=list)
+    """Of the device after the last event, as a snapshot has them."""
+
+
+class HostRss:
+    """Resident memory of this process. The file stays open: opening it at each reading costs four times as much."""
+
+    def __init__(self) -> None:
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY)
+        weakref.finalize(self, os.close, self._statm)
+
+    def read(self) -> int:
+        """Bytes of this moment."""
+        return int(os.pread(self._statm, 64, 0).split(None, 2)[1]) * _PAGE_BYTES
+
+
+class Meter(Protocol):
+    """One kind of memory."""
+
+    @property
+    def source(self) -> str:
+        """runs.source of what it measures: cuda, cpu or predicted."""
+
+    @property
+    def has_events(self) -> bool:
+        """Whether drain() ever returns events (level stage: never)."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a device to measure yet: CUDA starts when the program wants it."""
+
+    def start(self) -> None:
+        """Begin to measure: every event from now on is recorded."""
+
+    def read(self) -> Reading:
+        """Measure now, with the peaks since the reading before; they begin anew."""
+
+    def peek(self) -> Reading:
+        """Measure now, from any thread; no peak begins anew."""
+
+    def answers(self) -> bool:
+        """Whether peek() and drain() return at once here; asked on other threads than the model's."""
+
+    def stamp(self, span_id: int) -> None:
+        """Events from now on belong to `span_id`."""
+
+    def pending(self, reading: Reading) -> int:
+        """About how many events drain() would return, by `reading` or by a later one of the meter."""
+
+    def drain(self) -> Batch:
+        """Return the events recorded so far, losing none. Quick: the model may be waiting."""
+
+    def base_segments(self) -> list[Any]:
+        """Segments that the allocator held when recording began, as in a snapshot; often none."""
+
+    def peaks(self) -> tuple[int, int]:
+        """The meter's own peaks since it began: allocated and reserved bytes; level event only."""
+
+    def stop(self) -> None:
+        """End; does nothing where it was never started."""

@@ -1,0 +1,103 @@
+"""The spans that are open on the model's thread: who is inside whom, what each says of itself, where an exception left.
+
+opened = OpenSpans(recorder.problem)
+opened.append(opened.record("dit.block", {"index": 3}, reading))
+"""
+
+from collections.abc import Callable
+
+from ray_memprof.recorder.meters.meter import Reading
+from ray_memprof.recorder.scribe import SpanRecord
+from ray_memprof.store.categories import component_of, stage_of
+from wan.spans import Attribute
+
+_BLOCKS = ("dit.", "t5.", "clip.", "comm.")
+"""Spans whose index, or that of the span around them, is a transformer block's."""
+
+
+class OpenSpans(list[SpanRecord]):
+    """The outermost first.
+
+    Args:
+        problem: is told what a span says that cannot be.
+    """
+
+    def __init__(self, problem: Callable[[str], None]) -> None:
+        super().__init__()
+        self._problem = problem
+        self._num_spans = 0
+        self._failure: tuple[str, int, Reading] | None = None
+        self._failed_into = 0
+
+    def record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
+        """Of a span that begins now: what it does not say it has from the one around it."""
+        around = self[-1] if self else None
+        self._num_spans += 1
+        block = self._number(attributes, "index", around.block if around else None)
+        branch = attributes.get("branch", around.branch if around else None)
+        component = str(attributes["component"]) if "component" in attributes else None
+        return SpanRecord(
+            span_id=self._num_spans,
+            parent_id=around.span_id if around else 0,
+            name=name,
+            path=f"{around.path}/{name}" if around else name,
+            stage=stage_of(name, around.stage if around else None, component),
+            component=component_of(name, component, around.component if around else None),
+            step=self._number(attributes, "step", around.step if around else None),
+            block=block if name.startswith(_BLOCKS) else None,
+            branch=None if branch is None else str(branch),
+            depth=len(self),
+            start=reading,
+        )
+
+    def _number(self, attributes: dict[str, Attribute], key: str, inherited: int | None) -> int | None:
+        """An attribute that counts; a program's own spans may have anything there."""
+        value = attributes.get(key, inherited)
+        if value is None or isinstance(value, int) and -(2**31) <= value < 2**31:
+            return value
+        try:
+            number = int(value)
+            if -(2**31) <= number < 2**31:
+                return number
+        except (TypeError, ValueError):
+            pass
+        self._problem(f"the {key} of a span is no whole number of 32 bits: {value!r:.60}")
+        return inherited
+
+    def named(self, name: str) -> SpanRecord | None:
+        """The innermost of that name; not always the last, for tasks of asyncio take turns. None: it is over."""
+        if self and self[-1].name == name:
+            return self[-1]
+        return next((one for one in reversed(self) if one.name == name), None)
+
+    def drop(self, record: SpanRecord) -> None:
+        """Take `record` out, where it still is."""
+        if self and self[-1] is record:
+            self.pop()
+            return
+        self[:] = [one for one in self if one is not record]
+        for one in self:
+            if one.parent_id == record.span_id:  # it goes on: its peaks are those of what is around both
+                one.parent_id = record.parent_id
+
+    def note_end(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
+        """Keep where an exception came from, until the span around it ends well: then it was handled."""
+        if failed:
+            if self._failure is None or record.span_id != self._failed_into:
+                # Not the span around the one that it left last: another exception, that one was handled.
+                self._failure = (record.path, -1 if record.step is None else record.step, reading)
+            self._failed_into = record.parent_id
+        elif self._failure is not None and record.span_id == self._failed_into:
+            self._failure = None
+
+    def failure(self) -> tuple[str, int, int, int] | None:
+        """Path and step of the innermost span that an exception left, allocated and reserved bytes then; None: none."""
+        if self._failure is None:
+            return None
+        path, step, reading = self._failure
+        return path, step, reading.allocated, reading.reserved
+
+    def device_used_at_failure(self) -> int | None:
+        """In use on the device when an exception left that span; None: none did, or it is not known."""
+        used = 0 if self._failure is None else self._failure[2].device_used
+        return used if used > 0 else None

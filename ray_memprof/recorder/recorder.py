@@ -1,0 +1,496 @@
+"""The recorder: hears every span, reads the meter at its ends, and hands all that was measured to the scribe.
+
+    with recording(RecordingOptions(run_dir=run_dir, rank=0, device="cuda:0")):
+        train()
+
+Leaves tables/{spans,allocs,samples,collectives,ledger,stacks}/rank=N/ in the run folder. It never raises into the
+model: what fails is a line of `problems`, and the rest goes on; a full disk is raised when recording() ends. Spans
+belong to the thread that started it; what is opened on others, or in a forked child, is not heard. Two readings and two
+stamps a span: 40 to 70 us on one GPU, 150 in a rank of four. Events are drained in batches of some ten thousand, 0.6
+to 0.9 us each.
+"""
+
+import os
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
+
+from ray_memprof.recorder.clock import Clock
+from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.recorder.ledger import Ledger
+from ray_memprof.recorder.meters.guarded import Guarded
+from ray_memprof.recorder.meters.meter import Meter, Reading
+from ray_memprof.recorder.open_spans import OpenSpans
+from ray_memprof.recorder.options import RecordingOptions
+from ray_memprof.recorder.others import Others
+from ray_memprof.recorder.owners import Stamp
+from ray_memprof.recorder.problems import Problems
+from ray_memprof.recorder.scribe import (
+    Collective,
+    Parcel,
+    Sample,
+    Scribe,
+    SpanRecord,
+    scribe_of,
+)
+from ray_memprof.recorder.status import Beat, ReplayCheck
+from ray_memprof.store.categories import category_of
+from wan.spans import Attribute, listening
+
+if TYPE_CHECKING:
+    from ray_memprof.recorder.meters.nvml import OwnShare
+
+DRAIN_EVENTS = 16_384
+"""Events that may wait before a span boundary takes them: 10 to 15 ms of pause."""
+LATE_NS = 1_000_000_000
+"""How long the row of a span that ended waits for a sample that was taken inside it and is not here yet."""
+FLUSH_S = 2.0
+"""What a killed process loses at most; twice that where it is inside one span."""
+SEAL_S = 1.0
+"""For the scribe to write down what is left of a process that is about to be killed."""
+_EVENT_BYTES = 500
+"""A drained event that waits for the scribe: a dict of seven entries with three numbers and two texts of its own.
+
+491 bytes by tracemalloc on Python 3.11.
+"""
+
+
+class Recorder:
+    """A wan.spans.Listener for the thread that runs the model; beat() and tick() may be called from others.
+
+    Args:
+        rank: whose spans these are.
+        meter: where bytes are read.
+        scribe: where rows go; None: nothing is kept, beats alone are given.
+        share: tells what this process holds of the device; None: samples alone tell of others.
+        problems: where to note what goes wrong; None: where the scribe does.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        meter: Meter,
+        scribe: Scribe | None,
+        *,
+        share: "OwnShare | None" = None,
+        problems: Problems | None = None,
+    ) -> None:
+        self._problems = problems or (Problems() if scribe is None else scribe.problems)
+        self._rank, self._scribe = rank, scribe
+        self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
+        self._others, self._others_began = Others(self._meter, share, self.problem), 0
+        self._ledger = Ledger()
+        self._open = OpenSpans(self.problem)
+        self._parcel = Parcel()
+        self._stamps: list[Stamp] = [(0, 0)]
+        self._sequence = self._begun_ns = 0
+        self._step, self._num_steps = -1, -1
+        self._sampled_ns = 0
+        self._last: Reading | None = None
+        self._last_flush = time.monotonic()
+        self._recorder_ns = self._longest_pause_ns = 0
+        self._lock = threading.RLock()
+        self._thread = 0
+        self._primed = self._is_sealed = self._is_closing = self._is_child = False
+        self._closed = threading.Event()
+        self._check: ReplayCheck | None = None
+        silent_in_children(self)
+
+    def start(self) -> None:
+        """Begin, on the thread that will run the model."""
+        self._thread = threading.get_ident()
+        self._meter.start()
+        self._last = self._measure()
+        self._begun_ns = self._last.t_ns
+
+    def forked(self) -> None:
+        """In a child: its spans are not heard, and what is open here belongs to the parent."""
+        self._is_child, self._scribe, self._lock = True, None, threading.RLock()
+
+    def problem(self, text: str) -> None:
+        """Note what is wrong with the recording; from any thread."""
+        self._problems.add(text)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was wrong with the recording so far."""
+        return self._problems.texts
+
+    def _hears(self) -> bool:
+        """Whether this is the thread, and the process, whose spans these are."""
+        return not self._is_child and threading.get_ident() == self._thread
+
+    def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
+        """A span begins."""
+        if not self._hears():
+            if not self._is_child:
+                self.problem(f"spans of other threads than the model's are not recorded: {name}")
+            return
+        began, depth = time.perf_counter_ns(), len(self._open)
+        try:
+            with self._lock:
+                self._enter(name, attributes, began)
+        except Exception as error:
+            self._problems.note("a span was not begun as it should be", error)
+        except BaseException:  # the handler of a signal: the span's block will not run
+            del self._open[depth:]
+            raise
+
+    def _enter(self, name: str, attributes: dict[str, Attribute], began: int) -> None:
+        if self._is_sealed:
+            return
+        reading = self._read()
+        record = self._open.record(name, attributes, reading)
+        self._open.append(record)
+        if self._scribe is not None and self._scribe.error is None:  # else nobody takes them out again
+            self._scribe.categories[record.span_id] = category_of(name)
+        self._stamp(record.span_id)
+        self._sequence += 1
+        if record.step is not None:
+            self._step = record.step
+        self._settle(began)
+
+    def _stamp(self, span_id: int) -> None:
+        """Of this thread's events from now on, and, by their order and time, of those of threads without a stamp."""
+        if self._meter.has_events:
+            self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
+        self._meter.stamp(span_id)
+
+    def _stamp_innermost(self) -> None:
+        self._stamp(self._open[-1].span_id if self._open else 0)
+
+    def exit(self, name: str, failed: bool) -> None:
+        """The innermost span of that name ends."""
+        if not self._hears():
+            return
+        began, record = time.perf_counter_ns(), None
+        try:
+            with self._lock:
+                record = self._open.named(name)
+                if record is not None:  # else it outlived the recording, which has closed it
+                    self._exit(record, failed, began)
+        except BaseException as error:
+            if record is not None:
+                self._open.drop(record)
+                self._stamp_innermost()  # or what comes now would be booked to a span without a row
+            if not isinstance(error, Exception):  # the handler of a signal
+                raise
+            self._problems.note("a span was not ended as it should be", error)
+
+    def _exit(self, record: SpanRecord, failed: bool, began: int) -> None:
+        reading = self._read()
+        self._open.note_end(record, reading, failed)
+        self._close_span(record, reading, failed)
+        self._stamp_innermost()
+        self._sequence += 1
+        if not self._open:
+            self._step = -1
+        self._settle(began)
+
+    def _close_span(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
+        self._open.drop(record)
+        record.end, record.failed = reading, failed
+        self._parcel.spans.append(record)
+        self._ledger.close(record.path)
+
+    def _measure(self) -> Reading:
+        """A reading; where nothing is kept, no peak begins anew: the program may look at its own."""
+        return self._meter.peek() if self._scribe is None else self._meter.read()
+
+    def _read(self, account: str = "", *, look: Callable[[], Reading] | None = None) -> Reading:
+        """A reading, with what changed since the last one put down to the innermost open span."""
+        reading = (look or self._measure)()
+        self._others.look(reading)
+        record = self._open[-1] if self._open else None
+        if record is not None:
+            record.note_reading(reading)
+            if reading.allocated_peak >= 0:
+                record.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
+        self._parcel.ledger += self._ledger.book(
+            reading,
+            is_on=self._meter.is_on,
+            span_id=record.span_id if record else 0,
+            path=record.path if record else "",
+            others=self._others.bytes,
+            account=account,
+        )
+        self._last = reading
+        return reading
+
+    def _settle(self, began: int) -> None:
+        """Flush if it is time, and note what recording cost since `began`."""
+        assert self._last is not None
+        waiting = self._meter.pending(self._last)
+        if waiting >= DRAIN_EVENTS or time.monotonic() - self._last_flush >= FLUSH_S:
+            self._flush()
+        self._spend(began)
+
+    def _spend(self, began: int) -> None:
+        self._add_spent(time.perf_counter_ns() - began)
+
+    def _add_spent(self, spent: int) -> None:
+        self._recorder_ns += spent
+        self._longest_pause_ns = max(self._longest_pause_ns, spent)
+        if self._open:
+            self._open[-1].recorder_ns += spent
+
+    def _flush(self) -> None:
+        self._last_flush = time.monotonic()
+        parcel, self._parcel = self._parcel, Parcel()
+        if self._scribe is None:
+            self._stamps = self._stamps[-1:]
+            return
+        if self._sampled_ns and not (parcel.seal or self._is_closing):
+            self._keep_late(parcel)
+        if not self._primed and self._meter.is_on:
+            self._primed = True
+            # Before the meter was on there were no events.
+            parcel.base, parcel.base_ns = self._meter.base_segments(), self._begun_ns
+        parcel.batch = self._meter.drain()
+        parcel.stamps, self._stamps = self._stamps, self._stamps[-1:]
+        self._scribe.deliver(parcel)
+
+    def _keep_late(self, parcel: Parcel) -> None:
+        """Leave the spans that a sample may have been taken in that is not here yet: its row would not tell."""
+        assert self._last is not None
+        known_ns = max(self._sampled_ns, self._last.t_ns - LATE_NS)
+        # In the order in which they ended.
+        num = bisect_right(parcel.spans, known_ns, key=lambda record: record.end.t_ns if record.end else 0)
+        parcel.spans, self._parcel.spans = parcel.spans[:num], parcel.spans[num:]
+
+    def on_step(self, step: int, steps: int) -> None:
+        """`step` of `steps` is done."""
+        self._num_steps = steps
+
+    def begin_collective(self) -> Reading | None:
+        """When a collective begins; None on other threads than the model's, where nothing is recorded."""
+        if not self._hears():
+            return None
+        began = time.perf_counter_ns()
+        try:
+            with self._lock:
+                reading = self._read()
+                self._others_began = self._ledger.others
+                self._spend(began)
+                return reading
+        except Exception as error:
+            self._problems.note("a collective could not be recorded", error)
+            return None
+
+    def end_collective(
+        self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int
+    ) -> None:
+        """The collective has returned: what device memory grew by outside the allocator is NCCL's."""
+        if not self._hears():
+            return  # the program has forked inside it
+        began = time.perf_counter_ns()
+        with self._problems.noting("a collective could not be recorded"), self._lock:
+            reading = self._read("nccl")
+            grown = (reading.device_used - reading.reserved) - (before.device_used - before.reserved)
+            grown -= self._ledger.others - self._others_began
+            self._parcel.collectives.append(
+                Collective(
+                    start_ns=before.t_ns,
+                    end_ns=reading.t_ns,
+                    span_id=self._open[-1].span_id if self._open else 0,
+                    op=op,
+                    bytes=num_bytes,
+                    group=group,
+                    group_size=group_size,
+                    non_torch_growth_bytes=grown,
+                )
+            )
+            self._sequence += 1
+            self._settle(began)
+
+    def tick(self, sample: Sample, *, is_whole: bool = True) -> None:
+        """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long.
+
+        Args:
+            sample: counts for every span that was open at its time, ended by now or not.
+            is_whole: False: its reserved bytes are older than the rest; they tell nothing of what lies outside them.
+        """
+        if self._is_child:
+            return
+        is_due = self._is_due() and self._meter.answers()
+        with self._problems.noting("a sample could not be recorded"), self._lock:
+            self._others.note(sample)
+            self._parcel.samples.append(sample)
+            self._sampled_ns = max(self._sampled_ns, sample.t_ns)
+            for record in reversed(self._parcel.spans):
+                if record.end is not None and record.end.t_ns < sample.t_ns:
+                    break
+                record.note_sample(sample, is_whole=is_whole)
+            for record in self._open:
+                record.note_sample(sample, is_whole=is_whole)
+            if is_due:
+                # Counted as the model's time too, as far as this thread works: the meter copies its events under
+                # Python's lock. While it waits for that lock the model goes on; where the model waits for ours, it
+                # counts that itself.
+                began = time.thread_time_ns()
+                self._flush()
+                self._add_spent(time.thread_time_ns() - began)
+
+    def _is_due(self) -> bool:
+        """Whether a span goes on for so long that its events must be taken inside it."""
+        if time.monotonic() - self._last_flush >= 2 * FLUSH_S:
+            return True
+        return self._last is not None and self._meter.pending(self._last) >= DRAIN_EVENTS
+
+    def seal(self, wait_s: float = SEAL_S) -> None:
+        """End the recording because the process is about to be killed; from any thread. Waits for the disk.
+
+        And for the allocator, though it may hang: the last events of a rank that waits in a collective are with it
+        alone. A rank that does not return from here is killed with what was written before.
+
+        Spans that are open end here, as failed ones, for their rows would be missing; nothing is recorded after it.
+        """
+        if self._is_child:
+            return
+        with self._lock:
+            # Closing: the model's thread is at it already, after an error that ended the model.
+            done = self._closed if self._is_closing else self._seal()
+        done.wait(wait_s)
+
+    def _seal(self) -> threading.Event:
+        """Hand over all there is; the event is set once it is written."""
+        self._flush()  # at once: the device may be in a state in which it answers no question
+        reading = self._read(look=self._meter.peek)
+        while self._open:
+            self._close_span(self._open[-1], reading, failed=True)
+        self._is_sealed = True
+        done = threading.Event()
+        self._parcel.seal, self._parcel.done = True, done
+        self._flush()
+        if self._scribe is None:
+            done.set()
+        return done
+
+    def beat(self) -> Beat:
+        """A sign of life, from any thread."""
+        # No lock: it may be held by a flush that waits for the disk. So the list is looked at once.
+        record = next(iter(self._open[-1:]), None)
+        reading, scribe = self._last, self._scribe
+        return Beat(
+            rank=self._rank,
+            sequence=self._sequence,
+            path=record.path if record else "",
+            stage=record.stage if record else "",
+            step=self._step,
+            num_steps=self._num_steps,
+            allocated_bytes=reading.allocated if reading else 0,
+            reserved_bytes=reading.reserved if reading else 0,
+            device_used_bytes=reading.device_used if reading else 0,
+            problem="" if scribe is None or scribe.error is None else str(scribe.error),
+        )
+
+    def failure(self) -> tuple[str, int, int, int] | None:
+        """Path and step of the innermost span that an exception left, allocated and reserved bytes then; None: none."""
+        return self._open.failure()
+
+    def device_used_at_failure(self) -> int | None:
+        """In use on the device when an exception left that span; None: none did, or it is not known."""
+        return self._open.device_used_at_failure()
+
+    def close(self) -> None:
+        """Close what is open, write everything and compare the peaks; on the model's thread."""
+        if self._is_child:
+            return  # a child left the block that records; its parent is in it still
+        try:
+            self._close()
+        finally:
+            self._closed.set()
+
+    def _close(self) -> None:
+        peaks, scribe = (0, 0), self._scribe
+        try:
+            with self._problems.noting("the recording did not end as it should"), self._lock:
+                self._is_closing = True
+                reading = self._read()
+                while self._open:
+                    self._close_span(self._open[-1], reading, failed=True)
+                self._flush()
+                peaks = self._meter.peaks() if self._meter.has_events else (0, 0)
+                self._meter.stop()
+        finally:
+            self._scribe = None
+            # Whatever the device answers by now: what was recorded is written.
+            if scribe is not None:
+                scribe.close()
+        if scribe is not None:
+            self._check = self._verdict(scribe, peaks)
+            if scribe.error is not None:
+                raise scribe.error
+
+    def _verdict(self, scribe: Scribe, peaks: tuple[int, int]) -> ReplayCheck:
+        replay = scribe.replay
+        return ReplayCheck(
+            num_events=replay.num_events,
+            num_lost_events=scribe.num_lost_events,
+            num_checks=scribe.num_checks,
+            max_error_bytes=scribe.max_error_bytes,
+            allocated_peak_bytes=peaks[0],
+            replayed_allocated_peak_bytes=replay.allocated_peak,
+            reserved_peak_bytes=peaks[1],
+            replayed_reserved_peak_bytes=replay.reserved_peak,
+            recorder_ns=self._recorder_ns,
+            longest_pause_ns=self._longest_pause_ns,
+            recorder_bytes=scribe.most_waiting_events * _EVENT_BYTES,
+        )
+
+    def check(self) -> ReplayCheck | None:
+        """How replay and counters compare; None before close()."""
+        return self._check
+
+
+@contextmanager
+def recording(options: RecordingOptions, clock: Clock | None = None) -> Iterator[Recorder]:
+    """Record what runs inside the block on this thread.
+
+    Args:
+        options: what is recorded, and where to.
+        clock: that clock_offset_ns was measured for; None: one made now.
+
+    Raises:
+        DiskFull: what was measured could not all be written.
+    """
+    from ray_memprof.recorder.collectives import watching
+    from ray_memprof.recorder.device_samples import sampling
+    from ray_memprof.recorder.meters.choice import meter_of
+    from ray_memprof.recorder.meters.nvml import OwnShare, is_contained, open_device
+
+    on_cuda = options.device != "cpu"
+    with open_device(uuid=options.gpu_uuid, index=options.gpu_index) if on_cuda else nullcontext() as device:
+        clock = (clock or Clock()).ahead(options.clock_offset_ns)
+        problems = Problems()
+        meter = Guarded(meter_of(options, device, clock, problems), problems, clock)
+        share = None
+        if device is not None:
+            share = OwnShare(device, os.getpid(), is_contained=is_contained())
+        scribe = scribe_of(options, meter, problems)
+        recorder = Recorder(options.rank, meter, scribe, share=share, problems=problems)
+        if on_cuda and device is None:
+            recorder.problem(
+                "the driver (NVML) does not tell of this rank's device: what other processes take of it is not told "
+                "apart from what this one does"
+            )
+        recorder.start()
+        samples = sampling(
+            recorder.tick,
+            meter,
+            device,
+            options.sample_interval_s,
+            clock=clock,
+            tick_old=partial(recorder.tick, is_whole=False),
+            problem=recorder.problem,
+        )
+        try:
+            with samples:
+                with listening(recorder), watching(recorder):
+                    yield recorder
+        finally:
+            recorder.close()

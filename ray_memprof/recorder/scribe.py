@@ -1,0 +1,440 @@
+"""The writing half of the recorder: a thread that decodes events, folds peaks into spans and puts rows into the store.
+
+The thread that runs the model only hands over what it took (Parcel); everything that costs time happens here.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+from ray_memprof.allocator.block_sizes import decide
+from ray_memprof.allocator.replay import (
+    BlockReplay,
+    Columns,
+    Event,
+    Peaks,
+    Replay,
+    Segment,
+)
+from ray_memprof.errors import DiskFull
+from ray_memprof.recorder.ledger import Entry
+from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
+from ray_memprof.recorder.options import RecordingOptions
+from ray_memprof.recorder.owners import Stamp, owned
+from ray_memprof.recorder.problems import Problems
+from ray_memprof.store.rank_store import RankStore
+
+QUEUE_LENGTH = 16
+"""Parcels that may wait; beyond it the model waits too, so that memory stays bounded."""
+MOST_WAITING_EVENTS = 196_608
+"""The same of events: some 100 MB."""
+
+AT_ONCE = 512
+"""Events that are decoded before the model may have Python's lock: half a millisecond.
+
+Python takes the lock from a thread that works only after 5 ms, and the model gives it back, and wants it again, with
+every operation and every reading.
+"""
+REST_S = 50e-6
+"""Long enough for another thread to wake up and take it."""
+
+
+@dataclass(slots=True)
+class SpanRecord:
+    """A span while it is open, and until its row is written."""
+
+    span_id: int
+    parent_id: int
+    name: str
+    path: str
+    stage: str
+    component: str | None
+    step: int | None
+    block: int | None
+    branch: str | None
+    depth: int
+    start: Reading
+    end: Reading | None = None
+    failed: bool = False
+    recorder_ns: int = 0
+    peaks: Peaks = field(default_factory=Peaks)
+    """Its own, from readings; the scribe adds those from events and from the spans inside it."""
+    device_used: int = 0
+    """The most that readings and samples inside it saw; between them nobody knows."""
+    outside: int = 0
+    """The most device memory outside the allocator that they saw."""
+    host_rss: int = 0
+    """The most that samples saw: no event tells of host memory between the ends of a span."""
+    num_samples: int = 0
+
+    def note_reading(self, reading: Reading) -> None:
+        """A reading was taken inside it, or at its end."""
+        used = reading.device_used
+        if used > self.device_used:
+            self.device_used = used
+        if used - reading.reserved > self.outside:
+            self.outside = used - reading.reserved
+
+    def note_sample(self, sample: "Sample", *, is_whole: bool) -> None:
+        """A sample was taken: counts if that was inside it. Of one that is not whole, see Recorder.tick."""
+        if sample.t_ns < self.start.t_ns or (self.end is not None and sample.t_ns > self.end.t_ns):
+            return
+        self.num_samples += 1
+        self.host_rss = max(self.host_rss, sample.host_rss_bytes)
+        self.device_used = max(self.device_used, sample.device_used_bytes)
+        if is_whole:
+            self.outside = max(self.outside, sample.device_used_bytes - sample.reserved_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """A row of the collectives table."""
+
+    start_ns: int
+    end_ns: int
+    span_id: int
+    op: str
+    bytes: int
+    group: str
+    group_size: int
+    non_torch_growth_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row of the samples table."""
+
+    t_ns: int
+    device_used_bytes: int
+    process_used_bytes: int | None
+    others_used_bytes: int | None
+    allocated_bytes: int
+    reserved_bytes: int
+    host_rss_bytes: int
+    utilisation_fraction: float | None
+
+
+@dataclass(slots=True)
+class Parcel:
+    """What the recorder hands over at once."""
+
+    base: list[Segment] = field(default_factory=list)
+    """What the allocator held when recording began, with the first events of all."""
+    base_ns: int = 0
+    """When that was."""
+    batch: Batch | None = None
+    stamps: Sequence[Stamp] = ()
+    """When the model's thread was given which span to stamp the events of `batch` with."""
+    spans: list[SpanRecord] = field(default_factory=list)
+    ledger: list[Entry] = field(default_factory=list)
+    collectives: list[Collective] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    seal: bool = False
+    """Turn what is written so far into sealed parts."""
+    done: threading.Event | None = None
+    """Told once all that this one brings is written, or never will be."""
+
+    @property
+    def num_events(self) -> int:
+        """How many it brings."""
+        return 0 if self.batch is None else len(self.batch.events)
+
+
+class Scribe:
+    """Owns the store and the replay; deliver() from any thread, close() once.
+
+    Args:
+        store: where rows go.
+        replay: follows the events.
+        categories: of the spans whose rows are not written yet; the recorder adds them, the scribe takes them out.
+        stacks: numbers their Python stacks, where the meter takes them.
+        device_total_bytes: no bound of device memory is larger; 0: no limit.
+        problems: where it notes what it could not write down; a full disk is `error` instead.
+    """
+
+    def __init__(
+        self,
+        store: RankStore,
+        replay: Replay,
+        *,
+        categories: dict[int, str],
+        stacks: "Stacks | None" = None,
+        device_total_bytes: int = 0,
+        problems: Problems | None = None,
+    ) -> None:
+        self._store, self.replay, self._stacks, self._total = store, replay, stacks, device_total_bytes
+        self.num_checks = self.max_error_bytes = self._num_known_lost = self._num_missing = 0
+        self.most_waiting_events = 0
+        self._num_delivered = self._num_written = 0
+        self._written = threading.Condition()
+        self.categories = categories
+        self.error: DiskFull | None = None
+        """What ended the writing; nothing is written after it."""
+        self.problems = problems or Problems()
+        self._inherited: dict[int, _Inherited] = {}
+        self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
+        self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
+        self._thread.start()
+
+    def deliver(self, parcel: Parcel) -> None:
+        """Hand over, one caller at a time; waits when too much is waiting already."""
+        with self._written:
+            while self.num_waiting_events and self._thread.is_alive():
+                if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:
+                    break
+                self._written.wait(timeout=1.0)
+            self._num_delivered += parcel.num_events
+            self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._queue.put(parcel, timeout=1.0)
+                return
+        self.problems.add("the thread that writes has ended: nothing more is written")
+        if parcel.done is not None:
+            parcel.done.set()
+
+    @property
+    def num_waiting_events(self) -> int:
+        """Delivered and not yet written."""
+        return self._num_delivered - self._num_written
+
+    def close(self) -> None:
+        """Write all that was delivered and seal the store; the error that stopped the writing is kept, not raised."""
+        while self._thread.is_alive():
+            with suppress(queue.Full):
+                self._queue.put(None, timeout=1.0)
+                break
+        self._thread.join()
+        self._do("what was recorded could not be closed", self._store.close)
+
+    def _do(self, what: str, work: Callable[[], None]) -> bool:
+        """Whether `work` went well. A full disk ends the writing; anything else is noted, and the rest goes on."""
+        try:
+            work()
+            return True
+        except DiskFull as error:  # kept for whoever asks; the run itself went well
+            self.error = self.error or error
+        except Exception as error:
+            self.problems.note(what, error)
+        return False
+
+    def _work(self) -> None:
+        while (parcel := self._queue.get()) is not None:
+            if self.error is None:
+                self._write(parcel)
+            with self._written:
+                self._num_written += parcel.num_events
+                self._written.notify_all()
+            if parcel.done is not None:
+                parcel.done.set()
+
+    def _write(self, parcel: Parcel) -> None:
+        batch, spans = parcel.batch, parcel.spans
+        if parcel.base:
+            base, base_ns = parcel.base, parcel.base_ns
+            self._do(
+                "what was held before could not be written",
+                lambda: self._append_events(self.replay.prime(base, base_ns)),
+            )
+        if batch is not None and not self._do(
+            "events could not be written", lambda: self._write_events(batch, parcel.stamps)
+        ):
+            self._num_known_lost += len(batch.events)
+        if spans and self.error is None:
+            self._do("spans could not be written", lambda: self._write_spans(spans))
+        for table, rows in (
+            ("ledger", parcel.ledger),
+            ("collectives", parcel.collectives),
+            ("samples", parcel.samples),
+        ):
+            if rows and self.error is None:
+                names = type(rows[0]).__slots__
+                columns = {name: [getattr(row, name) for row in rows] for name in names}
+                self._do(f"rows of {table} could not be written", partial(self._store.append, table, columns))
+        if parcel.seal and self.error is None:
+            self._do("what was recorded could not be sealed", self._store.seal)
+
+    def _write_events(self, batch: Batch, stamps: Sequence[Stamp]) -> None:
+        self._num_known_lost += batch.num_lost
+        if not batch.events:
+            self._count_missing(batch)
+            return
+        owned(batch.events, stamps)
+        self._configure(batch)
+        columns = self._fed(batch.events)
+        if batch.times is not None:
+            columns.t_ns = batch.times.ours(columns.t_ns)
+        self._append_events(columns)
+        self._check(batch)
+
+    def _fed(self, events: Sequence[Event]) -> Columns:
+        """Events through the replay, with a rest for every AT_ONCE of them."""
+        columns = self.replay.feed(events[:AT_ONCE])
+        for first in range(AT_ONCE, len(events), AT_ONCE):
+            time.sleep(REST_S)
+            more = self.replay.feed(events[first : first + AT_ONCE])
+            for name in type(columns).__slots__:
+                getattr(columns, name).extend(getattr(more, name))
+        return columns
+
+    def _configure(self, batch: Batch) -> None:
+        """Tell the replay the settings after these events, and what they prove where that is not enough."""
+        replay = self.replay
+        was_expandable = replay.expandable_segments if isinstance(replay, BlockReplay) else False
+        replay.configure(batch.settings)
+        if isinstance(replay, BlockReplay):
+            was_expandable = was_expandable if replay.num_events else replay.expandable_segments
+            replay.decided = decide(replay, batch.events, batch.segments, was_expandable)
+
+    def _append_events(self, columns: Columns) -> None:
+        rows = {name: getattr(columns, name) for name in type(columns).__slots__}
+        if self._stacks is None:
+            del rows["stack_id"]
+        else:
+            self._stacks.flush()
+        self._store.append("allocs", rows)
+
+    def _count_missing(self, batch: Batch) -> None:
+        if batch.num_allocs >= 0:
+            self._num_missing = max(self._num_missing, batch.num_allocs - self.replay.num_allocs)
+
+    @property
+    def num_lost_events(self) -> int:
+        """Events that never came, or could not be written."""
+        return max(self._num_known_lost, self._num_missing)
+
+    def _check(self, batch: Batch) -> None:
+        self._count_missing(batch)
+        reading = batch.reading
+        if reading is None:
+            return
+        self.num_checks += 1
+        for replayed, counted in (
+            (self.replay.allocated, reading.allocated),
+            (self.replay.reserved, reading.reserved),
+            (self.replay.active, reading.active),
+        ):
+            self.max_error_bytes = max(self.max_error_bytes, abs(replayed - counted))
+
+    def _write_spans(self, spans: list[SpanRecord]) -> None:
+        self._store.append("spans", _columns([self._row(span) for span in spans]))
+
+    def _row(self, span: SpanRecord) -> dict[str, object]:
+        """The row of a span that ended; its peaks go on to the span around it, which ends later."""
+        start, end = span.start, span.end
+        assert end is not None
+        peaks = self._peaks(span, start, end)
+        inside = self._inherited.pop(span.span_id, _Inherited())
+        for reading in (start, end):
+            span.note_reading(reading)
+        device_peak, outside = max(inside.device_used, span.device_used), max(inside.outside, span.outside)
+        bound = peaks.reserved + outside
+        # Two of the three were most at other moments than the third: no more than there is, no less than was seen.
+        bound = max(device_peak, min(bound, self._total) if self._total else bound)
+        rss_peak = max(inside.host_rss, span.host_rss, start.host_rss, end.host_rss)
+        if span.parent_id:
+            around = self._inherited.setdefault(span.parent_id, _Inherited())
+            around.peaks.fold(peaks.allocated, peaks.reserved, peaks.active)
+            around.device_used = max(around.device_used, device_peak)
+            around.outside = max(around.outside, outside)
+            around.host_rss = max(around.host_rss, rss_peak)
+        self.categories.pop(span.span_id, None)
+        return {
+            "span_id": span.span_id, "parent_id": span.parent_id, "path": span.path, "name": span.name,
+            "stage": span.stage, "component": span.component, "step": span.step, "block": span.block,
+            "branch": span.branch, "depth": span.depth, "start_ns": start.t_ns, "end_ns": end.t_ns,
+            "failed": span.failed,
+            "allocated_start_bytes": start.allocated, "allocated_end_bytes": end.allocated,
+            "allocated_peak_bytes": peaks.allocated,
+            "reserved_start_bytes": start.reserved, "reserved_end_bytes": end.reserved,
+            "reserved_peak_bytes": peaks.reserved,
+            "active_start_bytes": start.active, "active_end_bytes": end.active, "active_peak_bytes": peaks.active,
+            "device_used_start_bytes": start.device_used, "device_used_end_bytes": end.device_used,
+            "device_used_peak_bytes": device_peak, "device_used_bound_bytes": bound,
+            "num_samples": span.num_samples,
+            "host_rss_start_bytes": start.host_rss, "host_rss_end_bytes": end.host_rss,
+            "host_rss_peak_bytes": rss_peak,
+            "num_allocs": end.num_allocs - start.num_allocs, "num_segments": end.num_segments - start.num_segments,
+            "num_retries": end.num_retries - start.num_retries, "recorder_ns": span.recorder_ns,
+        }  # fmt: skip
+
+    def _peaks(self, span: SpanRecord, start: Reading, end: Reading) -> Peaks:
+        """The most that was held inside: by its readings, its events, and the spans in it."""
+        peaks = span.peaks
+        for reading in (start, end):
+            peaks.fold(reading.allocated, reading.reserved, reading.active)
+        others = [self.replay.peaks.pop(span.span_id, None)]
+        if span.span_id in self._inherited:
+            others.append(self._inherited[span.span_id].peaks)
+        for other in others:
+            if other is not None:
+                peaks.fold(other.allocated, other.reserved, other.active)
+        return peaks
+
+
+@dataclass(slots=True)
+class _Inherited:
+    """What the spans inside an open span have reached so far."""
+
+    peaks: Peaks = field(default_factory=Peaks)
+    device_used: int = 0
+    outside: int = 0
+    host_rss: int = 0
+
+
+class Stacks:
+    """Numbers for Python stacks: the same frames, the same number."""
+
+    def __init__(self, store: RankStore) -> None:
+        self._store = store
+        self._numbers: dict[tuple[tuple[str, str, int], ...], int] = {}
+        self._new: list[tuple[int, int, str, str, int]] = []
+
+    def number(self, event: Event) -> int | None:
+        """Of the frames of `event`; None where it has none."""
+        frames = tuple((frame["name"], frame["filename"], frame["line"]) for frame in event.get("frames", ()))
+        if not frames:
+            return None
+        if frames not in self._numbers:
+            number = self._numbers[frames] = len(self._numbers)
+            self._new += [(number, index, *frame) for index, frame in enumerate(frames)]
+        return self._numbers[frames]
+
+    def flush(self) -> None:
+        """Write the stacks that are new."""
+        if self._new:
+            names = ("stack_id", "frame", "function", "file", "line")
+            self._store.append(
+                "stacks", dict(zip(names, map(list, zip(*self._new, strict=True)), strict=True))
+            )
+            self._new.clear()
+
+
+def _columns(rows: list[dict[str, object]]) -> dict[str, list[object]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def scribe_of(options: RecordingOptions, meter: Meter, problems: Problems) -> Scribe | None:
+    """The scribe of a rank; None where nothing is kept."""
+    if not options.keeps_rows:
+        return None
+    store = RankStore(options.run_dir, options.rank)
+    stacks = Stacks(store) if options.has_stacks else None
+    categories: dict[int, str] = {}
+    kind = BlockReplay if meter.source == "cuda" else Replay
+    replay = kind(
+        category_of=lambda span_id: categories.get(span_id, "activation"),
+        stack_of=None if stacks is None else stacks.number,
+    )
+    return Scribe(
+        store,
+        replay,
+        categories=categories,
+        stacks=stacks,
+        device_total_bytes=options.device_total_bytes,
+        problems=problems,
+    )

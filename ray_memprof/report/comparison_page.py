@@ -1,0 +1,238 @@
+"""compare.html: two runs or more side by side, in one file that opens offline.
+
+    compare_report.write(compare([Path("profiler_logs/a/latest"), Path("profiler_logs/b/latest")]), Path("ab.html"))
+    $ ray-memprof compare a b --html ab.html
+
+Takes what compare.py found and the question `measures` of every run; figures come from plots.py. Leaves the page, the
+whole of it or none.
+"""
+
+from collections.abc import Sequence
+from operator import attrgetter
+from pathlib import Path
+
+from markupsafe import Markup
+
+from ray_memprof.analysis.comparison.compare import (
+    Comparison,
+    Difference,
+    Place,
+    Row,
+    Side,
+    compare,
+    places,
+)
+from ray_memprof.analysis.comparison.text import LEAST_FRACTION, SHOWN, check_lines
+from ray_memprof.query import database
+from ray_memprof.report import plots
+from ray_memprof.report.page import environment, packed_plotly
+from ray_memprof.store.rank_store import TABLES_DIR, table_dir
+from ray_memprof.store.whole_file import whole_file
+from ray_memprof.wording import change_text, number_text
+
+TEMPLATE = "compare.html.j2"
+FIGURES = {
+    "peak_device_used": "device used, peak",
+    "peak_reserved": "reserved, peak",
+    "peak_allocated": "allocated, peak",
+    "imbalance": "imbalance",
+    "duration": "duration",
+    "unexplained": "unexplained",
+}
+"""Measures of the whole run, with the heading of each."""
+PEAKS = {"peak_device_used": "device used", "peak_reserved": "reserved", "peak_allocated": "allocated"}
+MOST_SPANS = 30
+MOST_LETTERS = 300
+"""Of a setting."""
+MOST_IN_PICTURE = 36
+"""Letters of a run's label beside a figure: a path would leave no room for the figure."""
+
+Measured = dict[tuple[str | None, str], Row]
+"""Rows of `measures` by stage, None for the whole run, and measure; stages in the order they began."""
+
+
+def write_comparison_page(compared: Comparison, path: Path) -> Path:
+    """Write the page; where it is.
+
+    Raises:
+        ConfigError: a run cannot be read.
+        DiskFull: no room for the page.
+    """
+    html = render(compared)
+    with whole_file(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
+
+
+def write_matrix(run_dirs: Sequence[Path], path: Path) -> Path | None:
+    """The same for the runs of a matrix, as far as they left tables; None: fewer than two recorded anything.
+
+    Raises:
+        ConfigError: a run cannot be read.
+        DiskFull: no room for the page.
+    """
+    if sum(table_dir(run_dir, "spans").is_dir() for run_dir in run_dirs) < 2:
+        return None
+    return write_comparison_page(
+        compare([run_dir for run_dir in run_dirs if (run_dir / TABLES_DIR).is_dir()]), path
+    )
+
+
+def render(compared: Comparison) -> str:
+    """The page as text; figures are those of all ranks, whatever rank was compared."""
+    sides = compared.sides
+    measured = [_measured(Path(side.folder)) for side in sides]
+    stages = _merged([[stage for stage, _ in one if stage] for one in measured])
+    figures = _figures(_picture_labels(sides), stages, measured)
+    moves, num_moves = _moves(compared)
+    facts: Row = {
+        "sides": sides,
+        "failed": [side for side in sides if side.status != "ok"],
+        "notes": _notes(sides),
+        "headings": list(FIGURES.values()),
+        "whole": _whole(measured),
+        "stages": stages,
+        "by_stage": [
+            [_cell(one.get((stage, "peak_allocated")), None) for stage in stages] for one in measured
+        ],
+        "differences": [
+            (one.key, _clipped(one.values[0]), _others(one, sides)) for one in compared.differences
+        ],
+        "measures": [name.replace("_", " ") for name in SHOWN],
+        "moves": moves,
+        "num_moves": num_moves,
+        "least": LEAST_FRACTION,
+        "limits": list(check_lines(compared)),
+        "figures": figures,
+        "plotly": packed_plotly() if figures else "",
+    }
+    return environment().get_template(TEMPLATE).render(**facts)
+
+
+def _measured(run_dir: Path) -> Measured:
+    return {(row["stage"], row["measure"]): row for row in database.query(run_dir, "measures").to_pylist()}
+
+
+def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
+    """Each name once; one that the first runs lack comes after the name that it follows where it is."""
+    merged: list[str] = []
+    for names in lists:
+        at = 0
+        for name in names:
+            if name not in merged:
+                merged.insert(at, name)
+            at = merged.index(name) + 1
+    return merged
+
+
+def _picture_labels(sides: Sequence[Side]) -> list[str]:
+    """What stands beside a figure: labels cut in their middle, unless two would look the same; and who failed."""
+    half = MOST_IN_PICTURE // 2 - 1
+    labels = [side.label for side in sides]
+    cut = [one if len(one) <= MOST_IN_PICTURE else f"{one[:half]}..{one[-half:]}" for one in labels]
+    named = cut if len(set(cut)) == len(cut) else labels
+    return [
+        label if side.status == "ok" else f"{label} ({side.status})"
+        for label, side in zip(named, sides, strict=True)
+    ]
+
+
+def _figures(
+    labels: Sequence[str], stages: Sequence[str], measured: Sequence[Measured]
+) -> dict[str, plots.Figure]:
+    figures = {}
+    peaks = {name: [_size(one, None, measure) for one in measured] for measure, name in PEAKS.items()}
+    if any(size is not None for sizes in peaks.values() for size in sizes):
+        figures["peaks"] = plots.peaks_of_runs(labels, peaks)
+    if stages:
+        sizes = [[_size(one, stage, "peak_allocated") for stage in stages] for one in measured]
+        figures["stages"] = plots.stages_of_runs(labels, stages, sizes)
+    return figures
+
+
+def _size(measured: Measured, stage: str | None, measure: str) -> int | None:
+    row = measured.get((stage, measure))
+    return None if row is None else int(row["value"])
+
+
+def _whole(measured: Sequence[Measured]) -> list[list[Row]]:
+    """A line for each run, a cell for each of FIGURES; the change is against the first run."""
+    return [
+        [
+            _cell(one.get((None, name)), None if one is measured[0] else measured[0].get((None, name)))
+            for name in FIGURES
+        ]
+        for one in measured
+    ]
+
+
+def _cell(row: Row | None, base: Row | None) -> Row:
+    if row is None:
+        return {"value": "-", "change": ""}
+    value, unit = row["value"], row["unit"]
+    change = "" if base is None else change_text(value - base["value"], base["value"], unit)
+    return {"value": _shown(value, unit), "change": change}
+
+
+def _shown(value: float | None, unit: str) -> str | Markup:
+    """A figure with its unit; of a size the exact bytes as a tooltip."""
+    text = number_text(value, unit)
+    if value is None or unit != "bytes":
+        return text
+    return Markup('<span title="{:,} bytes">{}</span>').format(round(value), text)
+
+
+def _notes(sides: Sequence[Side]) -> list[str]:
+    """What a reader must know before comparing figures."""
+    notes = []
+    ranks = sorted({side.num_ranks for side in sides})
+    if len(ranks) > 1:
+        listed = " and ".join((", ".join(map(str, ranks[:-1])), str(ranks[-1])))
+        notes.append(f"The runs have {listed} ranks. Every figure is that of a run's worst rank.")
+    sources = sorted({side.source or "unknown" for side in sides})
+    if len(sources) > 1:
+        notes.append(f"The runs are not of one source ({', '.join(sources)}): some were measured otherwise.")
+    notes += [f"{side.label} is not whole: {line}." for side in sides for line in side.lacking]
+    return notes + [f"{side.label}: {line}." for side in sides for line in side.bounds]
+
+
+def _others(difference: Difference, sides: Sequence[Side]) -> list[tuple[str, str]]:
+    """Values that are not the first run's, each with the runs that have it."""
+    runs: dict[str | None, list[str]] = {}
+    for side, value in zip(sides[1:], difference.values[1:], strict=True):
+        if value != difference.values[0]:
+            runs.setdefault(value, []).append(side.label)
+    return [(_clipped(value), ", ".join(labels)) for value, labels in runs.items()]
+
+
+def _clipped(value: str | None) -> str:
+    if not value:
+        return "not set" if value is None else "empty"
+    return value if len(value) <= MOST_LETTERS else f"{value[: MOST_LETTERS - 3]}..."
+
+
+def _moves(compared: Comparison) -> tuple[list[Row], int]:
+    """Spans that moved, of all runs, the largest moves first; and how many there are in all."""
+    spans = places(compared.moves.to_pylist(), "span")
+    moved = [one for one in spans if one.share >= LEAST_FRACTION]
+    moved.sort(key=attrgetter("share"), reverse=True)
+    return [_move(one, compared.sides) for one in moved[:MOST_SPANS]], len(moved)
+
+
+def _move(span: Place, sides: Sequence[Side]) -> Row:
+    notes = {None: "", "base": "only in the first run", "other": "not in the first run"}
+    return {
+        "label": sides[span.run].label,
+        "path": span.path,
+        "note": notes[span.only_in],
+        "cells": [_moved(span.measures.get(measure)) for measure in SHOWN],
+    }
+
+
+def _moved(row: Row | None) -> Row:
+    """Of a span that only the first run has, its figure there."""
+    if row is None:
+        return {"value": "-", "change": ""}
+    value = row["base_value"] if row["only_in"] == "base" else row["value"]
+    change = "" if row["only_in"] else change_text(row["change"], row["base_value"], row["unit"])
+    return {"value": _shown(value, row["unit"]), "change": change}

@@ -1,0 +1,39 @@
+"""What is derived from the tables of a run: run.duckdb, memory_events.json, report.html, and the last lines.
+
+    for line in derived(run_dir, problems): ...
+
+Takes the tables that a run, a run finished later or an import left, all in the same way.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray_memprof.analysis.diagnosis.diagnose import findings
+from ray_memprof.formats.memory_events import write_memory_events
+from ray_memprof.query import database
+from ray_memprof.query.ask import opened
+from ray_memprof.report import run_page
+from ray_memprof.report.run_page import write_run_page
+from ray_memprof.report.summary import figure_lines
+
+
+def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
+    """Write run.duckdb, memory_events.json and report.html from the tables of a run; yields what was measured.
+
+    Args:
+        run_dir: of the run.
+        problems: what is missing of it; what its folder's place rules out is added.
+    """
+    database.build(run_dir)
+    problems += database.limits(run_dir)
+    # Opened and diagnosed once: of a thousand ranks each takes ten seconds.
+    with opened([run_dir], is_apart=True) as connection:
+        found = findings(connection)
+        yield from figure_lines(connection, found)
+        write_memory_events(run_dir)
+        write_run_page(run_dir, problems, known=run_page.Known(connection, found))
+
+
+def derive(run_dir: Path, problems: list[str]) -> list[str]:
+    """The same at one go; returns what was measured."""
+    return list(derived(run_dir, problems))

@@ -1,0 +1,350 @@
+"""report.html: what happened, and where the memory of every rank went, in one file that opens offline.
+
+    report.write(run_dir)
+
+Takes the tables of a run, finished or failed; every number comes from a question in sql/, every figure from plots.py.
+Leaves report.html: text and tables that need no script, figures that plotly.js draws, which is in the file. Nothing
+is fetched.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from heapq import nlargest
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from markupsafe import Markup
+
+from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
+from ray_memprof.errors import ConfigError
+from ray_memprof.query import questions
+from ray_memprof.query.ask import opened
+from ray_memprof.query.bounds import is_unsampled, is_within
+from ray_memprof.query.questions import rows_of
+from ray_memprof.report import plots
+from ray_memprof.report.page import environment, gib, packed_plotly
+from ray_memprof.store.rank_store import CONFIG_FILE, REPORT_FILE, run_file
+from ray_memprof.store.schema import RUNS
+from ray_memprof.store.standing import LEFT, RUNNING
+from ray_memprof.wording import GIB, at_least, place
+
+TEMPLATE = "report.html.j2"
+CONTENTS = {
+    "peak_by_rank": "Peak by rank",
+    "timeline_by_account": "Memory over time",
+    "books_at_peak": "Books at the peak",
+    "alive_at_peak": "Alive at the peak",
+    "peak_by_stage": "Stages and ranks",
+    "imbalance": "Imbalance",
+    "steps": "Steps",
+    "base_memory": "Base memory",
+    "activation_by_stage": "Activation by stage",
+    "fragmentation": "Fragmentation and fluctuation",
+    "model_switching": "Model switching",
+    "collectives_summary": "Collectives",
+    "replay_check": "Replay check",
+}
+"""Questions that have a part of the report, in its order, with the part's title; one without rows is left out."""
+DETAILS = ("base_memory", "activation_by_stage", "fragmentation", "model_switching", "replay_check")
+"""Tables for a closer look, without a link at the top."""
+OF_ALL_RANKS = ("peak_by_rank", "imbalance", "books_at_peak", "peak_by_stage", "replay_check")
+"""Asked of every rank: the first two show each, the others go into figures or tiles too."""
+PER_RANK = frozenset(CONTENTS) - {"peak_by_rank", "imbalance"}
+"""Of a large run, these show some ranks only."""
+MOST_ROWS = 400
+"""Of a table for a closer look; the others are counted. Figures and what is stated are of all rows."""
+_REACH = "MIN(start_ns) AS start_ns, MAX(end_ns) AS end_ns, MAX(device_used_bytes) AS device_used_bytes"
+MEASURES = {"device_used": "device used", "reserved": "reserved", "allocated": "allocated"}
+
+Row = dict[str, Any]
+Tables = dict[str, list[Row]]
+Panels = dict[str, list[tuple[str, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A run that is open already, and what is found in it."""
+
+    connection: duckdb.DuckDBPyConnection
+    findings: Sequence[Finding]
+
+
+def write_run_page(
+    run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None, known: Known | None = None
+) -> Path:
+    """Write the report of a run; where it is.
+
+    Args:
+        run_dir: the run.
+        problems: lines of collect about records that are not whole.
+        beside: a run of the same configuration from another source, a prediction of this one: shown beside it.
+        known: the run, where it is open already; None: it is opened.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or `beside` none that could be set beside it.
+        DiskFull: no room for it.
+    """
+    path = run_dir / REPORT_FILE
+    html = render(run_dir, problems, beside=beside, known=known)
+    with run_file(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
+
+
+def render(
+    run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None, known: Known | None = None
+) -> str:
+    """The report as text."""
+    if known is None:
+        with opened([run_dir], is_apart=True) as connection:
+            facts = _facts(Known(connection, findings(connection)))
+    else:
+        facts = _facts(known)
+    if beside is not None:
+        facts["beside"] = _beside(facts, beside)
+        facts["contents"]["beside"] = "Predicted and measured"
+    config = run_dir / CONFIG_FILE
+    facts["config"] = config.read_text(encoding="utf-8") if config.exists() else ""
+    facts["contents"]["versions"] = "Versions, configuration"
+    return environment().get_template(TEMPLATE).render(**facts, problems=problems, run_dir=run_dir)
+
+
+def _facts(known: Known) -> Row:
+    connection = known.connection
+    runs = _ask(connection, "FROM runs")
+    # A driver that was killed wrote none.
+    run: Row = runs[0] if runs else dict.fromkeys(RUNS.schema.names)
+    ranks = _ask(connection, "FROM ranks ORDER BY rank")
+    whole = {name: rows_of(connection, name) for name in OF_ALL_RANKS}
+    failed = [row["rank"] for row in ranks if row["status"] != "ok"]
+    peaks = whole["peak_by_rank"]
+    shown = plots.chosen(peaks, failed)
+    whole |= {name: _ask_of(connection, name, shown) for name in CONTENTS if name not in OF_ALL_RANKS}
+    few = plots.chosen(peaks, failed, plots.MOST_LINES) if len(shown) < len(peaks) else shown
+    if len(ranks) < 2:
+        whole["imbalance"] = []
+    tables = {name: _of(rows, shown) if name in PER_RANK else rows for name, rows in whole.items()}
+    figures, panels = _figures(connection, tables, whole, shown, few)
+    listed, left_out = _listed(tables)
+    contents = {name: title for name, title in CONTENTS.items() if name == "peak_by_rank" or whole[name]}
+    return {
+        "run": run,
+        "is_running": run["status"] == RUNNING,
+        "has_verdict": run["status"] not in (None, LEFT, RUNNING),
+        "description": json.loads(run["config"] or "{}").get("description", ""),
+        "ranks": ranks,
+        "shown": shown,
+        "versions": json.loads(run["versions"] or "{}"),
+        "questions": {name: questions.headline(name) for name in CONTENTS},
+        "contents": contents,
+        "details": DETAILS,
+        "tiles": _tiles(whole),
+        "figures": figures,
+        "plotly": packed_plotly() if figures else "",
+        "beside": None,
+        "findings": known.findings,
+        "left_out": left_out,
+        "most_drawn_steps": plots.MOST_POINTS,
+        "num_drawn_steps": max(
+            Counter((row["rank"], row["stage"]) for row in tables["steps"]).values(), default=0
+        ),
+        **panels,
+        **listed,
+    }
+
+
+def _ask(connection: duckdb.DuckDBPyConnection, text: str) -> list[Row]:
+    return connection.sql(text).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+
+
+def _ask_of(connection: duckdb.DuckDBPyConnection, name: str, ranks: Sequence[int]) -> list[Row]:
+    """The rows that a question has on some ranks, in its order: nothing is worked out for the others."""
+    listed = ", ".join(map(str, ranks))
+    return (
+        _ask(connection, f"SELECT * FROM ({questions.question(name)}\n) WHERE rank IN ({listed})")
+        if ranks
+        else []
+    )
+
+
+def _listed(tables: Tables) -> tuple[Tables, dict[str, int]]:
+    """Of each table for a closer look the rows that say most, and how many are left out."""
+    listed, left_out = dict(tables), {}
+    for name, rows in tables.items():
+        if name not in PER_RANK or len(rows) <= MOST_ROWS:
+            continue
+        listed[name] = telling(rows, MOST_ROWS)
+        left_out[name] = len(rows) - len(listed[name])
+    return listed, left_out
+
+
+def telling(rows: Sequence[Row], most: int) -> list[Row]:
+    """At most so many rows, in their order: of every rank the first and the last, and the largest of each figure."""
+    figures = [key for key in rows[0] if key.endswith(("bytes", "duration_ns"))]
+    starts = {row["rank"]: number for number, row in reversed(list(enumerate(rows)))}
+    ends = {row["rank"]: number for number, row in enumerate(rows)}
+    largest = [nlargest(most, range(len(rows)), key=lambda number: rows[number][key] or 0) for key in figures]  # noqa: B023
+    # The largest of each figure come before the second largest of any.
+    chosen = dict.fromkeys(
+        [*starts.values(), *ends.values(), *chain.from_iterable(zip(*largest, strict=True))]
+    )
+    return [rows[number] for number in sorted(islice(chosen, most))]
+
+
+def _of(rows: Sequence[Row], ranks: Sequence[int]) -> list[Row]:
+    return [row for row in rows if row["rank"] in ranks]
+
+
+def _figures(
+    connection: duckdb.DuckDBPyConnection,
+    tables: Tables,
+    whole: Tables,
+    shown: Sequence[int],
+    few: Sequence[int],
+) -> tuple[dict[str, plots.Figure], Panels]:
+    """Figures by id; and the parts that show one of several, as (name, id) in order.
+
+    Ranks that are `shown` have figures of their own; `few` of them are lines in a picture of all.
+    """
+    panels = {
+        "timelines": _timelines(connection, tables, whole["peak_by_rank"], shown, few),
+        "treemaps": [
+            (f"rank {rank}", plots.alive(rows)) for rank, rows in _by_rank(tables["alive_at_peak"]).items()
+        ],
+        "heats": [],
+    }
+    if whole["peak_by_stage"]:
+        panels["heats"] = [
+            (name, plots.heat(whole["peak_by_stage"], measure)) for measure, name in MEASURES.items()
+        ]
+    figures = {
+        f"{part}-{number}": one for part, listed in panels.items() for number, (_, one) in enumerate(listed)
+    }
+    named = {
+        part: [(name, f"{part}-{number}") for number, (name, _) in enumerate(listed)]
+        for part, listed in panels.items()
+    }
+    if tables["books_at_peak"]:
+        figures["books"] = plots.books(tables["books_at_peak"])
+    compared = [row for row in tables["imbalance"] if row["measure"] == "allocated" and row["num_ranks"] > 1]
+    if compared:
+        figures["imbalance"] = plots.imbalance(compared)
+    if tables["steps"]:
+        figures["steps"] = plots.steps(tables["steps"], shown)
+    return figures, named
+
+
+def _timelines(
+    connection: duckdb.DuckDBPyConnection,
+    tables: Tables,
+    peaks: Sequence[Row],
+    shown: Sequence[int],
+    few: Sequence[int],
+) -> list[tuple[str, plots.Figure]]:
+    slices = _ask_of(connection, "timeline", shown)
+    if not slices:
+        return []
+    frame = plots.frame(_ask(connection, f"SELECT {_REACH} FROM timeline"), peaks)
+    bands = _by_rank(_ask_of(connection, "stage_bands", shown))
+    moments, of_rank = _by_rank(tables["timeline_by_account"]), _by_rank(slices)
+    figures = [
+        (f"rank {rank}", plots.area(moments.get(rank, []), of_rank[rank], bands.get(rank, []), frame))
+        for rank in shown
+    ]
+    if len(shown) > 1:
+        spread = rows_of(connection, "timeline_spread") if len(few) < len(peaks) else []
+        together = ("all ranks", plots.ranks_over_time(slices, spread, few, frame))
+        # Of many ranks the whole comes first, of a few the single one.
+        figures.insert(0 if len(shown) < len(peaks) else len(figures), together)
+    return figures
+
+
+def _by_rank(rows: Iterable[Row]) -> dict[int, list[Row]]:
+    listed: dict[int, list[Row]] = {}
+    for row in rows:
+        listed.setdefault(row["rank"], []).append(row)
+    return listed
+
+
+def _tiles(tables: Tables) -> list[Row]:
+    """The few figures that everybody wants first: name, value, note."""
+    peaks = tables["peak_by_rank"]
+    if not peaks:
+        return []
+    fullest = max(peaks, key=lambda row: row["device_used_peak_bytes"])
+    total = fullest["device_total_bytes"]
+    of_device = f", {fullest['device_used_peak_bytes'] / total:.0%} of {total / GIB:.2f} GiB" if total else ""
+    most = max(peaks, key=lambda row: row["allocated_peak_bytes"])
+    tiles = [
+        _tile(
+            "device used, peak",
+            _sized(fullest["device_used_peak_bytes"], is_unsampled(fullest)),
+            f"rank {fullest['rank']}{of_device}",
+        ),
+        _tile(
+            "allocated, peak",
+            _sized(most["allocated_peak_bytes"], any(row["peak_at_least"] for row in peaks)),
+            f"rank {most['rank']}, in {place(most['path'], most['step'])}",
+        ),
+    ]
+    for row in tables["imbalance"]:
+        if row["stage"] is None and row["measure"] == "allocated" and row["num_ranks"] > 1:
+            times = "-" if row["max_over_mean"] is None else f"{row['max_over_mean']:.2f} x"
+            tiles.append(_tile("imbalance", times, f"rank {row['max_rank']} against the mean of allocated"))
+    left = [row for row in tables["books_at_peak"] if row["account"] == "unexplained"]
+    known = [row for row in left if row["share_fraction"] is not None]
+    if known:
+        worst = max(known, key=lambda row: abs(row["share_fraction"]))
+        note = f"of device used at the peak, rank {worst['rank']}"
+        tiles.append(_tile("unexplained", f"{worst['share_fraction']:.2%}", note))
+    return [*tiles, *_replay_tile(tables["replay_check"])]
+
+
+def _replay_tile(rows: Sequence[Row]) -> list[Row]:
+    if not rows:
+        return []
+    checked = [row for row in rows if row["num_checks"]]
+    if not checked:
+        return [
+            _tile("recording", "unchecked", "no allocator events were recorded, or no rank came to its end")
+        ]
+    exact = [row for row in checked if row["is_exact"]]
+    notes = ["ranks replay to the byte"]
+    if within := [row for row in checked if is_within(row)]:
+        most = max(row["inexact_bytes"] for row in within)
+        notes.append(f"{len(within)} within {most:,} bytes")
+    if len(checked) < len(rows):
+        notes.append(f"{len(rows) - len(checked)} ended before they could be compared")
+    return [_tile("recording", f"{len(exact)} of {len(checked)}", ", ".join(notes))]
+
+
+def _tile(name: str, value: str | Markup, note: str) -> Row:
+    return {"name": name, "value": value, "note": note}
+
+
+def _sized(size: int, is_at_least: bool) -> Markup:
+    return Markup(at_least(gib(size) + " GiB", is_at_least))
+
+
+def _beside(facts: Row, other_dir: Path) -> Row:
+    """Peaks by stage of another run of this configuration, beside those of this one."""
+    with opened([other_dir], is_apart=True) as connection:
+        runs = _ask(connection, "FROM runs")
+        there = {(row["rank"], row["stage"]): row for row in rows_of(connection, "peak_by_stage")}
+    if not runs or runs[0]["source"] == facts["run"]["source"]:
+        raise ConfigError(
+            f"{other_dir} cannot be set beside this run: its source is not another one",
+            hint="set a predicted run beside a measured one",
+        )
+    rows = []
+    for row in facts["peak_by_stage"]:
+        other = there.get((row["rank"], row["stage"]), {}).get("allocated_peak_bytes")
+        here = row["allocated_peak_bytes"]
+        share = None if other is None or not here else (other - here) / here
+        listed = {"rank": row["rank"], "stage": row["stage"], "here_bytes": here, "there_bytes": other}
+        rows.append({**listed, "difference_fraction": share})
+    return {"run_id": runs[0]["run_id"], "source": runs[0]["source"], "rows": rows}

@@ -1,0 +1,132 @@
+"""The last lines of a run on the console: peak per rank, imbalance, whether books and replay are right, findings.
+
+    for line in summary_lines(run_dir): ...
+
+Takes the tables of a run, finished or failed; leaves nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from ray_memprof.analysis.diagnosis import diagnose
+from ray_memprof.query import database
+from ray_memprof.query.bounds import inexact_text, is_unsampled, lower_bounds
+from ray_memprof.query.questions import rows_of
+from ray_memprof.wording import at_least, place, rank_text, size_text
+
+MOST_RANKS = 16
+"""Of a larger run, the fullest ranks are listed."""
+MOST_FINDINGS = 2
+"""The weightiest; `ray-memprof diagnose` and the report have all."""
+KILLED = ("died", "hung", "lost", "interrupted")
+"""Ways to end in which nothing more could be checked."""
+
+
+def summary_lines(run_dir: Path) -> list[str]:
+    """What a reader of the console wants to know when a run has ended.
+
+    Raises:
+        ConfigError: `run_dir` is no run.
+    """
+    with database.open_run(run_dir) as connection:
+        return figure_lines(connection, diagnose.findings(connection))
+
+
+def figure_lines(connection: duckdb.DuckDBPyConnection, found: Sequence[diagnose.Finding]) -> list[str]:
+    """The same of a run that is open, whose findings are known."""
+    return [
+        *_peaks(connection),
+        *_imbalance(connection),
+        *_books(connection),
+        *_replay(connection),
+        *_findings(found),
+    ]
+
+
+def _peaks(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = rows_of(connection, "peak_by_rank")
+    if not rows:
+        return ["peak: no span was recorded"]
+    shown = rows
+    if len(rows) > MOST_RANKS:
+        fullest = sorted(rows, key=lambda row: row["device_used_peak_bytes"], reverse=True)
+        shown = sorted(fullest[:MOST_RANKS], key=lambda row: int(row["rank"]))
+    lines = [_peak(row) for row in shown]
+    if len(rows) > len(shown):
+        lines.append(
+            f"the {len(shown)} fullest of {len(rows)} ranks; all of them: peak_by_rank in run.duckdb"
+        )
+    return [*lines, *lower_bounds(rows)]
+
+
+def _peak(row: dict[str, Any]) -> str:
+    used, total = row["device_used_peak_bytes"], row["device_total_bytes"]
+    share = f" ({used / total:.0%} of {size_text(total)})" if total else ""
+    tensors, reserved = (
+        at_least(size_text(row[f"{what}_peak_bytes"]), row["peak_at_least"])
+        for what in ("allocated", "reserved")
+    )
+    return (
+        f"rank {row['rank']}: peak allocated {tensors}, reserved {reserved}, "
+        f"device used {at_least(size_text(used), is_unsampled(row))}{share}, in {place(row['path'], row['step'])}"
+    )
+
+
+def _imbalance(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = [row for row in rows_of(connection, "imbalance") if row["stage"] is None and row["num_ranks"] > 1]
+    return [
+        f"imbalance: rank {row['max_rank']} peaks at {row['max_over_mean']:.2f} x the mean of {row['measure']}"
+        for row in rows
+        if row["measure"] in ("allocated", "device_used") and row["max_over_mean"] is not None
+    ]
+
+
+def _books(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = [row for row in rows_of(connection, "books_at_peak") if row["account"] == "unexplained"]
+    known = [row for row in rows if row["share_fraction"] is not None]
+    if not known:
+        return []
+    worst = max(known, key=lambda row: abs(row["share_fraction"]))
+    return [
+        f"books at the peak: unexplained at most {size_text(worst['bytes'])}, {worst['share_fraction']:.2%} of what is "
+        f"used on the device (rank {worst['rank']})"
+    ]
+
+
+def _replay(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    rows = rows_of(connection, "replay_check")
+    checked = [row for row in rows if row["num_checks"]]
+    if not rows:
+        return []
+    if not checked:
+        # The check is made when a rank ends of itself, with whatever result.
+        killed = any(row["status"] in KILLED for row in rows)
+        why = "no rank came to its end" if killed else "no allocator events were recorded"
+        return [f"replay: not checked: {why}"]
+    lines = []
+    if exact := [row["rank"] for row in checked if row["is_exact"]]:
+        whose = f"{len(exact)} of {len(rows)} ranks" if len(checked) == len(rows) else rank_text(exact)
+        lines.append(f"replay: exact to the byte on {whose}")
+    lines += [f"replay: {inexact_text(row)}" for row in checked if not row["is_exact"]]
+    if missing := [row for row in rows if not row["num_checks"]]:
+        lines.append(
+            f"replay: not compared on {rank_text([row['rank'] for row in missing])}: {_why_not(missing)}"
+        )
+    return lines
+
+
+def _why_not(rows: list[dict[str, Any]]) -> str:
+    """Of ranks that were not compared."""
+    states = sorted({row["status"] for row in rows if row["status"] != "ok"})
+    if states:
+        return f"ended before that ({', '.join(states)})"
+    return "no allocator events were recorded"
+
+
+def _findings(found: Sequence[diagnose.Finding]) -> list[str]:
+    more = len(found) - MOST_FINDINGS
+    noted = [f"more findings: {more}, see ray-memprof diagnose"] if more > 0 else []
+    return [*diagnose.lines(found, MOST_FINDINGS), *noted]

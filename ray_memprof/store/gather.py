@@ -1,0 +1,358 @@
+"""At the end of a run: see that what the ranks recorded is there and whole, and bring in what a dead rank left open.
+
+    gathered = gather(run_dir, ranks=range(8))          # ranks that wrote into the run folder themselves
+    gathered = gather(run_dir, ranks=range(8), remotes=[Remote(where="host2:/scratch/x", ranks=(4, 5), chunks=...)])
+    write_driver_tables(run_dir, run, ranks)
+
+Takes a run folder whose writers have ended. Leaves sealed parts and manifests that agree, no open stream, no temporary
+file; a damaged part is set aside as *.damaged, so that the others can be read. Running it again changes nothing.
+Folders of nodes that share no file system come as chunks of bytes: send() there, `remotes` here, in any transport.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_memprof.errors import DiskFull
+from ray_memprof.store.rank_store import (
+    LOGS_DIR,
+    OPEN_STREAM,
+    PART_SUFFIX,
+    TABLES_DIR,
+    TEMPORARY_SUFFIX,
+    TRACE_DIR,
+    Sealed,
+    disk_error,
+    manifest_path,
+    part_name,
+    read_stream,
+    replace,
+    replacing,
+    table_dir,
+    to_batch,
+    write_part,
+)
+from ray_memprof.store.schema import RANK_TABLES, SCHEMA_VERSION, TABLES
+from ray_memprof.wording import rank_text
+
+DAMAGED_SUFFIX = ".damaged"
+CHUNK_BYTES = 8 * 2**20
+
+Chunk = tuple[str, bytes]
+"""Path relative to the run folder, with slashes, and the next bytes of that file."""
+
+
+class TransportError(Exception):
+    """Raised by the iterator of a Remote when no more will come; its text becomes a problem of the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remote:
+    """A folder of another node, on its way here."""
+
+    where: str
+    """For messages: host and folder, so that a user finds the files there."""
+    ranks: tuple[int, ...]
+    chunks: Iterable[Chunk]
+    """As send() yields them on that node."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RankRows:
+    """What there is of one rank."""
+
+    rank: int
+    rows: Counter[str] = field(default_factory=Counter)
+    """By table, recovered ones included."""
+    recovered: Counter[str] = field(default_factory=Counter)
+    """Of them, from streams that the rank did not live to seal."""
+    problems: list[str] = field(default_factory=list)
+    """One line each: what is damaged, missing or lost."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gathered:
+    """What there is of a run."""
+
+    ranks: dict[int, RankRows]
+    problems: tuple[str, ...]
+    """Of all ranks and transports, in order."""
+    received: frozenset[int] = frozenset()
+    """Ranks of other nodes all of whose files are here."""
+
+
+def not_all_came(ranks: Iterable[int]) -> str:
+    """How the problem begins that files of `ranks` are still on their node; the node and the cause follow."""
+    return f"{rank_text(ranks)}: not all came from "
+
+
+def recorded_nothing(rank: int) -> str:
+    """How the problem begins that there is no row of `rank`; the cause follows."""
+    return f"rank {rank}: recorded nothing: "
+
+
+def gather(run_dir: Path, ranks: Iterable[int], remotes: Sequence[Remote] = ()) -> Gathered:
+    """Check and complete the tables of `ranks`; what is wrong with the records is told, not raised.
+
+    Raises:
+        DiskFull: the run folder could not be written; the message says where the records still are.
+    """
+    problems: list[str] = []
+    received = set[int]()
+    where = {rank: remote.where for remote in remotes for rank in remote.ranks}
+    for remote in remotes:
+        try:
+            receive(run_dir, remote)
+            received.update(remote.ranks)
+        except TransportError as error:
+            problems.append(f"{not_all_came(remote.ranks)}{remote.where}: {error}")
+    # Recovery compresses outside the interpreter's lock: threads use every core.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        gathered = list(pool.map(lambda rank: _gather_rank(run_dir, rank, where.get(rank)), ranks))
+    problems += [line for one in gathered for line in one.problems]
+    return Gathered(
+        ranks={one.rank: one for one in gathered}, problems=tuple(problems), received=frozenset(received)
+    )
+
+
+def _gather_rank(run_dir: Path, rank: int, where: str | None) -> RankRows:
+    found = RankRows(rank=rank)
+    manifest = manifest_path(run_dir, rank)
+    if not manifest.exists():
+        found.problems.append(f"{recorded_nothing(rank)}there is no {manifest}")
+    with _driver_writing(run_dir, f"of rank {rank} are in {where or run_dir / TABLES_DIR}"):
+        listed = _read_manifest(manifest, found)
+        before = list(listed)
+        for table in RANK_TABLES:
+            if table_dir(run_dir, table, rank).is_dir():
+                _gather_table(run_dir, table, listed, found)
+        if listed != before:
+            _write_manifest(manifest, listed)
+        kept = [sealed for sealed in listed if _check(run_dir, sealed, found)]
+    for sealed in kept:
+        found.rows[sealed.table] += sealed.rows
+    return found
+
+
+def _gather_table(run_dir: Path, table: str, listed: list[Sealed], found: RankRows) -> None:
+    """Bring in the open stream and adopt what the manifest does not know; leftovers go."""
+    folder = table_dir(run_dir, table, found.rank)
+    for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        leftover.unlink()
+    known = {sealed.file for sealed in listed if sealed.table == table}
+    stream = folder / OPEN_STREAM
+    if stream.exists():
+        known |= _recover(stream, table, known, listed, found)
+    for path in sorted(folder.glob(f"*{PART_SUFFIX}")):
+        if path.name not in known:
+            # Its line of the manifest is lost, and no stream holds its rows: better kept than thrown away.
+            num_rows = _num_rows(path)
+            line = f"{_name(run_dir, path)} is not in the manifest"
+            found.problems.append(f"rank {found.rank}: {line}{'; kept' if num_rows is not None else ''}")
+            listed.append(Sealed(table, path.name, num_rows or 0, path.stat().st_size))
+
+
+def _recover(stream: Path, table: str, known: set[str], listed: list[Sealed], found: RankRows) -> set[str]:
+    """Turn the complete batches of an open stream into a part; its name, unless nothing was in it."""
+    rows = read_stream(stream, suspicious=True)
+    name = part_name(rows.part)
+    recovered = set[str]()
+    # The part of that number in the manifest holds the same rows: the rank died between the two.
+    if name not in known:
+        if rows.num_lost_bytes:
+            found.problems.append(
+                f"rank {found.rank}: the last {rows.num_lost_bytes:,} bytes of {table} cannot be read; "
+                f"the rank ended while it wrote them. {rows.table.num_rows:,} rows before them are kept"
+            )
+        if rows.table.num_rows:
+            size = write_part(stream.with_name(name), rows.table)
+            listed.append(Sealed(table, name, rows.table.num_rows, size))
+            found.recovered[table] += rows.table.num_rows
+            recovered = {name}
+            # Before the stream goes: what a crash of the driver leaves must be complete too.
+            _write_manifest(manifest_path(stream.parents[3], found.rank), listed)
+    stream.unlink()
+    return recovered
+
+
+def _check(run_dir: Path, sealed: Sealed, found: RankRows) -> bool:
+    """Whether a part is as the manifest says; a damaged one is set aside."""
+    path = table_dir(run_dir, sealed.table, found.rank) / sealed.file
+    if not path.exists():
+        aside = path.with_name(path.name + DAMAGED_SUFFIX)
+        state = f"is damaged, see {aside.name}" if aside.exists() else "is missing"
+        found.problems.append(
+            f"rank {found.rank}: {_name(run_dir, path)} {state}: {sealed.rows:,} rows are lost"
+        )
+        return False
+    size, num_rows = path.stat().st_size, _num_rows(path)
+    if (size, num_rows) == (sealed.bytes, sealed.rows):
+        return True
+    os.replace(path, path.with_name(path.name + DAMAGED_SUFFIX))
+    rows = "no footer" if num_rows is None else f"{num_rows:,} rows"
+    found.problems.append(
+        f"rank {found.rank}: {_name(run_dir, path)} is damaged: {size:,} bytes and {rows} instead of "
+        f"{sealed.bytes:,} and {sealed.rows:,} rows; set aside as *{DAMAGED_SUFFIX}"
+    )
+    return False
+
+
+def _num_rows(path: Path) -> int | None:
+    """Rows of a Parquet file by its footer; None where that cannot be read."""
+    try:
+        # Absolute: pyarrow would take `run:2/x.parquet` for an address, and the file for one that cannot be read.
+        return int(pq.read_metadata(path.absolute()).num_rows)
+    except (pa.ArrowInvalid, OSError):
+        return None
+
+
+def _name(run_dir: Path, path: Path) -> str:
+    return path.relative_to(run_dir).as_posix()
+
+
+def _read_manifest(path: Path, found: RankRows) -> list[Sealed]:
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    listed = []
+    # A manifest ends with a newline; what follows the last one was being written when the rank ended, and the stream
+    # that it speaks of is still there.
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            listed.append(Sealed(**json.loads(line)))
+        except (ValueError, TypeError):
+            found.problems.append(f"rank {found.rank}: line {number} of {path} cannot be read")
+    return listed
+
+
+def _write_manifest(path: Path, listed: Sequence[Sealed]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(
+            "".join(json.dumps(asdict(sealed)) + "\n" for sealed in listed), encoding="ascii"
+        )
+
+
+def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+    """What these ranks left in a scratch folder, in chunks; manifests first, so that a torn transfer is noticed."""
+    for path in _files_of(folder, ranks):
+        with open(path, "rb") as file:
+            data = file.read(chunk_bytes)
+            yield _name(folder, path), data
+            while data := file.read(chunk_bytes):
+                yield _name(folder, path), data
+
+
+def remove(folder: Path, ranks: Iterable[int]) -> None:
+    """Remove from a scratch folder what send() sends of these ranks, and every folder that is empty then.
+
+    Another node of the same host may have ranks in the same folder: what is theirs stays.
+    """
+    for path in _files_of(folder, ranks):
+        path.unlink()
+    for path in [*sorted(folder.rglob("*/"), reverse=True), folder]:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _files_of(folder: Path, ranks: Iterable[int]) -> list[Path]:
+    names = []
+    for rank in ranks:
+        names += [manifest_path(folder, rank)]
+        names += sorted(folder.glob(f"{TABLES_DIR}/*/rank={rank}/*"))
+        # With the flight record of NCCL, whose name ends with the rank.
+        patterns = (LOGS_DIR, f"rank{rank}.*"), (LOGS_DIR, f"*_rank{rank}"), (TRACE_DIR, f"rank{rank}.*")
+        names += [path for kind, pattern in patterns for path in sorted((folder / kind).glob(pattern))]
+    return [name for name in names if name.is_file()]
+
+
+def receive(run_dir: Path, remote: Remote) -> None:
+    """Write what a Remote sends into the run folder; a file appears once all of it is here.
+
+    Raises:
+        DiskFull: no room here; the message says where the records still are.
+        TransportError: the remote's iterator ended early; files that were complete stay.
+        ValueError: a path that leads out of the run folder.
+    """
+    whole = f"of ranks {', '.join(map(str, remote.ranks))} are in {remote.where}"
+    with _driver_writing(run_dir, whole):
+        files = _Files(run_dir)
+        try:
+            for name, data in remote.chunks:
+                files.write(name, data)
+            files.finish()
+        finally:
+            files.drop()
+
+
+class _Files:
+    """One file after the other, each under a temporary name until the next one begins."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir, self._name = run_dir, ""
+        self._file: Any = None
+
+    def write(self, name: str, data: bytes) -> None:
+        if name != self._name:
+            self.finish()
+            path = _inside(self._run_dir, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path.with_name(path.name + TEMPORARY_SUFFIX), "wb")  # noqa: SIM115 - several calls
+            self._name = name
+        self._file.write(data)
+
+    def finish(self) -> None:
+        if self._file is None:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        replace(Path(self._file.name), self._run_dir / self._name)
+        self._file = None
+
+    def drop(self) -> None:
+        """Remove the file that is not complete."""
+        if self._file is None:
+            return
+        # Its name first: closing writes what is buffered, and fails again on a full disk.
+        Path(self._file.name).unlink()
+        self._file.close()
+
+
+def _inside(run_dir: Path, name: str) -> Path:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise ValueError(f"a file of a run must lie in its folder, not at {name!r}")
+    return run_dir / pure
+
+
+@contextmanager
+def _driver_writing(run_dir: Path, records: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        told = disk_error("the driver", Path(error.filename or run_dir), error)
+        raise DiskFull(f"{told}; the records {records}", hint=told.hint) from error
+
+
+def write_driver_tables(run_dir: Path, run: Mapping[str, Any], ranks: Iterable[Mapping[str, Any]]) -> None:
+    """Write the tables runs and ranks, as schema.py has them; a row of `ranks` says its "rank" too.
+
+    Raises:
+        DiskFull: no room in the run folder.
+        ValueError: columns are missing, unknown, or of the wrong type.
+    """
+    folders = {table_dir(run_dir, "runs"): ("runs", {"schema_version": SCHEMA_VERSION, **run})}
+    for row in ranks:
+        columns = {name: value for name, value in row.items() if name != "rank"}
+        folders[table_dir(run_dir, "ranks", row["rank"])] = ("ranks", columns)
+    with _driver_writing(run_dir, f"are in {run_dir / TABLES_DIR}"):
+        for folder, (table, columns) in folders.items():
+            batch = to_batch(table, {name: [value] for name, value in columns.items()})
+            write_part(folder / part_name(0), pa.Table.from_batches([batch], TABLES[table].schema))

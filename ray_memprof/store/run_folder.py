@@ -1,0 +1,138 @@
+"""The folder of a run: made before anything can fail, so that every run leaves config.yaml and run.json.
+
+folder = RunFolder.create(output_dir, "baseline", config_text=text, num_ranks=1)      # with the link `latest`
+folder.note(status="ok", exit_code=0)       # run.json, replaced as a whole
+
+Leaves a folder that says "running" until it is told otherwise, also when the launcher is killed.
+"""
+
+import json
+import os
+import secrets
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray_memprof.errors import PreflightFailed
+from ray_memprof.store.private_folder import private_folder, user_folder
+from ray_memprof.store.rank_store import (
+    CONFIG_FILE,
+    LATEST_LINK,
+    LOGS_DIR,
+    RUN_FILE,
+    disk_error,
+)
+from ray_memprof.store.standing import RUNNING, driver_facts
+
+
+@dataclass(slots=True)
+class RunFolder:
+    """A run on disk; `facts` is what run.json holds."""
+
+    path: Path
+    run_id: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def create(cls, output_dir: Path, name: str, *, config_text: str, num_ranks: int) -> "RunFolder":
+        """Make <output_dir>/<name>/<run_id>/ with config.yaml, run.json (status running) and the link `latest`.
+
+        Args:
+            output_dir: logging.output_dir.
+            name: of the run.
+            config_text: for config.yaml.
+            num_ranks: that the run is to have.
+
+        Raises:
+            PreflightFailed: it cannot be made.
+        """
+        run_id = new_run_id()
+        folder = cls((output_dir / name / run_id).absolute(), run_id)
+        link = folder.path.parent / LATEST_LINK
+        if link.exists() and not link.is_symlink():
+            raise PreflightFailed(
+                f"logging.output_dir: {link} is no link, so it cannot be pointed at the newest run",
+                hint="a copy of a run, made with the links followed? Move it away",
+            )
+        try:
+            (folder.path / LOGS_DIR).mkdir(parents=True)
+            folder.write(config_text, CONFIG_FILE)
+            point(link, run_id)
+            folder.note(
+                run_id=run_id,
+                name=name,
+                num_ranks=num_ranks,
+                status=RUNNING,
+                start_ns=time.time_ns(),
+                driver=driver_facts(),
+            )
+        except OSError as error:
+            raise PreflightFailed(
+                f"logging.output_dir: {folder.path} cannot be written: {error.strerror or error}",
+                hint="set logging.output_dir to a folder of yours with space left",
+            ) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """The folder of a run that is there."""
+        facts = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        return cls(path, facts["run_id"], facts)
+
+    def note(self, **facts: Any) -> None:
+        """Add to run.json; a reader sees the old file or the new one. Raises DiskFull."""
+        self.facts |= facts
+        self.write(json.dumps(self.facts, indent=2) + "\n", RUN_FILE)
+
+    def write(self, text: str, *parts: str) -> Path:
+        """Leave a text file, all of it or none; returns its path. Raises DiskFull."""
+        path = self.path.joinpath(*parts)
+        replacement = path.with_name(f"{path.name}.tmp")
+        try:
+            # A traceback may quote names that are no text; and a locale may know ASCII alone.
+            replacement.write_text(text, encoding="utf-8", errors="backslashreplace")
+            replacement.replace(path)
+        except OSError as error:
+            raise disk_error("the driver", path, error) from error
+        return path
+
+
+def is_run(path: Path, run_id: str) -> bool:
+    """Whether `path` is that run's folder as the driver made it, and not one of the same name on another disk."""
+    try:
+        return bool(json.loads((path / RUN_FILE).read_text())["run_id"] == run_id)
+    except FileNotFoundError:
+        return False
+
+
+def node_folder(scratch_dir: Path | None, run_id: str) -> Path:
+    """Where a node keeps what its ranks write when it cannot reach the run folder; `scratch_dir` is ray.scratch_dir."""
+    return (scratch_dir or user_folder(Path(tempfile.gettempdir()))) / run_id
+
+
+def make_node_folder(scratch_dir: Path | None, run_id: str) -> Path:
+    """Make it, for this user alone: others can foresee its name.
+
+    Raises:
+        PreflightFailed: somebody else has taken the name, or it cannot be made.
+    """
+    folder = node_folder(scratch_dir, run_id)
+    if scratch_dir is None:
+        private_folder(folder.parent)
+    else:
+        scratch_dir.mkdir(parents=True, exist_ok=True)
+    return private_folder(folder)
+
+
+def new_run_id() -> str:
+    """Unique, and sorts by time."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def point(link: Path, target: str) -> None:
+    """Make `link` point to `target`, at once: who follows it finds the old run or the new one."""
+    temporary = link.with_name(f".{link.name}.{target}")
+    os.symlink(target, temporary)
+    temporary.replace(link)

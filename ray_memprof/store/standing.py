@@ -1,0 +1,156 @@
+"""Where a run stands that has not ended as far as its folder tells: going on, or left alone by a driver that is gone.
+
+    standing(run_dir)          # Standing("running", "step 12 of 50", ...); None: it has ended
+    run_row(run_dir)           # the same as a row of the table runs, which the driver writes at the end
+
+Takes run.json, where the driver notes itself when the run begins and its progress every few seconds; leaves nothing.
+"""
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.store.processes import is_alive, started
+from ray_memprof.store.rank_store import CONFIG_FILE, RUN_FILE
+from ray_memprof.store.schema import SCHEMA_VERSION
+
+RUNNING = "running"
+"""Status in run.json until the run has ended; what is left of a launcher that was killed."""
+LEFT = "unknown"
+"""Status of a run whose driver is gone and wrote no other."""
+NOTE_EVERY_S = 5.0
+"""Between two notes of progress in run.json."""
+_SILENT_S = 6 * NOTE_EVERY_S
+"""From here on it is told how long ago the last sign of life was."""
+_GONE = "its driver ended before the run did"
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Of a run that has not ended as far as its folder tells."""
+
+    status: str
+    """RUNNING or LEFT."""
+    reason: str
+    """One line: how far it is, or why nothing more will come."""
+    last_ns: int
+    """Of the last sign of life, wall clock since 1970."""
+
+    @property
+    def text(self) -> str:
+        """For people: "running, step 12 of 50"."""
+        return f"{self.status}, {self.reason}" if self.status == RUNNING else f"{self.status}: {self.reason}"
+
+
+def driver_facts() -> Facts:
+    """Of this process: what tells later, on the same host, whether it is still there."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        # Another process may get the number.
+        "started": started(os.getpid()),
+    }
+
+
+def progress_facts(stage: str, step: int, num_steps: int) -> Facts:
+    """How far the run is now; step from 0, -1 where it is in none; num_steps -1: not known."""
+    return {"t_ns": time.time_ns(), "stage": stage, "step": step, "num_steps": num_steps}
+
+
+def standing(run_dir: Path, now_ns: int | None = None) -> Standing | None:
+    """How far a run is that goes on, or that its driver left; None: it has ended, or nothing tells of a driver.
+
+    Raises:
+        ConfigError: run.json cannot be read.
+    """
+    facts = _facts(run_dir)
+    if facts is None or facts.get("status") != RUNNING:
+        return None
+    progress = facts.get("progress") or {}
+    last_ns = int(progress.get("t_ns") or facts.get("start_ns") or 0)
+    if _is_gone(facts.get("driver")):
+        return Standing(LEFT, _GONE, last_ns)
+    silent_s = ((time.time_ns() if now_ns is None else now_ns) - last_ns) / 1e9
+    return Standing(RUNNING, _how_far(progress, silent_s), last_ns)
+
+
+def run_row(run_dir: Path) -> Facts | None:
+    """A row of the table runs for a run that has none yet, as far as its folder tells; None as in standing()."""
+    found = standing(run_dir)
+    if found is None:
+        return None
+    facts, config = _facts(run_dir) or {}, _config(run_dir)
+    device = (config.get("model_config") or {}).get("device")
+    return {
+        "run_id": str(facts.get("run_id", run_dir.name)),
+        "name": str(facts.get("name", run_dir.parent.name)),
+        "source": "cpu" if device == "cpu" else "cuda",
+        "workload": str(config.get("workload", "wan")),
+        "num_ranks": int(facts.get("num_ranks", 0)),
+        "config": json.dumps(config, default=str),
+        "environment": json.dumps(facts.get("environment", {})),
+        "git_commit": str(facts.get("git_commit", "")),
+        "versions": json.dumps(facts.get("versions", {})),
+        "start_ns": int(facts.get("start_ns", found.last_ns)),
+        "end_ns": found.last_ns,
+        "status": found.status,
+        "exit_code": -1,
+        "reason": found.reason,
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def _facts(run_dir: Path) -> Facts | None:
+    path = run_dir / RUN_FILE
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", hint="if it is a copy, copy it again") from error
+    return found if isinstance(found, dict) else None
+
+
+def _config(run_dir: Path) -> Facts:
+    import yaml
+
+    try:
+        found = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # a run without one is asked what it did all the same
+    return found if isinstance(found, dict) else {}
+
+
+def _is_gone(driver: Facts | None) -> bool:
+    """Whether the driver is known to have ended; on another host nobody knows."""
+    if not driver or driver.get("host") != socket.gethostname():
+        return False
+    return not is_alive(driver["pid"], driver["started"])
+
+
+def _how_far(progress: Facts, silent_s: float) -> str:
+    stage, step, num_steps = (progress.get(name) for name in ("stage", "step", "num_steps"))
+    parts = []
+    if step is not None and step >= 0:
+        parts.append(f"step {step + 1}" + (f" of {num_steps}" if num_steps and num_steps > 0 else ""))
+    elif stage:
+        parts.append(f"in {stage}")
+    else:
+        parts.append("before its first step")
+    if silent_s > _SILENT_S:
+        parts.append(f"last sign of life {_ago(silent_s)} ago")
+    return ", ".join(parts)
+
+
+def _ago(seconds: float) -> str:
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

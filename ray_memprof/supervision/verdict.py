@@ -1,0 +1,218 @@
+"""Who spoiled a run: the errors that arrived within the grace, weighed, in one line that names the culprit.
+
+    verdict = judge([Loss(rank=2, kind="died", node="a"), ...], nodes=("a", "a", "b", "b"))
+
+Pure. The first error is not always the cause: a peer may complain of a broken connection before the death is known.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ray_memprof import errors
+from ray_memprof.rank.messages import Outcome, Status
+from ray_memprof.recorder.status import Beat
+from ray_memprof.store.rank_store import log_name
+from ray_memprof.wording import rank_text
+
+LossKind = Literal["died", "unreachable", "node", "host_oom"]
+"""Of a rank that could not report itself: its process ended, nobody reaches it, its node is gone, its host was full."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """A rank that ended without an Outcome."""
+
+    rank: int
+    kind: LossKind
+    detail: str = ""
+    """One line of what Ray says."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """How a run ended."""
+
+    status: Status
+    exit_code: int = 0
+    reason: str = ""
+    """One line; empty when all is well."""
+    hint: str = ""
+    ranks: tuple[int, ...] = ()
+    """The culprits."""
+    outcomes: Mapping[int, Outcome] = field(default_factory=dict)
+    """Of every rank that told."""
+    losses: Mapping[int, Loss] = field(default_factory=dict)
+    """Of every rank that ended without telling."""
+    beats: Mapping[int, Beat] = field(default_factory=dict)
+    """The last sign of life of each rank."""
+    stacks: Mapping[int, str] = field(default_factory=dict)
+    """Where each rank was, of those that answered; asked only after a stall."""
+
+
+# The heavier, the likelier the cause: a node takes its ranks along, a full host kills processes, a death makes peers
+# fail. A rank out of reach may yet turn out dead, so it weighs less than one that said itself what went wrong.
+_PEER, _UNREACHABLE, _FAILED, _DIED, _OOM, _HOST_OOM, _NODE = range(7)
+_LOSS_WEIGHTS: Mapping[LossKind, int] = {
+    "unreachable": _UNREACHABLE,
+    "died": _DIED,
+    "host_oom": _HOST_OOM,
+    "node": _NODE,
+}
+
+# What a rank reports whose peer is gone: gloo, NCCL and the store, in the words of torch 2.11 to 2.13. Whoever reads a
+# file or talks to a server uses some of these words too, so they count where one of the three says them.
+_GONE = re.compile(
+    r"connection (was )?(likely )?(reset|closed|refused|aborted)|broken pipe|socket ?timeout|wait timeout"
+    r"|(timed|timeout) out (after \d+|waiting)|remote process|remote ?error|end of file|(recv|send)\w*\W+failed"
+    r"|failed to (recv|send|connect|pass)|closed by (remote )?peer|operation timeout|communicator was aborted"
+    r"|pair closure|store->get|Original reason for failure",
+    re.IGNORECASE,
+)
+_SAID_BY_GLOO = re.compile(
+    r"gloo/(transport|rendezvous|common)/|\[c10d\]|TCPStore|monitoredBarrier|NCCL|\bGloo \w+"
+)
+# The store, too, has errors of its own: its port is taken, or not ours to take.
+_OWN_NETWORK = re.compile(
+    r"EADDRINUSE|EACCES|failed to (listen|bind)|address already in use|permission denied", re.IGNORECASE
+)
+# NCCL tells of a rank's own mistake, device or bug in the same class of error.
+_OWN_NCCL = re.compile(
+    r"nccl(InvalidUsage|InvalidArgument|UnhandledCudaError|InternalError)|invalid usage|unhandled cuda error"
+)
+_SHORT = frozenset(("Socket Timeout", "Connection reset by peer", "Broken pipe", "Connection closed by peer"))
+"""Texts that torch's store and gloo give as they are."""
+
+
+def is_peer_error(outcome: Outcome) -> bool:
+    """Whether a rank's error only tells that another one is gone."""
+    kind, _, text = outcome.reason.partition(": ")
+    if kind == "DistStoreError":
+        return True
+    if kind == "DistNetworkError":
+        return _OWN_NETWORK.search(text) is None
+    if kind == "DistBackendError":
+        return _OWN_NCCL.search(text) is None and _GONE.search(text) is not None
+    is_theirs = text in _SHORT or _SAID_BY_GLOO.search(text) is not None
+    return kind == "RuntimeError" and is_theirs and _GONE.search(text) is not None
+
+
+def is_unclear(news: Sequence[Outcome | Loss]) -> bool:
+    """Whether what is known cannot be the cause yet: only complaints about others, or a node that may be gone."""
+    weights = [_weight(one) for one in news]
+    return max(weights) <= _UNREACHABLE or _NODE in weights or _UNREACHABLE in weights
+
+
+def may_be_node(news: Sequence[Outcome | Loss]) -> bool:
+    """Whether all that is known could come from the loss of a node: no rank tells a cause of its own."""
+    return max(map(_weight, news)) in (_PEER, _UNREACHABLE, _DIED, _NODE)
+
+
+def died_together(news: Sequence[Outcome | Loss], nodes: Sequence[str], ranks: Collection[int]) -> bool:
+    """Whether a node has lost all of its several ranks, of `ranks`, at once."""
+    gone = Counter(nodes[one.rank] for one in news if isinstance(one, Loss) and one.rank in ranks)
+    return any(num_gone == nodes.count(node) > 1 for node, num_gone in gone.items())
+
+
+def judge(news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection[int] = ()) -> Verdict:
+    """The verdict on failures.
+
+    Args:
+        news: in the order in which it arrived.
+        nodes: name of the node of each rank.
+        lost: ranks whose node is known to be gone, whatever was heard of them.
+    """
+    known = _nodes_lost(news, nodes, lost)
+    losses = {one.rank: one for one in known if isinstance(one, Loss)}
+    told = {one.rank: one for one in known if isinstance(one, Outcome)}
+    heaviest = max(_weight(one) for one in known)
+    culprits = [one for one in known if _weight(one) == heaviest]
+    ranks = tuple(sorted(one.rank for one in culprits))
+    first = culprits[0]
+    if isinstance(first, Outcome):
+        alike = [one.rank for one in culprits if isinstance(one, Outcome) and one.reason == first.reason]
+        status, code, reason, hint = _told(first, sorted(alike), heaviest)
+    else:
+        status, code, reason, hint = _lost(first, ranks, nodes)
+        if first.kind == "died":
+            hint += _beside(told.values())
+    return Verdict(
+        status=status, exit_code=code, reason=reason, hint=hint, ranks=ranks, outcomes=told, losses=losses
+    )
+
+
+def _weight(one: Outcome | Loss) -> int:
+    if isinstance(one, Loss):
+        return _LOSS_WEIGHTS[one.kind]
+    if one.status in ("oom", "host_oom"):
+        return _OOM if one.status == "oom" else _HOST_OOM
+    return _PEER if is_peer_error(one) else _FAILED
+
+
+def _nodes_lost(
+    news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection[int]
+) -> list[Outcome | Loss]:
+    """The same news, put down to a node where it is lost; ranks in `lost` that nothing was heard of come last."""
+    gone = {one.rank: one.kind for one in news if isinstance(one, Loss)}
+    heard = {one.rank for one in news}
+    found: list[Outcome | Loss] = []
+    for one in news:
+        if isinstance(one, Outcome):
+            if one.rank in lost and _weight(one) == _PEER:
+                one = Loss(rank=one.rank, kind="node", detail=one.reason)
+        elif one.kind != "host_oom":
+            mates = {rank for rank, node in enumerate(nodes) if node == nodes[one.rank]}
+            kinds = {gone.get(mate) for mate in mates}
+            # Ray says so, or nobody reaches them: either is wrong where a rank of that node still works.
+            is_lost = ("node" in kinds and heard >= mates) or (
+                "unreachable" in kinds and gone.keys() >= mates
+            )
+            kind: LossKind = "node" if is_lost or one.rank in lost else "died"
+            one = Loss(rank=one.rank, kind=kind, detail=one.detail)
+        found.append(one)
+    return found + [Loss(rank=rank, kind="node") for rank in sorted(set(lost) - heard)]
+
+
+def _told(outcome: Outcome, ranks: Sequence[int], weight: int) -> tuple[Status, int, str, str]:
+    """Of ranks that told themselves what went wrong, all in the same words."""
+    hint = outcome.hint or f"the traceback is in {log_name(outcome.rank)}"
+    if weight == _PEER and not outcome.hint:
+        hint = f"it lost another rank, and none reported why; the logs of all ranks are beside {log_name(outcome.rank)}"
+    # What its store tells begins with the rank already.
+    reason = outcome.reason.removeprefix(f"{rank_text((outcome.rank,))}: ")
+    return outcome.status, outcome.exit_code, f"{rank_text(ranks)}: {reason}", hint
+
+
+def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[Status, int, str, str]:
+    """Of ranks that could not tell."""
+    who = rank_text(ranks)
+    if first.kind == "node":
+        places = sorted({nodes[rank] for rank in ranks})
+        reason = f"node {', '.join(places)} lost, with {who}"
+        return (
+            "lost",
+            errors.EXIT_NODE_LOST,
+            reason,
+            "what it had written is missing unless the run folder is shared",
+        )
+    if first.kind == "host_oom":
+        reason = f"{who}: node {nodes[first.rank]} out of host memory: {first.detail}"
+        hint = "fewer ranks a node, model_config.load_strategy: stream, or more host memory"
+        return "host_oom", errors.EXIT_HOST_OOM, reason, hint
+    reason = f"{who}: process died" + (f": {first.detail}" if first.detail else "")
+    log = log_name(first.rank)
+    hint = (
+        f"{log} has its last words; without any it was killed: by the kernel for memory (dmesg), or by hand"
+    )
+    return "died", errors.EXIT_RANK_DIED, reason, hint
+
+
+def _beside(told: Iterable[Outcome]) -> str:
+    """A rank's own error around a death: which of the two led to the other, the order of the news does not tell.
+
+    The rank seals its records before it reports; Ray tells of a death at once, on a busy host a second later.
+    """
+    own = next((one for one in told if _weight(one) == _FAILED), None)
+    return "" if own is None else f"; rank {own.rank} failed too, perhaps first: {own.reason}"

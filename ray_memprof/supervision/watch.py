@@ -1,0 +1,202 @@
+"""Watches the ranks until all have ended well or one has spoiled the run; says which in a Verdict.
+
+    verdict = watch(ranks, nodes=("a", "a", "b", "b"), limits=Limits(...), clock=time.monotonic, ...)
+
+Knows neither Ray nor torch: `ranks` answers "who has ended" and "where is everybody" with plain values, and never
+blocks longer than it is told. What a failure means is weighed in verdict.py, what a standstill means in stall.py.
+"""
+
+import signal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from ray_memprof import errors
+from ray_memprof.rank.messages import Outcome, Whereabouts
+from ray_memprof.recorder.status import Beat
+from ray_memprof.supervision import verdict
+from ray_memprof.supervision.awake import AwakeClock
+from ray_memprof.supervision.hang import Progress, suspects
+from ray_memprof.supervision.verdict import Loss, Verdict
+from ray_memprof.wording import rank_text
+
+POLL_S = 0.2
+"""How long one look waits for news: also the delay of a signal."""
+WHERE_S = 1.0
+"""How long a rank may take to say where it is; one that answers at all takes milliseconds."""
+WAKE_S = 5.0
+"""After this process itself stood still, for ranks to say that they do not: the last that was heard is old."""
+NODE_S = 1.0
+"""How long a node may take to show that it is there; one that is takes a millisecond."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """Seconds; keys of ray.timeouts."""
+
+    init_s: float
+    stall_s: float
+    grace_s: float
+    node_grace_s: float
+
+
+class Ranks(Protocol):
+    """What the supervisor asks of the ranks; no call takes longer than the seconds given."""
+
+    def ended(self, wait_s: float) -> Sequence[Outcome | Loss]:
+        """Ranks that ended since the last call, in the order in which the news came."""
+
+    def beats(self) -> Mapping[int, Beat]:
+        """The newest beat of each rank that ever answered."""
+
+    def where(self, wait_s: float) -> Mapping[int, Whereabouts]:
+        """Where those ranks are that answer in time."""
+
+    def lost(self, wait_s: float) -> Collection[int]:
+        """The ranks whose node is gone, as far as that can be told in time."""
+
+
+def watch(
+    ranks: Ranks,
+    *,
+    nodes: Sequence[str],
+    home: str = "",
+    limits: Limits,
+    clock: Callable[[], float],
+    interrupted: Callable[[], int],
+    show: Callable[[Mapping[int, Beat]], None],
+) -> Verdict:
+    """Return when every rank has ended well, or as soon as it is certain that the run cannot.
+
+    Args:
+        ranks: who is asked.
+        nodes: name of the node of each rank.
+        home: the node of the driver, which cannot be lost; "" where none of `nodes` is.
+        limits: how long what may take.
+        clock: seconds that only grow.
+        interrupted: number of the signal that asks for an end; 0: none.
+        show: told the beats at every look.
+    """
+    away = frozenset(rank for rank, node in enumerate(nodes) if node != home)
+    awake = AwakeClock(clock)
+    watched = _Watch(ranks, nodes, away, limits, awake, interrupted)
+    progress = Progress(range(len(nodes)), now=awake())
+    while True:
+        failures = watched.hear(POLL_S)
+        beats = ranks.beats()
+        show(beats)
+        ended: Verdict | None
+        if number := interrupted():
+            ended = interruption(number)
+        elif failures:
+            ended = watched.weigh(failures)
+        elif len(watched.outcomes) == len(nodes):
+            ended = Verdict(status="ok")
+        else:
+            progress.look(beats, watched.outcomes, now=awake())
+            ended = watched.stuck(progress, beats)
+        if ended is not None:
+            return replace(ended, outcomes={**watched.outcomes, **ended.outcomes}, beats=ranks.beats())
+
+
+@dataclass(slots=True)
+class _Watch:
+    """Of one run; see watch()."""
+
+    ranks: Ranks
+    nodes: Sequence[str]
+    away: Collection[int]
+    """Ranks on other nodes than the driver's."""
+    limits: Limits
+    clock: AwakeClock
+    interrupted: Callable[[], int]
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    """Of the ranks that have ended well."""
+
+    def hear(self, wait_s: float) -> list[Outcome | Loss]:
+        """The failures since the last call; good ends go into `outcomes`."""
+        failures: list[Outcome | Loss] = []
+        for one in self.ranks.ended(wait_s):
+            if isinstance(one, Outcome) and one.status == "ok":
+                self.outcomes[one.rank] = one
+            else:
+                failures.append(one)
+        return failures
+
+    def weigh(self, failures: list[Outcome | Loss]) -> Verdict:
+        """The verdict on `failures`, and on those that follow within the grace.
+
+        Ray tells of dead ranks before it knows that their node is gone, by seconds on a busy host. So the nodes are
+        looked at themselves, as long as nothing that is known rules out that one is lost.
+        """
+        began = self.clock()
+        lost: list[int] = []
+        while not self.interrupted():
+            if verdict.may_be_node(failures):
+                lost = self._lost()
+            left_s = began + self._grace_s(failures) - self.clock()
+            if lost or left_s <= 0 or self._is_clear(failures):
+                break
+            failures += self.hear(min(POLL_S, left_s))
+        return verdict.judge(failures, self.nodes, lost)
+
+    def _lost(self) -> list[int]:
+        return [rank for rank in self.ranks.lost(NODE_S) if rank not in self.outcomes]
+
+    def _grace_s(self, failures: Sequence[Outcome | Loss]) -> float:
+        # A node that is shut down in good order may outlive its processes by a second.
+        if verdict.is_unclear(failures) or verdict.died_together(failures, self.nodes, self.away):
+            return self.limits.node_grace_s
+        return self.limits.grace_s
+
+    def _is_clear(self, failures: Sequence[Outcome | Loss]) -> bool:
+        """Whether there is nothing more to come: all have told, and no death may yet turn out to be that of a node."""
+        may_follow = any(isinstance(one, Loss) and one.rank in self.away for one in failures)
+        return len(failures) + len(self.outcomes) == len(self.nodes) and not may_follow
+
+    def stuck(self, progress: Progress, beats: Mapping[int, Beat]) -> Verdict | None:
+        """The verdict on ranks that live and do not get on."""
+        limits, now = self.limits, self.clock()
+        if self.clock.woke_s() < WAKE_S:
+            return None
+        never_met = progress.meeting_s(now=now) >= limits.init_s
+        if not never_met and progress.stalled_s(now=now) < limits.stall_s:
+            return None
+        # A host without power breaks no connection: its peers wait, and so does Ray.
+        if lost := self._lost():
+            return verdict.judge([], self.nodes, lost)
+        if never_met:
+            return _never_met(progress.absent(), limits, self.ranks.where(WHERE_S))
+        places = self.ranks.where(WHERE_S)
+        left = [rank for rank in range(progress.num_ranks) if rank not in self.outcomes]
+        found = suspects(places, beats, left)
+        return Verdict(
+            status="hung",
+            exit_code=errors.EXIT_HANG,
+            reason=f"{rank_text(found.ranks)} {found.why}; no rank got on for {limits.stall_s:g} s",
+            hint="logs/rankN.stack.txt says where every rank was; a step that takes longer: raise ray.timeouts.stall_s",
+            ranks=found.ranks,
+            stacks=_stacks(places),
+        )
+
+
+def _stacks(places: Mapping[int, Whereabouts]) -> dict[int, str]:
+    return {rank: place.stack for rank, place in places.items()}
+
+
+def _never_met(absent: tuple[int, ...], limits: Limits, places: Mapping[int, Whereabouts]) -> Verdict:
+    who = f"waiting for ranks {list(absent)}" if absent else "all ranks wait and do not find each other"
+    return Verdict(
+        status="never_started",
+        exit_code=errors.EXIT_NEVER_ARRIVED,
+        reason=f"{who}: not met within {limits.init_s:g} s",
+        hint="logs/rankN.stack.txt says where every rank was; a slower start: raise ray.timeouts.init_s",
+        ranks=absent,
+        stacks=_stacks(places),
+    )
+
+
+def interruption(number: int) -> Verdict:
+    """The verdict on a run that signal `number` ended."""
+    name = signal.Signals(number).name
+    return Verdict(status="interrupted", exit_code=128 + number, reason=f"interrupted by {name}")

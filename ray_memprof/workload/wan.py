@@ -1,0 +1,206 @@
+"""What a rank runs under the recorder: Wan2.1 itself, or any torch.distributed script as torchrun would run it.
+
+    with recording(options) as recorder:
+        workload.run(config, place, recorder, ...)       # on this thread; returns when all videos are made
+
+Takes a configuration and a place; the environment is set already. Leaves the videos that generation.save_file asks for,
+and at level torch_profiler a trace. Errors pass through: rank.py turns them into an Outcome.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from ray_memprof.config.keys import Logging
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.store.rank_store import TRACE_DIR, TRACE_FILE
+from wan.config import TASKS
+from wan.options import Options, describe
+from wan.parallel.environment import Place
+from wan.spans import span
+
+if TYPE_CHECKING:
+    import torch
+
+_WARM_UP_SIDE = 64
+
+
+class StepListener(Protocol):
+    """The part of the recorder that a workload talks to; everything else it hears through spans."""
+
+    def on_step(self, step: int, steps: int) -> None:
+        """`step` of `steps` is done."""
+
+    def problem(self, text: str) -> None:
+        """Something is wrong with the recording."""
+
+
+def run(config: RunConfig, place: Place, recorder: StepListener, *, device: str, run_dir: Path) -> None:
+    """Run the workload of `config` to its end, on this thread.
+
+    Args:
+        config: of the run.
+        place: which rank this process is, of how many.
+        recorder: told of steps.
+        device: of this rank, as torch names it.
+        run_dir: where traces go, unless logging.trace_path says otherwise.
+    """
+    with _traced(config.logging, trace_file(config.logging, run_dir, place.rank), recorder):
+        if config.workload == "script":
+            _run_script(config, recorder)
+        else:
+            _run_wan(config, place, device, recorder)
+
+
+def trace_file(logging: Logging, run_dir: Path, rank: int) -> Path:
+    """Where the trace of `rank` goes."""
+    return (logging.trace_path or run_dir / TRACE_DIR) / TRACE_FILE.format(rank=rank)
+
+
+@contextmanager
+def _traced(logging: Logging, path: Path, recorder: StepListener) -> Iterator[None]:
+    if logging.level != "torch_profiler" or not logging.profile_memory:
+        yield
+        return
+    from ray_memprof.recorder.torch_trace import TraceSchedule, tracing
+
+    with tracing(TraceSchedule(**logging.profiler.model_dump()), path, recorder.problem):
+        yield
+
+
+def _run_script(config: RunConfig, recorder: StepListener) -> None:
+    from ray_memprof.workload.script import run_script
+
+    script = config.script
+    assert script is not None  # config.py refuses workload: script without one
+    run_script(script.path, script.args, script.module_spans, lambda text: recorder.problem(text))
+
+
+def _run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener) -> None:
+    from ray_memprof.config.wan_keys import wan_options
+    from wan.generate import make_pipeline, make_request, other_than_asked
+
+    options = replace(wan_options(config), device=device)
+    num_videos = config.optimization.batch_size
+    sys.stderr.write(describe(options) + "\n")
+    if place.rank == 0:
+        _check_outputs(options, num_videos)
+    _start_device(options.device)
+    with _process_group(config, place, device):
+        _warm_up(options)
+        # First: it reads headers only, and refuses a folder before a prompt model or an input is loaded.
+        pipeline = make_pipeline(options, num_ranks=place.num_ranks)
+        options = _with_one_prompt(options, place)
+        request = make_request(options)
+        if told := other_than_asked(request, options):
+            sys.stderr.write(told + "\n")
+        for index in range(num_videos):
+            video = pipeline.generate(replace(request, seed=request.seed + index), on_step=recorder.on_step)
+            if video is not None and options.save_file is not None:
+                _save(video, save_path(options.save_file, index, num_videos), options)
+
+
+def _start_device(device: str) -> None:
+    """Make the CUDA context under its own name, so that nothing else is charged for it."""
+    import torch
+
+    with span("device.init"):
+        if device != "cpu":
+            torch.cuda.set_device(device)
+        torch.empty(1, device=device)
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+
+@contextmanager
+def _process_group(config: RunConfig, place: Place, device: str) -> Iterator[None]:
+    """The default group of torch.distributed where there is more than one rank."""
+    if place.num_ranks == 1:
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    with span("comm.init"):
+        distributed.init_process_group(
+            "gloo" if device == "cpu" else "nccl",
+            rank=place.rank,
+            world_size=place.num_ranks,
+            timeout=timedelta(seconds=config.ray.timeouts.process_group_s),
+            # The communicator is made here and now, and not inside the first stage that sends something.
+            device_id=None if device == "cpu" else torch.device(device),
+        )
+        # The first collective makes NCCL's connections; a missing rank shows here.
+        distributed.barrier()
+    yield
+    # Reached after success only. After a failure peers may be waiting in a collective that never ends, and so would
+    # this call: the rank reports what happened instead, and the driver ends every process.
+    distributed.destroy_process_group()
+
+
+def _warm_up(options: Options) -> None:
+    """A product in every dtype and a convolution: handles and workspaces of cuBLAS and cuDNN are made here."""
+    import torch
+    from torch.nn import functional
+
+    with span("warmup"), torch.no_grad():
+        for dtype in _dtypes(options):
+            matrix = torch.zeros(_WARM_UP_SIDE, _WARM_UP_SIDE, dtype=dtype, device=options.device)
+            functional.linear(matrix, matrix, matrix[0])
+        cube = torch.zeros(1, 1, 3, 16, 16, device=options.device)
+        functional.conv3d(cube, cube[..., :3, :3])  # fp32, as the VAE runs whatever the precision
+        if options.device != "cpu":
+            torch.cuda.synchronize()
+
+
+def _dtypes(options: Options) -> "tuple[torch.dtype, ...]":
+    """In which the networks of the task compute, each once."""
+    import torch
+
+    from wan.pipeline import DTYPES
+
+    used = [torch.float32, DTYPES[options.precision]]
+    if options.precision != "fp32":
+        used.append(torch.bfloat16)  # UMT5
+        if TASKS[options.task].clip is not None:
+            used.append(torch.float16)
+    return tuple(dict.fromkeys(used))
+
+
+def _with_one_prompt(options: Options, place: Place) -> Options:
+    """Extend the prompt on rank 0 only: a service may answer every rank differently, and all make one video."""
+    if not options.use_prompt_extend:
+        return options
+    from wan.generate import make_prompt
+
+    prompts = [make_prompt(options) if place.rank == 0 else ""]
+    if place.num_ranks > 1:
+        from torch import distributed
+
+        distributed.broadcast_object_list(prompts, src=0)
+    return replace(options, prompt=prompts[0], use_prompt_extend=False)
+
+
+def _check_outputs(options: Options, num_videos: int) -> None:
+    """Refuse a file that could not be written while nothing has been spent on it yet."""
+    from wan import media
+
+    if options.save_file is not None:
+        for index in range(num_videos):
+            media.check_output(save_path(options.save_file, index, num_videos), num_frames=options.frame_num)
+
+
+def _save(video: "torch.Tensor", path: Path, options: Options) -> None:
+    from wan import media
+
+    with span("save"):
+        media.save(video, path, fps=TASKS[options.task].fps)
+
+
+def save_path(path: Path, index: int, num_videos: int) -> Path:
+    """Where the video `index` goes: the path itself where there is one, else with its number before the suffix."""
+    return path if num_videos == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")
