@@ -1,10 +1,9 @@
 """Which test files can see a change of a file, nearest first: by imports of Python, and by names of questions.
 
-    Concerned(root, ["tests/unit"]).by_distance(Path("ray_memprof/sql/books.sql"), most=2)   # [[files], [files]]
+    Concerned(root, ["tests/unit"]).by_distance(Path("ray_memprof/query/ask.py"), most=2)   # [[files], [files]]
 
 A test that imports a module, or names a question, is at distance 1 of it; one that imports what reads it, at 2. Helpers
-of the tests are no step on the way. Modules of a package read every question in the folder of sql/ that is called like
-them (diagnosis, compare).
+of the tests are no step on the way. A module reads every SQL file in the folders beside it (diagnosis/rules/).
 """
 
 import ast
@@ -72,7 +71,7 @@ class Concerned:
             names, words = names | more, words | said
         yield from (path for name, path in self._modules.items() if name in names)
         for stem, path in self._questions.items():
-            if stem in words or path.parent.name == reader.stem:
+            if stem in words or path.parent.parent == reader.parent:
                 yield path
 
 

@@ -2,7 +2,7 @@
 
     python scripts/mutants.py                                     # 40 of each area: python, sql, wan
     python scripts/mutants.py --area sql --num 100 --seed 7
-    python scripts/mutants.py --only ray_memprof/exporters        # in these files alone; may be repeated
+    python scripts/mutants.py --only ray_memprof/formats          # in these files alone; may be repeated
 
 Every change is made in a copy of the tree, in a scratch folder that is gone afterwards. Tests that import the changed
 file (for SQL: that name it) run first, then some of those that reach it through another. A test that fails without the

@@ -1,6 +1,6 @@
 """Small changes to a file that its tests should notice: of Python, and of SQL.
 
-    mutations_of(Path("ray_memprof/sql/books.sql"), text)    # where each is, and what stands there instead
+    mutations_of(Path("ray_memprof/query/sql/device/books.sql"), text)    # where each is, and what stands there instead
 
 Nothing is applied or run here. What a person reads only (comments, annotations, messages' words) is left alone, and so
 are asserts, imports and decorators, whose changes say nothing about the tests.

@@ -8,6 +8,7 @@ same code writes the same pages.
 """
 
 import argparse
+import ast
 import difflib
 import sys
 import tempfile
@@ -25,7 +26,8 @@ from ray_memprof.analysis.diagnosis import diagnose, findings
 from ray_memprof.query import answers, database, questions
 from ray_memprof.store import gather, schema
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 RANKS, EVENTS, BLOCKS = 4, 3_000, 2
 SKEW_BYTES = 12 * 2**30
 RUNS = {
@@ -61,11 +63,17 @@ This is schema version {version}. It grows when a column changes its meaning or 
 that an older run did not write is null.
 
 """
+MODULES_INTRO = """\
+# Modules
+
+Every file of `ray_memprof/` with its promise: the first line of its docstring. Made by
+`python scripts/write_docs.py`; what a room promises, and what it may import, is in [architecture.md](architecture.md).
+"""
 QUESTIONS_INTRO = """\
 # Questions
 
 What can be asked of a run by name, with the columns of the answer and an example of each. Written by
-`python scripts/write_docs.py` from `ray_memprof/sql/`; `tests/unit/test_docs.py` holds it to the code.
+`python scripts/write_docs.py` from `ray_memprof/query/sql/`; `tests/unit/test_docs.py` holds it to the code.
 
 ```console
 $ ray-memprof query peak_by_rank                            # the newest run
@@ -85,15 +93,15 @@ one that is wider than {widest} letters is turned, its columns downwards.
 RULES_INTRO = """
 ## What holds the peak back
 
-`ray-memprof diagnose` asks the rules of `ray_memprof/sql/diagnosis/`. Each says in its file from which size on it
-speaks, and why; each finding names what to change.
+`ray-memprof diagnose` asks the rules of `ray_memprof/analysis/diagnosis/rules/`. Each says in its file from which size
+on it speaks, and why; each finding names what to change.
 
 """
 COMPARE_INTRO = """
 ## Two runs side by side
 
-`ray-memprof compare` holds runs against the first of them, with the questions of `ray_memprof/sql/compare/`, each asked
-of what those before it found:
+`ray-memprof compare` holds runs against the first of them, with the questions of
+`ray_memprof/analysis/comparison/sql/`, each asked of what those before it found:
 
 """
 
@@ -258,12 +266,38 @@ def make_run(folder: Path, name: str) -> Path:
     return run_dir
 
 
+def modules_page() -> Iterator[str]:
+    """Every file of ray_memprof with the first sentence of its docstring, by room."""
+    yield from MODULES_INTRO.splitlines()
+    package = ROOT / "ray_memprof"
+    rooms = [package, *(path for path in sorted(package.rglob("*")) if (path / "__init__.py").exists())]
+    for room in rooms:
+        yield ""
+        yield f"## {room.relative_to(ROOT)}/"
+        if room != package:
+            yield ""
+            yield first_sentence(room / "__init__.py")
+        files = [path for path in sorted(room.glob("*.py")) if path.name != "__init__.py"]
+        if files:
+            yield from ("", "| file | promise |", "|---|---|")
+        for path in files:
+            yield f"| `{path.name}` | {escaped(first_sentence(path))} |"
+
+
+def first_sentence(path: Path) -> str:
+    """The first line of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert text is not None, path
+    return text.splitlines()[0]
+
+
 def pages() -> dict[str, str]:
-    """Both pages by their file names."""
+    """All pages by their file names."""
     with tempfile.TemporaryDirectory() as folder:
         run_dirs = [make_run(Path(folder), name) for name in RUNS]
         made: dict[str, Callable[[], Iterator[str]]] = {
             "schema.md": schema_page,
+            "modules.md": modules_page,
             "questions.md": lambda: questions_page(run_dirs),
         }
         return {name: "".join(f"{line.rstrip()}\n" for line in make()) for name, make in made.items()}

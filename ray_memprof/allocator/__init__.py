@@ -1,0 +1,4 @@
+"""What torch's caching allocator does with requests: sizes, splitting, and which block is where. Pure.
+
+Read replay.py first.
+"""

@@ -3,7 +3,7 @@
     from ray_memprof.config.keys import Parallel
     Parallel(ulysses=2, ring=2).group_size     # 4
 
-config.py puts them together; rules that reach across keys are in config_check.py. Values are taken as YAML gives
+run_config.py puts them together; rules that reach across keys are in rules.py. Values are taken as YAML gives
 them, never converted: "4" is no number, 1 is no switch. Paths are relative to the working folder, not to the file.
 """
 

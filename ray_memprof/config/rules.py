@@ -4,7 +4,7 @@
     check_files(config)                   # the files it names; before a run, not in a dry run
     warnings(config)                      # what will have no effect, or is easily forgotten
 
-Bounds of single keys are in config_sections.py; what wan.generate also refuses is wan.options' (see wan_options.py).
+Bounds of single keys are in keys.py; what wan.generate also refuses is wan.options' (see wan_keys.py).
 """
 
 import difflib

@@ -1,4 +1,4 @@
-"""The actors of a run as supervise.py wants them: what has ended, where everybody is, in plain values.
+"""The actors of a run as supervision/watch.py wants them: what has ended, where everybody is, in plain values.
 
     crew = Crew(actors, say=live.say)
     crew.run(("127.0.0.1", 41123))

@@ -4,7 +4,7 @@
     $ ray-memprof query "SELECT rank, MAX(reserved_peak_bytes) FROM spans GROUP BY rank" baseline
     $ ray-memprof query imbalance --runs 'profiler_logs/*/latest' --format csv > imbalance.csv
 
-With --runs every row says which run it is from (run_id, name). rows.py writes them. Leaves nothing.
+With --runs every row says which run it is from (run_id, name). answers.py writes them. Leaves nothing.
 """
 
 import glob

@@ -2,7 +2,7 @@
 
     environment().get_template("report.html.j2").render(figures=figures, plotly=packed_plotly(), ...)
 
-Nothing that a page shows is fetched. Leaves nothing; report.py and compare_report.py write the files.
+Nothing that a page shows is fetched. Leaves nothing; run_page.py and comparison_page.py write the files.
 """
 
 import base64

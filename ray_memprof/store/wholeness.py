@@ -2,7 +2,7 @@
 
     lacking(run_dir, num_ranks=8, ranks={0, 1, 2})      # ["ranks 3 to 7 recorded no span", ...]; []: all is there
 
-Takes the manifests and the tables; changes nothing. collect.py sets damaged parts aside, and says so in run.json.
+Takes the manifests and the tables; changes nothing. gather.py sets damaged parts aside, and says so in run.json.
 """
 
 import json

@@ -20,7 +20,7 @@ from ray_memprof.recorder.thread_watch import MEETING
 _COLLECTIVE = re.compile(r"torch[/\\]distributed[/\\]|wait_tensor|_functional_collectives")
 # Frames that say nothing of where the model is; the last is ours, around every call of torch.distributed.
 _LIBRARY = re.compile(
-    r"[/\\](site|dist)-packages[/\\](torch|triton)[/\\]|[/\\]ray_memprof[/\\]collectives\.py\""
+    r"[/\\](site|dist)-packages[/\\](torch|triton)[/\\]|[/\\]ray_memprof[/\\]recorder[/\\]collectives\.py\""
 )
 _LAST_FRAMES = 8
 """How many lines of a stack, from its inner end, tell where a thread is: a training loop may itself be called from

@@ -3,7 +3,7 @@
     verdict = watch(ranks, nodes=("a", "a", "b", "b"), limits=Limits(...), clock=time.monotonic, ...)
 
 Knows neither Ray nor torch: `ranks` answers "who has ended" and "where is everybody" with plain values, and never
-blocks longer than it is told. What a failure means is weighed in verdict.py, what a standstill means in stall.py.
+blocks longer than it is told. What a failure means is weighed in verdict.py, what a standstill means in hang.py.
 """
 
 import signal

@@ -3,7 +3,7 @@
     run_script(Path("generate.py"), ("--task", "t2v-1.3B"), module_spans=("blocks.*",))
 
 The script finds itself as __main__, with its arguments in sys.argv and its folder first on sys.path; RANK and the like
-are in the environment already (rank.py). What it calls is named by module_spans.py, without any change to it.
+are in the environment already (rank/). What it calls is named by module_spans.py, without any change to it.
 """
 
 import os

@@ -4,7 +4,7 @@
         workload.run(config, place, recorder, ...)       # on this thread; returns when all videos are made
 
 Takes a configuration and a place; the environment is set already. Leaves the videos that generation.save_file asks for,
-and at level torch_profiler a trace. Errors pass through: rank.py turns them into an Outcome.
+and at level torch_profiler a trace. Errors pass through: rank/outcome.py turns them into an Outcome.
 """
 
 import sys

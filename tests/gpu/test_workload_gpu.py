@@ -45,7 +45,7 @@ plan = RankPlan(run_id="r", config=config, rank=0, world_size=1, local_rank=0, l
 # What this process holds already, for tests may run in any order, is no reason to refuse the GPU here.
 LOOK = f"""{PLAN}
 import torch
-from ray_memprof import checks as rank_checks
+from ray_memprof.rank import checks as rank_checks
 
 rank_checks.MAX_HELD_BYTES = 2**60
 checks = rank_checks.check_rank(plan)
@@ -55,7 +55,7 @@ print(json.dumps(checks))
 # Prints by how many bytes device memory, and tensors in it, grew across every outermost span.
 RUN = f"""{PLAN}
 import torch
-from ray_memprof import workload
+from ray_memprof.workload import wan as workload
 from ray_memprof.recorder.meters.nvml import open_device
 from wan.spans import listening
 

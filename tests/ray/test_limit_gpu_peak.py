@@ -13,7 +13,7 @@ from launcher import ROOT, config_of
 HARD_LIMIT_S = 100.0
 TESTS = """
 import pytest
-from ray_memprof import db
+from ray_memprof.query import database as db
 
 @pytest.mark.limit_gpu_peak("1 GiB", config="two.yaml")
 @pytest.mark.limit_gpu_peak(0, config="two.yaml", rank=1)

@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 from run_tables import Row, blank, make_run, span
 
-from ray_memprof.analysis.diagnosis import diagnose
+from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
 from ray_memprof.query import database
 from ray_memprof.store.schema import TABLES
 
@@ -62,7 +62,7 @@ def diagnose(
     config: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     **run: Any,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """What the rules say of a run with these rows; rank_rows: of the table ranks, in rank order."""
     empty.fill(*ranks)
     facts = {"source": "cuda", "workload": "wan", "num_ranks": len(ranks), "status": "ok"}
@@ -71,7 +71,7 @@ def diagnose(
     for rank in range(len(ranks)):
         row = rank_rows[rank] if rank_rows else {"status": "ok"}
         empty.insert("ranks", [blank("ranks", **row)], rank)
-    return diagnose.findings(empty.connection)
+    return findings(empty.connection)
 
 
 def events(*rows: tuple[str, int, int, int], category: str | None = "activation") -> list[Row]:
@@ -104,7 +104,7 @@ def t5_stays(
     peak: int = 40 * GIB,
     leaves_ns: int | None = None,
     **model: Any,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """The text encoder comes, and moves out at leaves_ns or never; the loop begins at 100."""
     spans = [
         span(1, "encode.text", (0, 90), component="t5", **held(0, weights, weights)),
@@ -127,7 +127,7 @@ def weights_fp32(
     precision: str = "fp32",
     dit_fsdp: bool = False,
     **run: Any,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """The transformer comes with so many bytes for each of its parameters, over all ranks."""
     size = int(bytes_each * PARAMETERS) // (ranks if dit_fsdp else 1)
     spans = [
@@ -147,7 +147,7 @@ def ffn_hidden(
     chunks: int = 1,
     category: str = "activation",
     has_events: bool = True,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """A chunk of tokens of t2v-1.3B as wide as the model, its hidden layer, and other tensors beside them."""
     narrow, wide = (FFN_TOKENS * width * 2 for width in (1536, hidden_width))
     peak = narrow + wide + others + sum(gathered)
@@ -173,7 +173,7 @@ def decodes_alone(
     device_used: int = 40 * GIB,
     fails: bool = False,
     vae: str | None = None,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """The first ranks decode, the others find nothing to do there, or failed in the loop before."""
     base, loop = device_used // 40, device_used // 2
     used = {"device_used": (device_used, device_used, device_used)}
@@ -205,7 +205,7 @@ def encode_peaks(
     source: str = "cuda",
     workload: str = "wan",
     **model: Any,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """The first ranks encode the text, all by default, and leave nothing behind; with `cut` the run ended there."""
     stages = ("encode.text", "denoise", "decode")
     stages = stages[: stages.index(cut) + 1 if cut else None]
@@ -231,7 +231,7 @@ def decode_peaks(
     ranks: int = 1,
     workload: str = "wan",
     component: str | None = "vae",
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """Every rank decodes, and holds so much in decode and in the loop."""
     spans = [
         span(1, "denoise", (0, 100), step=0, component="dit", **held(0, 0, loop)),
@@ -255,7 +255,7 @@ def holds_more(
     has_events: bool = True,
     rank: int = 1,
     **parallel: Any,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """One rank holds `excess` more in `stage`, for `component`; device.init takes `small` bytes on all of them."""
 
     def tables(held_more: int) -> Tables:
@@ -302,7 +302,7 @@ def out_of_memory(
     oom_by: str | None = None,
     step: int = 3,
     **facts: Any,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """The last of the ranks ask for more than there is, in the third step; the others have it.
 
     `oom_by`: it is not the allocator that asks; the one refusal in the events was handled, early in the span.
@@ -345,7 +345,7 @@ def out_of_memory(
 
 def retries(
     empty: EmptyRun, *, num: int = 1, segments: str | None = "segment_alloc", **facts: Any
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """The allocator flushed its cache so often, in a loop at whose end a GiB is held and not in use."""
     spans = [
         span(
@@ -376,7 +376,7 @@ def nccl_holds(
     config: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     **run: Any,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """So much of what the device has in use belongs to an account, on two ranks alike."""
     tables = {
         "spans": [span(1, "denoise", (10, 90), step=0, device_used=(used, used, used), **dict.fromkeys(
@@ -395,7 +395,7 @@ def fragments(
     segments: str | None = "segment_alloc",
     beside: Sequence[tuple[str, int, int, int]] = (),
     **facts: Any,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """What the allocator took and what was in use, each at its most.
 
     beside: events of (action, bytes, address, stream) in place of those of one segment.
@@ -420,7 +420,7 @@ def outside_grows(
     outside: Sequence[int] = (GIB, GIB + 40 * MIB, GIB + 80 * MIB),
     account: str | None = None,
     source: str = "cuda",
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """Bytes outside the allocator at the end of each step."""
     tables: dict[str, list[Row]] = {"spans": [], "ledger": []}
     before = 0
@@ -444,7 +444,7 @@ def starts_late(
     first_span: int = 1,
     ranks: int = 3,
     **facts: Any,
-) -> list[diagnose.Finding]:
+) -> list[Finding]:
     """The last rank begins so much later than the others."""
     heard = [blank("collectives", op="barrier", group="0", group_size=ranks)] if has_collectives else []
     tables = []
@@ -456,7 +456,7 @@ def starts_late(
     return diagnose(empty, *tables, **facts)
 
 
-RUNS: dict[str, Callable[..., list[diagnose.Finding]]] = {
+RUNS: dict[str, Callable[..., list[Finding]]] = {
     "out_of_memory": out_of_memory,
     "retries": retries,
     "t5_stays": t5_stays,

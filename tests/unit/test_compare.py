@@ -9,6 +9,7 @@ import pytest
 from run_tables import answer, make_ranks, make_run, span
 
 from ray_memprof.analysis.comparison.compare import (
+    SQL_DIR,
     Comparison,
     Difference,
     Side,
@@ -17,7 +18,6 @@ from ray_memprof.analysis.comparison.compare import (
 )
 from ray_memprof.analysis.comparison.limits import Check
 from ray_memprof.errors import ConfigError
-from ray_memprof.analysis.comparison.compare import SQL_DIR
 
 SECOND = 10**9
 Ledger = dict[str, Any]

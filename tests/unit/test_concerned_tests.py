@@ -10,13 +10,13 @@ concerned_tests = import_script("concerned_tests")
 FILES = {
     "ray_memprof/__init__.py": "",
     "ray_memprof/query/database.py": "QUESTIONS = ['books', 'steps']",
-    "ray_memprof/report/run_page.py": "from ray_memprof import db",
+    "ray_memprof/report/run_page.py": "from ray_memprof.query import database",
     "ray_memprof/analysis/diagnosis/diagnose.py": "",
     "ray_memprof/alone.py": "",
-    "ray_memprof/sql/books.sql": "-- Not steps.\nFROM is_stage",
-    "ray_memprof/sql/macros/is_stage.sql": "CREATE MACRO is_stage AS 1",
-    "ray_memprof/sql/steps.sql": "FROM books",
-    "ray_memprof/sql/diagnosis/retries.sql": "FROM steps",
+    "ray_memprof/query/sql/device/books.sql": "-- Not steps.\nFROM is_stage",
+    "ray_memprof/query/sql/macros/is_stage.sql": "CREATE MACRO is_stage AS 1",
+    "ray_memprof/query/sql/time/steps.sql": "FROM books",
+    "ray_memprof/analysis/diagnosis/rules/retries.sql": "FROM steps",
     "tests/tables.py": "from ray_memprof.query.database import QUESTIONS",
     "tests/unit/test_alone.py": "",
     "tests/unit/test_db.py": "from tables import make",
@@ -45,10 +45,10 @@ def test_a_tree_without_tests(tmp_path: Path) -> None:
         ("ray_memprof/alone.py", ["alone"], []),
         ("ray_memprof/query/database.py", ["db"], ["report"]),
         ("ray_memprof/report/run_page.py", ["report"], []),
-        ("ray_memprof/sql/books.sql", ["sql_books"], ["db"]),
-        ("ray_memprof/sql/steps.sql", [], ["a_rule", "db"]),
-        ("ray_memprof/sql/diagnosis/retries.sql", ["a_rule"], ["diagnosis"]),
-        ("ray_memprof/sql/macros/is_stage.sql", [], ["sql_books"]),
+        ("ray_memprof/query/sql/device/books.sql", ["sql_books"], ["db"]),
+        ("ray_memprof/query/sql/time/steps.sql", [], ["a_rule", "db"]),
+        ("ray_memprof/analysis/diagnosis/rules/retries.sql", ["a_rule"], ["diagnosis"]),
+        ("ray_memprof/query/sql/macros/is_stage.sql", [], ["sql_books"]),
     ],
 )
 def test_distances(root: Path, name: str, near: list[str], far: list[str]) -> None:
@@ -59,5 +59,7 @@ def test_distances(root: Path, name: str, near: list[str], far: list[str]) -> No
 def test_the_test_of_its_own_name_comes_first_and_hand_made_rows_next(root: Path) -> None:
     for name in ("a", "books", "sql_a"):
         (root / f"tests/unit/test_{name}.py").write_text("ask('books')")
-    (near, _) = concerned_tests.Concerned(root, ["tests/unit"]).by_distance(Path("ray_memprof/sql/books.sql"))
+    (near, _) = concerned_tests.Concerned(root, ["tests/unit"]).by_distance(
+        Path("ray_memprof/query/sql/device/books.sql")
+    )
     assert near == [f"tests/unit/test_{name}.py" for name in ("books", "sql_a", "sql_books", "a")]

@@ -14,6 +14,7 @@ from run_tables import Row, blank, span
 
 from ray_memprof import wording
 from ray_memprof.analysis.diagnosis import diagnose as diagnosis
+from ray_memprof.analysis.diagnosis import rules
 from ray_memprof.config import keys
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
@@ -255,13 +256,13 @@ def every_knob() -> set[str]:
 
 def test_every_key_that_is_named_is_one_of_the_configuration_and_takes_that_value() -> None:
     texts = every_knob()
-    keys = set(re.findall(r"\b([a-z_]+)\.([a-z][a-z0-9_]+)(?:: ([\w]+))?", "\n".join(sorted(texts))))
-    named = {(section, key) for section, key, _ in keys if section in SECTIONS}
+    named_keys = set(re.findall(r"\b([a-z_]+)\.([a-z][a-z0-9_]+)(?:: ([\w]+))?", "\n".join(sorted(texts))))
+    named = {(section, key) for section, key, _ in named_keys if section in SECTIONS}
     assert len(named) >= 12
     assert named <= {(section, key) for section, model in SECTIONS.items() for key in model.model_fields}
     # Whatever else has a dot in it is no key: functions of torch, and stages.
-    assert {section for section, _, _ in keys} - SECTIONS.keys() == {"torch", "encode", "load"}
-    for section, key, value in keys:
+    assert {section for section, _, _ in named_keys} - SECTIONS.keys() == {"torch", "encode", "load"}
+    for section, key, value in named_keys:
         if section in SECTIONS and value and value != "more":
             read: Any = {"true": True, "false": False, "0": 0}.get(value, value)
             mapping = {"name": "x", "ranks": 2, "parallel": {"ulysses": 2}}
@@ -310,8 +311,16 @@ def test_every_file_says_what_it_asks_and_lists_its_columns(empty: EmptyRun) -> 
         assert missing == [], name
 
 
-def test_rules_have_a_knob_each_that_the_module_offers() -> None:
-    assert [rule.knob for rule in diagnosis.RULES] == [getattr(knobs, name) for name in RULES]
+def test_every_rule_is_a_pair_of_files_and_is_asked() -> None:
+    folder = Path(rules.__file__).parent
+    files = {
+        suffix: {path.stem for path in folder.glob(f"*{suffix}")} - {"__init__"} for suffix in (".py", ".sql")
+    }
+    assert files == {".py": {*RULES}, ".sql": {*RULES}}
+    assert [rule.sentence.__module__.rpartition(".")[2] for rule in diagnosis.RULES] == RULES
+    assert [rule.knob.__module__ for rule in diagnosis.RULES] == [
+        rule.sentence.__module__ for rule in diagnosis.RULES
+    ]
 
 
 @pytest.mark.parametrize(

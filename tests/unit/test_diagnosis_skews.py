@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ray_memprof.analysis.diagnosis import diagnose
+from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
 from ray_memprof.query import database
 from ray_memprof.store.gather import write_driver_tables
 from ray_memprof.store.rank_store import TABLES_DIR
@@ -31,15 +31,13 @@ def peaks(maker: ModuleType, seed: int) -> dict[str, int]:
     return found
 
 
-def diagnose(
-    maker: ModuleType, run_dir: Path, ranks: int, variant: object, *, level: str
-) -> list[diagnose.Finding]:
+def diagnose(maker: ModuleType, run_dir: Path, ranks: int, variant: object, *, level: str) -> list[Finding]:
     maker.make(run_dir, ranks, EVENTS, blocks=BLOCKS, variant=variant)
     if level == "stage":
         shutil.rmtree(run_dir / TABLES_DIR / "allocs")
     write_driver_tables(run_dir, *maker.driver_rows(run_dir, ranks))
     with database.open_run(run_dir) as connection:
-        return diagnose.findings(connection)
+        return findings(connection)
 
 
 @pytest.mark.parametrize("level", ["event", "stage"])

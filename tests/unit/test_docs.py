@@ -50,7 +50,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line.removeprefix("$ ")) for line in lines if line.startswith("$ ")]
 
 
-@pytest.mark.parametrize("name", ["schema.md", "questions.md"])
+@pytest.mark.parametrize("name", ["schema.md", "questions.md", "modules.md"])
 def test_a_page_is_what_the_code_makes(pages: dict[str, str], name: str) -> None:
     """Mend it with `python scripts/write_docs.py`."""
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == pages[name]
@@ -67,6 +67,7 @@ def test_a_page_that_is_out_of_date_is_named(
     assert once.main(["--check"], tmp_path) == 1
     assert capsys.readouterr().err.splitlines() == [
         f"{tmp_path}/schema.md: -# Table",
+        f"{tmp_path}/modules.md: +# Modules",
         f"{tmp_path}/questions.md: +# Questions",
         "hint: python scripts/write_docs.py",
     ]

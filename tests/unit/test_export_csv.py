@@ -28,7 +28,7 @@ def run_of_two(tmp_path: Path) -> Path:
 
 def test_every_table_is_there_even_if_empty(tmp_path: Path) -> None:
     run_dir = make_ranks(make_run(tmp_path / "run", {}))
-    assert exporter.write(run_dir, tmp_path / "out") == tmp_path / "out"
+    assert exporter.write_csv(run_dir, tmp_path / "out") == tmp_path / "out"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         f"{name}.csv" for name in TABLES
     )
@@ -39,7 +39,7 @@ def test_every_table_is_there_even_if_empty(tmp_path: Path) -> None:
 
 
 def test_rows_come_as_they_are(tmp_path: Path) -> None:
-    exporter.write(run_of_two(tmp_path), tmp_path / "out", rank=1)
+    exporter.write_csv(run_of_two(tmp_path), tmp_path / "out", rank=1)
     head, *rows = lines(tmp_path / "out" / "spans.csv")
     (row,) = [dict(zip(head, row, strict=True)) for row in rows]
     assert {key: row[key] for key in ("rank", "path", "end_ns", "allocated_peak_bytes", "step")} == {
@@ -49,7 +49,7 @@ def test_rows_come_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_question(tmp_path: Path) -> None:
-    path = exporter.write(run_of_two(tmp_path), tmp_path / "p's.csv", "peak_by_stage")
+    path = exporter.write_csv(run_of_two(tmp_path), tmp_path / "p's.csv", "peak_by_stage")
     head, *rows = lines(path)
     assert head[:2] == ["rank", "stage"]
     assert [row[:2] for row in rows] == [["0", 'a, "b"'], ["1", 'a, "b"']]
@@ -61,16 +61,16 @@ def test_a_path_is_a_file_whatever_its_name_looks_like(
 ) -> None:
     run_dir = run_of_two(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert len(lines(exporter.write(run_dir, Path(name), "peak_by_stage"))) == 3
+    assert len(lines(exporter.write_csv(run_dir, Path(name), "peak_by_stage"))) == 3
 
 
 def test_unknown_names_and_ranks_are_refused(tmp_path: Path) -> None:
     run_dir = run_of_two(tmp_path)
     with pytest.raises(ConfigError, match="no question 'peak_by_stge'") as caught:
-        exporter.write(run_dir, tmp_path / "x.csv", "peak_by_stge")
+        exporter.write_csv(run_dir, tmp_path / "x.csv", "peak_by_stge")
     assert caught.value.hint == "did you mean peak_by_stage?"
     with pytest.raises(ConfigError, match="runs has no column rank"):
-        exporter.write(run_dir, tmp_path / "x.csv", "runs", 1)
+        exporter.write_csv(run_dir, tmp_path / "x.csv", "runs", 1)
     assert not (tmp_path / "x.csv").exists()
 
 
@@ -78,7 +78,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     run_dir = run_of_two(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write"):
-        exporter.write(run_dir, tmp_path / "file" / "x.csv", "spans")
+        exporter.write_csv(run_dir, tmp_path / "file" / "x.csv", "spans")
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_no_text_is_a_formula_for_a_spreadsheet(tmp_path: Path) -> None:
     names = ["=1+1", "+1", "-1", "@x", "\tt", "a=1", "'b"]
     spans = [span(number, name, (number, 9), allocated=(0, 0, 5)) for number, name in enumerate(names, 1)]
     run_dir = make_ranks(make_run(tmp_path / "run", {0: {"spans": spans}}), {}, run_id="r1")
-    exporter.write(run_dir, tmp_path / "x.csv", "spans")
+    exporter.write_csv(run_dir, tmp_path / "x.csv", "spans")
     head, *rows = lines(tmp_path / "x.csv")
     written = [dict(zip(head, row, strict=True)) for row in rows]
     assert [row["path"] for row in written] == ["'=1+1", "'+1", "'-1", "'@x", "'\tt", "a=1", "'b"]

@@ -116,9 +116,10 @@ def test_seen_is_what_a_test_that_passed_before_fails_on(root: Path, tmp_path: P
 def test_the_command_line_shows_diffs_and_refuses_other_areas() -> None:
     runner, app = CliRunner(), mutants.typer.Typer()
     app.command()(mutants.main)
-    shown = runner.invoke(app, ["--area", "sql", "--num", "1", "--only", "ray_memprof/sql/steps", "--show"])
+    path = "ray_memprof/query/sql/time/steps"
+    shown = runner.invoke(app, ["--area", "sql", "--num", "1", "--only", path, "--show"])
     assert shown.exit_code == 0
-    assert shown.output.startswith("--- ray_memprof/sql/steps.sql\n+++ ray_memprof/sql/steps.sql\n@@ ")
+    assert shown.output.startswith(f"--- {path}.sql\n+++ {path}.sql\n@@ ")
     assert runner.invoke(app, ["--area", "rust"]).exit_code == 2
 
 

@@ -95,9 +95,9 @@ def test_sql(text: str, expected: list[str]) -> None:
     assert changed(SQL, text) == expected
 
 
-@pytest.mark.parametrize("name", ["ray_memprof/driver/live.py", "ray_memprof/sql/imbalance_by_component.sql"])
+@pytest.mark.parametrize("name", ["driver/live.py", "query/sql/peaks/imbalance_by_component.sql"])
 def test_every_change_of_a_real_file_parses_and_is_in_one_place(name: str) -> None:
-    path = ROOT / name
+    path = ROOT / "ray_memprof" / name
     text = path.read_text(encoding="utf-8")
     found = mutations.mutations_of(path, text)
     assert len(found) > 50

@@ -247,7 +247,7 @@ def memory_of(path: Path) -> tuple[int, str]:
     """Most bytes that a whole reading takes, and how it ends."""
     code = (
         "import sys, tracemalloc; from pathlib import Path; from contextlib import ExitStack\n"
-        "from ray_memprof.importers import torch_snapshot as t\n"
+        "from ray_memprof.formats.torch_snapshot import read as t\n"
         "tracemalloc.start(); end = 'read'\n"
         "with ExitStack() as closing:\n"
         "    try:\n"

@@ -212,10 +212,10 @@ def test_what_the_command_line_names(
 
 
 def test_the_list_has_every_question_and_table() -> None:
-    questions, tables = "\n".join(question_lines()).split("\n\n")
-    assert [line.split()[0] for line in questions.splitlines()] == list(questions.QUESTIONS)
+    asked, tables = "\n".join(question_lines()).split("\n\n")
+    assert [line.split()[0] for line in asked.splitlines()] == list(questions.QUESTIONS)
     assert [line.split()[0] for line in tables.splitlines()] == list(TABLES)
-    assert "peak_by_rank" in questions and "What is the most memory that each rank held" in questions
+    assert "peak_by_rank" in asked and "What is the most memory that each rank held" in asked
     assert tables.splitlines()[0].endswith("one row = a run")
 
 

@@ -36,10 +36,6 @@ NOT_IN_CI = {
 }
 
 
-# What lies in them is one kind of thing, told in a line.
-FOLDERS_NAMED_AS_ONE = ("exporters", "importers")
-
-
 def joined(text: str) -> list[str]:
     """The lines of a shell text: continued lines made one, comments and surplus blanks taken out."""
     lines = text.replace("\\\n", " ").splitlines()
@@ -58,7 +54,9 @@ def commands_of_ci() -> list[str]:
 
 def section(page: str, title: str) -> str:
     """The part of a page under the heading `title`."""
-    (found,) = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", PAGES[page], flags=re.DOTALL | re.MULTILINE)
+    (found,) = re.findall(
+        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", PAGES[page], flags=re.DOTALL | re.MULTILINE
+    )
     return str(found)
 
 
@@ -94,11 +92,13 @@ def test_the_tree_names_every_module_of_wan_and_no_other() -> None:
     assert sorted(named) == sorted(path.name for path in modules_of("wan"))
 
 
-def test_the_tree_names_every_module_of_ray_memprof_and_no_other() -> None:
-    (tree,) = re.findall(r"^```text\nray_memprof/\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-    named = set(re.findall(r"\w+\.py", tree))
-    beside = {path.name for path in modules_of("ray_memprof") if path.parent.name in FOLDERS_NAMED_AS_ONE}
-    assert named - beside == {path.name for path in modules_of("ray_memprof")} - beside
+def test_the_map_has_a_paragraph_for_every_room_of_ray_memprof() -> None:
+    part = section("architecture", "The rooms of `ray_memprof/`")
+    told = re.findall(r"^\*\*`(\w+)/`\*\*", part, flags=re.MULTILINE)
+    package = ROOT / "ray_memprof"
+    assert sorted(told) == sorted(path.parent.name for path in package.glob("*/__init__.py"))
+    for room, first in re.findall(r"\*\*`(\w+)/`\*\*.*?Read\s+`([\w/]+\.py)`\s+first", part, flags=re.DOTALL):
+        assert (package / room / first).is_file(), (room, first)
 
 
 def modules_of(package: str) -> list[Path]:

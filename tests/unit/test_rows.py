@@ -24,7 +24,7 @@ from ray_memprof.query.answers import (
     cell,
     columns_text,
     table_text,
-    write,
+    write_answer,
     write_text,
 )
 from ray_memprof.store.whole_file import whole_file
@@ -51,7 +51,7 @@ EVERY_TYPE = rows_of(
 def test_no_rows(tmp_path: Path) -> None:
     empty = EVERY_TYPE.slice(0, 0).select(["whole", "text"])
     for form in Form:
-        write(empty, form, tmp_path / form.value)
+        write_answer(empty, form, tmp_path / form.value)
     assert (tmp_path / "table").read_text().splitlines()[0].split() == ["whole", "text"]
     assert (tmp_path / "csv").read_text() == "whole,text\n"
     assert json.loads((tmp_path / "json").read_text()) == []
@@ -59,7 +59,7 @@ def test_no_rows(tmp_path: Path) -> None:
 
 
 def test_every_type_has_a_form_in_json(tmp_path: Path) -> None:
-    write(EVERY_TYPE, Form.JSON, tmp_path / "rows")
+    write_answer(EVERY_TYPE, Form.JSON, tmp_path / "rows")
     assert json.loads((tmp_path / "rows").read_text()) == [
         {
             "whole": 1, "share": 2.5, "nothing": None, "endless": None, "total_bytes": 3, "decimal": 1.25,
@@ -70,11 +70,11 @@ def test_every_type_has_a_form_in_json(tmp_path: Path) -> None:
 
 
 def test_every_type_has_a_form_in_csv_and_parquet(tmp_path: Path) -> None:
-    write(EVERY_TYPE, Form.CSV, tmp_path / "it's.csv")
+    write_answer(EVERY_TYPE, Form.CSV, tmp_path / "it's.csv")
     head, row = (tmp_path / "it's.csv").read_text().splitlines()
     assert head.split(",") == EVERY_TYPE.column_names
     assert row == '1,2.5,nan,inf,3,1.25,"a,""b""",,true,"[1, 2]",{\'key\': 1},{key=2},1 day,x,2026-01-02'
-    write(EVERY_TYPE, Form.PARQUET, tmp_path / "rows")
+    write_answer(EVERY_TYPE, Form.PARQUET, tmp_path / "rows")
     back = parquet.read_table(tmp_path / "rows")
     assert back.column_names == EVERY_TYPE.column_names
     assert back.select(["whole", "text", "list"]).to_pylist() == [
@@ -85,7 +85,7 @@ def test_every_type_has_a_form_in_csv_and_parquet(tmp_path: Path) -> None:
 def test_columns_of_the_same_name_are_all_there(tmp_path: Path) -> None:
     twice = rows_of("SELECT 1 AS a, 2 AS a")
     assert table_text(twice).split() == ["a", "a", *table_text(twice).split()[2:-2], "1", "2"]
-    write(twice, Form.JSON, tmp_path / "rows")
+    write_answer(twice, Form.JSON, tmp_path / "rows")
     assert list(json.loads((tmp_path / "rows").read_text())[0].values()) == [1, 2]
 
 
@@ -160,10 +160,10 @@ def test_rows_go_to_the_standard_output_as_they_go_to_a_file(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     for form in Form:
-        write(EVERY_TYPE, form, tmp_path / form.value)
+        write_answer(EVERY_TYPE, form, tmp_path / form.value)
         sys.stdout.flush()
         capfdbinary.readouterr()
-        write(EVERY_TYPE, form, None)
+        write_answer(EVERY_TYPE, form, None)
         sys.stdout.flush()
         assert capfdbinary.readouterr().out == (tmp_path / form.value).read_bytes()
     assert csv.read_csv(tmp_path / "csv").num_rows == 1
@@ -172,7 +172,7 @@ def test_rows_go_to_the_standard_output_as_they_go_to_a_file(
 def test_parquet_is_not_written_onto_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     with pytest.raises(ConfigError) as caught:
-        write(EVERY_TYPE, Form.PARQUET, None)
+        write_answer(EVERY_TYPE, Form.PARQUET, None)
     assert (str(caught.value), caught.value.hint) == (
         "Parquet is nothing for a terminal",
         "name a file: --out rows.parquet",
@@ -182,12 +182,12 @@ def test_parquet_is_not_written_onto_a_terminal(monkeypatch: pytest.MonkeyPatch)
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "new" / "rows.csv"
     write_text("old\n", path)
-    write(pa.table({"a": [1]}), Form.CSV, path)
+    write_answer(pa.table({"a": [1]}), Form.CSV, path)
     assert path.read_text() == "a\n1\n"
     (tmp_path / "file").write_text("")
     for form in Form:
         with pytest.raises(ConfigError, match="cannot write"):
-            write(EVERY_TYPE, form, tmp_path / "file" / "rows")
+            write_answer(EVERY_TYPE, form, tmp_path / "file" / "rows")
     assert sorted(item.name for item in tmp_path.rglob("*")) == ["file", "new", "rows.csv"]
 
 
@@ -200,7 +200,7 @@ def test_a_path_is_a_file_whatever_its_name_looks_like(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path = Path(name)
-    write(pa.table({"a": [1]}), form, path)
+    write_answer(pa.table({"a": [1]}), form, path)
     assert [item.relative_to(tmp_path) for item in tmp_path.rglob("*") if item.is_file()] == [path]
     assert path.stat().st_size > 0
 
@@ -230,7 +230,7 @@ def test_numbers_that_are_none_are_null_in_json_at_every_depth(tmp_path: Path) -
         """
     )
     # A part of the rows has buffers that do not begin with it.
-    write(rows.slice(1, 2), Form.JSON, tmp_path / "rows")
+    write_answer(rows.slice(1, 2), Form.JSON, tmp_path / "rows")
     assert json.loads((tmp_path / "rows").read_text()) == [
         {
             "list": [n, None, None], "struct": {"a": None, "b": n}, "map": {"k": None},
@@ -259,9 +259,9 @@ def test_a_fifo_and_a_device_are_written_and_stay(tmp_path: Path) -> None:
     for form in (Form.TABLE, Form.CSV):
         reader = threading.Thread(target=lambda: read.append(fifo.read_text()), daemon=True)
         reader.start()
-        write(pa.table({"a": [1]}), form, fifo)
+        write_answer(pa.table({"a": [1]}), form, fifo)
         reader.join(10)
-        write(pa.table({"a": [1]}), form, tmp_path / "null")
+        write_answer(pa.table({"a": [1]}), form, tmp_path / "null")
     assert (read[0].split()[0], read[1:]) == ("a", ["a\n1\n"])
     assert fifo.is_fifo() and (tmp_path / "null").is_char_device()
     assert sorted(item.name for item in tmp_path.iterdir()) == ["fifo", "null"]
@@ -291,7 +291,7 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, error: OSError) -> None:
 
 
 def test_a_csv_has_no_formulas_and_numbers_below_zero_stay_numbers(tmp_path: Path) -> None:
-    write(
+    write_answer(
         rows_of(
             """SELECT '=1+1' AS "a""b", -1 AS less, '-x' AS text, ['=1'] AS list, NULL::VARCHAR AS empty"""
         ),
@@ -303,7 +303,7 @@ def test_a_csv_has_no_formulas_and_numbers_below_zero_stay_numbers(tmp_path: Pat
 
 def test_no_text_of_a_run_reaches_a_terminal_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows_of("SELECT chr(27) || '[2J[link=http://x]a' || chr(13) || ':smile:' AS name")
-    write(rows, Form.TABLE, None)
+    write_answer(rows, Form.TABLE, None)
     write_text("a sentence with \x1b]8;;http://x\x07\n", None)
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
         "name",
@@ -317,8 +317,8 @@ def test_csv_on_a_terminal_tells_it_nothing_and_in_a_pipe_stays_as_it_is(
     capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = rows_of("SELECT chr(27) AS name")
-    write(rows, Form.CSV, None)
+    write_answer(rows, Form.CSV, None)
     assert capsysbinary.readouterr().out == b"name\n\x1b\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    write(rows, Form.CSV, None)
+    write_answer(rows, Form.CSV, None)
     assert capsysbinary.readouterr().out == b"name\n\\x1b\n"

@@ -3,6 +3,7 @@
 import pytest
 
 from ray_memprof.rank.messages import Whereabouts
+from ray_memprof.recorder import collectives
 from ray_memprof.recorder.status import Beat, Group
 from ray_memprof.supervision.hang import (
     Progress,
@@ -32,7 +33,7 @@ def test_in_a_collective_by_the_inner_end_of_the_stack() -> None:
 
 def test_the_place_in_the_model_and_not_the_watch_around_a_collective() -> None:
     stack = STACK.format(deep="") + (
-        '  File "/x/ray_memprof/collectives.py", line 91, in watched\n'
+        f'  File "{collectives.__file__}", line 91, in watched\n'
         '  File "/v/lib/python3.11/site-packages/torch/distributed/distributed_c10d.py", line 3, in all_reduce\n'
     )
     assert in_collective(stack)

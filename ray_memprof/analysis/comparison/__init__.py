@@ -1,0 +1,1 @@
+"""What moved between runs, and which bounds it broke. Read compare.py first."""

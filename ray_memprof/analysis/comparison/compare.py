@@ -73,7 +73,7 @@ class Comparison:
     """The base first."""
     differences: tuple[Difference, ...]
     moves: pa.Table
-    """Rows of sql/compare/moves.sql."""
+    """Rows of sql/moves.sql."""
     checks: tuple[Check, ...]
     rank: int | None
     """The only rank that was looked at; None: all of them."""
@@ -91,7 +91,7 @@ class Place:
     share: float
     """Of the figure of the whole base run: the largest of its moves."""
     measures: dict[str, Row]
-    """Rows of sql/compare/moves.sql, in their order."""
+    """Rows of sql/moves.sql, in their order."""
 
 
 def places(rows: Iterable[Row], level: str) -> list[Place]:
@@ -209,7 +209,7 @@ def _refuse_partial(sides: Sequence[Side]) -> None:
 
 
 def _gather(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side], rank: int | None) -> None:
-    """Temporary tables that the questions of sql/compare read: sides, figures and places."""
+    """Temporary tables that the questions of sql/ read: sides, figures and places."""
     names, run_ids = [side.name for side in sides], [side.run_id for side in sides]
     connection.register("sides", pa.table({"run": range(len(sides)), "name": names, "run_id": run_ids}))
     of_rank = "" if rank is None else f" WHERE rank = {rank:d}"

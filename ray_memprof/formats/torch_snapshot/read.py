@@ -11,7 +11,7 @@ What an imported run says and what it does not:
 * runs: source "cuda", workload "script", status "ok", or "oom" where a trace has such an event; the files are listed
   under "imported" in its configuration. A file of several devices is a rank for each, see rank_numbers.py.
 * An exported run of the CPU comes back with its source; its events say what counts, no block is rounded.
-* Blocks, curves and peaks are replayed, from the state at the beginning that beginning.py finds, and end at the
+* Blocks, curves and peaks are replayed, from the state at the beginning that before_trace.py finds, and end at the
   segments of the snapshot: ranks.max_error_bytes is the difference there, num_checks is 1. Where the settings do not
   tell what blocks took, events are asked (block_sizes.py); ranks.inexact_bytes bounds what nothing tells, and
   ranks.peak_at_least says that the peak may lie before the first event (certainty.py). No counter of the
