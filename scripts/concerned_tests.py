@@ -25,7 +25,7 @@ class Concerned:
 
     def __init__(self, root: Path, folders: Iterable[str]) -> None:
         self._root = root
-        self.tests = [path for folder in folders for path in sorted((root / folder).glob("test_*.py"))]
+        self.tests = [path for folder in folders for path in sorted((root / folder).rglob("test_*.py"))]
         sources = [path for name in PACKAGES for path in sorted((root / name).rglob("*")) if path.is_file()]
         self._modules = {_dotted(path.relative_to(root)): path for path in sources if path.suffix == ".py"}
         self._questions = {path.stem: path for path in sources if path.suffix == ".sql"}

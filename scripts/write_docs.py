@@ -52,7 +52,7 @@ SCHEMA_INTRO = """\
 # Tables
 
 What ranks and launcher record. Written by `python scripts/write_docs.py` from `ray_memprof/store/schema.py`;
-`tests/unit/test_docs.py` holds it to the code.
+`tests/unit/docs/test_docs.py` holds it to the code.
 
 On disk a table is Parquet: `tables/<table>/rank=N/part-*.parquet`, and `tables/runs/part-*.parquet`. In `run.duckdb`
 and for `ray-memprof query` every table but `runs` has one more column in front: `rank` (BIGINT), which Parquet keeps in
@@ -73,7 +73,7 @@ QUESTIONS_INTRO = """\
 # Questions
 
 What can be asked of a run by name, with the columns of the answer and an example of each. Written by
-`python scripts/write_docs.py` from `ray_memprof/query/sql/`; `tests/unit/test_docs.py` holds it to the code.
+`python scripts/write_docs.py` from `ray_memprof/query/sql/`; `tests/unit/docs/test_docs.py` holds it to the code.
 
 ```console
 $ ray-memprof query peak_by_rank                            # the newest run

@@ -2,7 +2,8 @@
 
     config.model.precision, config.num_ranks
 
-load_config makes one of a YAML file; what each key means is in keys.py, what may stand together in rules.py. Imports no torch, no Ray.
+load_config makes one of a YAML file; what each key means is in keys.py, what may stand together in rules.py. Imports no
+torch, no Ray.
 """
 
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""Snapshots as torch's allocator would leave them, from the allocator that test_replay.py plays; for tests."""
+"""Snapshots as torch's allocator would leave them, from the allocator of simple_allocator.py; for tests."""
 
 import pickle
 import random
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from test_replay import Allocator, Block
+from simple_allocator import Allocator, Block
 
+MIB = 2**20
 Event = dict[str, Any]
 Segment = dict[str, Any]
 FRAMES = (
@@ -133,3 +134,21 @@ def write(path: Path, content: Any, protocol: int = 4) -> Path:
     """A pickle."""
     path.write_bytes(pickle.dumps(content, protocol=protocol))
     return path
+
+
+def event(
+    action: str, address: int, size: int, time_us: int = 1, text: str = "", **more: Any
+) -> dict[str, Any]:
+    return {
+        "action": action, "addr": address, "size": size, "stream": 0, "time_us": time_us, "user_metadata": text, **more
+    }  # fmt: skip
+
+
+class Call:
+    """Pickles as a call."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self._call = function, arguments
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return self._call

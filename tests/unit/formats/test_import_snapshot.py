@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from snapshots import FRAMES, Simulation, snapshot, write
+from snapshots import FRAMES, MIB, Simulation, event, snapshot, write
 
 from ray_memprof.allocator.before_trace import Witness
 from ray_memprof.allocator.replay import BlockReplay
@@ -20,16 +20,6 @@ from ray_memprof.formats.torch_snapshot.write import write_snapshot
 from ray_memprof.query import database
 from ray_memprof.report.derive import derive
 from ray_memprof.store.rank_store import table_dir
-
-MIB = 2**20
-
-
-def event(
-    action: str, address: int, size: int, time_us: int = 1, text: str = "", **more: Any
-) -> dict[str, Any]:
-    return {
-        "action": action, "addr": address, "size": size, "stream": 0, "time_us": time_us, "user_metadata": text, **more
-    }  # fmt: skip
 
 
 def segment(address: int, *blocks: tuple[int, str]) -> dict[str, Any]:
@@ -405,16 +395,6 @@ def test_a_block_that_kept_more_than_it_asked_for_is_known_by_what_follows() -> 
 
 # --------------------------------------------------------------------------------
 # What is refused
-
-
-class _Call:
-    """Pickles as a call."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self._call = function, arguments
-
-    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-        return self._call
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from ray_memprof.store.rank_store import (
 )
 from ray_memprof.store.schema import SCHEMA_VERSION
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def ledger(*values: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from wan.config import TASKS
 from wan.levers import Levers
 from wan.options import DEFAULT_PROMPTS, MAX_SEED, Options, check, describe, parse, warn
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 # --------------------------------------------------------------------------------

@@ -237,7 +237,7 @@ import sys
 from pathlib import Path
 import torch.distributed as dist
 import wan.prompt_extend
-from test_workload import config, plan, run
+from test_wan_workload import config, plan, run
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 asked = []
@@ -258,7 +258,9 @@ def test_two_ranks_make_one_video_in_a_group_of_their_own(tmp_path: Path) -> Non
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environ = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    environ["PYTHONPATH"] = os.pathsep.join(
+        map(str, [Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[3]])
+    )
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK_OF_TWO, str(rank), str(tmp_path)],

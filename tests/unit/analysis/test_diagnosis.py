@@ -24,7 +24,7 @@ from ray_memprof.rank.environment import FORWARDED
 from ray_memprof.store.schema import TABLES
 from wan.levers import ALLOCATOR_SETTINGS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 RULES = [rule.name for rule in diagnosis.RULES]
 SECTIONS: dict[str, type[BaseModel]] = {
     "model_config": keys.Model,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from run_tables import make_ranks, make_run, span
-from test_report import drawn, outline
+from test_run_page import drawn, outline
 from typer.testing import CliRunner, Result
 
 from ray_memprof import cli, launch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ray_memprof.query import questions
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_sql.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "bench_sql.py"
 
 
 def bench(*args: str) -> list[str]:

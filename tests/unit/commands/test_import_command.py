@@ -6,8 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from snapshots import Simulation, snapshot, write
-from test_import_snapshot import MIB, _Call, event
+from snapshots import MIB, Call, Simulation, event, snapshot, write
 from typer.testing import CliRunner
 
 from ray_memprof.cli import app
@@ -20,7 +19,7 @@ def test_the_command_names_the_file_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     good = write(Path("rank0.pickle"), snapshot([event("alloc", 0, 512)], []))
-    Path("rank1.pickle").write_bytes(pickle.dumps(_Call(os.system, f"touch {tmp_path}/pwned")))
+    Path("rank1.pickle").write_bytes(pickle.dumps(Call(os.system, f"touch {tmp_path}/pwned")))
 
     result = CliRunner().invoke(app, ["import", str(good), "rank1.pickle", "--name", "theirs"])
 

@@ -20,7 +20,7 @@ from ray_memprof.cli import app
 from ray_memprof.errors import EXIT_CONFIG, EXIT_DISK_FULL, EXIT_LIMIT
 from ray_memprof.query import questions
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MIB, SECOND = 2**20, 10**9
 
 

@@ -15,7 +15,7 @@ from ray_memprof.errors import ConfigError, DiskFull
 from ray_memprof.query import database, questions
 from ray_memprof.store.schema import SCHEMA_VERSION, TABLES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COUNT = "SELECT COUNT(*) FROM {}"
 
 

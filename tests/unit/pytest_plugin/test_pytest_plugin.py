@@ -22,7 +22,7 @@ pytest_plugins = ("pytester",)
 LOADED = (diagnose, matrix)
 """pytester forgets what a run inside imported, and a module that is loaded again has other classes."""
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 GIB = 2**30
 CONFIG = {"name": "two", "model_config": {"task": "t2v-tiny", "device": "cpu", "precision": "fp32"}}
 

@@ -12,7 +12,7 @@ from ray_memprof import errors as run_errors
 from wan import errors
 from wan.levers import Levers
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PATHS = [
     ROOT / "README.md",
     *(ROOT / "docs" / f"{name}.md" for name in ("architecture", "generate", "profiling")),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "run_memory_tests.sh"
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "run_memory_tests.sh"
 LAUNCH = "-m ray_memprof.launch"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "analyze_trace_file.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "analyze_trace_file.py"
 SCOPE = runpy.run_path(str(SCRIPT), run_name="analyze_trace_file")
 Captured = pytest.CaptureFixture[str]
 

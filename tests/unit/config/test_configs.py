@@ -10,7 +10,7 @@ from ray_memprof.config.matrix import expand
 from ray_memprof.config.rules import check_files, warnings
 from ray_memprof.errors import ConfigError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FILES = sorted(CONFIGS.glob("*"))
 # What their names promise: (ranks, ulysses, ring, dit_fsdp, t5_fsdp).
 LAYOUTS = {

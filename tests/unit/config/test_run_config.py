@@ -477,7 +477,7 @@ def test_loading_brings_neither_torch_nor_ray(write: Write) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(write(SEED_EXAMPLE))],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60,
+        capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=60,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("['ray_memprof']\n", "")
 

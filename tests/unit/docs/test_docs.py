@@ -17,7 +17,7 @@ from ray_memprof.store.schema import TABLES
 
 pytest_plugins = ("pytester",)
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TOUR = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
 SOURCES = "".join((ROOT / path).read_text(encoding="utf-8") for path in ("README.md", "docs/benchmarks.md"))
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ray_memprof.driver.interrupts import Abandoned
 from ray_memprof.launch import app
 
-CPU2 = Path(__file__).parents[2] / "configs" / "cpu2.yaml"
+CPU2 = Path(__file__).parents[3] / "configs" / "cpu2.yaml"
 SCRIPT = "name: x\nworkload: script\nscript: {path: a.py, module_spans: [own]}\n"
 
 

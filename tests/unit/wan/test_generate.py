@@ -20,7 +20,7 @@ from wan.media import read_image, save_video
 from wan.parallel import Layout
 from wan.pipeline import Pipeline, Request
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
