@@ -32,7 +32,7 @@ from ray_memprof.query.ask import opened
 from ray_memprof.report import run_page, summary
 from ray_memprof.report.comparison_page import write_comparison_page
 from ray_memprof.report.run_page import write_run_page
-from ray_memprof.store import gather
+from ray_memprof.store import run_tables
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -48,7 +48,7 @@ def make(run_dir: Path, ranks: int, events: int, seed: int, blocks: int, level: 
     run_dir.mkdir()
     for rank in track(range(ranks), f"making {ranks} x {events:,} events", console=errors):
         make_rank(run_dir, rank, ranks, events, blocks=blocks, variant=Variant(seed=seed), level=level)
-    gather.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
+    run_tables.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
     return run_dir
 
 

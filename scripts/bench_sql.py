@@ -36,7 +36,7 @@ from rich.table import Table
 
 from ray_memprof.formats.torch_snapshot.write import write_snapshot
 from ray_memprof.query import database, questions
-from ray_memprof.store import gather
+from ray_memprof.store import run_tables
 
 GIB, MIB = 2**30, 2**20
 LARGE_QUESTIONS = ("peak_by_rank", "peak_event", "imbalance", "alive_at_peak")
@@ -156,7 +156,7 @@ def synthetic_run(ranks: int, events: int) -> Iterator[Path]:
         run_dir.mkdir()
         for rank in track(range(ranks), f"making {ranks} x {events:,} events", console=errors):
             make_rank(run_dir, rank, ranks, events)
-        gather.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
+        run_tables.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
         yield run_dir
 
 

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from make_synthetic_run import Rows
 from measuring import peaks, proc_bytes
 
-from ray_memprof.store.rank_store import RankStore, table_dir
+from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.run_files import table_dir
 
 MIB = 2**20
 

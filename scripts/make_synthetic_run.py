@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from synthetic_player import ACTIONS, MIB, PLAIN, Variant, play
 from synthetic_player import Skew as Skew  # for those who want a Variant with one
 
-from ray_memprof.store.rank_store import RankStore, table_dir
+from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.run_files import table_dir
 from ray_memprof.store.schema import CATEGORIES
 
 START_NS = 1_800_000_000_000_000_000
@@ -290,10 +291,10 @@ def finish(run_dir: Path, ranks: int) -> None:
     from ray_memprof.formats.memory_events import write_memory_events
     from ray_memprof.query import database
     from ray_memprof.report.run_page import write_run_page
-    from ray_memprof.store import gather
+    from ray_memprof.store import gather, run_tables
 
     gather.gather(run_dir, range(ranks))
-    gather.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
+    run_tables.write_driver_tables(run_dir, *driver_rows(run_dir, ranks))
     database.build(run_dir)
     write_memory_events(run_dir)
     write_run_page(run_dir)

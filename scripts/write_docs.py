@@ -24,7 +24,7 @@ from ray_memprof.analysis.comparison import compare
 from ray_memprof.analysis.comparison.text import comparison_text
 from ray_memprof.analysis.diagnosis import diagnose, findings
 from ray_memprof.query import answers, database, questions
-from ray_memprof.store import gather, schema
+from ray_memprof.store import gather, run_tables, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -262,7 +262,7 @@ def make_run(folder: Path, name: str) -> Path:
     make_synthetic_run.make(run_dir, RANKS, EVENTS, blocks=BLOCKS, variant=RUNS[name])
     gather.gather(run_dir, range(RANKS))
     run, ranks = make_synthetic_run.driver_rows(run_dir, RANKS)
-    gather.write_driver_tables(run_dir, {**run, "name": name}, ranks)
+    run_tables.write_driver_tables(run_dir, {**run, "name": name}, ranks)
     return run_dir
 
 

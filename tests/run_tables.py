@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from ray_memprof.query.database import query
-from ray_memprof.store.gather import write_driver_tables
 from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.run_tables import write_driver_tables
 from ray_memprof.store.schema import TABLES
 
 Row = dict[str, Any]

@@ -47,7 +47,7 @@ def _export(
     from ray_memprof.formats.csv import write_csv
     from ray_memprof.formats.memory_events import write_memory_events
     from ray_memprof.formats.perfetto import write_perfetto
-    from ray_memprof.store.rank_store import EVENTS_FILE
+    from ray_memprof.store.run_files import EVENTS_FILE
 
     stem = f"{run_dir.parent.name}-{run_dir.name}"
     of_rank = "" if rank is None else f"-rank{rank}"

@@ -22,7 +22,7 @@ def import_(
     """Make a run of memory snapshots that torch.cuda.memory._dump_snapshot wrote."""
     from ray_memprof.formats.torch_snapshot.read import import_snapshots
     from ray_memprof.report.derive import derive
-    from ray_memprof.store.rank_store import LATEST_LINK, REPORT_FILE
+    from ray_memprof.store.run_files import LATEST_LINK, REPORT_FILE
     from ray_memprof.store.run_folder import new_run_id, point
 
     with told():

@@ -24,7 +24,7 @@ def report(
     with told():
         from ray_memprof.report.run_page import write_run_page
         from ray_memprof.store.find_run import find_run
-        from ray_memprof.store.rank_store import REPORT_FILE
+        from ray_memprof.store.run_files import REPORT_FILE
         from ray_memprof.store.whole_file import check_target
 
         run_dir = find_run(run)
@@ -37,7 +37,7 @@ def report(
 
 def _problems(run_dir: Path) -> list[str]:
     """What the driver noted of records that are not whole; a run that it never ended has no note."""
-    from ray_memprof.store.rank_store import RUN_FILE
+    from ray_memprof.store.run_files import RUN_FILE
 
     path = run_dir / RUN_FILE
     try:

@@ -44,8 +44,8 @@ from ray_memprof.rank.actor import CONTROL, Prepared, Rank
 from ray_memprof.rank.environment import forwarded
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.recorder.clock import kernel, offset
-from ray_memprof.store.gather import Remote
-from ray_memprof.store.rank_store import log_name
+from ray_memprof.store.run_files import log_name
+from ray_memprof.store.transfer import Remote
 from ray_memprof.supervision.awake import AwakeClock
 from ray_memprof.supervision.verdict import Verdict
 from ray_memprof.wording import rank_text

@@ -20,7 +20,7 @@ from ray_memprof.driver.run_state import RunState, verdict_of, verdict_of_bug
 from ray_memprof.driver.troubles import Troubles
 from ray_memprof.errors import DiskFull, RunError
 from ray_memprof.recorder.status import Beat
-from ray_memprof.store.rank_store import LOGS_DIR, REPORT_FILE
+from ray_memprof.store.run_files import LOGS_DIR, REPORT_FILE
 from ray_memprof.store.standing import NOTE_EVERY_S, progress_facts
 from ray_memprof.supervision.verdict import Verdict
 from ray_memprof.supervision.watch import Limits, interruption, watch
@@ -137,7 +137,7 @@ def _bug(error: Exception, state: RunState) -> Verdict:
 def write(state: RunState, live: Live) -> None:
     """All that is derived from what the ranks recorded."""
     from ray_memprof.report.derive import derived
-    from ray_memprof.store.gather import write_driver_tables
+    from ray_memprof.store.run_tables import write_driver_tables
 
     run_dir = state.folder.path
     with live.stage("report"):

@@ -18,24 +18,12 @@ from ray_memprof.driver.run_state import Elsewhere, RunState
 from ray_memprof.errors import EXIT_KILLED, ConfigError, StartFailed
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.report import derive
-from ray_memprof.store.gather import (
-    Gathered,
-    Remote,
-    gather,
-    not_all_came,
-    recorded_nothing,
-    send,
-    write_driver_tables,
-)
-from ray_memprof.store.rank_store import (
-    CONFIG_FILE,
-    REPORT_FILE,
-    TABLES_DIR,
-    manifest_path,
-    table_dir,
-)
+from ray_memprof.store.gather import Gathered, gather, not_all_came, recorded_nothing
+from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE, TABLES_DIR, manifest_path, table_dir
 from ray_memprof.store.run_folder import RunFolder
+from ray_memprof.store.run_tables import write_driver_tables
 from ray_memprof.store.standing import RUNNING, standing
+from ray_memprof.store.transfer import Remote, send
 from ray_memprof.supervision.verdict import Verdict
 from ray_memprof.wording import rank_text
 

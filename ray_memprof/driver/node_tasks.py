@@ -20,9 +20,9 @@ from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_memprof.driver.ray_errors import first_line
-from ray_memprof.store import gather
-from ray_memprof.store.gather import Chunk, TransportError
+from ray_memprof.store import transfer
 from ray_memprof.store.processes import is_alive
+from ray_memprof.store.transfer import Chunk, TransportError
 
 _POLL_S = 0.05
 _START_S = 10.0
@@ -101,7 +101,7 @@ def unreachable() -> Iterator[Chunk]:
 
 
 def _send(folder: Path, ranks: tuple[int, ...]) -> Iterator[Chunk]:
-    yield from gather.send(folder, ranks)
+    yield from transfer.send(folder, ranks)
 
 
 def remove(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) -> str:
@@ -117,7 +117,7 @@ def remove(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) 
 
 def _remove(folder: Path, ranks: tuple[int, ...]) -> str:
     try:
-        gather.remove(folder, ranks)
+        transfer.remove(folder, ranks)
     except OSError as error:
         return str(error)
     return ""

@@ -22,7 +22,7 @@ from ray_memprof.errors import EXIT_BUG, RunError
 from ray_memprof.rank.messages import Outcome, RankFacts, Status
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.status import ReplayCheck
-from ray_memprof.store.rank_store import LOGS_DIR
+from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.supervision.verdict import Verdict
 from wan.errors import WanError

@@ -17,8 +17,8 @@ from typing import Any
 
 from ray_memprof.query import questions
 from ray_memprof.query.ask import opened
-from ray_memprof.store.rank_store import EVENTS_FILE, run_file
-from ray_memprof.store.whole_file import check_target, whole_file
+from ray_memprof.store.run_files import EVENTS_FILE
+from ray_memprof.store.whole_file import check_target, run_file, whole_file
 
 NS = 1_000_000_000
 

@@ -127,7 +127,7 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
     from ray_memprof.analysis.diagnosis import diagnose
     from ray_memprof.query import database, questions
     from ray_memprof.query.bounds import is_lower_bound
-    from ray_memprof.store.rank_store import REPORT_FILE
+    from ray_memprof.store.run_files import REPORT_FILE
     from ray_memprof.wording import place
 
     name = run_dir.parent.name

@@ -19,7 +19,7 @@ import pyarrow as pa
 from ray_memprof.errors import ConfigError
 from ray_memprof.query import database, questions
 from ray_memprof.store.find_run import find_run
-from ray_memprof.store.rank_store import TABLES_DIR
+from ray_memprof.store.run_files import TABLES_DIR
 from ray_memprof.store.schema import TABLES
 
 

@@ -35,16 +35,10 @@ from ray_memprof.query.questions import (
     named,
     question,
 )
-from ray_memprof.store.rank_store import (
-    DATABASE_FILE,
-    PART_SUFFIX,
-    TABLES_DIR,
-    TEMPORARY_SUFFIX,
-    disk_error,
-    replace,
-)
+from ray_memprof.store.run_files import DATABASE_FILE, PART_SUFFIX, TABLES_DIR, TEMPORARY_SUFFIX
 from ray_memprof.store.schema import OLDEST_SCHEMA_VERSION, SCHEMA_VERSION, TABLES, Table
 from ray_memprof.store.standing import run_row
+from ray_memprof.store.whole_file import disk_error, replace
 
 LARGE_TABLES = ("allocs", "stacks")
 _ADDED = {"ranks": "clock_offset_ns", "spans": "device_used_bound_bytes"}

@@ -26,7 +26,7 @@ from ray_memprof.analysis.comparison.text import LEAST_FRACTION, SHOWN, check_li
 from ray_memprof.query import database
 from ray_memprof.report import plots
 from ray_memprof.report.page import environment, packed_plotly
-from ray_memprof.store.rank_store import TABLES_DIR, table_dir
+from ray_memprof.store.run_files import TABLES_DIR, table_dir
 from ray_memprof.store.whole_file import whole_file
 from ray_memprof.wording import change_text, number_text
 

@@ -27,9 +27,10 @@ from ray_memprof.query.bounds import is_unsampled, is_within
 from ray_memprof.query.questions import rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.page import environment, gib, packed_plotly
-from ray_memprof.store.rank_store import CONFIG_FILE, REPORT_FILE, run_file
+from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
 from ray_memprof.store.schema import RUNS
 from ray_memprof.store.standing import LEFT, RUNNING
+from ray_memprof.store.whole_file import run_file
 from ray_memprof.wording import GIB, at_least, place
 
 TEMPLATE = "report.html.j2"

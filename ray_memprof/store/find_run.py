@@ -12,7 +12,7 @@ import difflib
 from pathlib import Path
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.store.rank_store import LATEST_LINK, TABLES_DIR
+from ray_memprof.store.run_files import LATEST_LINK, TABLES_DIR
 
 OUTPUT_DIR = Path("profiler_logs")
 """Default of logging.output_dir."""

@@ -12,58 +12,32 @@ Folders of nodes that share no file system come as chunks of bytes: send() there
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_memprof.errors import DiskFull
-from ray_memprof.store.rank_store import (
-    LOGS_DIR,
+from ray_memprof.store.parts import read_stream, write_part
+from ray_memprof.store.rank_store import Sealed
+from ray_memprof.store.run_files import (
     OPEN_STREAM,
     PART_SUFFIX,
     TABLES_DIR,
     TEMPORARY_SUFFIX,
-    TRACE_DIR,
-    Sealed,
-    disk_error,
     manifest_path,
+    name_in_run,
     part_name,
-    read_stream,
-    replace,
-    replacing,
     table_dir,
-    to_batch,
-    write_part,
 )
-from ray_memprof.store.schema import RANK_TABLES, SCHEMA_VERSION, TABLES
+from ray_memprof.store.schema import RANK_TABLES
+from ray_memprof.store.transfer import Remote, TransportError, receive
+from ray_memprof.store.whole_file import driver_writing, replacing
 from ray_memprof.wording import rank_text
 
 DAMAGED_SUFFIX = ".damaged"
-CHUNK_BYTES = 8 * 2**20
-
-Chunk = tuple[str, bytes]
-"""Path relative to the run folder, with slashes, and the next bytes of that file."""
-
-
-class TransportError(Exception):
-    """Raised by the iterator of a Remote when no more will come; its text becomes a problem of the run."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Remote:
-    """A folder of another node, on its way here."""
-
-    where: str
-    """For messages: host and folder, so that a user finds the files there."""
-    ranks: tuple[int, ...]
-    chunks: Iterable[Chunk]
-    """As send() yields them on that node."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -129,7 +103,7 @@ def _gather_rank(run_dir: Path, rank: int, where: str | None) -> RankRows:
     manifest = manifest_path(run_dir, rank)
     if not manifest.exists():
         found.problems.append(f"{recorded_nothing(rank)}there is no {manifest}")
-    with _driver_writing(run_dir, f"of rank {rank} are in {where or run_dir / TABLES_DIR}"):
+    with driver_writing(run_dir, f"of rank {rank} are in {where or run_dir / TABLES_DIR}"):
         listed = _read_manifest(manifest, found)
         before = list(listed)
         for table in RANK_TABLES:
@@ -156,7 +130,7 @@ def _gather_table(run_dir: Path, table: str, listed: list[Sealed], found: RankRo
         if path.name not in known:
             # Its line of the manifest is lost, and no stream holds its rows: better kept than thrown away.
             num_rows = _num_rows(path)
-            line = f"{_name(run_dir, path)} is not in the manifest"
+            line = f"{name_in_run(run_dir, path)} is not in the manifest"
             found.problems.append(f"rank {found.rank}: {line}{'; kept' if num_rows is not None else ''}")
             listed.append(Sealed(table, path.name, num_rows or 0, path.stat().st_size))
 
@@ -191,7 +165,7 @@ def _check(run_dir: Path, sealed: Sealed, found: RankRows) -> bool:
         aside = path.with_name(path.name + DAMAGED_SUFFIX)
         state = f"is damaged, see {aside.name}" if aside.exists() else "is missing"
         found.problems.append(
-            f"rank {found.rank}: {_name(run_dir, path)} {state}: {sealed.rows:,} rows are lost"
+            f"rank {found.rank}: {name_in_run(run_dir, path)} {state}: {sealed.rows:,} rows are lost"
         )
         return False
     size, num_rows = path.stat().st_size, _num_rows(path)
@@ -200,7 +174,7 @@ def _check(run_dir: Path, sealed: Sealed, found: RankRows) -> bool:
     os.replace(path, path.with_name(path.name + DAMAGED_SUFFIX))
     rows = "no footer" if num_rows is None else f"{num_rows:,} rows"
     found.problems.append(
-        f"rank {found.rank}: {_name(run_dir, path)} is damaged: {size:,} bytes and {rows} instead of "
+        f"rank {found.rank}: {name_in_run(run_dir, path)} is damaged: {size:,} bytes and {rows} instead of "
         f"{sealed.bytes:,} and {sealed.rows:,} rows; set aside as *{DAMAGED_SUFFIX}"
     )
     return False
@@ -213,10 +187,6 @@ def _num_rows(path: Path) -> int | None:
         return int(pq.read_metadata(path.absolute()).num_rows)
     except (pa.ArrowInvalid, OSError):
         return None
-
-
-def _name(run_dir: Path, path: Path) -> str:
-    return path.relative_to(run_dir).as_posix()
 
 
 def _read_manifest(path: Path, found: RankRows) -> list[Sealed]:
@@ -237,122 +207,3 @@ def _write_manifest(path: Path, listed: Sequence[Sealed]) -> None:
         temporary.write_text(
             "".join(json.dumps(asdict(sealed)) + "\n" for sealed in listed), encoding="ascii"
         )
-
-
-def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """What these ranks left in a scratch folder, in chunks; manifests first, so that a torn transfer is noticed."""
-    for path in _files_of(folder, ranks):
-        with open(path, "rb") as file:
-            data = file.read(chunk_bytes)
-            yield _name(folder, path), data
-            while data := file.read(chunk_bytes):
-                yield _name(folder, path), data
-
-
-def remove(folder: Path, ranks: Iterable[int]) -> None:
-    """Remove from a scratch folder what send() sends of these ranks, and every folder that is empty then.
-
-    Another node of the same host may have ranks in the same folder: what is theirs stays.
-    """
-    for path in _files_of(folder, ranks):
-        path.unlink()
-    for path in [*sorted(folder.rglob("*/"), reverse=True), folder]:
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
-
-
-def _files_of(folder: Path, ranks: Iterable[int]) -> list[Path]:
-    names = []
-    for rank in ranks:
-        names += [manifest_path(folder, rank)]
-        names += sorted(folder.glob(f"{TABLES_DIR}/*/rank={rank}/*"))
-        # With the flight record of NCCL, whose name ends with the rank.
-        patterns = (LOGS_DIR, f"rank{rank}.*"), (LOGS_DIR, f"*_rank{rank}"), (TRACE_DIR, f"rank{rank}.*")
-        names += [path for kind, pattern in patterns for path in sorted((folder / kind).glob(pattern))]
-    return [name for name in names if name.is_file()]
-
-
-def receive(run_dir: Path, remote: Remote) -> None:
-    """Write what a Remote sends into the run folder; a file appears once all of it is here.
-
-    Raises:
-        DiskFull: no room here; the message says where the records still are.
-        TransportError: the remote's iterator ended early; files that were complete stay.
-        ValueError: a path that leads out of the run folder.
-    """
-    whole = f"of ranks {', '.join(map(str, remote.ranks))} are in {remote.where}"
-    with _driver_writing(run_dir, whole):
-        files = _Files(run_dir)
-        try:
-            for name, data in remote.chunks:
-                files.write(name, data)
-            files.finish()
-        finally:
-            files.drop()
-
-
-class _Files:
-    """One file after the other, each under a temporary name until the next one begins."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir, self._name = run_dir, ""
-        self._file: Any = None
-
-    def write(self, name: str, data: bytes) -> None:
-        if name != self._name:
-            self.finish()
-            path = _inside(self._run_dir, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path.with_name(path.name + TEMPORARY_SUFFIX), "wb")  # noqa: SIM115 - several calls
-            self._name = name
-        self._file.write(data)
-
-    def finish(self) -> None:
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        replace(Path(self._file.name), self._run_dir / self._name)
-        self._file = None
-
-    def drop(self) -> None:
-        """Remove the file that is not complete."""
-        if self._file is None:
-            return
-        # Its name first: closing writes what is buffered, and fails again on a full disk.
-        Path(self._file.name).unlink()
-        self._file.close()
-
-
-def _inside(run_dir: Path, name: str) -> Path:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-        raise ValueError(f"a file of a run must lie in its folder, not at {name!r}")
-    return run_dir / pure
-
-
-@contextmanager
-def _driver_writing(run_dir: Path, records: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        told = disk_error("the driver", Path(error.filename or run_dir), error)
-        raise DiskFull(f"{told}; the records {records}", hint=told.hint) from error
-
-
-def write_driver_tables(run_dir: Path, run: Mapping[str, Any], ranks: Iterable[Mapping[str, Any]]) -> None:
-    """Write the tables runs and ranks, as schema.py has them; a row of `ranks` says its "rank" too.
-
-    Raises:
-        DiskFull: no room in the run folder.
-        ValueError: columns are missing, unknown, or of the wrong type.
-    """
-    folders = {table_dir(run_dir, "runs"): ("runs", {"schema_version": SCHEMA_VERSION, **run})}
-    for row in ranks:
-        columns = {name: value for name, value in row.items() if name != "rank"}
-        folders[table_dir(run_dir, "ranks", row["rank"])] = ("ranks", columns)
-    with _driver_writing(run_dir, f"are in {run_dir / TABLES_DIR}"):
-        for folder, (table, columns) in folders.items():
-            batch = to_batch(table, {name: [value] for name, value in columns.items()})
-            write_part(folder / part_name(0), pa.Table.from_batches([batch], TABLES[table].schema))

@@ -15,57 +15,21 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ray_memprof.errors import DiskFull
+from ray_memprof.store.parts import PART_KEY, SEAL_ROWS, Column, read_stream, to_batch, write_part
+from ray_memprof.store.run_files import OPEN_STREAM, manifest_path, part_name, table_dir
 from ray_memprof.store.schema import RANK_TABLES, TABLES
+from ray_memprof.store.whole_file import disk_error
 
-CONFIG_FILE = "config.yaml"
-RUN_FILE = "run.json"
-DATABASE_FILE = "run.duckdb"
-EVENTS_FILE = "memory_events.json"
-REPORT_FILE = "report.html"
-TABLES_DIR = "tables"
-TRACE_DIR = "trace"
-LOGS_DIR = "logs"
-TRACE_FILE = "rank{rank}.pt.trace.json"
-"""TensorBoard looks for *.pt.trace.json and takes what comes before for the name of the worker."""
-LATEST_LINK = "latest"
-OPEN_STREAM = "open.arrows"
-PART_SUFFIX = ".parquet"
-TEMPORARY_SUFFIX = ".tmp"
-_PART_KEY = b"part"
-"""In the metadata of an open stream: number of the part that it will become."""
-SEAL_ROWS = 262_144
 SEAL_S = 30.0
-Column: TypeAlias = np.ndarray[Any, Any] | Sequence[Any] | pa.Array
-# Values that rise, or nearly: their differences are small. All other columns repeat a few values, which a dictionary
-# holds once; pyarrow leaves it where it does not pay.
-_RISING = frozenset(("seq", "t_ns", "start_ns", "end_ns", "span_id", "parent_id"))
-
-
-def table_dir(run_dir: Path, table: str, rank: int | None = None) -> Path:
-    """Where the parts of `table` lie; without `rank`, those of every rank, or of a table that has none."""
-    folder = run_dir / TABLES_DIR / table
-    return folder if rank is None else folder / f"rank={rank}"
-
-
-def part_name(number: int) -> str:
-    """File name of the part with this number."""
-    return f"part-{number:05d}{PART_SUFFIX}"
-
-
-def manifest_path(run_dir: Path, rank: int) -> Path:
-    """The list of what `rank` sealed."""
-    return run_dir / TABLES_DIR / f"manifest-rank={rank}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +176,7 @@ class _Segment:
     def _open(self) -> None:
         path = self._folder / OPEN_STREAM
         schema = TABLES[self._table].schema
-        schema = schema.with_metadata({**schema.metadata, _PART_KEY: str(self._num_parts)})
+        schema = schema.with_metadata({**schema.metadata, PART_KEY: str(self._num_parts)})
         with _writing(self._rank, path):
             self._folder.mkdir(parents=True, exist_ok=True)
             # Without a buffer of Python's: a child that is forked half-way through a write would have a copy of it, and
@@ -253,164 +217,12 @@ class _Segment:
         self._num_parts += 1
 
 
-def to_batch(table: str, columns: Mapping[str, Column]) -> pa.RecordBatch:
-    """`columns` as the schema of `table` wants them.
-
-    Raises:
-        ValueError: a column is unknown, missing, of another length or type, or null where that is not allowed.
-    """
-    schema = TABLES[table].schema
-    wanted = {field.name for field in schema if not field.nullable}
-    if unknown := columns.keys() - set(schema.names):
-        raise ValueError(
-            f"{table} has no column {', '.join(sorted(unknown))}; it has {', '.join(schema.names)}"
-        )
-    if missing := wanted - columns.keys():
-        raise ValueError(f"{table} needs the columns {', '.join(sorted(missing))} too")
-    lengths = {name: len(column) for name, column in columns.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"{table}: columns differ in length: {lengths}")
-    num_rows = next(iter(lengths.values()))
-    arrays = []
-    for field in schema:
-        array = _to_array(table, field, columns[field.name]) if field.name in columns else None
-        arrays.append(pa.nulls(num_rows, field.type) if array is None else array)
-        if array is not None and array.null_count and not field.nullable:
-            raise ValueError(f"{table}.{field.name} must not be null; {array.null_count} values are")
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _to_array(table: str, field: pa.Field, column: Column) -> pa.Array:
-    try:
-        if isinstance(column, pa.Array):
-            return column if column.type.equals(field.type) else column.cast(field.type)
-        return pa.array(column, type=field.type)
-    except (pa.ArrowException, TypeError, OverflowError) as error:
-        raise ValueError(f"{table}.{field.name} takes {field.type}: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class StreamRows:
-    """What an open stream holds."""
-
-    table: pa.Table
-    part: int
-    """Number of the part that it was to become; -1: not even its head can be read."""
-    num_lost_bytes: int
-    """At its end: a batch that was being written when the process ended."""
-
-
-def read_stream(path: Path, *, suspicious: bool = False) -> StreamRows:
-    """All complete batches of an open stream, mapped rather than read; `suspicious`: check every value of them."""
-    with pa.memory_map(str(path)) as source:
-        try:
-            reader = pa.ipc.open_stream(source)
-        except (pa.ArrowInvalid, OSError):
-            return StreamRows(pa.table({}), -1, path.stat().st_size)
-        batches, end = [], source.tell()
-        while True:
-            try:
-                batch = reader.read_next_batch()
-                if suspicious:
-                    batch.validate(full=True)
-            except StopIteration:
-                end = source.tell()
-                break
-            except (pa.ArrowInvalid, OSError):
-                break
-            batches.append(batch)
-            end = source.tell()
-        part = int(reader.schema.metadata[_PART_KEY])
-        table = pa.Table.from_batches(batches, reader.schema)
-        return StreamRows(table, part, path.stat().st_size - end)
-
-
-def write_part(path: Path, table: pa.Table) -> int:
-    """Write `table` to `path` so that it is there whole or not at all, power cuts included; its size in bytes."""
-    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != _PART_KEY}
-    # A dictionary that changes half-way makes the Parquet writer give up on dictionaries for the rest of the column.
-    table = table.replace_schema_metadata(metadata).unify_dictionaries()
-    rising = [name for name in table.schema.names if name in _RISING]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        pq.write_table(
-            table,
-            file,
-            compression="zstd",
-            use_dictionary=[name for name in table.schema.names if name not in rising],
-            column_encoding=dict.fromkeys(rising, "DELTA_BINARY_PACKED"),
-            row_group_size=SEAL_ROWS,
-        )
-    return path.stat().st_size
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name to write under; the file becomes `path` when the block ends well, and else it is gone.
-
-    `path` is there whole or not at all, power cuts included. One writer of a path at a time.
-    """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()  # on a full disk its bytes are what others need
-        raise
-
-
-@contextmanager
-def run_file(path: Path) -> Iterator[Path]:
-    """The same for what the driver derives from the tables of a run.
-
-    Raises:
-        DiskFull: it could not be written.
-    """
-    try:
-        with replacing(path) as temporary:
-            yield temporary
-    except OSError as error:
-        raise disk_error("the driver", path, error) from error
-
-
-def replace(temporary: Path, path: Path) -> None:
-    """Rename, and see that the name is on the disk too."""
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
 @contextmanager
 def _writing(rank: int, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise disk_error(f"rank {rank}", path, error) from error
-
-
-def disk_error(
-    who: str,
-    path: Path,
-    error: OSError,
-    *,
-    instead: str = "point logging.output_dir or ray.scratch_dir at another one",
-) -> DiskFull:
-    """The error of what could not be written, with the reason in the system's own words.
-
-    Args:
-        who: wrote it.
-        path: where to.
-        error: the reason.
-        instead: what to do where there can be no room on that disk; the default is for a run that is recorded.
-    """
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return DiskFull(f"{who}: cannot write {path}: {reason}", hint=f"make room on that disk, or {instead}")
 
 
 @contextmanager
@@ -420,8 +232,3 @@ def _ignoring_disk_errors() -> Iterator[None]:
         yield
     except OSError:
         pass
-
-
-def log_name(rank: int) -> str:
-    """The log of a rank, from the run folder."""
-    return f"logs/rank{rank}.log"

@@ -17,14 +17,9 @@ from typing import Any
 
 from ray_memprof.errors import PreflightFailed
 from ray_memprof.store.private_folder import private_folder, user_folder
-from ray_memprof.store.rank_store import (
-    CONFIG_FILE,
-    LATEST_LINK,
-    LOGS_DIR,
-    RUN_FILE,
-    disk_error,
-)
+from ray_memprof.store.run_files import CONFIG_FILE, LATEST_LINK, LOGS_DIR, RUN_FILE
 from ray_memprof.store.standing import RUNNING, driver_facts
+from ray_memprof.store.whole_file import disk_error
 
 
 @dataclass(slots=True)

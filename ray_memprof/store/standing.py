@@ -16,7 +16,7 @@ from typing import Any
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.store.processes import is_alive, started
-from ray_memprof.store.rank_store import CONFIG_FILE, RUN_FILE
+from ray_memprof.store.run_files import CONFIG_FILE, RUN_FILE
 from ray_memprof.store.schema import SCHEMA_VERSION
 
 RUNNING = "running"

@@ -1,4 +1,4 @@
-"""A file that is there whole or not at all: what every export writes.
+"""A file that is there whole or not at all, and what to say where the disk has no room for it.
 
 with whole_file(path) as temporary:
     temporary.write_text(...)
@@ -12,11 +12,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ray_memprof.errors import ConfigError, RunError
-from ray_memprof.store.rank_store import disk_error, replacing
+from ray_memprof.errors import ConfigError, DiskFull, RunError
+from ray_memprof.store.run_files import TEMPORARY_SUFFIX
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -102,3 +102,78 @@ def _told(path: Path, error: OSError) -> RunError:
         return disk_error("export", path, error, instead="write to another one")
     reason = os.strerror(error.errno) if error.errno else str(error)
     return ConfigError(f"cannot write {path}: {reason}", hint="name a place that you may write to")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write under; the file becomes `path` when the block ends well, and else it is gone.
+
+    `path` is there whole or not at all, power cuts included. One writer of a path at a time.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()  # on a full disk its bytes are what others need
+        raise
+
+
+@contextmanager
+def run_file(path: Path) -> Iterator[Path]:
+    """The same for what the driver derives from the tables of a run.
+
+    Raises:
+        DiskFull: it could not be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise disk_error("the driver", path, error) from error
+
+
+def replace(temporary: Path, path: Path) -> None:
+    """Rename, and see that the name is on the disk too."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def disk_error(
+    who: str,
+    path: Path,
+    error: OSError,
+    *,
+    instead: str = "point logging.output_dir or ray.scratch_dir at another one",
+) -> DiskFull:
+    """The error of what could not be written, with the reason in the system's own words.
+
+    Args:
+        who: wrote it.
+        path: where to.
+        error: the reason.
+        instead: what to do where there can be no room on that disk; the default is for a run that is recorded.
+    """
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return DiskFull(f"{who}: cannot write {path}: {reason}", hint=f"make room on that disk, or {instead}")
+
+
+@contextmanager
+def driver_writing(run_dir: Path, records: str) -> Iterator[None]:
+    """Tell of an error of the disk which `records` are left, and where.
+
+    Raises:
+        DiskFull: the block ended in an error of the system.
+    """
+    try:
+        yield
+    except OSError as error:
+        told = disk_error("the driver", Path(error.filename or run_dir), error)
+        raise DiskFull(f"{told}; the records {records}", hint=told.hint) from error

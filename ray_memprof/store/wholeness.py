@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.store.rank_store import OPEN_STREAM, TABLES_DIR, manifest_path, table_dir
+from ray_memprof.store.run_files import OPEN_STREAM, TABLES_DIR, manifest_path, table_dir
 from ray_memprof.wording import rank_text
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from ray_memprof import errors
 from ray_memprof.rank.messages import Outcome, Status
 from ray_memprof.recorder.status import Beat
-from ray_memprof.store.rank_store import log_name
+from ray_memprof.store.run_files import log_name
 from ray_memprof.wording import rank_text
 
 LossKind = Literal["died", "unreachable", "node", "host_oom"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ray_memprof.config.keys import Logging
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.store.rank_store import TRACE_DIR, TRACE_FILE
+from ray_memprof.store.run_files import TRACE_DIR, TRACE_FILE
 from wan.config import TASKS
 from wan.options import Options, describe
 from wan.parallel.environment import Place

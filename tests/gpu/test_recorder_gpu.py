@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from ray_memprof.store.rank_store import table_dir
+from ray_memprof.store.run_files import table_dir
 
 pytestmark = pytest.mark.gpu
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.meters.meter import Batch, Reading
-from ray_memprof.store.rank_store import to_batch
+from ray_memprof.store.parts import to_batch
 
 
 @dataclass

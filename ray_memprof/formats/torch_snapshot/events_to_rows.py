@@ -26,7 +26,8 @@ from ray_memprof.allocator.replay import (
 from ray_memprof.formats.torch_snapshot.snapshot_parts import FrameLine
 from ray_memprof.formats.torch_snapshot.spool import Chunk
 from ray_memprof.store.categories import category_of, component_of
-from ray_memprof.store.rank_store import RankStore, manifest_path, table_dir
+from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.run_files import manifest_path, table_dir
 from ray_memprof.store.schema import RANK_TABLES
 
 NO_TEXT = "imported"

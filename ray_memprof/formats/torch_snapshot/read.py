@@ -56,17 +56,11 @@ from ray_memprof.formats.torch_snapshot.snapshot_parts import (
 )
 from ray_memprof.formats.torch_snapshot.spool import MAX_TOTAL_BYTES, Spool
 from ray_memprof.formats.torch_snapshot.write import HOST_SOURCES, MARK, SPAN_FILE
-from ray_memprof.store.gather import gather, write_driver_tables
-from ray_memprof.store.rank_store import (
-    CONFIG_FILE,
-    LOGS_DIR,
-    RUN_FILE,
-    TABLES_DIR,
-    disk_error,
-    manifest_path,
-    table_dir,
-)
+from ray_memprof.store.gather import gather
+from ray_memprof.store.run_files import CONFIG_FILE, LOGS_DIR, RUN_FILE, TABLES_DIR, manifest_path, table_dir
+from ray_memprof.store.run_tables import write_driver_tables
 from ray_memprof.store.schema import RANK_TABLES
+from ray_memprof.store.whole_file import disk_error
 from ray_memprof.wording import size_text
 
 MAX_TEXTS = 10_000

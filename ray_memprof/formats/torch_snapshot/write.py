@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from ray_memprof.errors import ConfigError
 from ray_memprof.formats.torch_snapshot.pickle_writer import PickleWriter, integer
 from ray_memprof.query.ask import opened
-from ray_memprof.store.rank_store import PART_SUFFIX, table_dir
+from ray_memprof.store.run_files import PART_SUFFIX, table_dir
 from ray_memprof.store.schema import SCHEMA_VERSION
 from ray_memprof.store.whole_file import check_target, whole_file
 

@@ -9,7 +9,7 @@ from snapshots import Simulation, write
 
 from ray_memprof.formats.torch_snapshot.read import import_snapshots
 from ray_memprof.query import database
-from ray_memprof.store.rank_store import table_dir
+from ray_memprof.store.run_files import table_dir
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 
 from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
 from ray_memprof.query import database
-from ray_memprof.store.gather import write_driver_tables
-from ray_memprof.store.rank_store import TABLES_DIR
+from ray_memprof.store.run_files import TABLES_DIR
+from ray_memprof.store.run_tables import write_driver_tables
 
 BLOCKS, EVENTS = 2, 3_000
 RUNS = [pytest.param(number, marks=[] if number < 4 else [pytest.mark.slow]) for number in range(50)]

@@ -17,7 +17,7 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.formats.torch_snapshot.read import import_snapshots
 from ray_memprof.formats.torch_snapshot.write import recorded_ranks, write_snapshot
 from ray_memprof.query import database
-from ray_memprof.store.rank_store import table_dir
+from ray_memprof.store.run_files import table_dir
 from ray_memprof.store.schema import SCHEMA_VERSION
 
 MIB = 2**20

@@ -19,7 +19,7 @@ from ray_memprof.formats.torch_snapshot.read import import_file, import_snapshot
 from ray_memprof.formats.torch_snapshot.write import write_snapshot
 from ray_memprof.query import database
 from ray_memprof.report.derive import derive
-from ray_memprof.store.rank_store import table_dir
+from ray_memprof.store.run_files import table_dir
 
 
 def segment(address: int, *blocks: tuple[int, str]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.recorder import Recorder, recording
 from ray_memprof.recorder.scribe import Sample, Scribe
 from ray_memprof.recorder.torch_trace import StepTrace, TraceSchedule
-from ray_memprof.store.rank_store import RankStore, table_dir
+from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.run_files import table_dir
 from ray_memprof.workload.module_spans import naming_modules
 from wan.spans import listening, span
 

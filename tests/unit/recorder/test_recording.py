@@ -12,7 +12,8 @@ import torch
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.recorder import recording
-from ray_memprof.store.rank_store import RankStore, manifest_path, table_dir
+from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.run_files import manifest_path, table_dir
 from wan.config import TASKS
 from wan.pipeline import Pipeline, Request
 from wan.spans import listening, span

@@ -6,7 +6,7 @@ import pytest
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.store.find_run import find_run, list_runs
-from ray_memprof.store.rank_store import TABLES_DIR
+from ray_memprof.store.run_files import TABLES_DIR
 
 
 @pytest.fixture

@@ -17,25 +17,12 @@ from run_tables import blank
 
 import ray_memprof.store.gather as collect_module
 from ray_memprof.errors import DiskFull
-from ray_memprof.store.gather import (
-    Chunk,
-    Gathered,
-    RankRows,
-    Remote,
-    TransportError,
-    gather,
-    remove,
-    send,
-    write_driver_tables,
-)
-from ray_memprof.store.rank_store import (
-    OPEN_STREAM,
-    RankStore,
-    manifest_path,
-    part_name,
-    table_dir,
-)
+from ray_memprof.store.gather import Gathered, RankRows, gather
+from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.run_files import OPEN_STREAM, manifest_path, part_name, table_dir
+from ray_memprof.store.run_tables import write_driver_tables
 from ray_memprof.store.schema import SCHEMA_VERSION
+from ray_memprof.store.transfer import Chunk, Remote, TransportError, remove, send
 
 ROOT = Path(__file__).resolve().parents[3]
 

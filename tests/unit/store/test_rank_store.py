@@ -19,15 +19,9 @@ from run_tables import blank
 
 import ray_memprof.store.rank_store as store_module
 from ray_memprof.errors import DiskFull
-from ray_memprof.store.rank_store import (
-    OPEN_STREAM,
-    RankStore,
-    manifest_path,
-    part_name,
-    read_stream,
-    table_dir,
-    write_part,
-)
+from ray_memprof.store.parts import read_stream, write_part
+from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.run_files import OPEN_STREAM, manifest_path, part_name, table_dir
 from ray_memprof.store.schema import TABLES
 
 LEDGER = {"t_ns": [1, 2], "span_id": [1, 1], "account": ["nccl", "context"], "bytes": [5, -5]}

@@ -9,7 +9,8 @@ from ray_memprof.analysis.comparison.compare import compare
 from ray_memprof.analysis.comparison.text import warnings
 from ray_memprof.errors import ConfigError
 from ray_memprof.store.gather import gather
-from ray_memprof.store.rank_store import OPEN_STREAM, RankStore
+from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.run_files import OPEN_STREAM
 from ray_memprof.store.wholeness import lacking
 
 LIMIT = ["peak_device_used > +2%"]

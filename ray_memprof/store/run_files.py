@@ -1,0 +1,44 @@
+"""Every name in the folder of a run, once: its files, its folders, and the parts of its tables."""
+
+from pathlib import Path
+
+CONFIG_FILE = "config.yaml"
+RUN_FILE = "run.json"
+DATABASE_FILE = "run.duckdb"
+EVENTS_FILE = "memory_events.json"
+REPORT_FILE = "report.html"
+TABLES_DIR = "tables"
+TRACE_DIR = "trace"
+LOGS_DIR = "logs"
+TRACE_FILE = "rank{rank}.pt.trace.json"
+"""TensorBoard looks for *.pt.trace.json and takes what comes before for the name of the worker."""
+LATEST_LINK = "latest"
+OPEN_STREAM = "open.arrows"
+PART_SUFFIX = ".parquet"
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def table_dir(run_dir: Path, table: str, rank: int | None = None) -> Path:
+    """Where the parts of `table` lie; without `rank`, those of every rank, or of a table that has none."""
+    folder = run_dir / TABLES_DIR / table
+    return folder if rank is None else folder / f"rank={rank}"
+
+
+def part_name(number: int) -> str:
+    """File name of the part with this number."""
+    return f"part-{number:05d}{PART_SUFFIX}"
+
+
+def manifest_path(run_dir: Path, rank: int) -> Path:
+    """The list of what `rank` sealed."""
+    return run_dir / TABLES_DIR / f"manifest-rank={rank}.jsonl"
+
+
+def log_name(rank: int) -> str:
+    """The log of a rank, from the run folder."""
+    return f"logs/rank{rank}.log"
+
+
+def name_in_run(run_dir: Path, path: Path) -> str:
+    """A file of the folder, as it is named on every host: relative, with slashes."""
+    return path.relative_to(run_dir).as_posix()

@@ -1,0 +1,136 @@
+"""Records on their way from a node to the run folder: sent in chunks, received whole, removed where they came from.
+
+    remote = Remote(where="host:/tmp/x", ranks=(4, 5), chunks=send(folder, (4, 5)))
+    receive(run_dir, remote)
+
+Knows no network: chunks come from whoever reaches the node.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ray_memprof.store.run_files import (
+    LOGS_DIR,
+    TABLES_DIR,
+    TEMPORARY_SUFFIX,
+    TRACE_DIR,
+    manifest_path,
+    name_in_run,
+)
+from ray_memprof.store.whole_file import driver_writing, replace
+
+CHUNK_BYTES = 8 * 2**20
+
+Chunk = tuple[str, bytes]
+"""Path relative to the run folder, with slashes, and the next bytes of that file."""
+
+
+class TransportError(Exception):
+    """Raised by the iterator of a Remote when no more will come; its text becomes a problem of the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remote:
+    """A folder of another node, on its way here."""
+
+    where: str
+    """For messages: host and folder, so that a user finds the files there."""
+    ranks: tuple[int, ...]
+    chunks: Iterable[Chunk]
+    """As send() yields them on that node."""
+
+
+def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
+    """What these ranks left in a scratch folder, in chunks; manifests first, so that a torn transfer is noticed."""
+    for path in _files_of(folder, ranks):
+        with open(path, "rb") as file:
+            data = file.read(chunk_bytes)
+            yield name_in_run(folder, path), data
+            while data := file.read(chunk_bytes):
+                yield name_in_run(folder, path), data
+
+
+def remove(folder: Path, ranks: Iterable[int]) -> None:
+    """Remove from a scratch folder what send() sends of these ranks, and every folder that is empty then.
+
+    Another node of the same host may have ranks in the same folder: what is theirs stays.
+    """
+    for path in _files_of(folder, ranks):
+        path.unlink()
+    for path in [*sorted(folder.rglob("*/"), reverse=True), folder]:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _files_of(folder: Path, ranks: Iterable[int]) -> list[Path]:
+    names = []
+    for rank in ranks:
+        names += [manifest_path(folder, rank)]
+        names += sorted(folder.glob(f"{TABLES_DIR}/*/rank={rank}/*"))
+        # With the flight record of NCCL, whose name ends with the rank.
+        patterns = (LOGS_DIR, f"rank{rank}.*"), (LOGS_DIR, f"*_rank{rank}"), (TRACE_DIR, f"rank{rank}.*")
+        names += [path for kind, pattern in patterns for path in sorted((folder / kind).glob(pattern))]
+    return [name for name in names if name.is_file()]
+
+
+def receive(run_dir: Path, remote: Remote) -> None:
+    """Write what a Remote sends into the run folder; a file appears once all of it is here.
+
+    Raises:
+        DiskFull: no room here; the message says where the records still are.
+        TransportError: the remote's iterator ended early; files that were complete stay.
+        ValueError: a path that leads out of the run folder.
+    """
+    whole = f"of ranks {', '.join(map(str, remote.ranks))} are in {remote.where}"
+    with driver_writing(run_dir, whole):
+        files = _Files(run_dir)
+        try:
+            for name, data in remote.chunks:
+                files.write(name, data)
+            files.finish()
+        finally:
+            files.drop()
+
+
+class _Files:
+    """One file after the other, each under a temporary name until the next one begins."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir, self._name = run_dir, ""
+        self._file: Any = None
+
+    def write(self, name: str, data: bytes) -> None:
+        if name != self._name:
+            self.finish()
+            path = _inside(self._run_dir, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path.with_name(path.name + TEMPORARY_SUFFIX), "wb")  # noqa: SIM115 - several calls
+            self._name = name
+        self._file.write(data)
+
+    def finish(self) -> None:
+        if self._file is None:
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        replace(Path(self._file.name), self._run_dir / self._name)
+        self._file = None
+
+    def drop(self) -> None:
+        """Remove the file that is not complete."""
+        if self._file is None:
+            return
+        # Its name first: closing writes what is buffered, and fails again on a full disk.
+        Path(self._file.name).unlink()
+        self._file.close()
+
+
+def _inside(run_dir: Path, name: str) -> Path:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise ValueError(f"a file of a run must lie in its folder, not at {name!r}")
+    return run_dir / pure
