@@ -105,10 +105,10 @@ def our_dit(task: str, precision: str = "bf16", **levers: Any) -> dict[str, floa
     import torch
 
     from wan.config import TASKS
-    from wan.dit import WanDit
     from wan.levers import Levers
+    from wan.networks.dit import WanDit
     from wan.pipeline import DTYPES
-    from wan.weights import load, on_meta, random_dit
+    from wan.weights.fill import load, on_meta, random_dit
 
     config = TASKS[task].dit
     dit = on_meta(lambda: WanDit(config, Levers(**levers)), DTYPES[precision])
@@ -162,8 +162,8 @@ def our_vae(*, encoder: bool) -> Any:
     import torch
 
     from wan.config import VaeConfig
-    from wan.vae import WanVae
-    from wan.weights import load, on_meta, random_vae
+    from wan.networks.vae.network import WanVae
+    from wan.weights.fill import load, on_meta, random_vae
 
     vae = on_meta(lambda: WanVae(VaeConfig(), encoder=encoder, decoder=not encoder), torch.float32)
     load(vae, random_vae(), "cuda")

@@ -25,14 +25,26 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.serialization import set_default_mmap_options, skip_data
 from transformers import PreTrainedTokenizerFast
 
-from wan.checkpoint import CLIP_FILE, DIT_FILE, DIT_INDEX_FILE, TEXT_FILE, VAE_FILE
 from wan.config import TASKS, ClipConfig, DitConfig, Task
-from wan.dit import WanDit
-from wan.image import build_image_encoder
-from wan.keymap import KeyMap, clip_origin, dit_origin, text_origin, vae_origin
-from wan.text import TOKENIZER_DIR, build_text_encoder
-from wan.vae import WanVae
-from wan.weights import RandomSource, expected_shapes, on_meta
+from wan.networks.dit import WanDit
+from wan.networks.image import build_image_encoder
+from wan.networks.text import TOKENIZER_DIR, build_text_encoder
+from wan.networks.vae.network import WanVae
+from wan.weights.checkpoint import (
+    CLIP_FILE,
+    DIT_FILE,
+    DIT_INDEX_FILE,
+    TEXT_FILE,
+    VAE_FILE,
+)
+from wan.weights.fill import RandomSource, expected_shapes, on_meta
+from wan.weights.keymap import (
+    KeyMap,
+    clip_origin,
+    dit_origin,
+    text_origin,
+    vae_origin,
+)
 
 COMPONENTS = ("dit", "vae", "text", "clip", "tokenizer")
 SHARD_BYTES = 9_900_000_000

@@ -66,7 +66,7 @@ that an older run did not write is null.
 MODULES_INTRO = """\
 # Modules
 
-Every file of `ray_memprof/` with its promise: the first line of its docstring. Made by
+Every file of `ray_memprof/` and `wan/` with its promise: the first line of its docstring. Made by
 `python scripts/write_docs.py`; what a room promises, and what it may import, is in [architecture.md](architecture.md).
 """
 QUESTIONS_INTRO = """\
@@ -267,16 +267,15 @@ def make_run(folder: Path, name: str) -> Path:
 
 
 def modules_page() -> Iterator[str]:
-    """Every file of ray_memprof with the first sentence of its docstring, by room."""
+    """Every file of both packages with the first line of its docstring, by room."""
     yield from MODULES_INTRO.splitlines()
-    package = ROOT / "ray_memprof"
-    rooms = [package, *(path for path in sorted(package.rglob("*")) if (path / "__init__.py").exists())]
-    for room in rooms:
+    for room in sorted(
+        path.parent for name in ("ray_memprof", "wan") for path in (ROOT / name).rglob("__init__.py")
+    ):
         yield ""
         yield f"## {room.relative_to(ROOT)}/"
-        if room != package:
-            yield ""
-            yield first_sentence(room / "__init__.py")
+        yield ""
+        yield first_sentence(room / "__init__.py")
         files = [path for path in sorted(room.glob("*.py")) if path.name != "__init__.py"]
         if files:
             yield from ("", "| file | promise |", "|---|---|")

@@ -12,7 +12,7 @@ import torch
 from wan.config import TASKS
 from wan.errors import InputError
 from wan.generate import main
-from wan.media import read_image, read_video
+from wan.inputs.media import read_image, read_video
 from wan.options import check, parse
 
 TINY = ("--task", "t2v-tiny", "--weights", "random")

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import torch
 
-from wan import checkpoint, weights
-from wan.checkpoint import FileSource
 from wan.config import Task
-from wan.dit import WanDit
-from wan.image import ImageEncoder, build_image_encoder
 from wan.levers import Levers, LoadStrategy
+from wan.networks.dit import WanDit
+from wan.networks.image import ImageEncoder, build_image_encoder
+from wan.networks.text import TextEncoder, build_text_encoder
+from wan.networks.vae.network import WanVae
 from wan.parallel.apply import split_over
 from wan.parallel.fsdp import Sharded
 from wan.parallel.ranks import Ranks
-from wan.residency import Component
-from wan.text import TextEncoder, build_text_encoder
-from wan.vae import WanVae
-from wan.weights import on_meta
+from wan.weights import checkpoint, fill
+from wan.weights.checkpoint import FileSource
+from wan.weights.fill import on_meta
+from wan.weights.residency import Component
 
 
 class Components:
@@ -49,7 +49,7 @@ class Components:
             return Sharded(
                 "t5",
                 lambda: build_text_encoder(config, dtype),
-                self._source(checkpoint.open_text, weights.random_text),
+                self._source(checkpoint.open_text, fill.random_text),
                 ranks=self._ranks,
                 units=lambda encoder: list(encoder.blocks),
                 tables=("token_embedding",),
@@ -60,7 +60,7 @@ class Components:
         return Component(
             "t5",
             lambda: build_text_encoder(config, dtype),
-            self._source(checkpoint.open_text, weights.random_text),
+            self._source(checkpoint.open_text, fill.random_text),
             # Beside a GPU, a network on the CPU has nothing to stream from or to.
             strategy="block" if beside else self._strategy,
             device=torch.device("cpu") if on_cpu else self._device,
@@ -77,7 +77,7 @@ class Components:
         return Component(
             "clip",
             lambda: build_image_encoder(config, dtype),
-            self._source(checkpoint.open_clip, weights.random_clip),
+            self._source(checkpoint.open_clip, fill.random_clip),
             strategy=self._strategy,
             device=self._device,
             offload=self._offload,
@@ -94,7 +94,7 @@ class Components:
         return Component(
             "vae",
             lambda: on_meta(build, torch.float32),
-            self._source(checkpoint.open_vae, weights.random_vae),
+            self._source(checkpoint.open_vae, fill.random_vae),
             strategy=self._strategy,
             device=self._device,
             offload=self._offload,
@@ -108,7 +108,7 @@ class Components:
             dit = on_meta(lambda: WanDit(config, levers), dtype)
             return dit if ranks is None else split_over(dit, ranks)
 
-        source = self._source(checkpoint.open_dit, weights.random_dit)
+        source = self._source(checkpoint.open_dit, fill.random_dit)
         if ranks is not None and ranks.layout.dit_fsdp:
             return Sharded(
                 "dit",
@@ -130,13 +130,13 @@ class Components:
         )
 
     def _source(
-        self, from_folder: Callable[[Task, Path], FileSource], random: Callable[[int], weights.Source]
-    ) -> Callable[[], weights.Source]:
+        self, from_folder: Callable[[Task, Path], FileSource], random: Callable[[int], fill.Source]
+    ) -> Callable[[], fill.Source]:
         task, folder, seed = self._task, self._folder, self._seed
         # All ranks of a host together keep no more of the files in memory than one would.
         limit = checkpoint.MAPPED_LIMIT_BYTES // (1 if self._ranks is None else self._ranks.size)
 
-        def from_files(folder: Path) -> weights.Source:
+        def from_files(folder: Path) -> fill.Source:
             source = from_folder(task, folder)
             source.mapped_limit_bytes = limit
             return source

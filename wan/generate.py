@@ -64,7 +64,7 @@ def run(options: Options) -> Path:
         set_defaults(os.environ)
     import torch
 
-    from wan import media
+    from wan.inputs import media
     from wan.parallel.group import joined
     from wan.progress import Progress
     from wan.spans import listening, span
@@ -180,8 +180,8 @@ def make_request(options: Options, *, say: Callable[[str], None] = _to_stderr) -
 
     `say` is given a line for each thing that will not be as `options` asks.
     """
-    from wan import media
-    from wan.control import read_control
+    from wan.inputs import media
+    from wan.inputs.control import read_control
     from wan.pipeline import Request, parse_size
 
     def image(path: Path | None) -> "Tensor | None":
@@ -214,7 +214,7 @@ def make_request(options: Options, *, say: Callable[[str], None] = _to_stderr) -
 
 def other_than_asked(request: "Request", options: Options) -> str:
     """A line on the size that comes out where a picture or video decides its ratio; empty where it is as asked."""
-    from wan import conditioning
+    from wan.inputs import conditioning
 
     width, height = asked = request.size or (0, 0)
     first = request.image if request.image is not None else request.first_frame
@@ -232,7 +232,7 @@ def make_prompt(options: Options) -> str:
     """The prompt, extended where that is asked for."""
     if not options.use_prompt_extend:
         return options.prompt
-    from wan.prompt_extend import extend_prompt
+    from wan.inputs.prompt_extend import extend_prompt
 
     extended = extend_prompt(
         options.prompt,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from wan.config import TASKS
 from wan.errors import InputError
-from wan.files import CHECK_PATH, is_absent, trouble_with_file
-from wan.folder import trouble_with_ckpt_dir
 from wan.host import memory_bytes
+from wan.inputs.files import CHECK_PATH, is_absent, trouble_with_file
+from wan.weights.folder import trouble_with_ckpt_dir
 
 if TYPE_CHECKING:
     from wan.options import Options

@@ -13,22 +13,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wan import conditioning
 from wan.components import Components
 from wan.config import LARGEST_SEED, MAX_GUIDE_SCALE, NEGATIVE_PROMPT, Solver, Task
-from wan.dit import WanDit
 from wan.errors import InputError
 from wan.finite import FirstNotFinite
-from wan.folder import refuse_wrong
-from wan.image import encode_image
+from wan.inputs import conditioning
 from wan.levers import Levers, LoadStrategy, Precision
+from wan.networks.dit import WanDit
+from wan.networks.image import encode_image
+from wan.networks.text import encode_text, load_tokenizer
 from wan.parallel import Layout
 from wan.parallel import vae as split_vae
 from wan.parallel.ranks import Ranks
 from wan.sampler import Sampler
 from wan.sampler import check as check_schedule
 from wan.spans import span
-from wan.text import encode_text, load_tokenizer
+from wan.weights.folder import refuse_wrong
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -187,7 +187,7 @@ def _with_one_prompt(options: Options, place: Place) -> Options:
 
 def _check_outputs(options: Options, num_videos: int) -> None:
     """Refuse a file that could not be written while nothing has been spent on it yet."""
-    from wan import media
+    from wan.inputs import media
 
     if options.save_file is not None:
         for index in range(num_videos):
@@ -195,7 +195,7 @@ def _check_outputs(options: Options, num_videos: int) -> None:
 
 
 def _save(video: "torch.Tensor", path: Path, options: Options) -> None:
-    from wan import media
+    from wan.inputs import media
 
     with span("save"):
         media.save(video, path, fps=TASKS[options.task].fps)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from wan import ops
-from wan.rope import rope_table
+from wan.networks import ops
+from wan.networks.rope import rope_table
 
 pytestmark = pytest.mark.gpu
 
@@ -70,7 +70,7 @@ def test_gated_add(dtype: torch.dtype, part: slice) -> None:
 
 @pytest.mark.parametrize("channels", [8, 96, 192, 384])
 def test_vae_norm_silu(channels: int) -> None:
-    from wan.vae_layers import norm_silu
+    from wan.networks.vae.layers import norm_silu
 
     x = noise(2, channels, 9, 13).contiguous(memory_format=torch.channels_last)
     x[0, :, 0, 0] = 0

@@ -8,14 +8,20 @@ import torch
 from crew import Crew
 from torch import Tensor, nn
 
-from wan import weights
 from wan.config import TASKS
-from wan.dit import WanDit
+from wan.networks.dit import WanDit
+from wan.networks.text import build_text_encoder, encode_text, load_tokenizer
 from wan.parallel import Layout
 from wan.parallel.fsdp import Sharded, SplitTable
 from wan.parallel.ranks import Ranks
-from wan.text import build_text_encoder, encode_text, load_tokenizer
-from wan.weights import RandomSource, materialize, on_meta, random_dit, random_text
+from wan.weights import fill
+from wan.weights.fill import (
+    RandomSource,
+    materialize,
+    on_meta,
+    random_dit,
+    random_text,
+)
 
 CPU = torch.device("cpu")
 DIT = TASKS["vace-tiny"].dit
@@ -27,7 +33,7 @@ class Counting(RandomSource):
     """Counts the bytes asked for."""
 
     def __init__(self) -> None:
-        super().__init__(origin=weights.dit_origin)
+        super().__init__(origin=fill.dit_origin)
         self.read_bytes = 0
 
     def read_rows(self, name: str, target: Tensor, *, start: int, shape: torch.Size) -> None:
@@ -246,23 +252,23 @@ def test_tables_of_any_length_are_looked_up(four: Crew, num_rows: int) -> None:
 # Sources
 
 
-def sources(tmp_path: Path) -> dict[str, tuple[weights.Source, nn.Module]]:
+def sources(tmp_path: Path) -> dict[str, tuple[fill.Source, nn.Module]]:
     from command_line import import_script
 
-    from wan import checkpoint
+    from wan.weights import checkpoint
 
     task = TASKS["i2v-tiny"]
     import_script("make_checkpoint").write_checkpoint(task, tmp_path)
     dit = on_meta(lambda: WanDit(task.dit), torch.float32)
     assert task.clip is not None
-    from wan.image import build_image_encoder
+    from wan.networks.image import build_image_encoder
 
     clip, text = build_image_encoder(task.clip, torch.float32), build_text_encoder(task.text, torch.bfloat16)
     return {
         "safetensors": (checkpoint.open_dit(task, tmp_path), dit),
         "pth": (checkpoint.open_text(task, tmp_path), text),
         "pth, in parts": (checkpoint.open_clip(task, tmp_path), clip),
-        "random": (weights.random_clip(3), clip),
+        "random": (fill.random_clip(3), clip),
     }
 
 

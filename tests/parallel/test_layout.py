@@ -7,10 +7,10 @@ import pytest
 
 from wan.config import TASKS
 from wan.errors import InputError
+from wan.networks.vae.slabs import Window
 from wan.parallel import Layout, legal_degrees
 from wan.parallel.environment import NCCL_DEFAULTS, Place, set_defaults
 from wan.parallel.vae import rounds
-from wan.vae_slabs import Window
 
 
 def refusal(layout: Layout, task: str = "t2v-1.3B") -> tuple[str, str]:

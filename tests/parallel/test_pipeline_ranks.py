@@ -12,12 +12,12 @@ import torch
 from crew import Crew
 from torch import Tensor
 
-from wan.attention import Attention
 from wan.config import TASKS
-from wan.dit import WanDit
 from wan.errors import EXIT_INPUT, InputError
 from wan.generate import main
-from wan.media import read_video
+from wan.inputs.media import read_video
+from wan.networks.attention import Attention
+from wan.networks.dit import WanDit
 from wan.parallel import Layout
 from wan.pipeline import Pipeline, Request
 from wan.spans import Attribute, listening

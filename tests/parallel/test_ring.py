@@ -6,7 +6,7 @@ from crew import Crew
 from torch import Tensor
 
 from tests.live_bytes import LiveBytes
-from wan.attention import attention
+from wan.networks.attention import attention
 from wan.parallel import Layout
 from wan.parallel.ranks import Ranks
 from wan.parallel.ring import Merged, Ring, Slots, attention_lse, ring_attention

@@ -12,12 +12,12 @@ from torch import Tensor
 from tests.live_bytes import LiveBytes
 from wan.components import Components
 from wan.config import TASKS
-from wan.dit import WanDit
 from wan.levers import Levers
+from wan.networks.dit import WanDit
+from wan.networks.rope import rope_table
 from wan.parallel import Layout
 from wan.parallel.apply import split_over
 from wan.parallel.ranks import Ranks
-from wan.rope import rope_table
 from wan.spans import Attribute, listening
 
 CPU = torch.device("cpu")

@@ -6,12 +6,12 @@ from crew import Crew
 from torch import Tensor
 
 from wan.config import TASKS
+from wan.networks.vae.network import WanVae
 from wan.parallel import Layout
 from wan.parallel import vae as split_vae
 from wan.parallel.ranks import Ranks
 from wan.spans import listening
-from wan.vae import WanVae
-from wan.weights import materialize, on_meta, random_vae
+from wan.weights.fill import materialize, on_meta, random_vae
 
 CPU = torch.device("cpu")
 CONFIG = TASKS["t2v-tiny"].vae

@@ -15,7 +15,7 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 # A CUDA build of torch brings triton; where it is missing, nothing imports these.
-NEED_TRITON = {"wan.kernels"}
+NEED_TRITON = {"wan.networks.kernels"}
 PROFILER_SIDE = {"ray", "pyarrow", "duckdb", "ray_memprof"}
 
 PROGRAM = """

@@ -9,8 +9,8 @@ every rank has whole.
 
 from typing import cast
 
-from wan.attention import Attention
-from wan.dit import Block, WanDit
+from wan.networks.attention import Attention
+from wan.networks.dit import Block, WanDit
 from wan.parallel.ranks import Ranks
 from wan.parallel.tokens import SplitTokens
 from wan.parallel.ulysses import SplitAttention

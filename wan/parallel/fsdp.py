@@ -24,9 +24,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from wan.parallel.ranks import Ranks, gather_into
-from wan.residency import Component, Module, empty_cache
 from wan.spans import span
-from wan.weights import Source
+from wan.weights.fill import Source
+from wan.weights.residency import Component, Module, empty_cache
 
 
 class Sharded(Component[Module]):

@@ -7,8 +7,8 @@ patches = tokens.whole(mine)                   # and back, on every rank
 
 from torch import Tensor
 
-from wan.dit import Tokens
 from wan.errors import InputError
+from wan.networks.dit import Tokens
 from wan.parallel.ranks import Ranks
 
 

@@ -15,14 +15,14 @@ B batch, L tokens of the group, l of this rank, N heads, n = N / ulysses of this
 
 from torch import Tensor
 
-from wan.attention import Attention
+from wan.networks.attention import Attention
 from wan.parallel.ranks import Pending, Ranks
 from wan.parallel.ring import Ring, Slots, ring_attention
 from wan.parallel.tokens import SplitTokens
 
 
 class SplitAttention(Attention):
-    """Takes the place of wan.attention.Attention in every self-attention of a DiT.
+    """Takes the place of wan.networks.attention.Attention in every self-attention of a DiT.
 
     Args:
         ranks: whose layout says how many ranks are in a Ulysses group and in a ring.

@@ -3,8 +3,8 @@
     video = decode(vae, latents, ranks)            # on the first rank's host; None on the others
     latents = encode(vae, video, ranks)            # on every rank
 
-A slab reads a little of its neighbours (vae_slabs.py) and is independent of them otherwise, so ranks talk only to hand
-over what they made: the pixels of one latent frame of a slab at a time, which leave the first rank's device at once.
+A slab reads a little of its neighbours (networks/vae/slabs.py) and is independent of them otherwise, so ranks talk only
+to hand over what they made: the pixels of one latent frame of a slab at a time, which leave the first rank's device at once.
 What attends to whole frames, at latent resolution, every rank computes before decoding, and the first after encoding.
 """
 
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from wan.networks.vae.host_copies import HostWriter
+from wan.networks.vae.network import FIRST, LATER, WanVae, cut_dim
+from wan.networks.vae.slabs import DECODE_FRAMES, ENCODE_FRAMES, Window, split
 from wan.parallel.ranks import Pending, Ranks
 from wan.spans import span
-from wan.vae import FIRST, LATER, WanVae, cut_dim
-from wan.vae_host import HostWriter
-from wan.vae_slabs import DECODE_FRAMES, ENCODE_FRAMES, Window, split
 
 Share = list[Window | None]
 """The slab of each rank; None for one that sits out."""

@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from wan.attention import Attention
 from wan.errors import InputError
+from wan.networks.attention import Attention
 from wan.parallel.ranks import Ranks
 from wan.parallel.tokens import SplitTokens
 

@@ -12,14 +12,28 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
 
-from wan import checkpoint
-from wan.checkpoint import CLIP_FILE, DIT_FILE, DIT_INDEX_FILE, TEXT_FILE, VAE_FILE
 from wan.config import TASKS, Task
-from wan.dit import WanDit
-from wan.image import build_image_encoder
-from wan.text import TOKENIZER_DIR, build_text_encoder, load_tokenizer
-from wan.vae import WanVae
-from wan.weights import Source, load, on_meta, random_clip, random_dit, random_text, random_vae
+from wan.networks.dit import WanDit
+from wan.networks.image import build_image_encoder
+from wan.networks.text import TOKENIZER_DIR, build_text_encoder, load_tokenizer
+from wan.networks.vae.network import WanVae
+from wan.weights import checkpoint
+from wan.weights.checkpoint import (
+    CLIP_FILE,
+    DIT_FILE,
+    DIT_INDEX_FILE,
+    TEXT_FILE,
+    VAE_FILE,
+)
+from wan.weights.fill import (
+    Source,
+    load,
+    on_meta,
+    random_clip,
+    random_dit,
+    random_text,
+    random_vae,
+)
 
 make_checkpoint = import_script("make_checkpoint")
 

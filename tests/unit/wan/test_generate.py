@@ -15,8 +15,8 @@ from wan.errors import (
     EXIT_OK,
 )
 from wan.generate import main
+from wan.inputs.media import read_image, save_video
 from wan.levers import Levers
-from wan.media import read_image, save_video
 from wan.parallel import Layout
 from wan.pipeline import Pipeline, Request
 
@@ -304,7 +304,7 @@ def test_the_extended_prompt_is_shown_and_used(
         calls.append({"prompt": prompt, **options})
         return prompt + ", at night"
 
-    monkeypatch.setattr("wan.prompt_extend.extend_prompt", extend)
+    monkeypatch.setattr("wan.inputs.prompt_extend.extend_prompt", extend)
 
     code = run("t2i-tiny", "--use_prompt_extend", "--prompt", "a fox", "--save_file", "out.png")
 

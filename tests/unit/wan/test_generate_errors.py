@@ -10,7 +10,6 @@ import torch
 from command_line import CPU, OOM, TINY, TRY_ALL, Captured, inputs, outcome, run
 from PIL import Image
 
-from wan.dit import WanDit
 from wan.errors import (
     EXIT_DEVICE_OOM,
     EXIT_INPUT,
@@ -21,9 +20,10 @@ from wan.errors import (
     WanError,
 )
 from wan.generate import _less_host_memory, _less_memory, main
+from wan.inputs.prompt_extend import API_KEY
+from wan.networks.dit import WanDit
 from wan.options import parse
 from wan.pipeline import Pipeline
-from wan.prompt_extend import API_KEY
 
 
 @pytest.fixture(autouse=True)
@@ -336,7 +336,7 @@ def test_the_hint_of_an_exhausted_host_beside_a_gpu() -> None:
 def test_memory_that_the_prompt_model_exhausts_ends_with_11_too(
     capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wan.prompt_extend.extend_prompt", out_of_memory)
+    monkeypatch.setattr("wan.inputs.prompt_extend.extend_prompt", out_of_memory)
 
     assert refused(run("t2v-tiny", "--use_prompt_extend"), capsys, tmp_path, set())[0] == EXIT_DEVICE_OOM
 
@@ -388,7 +388,7 @@ def test_a_folder_is_refused_before_a_prompt_model_is_asked(
     def ask(*_: object, **__: object) -> str:
         raise AssertionError("the prompt model was asked")
 
-    monkeypatch.setattr("wan.prompt_extend.extend_prompt", ask)
+    monkeypatch.setattr("wan.inputs.prompt_extend.extend_prompt", ask)
     (tmp_path / "empty").mkdir()
     code = main(["--task", "t2v-tiny", "--ckpt_dir", "empty", *CPU, "--use_prompt_extend"])
     code, lines = outcome(code, capsys)

@@ -17,9 +17,9 @@ from ray_memprof.config.run_config import RunConfig
 from ray_memprof.rank.messages import RankFacts, RankPlan
 from ray_memprof.workload import wan
 from wan.errors import MediaError
-from wan.media import read_image
+from wan.inputs.media import read_image
+from wan.networks.text import encode_text
 from wan.spans import Attribute, listening
-from wan.text import encode_text
 
 STEPS = 2
 
@@ -137,7 +137,7 @@ def test_an_error_inside_a_stage_passes_through_and_marks_its_spans(
     def refuse(*args: object, **named: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr("wan.vae.WanVae.decode", refuse)
+    monkeypatch.setattr("wan.networks.vae.network.WanVae.decode", refuse)
     recorder = Recorder()
     with listening(recorder), pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
         run_plan(plan(config(), tmp_path), recorder)
@@ -194,7 +194,7 @@ def test_the_prompt_is_extended_once_for_all(tmp_path: Path, monkeypatch: pytest
         asked.append(prompt)
         return "a very red fox"
 
-    monkeypatch.setattr("wan.prompt_extend.extend_prompt", extend)
+    monkeypatch.setattr("wan.inputs.prompt_extend.extend_prompt", extend)
     prompts: list[list[str]] = []
 
     def watch(encoder: Any, tokenizer: Any, texts: list[str], device: Any) -> Any:
@@ -236,12 +236,12 @@ RANK_OF_TWO = """
 import sys
 from pathlib import Path
 import torch.distributed as dist
-import wan.prompt_extend
+import wan.inputs.prompt_extend
 from test_wan_workload import config, plan, run
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 asked = []
-wan.prompt_extend.extend_prompt = lambda prompt, **named: asked.append(prompt) or "a very red fox"
+wan.inputs.prompt_extend.extend_prompt = lambda prompt, **named: asked.append(prompt) or "a very red fox"
 generation = {"save_file": str(folder / "two.png"), "prompt": "a fox", "use_prompt_extend": True}
 given = config(parallel={"ulysses": 2}, generation=generation)
 heard = run(plan(given, folder, rank=rank, local_rank=rank, world_size=2, local_world_size=2))

@@ -1,0 +1,124 @@
+"""The element-wise steps between matrix products: norms, modulation, rotary embedding, gated adds.
+
+Each has one meaning and two ways to run: plain torch (any device, autograd, fake tensors) and, on CUDA without
+autograd, one fused pass of kernels.py. The residual stream is fp32; what goes into a matrix product is `dtype`.
+
+B batch, L tokens, D model width, N heads, C channels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan.networks.rope import rotate
+
+WIDE_ROWS = 4096
+"""Tokens whose fp32 copy the plain layer norm holds at a time."""
+
+
+def runs_fused(x: Tensor, wanted: bool) -> bool:
+    """Whether a fused kernel takes this tensor: real CUDA memory and nothing recorded for backward."""
+    return wanted and x.is_cuda and not torch.is_grad_enabled()
+
+
+def layer_norm(
+    x: Tensor, gain: Tensor, bias: Tensor, *, eps: float, dtype: torch.dtype, fused: bool = False
+) -> Tensor:
+    """LayerNorm over D with statistics in fp32, then * gain + bias.
+
+    x [B, L, D] fp32; gain and bias [D] or [B, D] (one row per video); returns [B, L, D] in `dtype`.
+    """
+    if runs_fused(x, fused):
+        from wan.networks import kernels
+
+        return kernels.layer_norm(x, gain, bias, eps, dtype)
+    gain, bias = (value.to(x.dtype).expand(x.shape[0], -1) for value in (gain, bias))
+    if torch.is_grad_enabled():
+        return torch.stack(
+            [F.layer_norm(v, v.shape[-1:], g, b, eps) for v, g, b in zip(x, gain, bias, strict=True)]
+        ).to(dtype)
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    for video in range(x.shape[0]):
+        for part, target in zip(x[video].split(WIDE_ROWS), out[video].split(WIDE_ROWS), strict=True):
+            target.copy_(F.layer_norm(part, part.shape[-1:], gain[video], bias[video], eps))
+    return out
+
+
+def rms_norm_rope(
+    x: Tensor,
+    gain: Tensor,
+    table: Tensor | None,
+    *,
+    num_heads: int,
+    eps: float,
+    chunks: int = 1,
+    fused: bool = False,
+) -> Tensor:
+    """RMSNorm over all heads at once, then rotary embedding per head; in place unless autograd records.
+
+    x [B, L, N*D]; gain [N*D]; table [L, D/2] complex128, or None for no rotation. Statistics fp32, rotation fp64
+    (fused and not fp32: in fp32), one rounding at the end. `chunks` bounds the wide copies of the plain path to
+    1/chunks of the tokens.
+    """
+    if runs_fused(x, fused):
+        from wan.networks import kernels
+
+        return kernels.rms_norm_rope_(x, gain, table, num_heads, eps)
+    if torch.is_grad_enabled():
+        return _rms_norm_rope(x, gain, table, num_heads, eps)
+    count = min(chunks, x.shape[1])
+    tables = [None] * count if table is None else table.chunk(count)
+    for part, part_table in zip(x.chunk(count, dim=1), tables, strict=False):
+        part.copy_(_rms_norm_rope(part, gain, part_table, num_heads, eps))
+    return x
+
+
+def _rms_norm_rope(x: Tensor, gain: Tensor, table: Tensor | None, num_heads: int, eps: float) -> Tensor:
+    normed = F.rms_norm(x.float(), gain.shape, gain.float(), eps)
+    if table is None:
+        return normed.to(x.dtype)
+    return rotate(normed.unflatten(-1, (num_heads, -1)), table).flatten(-2).to(x.dtype)
+
+
+def gated_add(x: Tensor, y: Tensor, gate: Tensor | None, *, fused: bool = False) -> Tensor:
+    """x + y * gate; in place unless autograd records. x [B, L, D] fp32, y [B, L, D], gate [B, D] fp32 or None."""
+    if torch.is_grad_enabled():
+        return x + (y if gate is None else y * gate.unsqueeze(1))
+    if runs_fused(x, fused):
+        from wan.networks import kernels
+
+        return kernels.gated_add_(x, y, gate)
+    return x.add_(y) if gate is None else x.addcmul_(y.to(x.dtype), gate.unsqueeze(1))
+
+
+def add_layer_norm(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    gain: Tensor,
+    bias: Tensor,
+    *,
+    eps: float,
+    dtype: torch.dtype,
+    fused: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """gated_add(), then layer_norm() of its result: returns both."""
+    if runs_fused(x, fused):
+        from wan.networks import kernels
+
+        return x, kernels.add_layer_norm_(x, y, gate, gain, bias, eps, dtype)
+    x = gated_add(x, y, gate)
+    return x, layer_norm(x, gain, bias, eps=eps, dtype=dtype)
+
+
+def linear_gelu(x: Tensor, layer: nn.Linear, *, fused: bool = False) -> Tensor:
+    """gelu_tanh(layer(x)) with one tensor of the hidden width, not two. x [B, L, D] -> [B, L, F]."""
+    if runs_fused(x, fused):
+        from wan.networks import kernels
+
+        return kernels.linear_gelu(x, layer.weight, layer.bias)
+    hidden: Tensor = layer(x)
+    if torch.is_grad_enabled():
+        return F.gelu(hidden, approximate="tanh")
+    torch.ops.aten.gelu_(hidden, approximate="tanh")
+    return hidden
