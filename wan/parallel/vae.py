@@ -4,8 +4,9 @@
     latents = encode(vae, video, ranks)            # on every rank
 
 A slab reads a little of its neighbours (networks/vae/slabs.py) and is independent of them otherwise, so ranks talk only
-to hand over what they made: the pixels of one latent frame of a slab at a time, which leave the first rank's device at once.
-What attends to whole frames, at latent resolution, every rank computes before decoding, and the first after encoding.
+to hand over what they made: the pixels of one latent frame of a slab at a time, which leave the first rank's device at
+once. What attends to whole frames, at latent resolution, every rank computes before decoding, and the first after
+encoding.
 """
 
 from collections.abc import Iterator
