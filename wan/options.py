@@ -10,7 +10,7 @@ import argparse
 import os
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, get_args
@@ -43,6 +43,14 @@ MAX_SEED = 2**31 - 1
 """The largest seed that is drawn: short enough to be typed again."""
 MAX_TOKENS = 2**31 - 1
 """Attention kernels count the tokens of a video in 32 bits."""
+FLAGS_OF_LAYOUT = {
+    "ulysses": "--ulysses_size",
+    "ring": "--ring_size",
+    "dit_fsdp": "--dit_fsdp",
+    "t5_fsdp": "--t5_fsdp",
+    "vae": "--vae_parallel",
+    "backend": "--sp_backend",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +109,16 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default in (None, ()) else super()._get_help_string(action)
 
 
-def parse(argv: Sequence[str]) -> Options:
-    """The flags as Options, with the task's defaults filled in. Raises InputError for what cannot be parsed."""
+def parse(argv: Sequence[str], *, num_ranks: int | None = None) -> Options:
+    """The flags as Options, with the task's defaults filled in.
+
+    Args:
+        argv: the flags.
+        num_ranks: of the run; None: as torchrun says in the environment.
+
+    Raises:
+        InputError: what cannot be parsed.
+    """
     values = vars(_parser().parse_args(argv))
     task = TASKS[values["task"]]
     levers = Levers(**{name: values.pop(name) for name in Levers.__dataclass_fields__})
@@ -113,7 +129,7 @@ def parse(argv: Sequence[str]) -> Options:
         "sample_guide_scale": task.sample_guide_scale,
         "prompt": DEFAULT_PROMPTS[task.dit.model_type],
         # Several ranks would keep as many copies of a whole network in host memory.
-        "load_strategy": "full" if Place.of(os.environ).num_ranks == 1 else "block",
+        "load_strategy": "full" if _resolved(num_ranks) == 1 else "block",
     }
     values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
     if values["sample_shift"] is None:
@@ -279,29 +295,36 @@ def _paths(text: str) -> tuple[Path, ...]:
     return tuple(Path(part.strip()) for part in text.split(",") if part.strip())
 
 
-def check(options: Options, *, here: bool = True) -> None:
-    """Refuse in words what could not end well; `here`: also what this host's files and memory decide.
+def _resolved(num_ranks: int | None) -> int:
+    return Place.of(os.environ).num_ranks if num_ranks is None else num_ranks
 
-    Raises InputError.
+
+def check(
+    options: Options,
+    *,
+    here: bool = True,
+    num_ranks: int | None = None,
+    names: Mapping[str, str] = FLAGS_OF_LAYOUT,
+) -> None:
+    """Refuse in words what could not end well.
+
+    Args:
+        options: as parse() gave them, or made otherwise.
+        here: also what this host's files and memory decide.
+        num_ranks: of the run; None: as torchrun says in the environment.
+        names: how the user spells the fields of Layout.
+
+    Raises:
+        InputError: the first thing found.
     """
     task = TASKS[options.task]
-    _check_parallel(options, task)
+    _check_parallel(options, task, _resolved(num_ranks), names)
     _check_shape(options, task)
     _check_numbers(options)
     _check_weights(options)
     _check_inputs(options, task)
     if here:
         check_here(options)
-
-
-FLAGS_OF_LAYOUT = {
-    "ulysses": "--ulysses_size",
-    "ring": "--ring_size",
-    "dit_fsdp": "--dit_fsdp",
-    "t5_fsdp": "--t5_fsdp",
-    "vae": "--vae_parallel",
-    "backend": "--sp_backend",
-}
 
 
 def layout_of(options: Options, num_ranks: int) -> Layout:
@@ -317,9 +340,8 @@ def layout_of(options: Options, num_ranks: int) -> Layout:
     )
 
 
-def _check_parallel(options: Options, task: Task) -> None:
-    num_ranks = Place.of(os.environ).num_ranks
-    layout_of(options, num_ranks).check(task.name, task.dit.num_heads, FLAGS_OF_LAYOUT)
+def _check_parallel(options: Options, task: Task, num_ranks: int, names: Mapping[str, str]) -> None:
+    layout_of(options, num_ranks).check(task.name, task.dit.num_heads, names)
     if options.dit_fsdp and options.load_strategy == "stream":
         raise InputError(
             "--dit_fsdp keeps blocks on the other GPUs, --load_strategy stream in host memory",

@@ -45,7 +45,6 @@ def check(config: RunConfig) -> None:
         raise _stray_script()
     _check_task(config)
     _check_batch(config)
-    _check_parallel(config)
     _check_profiler(config)
     check_wan(config)
 
@@ -119,55 +118,6 @@ def _check_batch(config: RunConfig) -> None:
             f"optimization.micro_batch_size ({micro}) must be 1: one video is made at a time",
             hint="optimization.batch_size makes several, one after the other",
         )
-
-
-def _check_parallel(config: RunConfig) -> None:
-    _check_degrees(config)
-    parallel, model = config.parallel, config.model
-    if config.num_ranks == 1:
-        for name in ("dit_fsdp", "t5_fsdp"):
-            if getattr(parallel, name):
-                raise ConfigError(
-                    f"parallel.{name} shards weights over ranks, but ranks is 1",
-                    hint="raise ranks; on one GPU model_config.load_strategy: stream saves the most",
-                )
-    if parallel.dit_fsdp and model.load_strategy == "stream":
-        raise ConfigError(
-            "parallel.dit_fsdp keeps blocks on the other GPUs, model_config.load_strategy stream in host memory",
-            hint="leave one out",
-        )
-    if parallel.t5_fsdp and model.t5_cpu:
-        raise ConfigError(
-            "parallel.t5_fsdp shards over GPUs what model_config.t5_cpu keeps off them", hint="leave one out"
-        )
-    if parallel.backend == "xfuser" and model.device == "cpu":
-        raise ConfigError(
-            "parallel.backend xfuser needs CUDA, but model_config.device is cpu",
-            hint="parallel.backend: native",
-        )
-
-
-def _check_degrees(config: RunConfig) -> None:
-    """Ulysses must divide the heads, and all ranks must work on the one video or share its weights."""
-    parallel, ranks, task = config.parallel, config.num_ranks, config.model.task
-    heads = TASKS[task].dit.num_heads
-    if heads % parallel.ulysses:
-        legal = ", ".join(str(size) for size in _divisors(heads))
-        raise ConfigError(
-            f"parallel.ulysses ({parallel.ulysses}) does not divide the {heads} heads of {task}",
-            hint=f"use one of {legal}, and parallel.ring for the rest",
-        )
-    shares_weights = parallel.dit_fsdp or parallel.t5_fsdp
-    if parallel.group_size != ranks and not (parallel.group_size == 1 and shares_weights):
-        pairs = ", ".join(f"{size} x {ranks // size}" for size in _divisors(heads) if ranks % size == 0)
-        raise ConfigError(
-            f"parallel.ulysses ({parallel.ulysses}) x parallel.ring ({parallel.ring}) must equal ranks ({ranks})",
-            hint=f"use {pairs}; 1 x 1 goes with parallel.dit_fsdp or parallel.t5_fsdp",
-        )
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _check_profiler(config: RunConfig) -> None:

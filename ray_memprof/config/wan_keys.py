@@ -6,10 +6,7 @@
 Takes a RunConfig, leaves nothing; imports no torch.
 """
 
-import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
@@ -41,6 +38,10 @@ _KEYS = {
     flag: f"{section}.{_RENAMED.get(flag, flag)}" for section, flags in _SECTIONS.items() for flag in flags
 }
 
+_LAYOUT_KEYS = {"ranks": "ranks"} | {
+    name: f"parallel.{name}" for name in ("ulysses", "ring", "dit_fsdp", "t5_fsdp", "vae", "backend")
+}
+
 
 def wan_options(config: RunConfig) -> Options:
     """The options that the wan workload runs with; a base_seed below 0 is drawn here."""
@@ -48,8 +49,8 @@ def wan_options(config: RunConfig) -> Options:
     if given["base_seed"] < 0:
         del given["base_seed"]
     size = config.generation.size
-    with _world_size_hidden():
-        defaults = parse(["--task", config.model.task, *([f"--size={size}"] if size is not None else [])])
+    flags = ["--task", config.model.task, *([f"--size={size}"] if size is not None else [])]
+    defaults = parse(flags, num_ranks=config.num_ranks)
     levers = Levers(**{lever.name: given.pop(lever.name) for lever in fields(Levers)})
     return replace(defaults, **given, levers=levers)
 
@@ -65,26 +66,11 @@ def _values(config: RunConfig) -> dict[str, Any]:
 
 
 def check_wan(config: RunConfig, *, files: bool = False) -> None:
-    """Refuse what wan.options refuses on one GPU; with `files`, also files that are not there."""
-    one_gpu: dict[str, Any] = dict.fromkeys(("ulysses_size", "ring_size"), 1)
-    one_gpu |= {"dit_fsdp": False, "t5_fsdp": False, "sp_backend": "native"}
-    options = replace(wan_options(config), **one_gpu)
+    """Refuse what wan.options refuses; with `files`, also files that are not there."""
     try:
-        with _world_size_hidden():
-            check(options, here=files)
+        check(wan_options(config), here=files, num_ranks=config.num_ranks, names=_LAYOUT_KEYS)
     except InputError as error:
         raise ConfigError(_in_keys(str(error)), hint=_in_keys(error.hint)) from error
-
-
-@contextmanager
-def _world_size_hidden() -> Iterator[None]:
-    """wan.options takes WORLD_SIZE for torchrun's; some schedulers set it for the launcher, where it means nothing."""
-    world_size = os.environ.pop("WORLD_SIZE", None)
-    try:
-        yield
-    finally:
-        if world_size is not None:
-            os.environ["WORLD_SIZE"] = world_size
 
 
 def _in_keys(text: str) -> str:

@@ -50,12 +50,14 @@ class Layout:
         Args:
             task: for the message.
             num_heads: attention heads of the task's DiT.
-            names: how the user spells the fields: {"ulysses": "--ulysses_size"}; else as here.
+            names: how the user spells the fields: {"ulysses": "--ulysses_size"}; else as here. Where "ranks" is among
+                them, it is a setting of the user's, and not torchrun's.
 
         Raises:
             InputError: a degree does not fit the heads or the ranks; the hint lists those that do.
         """
-        spelled = {name: name for name in self.__dataclass_fields__} | dict(names or {})
+        names = dict(names or {})
+        spelled = {name: name for name in self.__dataclass_fields__} | names
         for name in ("ranks", "ulysses", "ring"):
             if getattr(self, name) < 1:
                 raise InputError(
@@ -68,11 +70,14 @@ class Layout:
                 f"{spelled['ulysses']} {self.ulysses} does not divide the {num_heads} heads of {task}",
                 hint=f"use one of {legal}, or {spelled['ring']}",
             )
-        self._check_ranks(task, num_heads, spelled)
+        self._check_ranks(task, num_heads, spelled, sets_ranks="ranks" in names)
 
-    def _check_ranks(self, task: str, num_heads: int, spelled: Mapping[str, str]) -> None:
+    def _check_ranks(
+        self, task: str, num_heads: int, spelled: Mapping[str, str], *, sets_ranks: bool
+    ) -> None:
         if self.ranks == 1:
-            self._check_one_rank(spelled)
+            start = f"set {spelled['ranks']} to" if sets_ranks else "start it with torchrun --nproc_per_node"
+            self._check_one_rank(spelled, start)
             return
         ulysses, ring = spelled["ulysses"], spelled["ring"]
         options = " or ".join(f"{ulysses} {u} {ring} {r}" for u, r in legal_degrees(self.ranks, num_heads))
@@ -88,20 +93,19 @@ class Layout:
                 hint=f"use {options}, or {spelled['dit_fsdp']} to share the weights alone",
             )
 
-    def _check_one_rank(self, spelled: Mapping[str, str]) -> None:
+    def _check_one_rank(self, spelled: Mapping[str, str], start: str) -> None:
         wanted = self.ulysses * self.ring
         if wanted > 1:
             raise InputError(
                 f"{spelled['ulysses']} {self.ulysses} x {spelled['ring']} {self.ring} needs {wanted} ranks, "
                 "there is 1",
-                hint=f"start it with torchrun --nproc_per_node {wanted}",
+                hint=f"{start} {wanted}",
             )
         for name in ("dit_fsdp", "t5_fsdp"):
             if getattr(self, name):
                 raise InputError(
                     f"{spelled[name]} shards over ranks, and there is 1",
-                    hint="start it with torchrun --nproc_per_node 2 or more; "
-                    "--load_strategy stream fits the 14B models on one small GPU",
+                    hint=f"{start} 2 or more; --load_strategy stream fits the 14B models on one small GPU",
                 )
 
 

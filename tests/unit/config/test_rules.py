@@ -55,28 +55,45 @@ def test_nothing_but_a_name_may_stand() -> None:
 )
 def test_ulysses_divides_the_heads(task: str, ulysses: int, heads: int, legal: str) -> None:
     assert refusal(model={"task": task}, parallel={"ulysses": ulysses}) == (
-        f"parallel.ulysses ({ulysses}) does not divide the {heads} heads of {task}",
-        f"use one of {legal}, and parallel.ring for the rest",
+        f"parallel.ulysses {ulysses} does not divide the {heads} heads of {task}",
+        f"use one of {legal}, or parallel.ring",
     )
 
 
+PAIRS_OF_4 = " or ".join(f"parallel.ulysses {ulysses} parallel.ring {4 // ulysses}" for ulysses in (4, 2, 1))
+
+
 @pytest.mark.parametrize(
-    ("ranks", "parallel", "degrees", "pairs"),
+    ("ranks", "parallel", "needs", "hint"),
     [
-        (4, {"ulysses": 4, "ring": 2}, (4, 2), "1 x 4, 2 x 2, 4 x 1"),
-        (8, {"ulysses": 4}, (4, 1), "1 x 8, 2 x 4, 4 x 2"),
-        (5, {}, (1, 1), "1 x 5"),
-        (1_000_000, {"ring": 2}, (1, 2), "1 x 1000000, 2 x 500000, 4 x 250000"),
-        (1, {"ring": 2}, (1, 2), "1 x 1"),
-        (4, {"ring": 2, "dit_fsdp": True}, (1, 2), "1 x 4, 2 x 2, 4 x 1"),
+        (4, {"ulysses": 4, "ring": 2}, "4 x parallel.ring 2 needs 8 ranks, there are 4", PAIRS_OF_4),
+        (4, {"ring": 2, "dit_fsdp": True}, "1 x parallel.ring 2 needs 2 ranks, there are 4", PAIRS_OF_4),
+        (
+            5,
+            {"ring": 2},
+            "1 x parallel.ring 2 needs 2 ranks, there are 5",
+            "parallel.ulysses 1 parallel.ring 5",
+        ),
     ],
 )
 def test_ulysses_times_ring_is_the_number_of_ranks(
-    ranks: int, parallel: dict[str, Any], degrees: tuple[int, int], pairs: str
+    ranks: int, parallel: dict[str, Any], needs: str, hint: str
 ) -> None:
-    assert refusal(ranks=ranks, parallel=parallel) == (
-        f"parallel.ulysses ({degrees[0]}) x parallel.ring ({degrees[1]}) must equal ranks ({ranks})",
-        f"use {pairs}; 1 x 1 goes with parallel.dit_fsdp or parallel.t5_fsdp",
+    told = f"with {ranks} ranks t2v-1.3B takes {hint}"
+    assert refusal(ranks=ranks, parallel=parallel) == (f"parallel.ulysses {needs}", told)
+
+
+def test_one_rank_splits_nothing() -> None:
+    assert refusal(ranks=1, parallel={"ring": 2}) == (
+        "parallel.ulysses 1 x parallel.ring 2 needs 2 ranks, there is 1",
+        "set ranks to 2",
+    )
+
+
+def test_ranks_that_share_nothing_are_refused() -> None:
+    assert refusal(ranks=5) == (
+        "5 ranks share nothing: each would make the whole video of t2v-1.3B",
+        "use parallel.ulysses 1 parallel.ring 5, or parallel.dit_fsdp to share the weights alone",
     )
 
 
@@ -88,8 +105,8 @@ def test_ranks_that_share_weights_need_not_split_the_video(name: str) -> None:
 @pytest.mark.parametrize("name", ["dit_fsdp", "t5_fsdp"])
 def test_one_rank_has_nothing_to_shard_over(name: str) -> None:
     assert refusal(parallel={name: True}) == (
-        f"parallel.{name} shards weights over ranks, but ranks is 1",
-        "raise ranks; on one GPU model_config.load_strategy: stream saves the most",
+        f"parallel.{name} shards over ranks, and there is 1",
+        "set ranks to 2 or more; model_config.load_strategy stream fits the 14B models on one small GPU",
     )
 
 
@@ -142,8 +159,8 @@ def test_a_text_encoder_on_the_cpu_is_not_sharded_over_gpus() -> None:
 
 def test_xfuser_needs_cuda() -> None:
     assert refusal(parallel={"ulysses": 2, "backend": "xfuser"}, model={"device": "cpu"}) == (
-        "parallel.backend xfuser needs CUDA, but model_config.device is cpu",
-        "parallel.backend: native",
+        "parallel.backend xfuser needs CUDA, model_config.device is cpu",
+        "parallel.backend native runs on CPUs too",
     )
 
 
