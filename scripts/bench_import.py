@@ -114,12 +114,12 @@ def imported(path: Path, folder: Path) -> tuple[int, int]:
 
 def loaded(path: Path, folder: Path) -> tuple[int, int]:
     """The peaks by pickle and a replay, from the beginning that the import finds; nothing is written."""
-    from ray_memprof.allocator.before_trace import Witness
+    from ray_memprof.allocator.before_trace import BeforeTrace
     from ray_memprof.allocator.replay import BlockReplay
 
     with open(path, "rb") as file:
         snapshot = pickle.load(file)
-    events, witness, replay = snapshot["device_traces"][0], Witness(), BlockReplay()
+    events, witness, replay = snapshot["device_traces"][0], BeforeTrace(), BlockReplay()
     witness.see(*([event[key] for event in events] for key in ("action", "addr", "size")))
     replay.prime(witness.segments_at_start(snapshot["segments"], replay), 0)
     replay.feed(events)

@@ -1,7 +1,7 @@
 """What the allocator held when a trace began, told from the trace itself and from the segments at its end.
 
-    witness.see(actions, addresses, sizes, pools)              # every event, in order
-    columns = replay.prime(witness.segments_at_start(final_segments, replay), t_ns)
+    before.see(actions, addresses, sizes, pools)              # every event, in order
+    columns = replay.prime(before.segments_at_start(final_segments, replay), t_ns)
 
 A trace rarely begins with the program: recording was switched on late, or the ring of events was full and the oldest
 are gone. But a block that is freed without having been allocated was there before, and so was one at the end that no
@@ -46,7 +46,7 @@ class _Elder:
 
 
 @dataclass(slots=True)
-class Witness:
+class BeforeTrace:
     """Sees every event once and keeps what tells about the time before: a few entries for each address in use."""
 
     doubt_bytes: int = 0

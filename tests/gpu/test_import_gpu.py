@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_memprof.allocator.before_trace import Witness
+from ray_memprof.allocator.before_trace import BeforeTrace
 from ray_memprof.allocator.replay import BlockReplay
 from ray_memprof.formats.torch_snapshot.pickle_reader import PickleStream
 
@@ -43,7 +43,7 @@ def test_peaks_equal_the_counters(tmp_path: Path, context: str | None) -> None:
     finally:
         torch.cuda.memory._record_memory_history(None)
 
-    witness, replay, events = Witness(), BlockReplay(), []
+    witness, replay, events = BeforeTrace(), BlockReplay(), []
     with open(path, "rb") as file:
         snapshot = PickleStream(file, path.name, lambda device, event: events.append(event)).read()
     witness.see(*([event.get(key, 0) for event in events] for key in ("action", "addr", "size")))

@@ -107,8 +107,8 @@ def follow(
     Raises:
         DiskFull: no room for them.
     """
-    doubt = spool.witness.doubt(segments, settings)
-    settings = {"expandable_segments": spool.witness.is_expandable(segments), **settings}
+    doubt = spool.before.doubt(segments, settings)
+    settings = {"expandable_segments": spool.before.is_expandable(segments), **settings}
     rows = make_rows()
     if not isinstance(rows.replay, BlockReplay):  # host tensors: no blocks, and nothing from before
         written = rows.write((), spool.chunks(), stacks)
@@ -139,12 +139,12 @@ def _follow(
     if doubt:
         found, doubt = _prove(replay, spool, segments, doubt)
         replay.decided = found.decided
-    at_start = spool.witness.segments_at_start(segments, replay, doubt)
+    at_start = spool.before.segments_at_start(segments, replay, doubt)
     written = rows.write(at_start, spool.chunks(), stacks)
     written.max_error_bytes = difference(replay, segments)
     held = sum(segment["total_size"] for segment in at_start)
     unproved = 0 if found is None else found.inexact_bytes
-    doubt_bytes = spool.witness.doubt_bytes
+    doubt_bytes = spool.before.doubt_bytes
     written.inexact_bytes = doubt_bytes + unproved + written.max_error_bytes + replay.stray_bytes
     written.peak_at_least = held > 0 or fills_a_ring(written.num_events)
     return Followed(written, replay, found, doubt_bytes, held, doubt)
@@ -154,8 +154,8 @@ def _prove(
     replay: BlockReplay, spool: Spool, segments: Sequence[Segment], doubt: Doubt
 ) -> tuple[Found, Doubt]:
     """What the events prove; and the doubt that was left to them."""
-    sizes = BlockSizes(replay, doubt, spool.witness.new_pools())
-    sizes.start(spool.witness.segments_at_start(segments, replay, doubt))
+    sizes = BlockSizes(replay, doubt, spool.before.new_pools())
+    sizes.start(spool.before.segments_at_start(segments, replay, doubt))
     for actions, addresses, requests in spool.blocks():
         sizes.follow(actions, addresses, requests)
     found = sizes.conclude(segments)

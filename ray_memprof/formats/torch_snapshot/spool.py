@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_memprof.allocator.before_trace import Witness
+from ray_memprof.allocator.before_trace import BeforeTrace
 from ray_memprof.allocator.block_sizes import Pool, pool_of
 from ray_memprof.allocator.replay import address_of
 from ray_memprof.formats.torch_snapshot.event_shapes import Run, Whole
@@ -65,7 +65,7 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self.num_events = 0
-        self.witness = Witness()
+        self.before = BeforeTrace()
         self.stack_ids: Sequence[int] = ()
         """What the numbers of Python stacks become in chunks(), -1: none."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the spool
@@ -130,7 +130,7 @@ class Spool:
         named = [actions[number] for number in rows["action"].tolist()]
         sizes = rows["size"].tolist()
         self._add_up(named, sizes)
-        self.witness.see(named, rows["addr"].tolist(), sizes, pools)
+        self.before.see(named, rows["addr"].tolist(), sizes, pools)
         rows.tofile(self._file)
         self.num_events += len(rows)
 

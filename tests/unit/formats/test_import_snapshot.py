@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshots import FRAMES, MIB, Simulation, event, snapshot, write
 
-from ray_memprof.allocator.before_trace import Witness
+from ray_memprof.allocator.before_trace import BeforeTrace
 from ray_memprof.allocator.replay import BlockReplay
 from ray_memprof.analysis.diagnosis.diagnose import findings
 from ray_memprof.formats.torch_snapshot.pickle_window import NotASnapshot
@@ -352,7 +352,7 @@ def test_the_beginning_is_found_wherever_recording_began(seed: int, expandable: 
         events, rules, witness = (
             simulation.events[cut:],
             BlockReplay(expandable_segments=expandable),
-            Witness(),
+            BeforeTrace(),
         )
         witness.see(*([one[key] for one in events] for key in ("action", "addr", "size")))
         found = witness.segments_at_start(simulation.moments[-1][1], rules)
@@ -383,7 +383,7 @@ def test_a_block_that_kept_more_than_it_asked_for_is_known_by_what_follows() -> 
         event("free_requested", 0, 7 * MIB // 2),
         event("free_completed", 0, 7 * MIB // 2),
     ]
-    witness = Witness()
+    witness = BeforeTrace()
     witness.see(*([one[key] for one in events] for key in ("action", "addr", "size")))
     final = [segment(0, (4 * MIB, "inactive"), (4 * MIB, "active_allocated"))]
     (found,) = witness.segments_at_start(final, BlockReplay())
