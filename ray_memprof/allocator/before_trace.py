@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from ray_memprof.allocator.block_sizes import DEFAULT_POOL, Doubt, Pool, exact_size
+from ray_memprof.allocator.block_sizes import exact_size
+from ray_memprof.allocator.doubt import DEFAULT_POOL, Doubt, Pool
 from ray_memprof.allocator.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Segment
 
 _SEGMENT_ACTIONS = frozenset(("segment_alloc", "segment_free", "segment_map", "segment_unmap"))

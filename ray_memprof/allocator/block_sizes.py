@@ -28,10 +28,10 @@ from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from ray_memprof.allocator.doubt import DEFAULT_POOL, Doubt, Pool, pool_of
 from ray_memprof.allocator.replay import (
     MIN_BLOCK_BYTES,
     SMALL_BYTES,
@@ -41,39 +41,8 @@ from ray_memprof.allocator.replay import (
     Segment,
 )
 
-Pool = tuple[int, int]
-"""A memory pool, as torch numbers them."""
-DEFAULT_POOL: Pool = (0, 0)
-_LEAST_LIMIT_BYTES = 20 * 2**20
-"""max_split_size is no less."""
 _MOST_CONTRADICTIONS = 1000
 """After so many nothing more is looked for: the events are not those of one allocator."""
-
-
-@dataclass(frozen=True, slots=True)
-class Doubt:
-    """What of the rule cannot be told from the settings."""
-
-    setting: bool = False
-    """expandable_segments was not the same all the time."""
-    pools: bool = False
-    """There are pools beside the default one."""
-    limits: bool = False
-    """How sizes are rounded, and from which one on blocks are kept whole, is not in the snapshot."""
-    everything: bool = False
-    """What the settings say has been proved wrong."""
-
-    def __bool__(self) -> bool:
-        """Whether there is any."""
-        return self.setting or self.pools or self.limits or self.everything
-
-    def most(self, wanted: int, rest: int) -> int:
-        """Bytes that a block can have taken at most where limits are not known, of its own and the `rest` behind it."""
-        if self.everything or wanted >= _LEAST_LIMIT_BYTES:
-            return wanted + rest
-        rounded = 1 << (wanted - 1).bit_length()
-        kept = MIN_BLOCK_BYTES if wanted <= SMALL_BYTES else SMALL_BYTES
-        return min(wanted + rest, rounded + kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -482,14 +451,6 @@ def decide(
     sizes.follow(actions, [event.get("addr", 0) for event in events], [event["size"] for event in events])
     told = [{**one, "pool": pool_of(one.get("segment_pool_id"))} for one in segments]
     return sizes.conclude(told).decided
-
-
-def pool_of(value: Any) -> Pool | None:
-    """A memory pool as torch numbers them; None: no such numbers."""
-    is_pool = (
-        isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(one, int) for one in value)
-    )
-    return (value[0], value[1]) if is_pool else None
 
 
 def exact_size(requested: int) -> int:

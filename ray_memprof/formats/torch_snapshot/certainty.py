@@ -26,7 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_memprof.allocator.block_sizes import BlockSizes, Doubt, Found
+from ray_memprof.allocator.block_sizes import BlockSizes, Found
+from ray_memprof.allocator.doubt import Doubt
 from ray_memprof.allocator.replay import BlockReplay, Replay, Segment
 from ray_memprof.formats.torch_snapshot.events_to_rows import Rows, Written
 from ray_memprof.formats.torch_snapshot.snapshot_parts import FrameLine

@@ -39,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_memprof.allocator.block_sizes import pool_of
+from ray_memprof.allocator.doubt import pool_of
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, DiskFull
 from ray_memprof.formats.torch_snapshot.certainty import follow
 from ray_memprof.formats.torch_snapshot.event_shapes import Run

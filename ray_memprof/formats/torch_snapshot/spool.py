@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ray_memprof.allocator.before_trace import BeforeTrace
-from ray_memprof.allocator.block_sizes import Pool, pool_of
+from ray_memprof.allocator.doubt import Pool, pool_of
 from ray_memprof.allocator.replay import address_of
 from ray_memprof.formats.torch_snapshot.event_shapes import Run, Whole
 from ray_memprof.formats.torch_snapshot.snapshot_parts import as_address, as_text, as_whole, shown

@@ -8,13 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recorder_fakes import FakeStore
 
-from ray_memprof.allocator.block_sizes import (
-    BlockSizes,
-    Doubt,
-    Found,
-    decide,
-    pool_of,
-)
+from ray_memprof.allocator.block_sizes import BlockSizes, Found, decide
+from ray_memprof.allocator.doubt import Doubt, pool_of
 from ray_memprof.allocator.replay import BlockReplay
 from ray_memprof.recorder.meters.meter import Batch, Reading
 from ray_memprof.recorder.scribe import Parcel, Scribe
