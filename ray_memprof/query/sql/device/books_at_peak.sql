@@ -164,24 +164,7 @@ islands AS (
 -- A running sum over every event would take seconds. So 32 events in a row are
 -- one first; only those are taken apart in which the most may be.
 signed AS NOT MATERIALIZED (
-    SELECT
-        rank,
-        seq,
-        seq >> 5 AS batch,
-        t_ns,
-        span_id,
-        CASE action
-            WHEN 'alloc' THEN size_bytes
-            WHEN 'free_completed' THEN -size_bytes
-            ELSE 0
-        END AS active,
-        CASE
-            WHEN action IN ('segment_alloc', 'segment_map') THEN size_bytes
-            WHEN action IN ('segment_free', 'segment_unmap') THEN -size_bytes
-            ELSE 0
-        END AS reserved
-    FROM allocs
-    WHERE action != 'free_requested'
+    FROM held_changes()
 ),
 
 batches AS (
