@@ -119,7 +119,8 @@ class SharedHistory:
 
     def hook(self) -> None:
         """Answer for torch from now on."""
-        answers = (
+        # Typed by hand: what their signatures have in common, type checkers find in one order and not in another.
+        answers: tuple[Callable[..., object], ...] = (
             self._record, self._record_legacy, self._snapshot, self._is_enabled, self._set_text, self._get_text
         )  # fmt: skip
         for name, answer in zip(_HOOKED, answers, strict=True):
