@@ -134,6 +134,9 @@ class FakeCuda(TorchHistory):
     """
 
     is_on: bool = False
+    has_context: bool = False
+    is_lazy: bool = False
+    """Its start makes no context; the first allocation does."""
     queued: list[Callable[[], None]] = field(default_factory=list)
     current: int = 0
     peak: int = 0
@@ -148,7 +151,7 @@ class FakeCuda(TorchHistory):
         """The program starts CUDA."""
         for call in self.queued:
             call()
-        self.is_on = True
+        self.is_on, self.has_context = True, not self.is_lazy
 
     def lazy_call(self, call: Callable[[], None]) -> None:
         if self.is_on:
@@ -158,6 +161,7 @@ class FakeCuda(TorchHistory):
 
     def alloc(self, size: int = KIB) -> int:
         """A tensor of this thread; its address."""
+        self.has_context = True
         self.num_allocs += 1
         address = self.num_allocs
         self.blocks[address] = size
@@ -197,6 +201,7 @@ class FakeCuda(TorchHistory):
         self.num_allocs = self.num_frees = 0
 
     def mem_get_info(self, index: int) -> tuple[int, int]:
+        self.has_context = True
         if self.is_broken:
             raise RuntimeError("device-side assert triggered")
         return 100 * KIB - self.current, 100 * KIB
@@ -212,6 +217,7 @@ class FakeCuda(TorchHistory):
             (torch._C, "_cuda_resetPeakMemoryStats", self.reset_peak),
             (torch._C, "_accelerator_resetAccumulatedStats", self.reset_counts),
             (torch._C, "_cuda_resetAccumulatedMemoryStats", self.reset_counts),
+            (torch._C, "_cuda_hasPrimaryContext", lambda index: self.has_context),
             (torch._C, "_cuda_memoryStats", self.stats),
             (torch._C, "_cuda_memorySnapshot", self.snapshot),
             (torch._C, "_cuda_record_memory_history", self.record),

@@ -52,9 +52,24 @@ def test_until_the_program_starts_cuda_nothing_is_asked_of_it(cuda: FakeCuda) ->
     assert (cuda.calls, cuda.get_metadata()) == ([], "")
     # WHEN it starts THEN recording begins with the stamp of the span that is open by then
     cuda.start()
-    assert (meter.is_on, cuda.get_metadata(), meter.base_segments()) == (True, "3", [])
+    assert (cuda.get_metadata(), meter.base_segments()) == ("3", [])
     assert cuda.calls == [("all", None, "python", module.MAX_EVENTS, True)]
     meter.stop()
+
+
+@pytest.mark.parametrize("events", [True, False])
+def test_readings_make_no_context_where_the_program_has_none_yet(cuda: FakeCuda, *, events: bool) -> None:
+    cuda.is_lazy = True
+    meter = started(cuda, events=events)
+    reading = meter.read()
+    assert (cuda.has_context, meter.is_on, reading.device_used) == (False, False, 0)
+    # WHEN the program makes one THEN the device is asked, and events from before are there
+    cuda.alloc()
+    reading = meter.read()
+    assert (meter.is_on, reading.device_used, reading.num_allocs) == (True, KIB, 1)
+    assert len(drain(meter).events) == events
+    meter.stop()
+    assert not meter.is_on
 
 
 def test_a_meter_that_stopped_before_cuda_started_leaves_it_alone(cuda: FakeCuda) -> None:
@@ -346,6 +361,7 @@ def test_what_fails_inside_the_programs_own_start_of_cuda_does_not_break_it(
     meter = CudaMeter(0, events=True, problems=problems)
     meter.start()
     cuda.start()
+    meter.read()
     assert (meter.is_on, meter.has_events) == (True, False)
     assert problems.texts == ("the allocator cannot be recorded: RuntimeError: no backend",)
 
