@@ -1,68 +1,74 @@
 """A look at the device every tenth of a second, on a thread of its own: what is in use, by whom, and how busy it is.
 
-    with sampling(recorder.tick, meter, device, interval_s=0.1): ...
+    with sampling(recorder, meter, device, interval_s=0.1): ...
 
 Samples show what happens between span boundaries and what other processes take; they are rows of the samples table. One
 that cannot be taken is no row: a gap, and a problem of the run. The next one is tried as if nothing had been.
+
+The same thread has the recorder take what waits where a span goes on for long, however seldom samples are wanted.
 """
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.meters.nvml import Device
 from ray_memprof.recorder.scribe import Sample
 
-Tick = Callable[[Sample], None]
+RELIEVE_S = 0.1
+"""Between two times that the recorder may take what waits: events come fast, and have little room."""
+_AGAIN_S = 0.001
+"""Before the meter is asked anew whether it answers."""
 _TRIES = 3
 _QUICK_NS = 1_000_000
 """A look that takes longer was interrupted: what it saw may be older than the end of a span. Another is taken."""
 
 
-def _unheard(text: str) -> None:
-    """Where nobody asks for problems."""
+class Hearer(Protocol):
+    """Who is told; the recorder."""
+
+    def tick(self, sample: Sample, *, is_whole: bool) -> None:
+        """A sample, at once.
+
+        Args:
+            sample: just taken.
+            is_whole: False: its allocated and reserved bytes are older than the rest.
+        """
+
+    def relieve(self) -> None:
+        """The meter answers at this moment: what has waited for long may be taken from it."""
+
+    def problem(self, text: str) -> None:
+        """What went wrong, again and again."""
 
 
 @contextmanager
 def sampling(
-    tick: Tick,
-    meter: Meter,
-    device: Device | None,
-    interval_s: float,
-    *,
-    clock: Clock | None = None,
-    tick_old: Tick | None = None,
-    problem: Callable[[str], None] = _unheard,
+    hearer: Hearer, meter: Meter, device: Device | None, interval_s: float, *, clock: Clock | None = None
 ) -> Iterator[None]:
-    """Call `tick` with a sample every `interval_s` seconds while the block runs.
+    """Tell `hearer` of a sample every `interval_s` seconds while the block runs.
 
     Args:
-        tick: takes each sample, at once.
+        hearer: is told, on the thread that takes them.
         meter: of the rank.
         device: the same through NVML; None: the meter alone is asked.
         interval_s: seconds between two samples.
         clock: that the meter has too.
-        tick_old: takes those whose allocated and reserved bytes are older than the rest; None: as the others.
-        problem: is told what went wrong, again and again.
     """
-    sampler = Sampler(tick, meter, device, clock or Clock(), tick_old or tick, problem)
-    done, pid = threading.Event(), os.getpid()
-
-    def work() -> None:
-        sampler.begin()
-        while not done.wait(interval_s):
-            sampler.look()
-
-    thread = threading.Thread(target=work, name="sampler", daemon=True)
+    sampler = Sampler(hearer, meter, device, clock or Clock(), interval_s)
+    thread = threading.Thread(target=sampler.work, name="sampler", daemon=True)
+    pid = os.getpid()
     thread.start()
     try:
         yield
     finally:
         if os.getpid() == pid:  # a forked child leaves this block too: the thread is not there
-            done.set()
+            sampler.done.set()
             thread.join()
 
 
@@ -70,18 +76,27 @@ class Sampler:
     """Takes samples; no error leaves it. See sampling() for what it is given."""
 
     def __init__(
-        self,
-        tick: Tick,
-        meter: Meter,
-        device: Device | None,
-        clock: Clock,
-        tick_old: Tick,
-        problem: Callable[[str], None],
+        self, hearer: Hearer, meter: Meter, device: Device | None, clock: Clock, interval_s: float = RELIEVE_S
     ) -> None:
-        self._tick, self._tick_old, self._problem = tick, tick_old, problem
-        self._meter, self._device, self._clock = meter, device, clock
+        self._hearer, self._meter, self._device, self._clock = hearer, meter, device, clock
+        self._interval_s, self._patience_s = interval_s, min(interval_s, RELIEVE_S)
         self._last: Reading | None = None
         self._outside = 0
+        self.done = threading.Event()
+        """Once it is set, work() ends."""
+
+    def work(self) -> None:
+        """Take samples, and have the recorder relieved more often than that, until it is done."""
+        self.begin()
+        now = time.monotonic()
+        sample_at = now + self._interval_s
+        while not self.done.wait(max(0.0, min(now + RELIEVE_S, sample_at) - time.monotonic())):
+            now = time.monotonic()
+            if now >= sample_at:
+                sample_at = now + self._interval_s
+                self.look()
+            else:
+                self.relieve()
 
     def begin(self) -> None:
         """Know what is held before the first sample."""
@@ -94,14 +109,33 @@ class Sampler:
         """Take a sample, or note why there is none."""
         try:
             # Where the allocator does not answer it holds what it held: the model waits for it, or for the device.
-            is_fresh = self._meter.answers()
+            is_fresh = self._answers()
             t_ns, is_whole = self._read() if is_fresh else (self._clock.now_ns(), False)
             if self._last is None or (self._device is None and not is_fresh):
                 return
             row = sample(self._last, self._device, t_ns=t_ns, is_fresh=is_fresh, note=self._note)
-            (self._tick if is_whole else self._tick_old)(row)
+            self._hearer.tick(row, is_whole=is_whole)
+            if is_fresh:
+                self._hearer.relieve()
         except Exception as error:
             self._note("a sample could not be taken", error)
+
+    def relieve(self) -> None:
+        """Have the recorder take what waits, between two samples."""
+        try:
+            if self._answers():
+                self._meter.peek()  # by which the recorder knows how much that is
+                self._hearer.relieve()
+        except Exception as error:
+            self._note("events that wait could not be taken", error)
+
+    def _answers(self) -> bool:
+        """Whether the meter answers now, or soon: a thread that mostly waits must be met while it gets on."""
+        until = time.monotonic() + self._patience_s
+        while not self._meter.answers():
+            if time.monotonic() >= until or self.done.wait(_AGAIN_S):
+                return False
+        return True
 
     def _read(self) -> tuple[int, bool]:
         """Read the meter; the time of what it tells, and whether all of it is of that time."""
@@ -125,7 +159,7 @@ class Sampler:
         return True
 
     def _note(self, what: str, error: Exception) -> None:
-        self._problem(f"{what}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        self._hearer.problem(f"{what}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
 
 
 def sample(

@@ -16,7 +16,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING
 
 from ray_memprof.recorder.clock import Clock
@@ -308,7 +307,7 @@ class Recorder:
             self._settle(began)
 
     def tick(self, sample: Sample, *, is_whole: bool = True) -> None:
-        """From the sampler's thread: its row, what others hold, and a flush where no span has ended for long.
+        """From the sampler's thread: its row, and what others hold.
 
         Args:
             sample: counts for every span that was open at its time, ended by now or not.
@@ -316,7 +315,6 @@ class Recorder:
         """
         if self._is_child:
             return
-        is_due = self._is_due() and self._meter.answers()
         with self._problems.noting("a sample could not be recorded"), self._lock:
             self._others.note(sample)
             self._parcel.samples.append(sample)
@@ -327,16 +325,24 @@ class Recorder:
                 record.note_sample(sample, is_whole=is_whole)
             for record in self._open:
                 record.note_sample(sample, is_whole=is_whole)
-            if is_due:
-                # Counted as the model's time too, as far as this thread works: the meter copies its events under
-                # Python's lock. While it waits for that lock the model goes on; where the model waits for ours, it
-                # counts that itself.
-                began = time.thread_time_ns()
-                self._flush()
-                self._add_spent(time.thread_time_ns() - began)
+
+    def relieve(self) -> None:
+        """Take the events that wait, where a span goes on for so long that they must be taken inside it.
+
+        From the sampler's thread, while the meter answers.
+        """
+        if self._is_child or not self._is_due():
+            return
+        with self._problems.noting("events that wait could not be taken"), self._lock:
+            # Counted as the model's time too, as far as this thread works: the meter copies its events under Python's
+            # lock. While it waits for that lock the model goes on; where the model waits for ours, it counts that
+            # itself.
+            began = time.thread_time_ns()
+            self._flush()
+            self._add_spent(time.thread_time_ns() - began)
 
     def _is_due(self) -> bool:
-        """Whether a span goes on for so long that its events must be taken inside it."""
+        """Whether no span has ended for long, or many events wait."""
         if time.monotonic() - self._last_flush >= 2 * FLUSH_S:
             return True
         return self._last is not None and self._meter.pending(self._last) >= DRAIN_EVENTS
@@ -479,15 +485,7 @@ def recording(options: RecordingOptions, clock: Clock | None = None) -> Iterator
                 "apart from what this one does"
             )
         recorder.start()
-        samples = sampling(
-            recorder.tick,
-            meter,
-            device,
-            options.sample_interval_s,
-            clock=clock,
-            tick_old=partial(recorder.tick, is_whole=False),
-            problem=recorder.problem,
-        )
+        samples = sampling(recorder, meter, device, options.sample_interval_s, clock=clock)
         try:
             with samples:
                 with listening(recorder), watching(recorder):

@@ -126,7 +126,13 @@ with span("save"):
 
 
 def recorded(
-    folder: Path, work: str, *, expandable: bool = True, level: str = "event", asks: bool = True
+    folder: Path,
+    work: str,
+    *,
+    expandable: bool = True,
+    level: str = "event",
+    asks: bool = True,
+    timeout_s: float = 110.0,
 ) -> dict[str, Any]:
     """Run `work` in a process that records it; what it says about itself."""
     program = PROGRAM.replace("WORK", work.strip().replace("\n", "\n    "))
@@ -136,7 +142,7 @@ def recorded(
     }
     done = subprocess.run(
         [sys.executable, "-c", program, str(folder), level, str(asks)],
-        capture_output=True, text=True, timeout=110, env={**os.environ, **settings},
+        capture_output=True, text=True, timeout=timeout_s, env={**os.environ, **settings},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

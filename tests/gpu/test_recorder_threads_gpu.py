@@ -132,7 +132,7 @@ def test_what_autograd_allocates_is_in_the_span_that_is_open(tmp_path: Path) -> 
 def test_a_long_span_loses_nothing(tmp_path: Path, rate: int, threads: int, level: str) -> None:
     seconds = RECORD_S if rate == 15_000 and not threads else min(RECORD_S, 10)
     work = LONG.replace("SECONDS", str(seconds)).replace("RATE", str(rate)).replace("THREADS", str(threads))
-    told = recorded(tmp_path, work, level=level)
+    told = recorded(tmp_path, work, level=level, timeout_s=2 * seconds + 110)
     say(f"one span, {rate:,} events/s, {threads} threads, {level}, {seconds:.0f} s", told)
     assert_exact(told)
     assert told["problems"] == []

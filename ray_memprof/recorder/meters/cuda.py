@@ -209,8 +209,9 @@ class CudaMeter:
 
         To ask CUDA for the device's memory would make it: 130 ms of the program's time, in a reading of ours.
         """
-        if not self._has_context:
-            self._has_context = self._is_on and bool(torch._C._cuda_hasPrimaryContext(self._index))
+        if self._is_on and not self._has_context:
+            has = torch._C._cuda_hasPrimaryContext  # type: ignore[attr-defined] # no stub has it
+            self._has_context = bool(has(self._index))
         return self._has_context
 
     def read(self) -> Reading:

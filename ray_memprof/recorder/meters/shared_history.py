@@ -89,7 +89,7 @@ class SharedHistory:
         self._program = ProgramHistory(problems)
         self._originals: dict[str, Callable[..., Any]] = {}
         self._readers: list[RingReader] = []
-        self._most = MAX_EVENTS
+        self._most, self._least = MAX_EVENTS, 0
         self._arguments: tuple[Any, ...] = ()
         """Of the program's last request, in the form in which this version of torch passes them."""
         self._events: Events = []
@@ -196,6 +196,8 @@ class SharedHistory:
             after = self._counters()
             events, self._events = self._events, []
             is_whole, self._is_whole = self._is_whole, True
+            if not is_whole and self._most < MAX_EVENTS:
+                self._least = 2 * self._most  # it was too short
             if not is_whole or (may_empty and before == after):
                 self._empty()
             else:
@@ -210,7 +212,7 @@ class SharedHistory:
         """Let the ring grow no larger than it must: all of it is copied each time."""
         longest = max((reader.length for reader in self._readers), default=0)
         newest = max((reader.num_new for reader in self._readers), default=0)
-        least = MIN_EVENTS // FRAMES_COST if self.is_costly else MIN_EVENTS
+        least = max(self._least, MIN_EVENTS // FRAMES_COST if self.is_costly else MIN_EVENTS)
         most = max(least, 2 * longest) if self._most == MAX_EVENTS else self._most
         if newest > most // 2:
             most *= 2

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ray_memprof.recorder import device_samples
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.device_samples import Sampler, sampling, split
 from ray_memprof.recorder.device_samples import sample as taken
@@ -102,44 +103,80 @@ def test_a_driver_that_names_no_process_tells_neither() -> None:
     assert sample(READING, FakeDevice(utilisation=None, is_mig=True)) == ROW
 
 
+@dataclass
+class Hearer:
+    """Keeps what it is told: rows, those whose allocator's figures are old, and problems."""
+
+    rows: list[Sample] = field(default_factory=list)
+    old: list[Sample] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    num_reliefs: int = 0
+    threads: set[str] = field(default_factory=set)
+    enough: threading.Event = field(default_factory=threading.Event)
+    """Set once there are three of any kind."""
+
+    def tick(self, sample: Sample, *, is_whole: bool) -> None:
+        (self.rows if is_whole else self.old).append(sample)
+        self._note()
+
+    def relieve(self) -> None:
+        self.num_reliefs += 1
+        self._note()
+
+    def problem(self, text: str) -> None:
+        self.problems.append(text)
+
+    def _note(self) -> None:
+        self.threads.add(threading.current_thread().name)
+        if 3 in (len(self.rows), len(self.old)) or self.num_reliefs >= 3 + len(self.rows):
+            self.enough.set()
+
+
 def test_rows_come_from_a_thread_that_ends_with_the_block() -> None:
-    rows: list[Sample] = []
-    names: set[str] = set()
-    enough = threading.Event()
-
-    def tick(row: Sample) -> None:
-        names.add(threading.current_thread().name)
-        rows.append(row)
-        if len(rows) == 3:
-            enough.set()
-
-    with sampling(tick, FakeMeter(), None, 0.001):  # type: ignore[arg-type]
-        assert enough.wait(20)
-    num_rows = len(rows)
-    assert ({at_once(row) for row in rows}, names) == ({ROW}, {"sampler"})
+    hearer = Hearer()
+    with sampling(hearer, FakeMeter(), None, 0.001):  # type: ignore[arg-type]
+        assert hearer.enough.wait(20)
+    num_rows = len(hearer.rows)
+    assert ({at_once(row) for row in hearer.rows}, hearer.threads) == ({ROW}, {"sampler"})
+    assert hearer.num_reliefs == num_rows
     assert "sampler" not in {thread.name for thread in threading.enumerate()}
-    assert len(rows) == num_rows
+    assert len(hearer.rows) == num_rows
 
 
 def test_an_allocator_that_does_not_answer_is_not_asked_and_rows_go_on() -> None:
-    rows: list[Sample] = []
-    enough = threading.Event()
-    meter = FakeMeter(stuck=True)
+    hearer, meter = Hearer(), FakeMeter(stuck=True)
+    with sampling(hearer, meter, FakeDevice(), 0.001):  # type: ignore[arg-type]
+        assert hearer.enough.wait(20)
+    assert (meter.num_looks, hearer.rows, hearer.num_reliefs) == (1, [], 0)
+    assert {(row.allocated_bytes, row.device_used_bytes) for row in hearer.old} == {(2, 50)}
 
-    def tick(row: Sample) -> None:
-        rows.append(row)
-        if len(rows) == 3:
-            enough.set()
 
-    fresh: list[Sample] = []
-    with sampling(fresh.append, meter, FakeDevice(), 0.001, tick_old=tick):  # type: ignore[arg-type]
-        assert enough.wait(20)
-    assert (meter.num_looks, fresh) == (1, [])
-    assert {(row.allocated_bytes, row.device_used_bytes) for row in rows} == {(2, 50)}
+def test_between_rare_samples_the_recorder_is_relieved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GIVEN a sample an hour THEN events do not wait so long."""
+    monkeypatch.setattr(device_samples, "RELIEVE_S", 0.001)
+    hearer, meter = Hearer(), FakeMeter()
+    with sampling(hearer, meter, None, 3600.0):  # type: ignore[arg-type]
+        assert hearer.enough.wait(20)
+    assert (hearer.rows, meter.num_looks >= 1 + hearer.num_reliefs) == ([], True)
+
+
+def test_a_thread_that_mostly_waits_is_met_while_it_gets_on() -> None:
+    class Seldom(FakeMeter):
+        num_asked = 0
+
+        def answers(self) -> bool:
+            self.num_asked += 1
+            return self.num_asked == 5
+
+    hearer = Hearer()
+    sampler = Sampler(hearer, Seldom(), None, Clock(), 20.0)  # type: ignore[arg-type]
+    sampler._patience_s = 20.0
+    sampler.look()
+    assert (len(hearer.rows), hearer.num_reliefs) == (1, 1)
 
 
 def test_a_block_that_fails_ends_the_thread_at_once() -> None:
-    with pytest.raises(KeyError), sampling(lambda row: None, FakeMeter(), None, 1000.0):  # type: ignore[arg-type]
+    with pytest.raises(KeyError), sampling(Hearer(), FakeMeter(), None, 1000.0):  # type: ignore[arg-type]
         raise KeyError
     assert "sampler" not in {thread.name for thread in threading.enumerate()}
 
@@ -162,28 +199,21 @@ class Failing:
 
 
 @dataclass
-class Bench:
+class Bench(Hearer):
     """A sampler whose looks are taken one by one."""
 
     meter: FakeMeter = field(default_factory=FakeMeter)
     device: Device | None = None
-    rows: list[Sample] = field(default_factory=list)
-    old: list[Sample] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
 
     def look(self, num: int) -> "Bench":
-        sampler = Sampler(
-            self.rows.append,
-            self.meter,
-            self.device,
-            Clock(),
-            self.old.append,
-            self.problems.append,  # type: ignore[arg-type]
-        )
+        sampler = self.sampler()
         sampler.begin()
         for _ in range(num):
             sampler.look()
         return self
+
+    def sampler(self) -> Sampler:
+        return Sampler(self, self.meter, self.device, Clock(), 0.002)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -213,17 +243,18 @@ def test_a_driver_that_fails_once_costs_its_own_figures_and_no_row() -> None:
 
 def test_what_the_recorder_raises_does_not_end_the_sampling() -> None:
     bench, ticks = Bench(), Failing(None, ValueError("no"), (1, 3))
-    sampler = Sampler(
-        lambda row: ticks(),
-        bench.meter,
-        None,
-        Clock(),
-        bench.old.append,
-        bench.problems.append,  # type: ignore[arg-type]
-    )
-    for _ in range(4):
-        sampler.look()
+    bench.tick = lambda row, is_whole: ticks()  # type: ignore[method-assign, assignment, misc]
+    bench.look(4)
     assert (ticks.num_calls, bench.problems) == (4, ["a sample could not be taken: ValueError: no"] * 2)
+
+
+def test_what_relief_raises_does_not_end_the_sampling() -> None:
+    bench, reliefs = Bench(), Failing(None, ValueError("no"), (1,))
+    bench.relieve = reliefs  # type: ignore[method-assign]
+    sampler = bench.sampler()
+    for _ in range(2):
+        sampler.relieve()
+    assert (reliefs.num_calls, bench.problems) == (2, ["events that wait could not be taken: ValueError: no"])
 
 
 def test_an_old_reading_is_no_sample_where_nobody_else_can_be_asked() -> None:
@@ -254,14 +285,7 @@ def test_a_segment_between_two_figures_is_no_growth_outside_the_allocator(
     """GIVEN 10 in use where 5 were, and an allocator that may have taken them meanwhile."""
     bench, told = Bench(), iter(reserved)
     bench.meter.peek = lambda: replace(READING, reserved=next(told), device_used=5)  # type: ignore[method-assign]
-    sampler = Sampler(
-        bench.rows.append,
-        bench.meter,
-        None,
-        Clock(),
-        bench.old.append,
-        bench.problems.append,  # type: ignore[arg-type]
-    )
+    sampler = bench.sampler()
     sampler.begin()
     bench.meter.peek = lambda: replace(READING, reserved=next(told), device_used=10)  # type: ignore[method-assign]
     sampler.look()

@@ -398,27 +398,14 @@ def test_what_was_recorded_is_written_though_the_device_fails_at_the_end() -> No
     assert desk.recorder.problems == ("the meter could not stop: RuntimeError: device-side assert triggered",)
 
 
-def test_a_tick_does_not_ask_an_allocator_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relief_flushes_where_no_span_has_ended_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_S", 1000.0)
     with at_work() as desk, span("load.dit"):
         desk.meter.alloc(5)
-        monkeypatch.setattr(module, "FLUSH_S", 0.0)
-        desk.meter.is_stuck = True
-        desk.recorder.tick(SAMPLE)
-        assert len(desk.meter.events) == 1
-        desk.meter.is_stuck = False
-        desk.recorder.tick(SAMPLE)
-        assert desk.meter.events == []
-
-
-def test_a_tick_flushes_where_no_span_has_ended_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FLUSH_S", 1000.0)
-    with at_work() as desk, span("load.dit"):
-        desk.meter.alloc(5)
-        desk.recorder.tick(SAMPLE)
+        desk.recorder.relieve()
         assert len(desk.meter.events) == 1
         monkeypatch.setattr(module, "FLUSH_S", 0.0)
-        desk.recorder.tick(SAMPLE)
+        desk.recorder.relieve()
         assert desk.meter.events == []
 
 

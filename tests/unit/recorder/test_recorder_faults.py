@@ -11,6 +11,7 @@ from recorder_fakes import FakeMeter, FakeStore
 from ray_memprof.allocator.replay import Replay
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder import recorder as module
+from ray_memprof.recorder.meters.guarded import Guarded
 from ray_memprof.recorder.meters.meter import Reading
 from ray_memprof.recorder.problems import MOST_PROBLEMS, Problems
 from ray_memprof.recorder.recorder import Recorder
@@ -51,7 +52,6 @@ def rows(store: FakeStore, table: str, *names: str) -> list[tuple[Any, ...]]:
         (["drain"], "events could not be taken: RuntimeError: no"),
         (["base_segments"], "what was held before is unknown: RuntimeError: no"),
         (["peaks"], "peaks could not be read: RuntimeError: no"),
-        (["answers"], "the meter could not be asked: RuntimeError: no"),
         (["stop"], "the meter could not stop: RuntimeError: no"),
     ],
 )
@@ -66,6 +66,7 @@ def test_a_meter_that_fails_is_a_problem_and_spans_are_recorded(
         with span("dit.block"):
             meter.alloc(5)
         recorder.tick(SAMPLE)
+        recorder.relieve()
         before = recorder.begin_collective()
         assert before is not None
         recorder.end_collective(before, op="all_reduce", num_bytes=1, group="0", group_size=2)
@@ -74,6 +75,13 @@ def test_a_meter_that_fails_is_a_problem_and_spans_are_recorded(
     assert rows(store, "collectives", "op") == [("all_reduce",)]
     assert (len(store.rows["samples"]), store.is_closed) == (1, True)
     assert recorder.problems == (problem,)
+
+
+def test_a_meter_that_cannot_be_asked_does_not_answer() -> None:
+    problems = Problems()
+    meter = Guarded(Failing("answers"), problems)  # type: ignore[arg-type]
+    meter.start()
+    assert (meter.answers(), problems.texts) == (False, ("the meter could not be asked: RuntimeError: no",))
 
 
 def test_events_that_cannot_be_followed_are_lost_and_spans_are_not() -> None:
@@ -201,7 +209,7 @@ def test_a_long_span_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
                 meter.alloc(512, address)
                 meter.free(address, 512)
                 num_events += 3
-            recorder.tick(SAMPLE)
+            recorder.relieve()
             most = max(most, len(meter.events))
     recorder.close()
     check = recorder.check()

@@ -44,7 +44,7 @@ def alone(program: Program) -> Any:
 
 
 def together(
-    program: Program, *, stacks: bool = False, own: bool = True, ends: bool = False
+    program: Program, *, stacks: bool = False, own: bool = True, ends: bool = False, loses: bool = False
 ) -> tuple[Any, list[dict[str, Any]], FakeCuda, Problems]:
     """The same under a meter whose events are taken wherever the program lets others work; and those events.
 
@@ -53,6 +53,7 @@ def together(
         stacks: whether the recorder takes stacks.
         own: taken on the model's thread; False: on another one.
         ends: the recording ends there instead.
+        loses: it must have been told that events were lost; else that none was.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MIN_EVENTS", 400)
@@ -86,7 +87,7 @@ def together(
         result = program(cuda, pause)
         take()
         meter.stop()
-        assert not any(lost)
+        assert any(lost) == loses
         return result, events, cuda, problems
 
 
@@ -298,6 +299,20 @@ def test_who_took_torchs_functions_before_us_and_empties_the_ring_is_told() -> N
     _, events, _, problems = together(program, own=False)
     assert [event["size"] for event in events] == list(range(10))
     assert problems.texts == (module._TORN,)
+
+
+def test_a_ring_that_was_too_short_has_more_room_from_then_on() -> None:
+    """GIVEN events taken off the model's thread, once too many between two times THEN as many again are not."""
+
+    def program(cuda: FakeCuda, pause: Callable[[], None]) -> Any:
+        for num in (5, 500, 5, 500, 500):
+            for size in range(num):
+                cuda.alloc(size)
+            pause()
+
+    _, events, _, problems = together(program, own=False, loses=True)
+    assert problems.texts == (module._TORN,)
+    assert len(events) == 5 + 400 + 5 + 500 + 500
 
 
 def test_what_torch_refuses_is_refused_and_changes_nothing() -> None:
