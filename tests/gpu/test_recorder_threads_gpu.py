@@ -125,6 +125,7 @@ def test_what_autograd_allocates_is_in_the_span_that_is_open(tmp_path: Path) -> 
     assert max(row["allocated_peak_bytes"] for row in steps) == told["allocated"]
 
 
+@pytest.mark.timeout(3 * RECORD_S + 120)
 @pytest.mark.parametrize(
     ("rate", "threads", "level"),
     [(15_000, 0, "event"), (15_000, 2, "event"), (60_000, 0, "event"), (3_000, 1, "stack")],
