@@ -6,13 +6,15 @@
     python scripts/bench_recorder.py --recording 50000000     # this alone: a whole recording, with an allocator faked
 
 Spans are empty and two deep, so that nothing but the recorder is timed; their cost is what the thread that runs the
-model loses. Events are timed through the scribe's thread, from a batch to rows in the store. The last lines are tables
+model loses. Events are timed through the scribe's thread, from a batch to rows in the store. What its
+thread takes of Python's lock is timed on one that calls small operations and never waits. The last lines are tables
 of docs/benchmarks.md. What recording costs a whole video: bench_overhead.py.
 """
 
 import argparse
 import gc
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -34,6 +36,10 @@ from ray_memprof.store.rank_store import RankStore
 from wan.spans import listening, span
 
 MIB = 2**20
+WORK = 400_000
+"""Small operations of the thread that others' work is measured on: some two seconds."""
+RATES = (5_000, 20_000, 45_000)
+"""Events a second; a video's decoder makes the last."""
 
 
 def meters(*, events: bool) -> Iterator[tuple[str, Meter]]:
@@ -109,6 +115,36 @@ def time_events(num_events: int) -> tuple[float, int]:
         if scribe.error is not None:
             raise scribe.error
         return spent_s / num_events * 1e6, scribe.most_waiting_events
+
+
+def wait(deliver: Iterator[list[dict[str, Any]]], rate: int, scribe: Scribe | None) -> float:
+    """Share of its time that a thread of small operations waits, `rate` events a second taken from it."""
+    left, right = torch.zeros(16), torch.ones(16)
+    began, began_cpu, num = time.perf_counter(), time.thread_time(), 0
+    for number in range(WORK):
+        torch.add(left, right)
+        if number % 1000 == 0 and time.perf_counter() - began > num / rate:
+            events = next(deliver)
+            num += len(events)
+            if scribe is not None:
+                scribe.deliver(Parcel(batch=Batch(events, None)))
+    took = time.perf_counter() - began
+    return 1.0 - (time.thread_time() - began_cpu) / took
+
+
+def time_beside(rate: int) -> tuple[float, float, float]:
+    """That share without a scribe and beside one that writes these events; and seconds to its end then."""
+    made = list(batches(6 * rate))
+    alone, beside, ends = [], [], []
+    for _ in range(5):
+        alone.append(wait(iter(made), rate, None))
+        with tempfile.TemporaryDirectory() as folder:
+            scribe = Scribe(RankStore(Path(folder), 0), BlockReplay(), categories={})
+            beside.append(wait(iter(made), rate, scribe))
+            began = time.perf_counter()
+            scribe.close()
+            ends.append(time.perf_counter() - began)
+    return statistics.median(alone), statistics.median(beside), statistics.median(ends)
 
 
 def resident_growth(num_events: int) -> float:
@@ -268,6 +304,7 @@ def main() -> None:
             rows.append((name, level, time_spans(meter, arguments.spans)))  # noqa: PERF401 - it runs a recording
             print(f"{name} meter, level {level}: done", file=sys.stderr)
     cost_us, most = time_events(arguments.events)
+    beside = [(rate, *time_beside(rate)) for rate in RATES]
     waiting_bytes = resident_growth(min(arguments.events, 200_000))
     print("| meter | level | us per span |\n|---|---|---|")
     for name, level, span_us in rows:
@@ -276,6 +313,10 @@ def main() -> None:
     print("|---|---|---|---|---|")
     buffers_mib = most * waiting_bytes / MIB
     print(f"| {arguments.events:,} | {cost_us:.2f} | {most:,} | {waiting_bytes:.0f} | {buffers_mib:.1f} |")
+    print("\n| events/s | a busy thread waits: alone | beside the scribe | s to write the rest at the end |")
+    print("|---|---|---|---|")
+    for rate, alone, share, end_s in beside:
+        print(f"| {rate:,} | {alone:.2%} | {share:.2%} | {end_s:.2f} |")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ray_memprof.recorder.ledger import Entry
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.owners import Stamp, owned
+from ray_memprof.recorder.pace import Pace
 from ray_memprof.recorder.problems import Problems
 from ray_memprof.store.rank_store import RankStore
 
@@ -33,14 +34,8 @@ QUEUE_LENGTH = 16
 MOST_WAITING_EVENTS = 196_608
 """The same of events: some 100 MB."""
 
-AT_ONCE = 512
-"""Events that are decoded before the model may have Python's lock: half a millisecond.
-
-Python takes the lock from a thread that works only after 5 ms, and the model gives it back, and wants it again, with
-every operation and every reading.
-"""
-REST_S = 50e-6
-"""Long enough for another thread to wake up and take it."""
+AT_ONCE = 256
+"""Events that are decoded before the model may have Python's lock: half a millisecond."""
 
 
 @dataclass(slots=True)
@@ -137,6 +132,8 @@ class Parcel:
     """Turn what is written so far into sealed parts."""
     done: threading.Event | None = None
     """Told once all that this one brings is written, or never will be."""
+    since: float = field(default_factory=time.monotonic)
+    """When it was handed over."""
 
     @property
     def num_events(self) -> int:
@@ -176,12 +173,16 @@ class Scribe:
         """What ended the writing; nothing is written after it."""
         self.problems = problems or Problems()
         self._inherited: dict[int, _Inherited] = {}
+        self._pace = Pace()
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
         self._thread.start()
 
     def deliver(self, parcel: Parcel) -> None:
         """Hand over, one caller at a time; waits when too much is waiting already."""
+        parcel.since = time.monotonic()
+        if parcel.done is not None:
+            self._pace.hurry()  # somebody waits for it, and then all is over
         with self._written:
             while self.num_waiting_events and self._thread.is_alive():
                 if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:
@@ -204,6 +205,7 @@ class Scribe:
 
     def close(self) -> None:
         """Write all that was delivered and seal the store; the error that stopped the writing is kept, not raised."""
+        self._pace.hurry()
         while self._thread.is_alive():
             with suppress(queue.Full):
                 self._queue.put(None, timeout=1.0)
@@ -241,7 +243,7 @@ class Scribe:
                 lambda: self._append_events(self.replay.prime(base, base_ns)),
             )
         if batch is not None and not self._do(
-            "events could not be written", lambda: self._write_events(batch, parcel.stamps)
+            "events could not be written", lambda: self._write_events(batch, parcel.stamps, parcel.since)
         ):
             self._num_known_lost += len(batch.events)
         if spans and self.error is None:
@@ -258,24 +260,24 @@ class Scribe:
         if parcel.seal and self.error is None:
             self._do("what was recorded could not be sealed", self._store.seal)
 
-    def _write_events(self, batch: Batch, stamps: Sequence[Stamp]) -> None:
+    def _write_events(self, batch: Batch, stamps: Sequence[Stamp], since: float) -> None:
         self._num_known_lost += batch.num_lost
         if not batch.events:
             self._count_missing(batch)
             return
         owned(batch.events, stamps)
         self._configure(batch)
-        columns = self._fed(batch.events)
+        columns = self._fed(batch.events, since)
         if batch.times is not None:
             columns.t_ns = batch.times.ours(columns.t_ns)
         self._append_events(columns)
         self._check(batch)
 
-    def _fed(self, events: Sequence[Event]) -> Columns:
-        """Events through the replay, with a rest for every AT_ONCE of them."""
+    def _fed(self, events: Sequence[Event], since: float) -> Columns:
+        """Events through the replay, with a rest after every AT_ONCE of them."""
         columns = self.replay.feed(events[:AT_ONCE])
         for first in range(AT_ONCE, len(events), AT_ONCE):
-            time.sleep(REST_S)
+            self._pace.rest(since, self.num_waiting_events)
             more = self.replay.feed(events[first : first + AT_ONCE])
             for name in type(columns).__slots__:
                 getattr(columns, name).extend(getattr(more, name))
