@@ -214,7 +214,7 @@ class SharedHistory:
         newest = max((reader.num_new for reader in self._readers), default=0)
         least = max(self._least, MIN_EVENTS // FRAMES_COST if self.is_costly else MIN_EVENTS)
         most = max(least, 2 * longest) if self._most == MAX_EVENTS else self._most
-        if newest > most * 3 // 4:
+        if newest > most // 2:
             most *= 2
         most = min(most, MAX_EVENTS - 1)
         if most != self._most and most > longest:

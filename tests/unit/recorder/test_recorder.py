@@ -409,6 +409,20 @@ def test_relief_flushes_where_no_span_has_ended_for_long(monkeypatch: pytest.Mon
         assert desk.meter.events == []
 
 
+def test_relief_takes_events_inside_a_span_when_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 1000.0)
+    with at_work() as desk, span("load.dit"):
+        desk.meter.events += [{}] * (module.RELIEF_EVENTS - 1)
+        desk.recorder.relieve()
+        assert len(desk.meter.events) == module.RELIEF_EVENTS - 1
+        desk.meter.events.clear()
+        for number in range(module.RELIEF_EVENTS):
+            desk.meter.alloc(5, number)
+        desk.recorder.relieve()
+        assert desk.meter.events == []
+    assert module.RELIEF_EVENTS <= module.DRAIN_EVENTS // 2, "a ring would be doubled at every relief"
+
+
 def test_events_are_taken_when_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_S", 1000.0)
     monkeypatch.setattr(module, "DRAIN_EVENTS", 3)
