@@ -104,7 +104,7 @@ def shoot(folder: Path, kind: str, chance: random.Random, gpus: Gpus | None = No
     if gpus is not None:
         arguments += ["--device", "cuda"]
         changes = {"ranks": num_ranks, "model_config": {"device": "cuda"}, "ray": limits | {"num_gpus": None}}
-    started = start(folder, config_of(folder, name=kind, args=arguments, **changes))
+    started = start(folder, config_of(folder, name=kind, ranks=4, args=arguments, **changes))
     freed_at = float("nan")
     if gpus is not None:
         started.wait_for((started.marker / "struck").exists)

@@ -24,7 +24,10 @@ HARD_LIMIT_S = 90.0
 """After which a launcher is killed with everything it started: a test hangs no longer than this."""
 
 DISK_MIB = 400
-"""Of a disk that a test fills: more than preflight asks for four ranks."""
+"""Of a disk that a test fills: more than preflight asks for the ranks."""
+
+RANKS = 3
+"""Of a run where a test does not say: one that fails, and two that wait for it; each costs seconds of two cores."""
 
 
 @dataclass
@@ -143,13 +146,13 @@ def config_of(
     name: str = "test",
     **changes: Any,
 ) -> dict[str, Any]:
-    """Four ranks of a script under gloo; `changes` replace keys, one level deep."""
+    """Ranks of a script under gloo; `changes` replace keys, one level deep."""
     marker = tmp_path / name / "marker"
     marker.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {
         "name": name,
         "workload": "script",
-        "ranks": 4,
+        "ranks": RANKS,
         "script": {"path": str(SCRIPTS / script), "args": [*map(str, args), "--marker", str(marker)]},
         "model_config": {"device": "cpu"},
         "logging": {"output_dir": str(tmp_path / "logs"), "sample_interval_s": 1.0},
@@ -180,10 +183,10 @@ def two_nodes() -> Iterator["Cluster"]:
 def joining(
     tmp_path: Path, cluster: "Cluster", *, timeouts: Mapping[str, float] | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """config_of(), with the ranks on a cluster that runs already."""
+    """config_of(), with four ranks, two a node, on a cluster that runs already."""
     limits = {"init_s": 60.0, "stall_s": 60.0, **(timeouts or {})}
     ray_section = {"address": cluster.address, "num_gpus": None, "gpus_per_rank": 1, "timeouts": limits}
-    return config_of(tmp_path, **{"ray": ray_section | changes.pop("ray", {}), **changes})
+    return config_of(tmp_path, **{"ranks": 4, "ray": ray_section | changes.pop("ray", {}), **changes})
 
 
 def start(

@@ -111,7 +111,7 @@ def test_11_address_at_which_nobody_listens(tmp_path: Path) -> None:
 
 def test_10_host_out_of_memory(tmp_path: Path) -> None:
     memory = psutil.virtual_memory()
-    # Room for the start of four ranks, and not for what rank 2 then hoards.
+    # Room for the start of all ranks, and not for what rank 2 then hoards.
     threshold = (memory.total - memory.available + 3 * 2**30) / memory.total
     arguments = ["--steps", 5000, "--fault", "hoard"]
     code, run = launch(

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launcher import config_of, launch, rows_of, start
+from launcher import RANKS, config_of, launch, rows_of, start
 
 TABLES = ("spans", "samples")
 FLUSHED_S = 8
@@ -51,12 +51,12 @@ def test_12_run_folder_that_is_not_shared(tmp_path: Path) -> None:
     counted = manifest_rows(run.run_dir)
     for table in TABLES:
         rows = rows_of(run, table)
-        assert set(rows) == {0, 1, 2, 3}
+        assert set(rows) == set(range(RANKS))
         assert {(table, rank): num for rank, num in rows.items()} == {
             key: num for key, num in counted.items() if key[0] == table
         }
     assert sorted(path.name for path in (run.run_dir / "logs").glob("rank*.log")) == [
-        f"rank{rank}.log" for rank in range(4)
+        f"rank{rank}.log" for rank in range(RANKS)
     ]
     there = scratch / run.facts["run_id"]
     assert f"writes to {there}; its files are collected through Ray at the end" in run.text
@@ -96,7 +96,7 @@ def test_12_disk_of_a_node_fills_up_while_the_run_goes_on(tmp_path: Path) -> Non
     assert run.verdict()[2].endswith("No space left on device")
     rows = rows_of(run, "spans")
     flushed_every_s, step_s = 2.0, 0.02
-    assert min(rows[rank] for rank in range(4)) >= before - flushed_every_s / step_s
+    assert min(rows[rank] for rank in range(RANKS)) >= before - flushed_every_s / step_s
     assert "Traceback" not in run.text
 
 
@@ -116,6 +116,6 @@ def test_12_disk_of_the_driver_is_full(tmp_path: Path) -> None:
     assert warning.endswith(" is full: make room before the run ends, or its report is lost")
     assert error.startswith("error: ") and "No space left on device" in error
     assert str(scratch) in run.text
-    assert set(manifest_rows(next(scratch.iterdir()))) >= {("spans", rank) for rank in range(4)}
+    assert set(manifest_rows(next(scratch.iterdir()))) >= {("spans", rank) for rank in range(RANKS)}
     assert hint.startswith("hint: ")
     assert "Traceback" not in run.text

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launcher import Launch, config_of, launch, rows_of, start, wait_until_gone
+from launcher import RANKS, Launch, config_of, launch, rows_of, start, wait_until_gone
 
 RUNNING = "runs"
 
@@ -14,7 +14,7 @@ RUNNING = "runs"
 def running(tmp_path: Path, name: str = "test") -> Launch:
     """A run in the middle of its loop, with something recorded."""
     run = start(tmp_path, config_of(tmp_path, name=name, args=["--steps", 5000]))
-    run.wait_for(lambda: len(run.rank_pids()) == 4 and "first step" in run.text)
+    run.wait_for(lambda: len(run.rank_pids()) == RANKS and "first step" in run.text)
     time.sleep(3)  # longer than the recorder keeps rows to itself
     return run
 
@@ -32,7 +32,7 @@ def test_9_first_signal(tmp_path: Path, number: signal.Signals, code: int) -> No
     stages_s = run.facts["stages_s"]
     assert stages_s["launch to first step"] > stages_s["first step"] > 0
     rows = rows_of(run, "spans")
-    assert {rank: num > 0 for rank, num in rows.items()} == dict.fromkeys(range(4), True)
+    assert {rank: num > 0 for rank, num in rows.items()} == dict.fromkeys(range(RANKS), True)
     assert (run.run_dir / "report.html").exists()
     assert "Traceback" not in run.text
 
@@ -69,5 +69,5 @@ def test_9_driver_killed(tmp_path: Path) -> None:
 
     assert wait_until_gone(run.rank_pids(), 15) < 12
     assert run.facts["status"] == "running"
-    code, after = launch(tmp_path, config_of(tmp_path, name="after", args=["--steps", 2]))
+    code, after = launch(tmp_path, config_of(tmp_path, name="after", ranks=2, args=["--steps", 2]))
     assert (code, *after.verdict()) == (0, 0, "ok", "")

@@ -82,12 +82,12 @@ def test_8_import_fails_in_a_rank(tmp_path: Path, module: str, rank: str, who: s
 def test_8_a_rank_never_joins(tmp_path: Path) -> None:
     init_s = 15.0
     limits = {"num_gpus": 4, "timeouts": {"init_s": init_s, "stall_s": 600.0}}
-    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "never", "--at-rank", 3], ray=limits))
+    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "never", "--at-rank", 2], ray=limits))
 
-    reason = "waiting for ranks [3]: not met within 15 s"
+    reason = "waiting for ranks [2]: not met within 15 s"
     assert (code, *run.verdict()) == (23, 23, "never_started", reason)
-    assert run.facts["culprits"] == [3]
-    assert "time.sleep(3600)" in (run.run_dir / "logs" / "rank3.stack.txt").read_text()
+    assert run.facts["culprits"] == [2]
+    assert "time.sleep(3600)" in (run.run_dir / "logs" / "rank2.stack.txt").read_text()
     assert run.living() == []
 
 
