@@ -103,8 +103,8 @@ def shoot(folder: Path, kind: str, chance: random.Random, gpus: Gpus | None = No
     changes: dict[str, Any] = {"ray": limits}
     if gpus is not None:
         arguments += ["--device", "cuda"]
-        changes = {"ranks": num_ranks, "model_config": {"device": "cuda"}, "ray": limits | {"num_gpus": None}}
-    started = start(folder, config_of(folder, name=kind, ranks=4, args=arguments, **changes))
+        changes = {"model_config": {"device": "cuda"}, "ray": limits | {"num_gpus": None}}
+    started = start(folder, config_of(folder, name=kind, ranks=num_ranks, args=arguments, **changes))
     freed_at = float("nan")
     if gpus is not None:
         started.wait_for((started.marker / "struck").exists)
