@@ -31,7 +31,8 @@ from ray_memprof.recorder.meters.host import HostMeter
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.meters.nvml import open_device
 from ray_memprof.recorder.recorder import DRAIN_EVENTS, Recorder
-from ray_memprof.recorder.scribe import Parcel, Scribe
+from ray_memprof.recorder.rows import Parcel
+from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.store.rank_store import RankStore
 from wan.spans import listening, span
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from ray_memprof.allocator.block_sizes import exact_size
 from ray_memprof.allocator.doubt import DEFAULT_POOL, Doubt, Pool
-from ray_memprof.allocator.replay import MIN_BLOCK_BYTES, SMALL_BYTES, BlockReplay, Segment
+from ray_memprof.allocator.replay import Segment
+from ray_memprof.allocator.rules import MIN_BLOCK_BYTES, SMALL_BYTES, Rules, exact_size
 
 _SEGMENT_ACTIONS = frozenset(("segment_alloc", "segment_free", "segment_map", "segment_unmap"))
 Block = dict[str, Any]
@@ -129,7 +129,7 @@ class BeforeTrace:
         )
 
     def segments_at_start(
-        self, final: Iterable[Segment], rules: BlockReplay, doubt: Doubt | None = None
+        self, final: Iterable[Segment], rules: Rules, doubt: Doubt | None = None
     ) -> list[Segment]:
         """The segments when the trace began, as BlockReplay.prime() takes them, each with its pool (None: unknown)."""
         final, doubt = list(final), doubt or Doubt()
@@ -199,7 +199,7 @@ class BeforeTrace:
         end: int,
         used: list[int],
         known: Mapping[int, Block],
-        rules: BlockReplay,
+        rules: Rules,
         doubt: Doubt,
     ) -> list[Block]:
         """The blocks of a segment that has these in use, free ones between them."""
@@ -226,7 +226,7 @@ class BeforeTrace:
             blocks.append({"address": at, "size": end - at, "state": "inactive"})
         return blocks
 
-    def _size(self, elder: _Elder, behind: int, rules: BlockReplay, doubt: Doubt) -> int:
+    def _size(self, elder: _Elder, behind: int, rules: Rules, doubt: Doubt) -> int:
         """Bytes of a block that was freed: what was asked for, rounded, and what was too little to split off."""
         wanted = rules.rounded(elder.requested)
         end = elder.address + wanted
@@ -247,7 +247,7 @@ class BeforeTrace:
         return wanted if rules.splits(wanted, rest) else behind - elder.address
 
 
-def _untold(wanted: int, rest: int, rules: BlockReplay, doubt: Doubt) -> int:
+def _untold(wanted: int, rest: int, rules: Rules, doubt: Doubt) -> int:
     """How much of the `rest` behind it may belong to a block, or not, against what the settings say."""
     if doubt.pools or doubt.everything:
         return rest

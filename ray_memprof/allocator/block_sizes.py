@@ -32,14 +32,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ray_memprof.allocator.doubt import DEFAULT_POOL, Doubt, Pool, pool_of
-from ray_memprof.allocator.replay import (
-    MIN_BLOCK_BYTES,
-    SMALL_BYTES,
-    BlockReplay,
-    Event,
-    FreeBlocks,
-    Segment,
-)
+from ray_memprof.allocator.replay import BlockReplay, Event, FreeBlocks, Segment
+from ray_memprof.allocator.rules import MIN_BLOCK_BYTES, SMALL_BYTES, exact_size
 
 _MOST_CONTRADICTIONS = 1000
 """After so many nothing more is looked for: the events are not those of one allocator."""
@@ -96,12 +90,12 @@ class BlockSizes:
     """Follows the blocks of one device as a replay does, and keeps open what is.
 
     Args:
-        rules: has the settings.
+        replay: has the settings, and the blocks of their beginning.
         doubt: what may have been otherwise.
         pools: of each segment_alloc and segment_map, in order; none: no event says.
     """
 
-    rules: BlockReplay
+    replay: BlockReplay
     doubt: Doubt
     pools: Iterator[Pool | None] = field(default_factory=lambda: iter(()))
     _free: FreeBlocks = field(default_factory=FreeBlocks)
@@ -150,10 +144,10 @@ class BlockSizes:
             start, end = segment["address"], segment["address"] + segment["total_size"]
             pool = pool_of(segment.get("segment_pool_id"))
             self._add(_Segment(start, end, segment.get("is_expandable", False), pool))
-        self._free = self.rules.blocks.copy()
-        for address, size in self.rules.used_sizes():
+        self._free = self.replay.blocks.copy()
+        for address, size in self.replay.used_sizes():
             self._used[address] = _Block(-1, address, size, size, size, size, 0)
-        self._num_allocs = self.rules.num_allocs
+        self._num_allocs = self.replay.num_allocs
 
     def follow(
         self,
@@ -217,7 +211,7 @@ class BlockSizes:
     def _alloc(self, address: int, requested: int) -> None:
         if address in self._used:
             self._free_block(address)
-        wanted = self.rules.rounded(requested)
+        wanted = self.replay.rules.rounded(requested)
         available = self._available(address)
         block = self._made(address, wanted, available, requested)
         self._num_allocs += 1
@@ -275,7 +269,7 @@ class BlockSizes:
             return _Block(
                 self._num_allocs, address, size, size, max(size, available), wanted, self._num_events
             )
-        plain = wanted if self.rules.splits(wanted, rest) else available
+        plain = wanted if self.replay.rules.splits(wanted, rest) else available
         block = _Block(self._num_allocs, address, plain, plain, plain, plain, self._num_events)
         if rest < MIN_BLOCK_BYTES:
             return block
@@ -304,15 +298,15 @@ class BlockSizes:
         """Whether a pool that splits gives `rest` back; None: the setting of this moment decides, and is not known."""
         if wanted <= SMALL_BYTES:
             return True
-        if rest > SMALL_BYTES and self.rules.may_split(wanted):
+        if rest > SMALL_BYTES and self.replay.rules.may_split(wanted):
             return True
         if self._told_at == self._num_events - 1:
             # The allocation for which the segment was made; another pool may never be expandable.
             return self._is_on
         is_other = segment is not None and not segment.is_expandable and self._is_other(segment)
-        if self.doubt.setting or (is_other and self.rules.expandable_segments):
+        if self.doubt.setting or (is_other and self.replay.rules.expandable_segments):
             return None
-        return self.rules.expandable_segments
+        return self.replay.rules.expandable_segments
 
     def _is_other(self, segment: _Segment) -> bool:
         return self.doubt.pools and segment.pool != DEFAULT_POOL
@@ -439,7 +433,7 @@ def decide(
     actions = [event["action"] for event in events]
     grows = {"segment_map" in actions, *(segment.get("is_expandable", False) for segment in segments)}
     pools = {pool_of(segment.get("segment_pool_id")) for segment in segments} - {None, DEFAULT_POOL}
-    is_switched = was_expandable != replay.expandable_segments or (
+    is_switched = was_expandable != replay.rules.expandable_segments or (
         len(grows) > 1 and "segment_alloc" in actions
     )
     doubt = Doubt(setting=is_switched, pools=bool(pools))
@@ -451,11 +445,6 @@ def decide(
     sizes.follow(actions, [event.get("addr", 0) for event in events], [event["size"] for event in events])
     told = [{**one, "pool": pool_of(one.get("segment_pool_id"))} for one in segments]
     return sizes.conclude(told).decided
-
-
-def exact_size(requested: int) -> int:
-    """Bytes of a request without any setting."""
-    return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
 
 
 def _most(open_blocks: "array[int]") -> int:

@@ -9,10 +9,7 @@ Takes what a snapshot says of settings and pools; leaves nothing.
 from dataclasses import dataclass
 from typing import Any
 
-from ray_memprof.allocator.replay import (
-    MIN_BLOCK_BYTES,
-    SMALL_BYTES,
-)
+from ray_memprof.allocator.rules import MIN_BLOCK_BYTES, SMALL_BYTES
 
 Pool = tuple[int, int]
 """A memory pool, as torch numbers them."""

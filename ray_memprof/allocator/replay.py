@@ -5,26 +5,23 @@ to 512 bytes, remainders too small to split off). So the free space of every seg
 the allocator's own rules: a request takes the front of the free block at its address, the rest is split off where
 the pool allows it, and freed neighbours merge. The result equals the allocator's counters to the byte, or says not.
 
-    replay = BlockReplay(expandable_segments=True)
+    replay = BlockReplay(rules=Rules(expandable_segments=True))
     columns = replay.feed(events)         # events: dicts of torch's device_traces, in order
     replay.allocated, replay.allocated_peak
 
-Source of the rules: c10/cuda/CUDACachingAllocator.cpp of torch 2.11 (round_size, should_split, try_merge_blocks).
+Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.11 (try_merge_blocks); sizes: rules.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray_memprof.allocator.rules import Rules
+
 BEFORE = "before"
 """Category of what was held before the first event."""
 UNKNOWN_FREE = 2**64 - 1
 """In place of the free bytes of an oom event that does not tell them: no device has as many."""
-MIN_BLOCK_BYTES = 512
-SMALL_BYTES = 2**20
-"""Requests up to this come from the small pool, which splits to the last 512 bytes; the large pool keeps a
-remainder of up to this with the block."""
-
 Event = Mapping[str, Any]
 """One of torch's device_traces: action, addr, size, stream, time_us, user_metadata."""
 Segment = Mapping[str, Any]
@@ -231,8 +228,7 @@ class BlockReplay(Replay):
     """Follows one device's caching allocator.
 
     Args:
-        expandable_segments: whether the allocator grows segments (its splitting rule differs).
-        max_split_bytes: requests of this size and more are never split; None: no limit.
+        rules: for sizes, until settings are told.
         category_of: category of what is allocated in a span.
         stack_of: number of an event's Python stack, where stacks are taken.
     """
@@ -240,16 +236,15 @@ class BlockReplay(Replay):
     def __init__(
         self,
         *,
-        expandable_segments: bool = False,
-        max_split_bytes: int | None = None,
+        rules: Rules | None = None,
         category_of: Callable[[int], str] = lambda span_id: "activation",
         stack_of: Callable[[Event], int | None] | None = None,
     ) -> None:
         super().__init__(category_of=category_of, stack_of=stack_of)
-        self.expandable_segments, self._max_split_bytes = expandable_segments, max_split_bytes
+        self.rules = rules or Rules()
+        """As of the last settings that were told."""
         self.decided: Mapping[int, int] = {}
         """What allocations took for which the settings alone give another size, by number (see block_sizes.py)."""
-        self._divisions: tuple[int, ...] = ()
         self.blocks = FreeBlocks()
         """What is free."""
         self._handlers |= {
@@ -260,14 +255,8 @@ class BlockReplay(Replay):
         }
 
     def configure(self, settings: Mapping[str, Any]) -> None:
-        """Take the rule of splitting from the allocator's settings, as a snapshot names them."""
-        self.expandable_segments = bool(settings.get("expandable_segments", self.expandable_segments))
-        limit = settings.get("max_split_size", -1)
-        self._max_split_bytes = limit if limit > 0 else None
-        divisions = settings.get("roundup_power2_divisions", {})
-        # Keys are powers of two, "1" for up to 2 MiB; no division is the default.
-        steps = tuple(divisions[key] for key in sorted(divisions, key=int))
-        self._divisions = steps if any(step > 1 for step in steps) else ()
+        """Take the rules from the allocator's settings, as a snapshot names them."""
+        self.rules = self.rules.under(settings)
 
     def prime(self, segments: Iterable[Segment], t_ns: int) -> Columns:
         """Start from what the allocator held before the first event.
@@ -325,8 +314,8 @@ class BlockReplay(Replay):
         available = self.blocks.take(address)
         size = self.decided.get(self.num_allocs, 0) if self.decided else 0
         if not size or size > available:
-            wanted = self.rounded(requested)
-            size = wanted if self.splits(wanted, available - wanted) else available
+            wanted = self.rules.rounded(requested)
+            size = wanted if self.rules.splits(wanted, available - wanted) else available
             if available < wanted:
                 # Recording began after this block's segment was made, or an event was lost.
                 self._stray(wanted)
@@ -337,28 +326,6 @@ class BlockReplay(Replay):
 
     def _release(self, address: int, size: int) -> None:
         self.blocks.merge(address, size)
-
-    def rounded(self, requested: int) -> int:
-        """Bytes that a request becomes before a block is looked for."""
-        divisions = self._divisions_of(requested) if self._divisions else 0
-        if divisions > 1 and requested > MIN_BLOCK_BYTES * divisions:
-            return _next_division(requested, divisions)
-        return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
-
-    def _divisions_of(self, requested: int) -> int:
-        """Steps between two powers of two: one setting for each power from 1 MiB on, those at the ends for the rest."""
-        interval = max(0, requested.bit_length() - SMALL_BYTES.bit_length())
-        return self._divisions[min(interval, len(self._divisions) - 1)]
-
-    def splits(self, wanted: int, rest: int) -> bool:
-        """Whether a request that leaves `rest` bytes of the block that it found gives them back."""
-        if self.expandable_segments or wanted <= SMALL_BYTES:
-            return rest >= MIN_BLOCK_BYTES
-        return rest > SMALL_BYTES and self.may_split(wanted)
-
-    def may_split(self, wanted: int) -> bool:
-        """Whether a request of the large pool is below the size from which on blocks are kept whole."""
-        return self._max_split_bytes is None or wanted < self._max_split_bytes
 
     def _segment_alloc(self, address: int, requested: int, span_id: int) -> Counted:
         self.reserved += requested
@@ -469,15 +436,6 @@ def _spans(stamps: list[str]) -> list[int]:
     """The spans that events were stamped with; 0: another text, or none."""
     known = {stamp: int(stamp) if stamp.isdecimal() else 0 for stamp in set(stamps)}
     return [known[stamp] for stamp in stamps]
-
-
-def _next_division(size: int, divisions: int) -> int:
-    """The next of `divisions` equal steps between two powers of two."""
-    floor = 1 << (size.bit_length() - 1)
-    step = floor >> (divisions.bit_length() - 1)
-    if size == floor:
-        return size
-    return floor << 1 if step == 0 else -(-size // step) * step
 
 
 def unsigned(value: int) -> int:

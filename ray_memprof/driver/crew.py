@@ -21,7 +21,7 @@ import ray
 from ray import exceptions
 
 from ray_memprof.driver.ray_errors import exit_detail, first_line, host_memory, tells_of_node
-from ray_memprof.rank.actor import lines_since
+from ray_memprof.rank.log import lines_since
 from ray_memprof.rank.messages import Outcome, Whereabouts
 from ray_memprof.recorder.status import Beat
 from ray_memprof.supervision.verdict import Loss

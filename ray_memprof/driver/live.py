@@ -24,6 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ray_memprof.driver.pace import Pace
 from ray_memprof.recorder.status import Beat
 from ray_memprof.wording import size_text, visible
 
@@ -227,63 +228,5 @@ def row(rank: int, beat: Beat | None) -> tuple[str, ...]:
     return (str(rank), visible(beat.stage), _step(beat) if beat.step >= 0 else "", *map(size_text, amounts))
 
 
-class Pace:
-    """Steps done and to do, and from them the time left.
-
-    Args:
-        num_videos: that are made one after the other, with as many steps each.
-        clock: seconds, from any start.
-    """
-
-    def __init__(self, num_videos: int, clock: Callable[[], float]) -> None:
-        self._num_videos, self._clock = num_videos, clock
-        self._num_steps = self._video = 0
-        self._step, self._between = -1, False
-        self._began = (0.0, 0)
-        self._seconds_per_step = 0.0
-
-    def see(self, beat: Beat) -> None:
-        """Where a rank is now; a step counts once the number of steps is known, when the first one is over."""
-        if beat.step < 0:
-            self._between = self._step >= 0
-            return
-        if beat.num_steps <= 0 or (beat.step == self._step and not self._between):
-            return
-        now = self._clock()
-        if beat.step <= self._step or self._step < 0:
-            self._video += self._step >= 0
-            # A step is seen late, by one beat at most: the mean over many makes little of it.
-            self._began = (now, beat.step)
-        else:
-            since, first = self._began
-            self._seconds_per_step = (now - since) / (beat.step - first)
-        self._step, self._num_steps, self._between = beat.step, beat.num_steps, False
-
-    @property
-    def num_total(self) -> int:
-        """Steps of the run; 0: not known."""
-        return self._num_steps * self._num_videos
-
-    @property
-    def num_done(self) -> int:
-        """Steps that are over."""
-        return self._num_steps * self._video + max(self._step, 0) + self._between
-
-    def told(self) -> str:
-        """The pace and the time left, in words; empty until two steps were seen."""
-        if not self._seconds_per_step:
-            return ""
-        left = _duration((self.num_total - self.num_done) * self._seconds_per_step)
-        return f"{self._seconds_per_step:.1f} s a step, {left} left in the steps"
-
-
 def _step(beat: Beat) -> str:
     return f"step {beat.step + 1}" + (f" of {beat.num_steps}" if beat.num_steps > 0 else "")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

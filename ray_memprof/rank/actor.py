@@ -8,7 +8,6 @@ A workload that fails is an Outcome, sealed first; only the death of the process
 
 import dataclasses
 import errno
-import faulthandler
 import os
 import socket
 import sys
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_memprof.rank import environment
-from ray_memprof.rank.log import log_writer
+from ray_memprof.rank.log import CLOSED, dump_flight_record, lines_since, open_log
 from ray_memprof.rank.messages import Outcome, RankFacts, RankPlan, Whereabouts
 from ray_memprof.rank.network import explained, interface_of
 from ray_memprof.rank.outcome import outcome_of
@@ -39,14 +38,8 @@ if TYPE_CHECKING:
 
 CONTROL = {"control": 2}
 """Threads that answer while run() is busy: a question that hangs leaves one for the next."""
-_MAX_SAID_BYTES = 64 * 1024
-"""Most of a log that one answer carries."""
-_MAX_BEHIND_BYTES = 16 * _MAX_SAID_BYTES
-"""How far the answers may lag behind a log: some seconds. Older lines are left out, or nobody would see new ones."""
 _BACKLOG = 2048
 """Ranks that may knock at the store at once: torch's own number."""
-_CLOSED = (ValueError, AttributeError)
-"""What writing raises where the workload has closed its output, or put None there."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +91,7 @@ class Rank:
     def prepare(self, plan: RankPlan) -> Prepared:
         """Take a place: log, environment, checks, and the import of torch, which takes seconds."""
         plan, shared = _with_folder(plan)
-        self._plan, self._log = plan, _open_log(plan)
+        self._plan, self._log = plan, open_log(plan)
         variables = environment.rank_environment(
             plan,
             os.environ,
@@ -148,18 +141,20 @@ class Rank:
             return self._run(plan)
         finally:
             self._thread = 0
-            with suppress(*_CLOSED):
+            with suppress(*CLOSED):
                 sys.stdout.flush()
 
     def _run(self, plan: RankPlan) -> Outcome:
         from ray_memprof.recorder import recorder
-        from ray_memprof.workload import wan
+        from ray_memprof.workload import dispatch
 
         outcome = Outcome(rank=plan.rank, status="ok")
         try:
             with recorder.recording(plan.recording, self._clock) as self._recorder:
                 try:
-                    wan.run(plan.config, plan.place, self._recorder, device=plan.device, run_dir=plan.run_dir)
+                    dispatch.run(
+                        plan.config, plan.place, self._recorder, device=plan.device, run_dir=plan.run_dir
+                    )
                 except BaseException as error:  # noqa: B036 - SystemExit of a script too; what it means is told below
                     outcome = outcome_of(
                         error,
@@ -203,7 +198,7 @@ class Rank:
             return Whereabouts(stack="not running\n")
         stack = "".join(traceback.format_stack(frame))
         # On a thread of its own: it may take longer than the asker waits, and find the disk full.
-        threading.Thread(target=_dump_flight_record, args=(self._prepared(),), daemon=True).start()
+        threading.Thread(target=dump_flight_record, args=(self._prepared(),), daemon=True).start()
         return Whereabouts(stack=stack, joined=joined())
 
     @ray.method(concurrency_group="control")
@@ -221,12 +216,12 @@ class Rank:
 
     def _print_traceback(self) -> None:
         """Into the log alone: on the console a line says what happened, and where the log is."""
-        with suppress(*_CLOSED):
+        with suppress(*CLOSED):
             sys.stdout.flush()
             sys.stderr.flush()
         if self._log is not None and self._end_of_talk is None:
             self._end_of_talk = self._log.stat().st_size
-        with suppress(*_CLOSED):
+        with suppress(*CLOSED):
             traceback.print_exc()
 
     def _is_alone(self) -> bool:
@@ -241,29 +236,6 @@ class Rank:
     def _prepared(self) -> RankPlan:
         assert self._plan is not None, "prepare() comes first"
         return self._plan
-
-
-def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool = True) -> tuple[int, str]:
-    """The whole lines of `log` from byte `offset` on, and where they end; a line of more than one answer in pieces.
-
-    Args:
-        log: of a rank.
-        offset: where the lines before these ended.
-        until: byte at which to stop; None: the end.
-        whole: False: with the line that has no end yet; nothing will follow it.
-    """
-    with log.open("rb") as file:
-        end = file.seek(0, os.SEEK_END) if until is None else until
-        if end - offset > _MAX_BEHIND_BYTES:
-            skipped, offset = end - _MAX_SAID_BYTES - offset, end - _MAX_SAID_BYTES
-            return offset, f"... {skipped:,} bytes left out here, they are in {log.parent.name}/{log.name}"
-        file.seek(offset)
-        read = file.read(max(0, min(_MAX_SAID_BYTES, end - offset)))
-    text, newline, _ = read.rpartition(b"\n")
-    # A bar that is drawn over and over ends no line for hours.
-    if (not newline and len(read) == _MAX_SAID_BYTES) or (not whole and len(read) < _MAX_SAID_BYTES):
-        text, newline = read, b""
-    return offset + len(text) + len(newline), text.decode(errors="replace")
 
 
 def _listener(address: str) -> socket.socket:
@@ -329,31 +301,3 @@ def _with_folder(plan: RankPlan) -> tuple[RankPlan, bool]:
     return dataclasses.replace(
         plan, run_dir=make_node_folder(plan.config.ray.scratch_dir, plan.run_id)
     ), False
-
-
-def _open_log(plan: RankPlan) -> Path:
-    """Send stdout and stderr of this process, C code and crashes included, to a file of this rank."""
-    path = plan.run_dir / "logs" / f"rank{plan.rank}.log"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
-    # At the level of the kernel: NCCL and the CUDA runtime write to descriptors 1 and 2. A pipe in between would lose
-    # the last lines of a process that dies, which are the ones that matter.
-    os.dup2(log, sys.__stdout__.fileno() if sys.__stdout__ else 1)
-    os.dup2(log, sys.__stderr__.fileno() if sys.__stderr__ else 2)
-    os.close(log)
-    sys.stdout, sys.stderr = log_writer(sys.stdout), log_writer(sys.stderr)
-    faulthandler.enable(all_threads=True)
-    return path
-
-
-def _dump_flight_record(plan: RankPlan) -> None:
-    """What NCCL was at, as torch's flight recorder kept it: the watchdog writes it after process_group_s only."""
-    dump = getattr(sys.modules.get("torch._C._distributed_c10d"), "_dump_nccl_trace", None)
-    if dump is None or not plan.visible_devices:
-        return
-    path = plan.run_dir / "logs" / f"nccl_trace_rank{plan.rank}"
-    with suppress(OSError, RuntimeError, *_CLOSED):
-        path.write_bytes(dump())
-        sys.stderr.write(f"{time.strftime('%H:%M:%S')} flight record of NCCL: {path}\n")

@@ -18,7 +18,7 @@ from typing import Protocol
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.meters.nvml import Device
-from ray_memprof.recorder.scribe import Sample
+from ray_memprof.recorder.rows import Sample
 
 RELIEVE_S = 0.1
 """Between two times that the recorder may take what waits: events come fast, and have little room."""

@@ -16,19 +16,9 @@ is left outside the allocator, the context is gone (a device that was reset), an
 """
 
 from collections import Counter
-from dataclasses import dataclass
 
 from ray_memprof.recorder.meters.meter import Reading
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A row of the ledger table."""
-
-    t_ns: int
-    span_id: int
-    account: str
-    bytes: int
+from ray_memprof.recorder.rows import Entry
 
 
 class Ledger:

@@ -7,7 +7,7 @@ opened.append(opened.record("dit.block", {"index": 3}, reading))
 from collections.abc import Callable
 
 from ray_memprof.recorder.meters.meter import Reading
-from ray_memprof.recorder.scribe import SpanRecord
+from ray_memprof.recorder.rows import SpanRecord
 from ray_memprof.store.categories import component_of, stage_of
 from wan.spans import Attribute
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.meters.nvml import OwnShare
-from ray_memprof.recorder.scribe import Sample
+from ray_memprof.recorder.rows import Sample
 
 _TRIES = 3
 """Times that figures of the allocator and of the driver are read until they are of one moment."""

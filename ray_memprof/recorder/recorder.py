@@ -28,14 +28,8 @@ from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.others import Others
 from ray_memprof.recorder.owners import Stamp
 from ray_memprof.recorder.problems import Problems
-from ray_memprof.recorder.scribe import (
-    Collective,
-    Parcel,
-    Sample,
-    Scribe,
-    SpanRecord,
-    scribe_of,
-)
+from ray_memprof.recorder.rows import Collective, Parcel, Sample, SpanRecord
+from ray_memprof.recorder.scribe import Scribe, scribe_of
 from ray_memprof.recorder.status import Beat, ReplayCheck
 from ray_memprof.store.categories import category_of
 from wan.spans import Attribute, listening

@@ -18,15 +18,15 @@ from ray_memprof.allocator.replay import (
     Event,
     Peaks,
     Replay,
-    Segment,
 )
 from ray_memprof.errors import DiskFull
-from ray_memprof.recorder.ledger import Entry
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.owners import Stamp, owned
 from ray_memprof.recorder.pace import Pace
 from ray_memprof.recorder.problems import Problems
+from ray_memprof.recorder.rows import Parcel, SpanRecord
+from ray_memprof.recorder.stacks import Stacks
 from ray_memprof.store.rank_store import RankStore
 
 QUEUE_LENGTH = 16
@@ -36,109 +36,6 @@ MOST_WAITING_EVENTS = 196_608
 
 AT_ONCE = 256
 """Events that are decoded before the model may have Python's lock: half a millisecond."""
-
-
-@dataclass(slots=True)
-class SpanRecord:
-    """A span while it is open, and until its row is written."""
-
-    span_id: int
-    parent_id: int
-    name: str
-    path: str
-    stage: str
-    component: str | None
-    step: int | None
-    block: int | None
-    branch: str | None
-    depth: int
-    start: Reading
-    end: Reading | None = None
-    failed: bool = False
-    recorder_ns: int = 0
-    peaks: Peaks = field(default_factory=Peaks)
-    """Its own, from readings; the scribe adds those from events and from the spans inside it."""
-    device_used: int = 0
-    """The most that readings and samples inside it saw; between them nobody knows."""
-    outside: int = 0
-    """The most device memory outside the allocator that they saw."""
-    host_rss: int = 0
-    """The most that samples saw: no event tells of host memory between the ends of a span."""
-    num_samples: int = 0
-
-    def note_reading(self, reading: Reading) -> None:
-        """A reading was taken inside it, or at its end."""
-        used = reading.device_used
-        if used > self.device_used:
-            self.device_used = used
-        if used - reading.reserved > self.outside:
-            self.outside = used - reading.reserved
-
-    def note_sample(self, sample: "Sample", *, is_whole: bool) -> None:
-        """A sample was taken: counts if that was inside it. Of one that is not whole, see Recorder.tick."""
-        if sample.t_ns < self.start.t_ns or (self.end is not None and sample.t_ns > self.end.t_ns):
-            return
-        self.num_samples += 1
-        self.host_rss = max(self.host_rss, sample.host_rss_bytes)
-        self.device_used = max(self.device_used, sample.device_used_bytes)
-        if is_whole:
-            self.outside = max(self.outside, sample.device_used_bytes - sample.reserved_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Collective:
-    """A row of the collectives table."""
-
-    start_ns: int
-    end_ns: int
-    span_id: int
-    op: str
-    bytes: int
-    group: str
-    group_size: int
-    non_torch_growth_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A row of the samples table."""
-
-    t_ns: int
-    device_used_bytes: int
-    process_used_bytes: int | None
-    others_used_bytes: int | None
-    allocated_bytes: int
-    reserved_bytes: int
-    host_rss_bytes: int
-    utilisation_fraction: float | None
-
-
-@dataclass(slots=True)
-class Parcel:
-    """What the recorder hands over at once."""
-
-    base: list[Segment] = field(default_factory=list)
-    """What the allocator held when recording began, with the first events of all."""
-    base_ns: int = 0
-    """When that was."""
-    batch: Batch | None = None
-    stamps: Sequence[Stamp] = ()
-    """When the model's thread was given which span to stamp the events of `batch` with."""
-    spans: list[SpanRecord] = field(default_factory=list)
-    ledger: list[Entry] = field(default_factory=list)
-    collectives: list[Collective] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    seal: bool = False
-    """Turn what is written so far into sealed parts."""
-    done: threading.Event | None = None
-    """Told once all that this one brings is written, or never will be."""
-    since: float = field(default_factory=time.monotonic)
-    """When it was handed over."""
-
-    @property
-    def num_events(self) -> int:
-        """How many it brings."""
-        return 0 if self.batch is None else len(self.batch.events)
 
 
 class Scribe:
@@ -286,10 +183,10 @@ class Scribe:
     def _configure(self, batch: Batch) -> None:
         """Tell the replay the settings after these events, and what they prove where that is not enough."""
         replay = self.replay
-        was_expandable = replay.expandable_segments if isinstance(replay, BlockReplay) else False
+        was_expandable = replay.rules.expandable_segments if isinstance(replay, BlockReplay) else False
         replay.configure(batch.settings)
         if isinstance(replay, BlockReplay):
-            was_expandable = was_expandable if replay.num_events else replay.expandable_segments
+            was_expandable = was_expandable if replay.num_events else replay.rules.expandable_segments
             replay.decided = decide(replay, batch.events, batch.segments, was_expandable)
 
     def _append_events(self, columns: Columns) -> None:
@@ -386,34 +283,6 @@ class _Inherited:
     device_used: int = 0
     outside: int = 0
     host_rss: int = 0
-
-
-class Stacks:
-    """Numbers for Python stacks: the same frames, the same number."""
-
-    def __init__(self, store: RankStore) -> None:
-        self._store = store
-        self._numbers: dict[tuple[tuple[str, str, int], ...], int] = {}
-        self._new: list[tuple[int, int, str, str, int]] = []
-
-    def number(self, event: Event) -> int | None:
-        """Of the frames of `event`; None where it has none."""
-        frames = tuple((frame["name"], frame["filename"], frame["line"]) for frame in event.get("frames", ()))
-        if not frames:
-            return None
-        if frames not in self._numbers:
-            number = self._numbers[frames] = len(self._numbers)
-            self._new += [(number, index, *frame) for index, frame in enumerate(frames)]
-        return self._numbers[frames]
-
-    def flush(self) -> None:
-        """Write the stacks that are new."""
-        if self._new:
-            names = ("stack_id", "frame", "function", "file", "line")
-            self._store.append(
-                "stacks", dict(zip(names, map(list, zip(*self._new, strict=True)), strict=True))
-            )
-            self._new.clear()
 
 
 def _columns(rows: list[dict[str, object]]) -> dict[str, list[object]]:

@@ -24,7 +24,7 @@ from ray_memprof.analysis.comparison.compare import (
 )
 from ray_memprof.analysis.comparison.text import LEAST_FRACTION, SHOWN, check_lines
 from ray_memprof.query import database
-from ray_memprof.report import plots
+from ray_memprof.report import comparison_plots, plots
 from ray_memprof.report.page import environment, packed_plotly
 from ray_memprof.store.run_files import TABLES_DIR, table_dir
 from ray_memprof.store.whole_file import whole_file
@@ -143,10 +143,10 @@ def _figures(
     figures = {}
     peaks = {name: [_size(one, None, measure) for one in measured] for measure, name in PEAKS.items()}
     if any(size is not None for sizes in peaks.values() for size in sizes):
-        figures["peaks"] = plots.peaks_of_runs(labels, peaks)
+        figures["peaks"] = comparison_plots.peaks_of_runs(labels, peaks)
     if stages:
         sizes = [[_size(one, stage, "peak_allocated") for stage in stages] for one in measured]
-        figures["stages"] = plots.stages_of_runs(labels, stages, sizes)
+        figures["stages"] = comparison_plots.stages_of_runs(labels, stages, sizes)
     return figures
 
 

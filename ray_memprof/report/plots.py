@@ -8,7 +8,7 @@ that shows them in GiB in meta.gib: the exact number is one hover away, and each
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -283,7 +283,7 @@ def heat(rows: Sequence[Row], measure: str) -> Figure:
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     ranks = sorted({row["rank"] for row in rows})
     sizes = {(row["stage"], row["rank"]): row[f"{measure}_peak_bytes"] for row in rows}
-    trace = _cells(
+    trace = cells(
         ranks,
         stages,
         [[sizes.get((stage, rank)) for rank in ranks] for stage in stages],
@@ -291,7 +291,7 @@ def heat(rows: Sequence[Row], measure: str) -> Figure:
         hover="%{y}, rank %{x}",
     )
     if len(ranks) <= NUM_COLOURS:
-        trace |= _NUMBERS
+        trace |= NUMBERS
     layout = {"yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False}}
     # Ranks are whole numbers: no ticks between them.
     ticks = {"dtick": 1} if len(ranks) <= MOST_RANKS else {}
@@ -300,10 +300,10 @@ def heat(rows: Sequence[Row], measure: str) -> Figure:
     return {"data": [trace], "layout": layout, "height": 90 + 34 * len(stages)}
 
 
-_NUMBERS: Row = {"texttemplate": "%{z:.2f}", "textfont": {"size": 12}}
+NUMBERS: Row = {"texttemplate": "%{z:.2f}", "textfont": {"size": 12}}
 
 
-def _cells(
+def cells(
     x: Sequence[int | str], y: Sequence[str], sizes: Sequence[Sequence[int | None]], *, gap: int, hover: str
 ) -> Row:
     """Sizes as colours, a row for each of `y`; those that are None are left empty."""
@@ -410,32 +410,3 @@ def _highest(rows: Sequence[Row], figure: str, most: int = MOST_POINTS) -> list[
     return [
         max(rows[start : start + size], key=lambda row: row[figure]) for start in range(0, len(rows), size)
     ]
-
-
-def peaks_of_runs(names: Sequence[str], sizes: Mapping[str, Sequence[int | None]]) -> Figure:
-    """Peaks of several runs, a group of bars a run; `sizes` has a peak of each run, or None, by what it is of.
-
-    At most four of them: the shades tell them apart without any colour.
-    """
-    data: list[Row] = []
-    for position, (measure, peaks) in enumerate(sizes.items()):
-        trace: Row = {"type": "bar", "orientation": "h", "name": measure, "y": names}
-        trace |= {"customdata": peaks, "meta": {"gib": "x"}, "marker": {"color": f"var:heat{4 - position}"}}
-        trace["hovertemplate"] = f"%{{fullData.name}}: %{{x:.2f}} GiB ({BYTES})<extra>%{{y}}</extra>"
-        data.append(trace)
-    layout: Row = {"barmode": "group", "xaxis": {"ticksuffix": IN_GIB, "rangemode": "tozero"}}
-    layout["yaxis"] = {"autorange": "reversed", "automargin": True, "type": "category"}
-    return {"data": data, "layout": layout, "height": 110 + 46 * len(names)}
-
-
-def stages_of_runs(
-    names: Sequence[str], stages: Sequence[str], sizes: Sequence[Sequence[int | None]]
-) -> Figure:
-    """A peak of every stage in several runs: stages side by side, a row for each run."""
-    trace = _cells(stages, names, sizes, gap=2, hover="%{y}, %{x}")
-    if len(stages) <= MOST_RANKS:
-        trace |= _NUMBERS
-    layout: Row = {"margin": {"t": 30, "b": 10}}
-    layout["yaxis"] = {"autorange": "reversed", "automargin": True, "showgrid": False, "type": "category"}
-    layout["xaxis"] = {"side": "top", "showgrid": False, "zeroline": False, "type": "category"}
-    return {"data": [trace], "layout": layout, "height": 110 + 34 * len(names)}

@@ -1,10 +1,8 @@
-"""What a rank runs under the recorder: Wan2.1 itself, or any torch.distributed script as torchrun would run it.
+"""Wan2.1 as a rank runs it: from a configuration to the saved videos, in spans that name every stage.
 
-    with recording(options) as recorder:
-        workload.run(config, place, recorder, ...)       # on this thread; returns when all videos are made
+    run_wan(config, place, device, recorder)             # on this thread; returns when all videos are made
 
-Takes a configuration and a place; the environment is set already. Leaves the videos that generation.save_file asks for,
-and at level torch_profiler a trace. Errors pass through: rank/outcome.py turns them into an Outcome.
+Takes a configuration and a place; the environment is set already. Leaves the videos that generation.save_file asks for.
 """
 
 import sys
@@ -13,11 +11,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from ray_memprof.config.keys import Logging
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.store.run_files import TRACE_DIR, TRACE_FILE
+from ray_memprof.workload.listener import StepListener
 from wan.config import TASKS
 from wan.options import Options, describe
 from wan.parallel.environment import Place
@@ -29,58 +26,15 @@ if TYPE_CHECKING:
 _WARM_UP_SIDE = 64
 
 
-class StepListener(Protocol):
-    """The part of the recorder that a workload talks to; everything else it hears through spans."""
-
-    def on_step(self, step: int, steps: int) -> None:
-        """`step` of `steps` is done."""
-
-    def problem(self, text: str) -> None:
-        """Something is wrong with the recording."""
-
-
-def run(config: RunConfig, place: Place, recorder: StepListener, *, device: str, run_dir: Path) -> None:
-    """Run the workload of `config` to its end, on this thread.
+def run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener) -> None:
+    """Make the videos of `config` on this thread.
 
     Args:
         config: of the run.
         place: which rank this process is, of how many.
-        recorder: told of steps.
         device: of this rank, as torch names it.
-        run_dir: where traces go, unless logging.trace_path says otherwise.
+        recorder: told of steps.
     """
-    with _traced(config.logging, trace_file(config.logging, run_dir, place.rank), recorder):
-        if config.workload == "script":
-            _run_script(config, recorder)
-        else:
-            _run_wan(config, place, device, recorder)
-
-
-def trace_file(logging: Logging, run_dir: Path, rank: int) -> Path:
-    """Where the trace of `rank` goes."""
-    return (logging.trace_path or run_dir / TRACE_DIR) / TRACE_FILE.format(rank=rank)
-
-
-@contextmanager
-def _traced(logging: Logging, path: Path, recorder: StepListener) -> Iterator[None]:
-    if logging.level != "torch_profiler" or not logging.profile_memory:
-        yield
-        return
-    from ray_memprof.recorder.torch_trace import TraceSchedule, tracing
-
-    with tracing(TraceSchedule(**logging.profiler.model_dump()), path, recorder.problem):
-        yield
-
-
-def _run_script(config: RunConfig, recorder: StepListener) -> None:
-    from ray_memprof.workload.script import run_script
-
-    script = config.script
-    assert script is not None  # config.py refuses workload: script without one
-    run_script(script.path, script.args, script.module_spans, lambda text: recorder.problem(text))
-
-
-def _run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener) -> None:
     from ray_memprof.config.wan_keys import wan_options
     from wan.generate import make_pipeline, make_request, other_than_asked
 

@@ -48,7 +48,7 @@ def test_peaks_equal_the_counters(tmp_path: Path, context: str | None) -> None:
         snapshot = PickleStream(file, path.name, lambda device, event: events.append(event)).read()
     witness.see(*([event.get(key, 0) for event in events] for key in ("action", "addr", "size")))
     replay.configure(snapshot["allocator_settings"])
-    replay.prime(witness.segments_at_start(snapshot["segments"], replay), 0)
+    replay.prime(witness.segments_at_start(snapshot["segments"], replay.rules), 0)
     replay.feed(events)
 
     assert replay.num_strays == 0 and len(events) > 8000

@@ -55,7 +55,7 @@ print(json.dumps(checks))
 # Prints by how many bytes device memory, and tensors in it, grew across every outermost span.
 RUN = f"""{PLAN}
 import torch
-from ray_memprof.workload import wan as workload
+from ray_memprof.workload import dispatch
 from ray_memprof.recorder.meters.nvml import open_device
 from wan.spans import listening
 
@@ -88,7 +88,7 @@ class Meter:
 
 meter = Meter()
 with listening(meter):
-    workload.run(plan.config, plan.place, meter, device=plan.device, run_dir=plan.run_dir)
+    dispatch.run(plan.config, plan.place, meter, device=plan.device, run_dir=plan.run_dir)
 print(json.dumps(meter.grown))
 """
 

@@ -140,7 +140,7 @@ def _follow(
     if doubt:
         found, doubt = _prove(replay, spool, segments, doubt)
         replay.decided = found.decided
-    at_start = spool.before.segments_at_start(segments, replay, doubt)
+    at_start = spool.before.segments_at_start(segments, replay.rules, doubt)
     written = rows.write(at_start, spool.chunks(), stacks)
     written.max_error_bytes = difference(replay, segments)
     held = sum(segment["total_size"] for segment in at_start)
@@ -156,7 +156,7 @@ def _prove(
 ) -> tuple[Found, Doubt]:
     """What the events prove; and the doubt that was left to them."""
     sizes = BlockSizes(replay, doubt, spool.before.new_pools())
-    sizes.start(spool.before.segments_at_start(segments, replay, doubt))
+    sizes.start(spool.before.segments_at_start(segments, replay.rules, doubt))
     for actions, addresses, requests in spool.blocks():
         sizes.follow(actions, addresses, requests)
     found = sizes.conclude(segments)

@@ -12,7 +12,8 @@ from ray_memprof.allocator.block_sizes import BlockSizes, Found, decide
 from ray_memprof.allocator.doubt import Doubt, pool_of
 from ray_memprof.allocator.replay import BlockReplay
 from ray_memprof.recorder.meters.meter import Batch, Reading
-from ray_memprof.recorder.scribe import Parcel, Scribe
+from ray_memprof.recorder.rows import Parcel
+from ray_memprof.recorder.scribe import Scribe
 
 MIB = 2**20
 PRIVATE, OWN = (0, 1), (0, 2)

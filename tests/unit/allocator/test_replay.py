@@ -12,14 +12,15 @@ from ray_memprof.allocator.replay import (
     Peaks,
     Replay,
 )
+from ray_memprof.allocator.rules import Rules
 
 
 def counters(replay: Replay) -> tuple[int, int, int]:
     return replay.allocated, replay.reserved, replay.active
 
 
-def fed(*events: Event, **options: object) -> BlockReplay:
-    replay = BlockReplay(**options)  # type: ignore[arg-type]
+def fed(*events: Event, **rules: object) -> BlockReplay:
+    replay = BlockReplay(rules=Rules(**rules))  # type: ignore[arg-type]
     replay.feed(events)
     return replay
 
@@ -278,7 +279,7 @@ def test_host_tensors_count_as_they_are() -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_the_replay_equals_an_allocators_counters_after_every_event(seed: int, expandable: bool) -> None:
     chance = random.Random(seed)
-    replay = BlockReplay(expandable_segments=expandable)
+    replay = BlockReplay(rules=Rules(expandable_segments=expandable))
     peaks = [0, 0, 0]
 
     def check(told: Event) -> None:

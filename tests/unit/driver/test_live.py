@@ -11,14 +11,8 @@ from rich.text import Text
 
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.driver.live import (
-    HALF,
-    MOST_RANKS,
-    Live,
-    Pace,
-    row,
-    shown_ranks,
-)
+from ray_memprof.driver.live import HALF, MOST_RANKS, Live, row, shown_ranks
+from ray_memprof.driver.pace import Pace
 from ray_memprof.recorder.status import Beat
 
 GIB = 2**30

@@ -16,7 +16,7 @@ from ray_memprof.driver.crew import Crew
 from ray_memprof.driver.interrupts import Interrupts
 from ray_memprof.driver.live import Live
 from ray_memprof.driver.run_state import RunState
-from ray_memprof.rank.actor import lines_since
+from ray_memprof.rank.log import lines_since
 from ray_memprof.rank.messages import Outcome, Whereabouts
 
 DIED = exceptions.ActorDiedError()
@@ -144,7 +144,7 @@ def test_a_run_is_not_over_before_its_first_rank_has_had_its_say(
 def test_more_than_one_answer_carries_is_told(
     ray: FakeRay, actor: Actor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ray_memprof.rank.actor._MAX_SAID_BYTES", 8)
+    monkeypatch.setattr("ray_memprof.rank.log._MAX_SAID_BYTES", 8)
     said: list[str] = []
     crew = started(actor, said)
     actor.write("".join(f"line {number}\n" for number in range(5)))

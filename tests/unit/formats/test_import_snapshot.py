@@ -13,6 +13,7 @@ from snapshots import FRAMES, MIB, Simulation, event, snapshot, write
 
 from ray_memprof.allocator.before_trace import BeforeTrace
 from ray_memprof.allocator.replay import BlockReplay
+from ray_memprof.allocator.rules import Rules
 from ray_memprof.analysis.diagnosis.diagnose import findings
 from ray_memprof.formats.torch_snapshot.pickle_window import NotASnapshot
 from ray_memprof.formats.torch_snapshot.read import import_file, import_snapshots
@@ -349,21 +350,21 @@ def test_the_beginning_is_found_wherever_recording_began(seed: int, expandable: 
     simulation = Simulation(seed, expandable=expandable)
     num_exact = 0
     for cut, truth in simulation.moments[::25]:
-        events, rules, witness = (
+        events, replay, witness = (
             simulation.events[cut:],
-            BlockReplay(expandable_segments=expandable),
+            BlockReplay(rules=Rules(expandable_segments=expandable)),
             BeforeTrace(),
         )
         witness.see(*([one[key] for one in events] for key in ("action", "addr", "size")))
-        found = witness.segments_at_start(simulation.moments[-1][1], rules)
+        found = witness.segments_at_start(simulation.moments[-1][1], replay.rules)
         if witness.doubt_bytes == 0:
             assert _shape(found) == _shape(truth)
             num_exact += 1
-        rules.prime(found, 0)
-        lack = simulation.counters[cut][0] - rules.allocated
+        replay.prime(found, 0)
+        lack = simulation.counters[cut][0] - replay.allocated
         assert 0 <= lack <= witness.doubt_bytes
-        rules.feed(events)
-        peaks_found = [rules.allocated_peak, rules.reserved_peak, rules.active_peak]
+        replay.feed(events)
+        peaks_found = [replay.allocated_peak, replay.reserved_peak, replay.active_peak]
         lacks = [true - here for true, here in zip(simulation.truth(cut), peaks_found, strict=True)]
         assert all(0 <= lack <= witness.doubt_bytes for lack in lacks)
     assert num_exact == len(simulation.moments[::25]) or not expandable
@@ -386,7 +387,7 @@ def test_a_block_that_kept_more_than_it_asked_for_is_known_by_what_follows() -> 
     witness = BeforeTrace()
     witness.see(*([one[key] for one in events] for key in ("action", "addr", "size")))
     final = [segment(0, (4 * MIB, "inactive"), (4 * MIB, "active_allocated"))]
-    (found,) = witness.segments_at_start(final, BlockReplay())
+    (found,) = witness.segments_at_start(final, Rules())
     assert [(b["address"], b["size"], b["state"]) for b in found["blocks"]] == [
         (0, 4 * MIB, "active_allocated"), (4 * MIB, 4 * MIB, "inactive")
     ]  # fmt: skip

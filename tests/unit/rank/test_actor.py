@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.rank import actor as rank_actor
-from ray_memprof.rank.actor import Rank, lines_since
+from ray_memprof.rank import log as rank_log
+from ray_memprof.rank.actor import Rank
+from ray_memprof.rank.log import lines_since
 from ray_memprof.rank.messages import Outcome, RankFacts, RankPlan
 
 
@@ -34,15 +35,15 @@ def test_lines_are_passed_on_once_they_are_whole(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_actor, "_MAX_SAID_BYTES", 4)
+    monkeypatch.setattr(rank_log, "_MAX_SAID_BYTES", 4)
     log = tmp_path / "rank0.log"
     log.write_bytes(b"\r10%\r20%\r3")
     assert [lines_since(log, offset) for offset in (0, 4, 8)] == [(4, "\r10%"), (8, "\r20%"), (8, "")]
 
 
 def test_what_is_far_behind_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_actor, "_MAX_SAID_BYTES", 8)
-    monkeypatch.setattr(rank_actor, "_MAX_BEHIND_BYTES", 20)
+    monkeypatch.setattr(rank_log, "_MAX_SAID_BYTES", 8)
+    monkeypatch.setattr(rank_log, "_MAX_BEHIND_BYTES", 20)
     log = tmp_path / "rank0.log"
     log.write_bytes(b"0123456\n" * 4)
     assert lines_since(log, 8) == (24, f"... 16 bytes left out here, they are in {tmp_path.name}/rank0.log")

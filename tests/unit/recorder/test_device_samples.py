@@ -14,7 +14,7 @@ from ray_memprof.recorder.device_samples import Sampler, sampling, split
 from ray_memprof.recorder.device_samples import sample as taken
 from ray_memprof.recorder.meters.meter import Reading
 from ray_memprof.recorder.meters.nvml import Device, Holder
-from ray_memprof.recorder.scribe import Sample
+from ray_memprof.recorder.rows import Sample
 
 READING = Reading(
     t_ns=1, allocated=2, reserved=3, active=4, device_used=5, host_rss=6, allocated_peak=-1, reserved_peak=-1,

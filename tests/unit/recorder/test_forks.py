@@ -20,7 +20,8 @@ from ray_memprof.recorder.meters.host import HostMeter
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.recorder import Recorder, recording
-from ray_memprof.recorder.scribe import Sample, Scribe
+from ray_memprof.recorder.rows import Sample
+from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.torch_trace import StepTrace, TraceSchedule
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_files import table_dir

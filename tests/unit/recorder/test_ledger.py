@@ -3,8 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_memprof.recorder.ledger import Entry, Ledger
+from ray_memprof.recorder.ledger import Ledger
 from ray_memprof.recorder.meters.meter import Reading
+from ray_memprof.recorder.rows import Entry
 
 
 def reading(device_used: int, reserved: int = 0, t_ns: int = 5) -> Reading:

@@ -16,7 +16,8 @@ from ray_memprof.errors import DiskFull
 from ray_memprof.recorder import recorder as module
 from ray_memprof.recorder.collectives import watching
 from ray_memprof.recorder.recorder import Recorder
-from ray_memprof.recorder.scribe import Sample, Scribe
+from ray_memprof.recorder.rows import Sample
+from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.status import Beat, ReplayCheck
 from ray_memprof.store.schema import SPANS
 from wan.spans import listening, span

@@ -15,7 +15,8 @@ from ray_memprof.allocator.replay import Replay
 from ray_memprof.recorder import recorder as module
 from ray_memprof.recorder.meters.meter import Batch
 from ray_memprof.recorder.recorder import Recorder
-from ray_memprof.recorder.scribe import Sample, Scribe
+from ray_memprof.recorder.rows import Sample
+from ray_memprof.recorder.scribe import Scribe
 
 TOTAL = 1000
 

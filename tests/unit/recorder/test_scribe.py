@@ -9,17 +9,10 @@ from recorder_fakes import FakeStore
 from ray_memprof.allocator.replay import BlockReplay, Replay
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder import scribe as module
-from ray_memprof.recorder.ledger import Entry
 from ray_memprof.recorder.meters.meter import Batch, Reading
-from ray_memprof.recorder.scribe import (
-    QUEUE_LENGTH,
-    Collective,
-    Parcel,
-    Sample,
-    Scribe,
-    SpanRecord,
-    Stacks,
-)
+from ray_memprof.recorder.rows import Collective, Entry, Parcel, Sample, SpanRecord
+from ray_memprof.recorder.scribe import QUEUE_LENGTH, Scribe
+from ray_memprof.recorder.stacks import Stacks
 
 MIB = 2**20
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from run_tables import answer, blank, make_ranks, make_run, span
 
-from ray_memprof.report import plots, run_page
+from ray_memprof.report import comparison_plots, plots, run_page
 from ray_memprof.report.summary import summary_lines
 from ray_memprof.store.schema import TABLES
 
@@ -224,7 +224,7 @@ def test_of_a_long_table_the_ends_and_the_largest_of_each_figure_are_listed() ->
 
 def test_figures_grow_with_what_they_list() -> None:
     names = ["a", "b", "c"]
-    assert [plots.peaks_of_runs(names[:num], {})["height"] for num in (1, 3)] == [156, 248]
-    assert [plots.stages_of_runs(names[:num], [], [])["height"] for num in (1, 3)] == [144, 212]
+    assert [comparison_plots.peaks_of_runs(names[:num], {})["height"] for num in (1, 3)] == [156, 248]
+    assert [comparison_plots.stages_of_runs(names[:num], [], [])["height"] for num in (1, 3)] == [144, 212]
     books = [{"rank": rank, "account": "active", "bytes": 5} for rank in range(3)]
     assert [plots.books(books[:num])["height"] for num in (1, 3)] == [180, 240]

@@ -15,7 +15,7 @@ from ray_memprof.config.keys import Logging
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.rank.messages import RankFacts, RankPlan
-from ray_memprof.workload import wan
+from ray_memprof.workload import dispatch, wan
 from wan.errors import MediaError
 from wan.inputs.media import read_image
 from wan.networks.text import encode_text
@@ -76,7 +76,7 @@ def plan(given: RunConfig, run_dir: Path, **changes: Any) -> RankPlan:
 
 
 def run_plan(given: RankPlan, recorder: Any) -> None:
-    wan.run(given.config, given.place, recorder, device=given.device, run_dir=given.run_dir)
+    dispatch.run(given.config, given.place, recorder, device=given.device, run_dir=given.run_dir)
 
 
 def run(given: RankPlan) -> Recorder:
@@ -290,6 +290,6 @@ def test_two_ranks_make_one_video_in_a_group_of_their_own(tmp_path: Path) -> Non
 
 def test_a_folder_of_ones_own_takes_the_traces(tmp_path: Path) -> None:
     own = Logging(level="torch_profiler", trace_path=tmp_path / "mine")
-    assert wan.trace_file(own, tmp_path / "run", 1) == tmp_path / "mine" / "rank1.pt.trace.json"
-    default = wan.trace_file(Logging(level="torch_profiler"), tmp_path / "run", 1)
+    assert dispatch.trace_file(own, tmp_path / "run", 1) == tmp_path / "mine" / "rank1.pt.trace.json"
+    default = dispatch.trace_file(Logging(level="torch_profiler"), tmp_path / "run", 1)
     assert default == tmp_path / "run" / "trace" / "rank1.pt.trace.json"

@@ -1,0 +1,77 @@
+"""Rules of torch's caching allocator for sizes: what a request becomes, and when a block that is too large is split.
+
+    rules = Rules(expandable_segments=True)
+    wanted = rules.rounded(1000)                       # 1,024
+    rules.splits(wanted, available - wanted)           # whether the rest of the block stays free
+
+Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.11 (round_size, get_round_size, should_split).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MIN_BLOCK_BYTES = 512
+SMALL_BYTES = 2**20
+"""Requests up to this come from the small pool, which splits to the last 512 bytes; the large pool keeps a
+remainder of up to this with the block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings of one moment that sizes depend on."""
+
+    expandable_segments: bool = False
+    """Whether the allocator grows segments: it splits more then."""
+    max_split_bytes: int | None = None
+    """Requests of this size and more are never split; None: no limit."""
+    divisions: tuple[int, ...] = ()
+    """Steps between two powers of two, for each power from 1 MiB on; empty: sizes are rounded to 512 bytes."""
+
+    def under(self, settings: Mapping[str, Any]) -> "Rules":
+        """These rules under the settings that a snapshot names; what it does not name stays."""
+        limit = settings.get("max_split_size", -1)
+        divisions = settings.get("roundup_power2_divisions", {})
+        # Keys are powers of two, "1" for up to 2 MiB; no division is the default.
+        steps = tuple(divisions[key] for key in sorted(divisions, key=int))
+        return Rules(
+            expandable_segments=bool(settings.get("expandable_segments", self.expandable_segments)),
+            max_split_bytes=limit if limit > 0 else None,
+            divisions=steps if any(step > 1 for step in steps) else (),
+        )
+
+    def rounded(self, requested: int) -> int:
+        """Bytes that a request becomes before a block is looked for."""
+        divisions = self._divisions_of(requested) if self.divisions else 0
+        if divisions > 1 and requested > MIN_BLOCK_BYTES * divisions:
+            return _next_division(requested, divisions)
+        return exact_size(requested)
+
+    def _divisions_of(self, requested: int) -> int:
+        """One setting for each power of two from 1 MiB on, those at the ends for the rest."""
+        interval = max(0, requested.bit_length() - SMALL_BYTES.bit_length())
+        return self.divisions[min(interval, len(self.divisions) - 1)]
+
+    def splits(self, wanted: int, rest: int) -> bool:
+        """Whether a request that leaves `rest` bytes of the block that it found gives them back."""
+        if self.expandable_segments or wanted <= SMALL_BYTES:
+            return rest >= MIN_BLOCK_BYTES
+        return rest > SMALL_BYTES and self.may_split(wanted)
+
+    def may_split(self, wanted: int) -> bool:
+        """Whether a request of the large pool is below the size from which on blocks are kept whole."""
+        return self.max_split_bytes is None or wanted < self.max_split_bytes
+
+
+def exact_size(requested: int) -> int:
+    """Bytes of a request without any setting: the next 512, and never none."""
+    return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
+
+
+def _next_division(size: int, divisions: int) -> int:
+    """The next of `divisions` equal steps between two powers of two."""
+    floor = 1 << (size.bit_length() - 1)
+    step = floor >> (divisions.bit_length() - 1)
+    if size == floor:
+        return size
+    return floor << 1 if step == 0 else -(-size // step) * step

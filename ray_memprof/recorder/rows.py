@@ -1,0 +1,126 @@
+"""Rows on their way to disk: what the recorder hands to the thread that writes."""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ray_memprof.allocator.replay import (
+    Peaks,
+    Segment,
+)
+from ray_memprof.recorder.meters.meter import Batch, Reading
+from ray_memprof.recorder.owners import Stamp
+
+
+@dataclass(slots=True)
+class SpanRecord:
+    """A span while it is open, and until its row is written."""
+
+    span_id: int
+    parent_id: int
+    name: str
+    path: str
+    stage: str
+    component: str | None
+    step: int | None
+    block: int | None
+    branch: str | None
+    depth: int
+    start: Reading
+    end: Reading | None = None
+    failed: bool = False
+    recorder_ns: int = 0
+    peaks: Peaks = field(default_factory=Peaks)
+    """Its own, from readings; the scribe adds those from events and from the spans inside it."""
+    device_used: int = 0
+    """The most that readings and samples inside it saw; between them nobody knows."""
+    outside: int = 0
+    """The most device memory outside the allocator that they saw."""
+    host_rss: int = 0
+    """The most that samples saw: no event tells of host memory between the ends of a span."""
+    num_samples: int = 0
+
+    def note_reading(self, reading: Reading) -> None:
+        """A reading was taken inside it, or at its end."""
+        used = reading.device_used
+        if used > self.device_used:
+            self.device_used = used
+        if used - reading.reserved > self.outside:
+            self.outside = used - reading.reserved
+
+    def note_sample(self, sample: "Sample", *, is_whole: bool) -> None:
+        """A sample was taken: counts if that was inside it. Of one that is not whole, see Recorder.tick."""
+        if sample.t_ns < self.start.t_ns or (self.end is not None and sample.t_ns > self.end.t_ns):
+            return
+        self.num_samples += 1
+        self.host_rss = max(self.host_rss, sample.host_rss_bytes)
+        self.device_used = max(self.device_used, sample.device_used_bytes)
+        if is_whole:
+            self.outside = max(self.outside, sample.device_used_bytes - sample.reserved_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Collective:
+    """A row of the collectives table."""
+
+    start_ns: int
+    end_ns: int
+    span_id: int
+    op: str
+    bytes: int
+    group: str
+    group_size: int
+    non_torch_growth_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A row of the samples table."""
+
+    t_ns: int
+    device_used_bytes: int
+    process_used_bytes: int | None
+    others_used_bytes: int | None
+    allocated_bytes: int
+    reserved_bytes: int
+    host_rss_bytes: int
+    utilisation_fraction: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A row of the ledger table."""
+
+    t_ns: int
+    span_id: int
+    account: str
+    bytes: int
+
+
+@dataclass(slots=True)
+class Parcel:
+    """What the recorder hands over at once."""
+
+    base: list[Segment] = field(default_factory=list)
+    """What the allocator held when recording began, with the first events of all."""
+    base_ns: int = 0
+    """When that was."""
+    batch: Batch | None = None
+    stamps: Sequence[Stamp] = ()
+    """When the model's thread was given which span to stamp the events of `batch` with."""
+    spans: list[SpanRecord] = field(default_factory=list)
+    ledger: list[Entry] = field(default_factory=list)
+    collectives: list[Collective] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    seal: bool = False
+    """Turn what is written so far into sealed parts."""
+    done: threading.Event | None = None
+    """Told once all that this one brings is written, or never will be."""
+    since: float = field(default_factory=time.monotonic)
+    """When it was handed over."""
+
+    @property
+    def num_events(self) -> int:
+        """How many it brings."""
+        return 0 if self.batch is None else len(self.batch.events)

@@ -1,0 +1,16 @@
+"""What a workload tells the recorder beside its spans."""
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    pass
+
+
+class StepListener(Protocol):
+    """The part of the recorder that a workload talks to; everything else it hears through spans."""
+
+    def on_step(self, step: int, steps: int) -> None:
+        """`step` of `steps` is done."""
+
+    def problem(self, text: str) -> None:
+        """Something is wrong with the recording."""
