@@ -23,8 +23,8 @@ from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.owners import Stamp, owned
-from ray_memprof.recorder.pace import Pace
 from ray_memprof.recorder.problems import Problems
+from ray_memprof.recorder.restraint import Restraint
 from ray_memprof.recorder.rows import Parcel, SpanRecord
 from ray_memprof.recorder.stacks import Stacks
 from ray_memprof.store.rank_store import RankStore
@@ -70,7 +70,7 @@ class Scribe:
         """What ended the writing; nothing is written after it."""
         self.problems = problems or Problems()
         self._inherited: dict[int, _Inherited] = {}
-        self._pace = Pace()
+        self._restraint = Restraint()
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
         self._thread.start()
@@ -79,7 +79,7 @@ class Scribe:
         """Hand over, one caller at a time; waits when too much is waiting already."""
         parcel.since = time.monotonic()
         if parcel.done is not None:
-            self._pace.hurry()  # somebody waits for it, and then all is over
+            self._restraint.hurry()  # somebody waits for it, and then all is over
         with self._written:
             while self.num_waiting_events and self._thread.is_alive():
                 if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:
@@ -102,7 +102,7 @@ class Scribe:
 
     def close(self) -> None:
         """Write all that was delivered and seal the store; the error that stopped the writing is kept, not raised."""
-        self._pace.hurry()
+        self._restraint.hurry()
         while self._thread.is_alive():
             with suppress(queue.Full):
                 self._queue.put(None, timeout=1.0)
@@ -174,7 +174,7 @@ class Scribe:
         """Events through the replay, with a rest after every AT_ONCE of them."""
         columns = self.replay.feed(events[:AT_ONCE])
         for first in range(AT_ONCE, len(events), AT_ONCE):
-            self._pace.rest(since, self.num_waiting_events)
+            self._restraint.rest(since, self.num_waiting_events)
             more = self.replay.feed(events[first : first + AT_ONCE])
             for name in type(columns).__slots__:
                 getattr(columns, name).extend(getattr(more, name))

@@ -264,7 +264,7 @@ def test_events_are_decoded_a_few_at_once_and_others_may_work_in_between(
 ) -> None:
     """Rows, peaks and counters are those of all at once."""
     rests: list[int] = []
-    monkeypatch.setattr(module.Pace, "rest", lambda self, since, num_waiting: rests.append(num_waiting))
+    monkeypatch.setattr(module.Restraint, "rest", lambda self, since, num_waiting: rests.append(num_waiting))
     events = [event("segment_alloc", 0, 8 * MIB)]
     for number in range(1, 40):
         address = number % 4 * MIB

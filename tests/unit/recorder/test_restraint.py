@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from ray_memprof.recorder import pace as module
-from ray_memprof.recorder.pace import Pace
+from ray_memprof.recorder import restraint as module
+from ray_memprof.recorder.restraint import Restraint
 
 
 class Rests(threading.Event):
@@ -30,24 +30,24 @@ def short(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return taken
 
 
-def paced(worked: list[float], now: float = 100.0) -> tuple[Pace, Rests]:
-    pace = Pace(clock=lambda: now, worked_s=lambda: worked.pop(0))
-    pace._hurries = rests = Rests()
-    return pace, rests
+def paced(worked: list[float], now: float = 100.0) -> tuple[Restraint, Rests]:
+    restraint = Restraint(clock=lambda: now, worked_s=lambda: worked.pop(0))
+    restraint._hurries = rests = Rests()
+    return restraint, rests
 
 
 def test_rests_are_a_hundred_times_as_long_as_work(short: list[float]) -> None:
-    pace, rests = paced([7.0, 7.0002, 7.0005])
+    restraint, rests = paced([7.0, 7.0002, 7.0005])
     for _ in range(3):
-        pace.rest(since=99.0, num_waiting=5)
+        restraint.rest(since=99.0, num_waiting=5)
     assert rests.taken == pytest.approx([0.02, 0.03])
     assert short == [module.SHORT_REST_S]  # how long it had worked before is not known
 
 
 def test_a_rest_ends_some_day(short: list[float]) -> None:
-    pace, rests = paced([7.0, 17.0])
+    restraint, rests = paced([7.0, 17.0])
     for _ in range(2):
-        pace.rest(since=99.0, num_waiting=5)
+        restraint.rest(since=99.0, num_waiting=5)
     assert rests.taken == [module.LONGEST_REST_S]
 
 
@@ -57,24 +57,24 @@ def test_a_rest_ends_some_day(short: list[float]) -> None:
     ids=["old", "many"],
 )
 def test_what_is_urgent_has_short_rests(short: list[float], since: float, num_waiting: int) -> None:
-    pace, rests = paced([7.0, 7.001, 7.002])
+    restraint, rests = paced([7.0, 7.001, 7.002])
     for _ in range(3):
-        pace.rest(since, num_waiting)
+        restraint.rest(since, num_waiting)
     assert (rests.taken, short) == ([], [module.SHORT_REST_S] * 3)
 
 
 def test_who_hurries_is_urgent(short: list[float]) -> None:
-    pace, rests = paced([7.0, 7.001, 7.002])
-    pace.rest(since=99.0, num_waiting=5)
-    pace._hurries.set()
-    pace.rest(since=99.0, num_waiting=5)
+    restraint, rests = paced([7.0, 7.001, 7.002])
+    restraint.rest(since=99.0, num_waiting=5)
+    restraint._hurries.set()
+    restraint.rest(since=99.0, num_waiting=5)
     assert (rests.taken, len(short)) == ([], 2)
 
 
 def test_a_rest_ends_where_somebody_hurries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LONGEST_REST_S", 1000.0)
-    pace = Pace(worked_s=iter((0.0, 1e9)).__next__)
-    pace.rest(time.monotonic(), 5)
-    threading.Timer(0.01, pace.hurry).start()
-    pace.rest(time.monotonic(), 5)
-    assert pace._hurries.is_set()
+    restraint = Restraint(worked_s=iter((0.0, 1e9)).__next__)
+    restraint.rest(time.monotonic(), 5)
+    threading.Timer(0.01, restraint.hurry).start()
+    restraint.rest(time.monotonic(), 5)
+    assert restraint._hurries.is_set()

@@ -1,10 +1,10 @@
 """How fast the thread that writes works: beside a model that wants Python's lock, hardly at all, and later at once.
 
-    pace = Pace()
+    restraint = Restraint()
     for piece in pieces:
         work(piece)                                  # less than a millisecond
-        pace.rest(waits_since, num_waiting)          # lets the model have the lock
-    pace.hurry()                                     # from now on there is no model to wait for
+        restraint.rest(waits_since, num_waiting)          # lets the model have the lock
+    restraint.hurry()                                     # from now on there is no model to wait for
 
 Python takes the lock from a thread that works only after 5 ms, and the model gives it back, and wants it again, with
 every operation. So what this thread works is what a model loses that has no time to spare, as a decoder that launches
@@ -27,7 +27,7 @@ MOST_RELAXED_S = 2.0
 """What has waited for longer is urgent: a rank that is killed loses it."""
 
 
-class Pace:
+class Restraint:
     """Rests between pieces of work.
 
     Args:
