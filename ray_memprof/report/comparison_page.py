@@ -16,11 +16,11 @@ from markupsafe import Markup
 from ray_memprof.analysis.comparison.compare import (
     Comparison,
     Difference,
-    Place,
+    Moved,
     Row,
     Side,
     compare,
-    places,
+    moved_of,
 )
 from ray_memprof.analysis.comparison.text import LEAST_FRACTION, SHOWN, check_lines
 from ray_memprof.query import database
@@ -213,13 +213,13 @@ def _clipped(value: str | None) -> str:
 
 def _moves(compared: Comparison) -> tuple[list[Row], int]:
     """Spans that moved, of all runs, the largest moves first; and how many there are in all."""
-    spans = places(compared.moves.to_pylist(), "span")
+    spans = moved_of(compared.moves.to_pylist(), "span")
     moved = [one for one in spans if one.share >= LEAST_FRACTION]
     moved.sort(key=attrgetter("share"), reverse=True)
     return [_move(one, compared.sides) for one in moved[:MOST_SPANS]], len(moved)
 
 
-def _move(span: Place, sides: Sequence[Side]) -> Row:
+def _move(span: Moved, sides: Sequence[Side]) -> Row:
     notes = {None: "", "base": "only in the first run", "other": "not in the first run"}
     return {
         "label": sides[span.run].label,

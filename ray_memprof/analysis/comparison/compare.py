@@ -80,7 +80,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Moved:
     """A rank or a span of a run, beside the same of the base."""
 
     run: int
@@ -94,16 +94,16 @@ class Place:
     """Rows of sql/moves.sql, in their order."""
 
 
-def places(rows: Iterable[Row], level: str) -> list[Place]:
+def moved_of(rows: Iterable[Row], level: str) -> list[Moved]:
     """The ranks or the spans (`level`) among the rows of moves, in their order: those that moved most first."""
     listed = (row for row in rows if row["level"] == level)
-    return [_place(list(group)) for _, group in groupby(listed, key=itemgetter("run", "path", "rank"))]
+    return [_moved(list(group)) for _, group in groupby(listed, key=itemgetter("run", "path", "rank"))]
 
 
-def _place(rows: Sequence[Row]) -> Place:
+def _moved(rows: Sequence[Row]) -> Moved:
     first = rows[0]
     sides = {row["only_in"] for row in rows}
-    return Place(
+    return Moved(
         run=first["run"],
         path=first["path"],
         rank=first["rank"],

@@ -8,7 +8,7 @@ Takes what compare.py found; every form but this one has all of it. Leaves nothi
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ray_memprof.analysis.comparison.compare import Comparison, Place, Row, places
+from ray_memprof.analysis.comparison.compare import Comparison, Moved, Row, moved_of
 from ray_memprof.analysis.comparison.limits import check_line
 from ray_memprof.query.answers import Shown, columns_text
 from ray_memprof.store.standing import RUNNING
@@ -40,8 +40,8 @@ def comparison_text(compared: Comparison, most: int, width: int | None = None) -
     for number, side in enumerate(compared.sides[1:], 1):
         against = f"{side.label} against {compared.sides[0].label}"
         mine = [row for row in rows if row["run"] == number]
-        parts += _ranks(places(mine, "rank"), against, most, width)
-        parts += _spans(places(mine, "span"), against, most, width)
+        parts += _ranks(moved_of(mine, "rank"), against, most, width)
+        parts += _spans(moved_of(mine, "span"), against, most, width)
     return "\n".join(parts)
 
 
@@ -132,7 +132,7 @@ def _cells(row: Row | None, is_mean: bool) -> tuple[str, str]:
     return number_text(value, row["unit"]), change_text(change, base, row["unit"])
 
 
-def _ranks(ranks: Sequence[Place], against: str, most: int, width: int | None) -> Iterator[str]:
+def _ranks(ranks: Sequence[Moved], against: str, most: int, width: int | None) -> Iterator[str]:
     if len(ranks) < 2:
         return
     both = [one for one in ranks if one.only_in is None]
@@ -144,7 +144,7 @@ def _ranks(ranks: Sequence[Place], against: str, most: int, width: int | None) -
     yield f"ranks, {against}\n{text}"
 
 
-def _spans(spans: Sequence[Place], against: str, most: int, width: int | None) -> Iterator[str]:
+def _spans(spans: Sequence[Moved], against: str, most: int, width: int | None) -> Iterator[str]:
     both = [one for one in spans if one.only_in is None]
     moved = [one for one in both if one.share >= LEAST_FRACTION]
     still = len(both) - len(moved)
@@ -162,7 +162,7 @@ def _spans(spans: Sequence[Place], against: str, most: int, width: int | None) -
             yield f"{words}, {against}\n{text}"
 
 
-def _pivot(what: str, listed: Sequence[Place], width: int | None) -> str:
+def _pivot(what: str, listed: Sequence[Moved], width: int | None) -> str:
     """A line for each rank or path: value and change of each measure."""
     columns = [Shown(what, [str(getattr(one, what)) for one in listed], is_figure=what == "rank")]
     for measure in SHOWN:
@@ -174,7 +174,7 @@ def _pivot(what: str, listed: Sequence[Place], width: int | None) -> str:
     return columns_text(columns, width)
 
 
-def _alone(spans: Sequence[Place], key: str, width: int | None) -> str:
+def _alone(spans: Sequence[Moved], key: str, width: int | None) -> str:
     columns = [Shown("path", [str(one.path) for one in spans], is_figure=False)]
     for measure in ("num_spans", *SHOWN):
         rows = [one.measures.get(measure) for one in spans]
