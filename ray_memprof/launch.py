@@ -38,20 +38,20 @@ def main(
 ) -> None:
     """Run CONFIG under Ray and record its memory."""
     from ray_memprof.config.load import effective_yaml
-    from ray_memprof.config.matrix import comparison_page, expand
+    from ray_memprof.config.matrix import expand
     from ray_memprof.config.rules import check_files
 
     code = EXIT_OK
     if module_spans:
         overrides = [*overrides, f"script.module_spans={json.dumps(module_spans)}"]
     try:
-        runs = expand(config, overrides)
+        expanded = expand(config, overrides)
+        runs = expanded.runs
         if dry_run:
             sys.stdout.write("---\n".join(map(effective_yaml, runs)))
             return
         for one in runs:
             check_files(one)
-        page = comparison_page(config, overrides, runs) if len(runs) > 1 else None
         folders: list[Path] = []
         for one in runs:
             ended, folder = run(one, plain=plain)
@@ -60,8 +60,8 @@ def main(
             if code >= 128:  # a signal: the person wants the rest no more than this one
                 break
         else:
-            if page is not None:
-                set_side_by_side(folders, page)
+            if expanded.page is not None:
+                set_side_by_side(folders, expanded.page)
     except RunError as error:
         sys.stderr.write(visible(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")))
         code = error.exit_code

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from wan.config import TASKS
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
 from wan.levers import ALLOCATOR_SETTINGS
-from wan.options import Options, check, describe, layout_of, parse, warn
+from wan.options import FLAGS, Options, check, describe, layout_of, parse, warn
 from wan.options_here import check_memory
 from wan.parallel.environment import Place, set_defaults
 
@@ -157,7 +157,9 @@ def make_pipeline(options: Options, num_ranks: int = 1) -> "Pipeline":
     """
     from wan.pipeline import Pipeline
 
-    check_memory(options)  # again: a rank may run on another host than the one where the flags were checked
+    check_memory(
+        options, FLAGS
+    )  # again: a rank may run on another host than the one where the flags were checked
     return Pipeline(
         TASKS[options.task],
         ckpt_dir=options.ckpt_dir,

@@ -9,8 +9,8 @@ Parsing and checking import no torch, so that a wrong flag is answered at once.
 import os
 import random
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from wan.config import (
@@ -28,7 +28,7 @@ from wan.config import (
 from wan.errors import InputError
 from wan.flags import flag_parser
 from wan.levers import Levers, LoadStrategy, Precision
-from wan.options_here import FILES, check_here
+from wan.options_here import FILES, Names, check_here
 from wan.parallel.environment import Place
 from wan.parallel.layout import Backend, Layout, VaeRanks
 
@@ -42,14 +42,11 @@ MAX_SEED = 2**31 - 1
 """The largest seed that is drawn: short enough to be typed again."""
 MAX_TOKENS = 2**31 - 1
 """Attention kernels count the tokens of a video in 32 bits."""
-FLAGS_OF_LAYOUT = {
-    "ulysses": "--ulysses_size",
-    "ring": "--ring_size",
-    "dit_fsdp": "--dit_fsdp",
-    "t5_fsdp": "--t5_fsdp",
-    "vae": "--vae_parallel",
-    "backend": "--sp_backend",
-}
+_LAYOUT = {
+    "ulysses": "ulysses_size", "ring": "ring_size", "dit_fsdp": "dit_fsdp", "t5_fsdp": "t5_fsdp", "vae": "vae_parallel",
+    "backend": "sp_backend", "load_strategy": "load_strategy", "ranks": "ranks",
+}  # fmt: skip
+"""What Layout names in its messages, and the options that it comes from; ranks are one in a file alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +91,11 @@ class Options:
     levers: Levers
 
 
+FLAGS: Names = {
+    field.name: f"--{field.name}" for field in (*fields(Options), *fields(Levers)) if field.name != "levers"
+}
+
+
 def parse(argv: Sequence[str], *, num_ranks: int | None = None) -> Options:
     """The flags as Options, with the task's defaults filled in.
 
@@ -133,7 +135,7 @@ def check(
     *,
     here: bool = True,
     num_ranks: int | None = None,
-    names: Mapping[str, str] = FLAGS_OF_LAYOUT,
+    names: Names = FLAGS,
 ) -> None:
     """Refuse in words what could not end well.
 
@@ -141,19 +143,19 @@ def check(
         options: as parse() gave them, or made otherwise.
         here: also what this host's files and memory decide.
         num_ranks: of the run; None: as torchrun says in the environment.
-        names: how the user spells the fields of Layout.
+        names: how the user spells the options: as flags, or as the keys of a file.
 
     Raises:
         InputError: the first thing found.
     """
     task = TASKS[options.task]
     _check_parallel(options, task, _resolved(num_ranks), names)
-    _check_shape(options, task)
-    _check_numbers(options)
-    _check_weights(options)
-    _check_inputs(options, task)
+    _check_shape(options, task, names)
+    _check_numbers(options, names)
+    _check_weights(options, names)
+    _check_inputs(options, task, names)
     if here:
-        check_here(options)
+        check_here(options, names)
 
 
 def layout_of(options: Options, num_ranks: int) -> Layout:
@@ -169,54 +171,61 @@ def layout_of(options: Options, num_ranks: int) -> Layout:
     )
 
 
-def _check_parallel(options: Options, task: Task, num_ranks: int, names: Mapping[str, str]) -> None:
-    layout_of(options, num_ranks).check(task.name, task.dit.num_heads, names)
+def _check_parallel(options: Options, task: Task, num_ranks: int, names: Names) -> None:
+    of_layout = {field: names[option] for field, option in _LAYOUT.items() if option in names}
+    layout_of(options, num_ranks).check(task.name, task.dit.num_heads, of_layout)
     if options.dit_fsdp and options.load_strategy == "stream":
         raise InputError(
-            "--dit_fsdp keeps blocks on the other GPUs, --load_strategy stream in host memory",
+            f"{names['dit_fsdp']} keeps blocks on the other GPUs, {names['load_strategy']} stream in host memory",
             hint="leave one out",
         )
     if options.t5_fsdp and options.t5_cpu:
-        raise InputError("--t5_fsdp shards over GPUs what --t5_cpu keeps off them", hint="leave one out")
+        raise InputError(
+            f"{names['t5_fsdp']} shards over GPUs what {names['t5_cpu']} keeps off them", hint="leave one out"
+        )
     if options.sp_backend == "xfuser" and options.device == "cpu":
         raise InputError(
-            "--sp_backend xfuser needs CUDA, --device is cpu", hint="--sp_backend native runs on CPUs too"
+            f"{names['sp_backend']} xfuser needs CUDA, {names['device']} is cpu",
+            hint=f"{names['sp_backend']} native runs on CPUs too",
         )
     if num_ranks > 1 and options.device not in ("cuda", "cpu"):
         raise InputError(
-            f"--device {options.device}: with {num_ranks} ranks each takes the GPU of its LOCAL_RANK",
+            f"{names['device']} {options.device}: with {num_ranks} ranks each takes the GPU of its LOCAL_RANK",
             hint="use cuda or cpu; CUDA_VISIBLE_DEVICES chooses the GPUs",
         )
 
 
-def _check_shape(options: Options, task: Task) -> None:
+def _check_shape(options: Options, task: Task, names: Names) -> None:
     if options.size not in task.sizes and not (task.is_tiny and _is_small_size(options.size)):
         sizes = ", ".join(task.sizes) + (", or small multiples of 16" if task.is_tiny else "")
-        raise InputError(f"--size {options.size} is not a size of {task.name}", hint=f"use {sizes}")
+        raise InputError(f"{names['size']} {options.size} is not a size of {task.name}", hint=f"use {sizes}")
     if task.name.startswith("t2i") and options.frame_num != 1:
-        raise InputError(f"--frame_num {options.frame_num}: {task.name} makes one image", hint="leave it out")
+        raise InputError(
+            f"{names['frame_num']} {options.frame_num}: {task.name} makes one image", hint="leave it out"
+        )
     if options.frame_num < 1 or options.frame_num % 4 != 1:
         below = max(1, (options.frame_num - 1) // 4 * 4 + 1)
         raise InputError(
-            f"--frame_num {options.frame_num} is not 4n+1: the VAE makes four frames of each latent but the first",
+            f"{names['frame_num']} {options.frame_num} is not 4n+1: the VAE makes four frames of each latent but "
+            "the first",
             hint=f"use {below} or {below + 4}",
         )
-    _check_length(options, task)
+    _check_length(options, task, names)
     if task.dit.model_type == "flf2v" and options.frame_num == 1:
         raise InputError(
-            f"--frame_num 1: {task.name} goes from a first to a last frame", hint="use at least 5"
+            f"{names['frame_num']} 1: {task.name} goes from a first to a last frame", hint="use at least 5"
         )
 
 
-def _check_length(options: Options, task: Task) -> None:
+def _check_length(options: Options, task: Task, names: Names) -> None:
     _, height, width = task.dit.patch_size
     frames, rows, columns = task.latent_shape(*_sides(options), options.frame_num)[1:]
     tokens_a_frame = rows * columns // (height * width)
     if frames * tokens_a_frame > MAX_TOKENS:
         most = (MAX_TOKENS // tokens_a_frame - 1) * task.vae.stride[0] + 1
         raise InputError(
-            f"--frame_num {options.frame_num}: {frames * tokens_a_frame:,} tokens of {options.size}, attention "
-            f"counts at most {MAX_TOKENS:,}",
+            f"{names['frame_num']} {options.frame_num}: {frames * tokens_a_frame:,} tokens of {options.size}, "
+            f"attention counts at most {MAX_TOKENS:,}",
             hint=f"use at most {most}; 81 is the length the model was made for",
         )
 
@@ -233,7 +242,7 @@ def _is_small_size(size: str) -> bool:
     )
 
 
-def _check_numbers(options: Options) -> None:
+def _check_numbers(options: Options, names: Names) -> None:
     levers = options.levers
     least = [
         ("sample_steps", options.sample_steps, 1, "40 and 50 are usual values"),
@@ -243,41 +252,41 @@ def _check_numbers(options: Options) -> None:
     ]
     for name, value, bound, hint in least:
         if value < bound:
-            raise InputError(f"--{name} {value}: must be at least {bound}", hint=hint)
+            raise InputError(f"{names[name]} {value}: must be at least {bound}", hint=hint)
     if options.sample_steps > MAX_STEPS:
         raise InputError(
-            f"--sample_steps {options.sample_steps}: must be at most {MAX_STEPS}, the noise levels that the model "
-            "knows",
+            f"{names['sample_steps']} {options.sample_steps}: must be at most {MAX_STEPS}, the noise levels that the "
+            "model knows",
             hint="40 and 50 are usual values",
         )
     if not MIN_SHIFT <= options.sample_shift <= MAX_SHIFT:
         raise InputError(
-            f"--sample_shift {options.sample_shift}: must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}",
+            f"{names['sample_shift']} {options.sample_shift}: must be from {MIN_SHIFT:g} to {MAX_SHIFT:g}",
             hint="3 to 16 are usual values",
         )
     if not abs(options.sample_guide_scale) <= MAX_GUIDE_SCALE:
         raise InputError(
-            f"--sample_guide_scale {options.sample_guide_scale}: must be a finite number in fp32",
+            f"{names['sample_guide_scale']} {options.sample_guide_scale}: must be a finite number in fp32",
             hint="5 is a usual value, 1 is none",
         )
     if options.base_seed > LARGEST_SEED:
         raise InputError(
-            f"--base_seed {options.base_seed}: must be at most {LARGEST_SEED}",
+            f"{names['base_seed']} {options.base_seed}: must be at most {LARGEST_SEED}",
             hint="below 0 takes any seed",
         )
 
 
-def _check_weights(options: Options) -> None:
+def _check_weights(options: Options, names: Names) -> None:
     if options.weights == "random":
         if options.ckpt_dir is not None:
             raise InputError(
-                f"--weights random reads no files, but --ckpt_dir {options.ckpt_dir} is given",
+                f"{names['weights']} random reads no files, but {names['ckpt_dir']} {options.ckpt_dir} is given",
                 hint="leave one out",
             )
     elif options.ckpt_dir is None:
         raise InputError(
-            f"--ckpt_dir is missing: {options.task} needs the folder {TASKS[options.task].repo}",
-            hint="--weights random runs without files",
+            f"{names['ckpt_dir']} is missing: {options.task} needs the folder {TASKS[options.task].repo}",
+            hint=f"{names['weights']} random runs without files",
         )
 
 
@@ -290,20 +299,21 @@ _INPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-def _check_inputs(options: Options, task: Task) -> None:
+def _check_inputs(options: Options, task: Task, names: Names) -> None:
     reads, needs = _INPUTS[task.dit.model_type]
     for name in FILES:
         value = getattr(options, name)
         if value and name not in reads:
-            used = ", ".join(f"--{other}" for other in reads) or "a prompt only"
-            raise InputError(f"--{name} has no use in {task.name}", hint=f"{task.name} reads {used}")
+            used = ", ".join(f"{names[other]}" for other in reads) or "a prompt only"
+            raise InputError(f"{names[name]} has no use in {task.name}", hint=f"{task.name} reads {used}")
         if not value and name in needs:
             raise InputError(
-                f"--{name} is missing: {task.name} starts from it", hint=f"give it: --{name} FILE"
+                f"{names[name]} is missing: {task.name} starts from it", hint=f"give it: {names[name]} FILE"
             )
     if options.src_mask is not None and options.src_video is None:
         raise InputError(
-            "--src_mask is given without --src_video", hint="give the video that the mask belongs to"
+            f"{names['src_mask']} is given without {names['src_video']}",
+            hint="give the video that the mask belongs to",
         )
 
 

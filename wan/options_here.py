@@ -3,7 +3,8 @@
 check_here(options)      # InputError: a file or folder that cannot be read, a video that cannot be held
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from wan.config import TASKS
 from wan.errors import InputError
@@ -14,51 +15,55 @@ from wan.weights.folder import trouble_with_ckpt_dir
 if TYPE_CHECKING:
     from wan.options import Options
 
+Names: TypeAlias = Mapping[str, str]
+"""How the user spells an option, by its name: --frame_num, or generation.frame_num in a file."""
 FILES = ("image", "first_frame", "last_frame", "src_video", "src_mask", "src_ref_images")
 """Options that name files to read."""
 
 
-def check_here(options: "Options") -> None:
+def check_here(options: "Options", names: Names) -> None:
     """Refuse a checkpoint folder or file that cannot be read here, and a video too large for this host.
 
     Raises InputError.
     """
-    _check_folder(options)
-    _check_files(options)
-    check_memory(options)
+    _check_folder(options, names)
+    _check_files(options, names)
+    check_memory(options, names)
 
 
-def check_memory(options: "Options") -> None:
+def check_memory(options: "Options", names: Names) -> None:
     """Refuse a video that the memory of this host could not hold, whatever made it. Raises InputError."""
     width, height = (int(side) for side in options.size.split("*"))
     frame_bytes, there = 3 * 4 * width * height, memory_bytes()
     if frame_bytes * options.frame_num > there:
         stride = TASKS[options.task].vae.stride[0]
         most = max(1, (there // frame_bytes - 1) // stride * stride + 1)
+        wanted_gib = frame_bytes * options.frame_num / 2**30
         raise InputError(
-            f"--frame_num {options.frame_num}: the video alone takes {frame_bytes * options.frame_num / 2**30:,.1f} "
+            f"{names['frame_num']} {options.frame_num}: the video alone takes {wanted_gib:,.1f} "
             f"GiB of host memory (fp32, {options.size}), this host has {there / 2**30:,.1f}",
             hint=f"use at most {most}; 81 is the length the model was made for",
         )
 
 
-def _check_folder(options: "Options") -> None:
+def _check_folder(options: "Options", names: Names) -> None:
     task, path = TASKS[options.task], options.ckpt_dir
     if path is None:
         return
     if is_absent(path):
         raise InputError(
-            f"--ckpt_dir {path}: there is no such folder", hint=f"download {task.repo}, or check the path"
+            f"{names['ckpt_dir']} {path}: there is no such folder",
+            hint=f"download {task.repo}, or check the path",
         )
     if trouble := trouble_with_ckpt_dir(task, path):
-        raise InputError(f"--ckpt_dir {trouble.what}", hint=trouble.hint)
+        raise InputError(f"{names['ckpt_dir']} {trouble.what}", hint=trouble.hint)
 
 
-def _check_files(options: "Options") -> None:
+def _check_files(options: "Options", names: Names) -> None:
     for name in FILES:
         value = getattr(options, name)
         for path in value if isinstance(value, tuple) else (value,) if value else ():
             if is_absent(path):
-                raise InputError(f"--{name} {path}: there is no such file", hint=CHECK_PATH)
+                raise InputError(f"{names[name]} {path}: there is no such file", hint=CHECK_PATH)
             if trouble := trouble_with_file(path):
-                raise InputError(f"--{name} {trouble.what}", hint=trouble.hint)
+                raise InputError(f"{names[name]} {trouble.what}", hint=trouble.hint)

@@ -5,13 +5,15 @@
       - name: slicing
         set: {optimization.attention_slicing: true}
 
-    for config in expand("configs/matrix_1gpu.yaml", ["generation.sample_steps=4"]): ...
+    expanded = expand("configs/matrix_1gpu.yaml", ["generation.sample_steps=4"])
+    expanded.runs, expanded.page         # one configuration a row; where the page goes that sets them side by side
 
 Every row is checked before any runs. All share one seed, so that only what the rows change tells them apart.
 """
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +24,30 @@ from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import ConfigError
 
 
-def expand(path: str | Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
-    """The runs that a file asks for, named <name>-<row>; without a matrix, the one it describes."""
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """What a file asks for."""
+
+    runs: list[RunConfig]
+    """Named <name>-<row>; without a matrix, the one that the file describes."""
+    page: Path | None
+    """Where the page goes that sets them side by side, beside their folders; None: there is one run."""
+
+
+def expand(path: str | Path, overrides: Sequence[str] = ()) -> Expanded:
+    """The runs of a file, each checked."""
     source = str(path)
     mapping = yaml_file.read(path)
     overridden = yaml_file.override(mapping, overrides)
     base = from_mapping(mapping, source=source, overridden=overridden)
     if base.matrix is None:
-        return [base]
+        return Expanded([base], None)
     del mapping["matrix"]
     yaml_file.put(mapping, "generation.base_seed", base.generation.base_seed, source=source)
     runs = [_run(mapping, row, source=source, overridden=overridden) for row in base.matrix]
     _refuse_shared_files(runs, source)
-    return runs
-
-
-def comparison_page(path: str | Path, overrides: Sequence[str], runs: Sequence[RunConfig]) -> Path:
-    """Where the page goes that sets the runs of a matrix side by side: beside their folders, and no run itself."""
-    mapping = yaml_file.read(path)
-    yaml_file.override(mapping, overrides)
-    return runs[0].logging.output_dir / f"{mapping['name']}-matrix.html"
+    page = runs[0].logging.output_dir / f"{mapping['name']}-matrix.html"
+    return Expanded(runs, page if len(runs) > 1 else None)
 
 
 def _run(mapping: dict[str, Any], row: MatrixRun, *, source: str, overridden: Sequence[str]) -> RunConfig:

@@ -6,7 +6,6 @@
 Takes a RunConfig, leaves nothing; imports no torch.
 """
 
-import re
 from dataclasses import fields, replace
 from typing import Any
 
@@ -34,12 +33,8 @@ _SECTIONS = {
     "parallel": ("ulysses_size", "ring_size", "dit_fsdp", "t5_fsdp", "vae_parallel", "sp_backend"),
     "optimization": ("expandable_segments", *(lever.name for lever in fields(Levers))),
 }  # fmt: skip
-_KEYS = {
+_KEYS = {"ranks": "ranks"} | {
     flag: f"{section}.{_RENAMED.get(flag, flag)}" for section, flags in _SECTIONS.items() for flag in flags
-}
-
-_LAYOUT_KEYS = {"ranks": "ranks"} | {
-    name: f"parallel.{name}" for name in ("ulysses", "ring", "dit_fsdp", "t5_fsdp", "vae", "backend")
 }
 
 
@@ -68,11 +63,6 @@ def _values(config: RunConfig) -> dict[str, Any]:
 def check_wan(config: RunConfig, *, files: bool = False) -> None:
     """Refuse what wan.options refuses; with `files`, also files that are not there."""
     try:
-        check(wan_options(config), here=files, num_ranks=config.num_ranks, names=_LAYOUT_KEYS)
+        check(wan_options(config), here=files, num_ranks=config.num_ranks, names=_KEYS)
     except InputError as error:
-        raise ConfigError(_in_keys(str(error)), hint=_in_keys(error.hint)) from error
-
-
-def _in_keys(text: str) -> str:
-    """The flags in `text` as keys: --frame_num 80 -> generation.frame_num 80."""
-    return re.sub(r"--(\w+)", lambda match: _KEYS.get(match[1], match[0]), text)
+        raise ConfigError(str(error), hint=error.hint) from error

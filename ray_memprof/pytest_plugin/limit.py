@@ -90,7 +90,7 @@ def _launch(path: str, overrides: Sequence[str], timeout_s: float) -> Launch:
         raise ConfigError(f"overrides is {overrides!r}: the run is kept in a temporary folder of pytest's")
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
         raise ConfigError(f"timeout_s is {timeout_s!r}", hint="seconds, above 0")
-    runs = expand(path, overrides)
+    runs = expand(path, overrides).runs
     if len(runs) > 1:
         raise ConfigError(f"{path} is a table of {len(runs)} runs, and a limit is for one", hint="no matrix")
     if not runs[0].logging.profile_memory:

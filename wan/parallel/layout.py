@@ -50,14 +50,14 @@ class Layout:
         Args:
             task: for the message.
             num_heads: attention heads of the task's DiT.
-            names: how the user spells the fields: {"ulysses": "--ulysses_size"}; else as here. Where "ranks" is among
-                them, it is a setting of the user's, and not torchrun's.
+            names: how the user spells the fields, and load_strategy: {"ulysses": "--ulysses_size"}; else as here.
+                Where "ranks" is among them, it is a setting of the user's, and not torchrun's.
 
         Raises:
             InputError: a degree does not fit the heads or the ranks; the hint lists those that do.
         """
         names = dict(names or {})
-        spelled = {name: name for name in self.__dataclass_fields__} | names
+        spelled = {name: name for name in (*self.__dataclass_fields__, "load_strategy")} | names
         for name in ("ranks", "ulysses", "ring"):
             if getattr(self, name) < 1:
                 raise InputError(
@@ -105,7 +105,7 @@ class Layout:
             if getattr(self, name):
                 raise InputError(
                     f"{spelled[name]} shards over ranks, and there is 1",
-                    hint=f"{start} 2 or more; --load_strategy stream fits the 14B models on one small GPU",
+                    hint=f"{start} 2 or more; {spelled['load_strategy']} stream fits the 14B models on one small GPU",
                 )
 
 

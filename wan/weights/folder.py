@@ -41,12 +41,12 @@ _NUM_NAMED = 3
 
 
 def folder_hint(task: Task) -> str:
-    """Which folder --ckpt_dir takes."""
+    """Which folder to give."""
     if task.is_tiny:
         return (
             f"no folder of {task.name} is published; scripts/make_checkpoint.py --task {task.name} makes one"
         )
-    return f"--ckpt_dir takes the official folder of {task.name}: {task.repo}"
+    return f"give the official folder of {task.name}: {task.repo}"
 
 
 def trouble_with_ckpt_dir(task: Task, path: Path) -> Trouble | None:
@@ -154,7 +154,7 @@ def _elsewhere(task: Task, folder: Path, names: list[str]) -> Trouble | None:
     named = fitting if len(fitting) == 1 else [one for one in fitting if one.name == task.repo]
     return Trouble(
         f"folder {folder} {what}: {_list([str(one) for one in fitting])} {where}",
-        f"--ckpt_dir {named[0]}" if len(named) == 1 else folder_hint(task),
+        f"give {named[0]}" if len(named) == 1 else folder_hint(task),
     )
 
 

@@ -49,11 +49,11 @@ def test_it_opens_with_what_it_shows_its_command_and_what_it_is_not_for(path: Pa
 
 
 def test_its_runs_are_valid_named_for_the_file_and_cross_to_yaml_and_back(path: Path, tmp_path: Path) -> None:
-    for run in expand(path):
+    for run in expand(path).runs:
         assert run.name.partition("-")[0] == path.stem
         copy = tmp_path / "effective.yaml"
         copy.write_text(effective_yaml(run))
-        assert expand(copy) == [run]
+        assert expand(copy).runs == [run]
         assert run.model.weights == "random"
 
 
@@ -69,7 +69,7 @@ def test_all_files_that_it_names_are_there_but_for_the_users_own(
 ) -> None:
     # The one program among the examples lies in the repository; media would be the user's own.
     monkeypatch.chdir(CONFIGS.parent if path.stem == "script" else tmp_path)
-    for run in expand(path):
+    for run in expand(path).runs:
         if path.stem not in NEEDS_A_FILE:
             check_files(run)
             continue
@@ -79,7 +79,7 @@ def test_all_files_that_it_names_are_there_but_for_the_users_own(
 
 
 def test_its_ranks_are_what_its_name_promises(path: Path) -> None:
-    for run in expand(path):
+    for run in expand(path).runs:
         parallel = run.parallel
         found = (run.num_ranks, parallel.ulysses, parallel.ring, parallel.dit_fsdp, parallel.t5_fsdp)
         assert found == LAYOUTS.get(path.stem, (1, 1, 1, False, False))
@@ -91,12 +91,12 @@ def test_it_asks_for_nothing_without_effect(path: Path) -> None:
             "logging.trace_path traces/opt_test_1 has no effect: traces are written with logging.level torch_profiler"
         ]
     }
-    for run in expand(path):
+    for run in expand(path).runs:
         assert warnings(run) == expected.get(path.stem, [])
 
 
 def test_memory_opt_pulls_every_lever_that_baseline_leaves_alone() -> None:
-    (baseline,), (lean,) = expand(CONFIGS / "baseline.yaml"), expand(CONFIGS / "memory_opt.yaml")
+    (baseline,), (lean,) = expand(CONFIGS / "baseline.yaml").runs, expand(CONFIGS / "memory_opt.yaml").runs
     assert baseline.generation == lean.generation
     levers = ("attention_slicing", "ffn_chunks", "rope_chunks", "vae_slabs", "fused_kernels")
     assert [getattr(baseline.optimization, name) for name in levers] == [False, 1, 1, 1, False]
@@ -105,8 +105,8 @@ def test_memory_opt_pulls_every_lever_that_baseline_leaves_alone() -> None:
 
 
 def test_rows_of_the_matrix_pull_one_lever_each_and_the_last_all() -> None:
-    plain, *single, last = expand(CONFIGS / "matrix_1gpu.yaml")
-    (lean,) = expand(CONFIGS / "memory_opt.yaml")
+    plain, *single, last = expand(CONFIGS / "matrix_1gpu.yaml").runs
+    (lean,) = expand(CONFIGS / "memory_opt.yaml").runs
     assert (last.model, last.optimization) == (lean.model, lean.optimization)
 
     def changed(run: object) -> list[str]:

@@ -32,11 +32,11 @@ def refusal(path: Path, *overrides: str) -> tuple[str, str]:
 
 def test_without_a_matrix_there_is_one_run(write: Write) -> None:
     path = write("name: x\ngeneration: {base_seed: 1}")
-    assert expand(path, ["ranks=1"]) == [load_config(path, ["ranks=1"])]
+    assert expand(path, ["ranks=1"]).runs == [load_config(path, ["ranks=1"])]
 
 
 def test_every_row_is_the_file_with_its_keys_changed(write: Write, tmp_path: Path) -> None:
-    runs = expand(write(TABLE))
+    runs = expand(write(TABLE)).runs
     seed = f"generation.base_seed={runs[0].generation.base_seed}"
     bare = tmp_path / "bare.yaml"
     bare.write_text("name: table")
@@ -54,19 +54,25 @@ def test_every_row_is_the_file_with_its_keys_changed(write: Write, tmp_path: Pat
 
 
 def test_a_row_loads_again_from_its_own_effective_configuration(write: Write) -> None:
-    for run in expand(write(TABLE)):
-        assert expand(write(effective_yaml(run))) == [run]
+    for run in expand(write(TABLE)).runs:
+        assert expand(write(effective_yaml(run))).runs == [run]
 
 
 def test_overrides_reach_every_row(write: Write) -> None:
-    runs = expand(write(TABLE), ["name=other", "generation.frame_num=5"])
+    runs = expand(write(TABLE), ["name=other", "generation.frame_num=5"]).runs
     assert [(run.name, run.generation.frame_num) for run in runs] == [
         ("other-plain", 5), ("other-sliced", 5), ("other-two", 5),
     ]  # fmt: skip
 
 
+def test_the_page_of_the_table_lies_beside_the_folders_of_its_runs(write: Write) -> None:
+    expanded = expand(write(TABLE), ["name=other", "logging.output_dir=logs"])
+    assert expanded.page == Path("logs/other-matrix.html")
+
+
 def test_without_its_matrix_the_file_is_one_run(write: Write) -> None:
-    assert [run.name for run in expand(write(TABLE), ["matrix="])] == ["table"]
+    expanded = expand(write(TABLE), ["matrix="])
+    assert ([run.name for run in expanded.runs], expanded.page) == (["table"], None)
 
 
 @pytest.mark.parametrize(
@@ -125,4 +131,4 @@ def test_two_rows_do_not_write_the_same_files(write: Write) -> None:
         "x.yaml: logging.trace_path t is where both table-plain and table-sliced write",
         "set logging.trace_path in the rows, or leave it out",
     )
-    assert len(expand(path, ["logging.trace_path=t"])) == len(expand(path, profile)) == 3
+    assert len(expand(path, ["logging.trace_path=t"]).runs) == len(expand(path, profile).runs) == 3

@@ -344,13 +344,13 @@ def test_a_script_must_be_there(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_must_be_there(tmp_path: Path) -> None:
-    path = tmp_path / "Wan"
+    path = tmp_path / "--size" / "Wan"  # no flag, though it looks like one
     config = loaded(model={"ckpt_dir": str(path)}, parallel={"ulysses": 2})
     assert problem(config) == (
         f"model_config.ckpt_dir {path}: there is no such folder",
         "download Wan2.1-T2V-1.3B, or check the path",
     )
-    path.mkdir()
+    path.mkdir(parents=True)
     check_files(config)
 
 

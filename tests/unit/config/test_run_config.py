@@ -471,7 +471,7 @@ def test_loading_brings_neither_torch_nor_ray(write: Write) -> None:
         "from ray_memprof.config.load import effective_yaml\n"
         "from ray_memprof.config.rules import check_files, warnings\n"
         "from ray_memprof.config.matrix import expand\n"
-        "config, = expand(sys.argv[1])\n"
+        "config, = expand(sys.argv[1]).runs\n"
         "check_files(config), warnings(config), effective_yaml(config)\n"
         "print(sorted({'torch', 'ray', 'numpy', 'pyarrow', 'duckdb', 'ray_memprof'} & set(sys.modules)))\n"
     )

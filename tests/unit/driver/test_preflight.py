@@ -257,7 +257,7 @@ def test_ranks_versions_and_warnings_have_a_line_each() -> None:
         "   0  alpha  4: NVIDIA H200  140.00 GiB       0.50 GiB",
         "   1  alpha  5: NVIDIA H200  140.00 GiB        0.0 MiB",
         "warning: mind the gap",
-        "warning: torch differs: 2.11 in ranks [0]; 2.12 in ranks [1]",
+        "warning: torch differs: 2.11 in rank 0; 2.12 in rank 1",
     ]
 
 
@@ -277,7 +277,7 @@ def test_ranks_that_agree_have_nothing_to_be_told() -> None:
     assert disagreements([]) == []
     assert disagreements([{"torch": "2.11"}, {"torch": "2.11"}]) == []
     assert disagreements([{"nccl": "2.28"}, {}, {"nccl": "2.28"}]) == [
-        "nccl differs: 2.28 in ranks [0, 2]; none in ranks [1]"
+        "nccl differs: 2.28 in ranks 0 and 2; none in rank 1"
     ]
 
 

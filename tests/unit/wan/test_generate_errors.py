@@ -130,7 +130,7 @@ def test_a_folder_above_or_below_the_right_one_ends_with_3(
     what = "is not a checkpoint folder" if part == ".." else "is a part of a checkpoint folder"
     assert refused(code, capsys, tmp_path, {tmp_path / "models"}) == (
         EXIT_WEIGHTS,
-        [f"error: folder {wrong} {what}: {right} is one", f"hint: --ckpt_dir {right}"],
+        [f"error: folder {wrong} {what}: {right} is one", f"hint: give {right}"],
     )
 
 

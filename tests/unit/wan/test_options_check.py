@@ -326,7 +326,7 @@ def test_the_folder_must_be_there(tmp_path: Path) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     for name, told, hint in (
         ("wan.safetensors", "is one file, not a checkpoint folder",
-         "checkpoints in one file, as other programs use them, are not read; --ckpt_dir takes the official folder "
+         "checkpoints in one file, as other programs use them, are not read; give the official folder "
          "of t2v-1.3B: Wan2.1-T2V-1.3B"),
         ("notes.txt", "is not a folder", "give the folder"),
     ):  # fmt: skip

@@ -23,7 +23,7 @@ from wan.weights.folder import (
 
 TASK = TASKS["t2v-1.3B"]
 OFFICIAL = (DIT_FILE, VAE_FILE, TEXT_FILE, TOKENIZER_FILE)
-HINT = "--ckpt_dir takes the official folder of t2v-1.3B: Wan2.1-T2V-1.3B"
+HINT = "give the official folder of t2v-1.3B: Wan2.1-T2V-1.3B"
 ONE_FILE = f"checkpoints in one file, as other programs use them, are not read; {HINT}"
 
 
@@ -133,7 +133,7 @@ def test_the_folder_is_below(tmp_path: Path) -> None:
     right = put(tmp_path / "models" / "Wan", *OFFICIAL)
     for folder in (tmp_path, tmp_path / "models"):
         assert refusal(folder) == (
-            f"folder {folder} is not a checkpoint folder: {right} is one", f"--ckpt_dir {right}"
+            f"folder {folder} is not a checkpoint folder: {right} is one", f"give {right}"
         )  # fmt: skip
 
 
@@ -143,18 +143,18 @@ def test_several_folders_are_below(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
         f"folder {tmp_path} is not a checkpoint folder: {tmp_path}/Wan2.1-T2V-1.3B, {tmp_path}/Wan2.1-T2V-14B, "
         f"{tmp_path}/a and 1 more are some",
-        f"--ckpt_dir {tmp_path}/Wan2.1-T2V-1.3B",
+        f"give {tmp_path}/Wan2.1-T2V-1.3B",
     )
     with pytest.raises(WeightsError) as caught:
         refuse_wrong(TASKS["i2v-14B"], tmp_path)
-    assert caught.value.hint.startswith("--ckpt_dir takes the official folder of i2v-14B")
+    assert caught.value.hint.startswith("give the official folder of i2v-14B")
 
 
 def test_the_folder_is_above(tmp_path: Path) -> None:
     put(tmp_path, *OFFICIAL)
     for folder in (tmp_path / "google", tmp_path / "google" / "umt5-xxl"):
         assert refusal(folder) == (
-            f"folder {folder} is a part of a checkpoint folder: {tmp_path} is one", f"--ckpt_dir {tmp_path}"
+            f"folder {folder} is a part of a checkpoint folder: {tmp_path} is one", f"give {tmp_path}"
         )  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_the_search_below_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     put(tmp_path / "a" / "b" / "c" / "d", *OFFICIAL)  # four levels down: too deep
     assert "has nothing" in refusal(tmp_path)[0]
     right = put(tmp_path / "z", *OFFICIAL)
-    assert refusal(tmp_path)[1] == f"--ckpt_dir {right}"
+    assert refusal(tmp_path)[1] == f"give {right}"
     monkeypatch.setattr("wan.weights.folder._MOST_FOLDERS", 1)
     assert "has nothing" in refusal(tmp_path)[0]
 

@@ -350,7 +350,7 @@ def test_absent_folder(tmp_path: Path) -> None:
         checkpoint.open_dit(TASKS["t2v-14B"], tmp_path / "nowhere")
 
     assert str(caught.value) == f"no such checkpoint folder: {tmp_path}/nowhere"
-    assert caught.value.hint == "--ckpt_dir takes the official folder of t2v-14B: Wan2.1-T2V-14B"
+    assert caught.value.hint == "give the official folder of t2v-14B: Wan2.1-T2V-14B"
 
 
 @pytest.mark.parametrize(
