@@ -26,13 +26,27 @@ def import_(
     from ray_memprof.store.run_folder import new_run_id, point
 
     with told():
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ConfigError(f"--name {name!r} names a folder: letters, digits, '.', '-' and '_'")
+        _check_name(name)
         run_dir = (output_dir / name / new_run_id()).absolute()
         for line in import_snapshots(files, run_dir, name, tell=_say_line, derive=derive):
             _say_line(f"warning: {line}")
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
+
+
+def _check_name(name: str) -> None:
+    """The rules of the key `name`, for they meet in one folder. Raises ConfigError."""
+    from ray_memprof.store.run_files import LATEST_LINK, MOST_NAME_LETTERS, NAME_PATTERN
+
+    if not re.fullmatch(NAME_PATTERN, name) or len(name) > MOST_NAME_LETTERS:
+        raise ConfigError(
+            f"--name {name!r} cannot name a folder",
+            hint=f"letters of ASCII, digits, '.', '-' and '_', at most {MOST_NAME_LETTERS}, a letter or digit first",
+        )
+    if name == LATEST_LINK:
+        raise ConfigError(
+            f"--name {name} stands for the newest run wherever a run is asked for", hint="take another name"
+        )
 
 
 def _say_line(line: str) -> None:

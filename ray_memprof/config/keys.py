@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from ray_memprof.store.run_files import LATEST_LINK, MOST_NAME_LETTERS, NAME_PATTERN
 from wan.config import Language, Method, Solver
 from wan.levers import LoadStrategy, Precision
 
@@ -36,8 +37,16 @@ def _usable(path: Path) -> Path:
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_usable)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 FilePaths = Annotated[tuple[FilePath, ...], Field(strict=False)]
+
+
+def _free(name: str) -> str:
+    if name == LATEST_LINK:
+        raise ValueError("stands for the newest run wherever a run is asked for; take another name")
+    return name
+
+
 # A name becomes a folder, and a column that people filter by.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=120)]
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", max_length=MOST_NAME_LETTERS), AfterValidator(_free)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 # Up to a year: what torch and the threads of Python take for a wait ends there, too.
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]

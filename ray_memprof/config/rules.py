@@ -16,7 +16,7 @@ from ray_memprof.config.keys import Profiler
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.config.wan_keys import check_wan
 from ray_memprof.errors import ConfigError
-from wan.config import TASKS
+from wan.config import LARGEST_SEED, TASKS
 
 
 def check_sections(given: Mapping[str, Any]) -> None:
@@ -117,6 +117,13 @@ def _check_batch(config: RunConfig) -> None:
         raise ConfigError(
             f"optimization.micro_batch_size ({micro}) must be 1: one video is made at a time",
             hint="optimization.batch_size makes several, one after the other",
+        )
+    seed, num_videos = config.generation.base_seed, config.optimization.batch_size
+    if seed + num_videos - 1 > LARGEST_SEED:
+        raise ConfigError(
+            f"generation.base_seed {seed}: each of the {num_videos} videos takes the next seed, the largest is "
+            f"{LARGEST_SEED}",
+            hint=f"use at most {LARGEST_SEED - num_videos + 1}",
         )
 
 

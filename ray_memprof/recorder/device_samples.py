@@ -22,6 +22,8 @@ from ray_memprof.recorder.rows import Sample
 
 RELIEVE_S = 0.1
 """Between two times that the recorder may take what waits: events come fast, and have little room."""
+END_S = 5.0
+"""That the end of the recording waits for a sample."""
 _AGAIN_S = 0.001
 """Before the meter is asked anew whether it answers."""
 _TRIES = 3
@@ -69,7 +71,11 @@ def sampling(
     finally:
         if os.getpid() == pid:  # a forked child leaves this block too: the thread is not there
             sampler.done.set()
-            thread.join()
+            thread.join(END_S)  # a driver that does not answer must not keep the program from its end
+            if thread.is_alive():
+                hearer.problem(
+                    f"the last sample was not taken within {END_S:g} s: the driver does not answer"
+                )
 
 
 class Sampler:

@@ -35,6 +35,25 @@ def test_the_command_names_the_file_and_leaves_nothing(
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("latest", "stands for the newest run wherever a run is asked for"),
+        ("a/b", "cannot name a folder"),
+        ("..", "cannot name a folder"),
+        ("-x", "cannot name a folder"),
+        ("\u00e9", "cannot name a folder"),
+        ("x" * 121, "cannot name a folder"),
+    ],
+)
+def test_a_name_follows_the_rules_of_the_key_name(tmp_path: Path, name: str, what: str) -> None:
+    path = write(tmp_path / "rank0.pickle", snapshot([event("alloc", 0, 512)], []))
+    folder = ["--output-dir", str(tmp_path / "runs")]
+    result = CliRunner().invoke(app, ["import", str(path), f"--name={name}", *folder])
+    assert (result.exit_code, what in result.output) == (2, True)
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("written_by", ["a table", "the run itself"])
 def test_a_full_disk_is_told_with_what_can_be_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_by: str

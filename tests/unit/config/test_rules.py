@@ -171,6 +171,18 @@ def test_one_video_at_a_time() -> None:
     )
 
 
+def test_the_last_video_of_a_batch_has_a_seed_too() -> None:
+    last = 2**64 - 1
+    assert (
+        loaded(generation={"base_seed": last - 2}, optimization={"batch_size": 3}).generation.base_seed
+        == last - 2
+    )
+    assert refusal(generation={"base_seed": last - 1}, optimization={"batch_size": 3}) == (
+        f"generation.base_seed {last - 1}: each of the 3 videos takes the next seed, the largest is {last}",
+        f"use at most {last - 2}",
+    )
+
+
 # --------------------------------------------------------------------------------
 # Ray
 

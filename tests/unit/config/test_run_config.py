@@ -440,6 +440,12 @@ def test_a_name_must_do_as_a_folder(refusal: Refusal, name: str) -> None:
     )
 
 
+def test_a_name_is_not_the_word_for_the_newest_run(refusal: Refusal) -> None:
+    message, _ = refusal("name: latest")
+    assert message.startswith("x.yaml: name 'latest': ")
+    assert "stands for the newest run" in message
+
+
 def test_a_name_must_be_there_and_must_fit(refusal: Refusal) -> None:
     assert refusal("ranks: 1") == ("x.yaml: name is missing", "")
     assert refusal(f"name: {'x' * 121}")[0].endswith("must be at most 120 characters long")

@@ -175,6 +175,22 @@ def test_a_thread_that_mostly_waits_is_met_while_it_gets_on() -> None:
     assert (len(hearer.rows), hearer.num_reliefs) == (1, 1)
 
 
+def test_a_driver_that_never_answers_does_not_keep_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_samples, "END_S", 0.05)
+    entered, leave = threading.Event(), threading.Event()
+
+    class Hangs(FakeMeter):
+        def answers(self) -> bool:
+            entered.set()
+            return not leave.wait(60)
+
+    hearer = Hearer()
+    with sampling(hearer, Hangs(), None, 0.001):  # type: ignore[arg-type]
+        assert entered.wait(20)
+    assert hearer.problems == ["the last sample was not taken within 0.05 s: the driver does not answer"]
+    leave.set()
+
+
 def test_a_block_that_fails_ends_the_thread_at_once() -> None:
     with pytest.raises(KeyError), sampling(Hearer(), FakeMeter(), None, 1000.0):  # type: ignore[arg-type]
         raise KeyError
