@@ -10,6 +10,7 @@ rank of each host.
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -250,12 +251,19 @@ def make_prompt(options: Options) -> str:
     return extended
 
 
+# A full device in the words of the driver, of NCCL and of CUDA's libraries, which ask past torch's allocator.
+_ON_DEVICE = re.compile(
+    r"\bCUDA(?: driver)? error: out of memory|\bCuda failure (?:\d+ )?'out of memory'|\bFailed to CUDA [mc]alloc"
+    r"|\bCU[A-Z]{3,7}_STATUS_ALLOC_FAILED\b|\bTriton Error \[CUDA\]: out of memory"
+)
+
+
 def _exhausted(error: RuntimeError | MemoryError, where: str, options: Options) -> DeviceMemoryError | None:
     """What to say of `error`, or None where it does not tell of memory."""
     import torch
 
     reason = str(error).partition("\n")[0]
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or _ON_DEVICE.search(str(error)):
         return DeviceMemoryError(
             f"the device ran out of memory in {where}: {reason}", hint=_less_memory(options)
         )

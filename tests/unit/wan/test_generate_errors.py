@@ -226,6 +226,30 @@ def test_an_exhausted_device_ends_with_11_and_names_the_stage_and_the_unused_lev
 
 
 @pytest.mark.parametrize(
+    "reason",
+    [
+        "CUDA error: out of memory",
+        "CUDA driver error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "NCCL error: ncclUnhandledCudaError: Cuda failure 2 'out of memory'",
+        "Failed to CUDA malloc 4194304 bytes",
+        "Triton Error [CUDA]: out of memory",
+    ],
+)
+def test_a_device_that_is_full_for_others_than_torch_ends_with_11(
+    reason: str, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError(f"{reason}\nSearch for it in the documentation")
+
+    monkeypatch.setattr(Pipeline, "generate", fails)
+    code, (error, hint) = refused(run("t2v-tiny"), capsys, tmp_path, set())
+    assert (code, hint) == (EXIT_DEVICE_OOM, f"hint: {TRY_ALL}")
+    assert error.startswith("error: the device ran out of memory in ") and error.endswith(f": {reason}")
+
+
+@pytest.mark.parametrize(
     ("flags", "hint"),
     [
         ([], TRY_ALL),
