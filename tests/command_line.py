@@ -13,7 +13,8 @@ from wan.config import TASKS
 from wan.errors import InputError
 from wan.generate import main
 from wan.inputs.media import read_image, read_video
-from wan.options import check, parse
+from wan.options import parse
+from wan.options_check import check
 
 TINY = ("--task", "t2v-tiny", "--weights", "random")
 TINY_TASKS = ("t2v-tiny", "t2i-tiny", "i2v-tiny", "flf2v-tiny", "vace-tiny")

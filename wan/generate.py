@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from wan.config import TASKS
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
 from wan.levers import ALLOCATOR_SETTINGS
-from wan.options import FLAGS, Options, check, describe, layout_of, parse, warn
+from wan.options import FLAGS, Options, describe, parse, warn
+from wan.options_check import check, layout_of
 from wan.options_here import check_memory
 from wan.parallel.environment import Place, set_defaults
 

@@ -3,25 +3,18 @@
 check_here(options)      # InputError: a file or folder that cannot be read, a video that cannot be held
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
-
 from wan.config import TASKS
 from wan.errors import InputError
 from wan.host import memory_bytes
 from wan.inputs.files import CHECK_PATH, is_absent, trouble_with_file
+from wan.options import Names, Options
 from wan.weights.folder import trouble_with_ckpt_dir
 
-if TYPE_CHECKING:
-    from wan.options import Options
-
-Names: TypeAlias = Mapping[str, str]
-"""How the user spells an option, by its name: --frame_num, or generation.frame_num in a file."""
 FILES = ("image", "first_frame", "last_frame", "src_video", "src_mask", "src_ref_images")
 """Options that name files to read."""
 
 
-def check_here(options: "Options", names: Names) -> None:
+def check_here(options: Options, names: Names) -> None:
     """Refuse a checkpoint folder or file that cannot be read here, and a video too large for this host.
 
     Raises InputError.
@@ -31,7 +24,7 @@ def check_here(options: "Options", names: Names) -> None:
     check_memory(options, names)
 
 
-def check_memory(options: "Options", names: Names) -> None:
+def check_memory(options: Options, names: Names) -> None:
     """Refuse a video that the memory of this host could not hold, whatever made it. Raises InputError."""
     width, height = (int(side) for side in options.size.split("*"))
     frame_bytes, there = 3 * 4 * width * height, memory_bytes()
@@ -46,7 +39,7 @@ def check_memory(options: "Options", names: Names) -> None:
         )
 
 
-def _check_folder(options: "Options", names: Names) -> None:
+def _check_folder(options: Options, names: Names) -> None:
     task, path = TASKS[options.task], options.ckpt_dir
     if path is None:
         return
@@ -59,7 +52,7 @@ def _check_folder(options: "Options", names: Names) -> None:
         raise InputError(f"{names['ckpt_dir']} {trouble.what}", hint=trouble.hint)
 
 
-def _check_files(options: "Options", names: Names) -> None:
+def _check_files(options: Options, names: Names) -> None:
     for name in FILES:
         value = getattr(options, name)
         for path in value if isinstance(value, tuple) else (value,) if value else ():

@@ -13,7 +13,8 @@ from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import ConfigError
 from wan.errors import InputError
 from wan.levers import Levers
-from wan.options import Options, check, parse
+from wan.options import Options, parse
+from wan.options_check import check
 
 # Flags of wan.generate whose key has another name; the others keep theirs.
 _RENAMED = {

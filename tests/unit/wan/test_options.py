@@ -11,7 +11,8 @@ from command_line import TINY, refusal
 
 from wan.config import TASKS
 from wan.levers import Levers
-from wan.options import DEFAULT_PROMPTS, MAX_SEED, Options, check, describe, parse, warn
+from wan.options import DEFAULT_PROMPTS, MAX_SEED, Options, describe, parse, warn
+from wan.options_check import check
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -284,7 +285,8 @@ def test_a_warning_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> 
 def test_parsing_and_checking_import_no_torch() -> None:
     program = """
 import json, sys
-from wan.options import check, describe, parse
+from wan.options import describe, parse
+from wan.options_check import check
 options = parse(sys.argv[1:])
 check(options)
 describe(options)

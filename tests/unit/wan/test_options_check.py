@@ -9,7 +9,8 @@ from command_line import TINY, refusal
 
 from wan import options_here
 from wan.errors import InputError
-from wan.options import check, parse
+from wan.options import parse
+from wan.options_check import check
 
 LARGE = ("--task", "t2v-14B", "--weights", "random")
 NO_FILE = "check the path; relative ones start at the working folder"
