@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule,
 
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.store.whole_file import replacing
 from wan.spans import Attribute, listening
 
 
@@ -170,13 +171,11 @@ class StepTrace:
         )
 
     def _write(self, profiler: Any) -> None:
-        # A name of its own until it is whole: whoever finds the file may read it.
-        unfinished = self._path.with_name(self._path.name + ".tmp")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            profiler.export_chrome_trace(str(unfinished))
-            _check(unfinished)
-            unfinished.rename(self._path)
+            with replacing(self._path) as unfinished:
+                profiler.export_chrome_trace(str(unfinished))
+                _check(unfinished)
         except OSError as error:
             self.error = f"the trace could not be written: {error}"
             return
