@@ -113,6 +113,14 @@ def test_seen_is_what_a_test_that_passed_before_fails_on(root: Path, tmp_path: P
     assert listing(root) == before
 
 
+@pytest.mark.slow
+def test_what_does_not_end_in_time_is_told_apart(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "tests/unit/test_counts.py").write_text("import time\n\ndef test():\n    time.sleep(100)\n")
+    monkeypatch.setattr(mutants, "NEAR_LIMIT_S", 2)
+    trial = mutants.Trial(root, mutants.sample(root, "wan", 1, 0), jobs=1, within_s=2)
+    assert [is_seen for _, is_seen in trial.run()] == [None]
+
+
 def test_the_command_line_shows_diffs_and_refuses_other_areas() -> None:
     runner, app = CliRunner(), mutants.typer.Typer()
     app.command()(mutants.main)
