@@ -349,7 +349,7 @@ class Recorder:
         It also waits for the allocator, which may hang: only the allocator has the last events of a rank that waits in
         a collective. A rank in which this call does not return is killed, and only what was written before remains.
 
-        Open spans end here as failed ones, otherwise their rows would be missing; nothing is recorded afterwards.
+        Open spans end here as failed ones, otherwise their rows would be missing; no span is recorded afterwards.
         """
         if self._is_child:
             return

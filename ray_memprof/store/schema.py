@@ -183,7 +183,7 @@ SPANS = Table(
         Column("failed", pa.bool_(), "", "an exception left it, or its rank ended inside it"),
         *_ends("allocated", "tensors, as the allocator counts them (rounded to blocks)"),
         *_ends("reserved", "held by the allocator, in use or not"),
-        *_ends("active", "allocated and not yet safe to reuse on another stream"),
+        *_ends("active", "allocated, or freed and not yet safe to reuse on another stream"),
         *_ends("device_used", "in use on the device by anybody, as measured at its ends and by samples"),
         _bytes(
             "device_used_bound_bytes",

@@ -121,9 +121,8 @@ class CudaMeter:
                 counts = _counts(self._read_stats())
                 reset(*args)
                 self._forgotten.update(counts)
-                self._forgotten.subtract(
-                    _counts(self._read_stats())
-                )  # the reset may have been of another device
+                # The reset may have been of another device.
+                self._forgotten.subtract(_counts(self._read_stats()))
                 return
         reset(*args)
 

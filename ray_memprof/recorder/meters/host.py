@@ -112,9 +112,8 @@ class HostMeter:
             self._ear.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._ear = None
         for owner, name, original, ours in self._replaced:
-            if (
-                getattr(owner, name) is ours
-            ):  # else: other code replaced ours, and still calls it; ours then counts nothing
+            # Other code that replaced ours still calls it; ours counts nothing then.
+            if getattr(owner, name) is ours:
                 setattr(owner, name, original)
         self._replaced.clear()
         self.is_counting = False

@@ -27,7 +27,7 @@ class Holder:
 
     pid: int
     used_bytes: int | None
-    """None: the driver does not tell (another container, MIG)."""
+    """None: the driver does not report it (another container, MIG)."""
 
 
 class Device:
@@ -65,7 +65,7 @@ class Device:
         return self._nvml.nvmlDeviceGetMemoryInfo(self._handle, version=version)
 
     def holders(self) -> list[Holder] | None:
-        """Every process with a CUDA context on it that the driver shows here; None: it does not tell (MIG)."""
+        """Every process with a CUDA context on it that the driver shows here; None: it shows none (MIG)."""
         try:
             processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
         except self._nvml.NVMLError:
@@ -78,7 +78,7 @@ class Device:
         ]
 
     def utilisation(self) -> float | None:
-        """Share of the last sample period in which a kernel ran; None: the driver does not tell (MIG, vGPU)."""
+        """Share of the last sample period in which a kernel ran; None: the driver does not report it (MIG, vGPU)."""
         try:
             return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100.0
         except self._not_told():
