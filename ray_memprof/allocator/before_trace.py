@@ -1,18 +1,18 @@
-"""What the allocator held when a trace began, told from the trace itself and from the segments at its end.
+"""What the allocator held when a trace began, found from the trace itself and from the segments at its end.
 
     before.see(actions, addresses, sizes, pools)              # every event, in order
     columns = replay.prime(before.segments_at_start(final_segments, replay), t_ns)
 
 A trace rarely begins with the program: recording was switched on late, or the ring of events was full and the oldest
-are gone. But a block that is freed without having been allocated was there before, and so was one at the end that no
-event speaks of. Segments follow by undoing their events from the last to the first.
+are gone. But a block that is freed without having been allocated was there before, and so was a block at the end that
+no event names. The segments at the start are found by undoing their events from the last to the first.
 
-What each block took (which is more than was asked for) is known from the snapshot for those that are there at the end.
-For the others it follows from the allocator's rule of splitting and from the next block behind them: exact, with one
-exception. A request above 1 MiB, without expandable segments, may have kept up to 1 MiB that was too little to split
-off; one of a pool that splits nothing, all that its segment had. When what lay behind it was free at the start and no
-block began there before it was freed, no event tells. Then it counts as the settings say, and `doubt_bytes` says how
-much more or less it can have been.
+What each block took (often more than was asked for) is known from the snapshot for blocks that are there at the end.
+For the others it follows from the allocator's rule of splitting and from the next block behind them. This is exact,
+with one exception. Without expandable segments, a request above 1 MiB may have kept up to 1 MiB that was too little to
+split off; in a pool that splits nothing, a request may have kept all that its segment had. If the space behind such a
+block was free at the start, and no block began there before it was freed, no event shows its size. Then the size is
+what the settings say, and `doubt_bytes` says by how much it may be wrong.
 """
 
 from bisect import bisect_left
@@ -51,15 +51,15 @@ class BeforeTrace:
     """Sees every event once and keeps what tells about the time before: a few entries for each address in use."""
 
     doubt_bytes: int = 0
-    """How much more or less than segments_at_start() says its blocks may have taken, in all."""
+    """By how many bytes, in all, the sizes of blocks in segments_at_start() may be wrong."""
     _num_events: int = 0
     _alive: set[int] = field(default_factory=set)
-    """Blocks that an event has spoken of and that are not freed."""
+    """Blocks that an event has named and that are not freed."""
     _first_alloc: dict[int, int] = field(default_factory=dict)
     _elders: dict[int, _Elder] = field(default_factory=dict)
     _segment_events: list[tuple[str, int, int, Pool | None]] = field(default_factory=list)
     _addresses: list[int] = field(default_factory=list)
-    """Of _first_alloc, sorted, once all events are seen."""
+    """The addresses of _first_alloc, sorted, once all events are seen."""
 
     def see(
         self,
@@ -68,7 +68,7 @@ class BeforeTrace:
         sizes: Sequence[int],
         pools: Sequence[Pool | None] = (),
     ) -> None:
-        """The next events; `pools` are those of each, where events say."""
+        """Take the next events; `pools` has the pool of each event, where events name it."""
         first = self._num_events + 1
         alive, first_alloc = self._alive, self._first_alloc
         number = self._num_events
@@ -95,13 +95,13 @@ class BeforeTrace:
         self._num_events = number
 
     def new_pools(self) -> Iterator[Pool | None]:
-        """The pool of each segment_alloc and segment_map, in order; None: the event does not say."""
+        """Return the pool of each segment_alloc and segment_map, in order; None: the event does not name it."""
         return (
             pool for action, _, _, pool in self._segment_events if action in ("segment_alloc", "segment_map")
         )
 
     def doubt(self, final: Sequence[Segment], settings: Mapping[str, Any]) -> Doubt:
-        """What of the rule of splitting the settings do not tell for all moments and segments."""
+        """Return which parts of the rule of splitting the settings do not tell for all moments and segments."""
         events = {(action in _GROWING, pool) for action, _, _, pool in self._segment_events}
         there = {(segment["is_expandable"], segment["pool"]) for segment in final}
         pools = {pool for _, pool in events | there}
@@ -113,7 +113,7 @@ class BeforeTrace:
         }
         # Early versions of torch leave the settings out: then the segments must tell.
         is_mixed = bool(kinds - {settings.get("expandable_segments", any(kinds))})
-        # What nobody needs to say is said by those who had switched it on.
+        # Off is the default: a program that writes it has probably had the setting on before.
         conf = [settings[_CONF]] if _CONF in settings else []
         is_mixed |= any(_SWITCHED_OFF in text for text in conf)
         return Doubt(
@@ -123,7 +123,7 @@ class BeforeTrace:
         )
 
     def is_expandable(self, final: Sequence[Segment]) -> bool:
-        """Whether segments grew."""
+        """Whether any segment could grow."""
         return any(segment["is_expandable"] for segment in final) or any(
             action in _GROWING for action, *_ in self._segment_events
         )
@@ -161,7 +161,7 @@ class BeforeTrace:
         return segments
 
     def _survivors(self, final: list[Segment]) -> Iterable[Block]:
-        """Blocks at the end that were there at the start, in the state of then."""
+        """Yield the blocks at the end that were there at the start, with their state at the start."""
         for segment in final:
             for block in segment["blocks"]:
                 if block["state"] == "inactive":
@@ -173,7 +173,7 @@ class BeforeTrace:
                     yield {**block, "state": elder.state}
 
     def _ranges(self, final: list[Segment]) -> dict[int, _Range]:
-        """The segments at the start, by address: every change undone."""
+        """Return the segments at the start, by address: every change is undone."""
         ranges = {
             segment["address"]: (
                 segment["address"] + segment["total_size"],
@@ -202,7 +202,7 @@ class BeforeTrace:
         rules: Rules,
         doubt: Doubt,
     ) -> list[Block]:
-        """The blocks of a segment that has these in use, free ones between them."""
+        """Return the blocks of a segment: at the `used` addresses those in use, and free ones between them."""
         blocks: list[Block] = []
         at = start
         for index, address in enumerate(used):
@@ -227,7 +227,7 @@ class BeforeTrace:
         return blocks
 
     def _size(self, elder: _Elder, behind: int, rules: Rules, doubt: Doubt) -> int:
-        """Bytes of a block that was freed: what was asked for, rounded, and what was too little to split off."""
+        """Return the bytes of a freed block: those asked for, rounded, and a rest that was too small to split off."""
         wanted = rules.rounded(elder.requested)
         end = elder.address + wanted
         if not self._addresses:
@@ -235,7 +235,7 @@ class BeforeTrace:
         for address in islice(self._addresses, bisect_left(self._addresses, end), None):
             if address >= behind:
                 break
-            # What began here while the elder lived is behind it.
+            # A block that began here while the elder lived lies behind the elder.
             if self._first_alloc[address] < elder.freed_at:
                 behind = address
         rest = behind - end
@@ -248,7 +248,7 @@ class BeforeTrace:
 
 
 def _untold(wanted: int, rest: int, rules: Rules, doubt: Doubt) -> int:
-    """How much of the `rest` behind it may belong to a block, or not, against what the settings say."""
+    """Return by how much of the `rest` behind a block its size may differ from what the settings say."""
     if doubt.pools or doubt.everything:
         return rest
     if doubt.limits:
@@ -259,13 +259,13 @@ def _untold(wanted: int, rest: int, rules: Rules, doubt: Doubt) -> int:
     if not is_split_anyway and (doubt.setting or (rest > SMALL_BYTES and not rules.expandable_segments)):
         return rest
     if is_split_anyway and (doubt.setting or not rules.expandable_segments):
-        # It may have kept a part of `rest`, if a block of its own pool can have been made of what then remains.
+        # The block may have kept a part of `rest`, if what remains was enough for another block of the same pool.
         return min(SMALL_BYTES, rest - SMALL_BYTES)
     return 0
 
 
 def _cut(ranges: dict[int, _Range], first: int, last: int) -> None:
-    """Take [first, last) out of the ranges that can grow."""
+    """Remove [first, last) from the ranges that can grow."""
     for start, (end, is_expandable, pool) in list(ranges.items()):
         if not is_expandable or end <= first or start >= last:
             continue
@@ -277,7 +277,7 @@ def _cut(ranges: dict[int, _Range], first: int, last: int) -> None:
 
 
 def _join(ranges: dict[int, _Range], first: int, last: int, pool: Pool | None) -> None:
-    """Put [first, last) in, one with the ranges that it touches."""
+    """Add [first, last), joined with the ranges that it touches."""
     for start, (end, is_expandable, other) in list(ranges.items()):
         if is_expandable and end >= first and start <= last:
             del ranges[start]

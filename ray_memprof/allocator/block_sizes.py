@@ -1,4 +1,4 @@
-"""What each block really took, where the allocator's settings at the end do not tell: by what its events prove.
+"""Finds from the events what each block really took, where the allocator's settings at the end do not tell it.
 
     sizes = BlockSizes(replay, doubt, pools)
     sizes.start(segments_at_start)
@@ -9,19 +9,19 @@
 
     replay.decided = decide(replay, events, segments_after, was_expandable)     # while a program runs
 
-Whether a request gives back what is left of the block that it found depends on the setting expandable_segments of that
-moment (torch.cuda.memory._set_allocator_settings changes it at run time), and on the pool (MemPool(no_split=True)). A
-snapshot has the settings of its end alone, and says of no pool whether it splits. But what was left tells by itself:
+A request takes the front of a free block. Whether it gives the rest back depends on the setting expandable_segments at
+that moment (torch.cuda.memory._set_allocator_settings changes it at run time), and on the pool
+(MemPool(no_split=True)). A snapshot has only the settings at its end, and does not say which pools split. But events
+show what happened to the rest:
 
-* a block that begins in it while the first one lives: it was given back, and so much the first one took;
-* a block that begins behind it, in free space that would have been one with it: it was not given back;
+* a block begins in the rest while the first block lives: the rest was given back, and the size of the first is known;
+* a block begins behind the rest, in free space that would have joined the rest: the rest was not given back;
 * at the end, the segments have the size of every block;
-* an allocation right after its own segment_alloc (segment_map): the setting was off (on) in that moment;
-* a pool is one that splits, or is none, for all of its life: what proves it once proves it for all its blocks.
+* an allocation right after its own segment_alloc (segment_map): the setting was off (on) at that moment;
+* a pool splits for all of its life or never: what proves it for one block proves it for all blocks of the pool.
 
-When a block is freed what was left joins it again, so that a block which proves nothing changes nothing later on:
-its size alone is not known, by at most what was left. Those bytes, of all such blocks that lived at the same time, are
-inexact_bytes.
+When a block is freed, the rest joins it again. So a block that proves nothing changes nothing later on: only its own
+size is not known, by at most the rest. These bytes, of all such blocks that lived at the same time, are inexact_bytes.
 """
 
 from array import array
@@ -36,7 +36,7 @@ from ray_memprof.allocator.replay import BlockReplay, Event, FreeBlocks, Segment
 from ray_memprof.allocator.rules import MIN_BLOCK_BYTES, SMALL_BYTES, exact_size
 
 _MOST_CONTRADICTIONS = 1000
-"""After so many nothing more is looked for: the events are not those of one allocator."""
+"""After so many contradictions the search stops: the events are not those of one allocator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,18 @@ class Found:
     """What was found out."""
 
     decided: Mapping[int, int]
-    """Bytes of allocations, by their number, for which the settings give others."""
+    """Bytes of allocations, by their number, where the settings give another size."""
     inexact_bytes: int
-    """Most that blocks which nothing tells of can differ from what is counted, at any moment."""
+    """The most, at any moment, by which blocks of unknown size can differ from what is counted."""
     num_untold: int
-    """Such blocks."""
+    """The number of such blocks."""
     is_contradicted: bool
-    """Something was proved that could not be."""
+    """The events proved something impossible."""
 
 
 @dataclass(slots=True, eq=False)
 class _Segment:
-    """One that is there; of those that grow, the ranges that touch or touched."""
+    """A segment; for one that can grow, all its ranges that touch, or once touched."""
 
     start: int
     end: int
@@ -63,12 +63,12 @@ class _Segment:
     pool: Pool | None
     """None: not known."""
     splits: bool | None = None
-    """Whether its pool does; None: nothing has told yet."""
+    """Whether its pool splits blocks; None: no event has shown it yet."""
 
 
 @dataclass(slots=True, eq=False)
 class _Block:
-    """One in use. It took from `least` to `most` bytes; both are `size` once that is known."""
+    """A block in use. It took from `least` to `most` bytes; both are equal to `size` once that is known."""
 
     number: int
     """Of its allocation; -1: it was there before."""
@@ -77,22 +77,22 @@ class _Block:
     least: int
     most: int
     plain: int
-    """By the settings alone."""
+    """Its size by the settings alone."""
     event: int
     """Number of the event that made it."""
     segment: _Segment | None = None
     by_pool: bool = False
-    """Whether its pool alone decides."""
+    """Whether only its pool decides its size."""
 
 
 @dataclass(slots=True)
 class BlockSizes:
-    """Follows the blocks of one device as a replay does, and keeps open what is.
+    """Follows the blocks of one device as a replay does; a block whose size is not known yet is called open.
 
     Args:
-        replay: has the settings, and the blocks of their beginning.
-        doubt: what may have been otherwise.
-        pools: of each segment_alloc and segment_map, in order; none: no event says.
+        replay: has the settings, and the blocks when the events begin.
+        doubt: what the settings do not tell.
+        pools: of each segment_alloc and segment_map, in order; empty: events do not name them.
     """
 
     replay: BlockReplay
@@ -101,27 +101,27 @@ class BlockSizes:
     _free: FreeBlocks = field(default_factory=FreeBlocks)
     _used: dict[int, _Block] = field(default_factory=dict)
     _left: dict[int, _Block] = field(default_factory=dict)
-    """Open blocks, by where what was left begins."""
+    """Open blocks, by the address where the rest begins."""
     _left_starts: list[int] = field(default_factory=list)
     """Those addresses, in order."""
     _behind: dict[int, _Block] = field(default_factory=dict)
-    """Open blocks, by where it ends."""
+    """Open blocks, by the address where the rest ends."""
     _starts: list[int] = field(default_factory=list)
     _segments: dict[int, _Segment] = field(default_factory=dict)
     """By the addresses in _starts."""
     _all_segments: list[_Segment] = field(default_factory=list)
-    """Those that are gone, too."""
+    """All segments, also those that are gone."""
     _untold: list[tuple[_Block, int]] = field(default_factory=list)
-    """Blocks that were freed before anything told, and the number of that event; their pool may tell yet."""
+    """Blocks that were freed while open, and the number of that event; their pool may still show their size."""
     _open_for_good: "array[int]" = field(default_factory=lambda: array("q"))
-    """The same where nothing can tell any more: first event, last event, and by how many bytes they may be off."""
+    """Blocks whose size can never be known: first event, last event, and by how many bytes the size may be wrong."""
     _decided: dict[int, int] = field(default_factory=dict)
     _num_events: int = 0
     _num_allocs: int = 0
     _is_on: bool | None = None
-    """What the setting was when it was last told."""
+    """The setting expandable_segments, as an event last showed it; None: none has."""
     _told_at: int = -2
-    """Number of the event that told."""
+    """Number of the event that showed it."""
     _num_contradictions: int = 0
 
     def start(self, segments: Iterable[Segment]) -> None:
@@ -155,7 +155,7 @@ class BlockSizes:
         addresses: Sequence[int],
         requests: Sequence[int],
     ) -> None:
-        """The next events."""
+        """Take the next events."""
         for action, address, size in zip(actions, addresses, requests, strict=True):
             self._num_events += 1
             if action == "alloc":
@@ -222,18 +222,18 @@ class BlockSizes:
             self._free.give(address + block.most, available - block.most)
 
     def _available(self, address: int) -> int:
-        """Takes the free block that begins at `address`, with what that proves."""
+        """Take the free block that begins at `address`, and use what that proves; return its bytes."""
         available = self._free.take(address)
         if not available:
             return self._from_left(address)
         owner = self._behind.get(address)
         if owner is not None and not self._free.is_fenced(address):
-            # What was left would have been one with this free block, which would have begun earlier.
+            # If the rest had been given back, it would have joined this free block, which would begin earlier.
             self._settle(owner, owner.most)
         return available
 
     def _from_left(self, address: int) -> int:
-        """A block begins in what another one may have kept."""
+        """A block begins in a rest that another block may have kept; return the bytes that are free there."""
         owner = self._owner_of_left(address)
         if owner is None:
             return self._from_middle(address)
@@ -248,7 +248,7 @@ class BlockSizes:
         return owner if owner is not None and address < owner.address + owner.most else None
 
     def _from_middle(self, address: int) -> int:
-        """A block begins inside a free one: that before it took more than it should have."""
+        """A block begins inside a free block: the block before took more than was thought; return the free bytes."""
         self._num_contradictions += 1
         if self._num_contradictions > _MOST_CONTRADICTIONS:
             return 0
@@ -261,7 +261,7 @@ class BlockSizes:
         return end - address
 
     def _made(self, address: int, wanted: int, available: int, requested: int) -> _Block:
-        """The block of a request that took the front of `available` bytes."""
+        """Return the block of a request that took the front of `available` bytes."""
         rest = available - wanted
         if rest < 0:  # the events that made this space are missing, or sizes were rounded in another way
             self._num_contradictions += 1
@@ -301,7 +301,7 @@ class BlockSizes:
         if rest > SMALL_BYTES and self.replay.rules.may_split(wanted):
             return True
         if self._told_at == self._num_events - 1:
-            # The allocation for which the segment was made; another pool may never be expandable.
+            # The segment was made for this allocation and shows the setting; other pools may never be expandable.
             return self._is_on
         is_other = segment is not None and not segment.is_expandable and self._is_other(segment)
         if self.doubt.setting or (is_other and self.replay.rules.expandable_segments):
@@ -313,7 +313,7 @@ class BlockSizes:
 
     def _by_pool(self, segment: _Segment | None) -> bool | None:
         """Whether the pool splits; None: not known yet."""
-        if segment is None:  # it was given back before anybody could ask for its pool
+        if segment is None:  # the segment was given back before its pool could be read
             return None if self.doubt.pools else True
         return segment.splits if self._is_other(segment) else True
 
@@ -338,7 +338,7 @@ class BlockSizes:
         self._left[start] = self._behind[end] = block
 
     def _leave(self, block: _Block, ended: int) -> None:
-        """Nothing tells what this one took."""
+        """No event shows what this block took, and none will."""
         off = max(block.size - block.least, block.most - block.size)
         self._open_for_good.extend((block.event, ended, off))
         self._note(block, block.size)
@@ -352,7 +352,7 @@ class BlockSizes:
             del self._behind[end]
 
     def _settle(self, block: _Block, size: int) -> None:
-        """An open block took `size` bytes: what it did not take is free."""
+        """An open block took `size` bytes: the rest of it is free."""
         self._close(block)
         wanted, most = block.least, block.most
         block.least = block.most = size
@@ -371,7 +371,7 @@ class BlockSizes:
     # The end
 
     def conclude(self, final: Iterable[Segment]) -> Found:
-        """What the segments at the end add to it, and what is left open."""
+        """Use the segments at the end too; return what was found, and how much stays open."""
         for segment in final:
             for block in segment["blocks"]:
                 if block["state"] != "inactive":
@@ -411,7 +411,7 @@ class BlockSizes:
             self._note(block, size)
 
     def _pools(self) -> dict[Pool, bool]:
-        """Whether a pool splits, as far as one of its segments has told."""
+        """Return for each pool whether it splits, if one of its segments has shown it."""
         found: dict[Pool, bool] = {DEFAULT_POOL: True}
         for segment in self._all_segments:
             if segment.pool is not None and segment.splits is not None:
@@ -422,13 +422,13 @@ class BlockSizes:
 def decide(
     replay: BlockReplay, events: Sequence[Event], segments: Sequence[Segment], was_expandable: bool
 ) -> Mapping[int, int]:
-    """Bytes of allocations among `events`, by number, for which the settings at their end give others.
+    """Return the bytes of allocations among `events`, by number, where the settings at their end give another size.
 
     Args:
-        replay: is where the events begin, and has the settings of their end.
-        events: not fed to it yet.
-        segments: after the last of them, of a snapshot.
-        was_expandable: the setting at their beginning.
+        replay: has the state before the events, and the settings after them.
+        events: not fed to the replay yet.
+        segments: of a snapshot after the last event.
+        was_expandable: the setting expandable_segments before the first event.
     """
     actions = [event["action"] for event in events]
     grows = {"segment_map" in actions, *(segment.get("is_expandable", False) for segment in segments)}
@@ -448,9 +448,9 @@ def decide(
 
 
 def _most(open_blocks: "array[int]") -> int:
-    """The largest sum of bytes of blocks (first event, last event, bytes) that lived at the same time."""
+    """Return the largest sum of bytes of blocks (first event, last event, bytes) that lived at the same time."""
     first, last, sizes = np.array(open_blocks, np.int64).reshape(-1, 3).T
     steps = np.concatenate((sizes, -sizes))
-    # At one event what ends goes last: both may count in that moment.
+    # At the same event, blocks that end are sorted last: those that begin and those that end may both count there.
     order = np.lexsort((-steps, np.concatenate((first, last))))
     return int(np.cumsum(steps[order]).max(initial=0))

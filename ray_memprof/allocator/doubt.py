@@ -1,9 +1,9 @@
-"""What of the rules of the allocator a snapshot leaves open, and how much a block may differ for that.
+"""Which of the allocator's rules a snapshot leaves open, and by how much a block's size may differ because of that.
 
     doubt = Doubt(limits=True)
     doubt.most(wanted, rest)               # bytes that a block can have taken at most
 
-Takes what a snapshot says of settings and pools; leaves nothing.
+Takes the settings and pools of a snapshot; writes nothing.
 """
 
 from dataclasses import dataclass
@@ -17,28 +17,28 @@ Pool = tuple[int, int]
 DEFAULT_POOL: Pool = (0, 0)
 
 _LEAST_LIMIT_BYTES = 20 * 2**20
-"""max_split_size is no less."""
+"""max_split_size is never less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """What of the rule cannot be told from the settings."""
+    """Which parts of the rules are not known from the settings."""
 
     setting: bool = False
     """expandable_segments was not the same all the time."""
     pools: bool = False
     """There are pools beside the default one."""
     limits: bool = False
-    """How sizes are rounded, and from which one on blocks are kept whole, is not in the snapshot."""
+    """The snapshot lacks how sizes are rounded, and from which size on blocks are kept whole."""
     everything: bool = False
     """What the settings say has been proved wrong."""
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Whether there is any doubt."""
         return self.setting or self.pools or self.limits or self.everything
 
     def most(self, wanted: int, rest: int) -> int:
-        """Bytes that a block can have taken at most where limits are not known, of its own and the `rest` behind it."""
+        """Return the most bytes a block can have taken, of its own and of the `rest` behind, if limits are unknown."""
         if self.everything or wanted >= _LEAST_LIMIT_BYTES:
             return wanted + rest
         rounded = 1 << (wanted - 1).bit_length()
@@ -47,7 +47,7 @@ class Doubt:
 
 
 def pool_of(value: Any) -> Pool | None:
-    """A memory pool as torch numbers them; None: no such numbers."""
+    """Return `value` as a memory pool, as torch numbers them; None: it is no such pair of numbers."""
     is_pool = (
         isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(one, int) for one in value)
     )

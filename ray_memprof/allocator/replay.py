@@ -3,7 +3,8 @@
 An event names what was asked for; the allocator counts blocks, and a block may be larger than its request (rounding
 to 512 bytes, remainders too small to split off). So the free space of every segment is followed event by event, by
 the allocator's own rules: a request takes the front of the free block at its address, the rest is split off where
-the pool allows it, and freed neighbours merge. The result equals the allocator's counters to the byte, or says not.
+the pool allows it, and freed neighbours merge. The result equals the allocator's counters to the byte, or the
+difference is reported.
 
     replay = BlockReplay(rules=Rules(expandable_segments=True))
     columns = replay.feed(events)         # events: dicts of torch's device_traces, in order
@@ -21,7 +22,7 @@ from ray_memprof.allocator.rules import Rules
 BEFORE = "before"
 """Category of what was held before the first event."""
 UNKNOWN_FREE = 2**64 - 1
-"""In place of the free bytes of an oom event that does not tell them: no device has as many."""
+"""Stands for the free bytes of an oom event that does not name them: no device has so many."""
 Event = Mapping[str, Any]
 """One of torch's device_traces: action, addr, size, stream, time_us, user_metadata."""
 Segment = Mapping[str, Any]
@@ -40,14 +41,14 @@ class Peaks:
     active: int = -1
 
     def fold(self, allocated: int, reserved: int, active: int) -> None:
-        """Take in other maxima."""
+        """Take the larger of these maxima and other ones."""
         self.allocated = max(self.allocated, allocated)
         self.reserved = max(self.reserved, reserved)
         self.active = max(self.active, active)
 
 
 def address_of(event: Event) -> Any:
-    """As the event has it; an oom event has the bytes that were free on the device in place of one."""
+    """Return the address of an event; an oom event has the bytes that were free on the device in its place."""
     if "addr" in event:
         return event["addr"]
     return event.get("device_free", UNKNOWN_FREE if event["action"] == "oom" else 0)
@@ -70,7 +71,7 @@ class Columns:
     """Empty where no stacks are taken."""
 
     def note(self, action: str, address: int, size: int, requested: int, stream: int) -> None:
-        """A row, as far as these say."""
+        """Add a row with these values; its other columns are filled in later."""
         self.action.append(action)
         self.address.append(address)
         self.size_bytes.append(size)
@@ -97,12 +98,12 @@ class Replay:
         self.allocated_peak = self.reserved_peak = self.active_peak = 0
         self.num_events = self.num_allocs = 0
         self.num_strays = self.stray_bytes = 0
-        """Events that do not fit what was followed so far, and their bytes: their block is not where it should be."""
+        """Events that do not fit those before, and their bytes: their block is not where it should be."""
         self.peaks: dict[int, Peaks] = {}
-        """By span; whoever has used those of a span that ended takes them out."""
+        """Peaks by span; the caller removes those of a span that ended, after using them."""
         self._used: dict[int, tuple[int, str]] = {}
         self._waiting: set[int] = set()
-        """Blocks that are to be freed once other streams have passed."""
+        """Blocks whose free is requested and not completed, because other streams may still use them."""
         self._handlers: dict[str, Handler] = {
             "alloc": self._alloc,
             "free_requested": self._free_requested,
@@ -110,11 +111,11 @@ class Replay:
         }
 
     def prime(self, segments: Iterable[Segment], t_ns: int) -> Columns:
-        """Start from what was held before the first event; host meters count nothing of it, and have no rows for it."""
+        """Start from what was held before the first event; host meters do not count it: there are no rows."""
         return Columns()
 
     def configure(self, settings: Mapping[str, Any]) -> None:
-        """Take what decides sizes from the allocator's settings, as a snapshot names them."""
+        """Take the settings that decide sizes, as a snapshot names them."""
 
     def feed(self, events: Iterable[Event]) -> Columns:
         """Follow `events`, in the order in which they happened; returns them as columns."""
@@ -136,12 +137,12 @@ class Replay:
         return columns
 
     def follow(self, columns: Columns) -> None:
-        """The same of events whose action, address, requested bytes and span are columns already; fills in the rest."""
+        """Follow events whose action, address, requested bytes and span are columns; add size and category."""
         self.num_events += len(columns.action)
         self._follow(columns)
 
     def _follow(self, columns: Columns) -> None:
-        """What each event counts for, and the peaks; the hot loop."""
+        """Fill in what each event counts for, and the peaks. Most time is spent in this loop."""
         handlers, note_size, note_category = (
             self._handlers,
             columns.size_bytes.append,
@@ -217,7 +218,7 @@ class Replay:
         return size, category
 
     def _reserve(self, size: int) -> None:
-        """What is used is all that there is."""
+        """All reserved memory is in use: there is no cache."""
         self.reserved += size
 
     def _release(self, address: int, size: int) -> None:
@@ -228,7 +229,7 @@ class BlockReplay(Replay):
     """Follows one device's caching allocator.
 
     Args:
-        rules: for sizes, until settings are told.
+        rules: for sizes, until configure() gets settings.
         category_of: category of what is allocated in a span.
         stack_of: number of an event's Python stack, where stacks are taken.
     """
@@ -242,11 +243,11 @@ class BlockReplay(Replay):
     ) -> None:
         super().__init__(category_of=category_of, stack_of=stack_of)
         self.rules = rules or Rules()
-        """As of the last settings that were told."""
+        """The rules under the last settings."""
         self.decided: Mapping[int, int] = {}
-        """What allocations took for which the settings alone give another size, by number (see block_sizes.py)."""
+        """Bytes of allocations, by number, where the settings alone give another size (see block_sizes.py)."""
         self.blocks = FreeBlocks()
-        """What is free."""
+        """The free blocks."""
         self._handlers |= {
             "segment_alloc": self._segment_alloc,
             "segment_free": self._segment_free,
@@ -266,8 +267,8 @@ class BlockReplay(Replay):
             t_ns: when the first event was, or recording began.
 
         Returns:
-            Rows that lead to it from nothing, so that curves begin where they should: their category is "before", and
-            their seq below zero, for they are no events.
+            Rows that lead from nothing to what was held, so that curves begin at the right height. Their category is
+            "before", and their seq is below zero, because they are no events.
         """
         columns = Columns()
         for segment in segments:
@@ -359,24 +360,24 @@ class FreeBlocks:
 
     def __init__(self) -> None:
         self.sizes: dict[int, int] = {}
-        """By address."""
+        """Bytes of each free block, by its address."""
         self._by_end: dict[int, int] = {}
         self._fences: dict[int, int] = {}
         """How many segments that cannot grow begin or end at an address."""
 
     def copy(self) -> "FreeBlocks":
-        """Another one that begins where this one is."""
+        """Return an independent copy."""
         other = FreeBlocks()
         other.sizes, other._by_end, other._fences = dict(self.sizes), dict(self._by_end), dict(self._fences)
         return other
 
     def fence(self, address: int, size: int) -> None:
-        """A segment that cannot grow: no block reaches across its ends, though segments may lie side by side."""
+        """Add a segment that cannot grow: no block reaches across its ends, though segments may lie side by side."""
         for end in (address, address + size):
             self._fences[end] = self._fences.get(end, 0) + 1
 
     def unfence(self, address: int, size: int) -> None:
-        """That segment is gone."""
+        """Remove a segment that cannot grow."""
         for end in (address, address + size):
             if self._fences.get(end, 0) > 1:
                 self._fences[end] -= 1
@@ -388,12 +389,12 @@ class FreeBlocks:
         return address in self._fences
 
     def give(self, address: int, size: int) -> None:
-        """A free block, next to none that it could join."""
+        """Add a free block that has no free neighbour to join."""
         self.sizes[address] = size
         self._by_end[address + size] = address
 
     def take(self, address: int) -> int:
-        """Bytes of the free block that begins at `address`, which is free no more; 0: there is none."""
+        """Remove the free block that begins at `address`, and return its bytes; 0: there is none."""
         size = self.sizes.pop(address, 0)
         # Where events are missing, ranges may overlap: another block may end there.
         if size and self._by_end.get(address + size) == address:
@@ -414,13 +415,13 @@ class FreeBlocks:
         by_end[address + size] = address
 
     def around(self, address: int) -> int | None:
-        """Where the free block begins that `address` lies in; None: in none. Slow."""
+        """Return where the free block begins that contains `address`; None: there is none. Slow."""
         if address in self.sizes:
             return address
         return next((start for start, size in self.sizes.items() if start < address < start + size), None)
 
     def cut(self, address: int, size: int) -> bool:
-        """Take a range out of a free block: whole pages are unmapped, what lies before and after them stays mapped."""
+        """Remove a range from a free block: whole pages are unmapped, what lies before and after them stays mapped."""
         start = self.around(address)
         if start is None or address + size > start + self.sizes[start]:
             return False
@@ -433,11 +434,11 @@ class FreeBlocks:
 
 
 def _spans(stamps: list[str]) -> list[int]:
-    """The spans that events were stamped with; 0: another text, or none."""
+    """Return the spans that events were stamped with; 0: the stamp is another text, or empty."""
     known = {stamp: int(stamp) if stamp.isdecimal() else 0 for stamp in set(stamps)}
     return [known[stamp] for stamp in stamps]
 
 
 def unsigned(value: int) -> int:
-    """An address or a handle as torch counts them: early versions write those of the upper half below zero."""
+    """Return an address or a handle as torch counts them: early versions write those of the upper half as negative."""
     return value if value >= 0 else value + 2**64

@@ -29,7 +29,10 @@ class Rules:
     """Steps between two powers of two, for each power from 1 MiB on; empty: sizes are rounded to 512 bytes."""
 
     def under(self, settings: Mapping[str, Any]) -> "Rules":
-        """These rules under the settings that a snapshot names; what it does not name stays."""
+        """Return the rules under a snapshot's settings.
+
+        If they do not name expandable_segments, it stays as it is; other settings that they do not name are dropped.
+        """
         limit = settings.get("max_split_size", -1)
         divisions = settings.get("roundup_power2_divisions", {})
         # Keys are powers of two, "1" for up to 2 MiB; no division is the default.
@@ -41,19 +44,19 @@ class Rules:
         )
 
     def rounded(self, requested: int) -> int:
-        """Bytes that a request becomes before a block is looked for."""
+        """Return the bytes of a request after rounding, before a block is looked for."""
         divisions = self._divisions_of(requested) if self.divisions else 0
         if divisions > 1 and requested > MIN_BLOCK_BYTES * divisions:
             return _next_division(requested, divisions)
         return exact_size(requested)
 
     def _divisions_of(self, requested: int) -> int:
-        """One setting for each power of two from 1 MiB on, those at the ends for the rest."""
+        """Return the divisions for a size: one for each power of two from 1 MiB on; the ends serve all other sizes."""
         interval = max(0, requested.bit_length() - SMALL_BYTES.bit_length())
         return self.divisions[min(interval, len(self.divisions) - 1)]
 
     def splits(self, wanted: int, rest: int) -> bool:
-        """Whether a request that leaves `rest` bytes of the block that it found gives them back."""
+        """Whether a request gives back the `rest` bytes of the block that it found."""
         if self.expandable_segments or wanted <= SMALL_BYTES:
             return rest >= MIN_BLOCK_BYTES
         return rest > SMALL_BYTES and self.may_split(wanted)
@@ -64,12 +67,12 @@ class Rules:
 
 
 def exact_size(requested: int) -> int:
-    """Bytes of a request without any setting: the next 512, and never none."""
+    """Return the bytes of a request without any setting: rounded up to a multiple of 512, and never 0."""
     return -(-requested // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
 
 
 def _next_division(size: int, divisions: int) -> int:
-    """The next of `divisions` equal steps between two powers of two."""
+    """Round `size` up to the next of `divisions` equal steps between two powers of two."""
     floor = 1 << (size.bit_length() - 1)
     step = floor >> (divisions.bit_length() - 1)
     if size == floor:

@@ -1,12 +1,12 @@
-"""The time of a run: the driver's wall clock on every rank, and no step back, whatever is done to a host's clock.
+"""The time of a run: the driver's wall clock on every rank; it never goes back, even when a host's clock is set.
 
     clock = Clock(offset_ns=plan.clock_offset_ns)
     clock.now_ns()                            # ns since 1970
-    clock.times().ours(columns.t_ns)          # of events that torch has timed by this host's wall clock
+    clock.times().ours(columns.t_ns)          # t_ns: of events, by this host's wall clock as torch reports it
 
-A Clock reads the wall clock once, when it is made, and counts from there by the one that only goes forward
-(CLOCK_BOOTTIME: a time for which the machine is suspended counts). What this host's clock is ahead of the driver's is
-taken out. The driver measures it by asking: see offset().
+A Clock reads the wall clock once, when it is made. From then on it counts with CLOCK_BOOTTIME, which only goes forward
+and also counts while the machine is suspended. The time by which this host's clock is ahead of the driver's is
+subtracted. The driver measures it by asking the host for its time: see offset().
 """
 
 import time
@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STEP_NS = 10_000
-"""By less than this the wall clock was not set anew."""
+"""A smaller difference between the two clocks does not mean that the wall clock was set."""
 _LOOKS = 3
-"""Two clocks are read one after the other so often; the closest pair counts."""
+"""How often two clocks are read, one after the other; the pair that took the least time counts."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -26,10 +26,10 @@ def _forward_ns() -> int:
 
 
 class Clock:
-    """Of one process; from any thread.
+    """The clock of one process; may be used from any thread.
 
     Args:
-        offset_ns: what this host's wall clock is ahead of the driver's.
+        offset_ns: by how much this host's wall clock is ahead of the driver's.
     """
 
     def __init__(self, offset_ns: int = 0) -> None:
@@ -39,21 +39,21 @@ class Clock:
         self.offset_ns = offset_ns
 
     def ahead(self, offset_ns: int) -> "Clock":
-        """The same clock, where `offset_ns` is now known."""
+        """Return the same clock with `offset_ns`, which was not known when this one was made."""
         clock = Clock(offset_ns)
         clock._wall_ns, clock._forward_ns = self._wall_ns, self._forward_ns
         clock._since_1970_ns = self._since_1970_ns
         return clock
 
     def now_ns(self) -> int:
-        """The driver's wall time, in ns since 1970; never before what it was before."""
+        """Return the driver's wall time, in ns since 1970; it never goes back."""
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME) + self._since_1970_ns - self.offset_ns
 
     def times(self, since_ns: int = 0) -> "WallTimes":
-        """How times that torch tells now, by the host's wall clock, become ours.
+        """Return what converts times that torch reports now, by the host's wall clock, into times of this clock.
 
         Args:
-            since_ns: of our time; nothing that is to be told happened before.
+            since_ns: by this clock; no event to convert happened before.
         """
         wall_ns, forward_ns = _both()
         now_ns = forward_ns + self._since_1970_ns - self.offset_ns
@@ -67,30 +67,30 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class WallTimes:
-    """Times told by the host's wall clock, as torch's allocator tells them, and ours.
+    """Converts times of the host's wall clock, as torch's allocator reports them, into times of our Clock.
 
-    torch notes ticks of the processor. When asked, it draws a line through two moments: the loading of torch, and now.
-    Where the wall clock was set anew in between, every time on that line is wrong in proportion to its age, and right
-    for now alone. So the age is divided by the `rate` at which the line runs.
+    torch records ticks of the processor. When asked for times, it draws a straight line through two moments: the
+    loading of torch, and now. If the wall clock was set in between, only the time of now is right on that line; every
+    other time is wrong in proportion to its age. So the age is divided by the `rate` of the line.
     """
 
     now_ns: int
-    """Our time."""
+    """Now, by our Clock."""
     wall_ns: int
-    """The wall clock's at the same moment."""
+    """The same moment by the wall clock."""
     rate: float = 1.0
-    """Seconds of the wall clock in a second, on the line."""
+    """Seconds of the wall clock that pass on the line in one second."""
     since_ns: int = 0
-    """Of our time; nothing happened before."""
+    """By our Clock; no event happened before."""
 
     def ours(self, times_ns: Sequence[int]) -> list[int]:
-        """Our times of `times_ns`, which stay in their order."""
+        """Return `times_ns` as times of our Clock, in the same order."""
         if self.rate == 1.0:
             shift = self.now_ns - self.wall_ns
             return [time_ns + shift for time_ns in times_ns]
         told, latest = [], self.since_ns
         for time_ns in times_ns:
-            # A clock that was set back by more than torch's age runs backwards on the line.
+            # If the clock was set back by more than the time since torch was loaded, the line runs backwards.
             age_ns = max(0, (self.wall_ns - time_ns) / self.rate) if abs(self.rate) > 1e-6 else 0
             latest = max(latest, self.now_ns - int(age_ns))
             told.append(latest)
@@ -98,7 +98,7 @@ class WallTimes:
 
 
 def _both() -> tuple[int, int]:
-    """The wall clock and the one that only goes forward, of one moment: to some tenths of a microsecond."""
+    """Return the wall clock and CLOCK_BOOTTIME of one moment, to some tenths of a microsecond."""
     best: tuple[int, int, int] | None = None
     for _ in range(_LOOKS):
         before, wall, after = _forward_ns(), time.time_ns(), _forward_ns()
@@ -109,7 +109,7 @@ def _both() -> tuple[int, int]:
 
 
 def kernel() -> str:
-    """What is the same for all processes that have one clock: of one start of one kernel. "" where it is not told."""
+    """Return the id of this start of the kernel: processes with the same id share one clock. "": it is not known."""
     try:
         return _BOOT_ID.read_text(encoding="ascii").strip()
     except OSError:
@@ -118,19 +118,19 @@ def kernel() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Offset:
-    """What a clock is ahead of ours."""
+    """By how much another clock is ahead of ours."""
 
     ns: int
     error_ns: int
-    """It may be off by so much: half of the round trip that it was measured with."""
+    """By how much `ns` may be wrong: half of the round trip that measured it."""
 
 
 def offset(ours: Clock, theirs: Callable[[], int], num_trips: int) -> Offset:
     """Ask another host for its time; the quickest of `num_trips` round trips counts.
 
     Args:
-        ours: the driver's.
-        theirs: asks the other one, and returns its answer, in ns since 1970.
+        ours: the driver's clock.
+        theirs: asks the other host and returns its time, in ns since 1970.
         num_trips: at least 1.
     """
     found: Offset | None = None
@@ -139,7 +139,7 @@ def offset(ours: Clock, theirs: Callable[[], int], num_trips: int) -> Offset:
         told = theirs()
         trip = ours.now_ns() - before
         if found is None or trip // 2 < found.error_ns:
-            # Answered at some time in between; the middle is wrong by half of it at most.
+            # The other host answered at some time during the trip; the middle is wrong by half of the trip at most.
             found = Offset(told - before - trip // 2, trip // 2)
     assert found is not None
     return found

@@ -6,7 +6,7 @@
 A row has the bytes, the group, and by how much device memory grew outside the allocator across the call: NCCL takes
 its buffers when a group is made and when it is first used. Not recorded: isend and irecv on their own, functional
 collectives (torch.ops._c10d_functional), collectives that C++ starts, and functions that a module imported by name
-before (DeviceMesh has new_group like that). Memory that these take counts in the span around them.
+before the block (DeviceMesh imports new_group so). Memory that these take is counted in the span around them.
 """
 
 import functools
@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from ray_memprof.recorder.meters.meter import Reading
 from ray_memprof.recorder.status import Group
 
-# isend and irecv stay torch's own: P2POp refuses any other function, and a module may have taken them by name before.
+# isend and irecv are not wrapped: P2POp accepts only the functions that torch.distributed has under these names, and a
+# module may have imported the originals by name before.
 OPS = (
     "init_process_group", "new_group", "destroy_process_group", "barrier", "broadcast", "all_reduce", "reduce",
     "all_gather", "all_gather_into_tensor", "all_gather_single", "gather", "scatter", "reduce_scatter",
@@ -29,11 +30,11 @@ OPS = (
 )  # fmt: skip
 _BATCH = "batch_isend_irecv"
 _passed: Counter[Group] = Counter()
-"""Of each pair of ranks, sends and receives in batches called inside watching(): NCCL tells nobody their number."""
+"""For each pair of ranks, the sends and receives of batches called inside watching(): NCCL does not report them."""
 
 
 class Hearer(Protocol):
-    """The part of the recorder that hears collectives."""
+    """The part of the recorder that is told of collectives."""
 
     def begin_collective(self) -> Reading | None:
         """A collective begins."""
@@ -41,10 +42,10 @@ class Hearer(Protocol):
     def end_collective(
         self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int
     ) -> None:
-        """It has returned."""
+        """The collective has returned."""
 
     def problem(self, text: str) -> None:
-        """What of it could not be told; neither of the others raises."""
+        """Note what is unknown of a collective; the other two methods never raise."""
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def watching(hearer: Hearer) -> Iterator[None]:
         return
     ear = _Ear()
     modules = (dist, dist.distributed_c10d)
-    originals = {op: getattr(dist, op) for op in OPS if hasattr(dist, op)}  # *_single: since torch 2.13
+    originals = {op: getattr(dist, op) for op in OPS if hasattr(dist, op)}  # *_single exist since torch 2.13
     for op, original in originals.items():
         watched = _watched(op, original, hearer, ear)
         for module in modules:
@@ -65,14 +66,14 @@ def watching(hearer: Hearer) -> Iterator[None]:
     try:
         yield
     finally:
-        ear.is_shut = True  # a module that took a function by name inside the block keeps ours
+        ear.is_shut = True  # a module that imported a function by name inside the block keeps the wrapper
         for op, original in originals.items():
             for module in modules:
                 setattr(module, op, original)
 
 
 class _Ear:
-    """Shut while a collective is under way, for those that it calls itself are part of it, and for good at the end."""
+    """Shut (collectives are ignored) while one runs, because those that it calls are part of it, and after the end."""
 
     __slots__ = ("is_shut",)
 
@@ -87,7 +88,7 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
         if op == _BATCH:
-            with suppress(Exception):  # what is wrong with a batch, torch says itself
+            with suppress(Exception):  # torch itself raises what is wrong with a batch
                 _count_batch(kwargs.get("p2p_op_list", args and args[0]))
         before = None if ear.is_shut else hearer.begin_collective()
         if before is None:
@@ -101,7 +102,7 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
             group = _group_of(op, args, kwargs, place, result)
             name, size = _describe(group)
             num_bytes = _num_bytes(args, kwargs)
-        except Exception as error:  # a program's own classes may lack anything; torch has taken them
+        except Exception as error:  # a program's own classes may lack attributes that torch does not need
             hearer.problem(f"group and bytes of {op} are unknown: {type(error).__name__}")
             name, size, num_bytes = "", 0, 0
         hearer.end_collective(before, op=op, num_bytes=num_bytes, group=name, group_size=size)
@@ -111,7 +112,7 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
 
 
 def _group_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], place: int, result: Any) -> Any:
-    """The group that a call names; None: the default one. `place`: of the argument `group`, -1: there is none."""
+    """Return the group that a call names; None: the default one. `place`: index of the argument `group`, or -1."""
     if op == "new_group":
         return result
     if op == _BATCH:
@@ -120,7 +121,7 @@ def _group_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], place: int
 
 
 def _count_batch(operations: Any) -> None:
-    """A pair of ranks is a group of its own: of a pipeline's ranks the inner ones send more than the first and last."""
+    """Count each pair of ranks by itself: in a pipeline, inner ranks send more often than the first and the last."""
     import torch.distributed as dist
 
     for operation in operations:
@@ -131,7 +132,7 @@ def _count_batch(operations: Any) -> None:
 
 
 def _describe(group: Any) -> tuple[str, int]:
-    """Name and size of a process group; the default one for None, and nothing where there is none."""
+    """Return name and size of a process group, for None of the default one; "" and 0 where there is none."""
     import torch.distributed as dist
 
     if group is None:
@@ -142,20 +143,22 @@ def _describe(group: Any) -> tuple[str, int]:
 
 
 def joined() -> dict[Group, int]:
-    """How many collectives of each group this process has called, finished or not; from any thread.
+    """Return how many collectives of each group this process has called, finished or not; from any thread.
 
-    As torch itself numbers them, whoever calls them and however; sends and receives in batches as _passed has them.
-    gloo's groups are left out: every send and receive counts there, so that ranks differ without a hang, and its calls
-    wait, so that stacks tell. Never raises: a rank that does not answer is blamed.
+    The numbers are torch's own, which count every call, whatever code makes it; those of sends and receives in batches
+    are from _passed. Groups of gloo are left out: gloo also counts every send and receive, so ranks differ without a
+    hang; and its calls block, so stacks show where a rank waits. Never raises: a rank that does not answer would be
+    blamed for a hang.
     """
     c10d = sys.modules.get("torch.distributed.distributed_c10d")
     if c10d is None:
         return {}
     found = dict(_passed)
     for group in list(c10d._world.pg_map):
-        # Some backends do not count, classes of a program's own may lack anything, and a group may be gone by now.
+        # Some backends do not count, a program's own classes may lack attributes, and a group may be gone by now.
         with suppress(Exception):
-            # The backend that counts; get_backend() says "undefined" or "cpu:gloo" where it was asked for like that.
+            # name() is of the backend that counts. get_backend() says "undefined" or "cpu:gloo" where the program asked
+            # for that.
             if group.name() != "gloo":
                 name, first_rank = str(group.group_name), min(c10d.get_process_group_ranks(group))
                 found[Group(name=name, first_rank=first_rank)] = group._get_sequence_number_for_group()
@@ -163,7 +166,7 @@ def joined() -> dict[Group, int]:
 
 
 def _num_bytes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """The largest tensor, or list of tensors, among the arguments."""
+    """Return the bytes of the largest tensor, or list of tensors, among the arguments."""
     return max((_size(value) for value in (*args, *kwargs.values())), default=0)
 
 

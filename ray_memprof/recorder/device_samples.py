@@ -1,11 +1,11 @@
-"""A look at the device every tenth of a second, on a thread of its own: what is in use, by whom, and how busy it is.
+"""Samples the device every tenth of a second, on a thread of its own: memory in use, by which process, and how busy.
 
     with sampling(recorder, meter, device, interval_s=0.1): ...
 
-Samples show what happens between span boundaries and what other processes take; they are rows of the samples table. One
-that cannot be taken is no row: a gap, and a problem of the run. The next one is tried as if nothing had been.
+Samples show what happens between span boundaries and what other processes take; they are rows of the samples table. A
+sample that cannot be taken leaves a gap in the rows and a problem of the run; the next one is tried all the same.
 
-The same thread has the recorder take what waits where a span goes on for long, however seldom samples are wanted.
+During a long span the same thread also lets the recorder take waiting events, even where samples are rare.
 """
 
 import os
@@ -21,32 +21,32 @@ from ray_memprof.recorder.meters.nvml import Device
 from ray_memprof.recorder.rows import Sample
 
 RELIEVE_S = 0.1
-"""Between two times that the recorder may take what waits: events come fast, and have little room."""
+"""Seconds between two moments when the recorder may take waiting events: many come, and there is little room."""
 END_S = 5.0
-"""That the end of the recording waits for a sample."""
+"""Seconds that the end of the recording waits for the last sample."""
 _AGAIN_S = 0.001
-"""Before the meter is asked anew whether it answers."""
+"""Seconds before the meter is asked again whether it answers."""
 _TRIES = 3
 _QUICK_NS = 1_000_000
-"""A look that takes longer was interrupted: what it saw may be older than the end of a span. Another is taken."""
+"""A longer reading was interrupted: a span may have ended between its time and its figures. It is taken again."""
 
 
 class Hearer(Protocol):
-    """Who is told; the recorder."""
+    """The part of the recorder that is told of samples."""
 
     def tick(self, sample: Sample, *, is_whole: bool) -> None:
-        """A sample, at once.
+        """Receive a sample, right after it was taken.
 
         Args:
-            sample: just taken.
+            sample: the row.
             is_whole: False: its allocated and reserved bytes are older than the rest.
         """
 
     def relieve(self) -> None:
-        """The meter answers at this moment: what has waited for long may be taken from it."""
+        """The meter answers at this moment: events that have waited for long may be taken from it."""
 
     def problem(self, text: str) -> None:
-        """What went wrong, again and again."""
+        """Receive what went wrong; the same text may come many times."""
 
 
 @contextmanager
@@ -56,11 +56,11 @@ def sampling(
     """Tell `hearer` of a sample every `interval_s` seconds while the block runs.
 
     Args:
-        hearer: is told, on the thread that takes them.
-        meter: of the rank.
-        device: the same through NVML; None: the meter alone is asked.
+        hearer: is told of each sample, on the thread that takes it.
+        meter: the meter of the rank.
+        device: the rank's device through NVML; None: only the meter is asked.
         interval_s: seconds between two samples.
-        clock: that the meter has too.
+        clock: the clock that the meter uses too.
     """
     sampler = Sampler(hearer, meter, device, clock or Clock(), interval_s)
     thread = threading.Thread(target=sampler.work, name="sampler", daemon=True)
@@ -69,7 +69,7 @@ def sampling(
     try:
         yield
     finally:
-        if os.getpid() == pid:  # a forked child leaves this block too: the thread is not there
+        if os.getpid() == pid:  # a forked child leaves this block too, but does not have the thread
             sampler.done.set()
             thread.join(END_S)  # a driver that does not answer must not keep the program from its end
             if thread.is_alive():
@@ -79,7 +79,7 @@ def sampling(
 
 
 class Sampler:
-    """Takes samples; no error leaves it. See sampling() for what it is given."""
+    """Takes samples; never raises. See sampling() for its arguments."""
 
     def __init__(
         self, hearer: Hearer, meter: Meter, device: Device | None, clock: Clock, interval_s: float = RELIEVE_S
@@ -92,7 +92,7 @@ class Sampler:
         """Once it is set, work() ends."""
 
     def work(self) -> None:
-        """Take samples, and have the recorder relieved more often than that, until it is done."""
+        """Take samples, and more often than that let the recorder take waiting events, until `done` is set."""
         self.begin()
         now = time.monotonic()
         sample_at = now + self._interval_s
@@ -105,7 +105,7 @@ class Sampler:
                 self.relieve()
 
     def begin(self) -> None:
-        """Know what is held before the first sample."""
+        """Read what is held before the first sample."""
         try:
             self._last = self._meter.peek()
         except Exception as error:
@@ -114,7 +114,7 @@ class Sampler:
     def look(self) -> None:
         """Take a sample, or note why there is none."""
         try:
-            # Where the allocator does not answer it holds what it held: the model waits for it, or for the device.
+            # An allocator that does not answer still holds what it held: the model waits for it, or for the device.
             is_fresh = self._answers()
             t_ns, is_whole = self._read() if is_fresh else (self._clock.now_ns(), False)
             if self._last is None or (self._device is None and not is_fresh):
@@ -127,16 +127,16 @@ class Sampler:
             self._note("a sample could not be taken", error)
 
     def relieve(self) -> None:
-        """Have the recorder take what waits, between two samples."""
+        """Let the recorder take waiting events, between two samples."""
         try:
             if self._answers():
-                self._meter.peek()  # by which the recorder knows how much that is
+                self._meter.peek()  # this tells the recorder how many events wait
                 self._hearer.relieve()
         except Exception as error:
             self._note("events that wait could not be taken", error)
 
     def _answers(self) -> bool:
-        """Whether the meter answers now, or soon: a thread that mostly waits must be met while it gets on."""
+        """Whether the meter answers now or soon: a model that mostly waits is seen to move only now and then."""
         until = time.monotonic() + self._patience_s
         while not self._meter.answers():
             if time.monotonic() >= until or self.done.wait(_AGAIN_S):
@@ -144,7 +144,7 @@ class Sampler:
         return True
 
     def _read(self) -> tuple[int, bool]:
-        """Read the meter; the time of what it tells, and whether all of it is of that time."""
+        """Read the meter; return the time of the reading, and whether all its figures are of that time."""
         for _ in range(_TRIES):
             t_ns = self._clock.now_ns()
             self._last = self._meter.peek()
@@ -154,9 +154,10 @@ class Sampler:
         return t_ns, is_whole
 
     def _is_whole(self, now: Reading) -> bool:
-        """Whether no segment came between the two figures that memory outside the allocator is the difference of.
+        """Whether the allocator got no new segment between the readings of reserved bytes and of device memory.
 
-        It mostly stays what it is. Where it seems to have grown, the model may have been given a segment in between.
+        Their difference is the memory outside the allocator, which seldom changes. Where it seems to have grown, the
+        allocator may have got a segment between the two readings.
         """
         outside = now.device_used - now.reserved
         if outside > self._outside and self._meter.peek().reserved != now.reserved:
@@ -176,14 +177,14 @@ def sample(
     is_fresh: bool = True,
     note: Callable[[str, Exception], None],
 ) -> Sample:
-    """One row; what the driver does not tell stays empty.
+    """Return one row; figures that the driver does not report stay empty.
 
     Args:
-        reading: just taken, or the last there is.
-        device: to ask about processes, and for what is in use where the reading is old.
+        reading: the reading just taken, or the last one that there is.
+        device: is asked about processes, and for the memory in use where the reading is old.
         t_ns: the row's time.
         is_fresh: whether the reading is of that time.
-        note: is told what else the driver answers than that it does not tell.
+        note: is told of the driver's errors, except the answer that it does not report a figure.
     """
     own = others = utilisation = None
     used = reading.device_used
@@ -208,10 +209,10 @@ def sample(
 
 
 def split(device: Device, pid: int) -> tuple[int | None, int | None]:
-    """Bytes of this process and of all others; None where the driver does not tell.
+    """Return the bytes of this process and of all others; None where the driver does not report them.
 
-    In a container the driver may name processes by the host's numbers: then this one is not among them, and neither
-    number is known.
+    In a container the driver may name processes by the host's numbers: then this process is not found among them, and
+    both results are None.
     """
     holders = {holder.pid: holder.used_bytes for holder in device.holders() or ()}
     own = holders.pop(pid, None)

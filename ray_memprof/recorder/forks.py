@@ -1,12 +1,12 @@
-"""What a forked child does with what it inherits from a process that records: nothing at all.
+"""Keeps forked children silent: what a child inherits from a process that records does nothing in the child.
 
     silent_in_children(recorder)      # in every child recorder.forked() is called, before anything else runs there
 
-A child (a DataLoader worker, os.fork) has a copy of the recorder, and none of its threads. Whoever waits for one of
-them waits for ever, and a lock that one of them held at that moment is never given back. So everything that the
-program may reach from a child registers here, and is silent there: it writes, counts and locks nothing.
+A child (a DataLoader worker, os.fork) has a copy of the recorder, but none of its threads. Code that waits for one of
+these threads waits for ever, and a lock that one of them held at the fork is never released. So every object that the
+program may reach in a child registers here, and is silent in the child: it writes, counts and locks nothing.
 
-What starts anew (spawn, exec) inherits nothing of this.
+Processes that start anew (spawn, exec) inherit nothing of this.
 """
 
 import os
@@ -15,17 +15,17 @@ from weakref import WeakSet
 
 
 class Inherited(Protocol):
-    """What a child finds."""
+    """An object that a child inherits."""
 
     def forked(self) -> None:
-        """This is a child from now on: be silent; wait for nothing."""
+        """This process is a forked child: from now on do nothing, and wait for nothing."""
 
 
 _all: "WeakSet[Inherited]" = WeakSet()
 
 
 def silent_in_children(one: Inherited) -> None:
-    """Call one.forked() in every child that is forked from now on, and in theirs."""
+    """Call one.forked() in every child that is forked from now on, and in the children's children."""
     _all.add(one)
 
 
@@ -34,5 +34,5 @@ def _in_child() -> None:
         one.forked()
 
 
-# Once, and for good: Python has no way to take such a function back.
+# Registered only once: Python has no way to remove such a function.
 os.register_at_fork(after_in_child=_in_child)

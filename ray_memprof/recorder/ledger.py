@@ -1,18 +1,19 @@
 """Who holds the device memory that no allocator statistic shows: an entry for every change, by account.
 
-| account | what is put down to it |
+| account | what is booked to it |
 |---|---|
-| others | in use before this process made its CUDA context, and whatever other processes take later (NVML) |
+| others | memory in use before this process made its CUDA context, and what other processes take later (NVML) |
 | context | growth while CUDA started: the device.init span, or the first reading after it |
 | nccl | growth across a collective, the making of a group, or a comm.* span |
 | libraries | growth in a span whose path runs for the first time: kernels and handles are loaded on first use |
 
-Growth anywhere else has no account: it stays over when device memory is laid beside the sum of all accounts, and is
-shown as `unexplained`. So the books can fail to close, which is their use.
+Growth anywhere else has no account: it is the difference between device memory and the sum of all accounts, and is
+shown as `unexplained`. So the books may fail to close. That is their use: they show memory that nothing explains.
 
-What is given back is booked in the same way, but no account falls below zero. Where the driver does not tell what
-others hold, the rest is theirs, as far as they held anything: nothing else of ours shrinks unheard. And where nothing
-is left outside the allocator, the context is gone (a device that was reset), and with it all that was ours.
+Memory that is given back is booked in the same way, but no account falls below zero. Where the driver does not report
+what others hold, the rest is booked to others, as far as they held anything: no other memory of this process shrinks
+unnoticed. Where nothing of this process is left outside the allocator, its context is gone (the device was reset), and
+all accounts of this process fall to zero.
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ from ray_memprof.recorder.rows import Entry
 
 
 class Ledger:
-    """Books what lies between the device's memory in use and the allocator's reserved bytes."""
+    """Books the difference between the device's memory in use and the allocator's reserved bytes."""
 
     def __init__(self) -> None:
         self._own = 0
@@ -38,20 +39,20 @@ class Ledger:
         """Entries for what changed since the last call.
 
         Args:
-            reading: of this moment.
+            reading: taken just now.
             is_on: whether the program has started its device.
             span_id: innermost open span since the last call; 0: none.
             path: of that span.
-            others: bytes of other processes, where known.
-            account: whom to put the change down to; "": decide by the span.
+            others: bytes of other processes; None: not known.
+            account: the account to book the change to; "": decide by the span.
         """
         outside = reading.device_used - reading.reserved
         if is_on and self._has_context and others in (None, self.others):
             if outside == self.others + self._own and self._own > 0:
-                return []  # as mostly
+                return []  # nothing has changed, the most frequent case
         changes: Counter[str] = Counter()
         if not is_on:
-            # Before this process has a context, all that is in use is someone else's.
+            # Before this process has a context, all memory in use is of other processes.
             others = outside
         if others is not None:
             changes["others"], self.others = others - self.others, others
@@ -70,7 +71,7 @@ class Ledger:
         return [Entry(reading.t_ns, span_id, name, size) for name, size in changes.items() if size]
 
     def _given_back(self, name: str, size: int, *, is_told: bool) -> Counter[str]:
-        """Changes where `size` bytes fewer are held; see the module."""
+        """Return the changes when `size` bytes were given back; see the module's text."""
         changes: Counter[str] = Counter()
         if name:
             changes[name] = -min(size, self._held[name])
@@ -93,5 +94,5 @@ class Ledger:
         return "libraries" if span_id and path not in self._seen else ""
 
     def close(self, path: str) -> None:
-        """A span of this path ended: the next one is no longer the first."""
+        """A span of this path ended: the next span of this path is not the first one."""
         self._seen.add(path)

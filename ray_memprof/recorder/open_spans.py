@@ -1,4 +1,4 @@
-"""The spans that are open on the model's thread: who is inside whom, what each says of itself, where an exception left.
+"""The open spans of the model's thread: which is inside which, their attributes, and where an exception came from.
 
 opened = OpenSpans(recorder.problem)
 opened.append(opened.record("dit.block", {"index": 3}, reading))
@@ -12,14 +12,14 @@ from ray_memprof.store.categories import component_of, stage_of
 from wan.spans import Attribute
 
 _BLOCKS = ("dit.", "t5.", "clip.", "comm.")
-"""Spans whose index, or that of the span around them, is a transformer block's."""
+"""Prefixes of spans whose index, their own or that of the span around them, numbers a transformer block."""
 
 
 class OpenSpans(list[SpanRecord]):
-    """The outermost first.
+    """The open spans, the outermost first.
 
     Args:
-        problem: is told what a span says that cannot be.
+        problem: is told of an attribute that has an impossible value.
     """
 
     def __init__(self, problem: Callable[[str], None]) -> None:
@@ -30,7 +30,7 @@ class OpenSpans(list[SpanRecord]):
         self._failed_into = 0
 
     def record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
-        """Of a span that begins now: what it does not say it has from the one around it."""
+        """Return the record of a span that begins now; attributes that it lacks come from the span around it."""
         around = self[-1] if self else None
         self._num_spans += 1
         block = self._number(attributes, "index", around.block if around else None)
@@ -51,7 +51,7 @@ class OpenSpans(list[SpanRecord]):
         )
 
     def _number(self, attributes: dict[str, Attribute], key: str, inherited: int | None) -> int | None:
-        """An attribute that counts; a program's own spans may have anything there."""
+        """Return an attribute that is a number; a program's own spans may have any value there."""
         value = attributes.get(key, inherited)
         if value is None or isinstance(value, int) and -(2**31) <= value < 2**31:
             return value
@@ -65,26 +65,27 @@ class OpenSpans(list[SpanRecord]):
         return inherited
 
     def named(self, name: str) -> SpanRecord | None:
-        """The innermost of that name; not always the last, for tasks of asyncio take turns. None: it is over."""
+        """Return the innermost span of that name, not always the last: asyncio tasks take turns. None: it has ended."""
         if self and self[-1].name == name:
             return self[-1]
         return next((one for one in reversed(self) if one.name == name), None)
 
     def drop(self, record: SpanRecord) -> None:
-        """Take `record` out, where it still is."""
+        """Remove `record`, if it is still open."""
         if self and self[-1] is record:
             self.pop()
             return
         self[:] = [one for one in self if one is not record]
         for one in self:
-            if one.parent_id == record.span_id:  # it goes on: its peaks are those of what is around both
+            if one.parent_id == record.span_id:  # it goes on; its peaks now count for the span around both
                 one.parent_id = record.parent_id
 
     def note_end(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
-        """Keep where an exception came from, until the span around it ends well: then it was handled."""
+        """Keep where an exception came from, until the span around it ends without one: then it was handled."""
         if failed:
             if self._failure is None or record.span_id != self._failed_into:
-                # Not the span around the one that it left last: another exception, that one was handled.
+                # This is not the span around the one that failed last: the exception is a new one, and the earlier one
+                # was handled.
                 self._failure = (record.path, -1 if record.step is None else record.step, reading)
             self._failed_into = record.parent_id
         elif self._failure is not None and record.span_id == self._failed_into:
@@ -98,6 +99,6 @@ class OpenSpans(list[SpanRecord]):
         return path, step, reading.allocated, reading.reserved
 
     def device_used_at_failure(self) -> int | None:
-        """In use on the device when an exception left that span; None: none did, or it is not known."""
+        """Return the device bytes in use when an exception left that span; None: no exception, or not known."""
         used = 0 if self._failure is None else self._failure[2].device_used
         return used if used > 0 else None

@@ -1,8 +1,8 @@
-"""What is recorded of one rank, and where to: all that a recorder is told.
+"""The options of a recorder: what is recorded of one rank, and where it is written.
 
     RecordingOptions(run_dir=Path("profiler_logs/nano/1"), rank=0, device="cuda:0", level="event")
 
-Plain data, without torch: a launcher, a test and a program that records itself make the same.
+Plain data, without torch, so that a launcher, a test and a program that records itself all use the same options.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Level = Literal["stage", "event", "stack", "torch_profiler"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecordingOptions:
-    """Of one rank."""
+    """The options of one rank."""
 
     run_dir: Path
     """The run folder, or a scratch folder of the node that is collected at the end."""
@@ -26,7 +26,7 @@ class RecordingOptions:
     keeps_rows: bool = True
     """False: nothing is written; the recorder still tells where the rank is."""
     sample_interval_s: float = 0.1
-    """Between two looks at the device and the host."""
+    """Seconds between two samples of the device and the host."""
     gpu_uuid: str = ""
     """NVML's name of the GPU; "": gpu_index says which."""
     gpu_index: int = -1

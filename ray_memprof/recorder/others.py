@@ -1,11 +1,11 @@
-"""What other processes hold of the device: asked of the driver whenever memory outside the allocator has changed.
+"""What other processes hold of the device: the driver is asked whenever memory outside the allocator has changed.
 
     others = Others(meter, OwnShare(device, os.getpid(), is_contained=...), recorder.problem)
     others.look(reading)
     others.bytes                        # at the time of the reading; None: not known
 
-Samples tell it too, and are up to 0.1 s old: what another process took since then would be booked to NCCL, or to a
-library. While nothing changes nobody is asked.
+Samples have this figure too, but are up to 0.1 s old: what another process took since then would be booked to NCCL, or
+to a library. While nothing changes, the driver is not asked.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ray_memprof.recorder.meters.nvml import OwnShare
 from ray_memprof.recorder.rows import Sample
 
 _TRIES = 3
-"""Times that figures of the allocator and of the driver are read until they are of one moment."""
+"""How often, at most, the figures of allocator and driver are read until both are of the same moment."""
 _UNKNOWN = (
     "the driver does not tell what this process holds of its device (a container, MIG): what others took meanwhile may "
     "be booked to nccl or libraries"
@@ -23,34 +23,34 @@ _UNKNOWN = (
 
 
 class Others:
-    """Of one rank; look() on the thread that reads the meter.
+    """What others hold of one rank's device; call look() on the thread that reads the meter.
 
     Args:
-        meter: of the rank.
-        share: tells what this process holds of the device; None: samples alone tell of others.
-        problem: is told where the driver does not tell.
+        meter: the meter of the rank.
+        share: tells what this process holds of the device; None: only samples tell what others hold.
+        problem: is told if the driver does not report what this process holds.
     """
 
     def __init__(self, meter: Meter, share: OwnShare | None, problem: Callable[[str], None]) -> None:
         self._meter, self._share, self._problem = meter, share, problem
         self._outside: int | None = None
         self.bytes: int | None = None
-        """What they hold, as far as known."""
+        """What others hold; None: not known."""
 
     def note(self, sample: Sample) -> None:
-        """A sample was taken; it counts where nobody else can be asked."""
+        """A sample was taken; it is used only where there is no `share` to ask."""
         if self._share is None:
             self.bytes = sample.others_used_bytes
 
     def look(self, reading: Reading) -> None:
-        """Know what others hold at the time of `reading`."""
+        """Find out what others hold at the time of `reading`."""
         outside = reading.device_used - reading.reserved
         if self._share is None or outside == self._outside:
             return
         for _ in range(_TRIES):
             try:
                 own = self._share.read(reading.device_used, reading.reserved, is_on=self._meter.is_on)
-            except Exception as error:  # or else the span at whose boundary this is asked would be lost
+            except Exception as error:  # if raised, the span at this boundary would be lost
                 own = None
                 self._problem(
                     f"the driver could not be asked what this process holds: {type(error).__name__}: {error}"

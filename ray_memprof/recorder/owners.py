@@ -2,10 +2,10 @@
 
     owned(batch.events, parcel.stamps)
 
-torch stamps an event with the text of the thread that made it. Autograd's threads have none, nor have those that a
-program starts itself. But all threads write into one ring, in the order in which things happened. So what lies between
-two events of the model's thread belongs to the span of both, or to one that was opened between them: there the clock
-decides, to the microsecond. Where the system's clock was set meanwhile, the model's own events tell by how much.
+torch stamps an event with a text that was set for the thread that made it. Autograd's threads, and threads that a
+program starts itself, have no such text. But all threads write into one ring, in the order of time. So an event between
+two events of the model's thread belongs to the span of both, or to a span that was opened between them: then the clock
+decides, to the microsecond. If the system's clock was set meanwhile, the model's own events show by how much.
 """
 
 from bisect import bisect_left, bisect_right
@@ -13,17 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 Stamp = tuple[int, int]
-"""When the model's thread got another stamp, in microseconds of the wall clock, and the span that it names; 0: none."""
+"""When the model's thread got a new stamp, in microseconds of the wall clock, and the id of its span; 0: no span."""
 _NONE = ("", "0")
-"""Stamps of an event that no span has: of another thread, or of the model's outside of all spans."""
+"""Stamps that name no span: "" is of another thread, "0" of the model's thread outside of all spans."""
 
 
 def owned(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> None:
-    """Stamp the events that have no stamp.
+    """Give a span to the events whose stamp names none.
 
     Args:
-        events: in the order of the ring; `user_metadata` of those without is set.
-        stamps: of the time of these events, in order, the first from before them.
+        events: in the order of the ring; `user_metadata` of those without a span is set.
+        stamps: given to the model's thread while these events happened, in order; the first one was given before them.
     """
     if not any(span_id for _, span_id in stamps):
         return
@@ -33,7 +33,7 @@ def owned(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> None:
     times = [time_us for time_us, _ in stamps]
     numbers = _numbers(stamps)
     outside = numbers.pop("0", [])
-    # Each of them goes through all events; the model waits for Python's lock meanwhile.
+    # Each of these functions goes through all events, and the model waits for Python's lock meanwhile.
     event_times = [event["time_us"] for event in events]
     shift = _shift(texts, event_times, times, numbers)
     places = _own_places(texts, event_times, times, numbers, shift)
@@ -44,7 +44,7 @@ def owned(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> None:
             place = own
         elif stamp in _NONE:
             now = time_us + shift
-            # No span: the model's thread only if it can have been outside of all by then.
+            # "0" is of the model's thread only if that can have been outside of all spans by then.
             ahead = outside[bisect_left(outside, place) : bisect_right(outside, limit)] if stamp else []
             if ahead:
                 place = _last_reached(ahead, times, now)
@@ -55,7 +55,7 @@ def owned(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> None:
 
 
 def _numbers(stamps: Sequence[Stamp]) -> dict[str, list[int]]:
-    """Which stamps name a span: one when it begins, and one each time that a span inside it has ended."""
+    """Return the numbers of each span's stamps: one when it begins, and one each time that a span inside it ends."""
     numbers: dict[str, list[int]] = {}
     for number, (_, span_id) in enumerate(stamps):
         numbers.setdefault(str(span_id), []).append(number)
@@ -63,7 +63,7 @@ def _numbers(stamps: Sequence[Stamp]) -> dict[str, list[int]]:
 
 
 def _last_reached(numbers: Sequence[int], times: Sequence[int], now: int) -> int:
-    """The last of some stamps that was there by then; the first of them where the clock says that none was."""
+    """Return the last of these stamps that was given by `now`; the first one where the clock says that none was."""
     reached = [number for number in numbers if times[number] <= now]
     return reached[-1] if reached else numbers[0]
 
@@ -71,7 +71,7 @@ def _last_reached(numbers: Sequence[int], times: Sequence[int], now: int) -> int
 def _shift(
     texts: Sequence[str], event_times: Sequence[int], times: Sequence[int], numbers: dict[str, list[int]]
 ) -> int:
-    """Microseconds to add to the times of events, so that the model's own lie between the stamps around them."""
+    """Return the microseconds to add to event times, so that the model's own events lie between their stamps."""
     least, most = -(2**62), 2**62
     alone = {text: found[0] for text, found in numbers.items() if len(found) == 1}
     for text, time_us in zip(texts, event_times, strict=True):
@@ -90,7 +90,7 @@ def _own_places(
     numbers: dict[str, list[int]],
     shift: int,
 ) -> list[int | None]:
-    """Of each event the stamp that it bears; None: it is another thread's, or outside of all spans."""
+    """Return the number of each event's own stamp; None: it is of another thread, or outside of all spans."""
     places: list[int | None] = []
     place = 0
     for text, time_us in zip(texts, event_times, strict=True):
@@ -107,7 +107,7 @@ def _own_places(
 
 
 def _next_places(places: Sequence[int | None], last: int) -> list[int]:
-    """Of each event the stamp of the model's next one, which it cannot lie behind."""
+    """Return for each event the stamp of the model's next event: its own stamp cannot be a later one."""
     limits: list[int] = []
     for place in reversed(places):
         last = last if place is None else place

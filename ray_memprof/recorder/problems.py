@@ -3,9 +3,9 @@
     problems = Problems()
     with problems.noting("the allocator's counters cannot be read"):
         ...                                              # an Exception ends the block, and becomes a line
-    problems.texts                                       # with the rank's end into run.json
+    problems.texts                                       # written into run.json when the rank ends
 
-Each line is also written to the standard error once, that is into the log of the rank: a rank that is killed tells
+Each line is also written once to the standard error, which is the log of the rank: a rank that is killed can report
 nothing at its end.
 """
 
@@ -17,21 +17,21 @@ from contextlib import contextmanager, suppress
 from ray_memprof.recorder.forks import silent_in_children
 
 MOST_PROBLEMS = 100
-"""Lines kept; what comes after them is counted."""
+"""Lines that are kept; later ones are only counted."""
 
 
 class Problems:
-    """Lines, each once; from any thread."""
+    """Lines, each kept once; may be used from any thread."""
 
     def __init__(self) -> None:
-        # The handler of a signal may have a problem too, on the thread that is adding one.
+        # A signal handler may add a problem too, on a thread that is just adding one.
         self._lock = threading.RLock()
         self._texts: dict[str, None] = {}
         self._num_more = 0
         silent_in_children(self)
 
     def forked(self) -> None:
-        """In a child the thread that was adding a line is not there to give the lock back."""
+        """Make a new lock: in a child the thread that held the old one does not exist, and cannot release it."""
         self._lock = threading.RLock()
 
     def add(self, text: str) -> None:
@@ -55,7 +55,7 @@ class Problems:
 
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:
-        """An Exception inside the block ends it and is noted; a signal's (KeyboardInterrupt) passes through."""
+        """An Exception inside the block ends it and is noted; that of a signal (KeyboardInterrupt) passes through."""
         try:
             yield
         except Exception as error:

@@ -1,13 +1,13 @@
-"""The recorder: hears every span, reads the meter at its ends, and hands all that was measured to the scribe.
+"""The recorder: is told of every span, reads the meter at both ends of it, and hands the figures to the scribe.
 
     with recording(RecordingOptions(run_dir=run_dir, rank=0, device="cuda:0")):
         train()
 
 Leaves tables/{spans,allocs,samples,collectives,ledger,stacks}/rank=N/ in the run folder. It never raises into the
-model: what fails is a line of `problems`, and the rest goes on; a full disk is raised when recording() ends. Spans
-belong to the thread that started it; what is opened on others, or in a forked child, is not heard. Two readings and two
-stamps a span: 40 to 70 us on one GPU, 150 in a rank of four. Events are drained in batches of some ten thousand, 0.6
-to 0.9 us each.
+model: what fails becomes a line of `problems`, and the rest goes on; a full disk is raised when recording() ends. Only
+spans of the thread that started the recorder are recorded, none of other threads or of a forked child. Each span takes
+two readings and two stamps: 40 to 70 us on one GPU, 150 us in a rank of four. Events are drained in batches of some ten
+thousand, 0.6 to 0.9 us an event.
 """
 
 import os
@@ -38,17 +38,17 @@ if TYPE_CHECKING:
     from ray_memprof.recorder.meters.nvml import OwnShare
 
 DRAIN_EVENTS = 16_384
-"""Events that may wait before a span boundary takes them: 10 to 15 ms of pause."""
+"""When so many events wait, the next span boundary takes them: a pause of 10 to 15 ms."""
 RELIEF_EVENTS = DRAIN_EVENTS // 2
-"""The same inside a span, where the ring cannot be emptied and is copied whole: a quarter of its least length."""
+"""The same inside a span, where the ring cannot be emptied and all of it is copied: a quarter of its least length."""
 LATE_NS = 1_000_000_000
-"""How long the row of a span that ended waits for a sample that was taken inside it and is not here yet."""
+"""How long the row of a span that ended waits for a sample that was taken inside it and has not arrived yet."""
 FLUSH_S = 2.0
-"""What a killed process loses at most; twice that where it is inside one span."""
+"""Seconds of records that a killed process loses at most; twice as many where it is inside one span."""
 SEAL_S = 1.0
-"""For the scribe to write down what is left of a process that is about to be killed."""
+"""Seconds that the scribe has to write the last records of a process that is about to be killed."""
 _EVENT_BYTES = 500
-"""A drained event that waits for the scribe: a dict of seven entries with three numbers and two texts of its own.
+"""Bytes of a drained event that waits for the scribe: a dict of seven entries with three numbers and two texts.
 
 491 bytes by tracemalloc on Python 3.11.
 """
@@ -60,9 +60,9 @@ class Recorder:
     Args:
         rank: whose spans these are.
         meter: where bytes are read.
-        scribe: where rows go; None: nothing is kept, beats alone are given.
-        share: tells what this process holds of the device; None: samples alone tell of others.
-        problems: where to note what goes wrong; None: where the scribe does.
+        scribe: where rows go; None: nothing is kept, there are only beats.
+        share: tells what this process holds of the device; None: only samples tell what others hold.
+        problems: where to note what goes wrong; None: the scribe's problems.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Recorder:
         self._begun_ns = self._last.t_ns
 
     def forked(self) -> None:
-        """In a child: its spans are not heard, and what is open here belongs to the parent."""
+        """In a forked child: its spans are not recorded, and the open spans belong to the parent."""
         self._is_child, self._scribe, self._lock = True, None, threading.RLock()
 
     def problem(self, text: str) -> None:
@@ -116,7 +116,7 @@ class Recorder:
         return self._problems.texts
 
     def _hears(self) -> bool:
-        """Whether this is the thread, and the process, whose spans these are."""
+        """Whether the calling thread, in this process, is the one whose spans are recorded."""
         return not self._is_child and threading.get_ident() == self._thread
 
     def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
@@ -131,7 +131,7 @@ class Recorder:
                 self._enter(name, attributes, began)
         except Exception as error:
             self._problems.note("a span was not begun as it should be", error)
-        except BaseException:  # the handler of a signal: the span's block will not run
+        except BaseException:  # raised by a signal's handler: the span's block will not run
             del self._open[depth:]
             raise
 
@@ -141,7 +141,7 @@ class Recorder:
         reading = self._read()
         record = self._open.record(name, attributes, reading)
         self._open.append(record)
-        if self._scribe is not None and self._scribe.error is None:  # else nobody takes them out again
+        if self._scribe is not None and self._scribe.error is None:  # else nothing removes them again
             self._scribe.categories[record.span_id] = category_of(name)
         self._stamp(record.span_id)
         self._sequence += 1
@@ -150,9 +150,9 @@ class Recorder:
         self._settle(began)
 
     def _stamp(self, span_id: int) -> None:
-        """Of this thread's events from now on, and, by their order and time, of those of threads without a stamp."""
+        """Stamp this thread's events from now on; events of threads without a stamp get a span by order and time."""
         if self._meter.has_events:
-            self._stamps.append((time.time_ns() // 1000, span_id))  # the clock that events have
+            self._stamps.append((time.time_ns() // 1000, span_id))  # by the clock of the events
         self._meter.stamp(span_id)
 
     def _stamp_innermost(self) -> None:
@@ -166,13 +166,13 @@ class Recorder:
         try:
             with self._lock:
                 record = self._open.named(name)
-                if record is not None:  # else it outlived the recording, which has closed it
+                if record is not None:  # None: the recording ended first, and has closed the span
                     self._exit(record, failed, began)
         except BaseException as error:
             if record is not None:
                 self._open.drop(record)
-                self._stamp_innermost()  # or what comes now would be booked to a span without a row
-            if not isinstance(error, Exception):  # the handler of a signal
+                self._stamp_innermost()  # or later events would be booked to a span without a row
+            if not isinstance(error, Exception):  # raised by a signal's handler
                 raise
             self._problems.note("a span was not ended as it should be", error)
 
@@ -193,11 +193,11 @@ class Recorder:
         self._ledger.close(record.path)
 
     def _measure(self) -> Reading:
-        """A reading; where nothing is kept, no peak begins anew: the program may look at its own."""
+        """Read the meter. Where nothing is kept, peaks are not reset: the program may look at its own peaks."""
         return self._meter.peek() if self._scribe is None else self._meter.read()
 
     def _read(self, account: str = "", *, look: Callable[[], Reading] | None = None) -> Reading:
-        """A reading, with what changed since the last one put down to the innermost open span."""
+        """Read the meter, and book what changed since the last reading to the innermost open span."""
         reading = (look or self._measure)()
         self._others.look(reading)
         record = self._open[-1] if self._open else None
@@ -250,10 +250,10 @@ class Recorder:
         self._scribe.deliver(parcel)
 
     def _keep_late(self, parcel: Parcel) -> None:
-        """Leave the spans that a sample may have been taken in that is not here yet: its row would not tell."""
+        """Hold back spans for which a sample may still arrive: the sample would be missing in their rows."""
         assert self._last is not None
         known_ns = max(self._sampled_ns, self._last.t_ns - LATE_NS)
-        # In the order in which they ended.
+        # The spans are in the order in which they ended.
         num = bisect_right(parcel.spans, known_ns, key=lambda record: record.end.t_ns if record.end else 0)
         parcel.spans, self._parcel.spans = parcel.spans[:num], parcel.spans[num:]
 
@@ -262,7 +262,7 @@ class Recorder:
         self._num_steps = steps
 
     def begin_collective(self) -> Reading | None:
-        """When a collective begins; None on other threads than the model's, where nothing is recorded."""
+        """Read the meter as a collective begins; None on other threads than the model's: nothing is recorded there."""
         if not self._hears():
             return None
         began = time.perf_counter_ns()
@@ -279,7 +279,7 @@ class Recorder:
     def end_collective(
         self, before: Reading, *, op: str, num_bytes: int, group: str, group_size: int
     ) -> None:
-        """The collective has returned: what device memory grew by outside the allocator is NCCL's."""
+        """The collective has returned: growth of device memory outside the allocator is booked to NCCL."""
         if not self._hears():
             return  # the program has forked inside it
         began = time.perf_counter_ns()
@@ -303,11 +303,11 @@ class Recorder:
             self._settle(began)
 
     def tick(self, sample: Sample, *, is_whole: bool = True) -> None:
-        """From the sampler's thread: its row, and what others hold.
+        """Receive a sample, on the sampler's thread: its row, and what others hold.
 
         Args:
             sample: counts for every span that was open at its time, ended by now or not.
-            is_whole: False: its reserved bytes are older than the rest; they tell nothing of what lies outside them.
+            is_whole: False: its reserved bytes are older than the rest, so memory outside the allocator is not known.
         """
         if self._is_child:
             return
@@ -323,22 +323,22 @@ class Recorder:
                 record.note_sample(sample, is_whole=is_whole)
 
     def relieve(self) -> None:
-        """Take the events that wait, where a span goes on for so long that they must be taken inside it.
+        """Take the waiting events, if a span lasts so long that they must be taken inside it.
 
-        From the sampler's thread, while the meter answers.
+        Called on the sampler's thread, while the meter answers.
         """
         if self._is_child or not self._is_due():
             return
         with self._problems.noting("events that wait could not be taken"), self._lock:
-            # Counted as the model's time too, as far as this thread works: the meter copies its events under Python's
-            # lock. While it waits for that lock the model goes on; where the model waits for ours, it counts that
-            # itself.
+            # The time that this thread works counts as the model's time too: the meter copies its events while it holds
+            # Python's lock. While this thread waits for Python's lock, the model goes on. Where the model waits for
+            # self._lock, that is counted on the model's thread.
             began = time.thread_time_ns()
             self._flush()
             self._add_spent(time.thread_time_ns() - began)
 
     def _is_due(self) -> bool:
-        """Whether no span has ended for long, or many events wait."""
+        """Whether the last flush was long ago, or many events wait."""
         if time.monotonic() - self._last_flush >= 2 * FLUSH_S:
             return True
         return self._last is not None and self._meter.pending(self._last) >= RELIEF_EVENTS
@@ -346,21 +346,21 @@ class Recorder:
     def seal(self, wait_s: float = SEAL_S) -> None:
         """End the recording because the process is about to be killed; from any thread. Waits for the disk.
 
-        And for the allocator, though it may hang: the last events of a rank that waits in a collective are with it
-        alone. A rank that does not return from here is killed with what was written before.
+        It also waits for the allocator, which may hang: only the allocator has the last events of a rank that waits in
+        a collective. A rank in which this call does not return is killed, and only what was written before remains.
 
-        Spans that are open end here, as failed ones, for their rows would be missing; nothing is recorded after it.
+        Open spans end here as failed ones, otherwise their rows would be missing; no span is recorded afterwards.
         """
         if self._is_child:
             return
         with self._lock:
-            # Closing: the model's thread is at it already, after an error that ended the model.
+            # Where it is closing, the model's thread already writes the rest, after an error that ended the model.
             done = self._closed if self._is_closing else self._seal()
         done.wait(wait_s)
 
     def _seal(self) -> threading.Event:
-        """Hand over all there is; the event is set once it is written."""
-        self._flush()  # at once: the device may be in a state in which it answers no question
+        """Hand over all records; the returned event is set once they are written."""
+        self._flush()  # before the device is read: it may be in a state in which it does not answer
         reading = self._read(look=self._meter.peek)
         while self._open:
             self._close_span(self._open[-1], reading, failed=True)
@@ -374,7 +374,7 @@ class Recorder:
 
     def beat(self) -> Beat:
         """A sign of life, from any thread."""
-        # No lock: it may be held by a flush that waits for the disk. So the list is looked at once.
+        # Without the lock, which a flush that waits for the disk may hold. So the list is read only once.
         record = next(iter(self._open[-1:]), None)
         reading, scribe = self._last, self._scribe
         return Beat(
@@ -395,13 +395,13 @@ class Recorder:
         return self._open.failure()
 
     def device_used_at_failure(self) -> int | None:
-        """In use on the device when an exception left that span; None: none did, or it is not known."""
+        """Return the device bytes in use when an exception left that span; None: no exception, or not known."""
         return self._open.device_used_at_failure()
 
     def close(self) -> None:
         """Close what is open, write everything and compare the peaks; on the model's thread."""
         if self._is_child:
-            return  # a child left the block that records; its parent is in it still
+            return  # a child left the block that records; its parent is still inside the block
         try:
             self._close()
         finally:
@@ -420,7 +420,7 @@ class Recorder:
                 self._meter.stop()
         finally:
             self._scribe = None
-            # Whatever the device answers by now: what was recorded is written.
+            # Even if the device fails by now, what was recorded is written.
             if scribe is not None:
                 scribe.close()
         if scribe is not None:
@@ -455,7 +455,7 @@ def recording(options: RecordingOptions, clock: Clock | None = None) -> Iterator
 
     Args:
         options: what is recorded, and where to.
-        clock: that clock_offset_ns was measured for; None: one made now.
+        clock: the clock that clock_offset_ns was measured for; None: a new one.
 
     Raises:
         DiskFull: what was measured could not all be written.
@@ -477,8 +477,8 @@ def recording(options: RecordingOptions, clock: Clock | None = None) -> Iterator
         recorder = Recorder(options.rank, meter, scribe, share=share, problems=problems)
         if on_cuda and device is None:
             recorder.problem(
-                "the driver (NVML) does not tell of this rank's device: what other processes take of it is not told "
-                "apart from what this one does"
+                "the driver (NVML) does not report this rank's device: memory of other processes on it cannot be told "
+                "apart from memory of this process"
             )
         recorder.start()
         samples = sampling(recorder, meter, device, options.sample_interval_s, clock=clock)

@@ -1,4 +1,4 @@
-"""How fast the thread that writes works: beside a model that wants Python's lock, hardly at all, and later at once.
+"""Limits how much the writing thread works: little while a model needs Python's lock, and later without limit.
 
     restraint = Restraint()
     for piece in pieces:
@@ -6,10 +6,10 @@
         restraint.rest(waits_since, num_waiting)          # lets the model have the lock
     restraint.hurry()                                     # from now on there is no model to wait for
 
-Python takes the lock from a thread that works only after 5 ms, and the model gives it back, and wants it again, with
-every operation. So what this thread works is what a model loses that has no time to spare, as a decoder that launches
-small kernels has none: 11 % of the decoding of a video, measured on an H200. Memory and the loss of a rank that is
-killed bound how much may wait.
+Python takes the lock from a working thread only after 5 ms, and the model releases the lock and wants it again with
+every operation. So the time that this thread works is lost to a model that has no time to spare, such as a decoder that
+launches small kernels: 11 % of the decoding of a video, measured on an H200. Two things limit how much may wait:
+memory, and what a killed rank would lose.
 """
 
 import threading
@@ -17,14 +17,14 @@ import time
 from collections.abc import Callable
 
 IDLE = 100.0
-"""Rest for each second of work, while nothing is urgent: 1 % of the model's time."""
+"""Seconds of rest for each second of work, while nothing is urgent: work takes 1 % of the model's time."""
 LONGEST_REST_S = 0.1
 SHORT_REST_S = 50e-6
-"""Where it is urgent: long enough for another thread to wake up and take the lock."""
+"""Rest where work is urgent: long enough for another thread to wake up and take the lock."""
 MOST_RELAXED_EVENTS = 98_304
-"""More that wait are urgent: some 40 MB."""
+"""Where more events wait, work is urgent: some 40 MB."""
 MOST_RELAXED_S = 2.0
-"""What has waited for longer is urgent: a rank that is killed loses it."""
+"""Where events have waited for longer, work is urgent: a rank that is killed loses them."""
 
 
 class Restraint:
@@ -43,7 +43,7 @@ class Restraint:
         self._hurries = threading.Event()
 
     def hurry(self) -> None:
-        """No long rest from now on; from any thread."""
+        """Take no long rest from now on; from any thread."""
         self._hurries.set()
 
     def rest(self, since: float, num_waiting: int) -> None:

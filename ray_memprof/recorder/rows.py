@@ -34,9 +34,9 @@ class SpanRecord:
     peaks: Peaks = field(default_factory=Peaks)
     """Its own, from readings; the scribe adds those from events and from the spans inside it."""
     device_used: int = 0
-    """The most that readings and samples inside it saw; between them nobody knows."""
+    """The most that readings and samples inside it saw; between them it is not known."""
     outside: int = 0
-    """The most device memory outside the allocator that they saw."""
+    """The most device memory outside the allocator that readings and samples saw."""
     host_rss: int = 0
     """The most that samples saw: no event tells of host memory between the ends of a span."""
     num_samples: int = 0
@@ -50,7 +50,7 @@ class SpanRecord:
             self.outside = used - reading.reserved
 
     def note_sample(self, sample: "Sample", *, is_whole: bool) -> None:
-        """A sample was taken: counts if that was inside it. Of one that is not whole, see Recorder.tick."""
+        """A sample was taken: it counts if it lies inside the span. For `is_whole` see Recorder.tick."""
         if sample.t_ns < self.start.t_ns or (self.end is not None and sample.t_ns > self.end.t_ns):
             return
         self.num_samples += 1
@@ -103,12 +103,12 @@ class Parcel:
     """What the recorder hands over at once."""
 
     base: list[Segment] = field(default_factory=list)
-    """What the allocator held when recording began, with the first events of all."""
+    """What the allocator held when recording began; comes with the very first events."""
     base_ns: int = 0
     """When that was."""
     batch: Batch | None = None
     stamps: Sequence[Stamp] = ()
-    """When the model's thread was given which span to stamp the events of `batch` with."""
+    """The stamps that the model's thread was given while the events of `batch` happened."""
     spans: list[SpanRecord] = field(default_factory=list)
     ledger: list[Entry] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
@@ -116,11 +116,11 @@ class Parcel:
     seal: bool = False
     """Turn what is written so far into sealed parts."""
     done: threading.Event | None = None
-    """Told once all that this one brings is written, or never will be."""
+    """Set once all rows of this parcel are written, or cannot be written any more."""
     since: float = field(default_factory=time.monotonic)
     """When it was handed over."""
 
     @property
     def num_events(self) -> int:
-        """How many it brings."""
+        """How many events this parcel has."""
         return 0 if self.batch is None else len(self.batch.events)

@@ -32,7 +32,7 @@ from ray_memprof.store.rank_store import RankStore
 QUEUE_LENGTH = 16
 """Parcels that may wait; beyond it the model waits too, so that memory stays bounded."""
 MOST_WAITING_EVENTS = 196_608
-"""The same of events: some 100 MB."""
+"""Events that may wait, for the same reason: some 100 MB."""
 
 AT_ONCE = 256
 """Events that are decoded before the model may have Python's lock: half a millisecond."""
@@ -45,9 +45,9 @@ class Scribe:
         store: where rows go.
         replay: follows the events.
         categories: of the spans whose rows are not written yet; the recorder adds them, the scribe takes them out.
-        stacks: numbers their Python stacks, where the meter takes them.
+        stacks: numbers the Python stacks of events, where the meter takes them.
         device_total_bytes: no bound of device memory is larger; 0: no limit.
-        problems: where it notes what it could not write down; a full disk is `error` instead.
+        problems: where it notes what it could not write; a full disk is kept in `error` instead.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class Scribe:
         self._thread.start()
 
     def deliver(self, parcel: Parcel) -> None:
-        """Hand over, one caller at a time; waits when too much is waiting already."""
+        """Hand over a parcel, one caller at a time; blocks while too much is waiting already."""
         parcel.since = time.monotonic()
         if parcel.done is not None:
-            self._restraint.hurry()  # somebody waits for it, and then all is over
+            self._restraint.hurry()  # the caller waits for this parcel, and it is the last one
         with self._written:
             while self.num_waiting_events and self._thread.is_alive():
                 if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:
@@ -111,11 +111,11 @@ class Scribe:
         self._do("what was recorded could not be closed", self._store.close)
 
     def _do(self, what: str, work: Callable[[], None]) -> bool:
-        """Whether `work` went well. A full disk ends the writing; anything else is noted, and the rest goes on."""
+        """Call `work`; whether it went well. A full disk ends the writing; other errors are noted, the rest goes on."""
         try:
             work()
             return True
-        except DiskFull as error:  # kept for whoever asks; the run itself went well
+        except DiskFull as error:  # kept for beats and for the end of the recording; the run itself goes on
             self.error = self.error or error
         except Exception as error:
             self.problems.note(what, error)
@@ -171,7 +171,7 @@ class Scribe:
         self._check(batch)
 
     def _fed(self, events: Sequence[Event], since: float) -> Columns:
-        """Events through the replay, with a rest after every AT_ONCE of them."""
+        """Feed events to the replay, with a rest after every AT_ONCE of them."""
         columns = self.replay.feed(events[:AT_ONCE])
         for first in range(AT_ONCE, len(events), AT_ONCE):
             self._restraint.rest(since, self.num_waiting_events)
@@ -181,7 +181,7 @@ class Scribe:
         return columns
 
     def _configure(self, batch: Batch) -> None:
-        """Tell the replay the settings after these events, and what they prove where that is not enough."""
+        """Give the replay the settings after these events, and block sizes that events prove where settings do not."""
         replay = self.replay
         was_expandable = replay.rules.expandable_segments if isinstance(replay, BlockReplay) else False
         replay.configure(batch.settings)
@@ -232,7 +232,8 @@ class Scribe:
             span.note_reading(reading)
         device_peak, outside = max(inside.device_used, span.device_used), max(inside.outside, span.outside)
         bound = peaks.reserved + outside
-        # Two of the three were most at other moments than the third: no more than there is, no less than was seen.
+        # Both peaks may be of different moments, so their sum is a bound: at most the whole device, at least what was
+        # seen.
         bound = max(device_peak, min(bound, self._total) if self._total else bound)
         rss_peak = max(inside.host_rss, span.host_rss, start.host_rss, end.host_rss)
         if span.parent_id:
@@ -262,7 +263,7 @@ class Scribe:
         }  # fmt: skip
 
     def _peaks(self, span: SpanRecord, start: Reading, end: Reading) -> Peaks:
-        """The most that was held inside: by its readings, its events, and the spans in it."""
+        """Return the most that was held inside the span: by its readings, its events, and the spans inside it."""
         peaks = span.peaks
         for reading in (start, end):
             peaks.fold(reading.allocated, reading.reserved, reading.active)

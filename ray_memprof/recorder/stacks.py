@@ -15,7 +15,7 @@ class Stacks:
         self._new: list[tuple[int, int, str, str, int]] = []
 
     def number(self, event: Event) -> int | None:
-        """Of the frames of `event`; None where it has none."""
+        """Return the number of the stack of `event`; None: it has none."""
         frames = tuple((frame["name"], frame["filename"], frame["line"]) for frame in event.get("frames", ()))
         if not frames:
             return None

@@ -1,4 +1,4 @@
-"""What a recorder tells while it runs and at its end: plain data that pickles, without torch."""
+"""What a recorder reports while it runs and at its end: plain data that can be pickled, without torch."""
 
 from dataclasses import dataclass
 
@@ -26,13 +26,13 @@ class Beat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
-    """A process group, or two ranks of one, by the same name on all its ranks."""
+    """A process group, or two ranks of one, with the same name on all its ranks."""
 
     name: str
-    """torch's; groups that share no rank may have the same."""
+    """torch's name; groups that share no rank may have the same name."""
     first_rank: int
     second_rank: int | None = None
-    """Of two ranks: they have no number before their first call."""
+    """Set only for two ranks of a group: such a pair has no number of calls before its first call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,9 +42,9 @@ class ReplayCheck:
     num_events: int
     num_lost_events: int
     num_checks: int
-    """Moments at which the replayed curves were laid beside the counters."""
+    """How often the replayed curves were compared with the counters."""
     max_error_bytes: int
-    """Largest difference seen in allocated, reserved or active bytes; 0 is what must be."""
+    """Largest difference seen in allocated, reserved or active bytes; it must be 0."""
     allocated_peak_bytes: int
     """The allocator's own counter."""
     replayed_allocated_peak_bytes: int

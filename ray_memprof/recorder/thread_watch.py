@@ -1,4 +1,4 @@
-"""What the frames of a thread tell from outside: whether it gets on, and whether it waits for other ranks to join.
+"""What the frames of a thread show from outside: whether the thread moves on, and whether it waits for other ranks.
 
     moves = Moves()
     moves.look(sys._current_frames().get(thread))       # how often it was found at another place than before
@@ -15,7 +15,7 @@ MEETING = "comm.init"
 
 
 class Moves:
-    """Counts how often the thread was found at another place: scripts without spans get on, too."""
+    """Counts how often the thread was found at another place: this shows progress of scripts without spans too."""
 
     def __init__(self) -> None:
         self._place: tuple[object, ...] = ()

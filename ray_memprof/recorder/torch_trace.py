@@ -3,10 +3,10 @@
     with tracing(TraceSchedule(wait=1, warmup=1, active=3), path):
         pipeline.generate(request)                  # leaves trace/rank0.pt.trace.json: Perfetto and TensorBoard read it
 
-The schedule counts in steps, from the first one on: `wait` go by, `warmup` are traced and thrown away, `active` are
-kept. A step is a span with the attribute `step`: one of the denoise loop, or in a script one call of an outermost
-module. Every span is an annotation in the trace. The file is written when the last active step ends; that step's span
-bears the time it takes.
+The schedule counts steps, from the first one on: `wait` steps are not traced, `warmup` steps are traced and thrown
+away, `active` steps are kept. A step is a span with the attribute `step`: one of the denoise loop, or in a script one
+call of an outermost module. Every span is an annotation in the trace. The file is written when the last active step
+ends; the time of writing counts as time of that step's span.
 """
 
 import sys
@@ -48,8 +48,8 @@ def tracing(
 
     Args:
         schedule: which steps.
-        path: of the file; its folder is made.
-        problem: told in a line where tracing failed and ended; the program goes on.
+        path: the file to write; its folder is made.
+        problem: is told, in one line, that tracing failed and ended; the program goes on.
 
     Raises:
         DiskFull: at the end, where the trace could not be written.
@@ -69,15 +69,15 @@ class StepTrace:
 
     Args:
         schedule: which steps, and what is recorded of each.
-        path: of the file that is written.
-        problem: told in a line where tracing failed and ended.
+        path: the file to write.
+        problem: is told, in one line, that tracing failed and ended.
     """
 
     def __init__(
         self, schedule: TraceSchedule, path: Path, problem: Callable[[str], None] = lambda text: None
     ) -> None:
         self.error = ""
-        """Why there is no trace; a listener must not raise, so it is told when the run is over."""
+        """Why there is no trace; a listener must not raise, so tracing() raises it at the end."""
         self._schedule, self._path, self._problem = schedule, path, problem
         self._thread = threading.get_ident()
         self._profiler: profile | None = None
@@ -117,7 +117,7 @@ class StepTrace:
 
     @contextmanager
     def _giving_up(self) -> Iterator[None]:
-        """An error of the profiler's ends the trace, and not the program."""
+        """An error of the profiler ends the trace, but not the program."""
         try:
             yield
         except Exception as error:
@@ -132,7 +132,7 @@ class StepTrace:
             self._profiler.step()
 
     def stop(self) -> None:
-        """End the profiler, which writes what it has, and say so where that is less than was asked for."""
+        """End the profiler, which writes what it has; warn if that is less than was asked for."""
         if self._is_silent:
             return
         profiler, self._profiler = self._profiler, None
@@ -183,7 +183,7 @@ class StepTrace:
 
 
 def _check(path: Path) -> None:
-    """OSError for a file that breaks off: the profiler itself only logs that it could not write."""
+    """Raise OSError for a file that breaks off: the profiler itself only logs that it could not write."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - 16))

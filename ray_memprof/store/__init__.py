@@ -1,1 +1,1 @@
-"""The folder of a run and the rows in it, whole whatever happens to their writer. Read rank_store.py first."""
+"""The folder of a run and its rows, which stay whole whatever happens to their writer. Read rank_store.py first."""

@@ -1,6 +1,6 @@
-"""What an allocation is for, told from the span that made it.
+"""What an allocation is for, found from the span that made it.
 
-| category | what is born in |
+| category | what is allocated in |
 |---|---|
 | weight | load.* and residency.onload: parameters on their way in |
 | communication | comm.*: buffers of collectives and gathered shards |
@@ -8,8 +8,8 @@
 | output | save, and what the decode stage itself makes |
 | activation | anywhere else |
 
-`cache`, what the VAE carries from one chunk to the next, is no span of birth but a length of life: such tensors are
-recorded as activations of vae.chunk, and sql/vae_cache.sql finds those that outlive it.
+`cache`, what the VAE carries from one chunk to the next, depends on how long a tensor lives and not on the span that
+allocates it: such tensors are recorded as activations of vae.chunk, and sql/vae_cache.sql finds those that outlive it.
 """
 
 SCRIPT = "script"

@@ -1,11 +1,11 @@
-"""The folder of a run, from what a user calls it.
+"""Finds the folder of a run from the name or path that a user gives.
 
     find_run("latest")                       # the newest run of all
     find_run("baseline")                     # the newest of that name
     find_run("baseline/20260102-030405-ab12")
     find_run("/data/run17")                  # any run folder, wherever it lies
 
-Names are looked for in profiler_logs of the working directory; a folder that is there comes first.
+Names are looked for in profiler_logs of the working directory; a run folder with that path is taken first.
 """
 
 import difflib
@@ -30,7 +30,7 @@ def find_run(text: str, output_dir: Path = OUTPUT_DIR) -> Path:
         candidates = [runs[-1]] if runs else []
     else:
         candidates = [Path(text), output_dir / text]
-        # Newest first; a name without its link is that of runs that were copied.
+        # Newest first; where runs were copied, the link `latest` of a name may be missing.
         candidates += [run for run in reversed(list_runs(output_dir)) if text in (run.name, run.parent.name)]
     for folder in candidates:
         for place in (folder, folder / LATEST_LINK):

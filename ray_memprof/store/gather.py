@@ -1,4 +1,4 @@
-"""At the end of a run: see that what the ranks recorded is there and whole, and bring in what a dead rank left open.
+"""At the end of a run: checks that all records of the ranks are there and whole, and recovers those of dead ranks.
 
     gathered = gather(run_dir, ranks=range(8))          # ranks that wrote into the run folder themselves
     gathered = gather(run_dir, ranks=range(8), remotes=[Remote(where="host2:/scratch/x", ranks=(4, 5), chunks=...)])
@@ -6,7 +6,7 @@
 
 Takes a run folder whose writers have ended. Leaves sealed parts and manifests that agree, no open stream, no temporary
 file; a damaged part is set aside as *.damaged, so that the others can be read. Running it again changes nothing.
-Folders of nodes that share no file system come as chunks of bytes: send() there, `remotes` here, in any transport.
+Folders of nodes that share no file system come as chunks of bytes: send() there, `remotes` here, over any transport.
 """
 
 import json
@@ -42,40 +42,40 @@ DAMAGED_SUFFIX = ".damaged"
 
 @dataclass(kw_only=True, slots=True)
 class RankRows:
-    """What there is of one rank."""
+    """The rows of one rank, and their problems."""
 
     rank: int
     rows: Counter[str] = field(default_factory=Counter)
-    """By table, recovered ones included."""
+    """The number of rows by table, recovered ones included."""
     recovered: Counter[str] = field(default_factory=Counter)
-    """Of them, from streams that the rank did not live to seal."""
+    """How many of them came from streams that the rank did not seal before it died."""
     problems: list[str] = field(default_factory=list)
     """One line each: what is damaged, missing or lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gathered:
-    """What there is of a run."""
+    """The rows of a run, and their problems."""
 
     ranks: dict[int, RankRows]
     problems: tuple[str, ...]
-    """Of all ranks and transports, in order."""
+    """Those of all ranks and transports, in order."""
     received: frozenset[int] = frozenset()
-    """Ranks of other nodes all of whose files are here."""
+    """Ranks of other nodes whose files have all arrived."""
 
 
 def not_all_came(ranks: Iterable[int]) -> str:
-    """How the problem begins that files of `ranks` are still on their node; the node and the cause follow."""
+    """Return how the problem text begins if files of `ranks` are still on their node; node and cause follow."""
     return f"{rank_text(ranks)}: not all came from "
 
 
 def recorded_nothing(rank: int) -> str:
-    """How the problem begins that there is no row of `rank`; the cause follows."""
+    """Return how the problem text begins if there is no row of `rank`; the cause follows."""
     return f"rank {rank}: recorded nothing: "
 
 
 def gather(run_dir: Path, ranks: Iterable[int], remotes: Sequence[Remote] = ()) -> Gathered:
-    """Check and complete the tables of `ranks`; what is wrong with the records is told, not raised.
+    """Check and complete the tables of `ranks`; problems of the records are returned, not raised.
 
     Raises:
         DiskFull: the run folder could not be written; the message says where the records still are.
@@ -118,7 +118,7 @@ def _gather_rank(run_dir: Path, rank: int, where: str | None) -> RankRows:
 
 
 def _gather_table(run_dir: Path, table: str, listed: list[Sealed], found: RankRows) -> None:
-    """Bring in the open stream and adopt what the manifest does not know; leftovers go."""
+    """Recover the open stream, add parts that the manifest lacks, and remove temporary files."""
     folder = table_dir(run_dir, table, found.rank)
     for leftover in folder.glob(f"*{TEMPORARY_SUFFIX}"):
         leftover.unlink()
@@ -128,7 +128,7 @@ def _gather_table(run_dir: Path, table: str, listed: list[Sealed], found: RankRo
         known |= _recover(stream, table, known, listed, found)
     for path in sorted(folder.glob(f"*{PART_SUFFIX}")):
         if path.name not in known:
-            # Its line of the manifest is lost, and no stream holds its rows: better kept than thrown away.
+            # Its line of the manifest is lost, and no stream holds its rows: it is better kept than thrown away.
             num_rows = _num_rows(path)
             line = f"{name_in_run(run_dir, path)} is not in the manifest"
             found.problems.append(f"rank {found.rank}: {line}{'; kept' if num_rows is not None else ''}")
@@ -136,11 +136,11 @@ def _gather_table(run_dir: Path, table: str, listed: list[Sealed], found: RankRo
 
 
 def _recover(stream: Path, table: str, known: set[str], listed: list[Sealed], found: RankRows) -> set[str]:
-    """Turn the complete batches of an open stream into a part; its name, unless nothing was in it."""
+    """Turn the complete batches of an open stream into a part; return its name, or nothing if there was none."""
     rows = read_stream(stream, suspicious=True)
     name = part_name(rows.part)
     recovered = set[str]()
-    # The part of that number in the manifest holds the same rows: the rank died between the two.
+    # If the manifest has the part of that number, it holds the same rows: the rank died before it removed the stream.
     if name not in known:
         if rows.num_lost_bytes:
             found.problems.append(
@@ -152,7 +152,7 @@ def _recover(stream: Path, table: str, known: set[str], listed: list[Sealed], fo
             listed.append(Sealed(table, name, rows.table.num_rows, size))
             found.recovered[table] += rows.table.num_rows
             recovered = {name}
-            # Before the stream goes: what a crash of the driver leaves must be complete too.
+            # Before the stream is removed: what a crash of the driver leaves must be complete too.
             _write_manifest(manifest_path(stream.parents[3], found.rank), listed)
     stream.unlink()
     return recovered
@@ -181,9 +181,9 @@ def _check(run_dir: Path, sealed: Sealed, found: RankRows) -> bool:
 
 
 def _num_rows(path: Path) -> int | None:
-    """Rows of a Parquet file by its footer; None where that cannot be read."""
+    """Return the number of rows of a Parquet file by its footer; None where that cannot be read."""
     try:
-        # Absolute: pyarrow would take `run:2/x.parquet` for an address, and the file for one that cannot be read.
+        # Absolute: pyarrow would take `run:2/x.parquet` for an address, and would not find the file.
         return int(pq.read_metadata(path.absolute()).num_rows)
     except (pa.ArrowInvalid, OSError):
         return None
@@ -192,8 +192,8 @@ def _num_rows(path: Path) -> int | None:
 def _read_manifest(path: Path, found: RankRows) -> list[Sealed]:
     lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
     listed = []
-    # A manifest ends with a newline; what follows the last one was being written when the rank ended, and the stream
-    # that it speaks of is still there.
+    # A manifest ends with a newline; a line without one was being written when the rank ended, and the stream that it
+    # is about is still there.
     for number, line in enumerate(lines[:-1], start=1):
         try:
             listed.append(Sealed(**json.loads(line)))

@@ -4,7 +4,7 @@
     rows = read_stream(path)              # also of a stream whose writer was killed
     write_part(path, rows.table)
 
-Takes and leaves files; which file is whose is decided in rank_store.py and gather.py.
+Reads and writes files; rank_store.py and gather.py decide which file belongs to which rank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,19 +20,19 @@ from ray_memprof.store.schema import TABLES
 from ray_memprof.store.whole_file import replacing
 
 PART_KEY = b"part"
-"""In the metadata of an open stream: number of the part that it will become."""
+"""Key in the metadata of an open stream; its value is the number of the part that the stream will become."""
 
 Column: TypeAlias = np.ndarray[Any, Any] | Sequence[Any] | pa.Array
 
-# Values that rise, or nearly: their differences are small. All other columns repeat a few values, which a dictionary
-# holds once; pyarrow leaves it where it does not pay.
+# Columns whose values rise, or nearly: the differences are small. All other columns repeat a few values, which a
+# dictionary holds once; pyarrow uses no dictionary where it does not pay.
 _RISING = frozenset(("seq", "t_ns", "start_ns", "end_ns", "span_id", "parent_id"))
 
 SEAL_ROWS = 262_144
 
 
 def to_batch(table: str, columns: Mapping[str, Column]) -> pa.RecordBatch:
-    """`columns` as the schema of `table` wants them.
+    """Return `columns` as a batch with the schema of `table`.
 
     Raises:
         ValueError: a column is unknown, missing, of another length or type, or null where that is not allowed.
@@ -75,11 +75,11 @@ class StreamRows:
     part: int
     """Number of the part that it was to become; -1: not even its head can be read."""
     num_lost_bytes: int
-    """At its end: a batch that was being written when the process ended."""
+    """Bytes at its end that cannot be read: a batch that was being written when the process ended."""
 
 
 def read_stream(path: Path, *, suspicious: bool = False) -> StreamRows:
-    """All complete batches of an open stream, mapped rather than read; `suspicious`: check every value of them."""
+    """Return all complete batches of an open stream, mapped and not read; `suspicious`: check all their values."""
     with pa.memory_map(str(path)) as source:
         try:
             reader = pa.ipc.open_stream(source)
@@ -104,7 +104,7 @@ def read_stream(path: Path, *, suspicious: bool = False) -> StreamRows:
 
 
 def write_part(path: Path, table: pa.Table) -> int:
-    """Write `table` to `path` so that it is there whole or not at all, power cuts included; its size in bytes."""
+    """Write `table` to `path`, whole or not at all, even if the power fails; return its size in bytes."""
     metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key != PART_KEY}
     # A dictionary that changes half-way makes the Parquet writer give up on dictionaries for the rest of the column.
     table = table.replace_schema_metadata(metadata).unify_dictionaries()

@@ -1,4 +1,4 @@
-"""Folders under names that anybody can foresee, as in /tmp, and that nobody else can have put there or can read.
+"""Folders with names that others can guess, as in /tmp, but that nobody else can have made or can read.
 
 private_folder(user_folder(Path("/tmp")) / run_id)       # /tmp/ray_memprof-1000/RUN_ID, mode 0700
 """
@@ -15,12 +15,12 @@ _HINT = "set ray.scratch_dir, or TMPDIR, to a folder of yours"
 
 
 def user_folder(parent: Path) -> Path:
-    """Of this user in `parent`: two users of a host do not get in each other's way."""
+    """Return this user's folder in `parent`, so that two users of a host do not get in each other's way."""
     return parent / f"ray_memprof-{os.geteuid()}"
 
 
 def private_folder(folder: Path) -> Path:
-    """Make `folder`, for this user alone, or take one that is; its parent must be there.
+    """Make `folder` for this user alone, or take one that this user owns; its parent must be there.
 
     Raises:
         PreflightFailed: the name is taken by a link, a file or somebody else's folder, or cannot be made.
@@ -29,7 +29,8 @@ def private_folder(folder: Path) -> Path:
         with suppress(FileExistsError):
             os.mkdir(folder, _MODE)
         _check_own(folder)
-        # By what was checked and not by name. One that was there may be open to others; a umask may be too strict.
+        # The mode is set always: an existing folder may be open to others, and a umask may be too strict. It is set on
+        # the opened folder and not by name, because a name may be a link.
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             os.fchmod(opened, _MODE)
@@ -43,7 +44,7 @@ def private_folder(folder: Path) -> Path:
 def _check_own(folder: Path) -> None:
     found = os.lstat(folder)
     if stat.S_ISLNK(found.st_mode):
-        what = "a link, and where it leads somebody else may have chosen"
+        what = "a link, and somebody else may have chosen its target"
     elif not stat.S_ISDIR(found.st_mode):
         what = "no folder"
     elif found.st_uid != os.geteuid():

@@ -1,9 +1,9 @@
-"""Which process of this host a number stands for: whether the one that was meant still runs.
+"""Whether a process of this host still runs, and not a later one with the same number.
 
     when = started(os.getpid())
     is_alive(pid, when)            # that process, and no later one of the same number
 
-Reads /proc: names are no help, for any process may change its own.
+Reads /proc. Names of processes are no help, because any process may change its own name.
 """
 
 from pathlib import Path
@@ -13,10 +13,10 @@ _STATE, _PARENT, USER, WAITED_FOR, _STARTED = 0, 1, 11, 13, 19
 
 
 def started(pid: int) -> int:
-    """When that process started, in ticks since the host did: no later process of the same number has the same.
+    """Return when a process started, in ticks since the host did: different for a later process of the same number.
 
     Raises:
-        ProcessLookupError: there is none.
+        ProcessLookupError: there is no such process.
     """
     return int(stat_fields(pid)[_STARTED])
 
@@ -31,7 +31,7 @@ def is_alive(pid: int, when: int) -> bool:
 
 
 def stat_fields(pid: int) -> list[str]:
-    """What /proc/PID/stat has behind the name.
+    """Return the fields of /proc/PID/stat behind the name.
 
     Raises:
         ProcessLookupError: there is no such process.

@@ -1,11 +1,11 @@
-"""Rows of one rank on disk: sealed Parquet parts, and one open Arrow stream a table that a killed process leaves whole.
+"""Rows of one rank on disk: sealed Parquet parts, and for each table an open Arrow stream that survives a kill.
 
     store = RankStore(run_dir, rank=0)
     store.append("spans", {"span_id": [1], "parent_id": [0], ...})
     store.close()
 
-Leaves tables/<table>/rank=N/part-NNNNN.parquet and tables/manifest-rank=N.jsonl, one line a part. What is appended is
-with the kernel when append() returns, so SIGKILL loses nothing; a part is on the disk once the manifest names it.
+Leaves tables/<table>/rank=N/part-NNNNN.parquet and tables/manifest-rank=N.jsonl, one line a part. Appended rows
+are with the kernel when append() returns, so SIGKILL loses nothing; a part is on the disk once the manifest names it.
 Rows are not kept in memory: sealing reads the stream back through a mapping.
 """
 
@@ -50,7 +50,7 @@ class RankStore:
         run_dir: the run folder, or a scratch folder that is collected into it.
         rank: whose rows these are. One store per rank and run: a second one is refused.
         seal_rows: rows after which a table's open stream becomes a part.
-        seal_s: age after which it does, whatever its rows, at the next append.
+        seal_s: age after which it becomes a part at the next append, however few rows it has.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RankStore:
             raise failures[0]
 
     def close(self) -> None:
-        """Seal, and take no more rows. What failed before is not told again; its streams stay for collect."""
+        """Seal, and take no more rows. Earlier failures are not raised again; their streams stay for gather.py."""
         if self._manifest.closed:
             return
         try:
@@ -155,7 +155,7 @@ class _Segment:
 
     def close(self) -> None:
         with self._lock:
-            # After a failure the writer stays unclosed: its end-of-stream mark would want disk space too.
+            # After a failure the writer stays unclosed: its end-of-stream mark would need disk space too.
             if self._file is not None:
                 with _ignoring_disk_errors():
                     self._file.close()
@@ -164,7 +164,7 @@ class _Segment:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Remember the first failure and repeat it: what follows a torn batch in a stream could not be read."""
+        """Remember the first failure and raise it again: rows after a torn batch in a stream could not be read."""
         if self._failure is not None:
             raise self._failure
         try:
@@ -209,8 +209,8 @@ class _Segment:
             rows = read_stream(stream)
             assert rows.num_lost_bytes == 0, f"{stream}: {rows.num_lost_bytes} bytes are unreadable"
             size = write_part(self._folder / name, rows.table)
-        # In this order: collect drops a part that the manifest lacks, for its rows are in the stream still, and a
-        # stream whose part the manifest has.
+        # In this order: gather.py writes a part again that the manifest lacks, because its rows are still in the
+        # stream, and it drops a stream whose part the manifest has.
         self._note(Sealed(self._table, name, rows.table.num_rows, size))
         with _writing(self._rank, stream):
             stream.unlink()
@@ -227,7 +227,7 @@ def _writing(rank: int, path: Path) -> Iterator[None]:
 
 @contextmanager
 def _ignoring_disk_errors() -> Iterator[None]:
-    """For the buffers of a stream that failed already: its error is known, and closing tries to write them again."""
+    """For the buffers of a stream that failed: its error is known already, and closing tries to write them again."""
     try:
         yield
     except OSError:

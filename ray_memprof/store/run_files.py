@@ -1,4 +1,4 @@
-"""Every name in the folder of a run, once: its files, its folders, and the parts of its tables."""
+"""Defines every name in the folder of a run: its files, its folders, and the parts of its tables."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ TABLES_DIR = "tables"
 TRACE_DIR = "trace"
 LOGS_DIR = "logs"
 TRACE_FILE = "rank{rank}.pt.trace.json"
-"""TensorBoard looks for *.pt.trace.json and takes what comes before for the name of the worker."""
+"""TensorBoard looks for *.pt.trace.json, and takes what * stands for as the name of the worker."""
 LATEST_LINK = "latest"
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 """Of the name of a run, which is a folder: <output_dir>/<name>/<run_id>."""
@@ -22,7 +22,7 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def table_dir(run_dir: Path, table: str, rank: int | None = None) -> Path:
-    """Where the parts of `table` lie; without `rank`, those of every rank, or of a table that has none."""
+    """Return where the parts of `table` lie; without `rank`, for all ranks, or for a table without ranks."""
     folder = run_dir / TABLES_DIR / table
     return folder if rank is None else folder / f"rank={rank}"
 
@@ -38,10 +38,10 @@ def manifest_path(run_dir: Path, rank: int) -> Path:
 
 
 def log_name(rank: int) -> str:
-    """The log of a rank, from the run folder."""
+    """The path of a rank's log, relative to the run folder."""
     return f"logs/rank{rank}.log"
 
 
 def name_in_run(run_dir: Path, path: Path) -> str:
-    """A file of the folder, as it is named on every host: relative, with slashes."""
+    """Return the name of a file of the run folder, the same on every host: relative, with slashes."""
     return path.relative_to(run_dir).as_posix()

@@ -3,7 +3,7 @@
 folder = RunFolder.create(output_dir, "baseline", config_text=text, num_ranks=1)      # with the link `latest`
 folder.note(status="ok", exit_code=0)       # run.json, replaced as a whole
 
-Leaves a folder that says "running" until it is told otherwise, also when the launcher is killed.
+Leaves a folder whose status is "running" until another one is noted, also when the launcher is killed.
 """
 
 import json
@@ -38,7 +38,7 @@ class RunFolder:
             output_dir: logging.output_dir.
             name: of the run.
             config_text: for config.yaml.
-            num_ranks: that the run is to have.
+            num_ranks: how many ranks the run is to have.
 
         Raises:
             PreflightFailed: it cannot be made.
@@ -72,7 +72,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """The folder of a run that is there."""
+        """Open the folder of an existing run."""
         facts = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
         return cls(path, facts["run_id"], facts)
 
@@ -86,7 +86,7 @@ class RunFolder:
         path = self.path.joinpath(*parts)
         replacement = path.with_name(f"{path.name}.tmp")
         try:
-            # A traceback may quote names that are no text; and a locale may know ASCII alone.
+            # A traceback may quote names that are no valid text, and a locale may know only ASCII.
             replacement.write_text(text, encoding="utf-8", errors="backslashreplace")
             replacement.replace(path)
         except OSError as error:
@@ -95,7 +95,7 @@ class RunFolder:
 
 
 def is_run(path: Path, run_id: str) -> bool:
-    """Whether `path` is that run's folder as the driver made it, and not one of the same name on another disk."""
+    """Whether `path` is the folder of that run that the driver made, and not one of the same name on another disk."""
     try:
         return bool(json.loads((path / RUN_FILE).read_text())["run_id"] == run_id)
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def node_folder(scratch_dir: Path | None, run_id: str) -> Path:
 
 
 def make_node_folder(scratch_dir: Path | None, run_id: str) -> Path:
-    """Make it, for this user alone: others can foresee its name.
+    """Make that folder, for this user alone: others can guess its name.
 
     Raises:
         PreflightFailed: somebody else has taken the name, or it cannot be made.
@@ -122,12 +122,12 @@ def make_node_folder(scratch_dir: Path | None, run_id: str) -> Path:
 
 
 def new_run_id() -> str:
-    """Unique, and sorts by time."""
+    """Return a run id: unique, and in order of time when sorted."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def point(link: Path, target: str) -> None:
-    """Make `link` point to `target`, at once: who follows it finds the old run or the new one."""
+    """Make `link` point to `target` in one step: a program that follows it finds the old run or the new one."""
     temporary = link.with_name(f".{link.name}.{target}")
     os.symlink(target, temporary)
     temporary.replace(link)

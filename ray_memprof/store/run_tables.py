@@ -1,4 +1,4 @@
-"""The rows that the driver writes itself: the run, and one a rank.
+"""The rows that the driver writes itself: one for the run, and one for each rank.
 
     write_driver_tables(run_dir, run_row, rank_rows)
 
@@ -22,7 +22,7 @@ from ray_memprof.store.whole_file import driver_writing
 
 
 def write_driver_tables(run_dir: Path, run: Mapping[str, Any], ranks: Iterable[Mapping[str, Any]]) -> None:
-    """Write the tables runs and ranks, as schema.py has them; a row of `ranks` says its "rank" too.
+    """Write the tables runs and ranks, as schema.py has them; each row of `ranks` has its "rank" too.
 
     Raises:
         DiskFull: no room in the run folder.

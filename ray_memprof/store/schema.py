@@ -14,10 +14,11 @@ SCHEMA_VERSION = 2
 Version 2: device_used_peak_bytes is measured; version 1 had an upper bound there.
 """
 OLDEST_SCHEMA_VERSION = 1
-"""Of runs that are still read; sql/old says how."""
+"""The oldest version whose runs can still be read; query/sql/older_runs shows how."""
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
-"""Of 32 bits: a model of 50,000 modules has as many names. Parts of 16 bits read alike: Parquet has plain strings."""
+"""Indices have 32 bits: a model of 50,000 modules has as many names. Parts written with 16 bits are read in the same
+way: Parquet has plain strings."""
 _MEASURED = ("allocated", "reserved", "active")
 
 ACCOUNTS = ("context", "nccl", "libraries", "others")
@@ -48,7 +49,7 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        """As pyarrow knows it; unit and meaning travel as metadata of each field."""
+        """The schema for pyarrow; unit and meaning are stored as metadata of each field."""
         return pa.schema(
             [
                 pa.field(
@@ -101,7 +102,7 @@ RUNS = Table(
         _text("workload", "wan or script"),
         Column("num_ranks", pa.int32(), "", "ranks the run was to have"),
         _text("config", "effective configuration, JSON"),
-        _text("environment", "variables of rank 0 that the launcher set or that bear on memory, JSON"),
+        _text("environment", "variables of rank 0 that the launcher set or that affect memory, JSON"),
         _text("git_commit", "of the code that ran; empty outside a repository"),
         _text("versions", "python, torch, cuda, cudnn, nccl, driver, ray and so on, JSON"),
         _ns("start_ns", "wall clock, since 1970"),
@@ -128,7 +129,7 @@ RANKS = Table(
         _bytes("device_total_bytes", "memory of the device, as its runtime reports it"),
         _ns(
             "clock_offset_ns",
-            "what the host clock was ahead of the driver's; taken out of every time of the rank",
+            "by how much the host clock was ahead of the driver's; subtracted from every time of the rank",
         ),
         Column("ulysses", pa.int32(), "", "coordinate in the Ulysses group"),
         Column("ring", pa.int32(), "", "coordinate in the ring"),
@@ -139,9 +140,12 @@ RANKS = Table(
         _text("path", "span that an error left, or the last one known"),
         Column("step", pa.int32(), "", "denoise step of that span; -1 outside the loop"),
         _text("oom_by", "who could not get device memory; null: torch's allocator, or nobody", nullable=True),
-        _bytes("oom_free_bytes", "on the device when it ran out", nullable=True),
+        _bytes("oom_free_bytes", "free on the device when it ran out of memory", nullable=True),
         _count("num_events", "allocator events recorded"),
-        _count("num_lost_events", "allocator events that no drain came in time for"),
+        _count(
+            "num_lost_events",
+            "allocator events that were overwritten before a drain, or could not be written",
+        ),
         _count("num_checks", "moments at which replay and counters were compared"),
         _bytes("max_error_bytes", "largest difference between replay and counters"),
         _bytes(
@@ -166,11 +170,11 @@ SPANS = Table(
     (
         _count("span_id", "from 1, in the order the spans began"),
         _count("parent_id", "span around it; 0: none"),
-        _word("path", "names from the outermost span inwards, by slashes"),
+        _word("path", "names from the outermost span inwards, separated by slashes"),
         _word("name", "of the span itself"),
         _word("stage", "name of the outermost span"),
         _word("component", "t5, clip, vae, dit or a module's name", nullable=True),
-        Column("step", pa.int32(), "", "denoise step, also inside it", True),
+        Column("step", pa.int32(), "", "denoise step, also for spans inside a step", True),
         Column("block", pa.int32(), "", "index of a transformer block", True),
         _word("branch", "cond or uncond", nullable=True),
         Column("depth", pa.int16(), "", "0 for a stage"),
@@ -179,11 +183,11 @@ SPANS = Table(
         Column("failed", pa.bool_(), "", "an exception left it, or its rank ended inside it"),
         *_ends("allocated", "tensors, as the allocator counts them (rounded to blocks)"),
         *_ends("reserved", "held by the allocator, in use or not"),
-        *_ends("active", "allocated and not yet safe to reuse on another stream"),
+        *_ends("active", "allocated, or freed and not yet safe to reuse on another stream"),
         *_ends("device_used", "in use on the device by anybody, as measured at its ends and by samples"),
         _bytes(
             "device_used_bound_bytes",
-            "no more was in use inside it: reserved peak and the most known outside the allocator, or all there is",
+            "upper bound of what was in use inside it: reserved peak and the most seen outside, or the whole device",
         ),
         _count("num_samples", "rows of samples taken inside it; 0: what lies between its ends was not seen"),
         *_ends("host_rss", "resident memory of the process"),
@@ -191,7 +195,7 @@ SPANS = Table(
         _count(
             "num_segments", "segments taken from the device; expandable ones grow uncounted, see device_calls"
         ),
-        _count("num_retries", "times it had to flush its cache and ask the device again"),
+        _count("num_retries", "times the allocator had to flush its cache and ask the device again"),
         _ns("recorder_ns", "spent recording inside it"),
     ),
 )
@@ -200,7 +204,7 @@ ALLOCS = Table(
     "allocs",
     "an allocator event",
     (
-        _count("seq", "order of events within the rank, from 0; below: no event, but what was held before the first"),
+        _count("seq", "order of events within the rank, from 0; negative: no event, memory held before the first"),
         _ns("t_ns", "wall clock, since 1970"),
         _word("action", "alloc, free_requested, free_completed, segment_alloc, segment_free, segment_map ..."),
         _bytes("size_bytes", "what the allocator counts: the block, or the segment"),
@@ -233,7 +237,7 @@ COLLECTIVES = Table(
     "a collective call, or the making of a group",
     (
         _ns("start_ns", "wall clock, since 1970"),
-        _ns("end_ns", "when the call returned; the device may still be at it"),
+        _ns("end_ns", "when the call returned; the device may still be working on it"),
         _count("span_id", "innermost open span; 0: none"),
         _word("op", "as torch.distributed names it"),
         _bytes("bytes", "this rank's share of the data: the larger of input and output"),
@@ -245,7 +249,7 @@ COLLECTIVES = Table(
 
 LEDGER = Table(
     "ledger",
-    "a change of device memory outside the allocator, and whom it is put down to",
+    "a change of device memory outside the allocator, and the account that it is booked to",
     (
         _ns("t_ns", "wall clock, since 1970"),
         _count("span_id", "innermost open span; 0: none"),

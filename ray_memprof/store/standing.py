@@ -1,9 +1,9 @@
-"""Where a run stands that has not ended as far as its folder tells: going on, or left alone by a driver that is gone.
+"""The state of a run whose folder does not say that it has ended: it goes on, or its driver is gone.
 
     standing(run_dir)          # Standing("running", "step 12 of 50", ...); None: it has ended
     run_row(run_dir)           # the same as a row of the table runs, which the driver writes at the end
 
-Takes run.json, where the driver notes itself when the run begins and its progress every few seconds; leaves nothing.
+Reads run.json, where the driver notes its process when the run begins, and progress every few seconds; writes nothing.
 """
 
 import json
@@ -20,13 +20,13 @@ from ray_memprof.store.run_files import CONFIG_FILE, RUN_FILE
 from ray_memprof.store.schema import SCHEMA_VERSION
 
 RUNNING = "running"
-"""Status in run.json until the run has ended; what is left of a launcher that was killed."""
+"""Status in run.json until the run has ended; it stays if the launcher is killed."""
 LEFT = "unknown"
-"""Status of a run whose driver is gone and wrote no other."""
+"""Status of a run whose driver is gone and wrote no other status."""
 NOTE_EVERY_S = 5.0
-"""Between two notes of progress in run.json."""
+"""Seconds between two notes of progress in run.json."""
 _SILENT_S = 6 * NOTE_EVERY_S
-"""From here on it is told how long ago the last sign of life was."""
+"""After so many seconds, the text says how long ago the last sign of life was."""
 _GONE = "its driver ended before the run did"
 
 Facts = dict[str, Any]
@@ -34,14 +34,14 @@ Facts = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of a run that has not ended as far as its folder tells."""
+    """The state of a run whose folder does not say that it has ended."""
 
     status: str
     """RUNNING or LEFT."""
     reason: str
     """One line: how far it is, or why nothing more will come."""
     last_ns: int
-    """Of the last sign of life, wall clock since 1970."""
+    """Time of the last sign of life, wall clock since 1970."""
 
     @property
     def text(self) -> str:
@@ -50,22 +50,22 @@ class Standing:
 
 
 def driver_facts() -> Facts:
-    """Of this process: what tells later, on the same host, whether it is still there."""
+    """Return what shows later, on the same host, whether this process still runs."""
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        # Another process may get the number.
+        # Another process may get the same number.
         "started": started(os.getpid()),
     }
 
 
 def progress_facts(stage: str, step: int, num_steps: int) -> Facts:
-    """How far the run is now; step from 0, -1 where it is in none; num_steps -1: not known."""
+    """Return how far the run is now; step counts from 0, -1: not in a step; num_steps -1: not known."""
     return {"t_ns": time.time_ns(), "stage": stage, "step": step, "num_steps": num_steps}
 
 
 def standing(run_dir: Path, now_ns: int | None = None) -> Standing | None:
-    """How far a run is that goes on, or that its driver left; None: it has ended, or nothing tells of a driver.
+    """Return the state of a run that goes on, or that its driver left; None: it has ended, or has no run.json.
 
     Raises:
         ConfigError: run.json cannot be read.
@@ -82,7 +82,7 @@ def standing(run_dir: Path, now_ns: int | None = None) -> Standing | None:
 
 
 def run_row(run_dir: Path) -> Facts | None:
-    """A row of the table runs for a run that has none yet, as far as its folder tells; None as in standing()."""
+    """Return a row of the table runs for a run that has none yet, from its folder; None as in standing()."""
     found = standing(run_dir)
     if found is None:
         return None
@@ -124,12 +124,12 @@ def _config(run_dir: Path) -> Facts:
     try:
         found = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return {}  # a run without one is asked what it did all the same
+        return {}  # a run without a configuration can be queried all the same
     return found if isinstance(found, dict) else {}
 
 
 def _is_gone(driver: Facts | None) -> bool:
-    """Whether the driver is known to have ended; on another host nobody knows."""
+    """Whether the driver is known to have ended; for a driver on another host this is never known."""
     if not driver or driver.get("host") != socket.gethostname():
         return False
     return not is_alive(driver["pid"], driver["started"])

@@ -1,9 +1,9 @@
-"""Records on their way from a node to the run folder: sent in chunks, received whole, removed where they came from.
+"""Moves records from a node to the run folder: sent in chunks, received whole, and removed from the node.
 
     remote = Remote(where="host:/tmp/x", ranks=(4, 5), chunks=send(folder, (4, 5)))
     receive(run_dir, remote)
 
-Knows no network: chunks come from whoever reaches the node.
+Knows no network: the caller brings the chunks from the node.
 """
 
 import os
@@ -29,12 +29,12 @@ Chunk = tuple[str, bytes]
 
 
 class TransportError(Exception):
-    """Raised by the iterator of a Remote when no more will come; its text becomes a problem of the run."""
+    """Raised by the iterator of a Remote when no more chunks will come; its text becomes a problem of the run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remote:
-    """A folder of another node, on its way here."""
+    """A folder of another node, whose files are sent to this one."""
 
     where: str
     """For messages: host and folder, so that a user finds the files there."""
@@ -44,7 +44,7 @@ class Remote:
 
 
 def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """What these ranks left in a scratch folder, in chunks; manifests first, so that a torn transfer is noticed."""
+    """Yield the files of these ranks in a scratch folder, in chunks; manifests first, to notice a torn transfer."""
     for path in _files_of(folder, ranks):
         with open(path, "rb") as file:
             data = file.read(chunk_bytes)
@@ -56,7 +56,7 @@ def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) 
 def remove(folder: Path, ranks: Iterable[int]) -> None:
     """Remove from a scratch folder what send() sends of these ranks, and every folder that is empty then.
 
-    Another node of the same host may have ranks in the same folder: what is theirs stays.
+    Another node of the same host may have ranks in the same folder: the files of those ranks stay.
     """
     for path in _files_of(folder, ranks):
         path.unlink()
@@ -70,7 +70,7 @@ def _files_of(folder: Path, ranks: Iterable[int]) -> list[Path]:
     for rank in ranks:
         names += [manifest_path(folder, rank)]
         names += sorted(folder.glob(f"{TABLES_DIR}/*/rank={rank}/*"))
-        # With the flight record of NCCL, whose name ends with the rank.
+        # This includes the flight record of NCCL, whose name ends with the rank.
         patterns = (LOGS_DIR, f"rank{rank}.*"), (LOGS_DIR, f"*_rank{rank}"), (TRACE_DIR, f"rank{rank}.*")
         names += [path for kind, pattern in patterns for path in sorted((folder / kind).glob(pattern))]
     return [name for name in names if name.is_file()]
@@ -124,7 +124,7 @@ class _Files:
         """Remove the file that is not complete."""
         if self._file is None:
             return
-        # Its name first: closing writes what is buffered, and fails again on a full disk.
+        # Removed before it is closed: closing writes what is buffered, and fails again on a full disk.
         Path(self._file.name).unlink()
         self._file.close()
 

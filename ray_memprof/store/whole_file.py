@@ -1,9 +1,10 @@
-"""A file that is there whole or not at all, and what to say where the disk has no room for it.
+"""Writes files that are there whole or not at all, and names the error where the disk has no room for them.
 
 with whole_file(path) as temporary:
     temporary.write_text(...)
 
-A link stays a link: what it points to is written. A device or a FIFO cannot be replaced: it gets the whole at the end.
+A link stays a link: the file that it points to is written. A device or a FIFO cannot be replaced: all content is
+written to it at the end.
 """
 
 import errno
@@ -22,7 +23,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_target(path: Path | None) -> None:
-    """Refuse what cannot be written, before anything is done for it; None is the standard output.
+    """Refuse a file that cannot be written, before any work is done for it; None is the standard output.
 
     Raises:
         ConfigError: an empty name, a folder, or a place where no file can be made.
@@ -30,27 +31,27 @@ def check_target(path: Path | None) -> None:
     """
     if path is None:
         return
-    if path == Path():  # of an empty name too
+    if path == Path():  # also the path of an empty name
         raise ConfigError("the name of the file to write is empty, or a folder", hint="name a file")
     try:
         if path.is_dir():
             raise ConfigError(f"cannot write {path}: it is a folder", hint=f"name a file: {path / 'file'}")
         if not _is_special(path):
             folder = next(one for one in _end_of_links(path).parents if one.exists())
-            with tempfile.TemporaryFile(dir=folder):  # only that tells
+            with tempfile.TemporaryFile(dir=folder):  # only trying it tells
                 pass
     except OSError as error:
         raise _told(path, error) from error
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the disk has no room; DuckDB leaves the system's words alone of that."""
+    """Whether the disk has no room; errors of DuckDB have only the system's words and no number."""
     return error.errno in _FULL or any(os.strerror(number) in str(error) for number in _FULL)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write under; it becomes `path` when the block ends well.
+    """Yield a temporary path to write; it becomes `path` when the block ends without an error.
 
     Raises:
         BrokenPipeError: `path` is a FIFO that nobody reads any longer.
@@ -68,7 +69,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether it is there and no regular file. Links are followed by the system: it alone knows /dev/stdout."""
+    """Whether `path` exists and is no regular file. The system follows links: only it knows /dev/stdout."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
@@ -106,9 +107,9 @@ def _told(path: Path, error: OSError) -> RunError:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A name to write under; the file becomes `path` when the block ends well, and else it is gone.
+    """Yield a temporary path; it becomes `path` when the block ends without an error, and else it is removed.
 
-    `path` is there whole or not at all, power cuts included. One writer of a path at a time.
+    `path` is there whole or not at all, even if the power fails. Only one writer of a path at a time.
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
@@ -118,13 +119,13 @@ def replacing(path: Path) -> Iterator[Path]:
         replace(temporary, path)
     except BaseException:
         with suppress(OSError):
-            temporary.unlink()  # on a full disk its bytes are what others need
+            temporary.unlink()  # on a full disk, other files need its bytes
         raise
 
 
 @contextmanager
 def run_file(path: Path) -> Iterator[Path]:
-    """The same for what the driver derives from the tables of a run.
+    """Like replacing(), for files that the driver makes from the tables of a run.
 
     Raises:
         DiskFull: it could not be written.
@@ -137,7 +138,7 @@ def run_file(path: Path) -> Iterator[Path]:
 
 
 def replace(temporary: Path, path: Path) -> None:
-    """Rename, and see that the name is on the disk too."""
+    """Rename, and make sure that the new name is on the disk too."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -153,13 +154,13 @@ def disk_error(
     *,
     instead: str = "point logging.output_dir or ray.scratch_dir at another one",
 ) -> DiskFull:
-    """The error of what could not be written, with the reason in the system's own words.
+    """Return the error for a file that could not be written, with the reason in the system's own words.
 
     Args:
-        who: wrote it.
-        path: where to.
+        who: tried to write it.
+        path: the file.
         error: the reason.
-        instead: what to do where there can be no room on that disk; the default is for a run that is recorded.
+        instead: what to do if no room can be made on that disk; the default is for a run that is recorded.
     """
     reason = os.strerror(error.errno) if error.errno else str(error)
     return DiskFull(f"{who}: cannot write {path}: {reason}", hint=f"make room on that disk, or {instead}")
@@ -167,7 +168,7 @@ def disk_error(
 
 @contextmanager
 def driver_writing(run_dir: Path, records: str) -> Iterator[None]:
-    """Tell of an error of the disk which `records` are left, and where.
+    """Add to an error of the disk which `records` are left, and where they are.
 
     Raises:
         DiskFull: the block ended in an error of the system.

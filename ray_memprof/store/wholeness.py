@@ -1,4 +1,4 @@
-"""Whether the rows of a run that has ended are all there: what its ranks say that they wrote, against what lies there.
+"""Whether all rows of a run that has ended are there: compares what its ranks say they wrote with the files.
 
     lacking(run_dir, num_ranks=8, ranks={0, 1, 2})      # ["ranks 3 to 7 recorded no span", ...]; []: all is there
 
@@ -15,12 +15,12 @@ from ray_memprof.wording import rank_text
 
 
 def lacking(run_dir: Path, num_ranks: int, ranks: Collection[int]) -> list[str]:
-    """A line for each kind of loss.
+    """Return a line for each kind of loss.
 
     Args:
         run_dir: the run.
-        num_ranks: that it was to have.
-        ranks: of which a span was recorded.
+        num_ranks: how many ranks the run was to have.
+        ranks: those of which a span was recorded.
     """
     silent = sorted(set(range(num_ranks)) - set(ranks))
     lines = [f"{rank_text(silent)} recorded no span, or its rows are lost"] if silent else []
@@ -28,7 +28,9 @@ def lacking(run_dir: Path, num_ranks: int, ranks: Collection[int]) -> list[str]:
         lines += _lost_parts(run_dir, rank)
     streams = sorted((run_dir / TABLES_DIR).glob(f"*/rank=*/{OPEN_STREAM}"))
     if streams:
-        lines.append(f"{len(streams)} tables were never sealed, as {streams[0].parent.relative_to(run_dir)}")
+        lines.append(
+            f"{len(streams)} tables were never sealed, for example {streams[0].parent.relative_to(run_dir)}"
+        )
     return lines
 
 
@@ -42,7 +44,7 @@ def _lost_parts(run_dir: Path, rank: int) -> Iterator[str]:
 
 
 def _sealed(manifest: Path) -> Iterator[dict[str, Any]]:
-    """Its lines, as far as they can be read: a part without its line is one more row, and none less."""
+    """Yield the lines of a manifest that can be read. A part whose line cannot be read is not missed: it is there."""
     if not manifest.exists():
         return
     for line in manifest.read_bytes().splitlines():

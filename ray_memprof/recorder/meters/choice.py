@@ -1,4 +1,4 @@
-"""Which meter measures a rank: by its device, and by the level of its recording."""
+"""Chooses the meter of a rank, by its device and by the level of its recording."""
 
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,8 @@ def meter_of(options: RecordingOptions, device: "Device | None", clock: Clock, p
     """The meter of this rank.
 
     Args:
-        options: of the recording.
-        device: its GPU as the driver knows it; None: there is none.
+        options: what is recorded.
+        device: the rank's GPU through NVML; None: there is none.
         clock: tells the time.
         problems: where the meter notes what it cannot do.
     """

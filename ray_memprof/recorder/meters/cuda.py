@@ -1,9 +1,9 @@
 """The CUDA meter: the caching allocator's counters and events, and what the device has in use.
 
-Another allocator (cudaMallocAsync, RMM and the like) tells no events, or not even counters: what it tells is recorded,
-and what is missing is noted. Costs on an H200 host: a reading 20 to 35 us (75 in a rank of four), a stamp 1 us,
-draining 0.6 to 0.9 us an event. Nothing here makes a CUDA context: until the program makes its own, readings show what
-the driver reports.
+Another allocator (cudaMallocAsync, RMM and the like) reports no events, or not even counters: what it reports is
+recorded, and what is missing is noted. Costs on an H200 host: a reading 20 to 35 us (75 us in a rank of four), a stamp
+1 us, draining 0.6 to 0.9 us an event. Nothing here makes a CUDA context: until the program makes its own, readings show
+what the driver reports.
 """
 
 import functools
@@ -33,7 +33,7 @@ from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.thread_watch import Moves
 
 _LOOK_S = 0.002
-"""Between two looks at the model's thread: where it gets on, it is somewhere else by then."""
+"""Seconds between two looks at the model's thread: if it moves on, it is at another place by then."""
 _COUNTED = frozenset(("alloc", "free_requested", "free_completed"))
 
 
@@ -70,11 +70,11 @@ class CudaMeter:
         self._base_counters = self._drained = _Counters()
         self._thread = self._used = 0
         self._resetting = 0
-        """The thread on which we let peaks begin anew."""
+        """The thread on which the meter itself resets the peaks just now; 0: none."""
         self._base: list[Any] = []
         self._span = 0
         self._resets: dict[str, Callable[..., None]] = {}
-        self._kept = (0, 0, 0)  # the peaks that the program has reset, since ours began
+        self._kept = (0, 0, 0)  # peaks before the program's resets, since our own last reset
         self._forgotten: Counter[str] = Counter()  # counts that the program has reset
         self._stats: dict[str, Any] = {}
         self._num_allocs_seen = 0
@@ -86,7 +86,7 @@ class CudaMeter:
         self._is_on = self._is_started = self._has_context = False
 
     def start(self) -> None:
-        """Begin: now, or in the moment in which the program starts CUDA, before its first allocation."""
+        """Begin now, or when the program starts CUDA, before its first allocation."""
         self._is_started, self._thread = True, threading.get_ident()
         for names, instead in (
             (PEAK_RESETS, self._reset_by_program),
@@ -100,14 +100,14 @@ class CudaMeter:
             self._history.hook()
         if self._history.is_costly:
             with self._problems.noting("stacks of compiled code are not named"):
-                # torch does so where it names the first stack: four seconds, in the middle of the model.
+                # torch imports it when it names the first stack: four seconds, in the middle of the model.
                 importlib.import_module("torch._inductor.codecache")
         torch.cuda._lazy_call(self._begin_guarded)
 
     def _reset_by_program(self, reset: Callable[..., None], *args: Any) -> None:
-        """The program lets its peaks begin anew: what they were so far is kept here.
+        """The program resets the allocator's peaks: their values so far are kept here.
 
-        Where another thread than the model's does so while a span begins, the span may be given the peak before it.
+        If another thread than the model's does this while a span begins, the span may get the peak from before it.
         """
         if self._is_on and threading.get_ident() != self._resetting:
             with self._problems.noting("peaks before a reset by the program are unknown"):
@@ -115,18 +115,19 @@ class CudaMeter:
         reset(*args)
 
     def _counts_reset_by_program(self, reset: Callable[..., None], *args: Any) -> None:
-        """The same for the numbers of allocations."""
+        """The program resets the numbers of allocations: their values so far are kept here."""
         if self._is_on:
             with self._problems.noting("counts before a reset by the program are unknown"):
                 counts = _counts(self._read_stats())
                 reset(*args)
                 self._forgotten.update(counts)
-                self._forgotten.subtract(_counts(self._read_stats()))  # it may have been another device's
+                # The reset may have been of another device.
+                self._forgotten.subtract(_counts(self._read_stats()))
                 return
         reset(*args)
 
     def _tops(self, stats: dict[str, Any]) -> tuple[int, int, int]:
-        """Peaks since ours began: allocated, reserved and active bytes."""
+        """Return the peaks since the meter's own last reset: allocated, reserved and active bytes."""
         allocated, reserved, active = self._kept
         return (
             max(allocated, stats["allocated_bytes"]["all"]["peak"]),
@@ -135,8 +136,8 @@ class CudaMeter:
         )
 
     def _reset_peaks(self) -> None:
-        # By its name, as the program would: whoever else watches resets (PeakWatch) hears of this one too. What the
-        # peaks were is read already: asking again would cost as much as the reading.
+        # Called by its name, as the program would: others that watch resets (PeakWatch) see this one too. The peaks
+        # were read already; reading them again would cost as much as the reading.
         self._resetting = threading.get_ident()
         try:
             torch._C._cuda_resetPeakMemoryStats(self._index)
@@ -145,7 +146,7 @@ class CudaMeter:
         self._kept = (0, 0, 0)
 
     def _begin_guarded(self) -> None:
-        """Inside the program's own start of CUDA, which an error of ours would break."""
+        """Begin; called inside the program's own start of CUDA, which an error raised here would break."""
         if not self._is_started or self._is_on:
             return
         try:
@@ -164,19 +165,19 @@ class CudaMeter:
             return
         self._history.begin()
         if was_in_use:
-            # What is there already has no events; its peaks are not this recording's.
+            # Memory that is held already has no events, and its peaks are not of this recording.
             self._base = self._history.segments()
             self._base_counters = self._drained = self._counters()
         if threading.get_ident() == self._thread:
             self._history.stamp(self._span)
 
     def _look_at_allocator(self) -> None:
-        """What can be asked of it: a program may have put another one in the place of torch's own."""
+        """Find out what the allocator reports: a program may have replaced torch's own by another one."""
         backend = torch.cuda.get_allocator_backend()
         try:
             self._stats = torch._C._cuda_memoryStats(self._index)
             _counters_of(self._stats)
-        except Exception as error:  # RuntimeError, KeyError: whatever another allocator answers
+        except Exception as error:  # RuntimeError, KeyError, or any other: it depends on the allocator
             self._stats, self.has_events = {}, False
             self._problems.note(
                 f"the allocator ({backend}) has no counters, device memory alone is recorded", error
@@ -187,7 +188,7 @@ class CudaMeter:
             self._problems.add(f"the allocator ({backend}) tells no events, its counters alone are recorded")
 
     def _read_stats(self) -> dict[str, Any]:
-        """The allocator's counters, or where it fails what they were last; {}: it has none."""
+        """Return the allocator's counters, or the last known ones where it fails; {}: it has none."""
         if self._stats:
             try:
                 self._stats = torch._C._cuda_memoryStats(self._index)
@@ -201,13 +202,13 @@ class CudaMeter:
 
     @property
     def is_on(self) -> bool:
-        """Whether the program had a CUDA context when this was last read."""
+        """Whether the program had a CUDA context at the last reading."""
         return self._has_context
 
     def _looks_for_context(self) -> bool:
-        """Whether the program has one; torch starts CUDA first, and makes it where it is needed.
+        """Whether the program has a CUDA context; torch starts CUDA first, and makes the context when it is needed.
 
-        To ask CUDA for the device's memory would make it: 130 ms of the program's time, in a reading of ours.
+        Asking CUDA for the device's memory would make the context: 130 ms of the program's time, in one reading.
         """
         if self._is_on and not self._has_context:
             has = torch._C._cuda_hasPrimaryContext  # type: ignore[attr-defined] # no stub has it
@@ -215,10 +216,10 @@ class CudaMeter:
         return self._has_context
 
     def read(self) -> Reading:
-        """Counters and device memory of this moment; at level stage the allocator's peaks begin anew.
+        """Read counters and device memory of this moment; at level stage the allocator's peaks are reset.
 
-        There is no other way to the peak of a span without events. So what torch.cuda.max_memory_allocated() tells the
-        program at that level is of the time since the last boundary of a span.
+        Without events there is no other way to get the peak of a span. So at that level, what the program gets from
+        torch.cuda.max_memory_allocated() is the peak since the last span boundary.
         """
         reading = self.peek()
         if self._is_on and self._stats and not self.has_events:
@@ -226,7 +227,7 @@ class CudaMeter:
         return reading
 
     def peek(self) -> Reading:
-        """Counters and device memory of this moment."""
+        """Read counters and device memory of this moment."""
         host_rss = self._host_rss.read()
         if not self._looks_for_context():
             used = 0 if self._device is None else self._device.used_bytes()
@@ -236,7 +237,7 @@ class CudaMeter:
         self._num_allocs_seen = counters.num_allocs
         peaks = (-1, -1, -1) if self.has_events or not stats else self._tops(stats)
         return Reading(
-            # Last: while the allocator talks to the driver, the counters may come seconds after they were asked for.
+            # Taken after the counters: while the allocator waits for the driver, they may come seconds late.
             t_ns=self._clock.now_ns(),
             allocated=counters.allocated,
             reserved=counters.reserved,
@@ -254,9 +255,9 @@ class CudaMeter:
     def answers(self) -> bool:
         """Whether the allocator can be asked from another thread than the model's.
 
-        It keeps its lock while it waits for the device: for ever where a collective hangs and memory is to be freed.
-        torch waits for that lock with Python's own in hand, and then no thread could tell where the model is. So the
-        model's must be seen to get on.
+        The allocator keeps its lock while it waits for the device: for ever, if a collective hangs and memory is to be
+        freed. torch waits for that lock while it holds Python's lock, and then no thread could report where the model
+        is. So the answer is yes only if the model's thread was seen to move on.
         """
         if not self._is_on or threading.get_ident() == self._thread:
             return True
@@ -269,8 +270,8 @@ class CudaMeter:
         try:
             free, total = torch.cuda.mem_get_info(self._index)
         except RuntimeError:
-            # After a fault (an assertion in a kernel, a bad address) CUDA answers every call with it. The model hears
-            # of it by itself, and what was recorded up to here is wanted all the more.
+            # After a fault (an assertion in a kernel, a bad address) every call of CUDA fails with that error. The
+            # model gets the error itself, and what was recorded so far is needed all the more.
             return self._used
         self._used = total - free
         return self._used
@@ -290,7 +291,7 @@ class CudaMeter:
             self._history.stamp(span_id)
 
     def pending(self, reading: Reading) -> int:
-        """About three events an allocation: it is made, asked to be freed, and freed. Those with stacks count more."""
+        """Estimate the waiting events: three an allocation (made, free requested, freed); more if they have stacks."""
         if not self.has_events:
             return 0
         num_allocs = max(reading.num_allocs, self._num_allocs_seen) - self._drained.num_allocs
@@ -300,7 +301,7 @@ class CudaMeter:
         """Take the recorded events, from any thread."""
         if not (self._is_on and self.has_events):
             return Batch([], None)
-        # Before the copy: torch draws its line as it begins, and the copy may take long.
+        # Before the copy: torch draws its line (see WallTimes) when the copy begins, and the copy may take long.
         times = self._clock.times(self._drained_ns)
         taken = self._history.take(may_empty=threading.get_ident() == self._thread)
         self._drained_ns = times.now_ns
@@ -317,8 +318,8 @@ class CudaMeter:
         )
 
     def _lost(self, before: "_Counters", events: list[Any]) -> int:
-        """Events that the allocator has counted up to `before` and that never came, without those told already."""
-        # While the model waits; in C.
+        """Return how many events the allocator counted up to `before` that never came and were not reported yet."""
+        # The model waits meanwhile, so this counts in C.
         came = Counter(map(itemgetter("action"), events))
         self._num_seen += sum(came[action] for action in _COUNTED)
         missing = before.num_events - self._base_counters.num_events - self._num_seen
@@ -349,10 +350,10 @@ class _Counters(NamedTuple):
     num_segments: int = 0
     num_retries: int = 0
     num_events: int = 0
-    """Allocated, asked to be freed, and freed."""
+    """Blocks allocated, requested to be freed, and freed."""
 
     def reading(self) -> Reading:
-        """For the replay to be compared with."""
+        """Return these counters as a Reading, to compare the replay with."""
         return Reading(0, self.allocated, self.reserved, self.active, 0, 0, -1, -1, -1, self.num_allocs, 0, 0)
 
 
@@ -367,7 +368,7 @@ def _counts(stats: dict[str, Any]) -> Counter[str]:
 
 
 def _counters_of(stats: dict[str, Any], forgotten: Counter[str] | None = None) -> _Counters:
-    # Twice for every span: no Counter where none is needed.
+    # Called twice for every span, so it makes no Counter where none is needed.
     allocation, active = stats["allocation"]["all"], stats["active"]["all"]
     allocs, frees, completed = allocation["allocated"], allocation["freed"], active["freed"]
     segments, retries = stats["segment"]["all"]["allocated"], stats["num_alloc_retries"]

@@ -3,7 +3,7 @@
     meter = Guarded(CudaMeter(0, events=True), problems)
     meter.read()                       # where the allocator answers with an error: what it held at the last reading
 
-The one place for it: neither the recorder nor the sampler asks a meter that may raise.
+Errors of meters are handled only here: neither the recorder nor the sampler asks a meter that may raise.
 """
 
 from collections.abc import Callable
@@ -18,33 +18,33 @@ _NOTHING = Reading(0, 0, 0, 0, 0, 0, -1, -1, -1, 0, 0, 0)
 
 
 class Guarded:
-    """Stands before `meter` as one of its kind.
+    """A Meter that passes all calls on to `meter`, and never raises.
 
     Args:
-        meter: that is asked.
+        meter: the meter that is asked.
         problems: where its errors are noted.
-        clock: that it has too.
+        clock: the clock that the meter uses too.
     """
 
     def __init__(self, meter: Meter, problems: Problems, clock: Clock | None = None) -> None:
         self._meter, self._problems, self._clock = meter, problems, clock or Clock()
         self._last = _NOTHING
         self._is_broken = False
-        """It could not even start."""
+        """Whether the meter could not even start."""
 
     @property
     def source(self) -> str:
-        """Of the meter."""
+        """The source of the meter."""
         return self._meter.source
 
     @property
     def has_events(self) -> bool:
-        """Of the meter."""
+        """Whether the meter has events."""
         return self._meter.has_events and not self._is_broken
 
     @property
     def is_on(self) -> bool:
-        """Of the meter."""
+        """Whether the meter is on."""
         return self._meter.is_on and not self._is_broken
 
     def _ask(self, what: str, question: Callable[[], Any], otherwise: Any) -> Any:
@@ -57,20 +57,20 @@ class Guarded:
             return otherwise
 
     def start(self) -> None:
-        """Begin; a meter that cannot measures nothing."""
+        """Begin; a meter that cannot start measures nothing."""
         with self._problems.noting("no memory is recorded, for the meter could not start"):
             self._meter.start()
             return
         self._is_broken = True
 
-    # What is asked at every boundary of a span is guarded in place: a closure for each question costs as much again.
+    # Calls at every span boundary are guarded without _ask(): a closure for each of them would double the cost.
 
     def read(self) -> Reading:
-        """Of this moment, or where that fails what was read last."""
+        """Read the meter; where that fails, return the last reading."""
         return self._look(self._meter.read)
 
     def peek(self) -> Reading:
-        """As read()."""
+        """Read the meter without resetting peaks; where that fails, return the last reading."""
         return self._look(self._meter.peek)
 
     def _look(self, look: Callable[[], Reading]) -> Reading:
@@ -89,7 +89,7 @@ class Guarded:
         )
 
     def answers(self) -> bool:
-        """Of the meter; False where it fails."""
+        """Whether the meter answers; False where it fails."""
         return bool(self._ask("the meter could not be asked", self._meter.answers, False))
 
     def stamp(self, span_id: int) -> None:
@@ -102,7 +102,7 @@ class Guarded:
             self._problems.note("events could not be given their span", error)
 
     def pending(self, reading: Reading) -> int:
-        """Of the meter; 0 where it fails."""
+        """Return the meter's number of waiting events; 0 where it fails."""
         if self._is_broken:
             return 0
         try:
@@ -112,19 +112,19 @@ class Guarded:
             return 0
 
     def drain(self) -> Batch:
-        """Of the meter; no events where it fails."""
+        """Drain the meter; no events where it fails."""
         batch: Batch = self._ask("events could not be taken", self._meter.drain, Batch([], None))
         return batch
 
     def base_segments(self) -> list[Any]:
-        """Of the meter."""
+        """Return the meter's segments; none where it fails."""
         return list(self._ask("what was held before is unknown", self._meter.base_segments, []))
 
     def peaks(self) -> tuple[int, int]:
-        """Of the meter; zeros where it fails."""
+        """Return the meter's peaks; zeros where it fails."""
         peaks: tuple[int, int] = self._ask("peaks could not be read", self._meter.peaks, (0, 0))
         return peaks
 
     def stop(self) -> None:
-        """End."""
+        """Stop the meter."""
         self._ask("the meter could not stop", self._meter.stop, None)

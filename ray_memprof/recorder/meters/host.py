@@ -2,9 +2,9 @@
 
 A storage counts from the operation that made it until it is freed, with its exact bytes. Operations are seen on the
 thread that calls start(), in backward passes that it runs, and on threads of Python's threading that are started after
-it; what those make belongs to the span that is open on the first. Not seen is what other threads make: those that were
-there before, and those that C++ starts. What torch did not make (a NumPy array, a mapped file) is not counted. A buffer
-that one operation makes and frees inside itself is not seen.
+it; what these threads make belongs to the span that is open on the first thread. Operations of other threads are not
+seen: those of threads that were there before, and of threads that C++ starts. Memory that torch did not make (a NumPy
+array, a mapped file) is not counted. A buffer that one operation makes and frees inside itself is not seen.
 """
 
 import sys
@@ -27,7 +27,7 @@ _BETWEEN = (__file__, f"{torch.__path__[0]}/_compile.py", f"{torch.__path__[0]}/
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Those among an operation's arguments or results, which hold them plainly or in lists: a tenth of tree_iter."""
+    """Yield the tensors of an operation's arguments or results, alone or in lists, at a tenth of tree_iter's cost."""
     for value in values:
         if isinstance(value, torch.Tensor):
             yield value
@@ -36,7 +36,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 class _Ear(TorchDispatchMode):
-    """Hears the operations of the thread that enters it: torch has a stack of modes for every thread."""
+    """Sees the operations of the thread that enters it: torch has a stack of modes for every thread."""
 
     def __init__(self, meter: "HostMeter") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -51,7 +51,7 @@ class _Ear(TorchDispatchMode):
             return func(*args, **kwargs)
         given = list(_tensors((*args, *kwargs.values())))
         if any(is_traceable_wrapper_subclass(tensor) for tensor in given):
-            # A DTensor and its like: their own handler first, then the plain tensors inside come here.
+            # For a DTensor and the like: its own handler runs first, then the plain tensors inside come here.
             return NotImplemented
         known = {tensor.untyped_storage()._cdata for tensor in given if not tensor.is_meta}
         result = func(*args, **kwargs)
@@ -75,7 +75,7 @@ class HostMeter:
         self.source, self.has_events, self._has_stacks = source, events, stacks
         self._clock = clock or Clock()
         self.is_counting = False
-        """Whether operations are counted: between start() and stop(), and in no child."""
+        """Whether operations are counted: between start() and stop(), but never in a forked child."""
         self._allocated = self._peak = self._whole_peak = self._num_allocs = 0
         self._sizes: dict[int, int] = {}
         self._numbers: weakref.WeakKeyDictionary[torch.UntypedStorage, int] = weakref.WeakKeyDictionary()
@@ -90,7 +90,7 @@ class HostMeter:
         silent_in_children(self)
 
     def forked(self) -> None:
-        """In a child nothing is counted, and nobody is waited for."""
+        """In a forked child nothing is counted, and nothing waits for the old lock."""
         self.is_counting, self._lock = False, threading.RLock()
 
     @property
@@ -107,14 +107,13 @@ class HostMeter:
         self._ear.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
-        """End; on the thread that started."""
+        """End; call it on the thread that called start()."""
         if self._ear is not None:
             self._ear.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._ear = None
         for owner, name, original, ours in self._replaced:
-            if (
-                getattr(owner, name) is ours
-            ):  # whoever has replaced ours by now calls it, and it counts nothing
+            # Other code that replaced ours still calls it; ours counts nothing then.
+            if getattr(owner, name) is ours:
                 setattr(owner, name, original)
         self._replaced.clear()
         self.is_counting = False
@@ -124,7 +123,7 @@ class HostMeter:
         setattr(owner, name, ours)
 
     def _hearing(self, start: Callable[..., None]) -> Callable[..., None]:
-        """Thread.start that has the thread heard from its first line to its last."""
+        """Return a Thread.start that counts the thread's operations from its first line to its last."""
         meter = self
 
         def start_heard(thread: threading.Thread) -> None:
@@ -133,7 +132,7 @@ class HostMeter:
 
                 def run_heard() -> None:
                     with suppress(AttributeError):
-                        del thread.run  # of this one; its class has one
+                        del thread.run  # only this thread's own attribute; the class still has run()
                     with _Ear(meter):
                         run()
 
@@ -208,7 +207,7 @@ class HostMeter:
         self._events.append(event)
 
     def _stack(self) -> list[dict[str, Any]]:
-        """Of the operation that runs on this thread, the innermost frame first."""
+        """Return the stack of the operation that runs on this thread, the innermost frame first."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename.startswith(_BETWEEN):
             frame = frame.f_back
@@ -226,7 +225,7 @@ class HostMeter:
         return frames
 
     def read(self) -> Reading:
-        """Live bytes of this moment; what the device has in use is the resident memory of the process."""
+        """Read the live bytes of this moment; device_used is the resident memory of the process."""
         with self._lock:
             reading = self.peek()
             self._peak = self._allocated
@@ -249,19 +248,19 @@ class HostMeter:
         self._stamp = str(span_id)
 
     def pending(self, reading: Reading) -> int:
-        """Events that wait."""
+        """Return the number of waiting events."""
         return len(self._events)
 
     def answers(self) -> bool:
-        """Always: its lock is held for microseconds."""
+        """Always True: the lock of this meter is held for microseconds."""
         return True
 
     def drain(self) -> Batch:
-        """Take the events that wait."""
+        """Take the waiting events."""
         with self._lock:
             events, self._events = self._events, []
             return Batch(events, self.peek())
 
     def base_segments(self) -> list[Any]:
-        """Nothing: what was there before is not counted."""
+        """Return nothing: memory that was there before is not counted."""
         return []

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ray_memprof.recorder.clock import WallTimes
 
 PEAK_RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
-"""Of torch._C: each way to let the allocator's peaks begin anew ends in one of them."""
+"""Functions of torch._C: every way to reset the allocator's peaks ends in one of them."""
 COUNT_RESETS = ("_cuda_resetAccumulatedMemoryStats", "_accelerator_resetAccumulatedStats")
 """The same for the numbers of allocations."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -46,16 +46,16 @@ class Batch:
     reading: Reading | None
     """Counters after the last of them; None where another thread allocated meanwhile: then nothing can be compared."""
     num_allocs: int = -1
-    """Allocations that the allocator counts up to here since the meter began: events of fewer so far mean that some
-    were lost. -1: no counter."""
+    """Allocations that the allocator has counted since the meter began. If events of fewer allocations came so far,
+    some were lost. -1: no counter."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The allocator's settings, as a snapshot names them."""
     num_lost: int = 0
     """Events that are known to be lost since the drain before."""
     times: WallTimes | None = None
-    """How the times of its events, told by the host's wall clock, become ours; None: they are."""
+    """Converts the events' times from the host's wall clock into ours; None: they are ours already."""
     segments: list[Any] = field(default_factory=list)
-    """Of the device after the last event, as a snapshot has them."""
+    """Segments of the device after the last event, as in a snapshot."""
 
 
 class HostRss:
@@ -71,7 +71,7 @@ class HostRss:
 
 
 class Meter(Protocol):
-    """One kind of memory."""
+    """Measures one kind of memory."""
 
     @property
     def source(self) -> str:

@@ -14,9 +14,9 @@ from itertools import count
 from typing import Any
 
 _NOT_AVAILABLE = 2**64 - 1
-"""What NVML reports as a process's bytes where it may not tell."""
+"""What NVML reports as a process's bytes where it is not allowed to report them."""
 _MOST_OVERHEAD = 64 * 2**20
-"""Of the driver for one process. More than that is somebody's whom it does not show."""
+"""The most bytes that the driver needs for one process. More belongs to a process that it does not show."""
 _HOST_PIDS = 0xEFFFFFFC
 """Inode that Linux gives the first namespace of process numbers, the host's."""
 
@@ -27,7 +27,7 @@ class Holder:
 
     pid: int
     used_bytes: int | None
-    """None: the driver does not tell (another container, MIG)."""
+    """None: the driver does not report it (another container, MIG)."""
 
 
 class Device:
@@ -49,7 +49,7 @@ class Device:
         return int(getattr(self._memory(), "reserved", 0))
 
     def has_memory(self) -> bool:
-        """Whether the driver tells of its memory; a GPU that has the host's (integrated ones) is asked through CUDA."""
+        """Whether the driver reports its memory; an integrated GPU (with the host's memory) is asked through CUDA."""
         try:
             self._memory()
         except self._not_told():
@@ -65,7 +65,7 @@ class Device:
         return self._nvml.nvmlDeviceGetMemoryInfo(self._handle, version=version)
 
     def holders(self) -> list[Holder] | None:
-        """Every process with a CUDA context on it that the driver shows here; None: it does not tell (MIG)."""
+        """Every process with a CUDA context on it that the driver shows here; None: it shows none (MIG)."""
         try:
             processes = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
         except self._nvml.NVMLError:
@@ -78,19 +78,19 @@ class Device:
         ]
 
     def utilisation(self) -> float | None:
-        """Share of the last sample period in which a kernel ran; None: the driver does not tell (MIG, vGPU)."""
+        """Share of the last sample period in which a kernel ran; None: the driver does not report it (MIG, vGPU)."""
         try:
             return float(self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu) / 100.0
         except self._not_told():
             return None
 
     def _not_told(self) -> tuple[type[Exception], ...]:
-        """What NVML raises where a device never tells something, or not to us."""
+        """Return the errors that NVML raises where a device never reports something, or not to this user."""
         names = ("NVMLError_NotSupported", "NVMLError_NoPermission")
         return tuple(getattr(self._nvml, name) for name in names if hasattr(self._nvml, name))
 
     def index(self) -> int:
-        """Its physical index; of a slice (MIG) that of its GPU, or -1 where that is not told."""
+        """Its physical index; for a slice (MIG) that of its GPU, or -1 where that is not known."""
         try:
             return int(self._nvml.nvmlDeviceGetIndex(self._handle))
         except self._nvml.NVMLError:
@@ -113,11 +113,11 @@ class Device:
 class OwnShare:
     """What this process holds of a GPU, by the driver's own figure for each process.
 
-    In a container the driver may name processes by the host's numbers. Then ours is the one that remains when all are
-    left out that held memory before we did, or hold less than our allocator does.
+    In a container the driver may name processes by the host's numbers. Then this process is the one that remains when
+    two kinds are left out: processes that held memory before it did, and those that hold less than its allocator does.
 
-    The figures leave out some MiB that the driver needs for each process (8.8 on an H200). Ours are what came into use
-    with our context beyond our figure; they are told with it.
+    The driver's figures leave out some MiB that it needs for each process (8.8 on an H200). For this process, they are
+    what came into use with its context beyond the driver's figure; read() adds them to that figure.
 
     Args:
         device: to ask.
@@ -132,7 +132,7 @@ class OwnShare:
         self._overhead: int | None = None
 
     def read(self, used: int, reserved: int, *, is_on: bool) -> int | None:
-        """Bytes of now; None: the driver does not tell, or not which process is ours. Takes 26 us on an H200.
+        """Return the bytes held now; None: not reported, or not known for which process. Takes 26 us on an H200.
 
         Args:
             used: in use on the device now, by anybody.
@@ -179,7 +179,7 @@ def is_contained() -> bool:
 def open_device(*, uuid: str = "", index: int = -1) -> Iterator[Device | None]:
     """The GPU of that UUID, or else of that physical index; None where there is no driver, no such GPU or no memory.
 
-    The beginning of a UUID will do where no other GPU has it, as in CUDA_VISIBLE_DEVICES.
+    The beginning of a UUID is enough if no other GPU's UUID has the same, as in CUDA_VISIBLE_DEVICES.
     """
     nvml = _started()
     if nvml is None:
@@ -194,7 +194,7 @@ def open_device(*, uuid: str = "", index: int = -1) -> Iterator[Device | None]:
                 nvml.nvmlShutdown()
 
 
-# Not inside open_device: what its block raises would be told as raised while an NVMLError was handled.
+# These are not inside open_device: an error of its block would be shown as raised while an NVMLError was handled.
 
 
 def _started() -> Any | None:
@@ -218,7 +218,7 @@ def _found(nvml: Any, uuid: str, index: int) -> Device | None:
 
 
 def _by_beginning(nvml: Any, uuid: str) -> Device | None:
-    """The one GPU whose UUID begins so."""
+    """Return the only GPU whose UUID begins with `uuid`; None: there is none, or more than one."""
     found = []
     with suppress(nvml.NVMLError):  # there are no more
         for number in count():

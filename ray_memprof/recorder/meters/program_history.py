@@ -1,8 +1,8 @@
 """The history of the allocator that the program itself asked torch for, kept as torch would have kept it without us.
 
-torch has one ring, and one user of it. Where both the program and the recorder record, the ring is taken as often as
-the recorder needs; what is taken is kept here too, as long and with the stacks that the program asked for. Its
-snapshots show it again, in order.
+torch has one ring of events, made for one user. Where both the program and the recorder record, the ring's events are
+taken as often as the recorder needs. They are also kept here, as many and with the stacks that the program asked for.
+The program's snapshots show them again, in order.
 """
 
 import pickle
@@ -20,7 +20,7 @@ from ray_memprof.recorder.problems import Problems
 SEPARATOR = "\x1f"
 """Between our stamp and what the program itself set as metadata."""
 MOST_IN_MEMORY = 65_536
-"""Events of a device; older ones lie compressed in a file that has no name."""
+"""Events of a device that stay in memory; older ones lie compressed in a file that has no name."""
 CHUNK = 8_192
 _FILE_BYTES = 2**26
 
@@ -44,7 +44,7 @@ class Request:
 
 @dataclass(slots=True)
 class _File:
-    """Chunks one after the other, in a file that is gone when nobody needs it."""
+    """Chunks one after the other, in a temporary file that is closed when no chunk in it is needed."""
 
     file: IO[bytes]
     num_chunks: int = 0
@@ -62,7 +62,7 @@ class Kept:
     """The last events of one device.
 
     Args:
-        problems: told where there is no room for the file; then they stay in memory.
+        problems: is told if there is no room for the file; then the events stay in memory.
     """
 
     def __init__(self, problems: Problems) -> None:
@@ -73,7 +73,7 @@ class Kept:
         self._can_spill = True
 
     def add(self, events: Events, limit: int) -> None:
-        """Keep `events` too; of all, the last `limit` are wanted."""
+        """Add `events`; of all events, at least the last `limit` are kept."""
         self._recent += events
         while len(self._recent) > MOST_IN_MEMORY and self._can_spill and limit > MOST_IN_MEMORY:
             self._can_spill = False
@@ -86,7 +86,7 @@ class Kept:
             del self._recent[:-limit]
 
     def last(self, limit: int) -> Events:
-        """The last `limit`, the oldest first."""
+        """Return the last `limit` events, the oldest first."""
         return [*self._spilled(), *self._recent][-limit:]
 
     def _spilled(self) -> Iterator[dict[str, Any]]:
@@ -136,14 +136,14 @@ class ProgramHistory:
         return self.is_on and self.request.context in ("alloc", "all")
 
     def ask(self, request: Request, *, clear: bool) -> None:
-        """The program asks anew; what it has so far stays, unless it clears or ends it."""
+        """The program makes a new request; its events so far stay, unless it clears them or stops recording."""
         self.request = request
         if clear or not self.is_on:
             self._kept.clear()
             self.annotations.clear()
 
     def add(self, device: int, events: Events) -> None:
-        """Keep what came on a device while the program records."""
+        """Keep the events of a device, if the program records."""
         if not self.is_on:
             return
         if device not in self._kept:
@@ -160,14 +160,14 @@ class ProgramHistory:
     def _as_program_sees(self, event: dict[str, Any]) -> dict[str, Any]:
         stamp = event.get("user_metadata", "")
         ours, separator, text = stamp.partition(SEPARATOR)
-        # What it set before we began is as it was.
+        # Metadata that the program set before we began is unchanged.
         seen = {**event, "user_metadata": text if separator or ours.isdecimal() else stamp}
         if not self.has_frames:
             seen.pop("frames", None)
         return seen
 
     def traces(self, num_devices: int) -> list[Events]:
-        """As `device_traces` of a snapshot."""
+        """Return the program's events, as `device_traces` of a snapshot."""
         if not self.is_on:
             return [[] for _ in range(num_devices)]
         limit = self.request.limit

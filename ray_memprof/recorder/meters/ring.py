@@ -1,4 +1,4 @@
-"""What is new in a copy of torch's ring of events, whoever else goes on writing into it: nothing twice, nothing lost.
+"""Finds the new events in a copy of torch's ring, while other threads write into the ring: none twice, none lost.
 
     reader = RingReader(max_entries)
     new, is_whole = reader.take(copy, marker)      # copy: what torch gave; marker: stamp of the snapshot that made it
@@ -6,8 +6,8 @@
 torch's ring is an array. It grows by appending until it has max_entries; then a cursor runs over it, from the first to
 the last and again from the first, and each event takes the place of the oldest. A copy begins at the cursor, and does
 not say where that is. But right after each copy torch puts an event of its own into the ring (action `snapshot`), with
-the stamp of who asked: a marker. Where an earlier marker lies in the copy tells where the cursor is, and so what has
-been put at which place of the array since the copy before.
+the stamp of the thread that asked: a marker. The place of an earlier marker in the copy shows where the cursor is, and
+so which places of the array were written since the copy before.
 
 Emptying the ring instead would lose what other threads write between the copy and the emptying.
 """
@@ -25,7 +25,7 @@ _NUM_COMPARED = 64
 
 
 def is_marker(event: dict[str, Any]) -> bool:
-    """Whether it is one that torch wrote because of a copy of ours."""
+    """Whether torch wrote this event because of one of our copies."""
     return event["action"] == "snapshot" and str(event.get("user_metadata", "")).startswith(MARKER)
 
 
@@ -33,7 +33,7 @@ class RingReader:
     """Follows one ring.
 
     Args:
-        max_entries: that the ring takes; it is empty now.
+        max_entries: how many events the ring takes; it is empty now.
     """
 
     def __init__(self, max_entries: int) -> None:
@@ -43,27 +43,27 @@ class RingReader:
         """The ring is empty now, and takes `max_entries`."""
         self.max_entries, self.length, self._cursor, self.num_new = max_entries, 0, 0, 0
         self._took = 0
-        """What it took at the last copy, where it takes more now; 0: the same."""
+        """How many events the ring took at the last copy, if it takes more now; 0: as many as now."""
         self._known = ("", 0)
         """The newest marker whose place is known, and that place."""
         self._pending = ""
-        """The marker behind the last copy: its place is behind what was copied, and what came between."""
+        """The marker of the last copy: it lies behind the copied events, and behind those that came in between."""
         self._tail: list[tuple[Any, ...]] = []
 
     def resized(self, max_entries: int) -> None:
-        """The ring goes on with what it holds, and takes `max_entries` now: not less than it holds."""
+        """The ring keeps its events, and takes `max_entries` from now on: not fewer than it holds."""
         if max_entries > self.max_entries:
             self._took = self._took or self.max_entries
         self.max_entries = max_entries
 
     def take(self, copy: Events, marker: str) -> tuple[Events, bool]:
-        """What is new in `copy`, in the order in which it happened, and whether it is all that is new.
+        """Return the new events of `copy`, in order of time, and whether none of the new events is missing.
 
-        Markers are among it. Where it is not all, the ring should be emptied: its places are not known any more.
+        Markers are among them. If some are missing, the ring should be emptied: its places are not known any more.
 
         Args:
             copy: as torch gave it.
-            marker: stamp of the event that torch writes behind this copy; of each copy another one.
+            marker: stamp of the event that torch writes behind this copy; every copy has a different one.
         """
         cursor = self._find_cursor(copy)
         new = list(copy) if cursor is None else self._new(copy, cursor)
@@ -72,11 +72,11 @@ class RingReader:
         return new, is_whole
 
     def _find_cursor(self, copy: Events) -> int | None:
-        """The place at which the copy begins; None: it cannot be told, for too much is new."""
+        """Return the place at which the copy begins; None: it is not known, because too much is new."""
         if not self.length <= len(copy) <= self.max_entries:
             return None  # somebody else emptied it, or changed what it takes
         if len(copy) < (self._took or self.max_entries):
-            # It has only been appended to, if it is the same still.
+            # Events were only appended, if it is still the same ring.
             places = range(self.length, min(len(copy), self.length + MOST_BETWEEN))
             behind = (copy[(place - self._cursor) % len(copy)] for place in places)
             is_same = not self._pending or any(
@@ -95,14 +95,14 @@ class RingReader:
         return None
 
     def _place(self, number: int) -> int:
-        """Where the event of that number after the last copy was put; the first has number 0."""
+        """Return the place of an event after the last copy, by its number; the first one has number 0."""
         took = self._took or self.max_entries
         if self.length + number < took:
             return self.length + number
         return (self._cursor + self.length + number - took) % took
 
     def _num_between(self, copy: Events, marker: int) -> int | None:
-        """Events between the last copy and its marker, by the last events of that copy."""
+        """Return the number of events between the last copy and its marker, found by the last events of that copy."""
         for between in range(min(marker, MOST_BETWEEN)):
             end = marker - between
             last = copy[max(0, end - len(self._tail)) : end]
@@ -111,7 +111,7 @@ class RingReader:
         return None
 
     def _new(self, copy: Events, cursor: int) -> Events:
-        """In the order of time: what was appended and what took the place of others since the last copy."""
+        """Return the events since the last copy in order of time: those appended, and those that replaced others."""
         size = len(copy)
         lap = self._took or size
         new = _between(copy, cursor, self.length, min(lap, size))
@@ -121,7 +121,7 @@ class RingReader:
             new += _between(copy, cursor, self._cursor, lap) + _between(copy, cursor, 0, cursor)
         new += _between(copy, cursor, lap, size)
         if self._took and size == self.max_entries:
-            # Full again since it takes more: some of what took the place of others came last.
+            # The ring takes more since, and is full again: some of the events that replaced others came last.
             new.sort(key=lambda event: int(event["time_us"]))
         return new
 
@@ -146,7 +146,7 @@ def _between(copy: Events, cursor: int, first: int, end: int) -> Events:
 
 
 def _places(copy: Events, markers: tuple[str, ...]) -> dict[str, int]:
-    """Where in the copy those markers are that are in it; from its end, for they are new."""
+    """Return where these markers are, if they are in the copy; searched from its end, because they are new."""
     wanted = {marker for marker in markers if marker}
     found: dict[str, int] = {}
     for number in range(len(copy) - 1, -1, -1):
@@ -159,5 +159,5 @@ def _places(copy: Events, markers: tuple[str, ...]) -> dict[str, int]:
 
 
 def _key(event: dict[str, Any]) -> tuple[Any, ...]:
-    """What stays the same from copy to copy: not its time, which torch reckons anew from the processor's counter."""
+    """Return what stays the same from copy to copy: not the time, which torch computes each time from ticks."""
     return (event["action"], event.get("addr"), event["size"], event["stream"], event.get("user_metadata"))

@@ -3,11 +3,12 @@
     history = SharedHistory(index, has_stacks=False, problems=problems)
     history.hook()                        # before the program runs
     history.begin()                       # CUDA has started
-    taken = history.take(may_empty=True)  # what is new to us; the program has it too, if it records
+    taken = history.take(may_empty=True)  # our new events; the program gets them too, if it records
 
-torch has one ring of events for all who record, and three functions of it are called by name: what the program asks of
-them is answered from here. So its snapshots have its events, as many and with the stacks that it asked for, and with
-the metadata that it set; what it stops is its own recording. Threads have a stamp each; ours is that of the span.
+torch has one ring of events for all that record. Its functions are called by name, so they can be replaced: calls of
+the program are answered from here. So the program's snapshots have its own events, as many and with the stacks that it
+asked for, and with the metadata that it set; when it stops recording, ours goes on. Each thread has one stamp, which
+names our span.
 """
 
 import gc
@@ -26,11 +27,11 @@ from ray_memprof.recorder.meters.ring import MARKER, Events, RingReader, is_mark
 from ray_memprof.recorder.problems import Problems
 
 MAX_EVENTS = 2_000_000
-"""Of the ring after it was emptied, taken as it fills: more than arrive between two copies, so that none is lost."""
+"""Length of the ring after it was emptied, which takes memory only as it fills: more than come between two copies."""
 MIN_EVENTS = 32_768
-"""Of a ring that cannot be emptied: a copy of it takes 25 ms, and it may be half full of what is new."""
+"""Least length of a ring that cannot be emptied: a copy of it takes 25 ms, and half of it may be new events."""
 FRAMES_COST = 8
-"""A copy of events that have stacks takes so many times as long, and more."""
+"""A copy of events that have stacks takes at least so many times as long."""
 _TORN = "the allocator's events were overwritten, or emptied by somebody else, before they could be taken"
 _CONTEXTS = (None, "state", "alloc", "all")
 _HOOKED = (
@@ -45,7 +46,7 @@ _HOOKED = (
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What came since the last time."""
+    """The events since the last call of take()."""
 
     events: Events
     is_whole: bool
@@ -57,10 +58,10 @@ class Taken:
 
 @contextmanager
 def _no_garbage() -> Iterator[None]:
-    """Python looks for no garbage inside the block, which makes many objects and no garbage.
+    """Switch Python's garbage collection off inside the block, which makes many objects and no garbage.
 
-    It counts objects made, and would look through all that there are: 0.1 s where a program has imported much, in the
-    middle of a span. torch keeps Python's lock while it makes them, so that no other thread goes without.
+    Python counts new objects, and would search through all objects: 0.1 s where a program has imported much, in the
+    middle of a span. torch holds Python's lock while it makes the objects, so no other thread misses a collection.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -72,12 +73,12 @@ def _no_garbage() -> Iterator[None]:
 
 
 class SharedHistory:
-    """Stands between torch's functions and who calls them.
+    """Stands between torch's functions and their callers.
 
     Args:
         index: of the device whose events are ours.
-        counters: reads those that change with every event.
-        has_stacks: whether ours shall have Python stacks.
+        counters: reads the allocator's counters that change with every event.
+        has_stacks: whether our events shall have Python stacks.
         problems: where to note what could not be kept.
     """
 
@@ -91,7 +92,7 @@ class SharedHistory:
         self._readers: list[RingReader] = []
         self._most, self._least = MAX_EVENTS, 0
         self._arguments: tuple[Any, ...] = ()
-        """Of the program's last request, in the form in which this version of torch passes them."""
+        """Arguments of the program's last request, in the form in which this version of torch passes them."""
         self._events: Events = []
         self._is_ours = self._has_texts = self._is_child = False
         self._is_whole = True
@@ -100,26 +101,26 @@ class SharedHistory:
         self._lock = threading.RLock()
         self._local = threading.local()
         self.settings: dict[str, Any] = {}
-        """The allocator's, as of the last copy."""
+        """The allocator's settings at the last copy."""
         self.last_segments: list[Any] = []
-        """Of all devices, the same."""
+        """Segments of all devices at the last copy."""
         silent_in_children(self)
 
     def forked(self) -> None:
-        """In a child there is no CUDA: its calls go through."""
+        """In a forked child there is no CUDA: its calls go to torch's own functions."""
         self._is_child, self._lock = True, threading.RLock()
 
     @property
     def is_costly(self) -> bool:
-        """Whether events have stacks, for whomever."""
+        """Whether events have stacks, for us or for the program."""
         return self._has_stacks or self._program.has_frames
 
     # --------------------------------------------------------------------------------
-    # Ours
+    # Our recording
 
     def hook(self) -> None:
-        """Answer for torch from now on."""
-        # Typed by hand: what their signatures have in common, type checkers find in one order and not in another.
+        """Replace torch's functions from now on."""
+        # Typed by hand: type checkers find what the signatures have in common in one order, and not in another.
         answers: tuple[Callable[..., object], ...] = (
             self._record, self._record_legacy, self._snapshot, self._is_enabled, self._set_text, self._get_text
         )  # fmt: skip
@@ -136,7 +137,7 @@ class SharedHistory:
         self._originals = {}
 
     def begin(self) -> None:
-        """Record: CUDA has started, and nothing was allocated yet, or what was is known."""
+        """Begin to record: CUDA has started, and nothing was allocated yet, or what was allocated is known."""
         with self._lock:
             enabled = self._originals.get("_cuda_isHistoryEnabled")
             if enabled is not None and enabled():
@@ -151,11 +152,11 @@ class SharedHistory:
             return segments
 
     def _adopt(self) -> None:
-        """The program records already: what it has so far is its own."""
+        """The program records already: its events so far are kept for it, and are not ours."""
         if not self._program.is_on:
             self._problems.add(
-                "the program recorded the allocator's history before this recording began: how is not known, it is "
-                "gone on with in full"
+                "the program recorded the allocator's history before this recording began: its options are not known, "
+                "its history goes on with all events and stacks"
             )
             self._program.ask(Request("all", "all", "all"), clear=True)
         snapshot = self._originals["_cuda_memorySnapshot"](None)
@@ -163,7 +164,7 @@ class SharedHistory:
             self._program.add(device, trace)
 
     def end(self) -> None:
-        """Record for the program alone, if it does; its history goes on with what it has."""
+        """Record for the program alone, if it records; its history keeps its events."""
         with self._lock:
             if self._is_ours:
                 self._is_ours, self._local.span = False, ""
@@ -174,7 +175,7 @@ class SharedHistory:
                 self.unhook()
 
     def stamp(self, span_id: int) -> None:
-        """Events of this thread from now on carry `span_id`, and what the program has set."""
+        """Events of this thread from now on carry `span_id`, and the text that the program has set."""
         self._local.span = span = str(span_id)
         if self._has_texts:
             self._put_stamp()
@@ -182,10 +183,11 @@ class SharedHistory:
             self._originals_of("_cuda_setMemoryMetadata")(span)
 
     def take(self, *, may_empty: bool) -> Taken:
-        """Our events since the last call.
+        """Return our events since the last call.
 
-        The ring is emptied behind them where nobody wrote into it while it was copied. Off the model's thread it never
-        is: Python's lock may go to the model between the copy and the emptying.
+        On the model's thread, the ring is emptied afterwards if no thread wrote into it during the copy. Other threads
+        do not empty it, because the model may get Python's lock between the copy and the emptying. After a loss of
+        events it is always emptied.
 
         Args:
             may_empty: whether this is the model's thread.
@@ -221,11 +223,11 @@ class SharedHistory:
             self._apply(most, clear=False)
 
     def _copy(self, arguments: tuple[Any, ...] = (None,), own: str = "") -> dict[str, Any]:
-        """A snapshot of torch's; what is new in it goes to us, and to the program if it records.
+        """Take a snapshot of torch; its new events go to us, and to the program if it records.
 
         Args:
             arguments: of the snapshot.
-            own: where the program asked for it: what it would find as metadata.
+            own: if the program asked for the snapshot: the metadata that it would find.
         """
         self._num_copies += 1
         marker = f"{MARKER}{self._num_copies}{own}"
@@ -254,7 +256,7 @@ class SharedHistory:
         return snapshot
 
     def _as_we_see(self, events: Events) -> Events:
-        # Asked of every event while the model waits: a call for each would take as long as the rest.
+        # Done for every event while the model waits: a function call for each would take as long as all the rest.
         ours = [event for event in events if event["action"] != "snapshot" or not is_marker(event)]
         if self._has_texts:
             for event in ours:
@@ -263,7 +265,7 @@ class SharedHistory:
         return ours
 
     def _apply(self, most: int, *, clear: bool) -> None:
-        """Have torch record what both of us need; nobody: stop."""
+        """Let torch record what the program and we need; stop it if neither records."""
         request = self._program.request
         if self._is_ours or self._program.is_on:
             self._call("all", self._context(request), request.stacks, most, clear)
@@ -277,10 +279,10 @@ class SharedHistory:
                 reader.resized(most)
 
     def _context(self, request: Request) -> str | None:
-        """Stacks for whoever asked for more."""
+        """Return the wider one of our and the program's requests for stacks."""
         own = "alloc" if self._has_stacks and self._is_ours else None
         if request.context not in _CONTEXTS:
-            return request.context  # for torch to refuse
+            return request.context  # torch refuses it
         return max(own, request.context, key=_CONTEXTS.index)
 
     def _call(self, enabled: str | None, context: str | None, stacks: str, most: int, clear: bool) -> None:
@@ -288,7 +290,7 @@ class SharedHistory:
             arguments = list(self._arguments)
             arguments[:5] = enabled, context, stacks, most, clear
             if len(arguments) > 7:
-                arguments[7] = []  # what the program skips, we want
+                arguments[7] = []  # skip nothing: we need what the program skips
             self._originals["_cuda_record_memory_history"](*arguments)
             return
         with self._passing():
@@ -301,11 +303,11 @@ class SharedHistory:
             )
 
     # --------------------------------------------------------------------------------
-    # The program's
+    # The program's recording
 
     @contextmanager
     def _passing(self) -> Iterator[None]:
-        """What this thread calls inside the block goes to torch."""
+        """Calls of this thread inside the block go to torch's own functions."""
         self._local.is_passing = True
         try:
             yield
@@ -344,7 +346,7 @@ class SharedHistory:
         clear: bool = False,
         *rest: Any,
     ) -> Any:
-        """For the older form, which has numbers and yes or no in place of words."""
+        """For torch._C._cuda_record_memory_history_legacy, the older form: booleans and numbers in place of words."""
         arguments = enabled, record_context, max_entries, record_context_of_allocs, cpp, clear, *rest
         if self._passes():
             return self._originals_of("_cuda_record_memory_history_legacy")(*arguments)
@@ -358,7 +360,7 @@ class SharedHistory:
     def _ask(self, request: Request, arguments: tuple[Any, ...], name: str, *, clear: bool) -> Any:
         with self._lock:
             if not self._is_ours and not self._readers:
-                # CUDA has not started, or nothing is recorded for us: torch does as it is told, and refuses if it must.
+                # CUDA has not started, or nothing is recorded for us: torch gets the request, and may refuse it.
                 result = self._originals_of(name)(*arguments)
                 self._program.ask(request, clear=clear)
                 return result
@@ -371,7 +373,7 @@ class SharedHistory:
             self._arguments = arguments if name == "_cuda_record_memory_history" else ()
             self._program.request = request
             try:
-                # A short ring where stacks come in: they are costly to copy.
+                # Only if no thread allocated during the copy can the ring be emptied, and be long again.
                 self._apply(MAX_EVENTS if is_quiet else self._most, clear=is_quiet)
             except BaseException:  # torch refuses what the program asks for
                 self._program.request, self._arguments = before, form
@@ -423,6 +425,6 @@ class SharedHistory:
         self._originals_of("_cuda_setMemoryMetadata")(f"{span}{SEPARATOR}{text}" if is_both else span or text)
 
     def _originals_of(self, name: str) -> Callable[..., Any]:
-        """torch's own; a module may have taken ours by name, and call it after the end."""
+        """Return torch's own function; a module may have imported ours by name, and call it after the end."""
         original = self._originals.get(name)
         return getattr(torch._C, name) if original is None else original

@@ -1,4 +1,4 @@
-"""What was held before the first event has rows, so that peaks, curves and what was alive agree."""
+"""Memory held before the first event has rows, so that peaks, curves and live blocks agree."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ray_memprof.store.run_files import table_dir
 
 @pytest.fixture(scope="module")
 def late(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Simulation, int]:
-    """The import of a program that began to record late, the truth, and its first event."""
+    """Return the import of a program that began to record late, the true values, and its first event."""
     folder = tmp_path_factory.mktemp("late")
     simulation = Simulation(7, expandable=True)
     start = simulation.moments[250][0]
@@ -76,7 +76,7 @@ def test_the_rank_says_that_its_peaks_are_lower_bounds(late: tuple[Path, Simulat
 
 
 def test_a_peak_before_every_event_is_found_too(tmp_path: Path) -> None:
-    """All that happens is that blocks are freed: the peak is what was held at the first event."""
+    """Blocks are only freed: the peak is what was held at the first event."""
     simulation = Simulation(7, expandable=False)
     start = next(
         moment
@@ -85,7 +85,7 @@ def test_a_peak_before_every_event_is_found_too(tmp_path: Path) -> None:
     )
     content = simulation.snapshot(start)
     del content["device_traces"][0][1:]
-    # The end is before the free is completed.
+    # The trace ends before the free is completed.
     held = dict(simulation.moments)[start]
     freed = content["device_traces"][0][0]["addr"]
     content["segments"] = held

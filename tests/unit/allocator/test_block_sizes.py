@@ -26,7 +26,7 @@ def test_nothing_leaves_nothing_open() -> None:
 
 def test_where_nothing_is_in_doubt_nothing_is_looked_at() -> None:
     segment = {"address": 0, "total_size": 2 * MIB, "segment_pool_id": (0, 0), "is_expandable": False}
-    # Neither blocks nor events have what would be needed.
+    # Neither blocks nor events have the values that would be needed.
     assert decide(BlockReplay(), [{"action": "alloc"}], [segment], False) == {}
 
 
@@ -81,6 +81,6 @@ def test_after_every_drain_the_replay_has_the_counters(scenario: Scenario, seed:
     scribe.close()
     assert scribe.error is None
     assert scribe.num_checks > 0
-    # Switched there and back between two drains: nothing may tell.
+    # The setting was switched off and on again between two drains: maybe no event shows it.
     if sum(a != b for a, b in zip(switched, switched[1:], strict=False)) < 2:
         assert (scribe.max_error_bytes, scribe.replay.num_strays) == (0, 0)

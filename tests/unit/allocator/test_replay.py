@@ -106,7 +106,7 @@ def test_freed_neighbours_merge_so_that_a_request_fits_again() -> None:
     replay = fed(event("segment_alloc", 0, SEGMENT))
     for address in (0, 4 * MIB, 8 * MIB):
         replay.feed([event("alloc", address, 4 * MIB)])
-    # The middle last: it has a free block on either side.
+    # The middle block is freed last: it has a free block on either side.
     for address in (0, 8 * MIB, 4 * MIB):
         replay.feed([event("free_requested", address, 4 * MIB), event("free_completed", address, 4 * MIB)])
     replay.feed([event("alloc", 0, SEGMENT)])
@@ -284,7 +284,7 @@ def test_the_replay_equals_an_allocators_counters_after_every_event(seed: int, e
 
     def check(told: Event) -> None:
         replay.feed([told])
-        # The allocator has changed its counters before it tells; segments of an allocation are told one by one.
+        # The allocator changes its counters before it reports events; it reports an allocation's segments one by one.
         now = (allocator.allocated, allocator.reserved, allocator.active)
         assert counters(replay) == now, (replay.num_events, told)
         peaks[:] = map(max, peaks, now)

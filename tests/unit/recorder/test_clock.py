@@ -1,4 +1,4 @@
-"""Clocks that are set anew, suspended and ahead of others: times stay in order, and are the driver's."""
+"""Clocks that are set, suspended or ahead of others: times stay in order, and are those of the driver's clock."""
 
 import time
 
@@ -58,7 +58,7 @@ def test_what_a_host_is_ahead_is_taken_out_and_known(monkeypatch: pytest.MonkeyP
     host.step(9 * S)
     clock = first.ahead(5 * S)
     host.wait(7)
-    # It goes on from the wall time of its beginning: the step came later.
+    # The clock goes on from the wall time at which it was made: the wall clock was set later.
     assert (clock.now_ns(), clock.offset_ns) == (995 * S + 7, 5 * S)
     assert first.now_ns() == 1000 * S + 7
 
@@ -72,7 +72,7 @@ def test_times_of_the_wall_clock_become_ours_where_it_was_not_set(monkeypatch: p
 
 
 def torch_tells(age: int, *, wall: int, loaded: int, up: int, since_loaded: int) -> int:
-    """What torch tells of an event `age` ns ago: a point on the line from its loading until now."""
+    """Return the time that torch reports for an event `age` ns ago: a point on the line from its loading until now."""
     rate = (wall - loaded) / since_loaded
     return wall - round(age * rate)
 

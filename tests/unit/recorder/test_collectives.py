@@ -1,4 +1,4 @@
-"""Collectives are heard once each, with bytes and group, and torch.distributed is as it was afterwards."""
+"""Each collective is recorded once, with bytes and group; afterwards torch.distributed is as it was before."""
 
 import threading
 from collections import Counter
@@ -21,7 +21,7 @@ NOW = Reading(1, 0, 0, 0, 0, 0, -1, -1, -1, 0, 0, 0)
 
 
 class Notebook:
-    """A hearer that writes down what it hears."""
+    """A hearer that keeps what it is told."""
 
     def __init__(self, *, deaf: bool = False) -> None:
         self.lines: list[tuple[str, int, int]] = []
@@ -71,7 +71,7 @@ def test_without_a_collective_nothing_is_heard_and_every_function_is_put_back() 
 @pytest.mark.usefixtures("group")
 @pytest.mark.filterwarnings(
     "ignore:.*is deprecated:FutureWarning"
-)  # of old names, which must be heard all the same
+)  # of deprecated names, which must be recorded all the same
 def test_each_call_is_a_line_with_the_larger_of_input_and_output() -> None:
     notebook = Notebook()
     with watching(notebook):
@@ -200,7 +200,7 @@ def test_other_threads_are_not_held_up() -> None:
 
 @pytest.mark.usefixtures("group")
 def test_groups_whose_collectives_wait_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """tests/gpu/test_ranks_gpu.py counts those of NCCL. GIVEN the same groups under another name THEN they are."""
+    """GIVEN the same groups under another name THEN they are counted. For NCCL see tests/gpu/test_ranks_gpu.py."""
     pair = dist.new_group([0])
     assert pair is not None
     assert joined() == {}
@@ -225,7 +225,7 @@ def test_gloo_is_not_counted_by_whatever_name_it_was_asked_for(tmp_path: Path) -
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("function", ["name", "_get_sequence_number_for_group"])
 def test_a_group_that_cannot_be_counted_is_left_out(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """GIVEN a class of a program's own without a part of torch's THEN the rank still says where it is."""
+    """GIVEN a program's own class that lacks an attribute of torch's THEN the rank still says where it is."""
 
     def fails(group: dist.ProcessGroup) -> str:
         raise TypeError(function)
@@ -281,7 +281,7 @@ def test_batches_count_for_each_pair_of_ranks(monkeypatch: pytest.MonkeyPatch) -
         dist.batch_isend_irecv(batched(3, "gloo"))
         monkeypatch.setattr(dist, "get_rank", lambda: 5)
         dist.batch_isend_irecv(batched(3))
-    dist.batch_isend_irecv(batched(3))  # nobody hears it
+    dist.batch_isend_irecv(batched(3))  # outside of watching(): not counted
     assert joined() == {between(0, 1): 2, between(0, 3): 4, between(3, 5): 2}
 
 

@@ -1,4 +1,4 @@
-"""The CUDA meter against an allocator faked here: when it begins, what a drain can vouch for, what it loses."""
+"""The CUDA meter against an allocator faked here: when it begins, what a drain guarantees, which events are lost."""
 
 import gc
 import threading
@@ -174,7 +174,7 @@ def test_a_drain_on_another_thread_loses_nothing_of_what_the_model_does_meanwhil
 def test_a_ring_that_only_another_thread_takes_loses_nothing_and_stays_short(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """GIVEN one span for ever, and bursts that come between two takings WHEN they grow THEN the ring does, too."""
+    """GIVEN one endless span, and bursts of events between two drains WHEN the bursts grow THEN the ring grows too."""
     monkeypatch.setattr(module, "MIN_EVENTS", 60)
     meter, sizes, lengths = started(cuda), [], []
     cuda.during_copy = lambda: cuda.alloc(len(sizes))
@@ -189,7 +189,7 @@ def test_a_ring_that_only_another_thread_takes_loses_nothing_and_stays_short(
         lengths.append(len(cuda.rings[0].entries))
     cuda.during_copy = lambda: None
     sizes += [event["size"] for event in drain(meter).events]
-    assert len(sizes) == total + 160  # and one in each copy
+    assert len(sizes) == total + 160  # one more event during each copy
     assert [size for size in sizes if size >= 0][:10] == list(range(10))
     assert lengths[39] <= 60 < lengths[-1] <= 240
     assert cuda.rings[0].entries == [], "the model's own thread empties it"
@@ -213,7 +213,7 @@ def test_pending_counts_what_was_not_taken(cuda: FakeCuda) -> None:
     before = meter.peek()
     assert meter.pending(before) == 3
     cuda.alloc()
-    meter.peek()  # the sampler's: on a long span nobody else looks
+    meter.peek()  # by the sampler: during a long span only it reads the meter
     assert meter.pending(before) == 6
     on_another_thread(lambda: drain(meter))
     assert meter.pending(meter.peek()) == 0
@@ -247,7 +247,7 @@ def test_a_program_that_resets_its_peaks_lowers_no_span_at_level_stage(cuda: Fak
     cuda.current = KIB
     getattr(torch._C, name)(0)
     assert [meter.peek().allocated_peak, meter.read().allocated_peak] == [4 * KIB, 4 * KIB]
-    # WHEN the next span begins THEN what was before it is not its
+    # WHEN the next span begins THEN the peak from before it does not count for it
     assert meter.read().allocated_peak == KIB
 
 
@@ -440,7 +440,7 @@ def test_times_go_on_though_the_wall_clock_is_set(
     times, after = drain(meter).times, meter.read().t_ns
     assert times is not None
     (ours,) = times.ours([told])
-    # The fake tells no time since torch was loaded, so its line is that of the clock.
+    # The fake does not compute times since torch was loaded, so its line is that of the clock.
     assert 0 <= after - before < 10**9
     assert before - 10**6 <= ours <= after + 10**6
 
@@ -454,7 +454,7 @@ def test_a_reading_asks_the_allocator_once_and_a_reset_by_the_program_is_heard_s
     monkeypatch.setattr(torch._C, "_cuda_memoryStats", lambda index: (asked.append(index), stats(index))[1])
     cuda.free(cuda.alloc(3 * KIB))
     assert (meter.read().allocated_peak, asked) == (3 * KIB, [0])
-    # WHEN the program lets its peaks begin anew THEN ours are read before that
+    # WHEN the program resets its peaks THEN ours are read before that
     cuda.free(cuda.alloc(2 * KIB))
     torch._C._cuda_resetPeakMemoryStats(0)
     assert (meter.read().allocated_peak, meter.read().allocated_peak) == (2 * KIB, 0)

@@ -1,4 +1,4 @@
-"""The driver's view of a GPU, against a driver written here, and where there is none."""
+"""The driver's view of a GPU, against a driver written here, and on a host without a driver."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -214,7 +214,7 @@ ME, ALIAS = 40, 71_040
 
 
 def read(share: OwnShare, device: Held, reserved: int, *, is_on: bool, more: int = 0) -> int | None:
-    """With so much more in use than all figures say."""
+    """Read the share; `more` bytes are in use beyond the figures of all processes."""
     used = sum(size or 0 for size in (device.sizes or {}).values())
     return share.read(used + more, reserved, is_on=is_on)
 
@@ -237,7 +237,7 @@ def test_in_a_container_ours_is_the_one_that_came_when_we_began() -> None:
     assert read(share, device, 0, is_on=False) == 0
     device.sizes = {7: 900, 8: 50, ALIAS: 500}
     assert read(share, device, 0, is_on=True) == 500
-    # WHEN another one comes THEN it is told by what it holds, once ours is more
+    # WHEN another process comes THEN it is known as another one once our allocator holds more than it
     device.sizes[9] = 100
     assert read(share, device, 0, is_on=True) is None
     assert read(share, device, 300, is_on=True) == 500
@@ -276,14 +276,14 @@ def test_a_container_is_told_by_its_process_numbers(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("hidden", [0, 5000])
 def test_what_the_driver_needs_for_a_process_is_told_with_it(hidden: int) -> None:
-    """GIVEN 9 for each process beyond its figure, and maybe a process that is not shown."""
+    """GIVEN 9 bytes for each process beyond its figure, and maybe a process that is not shown."""
     device = Held()
     share = OwnShare(device, ME, is_contained=False)
     device.sizes = {7: 80}
     assert read(share, device, 0, is_on=False, more=9 + hidden) == 0
     device.sizes = {7: 80, ME: 500}
     assert read(share, device, 0, is_on=True, more=18 + hidden) == 509
-    # WHEN others come and go THEN ours stays what it is
+    # WHEN others come and go THEN our overhead stays the same
     device.sizes = {7: 80, ME: 600, 8: 70}
     assert read(share, device, 100, is_on=True, more=27 + hidden) == 609
 

@@ -28,7 +28,7 @@ ME = os.getpid()
 
 
 class FakeMeter:
-    """Answers every look with one reading, and then, where it is stuck, no more."""
+    """Answers every peek with the same reading; once it is stuck, it answers no more."""
 
     def __init__(self, stuck: bool = False) -> None:
         self.num_looks, self._stuck = 0, stuck
@@ -152,7 +152,7 @@ def test_an_allocator_that_does_not_answer_is_not_asked_and_rows_go_on() -> None
 
 
 def test_between_rare_samples_the_recorder_is_relieved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GIVEN a sample an hour THEN events do not wait so long."""
+    """GIVEN one sample an hour THEN events do not wait for an hour."""
     monkeypatch.setattr(device_samples, "RELIEVE_S", 0.001)
     hearer, meter = Hearer(), FakeMeter()
     with sampling(hearer, meter, None, 3600.0):  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ def test_a_block_that_fails_ends_the_thread_at_once() -> None:
 
 
 class Failing:
-    """Raises `error` in those calls whose numbers are `when`; else what `answer` says."""
+    """Raises `error` in the calls whose numbers are in `when`; the other calls return what `answer` returns."""
 
     def __init__(self, answer: Any, error: Exception, when: tuple[int, ...]) -> None:
         self._answer, self._error, self._when, self.num_calls = answer, error, when, 0
@@ -298,7 +298,7 @@ def test_a_look_that_was_interrupted_is_taken_again() -> None:
 def test_a_segment_between_two_figures_is_no_growth_outside_the_allocator(
     reserved: tuple[int, ...], is_torn: bool
 ) -> None:
-    """GIVEN 10 in use where 5 were, and an allocator that may have taken them meanwhile."""
+    """GIVEN 10 bytes in use instead of 5, and an allocator that may have taken the others meanwhile."""
     bench, told = Bench(), iter(reserved)
     bench.meter.peek = lambda: replace(READING, reserved=next(told), device_used=5)  # type: ignore[method-assign]
     sampler = bench.sampler()

@@ -1,4 +1,4 @@
-"""What records is silent in forked children: it waits for nothing, writes nothing, and the parent's rows stay whole."""
+"""The recorder is silent in forked children: it waits for nothing, writes nothing; the parent's rows stay whole."""
 
 import os
 import threading
@@ -68,7 +68,7 @@ def rows_of(folder: Path, table: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def held(lock: Any) -> Iterator[None]:
-    """Another thread has the lock, as the scribe's may have it in the moment of a fork."""
+    """Another thread holds the lock, as the scribe's thread may at the moment of a fork."""
     has_it, may_go = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -89,7 +89,7 @@ def test_a_child_that_goes_on_with_the_program_records_nothing(
 ) -> None:
     monkeypatch.setattr(
         module, "FLUSH_S", 0.0
-    )  # every boundary hands over: a queue that nobody empties fills soon
+    )  # every boundary hands over a parcel: a queue that no thread empties is soon full
     meter = FakeMeter()
     with recorded(tmp_path, meter) as recorder, span("script"):
 

@@ -1,4 +1,4 @@
-"""The reader of torch's ring: whatever is written between copies comes once, in order, or the loss is told."""
+"""The reader of torch's ring: all events written between copies come once, in order, or the loss is reported."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class Desk:
 
     def write(self, num_events: int) -> None:
         for _ in range(num_events):
-            # The same few sizes over and over: no event can be told from another by what it is.
+            # The same few sizes again and again: events cannot be told apart by their values.
             self.torch.event("alloc", 512, self.num_written % 3, number=self.num_written)
             self.num_written += 1
 
@@ -130,10 +130,10 @@ def test_whatever_happens_between_copies_nothing_comes_twice_or_out_of_order(
     taken, is_whole = desk.take()
     desk.resize(most)
     for num_events, num_between, change in steps:
-        desk.torch.shift_us = num_between - 1  # times are reckoned anew
+        desk.torch.shift_us = num_between - 1  # times are computed anew
         desk.write(num_events)
         new, is_whole = desk.take(num_between=num_between)
-        # Twelve events, three between copies and markers: less than half of the ring, which is what its user sees to.
+        # Twelve events, three between copies and markers: less than half of the ring, as its user must make sure.
         assert is_whole
         taken += new
         if change == "grow":

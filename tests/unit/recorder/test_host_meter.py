@@ -250,7 +250,7 @@ def test_without_events_each_reading_has_the_peak_since_the_one_before() -> None
         kept = kib()
         kib(2)
         assert meter.peek().allocated_peak == 3 * KIB
-        # Neither a look from another thread nor a drain takes a peak away.
+        # Neither a peek from another thread nor a drain resets a peak.
         assert meter.drain().events == []
         reading = meter.read()
         assert (reading.allocated, reading.allocated_peak) == (KIB, 3 * KIB)

@@ -1,4 +1,4 @@
-"""Device memory outside the allocator is put down to whom it came through, and to nobody where that is not known."""
+"""Device memory outside the allocator is booked to the account that caused it, and to none where that is not known."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -35,7 +35,7 @@ def book(
 
 
 def started(used: int = 500) -> Ledger:
-    """A ledger whose device has started, alone on it."""
+    """A ledger whose process has started the device, and is alone on it."""
     ledger = Ledger()
     book(ledger, 0, is_on=False)
     book(ledger, used)
@@ -92,7 +92,7 @@ def test_growth_in_a_path_that_runs_for_the_first_time_is_a_librarys() -> None:
     ledger = started()
     assert book(ledger, 520, span=(1, "denoise/dit.block")) == [("libraries", 20)]
     ledger.close("denoise/dit.block")
-    # THEN growth in its second run is explained by nobody, and no later entry makes up for it
+    # THEN growth in its second run has no account, and no later entry makes up for it
     assert book(ledger, 550, span=(2, "denoise/dit.block")) == []
     assert book(ledger, 560, span=(3, "decode")) == [("libraries", 10)]
 
@@ -116,7 +116,7 @@ def test_what_nccl_gives_back_is_its_own_and_no_account_falls_below_zero() -> No
     ledger = started()
     book(ledger, 600, others=0, account="nccl")
     assert book(ledger, 570, others=0, account="nccl") == [("nccl", -30)]
-    # 70 are left on its account: the rest was nobody's
+    # 70 bytes are left on its account: the rest had no account
     assert book(ledger, 400, others=0, account="nccl") == [("nccl", -70)]
 
 
@@ -148,7 +148,7 @@ MOVES = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(-50, 200)), max_s
 def test_for_any_growth_each_account_holds_what_came_through_it_and_the_rest_is_unexplained(
     moves: list[tuple[str, int]], before: int
 ) -> None:
-    """GIVEN a driver that tells of others WHEN every account moves by itself THEN the books tell just that."""
+    """GIVEN a driver that reports others WHEN every account changes by itself THEN the books show exactly that."""
     ledger, entries = Ledger(), list[tuple[str, int]]()
     true = dict.fromkeys(("context", "nccl", "libraries", "others", "nobody"), 0)
     true["others"], reserved = before, 0

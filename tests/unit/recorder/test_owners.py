@@ -35,7 +35,7 @@ def test_the_clock_decides_between_spans_that_left_no_event() -> None:
 
 
 def test_an_event_of_no_span_is_the_models_own_only_where_it_was_outside_of_all() -> None:
-    """The stamp 0: of the model's thread outside of all spans; a fake of other threads may have it, too."""
+    """The stamp 0 is of the model's thread outside of all spans; fake events of other threads may have it, too."""
     stamps = [(0, 0), (100, 1), (200, 2), (300, 1), (400, 0)]
     events = [
         event(50, "0"),
@@ -76,7 +76,7 @@ def test_where_the_clock_was_set_the_models_own_events_tell_by_how_much() -> Non
     shift=st.integers(-1, 1),
 )
 def test_every_event_gets_the_span_that_was_open(steps: list[tuple[int, int, bool]], shift: int) -> None:
-    """GIVEN spans that begin and end, and events of two threads WHEN the clock is exact THEN so is the answer."""
+    """GIVEN spans that begin and end, and events of two threads WHEN the clock is exact THEN the spans are exact."""
     now, stamps, events, right = 10, [(0, 0)], [], []
     for number, (span_id, passes, is_own) in enumerate(steps):
         now += passes

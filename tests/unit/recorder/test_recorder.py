@@ -99,7 +99,7 @@ def test_a_span_is_a_whole_row() -> None:
         "span_id": 1, "parent_id": 0, "path": "decode", "name": "decode", "stage": "decode", "component": "vae",
         "step": None, "block": None, "branch": None, "depth": 0, "start_ns": 2, "end_ns": 3, "failed": False,
         **ends("allocated", 100, 130, 170), **ends("reserved", 100, 130, 170), **ends("active", 100, 130, 170),
-        # Nobody looked at the device between the ends: 170 can have been in use, 130 was seen.
+        # The device was not read between the ends: 170 may have been in use, 130 was seen.
         **ends("device_used", 100, 130, 130), "device_used_bound_bytes": 170, "num_samples": 0,
         **ends("host_rss", 9, 9, 9), "num_allocs": 2, "num_segments": 0, "num_retries": 0,
     }  # fmt: skip
@@ -227,13 +227,13 @@ def test_host_memory_that_came_and_went_counts_for_the_span_in_which_a_sample_sa
         with span("script"):
             begun = desk.meter.now
             with span("load.dit"):
-                # Looked at before load.dit began, noted after: what it saw was the script's.
+                # Taken before load.dit began, recorded after: the sample belongs to the script's span.
                 desk.recorder.tick(replace(SAMPLE, t_ns=begun, host_rss_bytes=60))
                 desk.recorder.tick(replace(SAMPLE, t_ns=desk.meter.now, host_rss_bytes=50))
             with span("denoise"):
                 pass
         with span("decode"):
-            desk.recorder.tick(replace(SAMPLE, t_ns=begun, host_rss_bytes=70))  # late: of one that has ended
+            desk.recorder.tick(replace(SAMPLE, t_ns=begun, host_rss_bytes=70))  # late: its span has ended
     peaks = {path: row["host_rss_peak_bytes"] for path, row in desk.spans.items()}
     assert peaks == {"script": 70, "script/load.dit": 50, "script/denoise": 9, "decode": 9}
 

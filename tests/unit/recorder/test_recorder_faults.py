@@ -23,7 +23,7 @@ SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)
 
 
 class Failing(FakeMeter):
-    """A meter of which some questions raise."""
+    """A meter some of whose methods raise."""
 
     def __init__(self, *names: str) -> None:
         super().__init__()
@@ -270,7 +270,7 @@ def test_every_thread_counts_for_the_span_that_is_open(steps: list[tuple[str, in
 
 
 class Timed(FakeMeter):
-    """Its events have a time; those of other threads no stamp, as on CUDA."""
+    """Its events have times; events of other threads have no stamp, as on CUDA."""
 
     def __init__(self) -> None:
         super().__init__(source="cuda")

@@ -59,7 +59,7 @@ def test_without_a_sample_the_ends_alone_are_measured() -> None:
         desk.meter.alloc(200)
         desk.meter.free(1, 200)
         desk.meter.device_used = 40
-    # 200 were reserved for a moment, and at most 40 seen outside: 240 is what can have been, and 40 what was seen.
+    # 200 were reserved for a moment, and at most 40 seen outside: 240 may have been in use, and 40 were seen.
     assert desk.rows() == {"denoise": (40, 240, 0)}
 
 
@@ -185,7 +185,7 @@ def test_for_any_order_a_sample_counts_where_its_time_lies(actions: list[str], r
 
 
 # --------------------------------------------------------------------------------
-# Others: whose memory it is that grew
+# Others: which process took the memory
 
 
 class Share:
@@ -282,7 +282,7 @@ def test_samples_tell_of_others_where_the_driver_cannot_be_asked_at_boundaries()
 
 
 def test_what_the_samplers_thread_waits_for_holds_nobody_up() -> None:
-    """A drain on that thread waits for Python's lock while the model works: time of its own alone is counted."""
+    """A drain on that thread waits for Python's lock while the model works: only its own working time is counted."""
 
     class Waits(FakeMeter):
         def drain(self) -> Batch:

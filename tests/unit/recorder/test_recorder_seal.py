@@ -1,4 +1,4 @@
-"""What a rank that is asked, or ended, tells and seals."""
+"""What a rank reports when it is asked, and what it seals when it is ended."""
 
 import threading
 
@@ -37,7 +37,7 @@ def test_beats_tell_where_the_model_is_to_any_thread() -> None:
 
 def test_a_beat_does_not_wait_for_the_disk() -> None:
     with at_work() as desk, span("decode"):
-        desk.recorder._lock.acquire()  # as a flush holds it that waits
+        desk.recorder._lock.acquire()  # as held by a flush that waits for the disk
         got: list[Beat] = []
         thread = threading.Thread(target=lambda: got.append(desk.recorder.beat()))
         thread.start()
@@ -66,7 +66,7 @@ def test_seal_writes_what_was_measured_and_what_is_open_before_it_returns(events
 
 
 def test_seal_waits_for_a_recorder_that_is_closing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GIVEN a rank whose model has failed, and which writes down the rest THEN it is not killed before it has."""
+    """GIVEN a rank whose model has failed, and which writes its last rows THEN it is not killed before that is done."""
     is_closing, may_close = threading.Event(), threading.Event()
 
     def close() -> None:

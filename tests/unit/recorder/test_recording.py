@@ -170,7 +170,7 @@ def test_a_step_of_the_wall_clock_in_the_middle_changes_no_time(
     assert began_ns - 10**7 < times[0] and times[-1] < ended_ns + 10**7
     inside = [row["t_ns"] for row in rows_of(tmp_path, "allocs") if row["span_id"] == first["span_id"]]
     assert inside == sorted(inside)
-    # Events are told in microseconds.
+    # torch reports the times of events in microseconds.
     assert all(first["start_ns"] - 1000 <= t_ns <= first["end_ns"] for t_ns in inside)
     samples = [row["t_ns"] for row in rows_of(tmp_path, "samples")]
     assert samples == sorted(samples)

@@ -1,4 +1,4 @@
-"""The thread that writes: hardly at work beside a model, at once where it is late or nobody is there to be held up."""
+"""The writing thread works little while a model runs, and without rest where it is late or no model runs."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from ray_memprof.recorder.restraint import Restraint
 
 
 class Rests(threading.Event):
-    """Long rests, by their length; none is taken."""
+    """Keeps the lengths of long rests, without waiting."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Rests(threading.Event):
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Short rests."""
+    """The lengths of short rests."""
     taken: list[float] = []
     monkeypatch.setattr(time, "sleep", taken.append)
     return taken

@@ -116,7 +116,7 @@ def test_peaks_go_from_a_span_to_the_one_around_it_also_across_parcels() -> None
         }
         for row in store.rows["spans"]
     ]
-    # 3 of the device was seen in use; with the 7 that were reserved in between it can have been 10.
+    # 3 bytes of the device were seen in use; with the 7 that were reserved in between, 10 may have been in use.
     assert peaks == [{"allocated": 7, "reserved": 7, "active": 7, "device_used": 3, "host_rss": 5}] * 2
     assert [row["device_used_bound_bytes"] for row in store.rows["spans"]] == [10, 10]
 
@@ -181,7 +181,7 @@ def test_stacks_are_written_once_and_before_who_needs_them() -> None:
 def test_an_error_of_the_store_ends_the_writing_and_is_kept() -> None:
     store = FakeStore(room=1)
     scribe = Scribe(store, Replay(), categories={})  # type: ignore[arg-type]
-    for number in range(4 * QUEUE_LENGTH):  # more than may wait: it is still taken from
+    for number in range(4 * QUEUE_LENGTH):  # more than may wait: the scribe still takes them from the queue
         scribe.deliver(Parcel(ledger=[Entry(number, 0, "nccl", 1)]))
     scribe.close()
     assert isinstance(scribe.error, DiskFull)
@@ -220,7 +220,7 @@ def test_whoever_delivers_more_than_may_wait_waits_and_what_waits_is_counted(
 
     thread = threading.Thread(target=deliver)
     thread.start()
-    # WHEN one parcel is being written and all that may are waiting THEN the next has its bearer wait
+    # WHEN one parcel is being written and as many as allowed are waiting THEN the caller with the next one waits
     thread.join(0.5)
     assert thread.is_alive()
     answers.set()
@@ -255,14 +255,14 @@ def test_whoever_delivers_more_events_than_may_wait_waits(monkeypatch: pytest.Mo
     answers.set()
     thread.join(20)
     scribe.close()
-    # One that is larger than all that may wait is taken where nothing else does.
+    # A parcel larger than all that may wait is taken when no other one waits.
     assert (scribe.most_waiting_events, scribe.replay.num_allocs) == (20, 56)
 
 
 def test_events_are_decoded_a_few_at_once_and_others_may_work_in_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Rows, peaks and counters are those of all at once."""
+    """Rows, peaks and counters are the same as when all events come at once."""
     rests: list[int] = []
     monkeypatch.setattr(module.Restraint, "rest", lambda self, since, num_waiting: rests.append(num_waiting))
     events = [event("segment_alloc", 0, 8 * MIB)]

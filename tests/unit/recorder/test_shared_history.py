@@ -1,6 +1,6 @@
 """A program that records the allocator's history itself, under the recorder: both have all that they asked for.
 
-What it would have without the recorder is what torch's fake gives to a second run of the same program.
+Expected is what a second run of the same program gets from torch's fake without the recorder.
 """
 
 import pickle
@@ -46,14 +46,14 @@ def alone(program: Program) -> Any:
 def together(
     program: Program, *, stacks: bool = False, own: bool = True, ends: bool = False, loses: bool = False
 ) -> tuple[Any, list[dict[str, Any]], FakeCuda, Problems]:
-    """The same under a meter whose events are taken wherever the program lets others work; and those events.
+    """Run a program under a meter, and take events at its pauses; return its result and the events, too.
 
     Args:
         program: what runs.
         stacks: whether the recorder takes stacks.
-        own: taken on the model's thread; False: on another one.
-        ends: the recording ends there instead.
-        loses: it must have been told that events were lost; else that none was.
+        own: events are taken on the model's thread; False: on another one.
+        ends: at a pause the recording ends instead.
+        loses: a loss of events must be reported; False: none may be.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "MIN_EVENTS", 400)
@@ -129,7 +129,7 @@ def test_both_have_all_that_they_asked_for(own: bool, stacks: bool) -> None:
 
 
 def test_frames_are_there_for_whom_asked() -> None:
-    """GIVEN a program that wants none and one that wants all THEN ours are as asked for, and theirs too."""
+    """GIVEN a program that wants no stacks and one that wants all THEN we and the program get what each asked for."""
 
     def program(cuda: FakeCuda, pause: Callable[[], None]) -> Any:
         torch.cuda.memory._record_memory_history(context=None)
@@ -302,7 +302,7 @@ def test_who_took_torchs_functions_before_us_and_empties_the_ring_is_told() -> N
 
 
 def test_a_ring_that_was_too_short_has_more_room_from_then_on() -> None:
-    """GIVEN events taken off the model's thread, once too many between two times THEN as many again are not."""
+    """GIVEN events taken on another thread, once too many between two drains THEN as many are not too many later."""
 
     def program(cuda: FakeCuda, pause: Callable[[], None]) -> Any:
         for num in (5, 500, 5, 500, 500):
@@ -384,7 +384,7 @@ def test_whatever_a_program_records_it_has_what_it_had_without_us(
             elif step == "snapshot":
                 found.append(seen(torch.cuda.memory._snapshot()))
             elif step == "record":
-                # Cleared: what a shorter ring shows of what was there before is torch's own riddle.
+                # Cleared, because torch does not define which older events a shorter ring shows.
                 torch.cuda.memory._record_memory_history(max_entries=value, clear_history=True)
             elif step == "clear":
                 torch.cuda.memory._record_memory_history(clear_history=True)

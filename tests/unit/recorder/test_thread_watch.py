@@ -1,4 +1,4 @@
-"""What the frames of a thread tell from outside."""
+"""What the frames of a thread show from outside."""
 
 import sys
 import threading
@@ -13,7 +13,7 @@ def test_no_thread() -> None:
 
 
 def test_progress_without_spans() -> None:
-    """GIVEN a script that tells nothing THEN a thread that is found elsewhere got on, one at the same place did not."""
+    """GIVEN a script without spans THEN a thread found at another place has moved on, one at the same place has not."""
     progress = Moves()
     frame = sys._getframe()
     first = progress.look(None)

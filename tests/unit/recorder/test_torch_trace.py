@@ -1,4 +1,4 @@
-"""Traces of torch.profiler: the steps asked for, in a file per rank, and plain words where there are fewer."""
+"""Traces of torch.profiler: the steps asked for, in a file per rank, and a clear warning where there are fewer."""
 
 import json
 from pathlib import Path

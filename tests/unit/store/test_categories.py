@@ -1,4 +1,4 @@
-"""What an allocation is for, and whose, told from names of spans."""
+"""What an allocation is for, and of which component, found from names of spans."""
 
 import pytest
 

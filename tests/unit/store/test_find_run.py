@@ -1,4 +1,4 @@
-"""What a user calls a run, and the folder that is meant."""
+"""The name that a user gives for a run, and the folder that is found for it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Collect: nothing there, sealed parts checked, dead ranks recovered, other nodes' files, disks full."""
+"""Gather: nothing there, sealed parts checked, dead ranks recovered, other nodes' files, disks full."""
 
 import errno
 import json

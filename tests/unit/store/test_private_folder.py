@@ -1,4 +1,4 @@
-"""Folders whose names anybody can foresee."""
+"""Folders whose names others can guess."""
 
 import os
 from collections.abc import Callable
@@ -43,11 +43,11 @@ def test_one_of_ours_that_is_open_to_others_is_closed(tmp_path: Path) -> None:
     [
         (
             lambda path: path.symlink_to(path.parent),
-            "a link, and where it leads somebody else may have chosen",
+            "a link, and somebody else may have chosen its target",
         ),
         (
             lambda path: path.symlink_to(path.parent / "nowhere"),
-            "a link, and where it leads somebody else may have",
+            "a link, and somebody else may have",
         ),
         (lambda path: path.write_text("x"), "no folder"),
     ],

@@ -1,4 +1,4 @@
-"""Which process a number stands for, and whether children work."""
+"""Whether a process, and not a later one of the same number, still runs; and whether children work."""
 
 import os
 import subprocess
@@ -26,17 +26,17 @@ def test_no_process() -> None:
 
 
 def test_a_process_by_its_number_and_its_start() -> None:
-    """GIVEN a process with brackets in its name THEN it is found; one of the same number that started then is not."""
+    """GIVEN a process with brackets in its name THEN it is found; one of that number with another start is not."""
     with subprocess.Popen([sys.executable, "-c", RENAMED], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == b"renamed\n"
         when = started(process.pid)
         assert when > started(os.getpid())
         assert is_alive(process.pid, when)
         assert not is_alive(process.pid, when - 1)
-        # The other one is left alone, this one is ended.
+        # A process with another start is left alone, this one is ended.
         assert _end({process.pid: when - 1}, 0.0) == []
         assert process.poll() is None
-        # Nobody waits for it: it is a zombie, which holds nothing.
+        # No process waits for it: it is a zombie, which holds nothing.
         assert _end({process.pid: when}, 0.0) == []
         assert not is_alive(process.pid, when)
         process.kill()
@@ -74,7 +74,7 @@ def test_children_that_work_while_the_rank_stands_still_are_seen() -> None:
     seen = [
         host.look(children, 3, passed_s, worked * passed_s) for passed_s in (1.0, LOOK_S, LOOK_S, 0.5, LOOK_S)
     ]
-    # The first look only learns what they have spent by then.
+    # The first look only reads how much CPU time the children have spent by then.
     assert seen == [0, 0, 1, 1, 2]
 
 
@@ -82,7 +82,7 @@ def test_children_that_wait_are_no_sign_of_life() -> None:
     host = Host()
     children = Work(host.clock, host.cpu_s)
     assert [host.look(children, 3, 10.0, 9.0 * WORKS) for _ in range(9)] == [0] * 9
-    # One that ended without being waited for takes its time along.
+    # The CPU time of a child that ended, and that was not waited for, is gone with it.
     assert [host.look(children, 3, 10.0, -20.0) for _ in range(2)] == [0, 0]
 
 

@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_while_sealing_keeps_the_stream(
         "tables/ledger/rank=0/open.arrows",
         "tables/manifest-rank=0.jsonl",
         "tables/samples/rank=0/open.arrows",
-        "tables/spans/rank=0/part-00000.parquet",  # a table that had nothing to seal then goes on
+        "tables/spans/rank=0/part-00000.parquet",  # a table without rows to seal at that time goes on
     ]
 
 

@@ -1,4 +1,4 @@
-"""Where a run stands that has not ended: going on, or left by a driver that is gone; by query, diagnose and report."""
+"""The state of a run that has not ended: it goes on, or its driver is gone; in query, diagnose and report."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whether the rows of a run are all there, and what compare makes of it."""
+"""Whether all rows of a run are there, and what compare does if they are not."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ LIMIT = ["peak_device_used > +2%"]
 
 
 def a_run(folder: Path, sizes: list[int], *, num_ranks: int | None = None) -> Path:
-    """A rank for each size; two parts of spans each."""
+    """Make a run with a rank for each size, and two parts of spans for each rank."""
     ranks = {
         rank: {"spans": [span(1, "denoise", (0, 5), device_used=(0, size, size))]}
         for rank, size in enumerate(sizes)
@@ -51,12 +51,12 @@ def test_a_whole_run_lacks_nothing(tmp_path: Path) -> None:
 
 
 def test_a_limit_does_not_hold_where_a_torn_part_took_the_fullest_rank_away(tmp_path: Path) -> None:
-    """GIVEN a newer run whose rank 1 takes 20 times as much, and of it a torn file THEN that is no limit that holds."""
+    """GIVEN a newer run whose rank 1 takes 20 times as much, and has a torn file THEN the limit does not pass."""
     base, other = (a_run(tmp_path / name / "r", sizes) for name, sizes in (("a", [5, 6]), ("b", [5, 120])))
     assert compare([base, other], LIMIT).checks[0].is_exceeded
     torn = part(other, 1)
     torn.write_bytes(torn.read_bytes()[:-200])
-    # Whether or not the launcher has set it aside already.
+    # The result is the same whether or not the launcher has set the file aside already.
     assert gather(other, [0, 1]).problems
     assert refusal(base, other) == (
         "b is not whole: rank 1 recorded no span, or its rows are lost, and 1 more: "
@@ -96,7 +96,7 @@ def test_a_part_of_a_rank_may_be_lost_where_another_is_left(tmp_path: Path) -> N
 def test_a_table_that_was_never_sealed_is_told(tmp_path: Path) -> None:
     run_dir = a_run(tmp_path, [5])
     (part(run_dir, 0).parent / OPEN_STREAM).write_bytes(b"1")
-    assert lacking(run_dir, 1, {0}) == ["1 tables were never sealed, as tables/spans/rank=0"]
+    assert lacking(run_dir, 1, {0}) == ["1 tables were never sealed, for example tables/spans/rank=0"]
 
 
 def test_a_manifest_that_was_being_written_tells_what_it_can(tmp_path: Path) -> None:
