@@ -1,4 +1,4 @@
-"""What a workload tells the recorder beside its spans."""
+"""What a workload tells the recorder in addition to its spans."""
 
 from typing import TYPE_CHECKING, Protocol
 
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 class StepListener(Protocol):
-    """The part of the recorder that a workload talks to; everything else it hears through spans."""
+    """The part of the recorder that a workload calls; the recorder learns everything else from spans."""
 
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
