@@ -152,7 +152,7 @@ class Cluster:
         if abs(found.ns) > max(_CLOCK_SAID_NS, found.error_ns):
             self._live.say(
                 f"  the clock of {self.nodes[rank]} is {found.ns / 1e9:+.3f} s (within {found.error_ns / 1e6:.1f} ms) "
-                "ahead of this host's; it is taken out of all times"
+                "ahead of this host's; this is subtracted from its times"
             )
         return found.ns
 
@@ -287,7 +287,7 @@ class Cluster:
             left = node_tasks.end_processes(started, node_id, wait_s=self.config.ray.timeouts.stop_s)
             problems += [
                 f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "
-                "what it holds of its GPU stays"
+                "its GPU memory stays in use"
                 for pid in left
             ]
         return problems

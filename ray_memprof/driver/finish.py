@@ -71,7 +71,7 @@ def _state(run_dir: Path) -> RunState:
         raise ConfigError(
             f"{run_dir.parent.name}/{run_dir.name} is {now.text}: its launcher is process {driver.get('pid', '?')} "
             f"on {driver.get('host', 'a host that is not known')}",
-            hint="it writes the report itself when it ends; whether it lives is known on that host alone",
+            hint="it writes the report itself when it ends; only on that host can you see whether it still runs",
         )
     state = RunState(
         load_config(run_dir / CONFIG_FILE),

@@ -67,7 +67,9 @@ class Interrupts:
         name = signal.Signals(number).name
         if not self.signal:
             self.signal = number
-            self._say(f"{name}: ending the ranks and keeping what they recorded; once more to leave at once")
+            self._say(
+                f"{name}: ending the ranks and keeping what they recorded; a second signal ends at once"
+            )
             return
         self._say(f"{name} again: leaving at once, what is not collected yet stays where it is")
         self.last_signal = number

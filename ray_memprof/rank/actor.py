@@ -250,7 +250,7 @@ def _listener(address: str) -> socket.socket:
             raise
         # The address by which Ray knows this host may be translated on the network (NAT).
         sys.stderr.write(
-            f"{address} is no address of this host: the rendezvous store listens on all it has\n"
+            f"{address} is no address of this host: the rendezvous store listens on all its addresses\n"
         )
         return socket.create_server(("", 0), backlog=_BACKLOG)
 

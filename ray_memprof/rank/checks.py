@@ -87,7 +87,7 @@ def _told(held_bytes: int, holders: Sequence[Holder] | None) -> str:
     ordered = sorted(holders, key=lambda holder: -(holder.used_bytes or 0))
     lines = [
         f"{process_name(holder.pid)} (pid {holder.pid}) "
-        + ("an amount not told" if holder.used_bytes is None else size_text(holder.used_bytes))
+        + ("an unknown amount" if holder.used_bytes is None else size_text(holder.used_bytes))
         for holder in ordered
     ]
     unseen = held_bytes - sum(holder.used_bytes or 0 for holder in holders)

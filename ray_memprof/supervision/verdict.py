@@ -206,7 +206,8 @@ def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[St
     reason = f"{who}: process died" + (f": {first.detail}" if first.detail else "")
     log = log_name(first.rank)
     hint = (
-        f"{log} has its last words; without any it was killed: by the kernel for memory (dmesg), or by hand"
+        f"the cause may be at the end of {log}; if not, it was killed: by the kernel for lack of memory (dmesg), "
+        "or by hand"
     )
     return "died", errors.EXIT_RANK_DIED, reason, hint
 

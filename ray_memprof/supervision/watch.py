@@ -173,7 +173,7 @@ class _Watch:
         return Verdict(
             status="hung",
             exit_code=errors.EXIT_HANG,
-            reason=f"{rank_text(found.ranks)} {found.why}; no rank got on for {limits.stall_s:g} s",
+            reason=f"{rank_text(found.ranks)} {found.why}; no rank made progress for {limits.stall_s:g} s",
             hint="logs/rankN.stack.txt says where every rank was; a step that takes longer: raise ray.timeouts.stall_s",
             ranks=found.ranks,
             stacks=_stacks(places),
