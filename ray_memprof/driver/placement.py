@@ -1,9 +1,9 @@
-"""Which actor becomes which rank: the ranks of a node are consecutive and follow its GPU order, however Ray started it.
+"""Which actor becomes which rank: the ranks of a node are consecutive and follow the order of its GPUs.
 
     order = rank_order(facts)                                  # order[rank] = index of the actor
     plans = rank_plans([facts[i] for i in order], config, ...)
 
-Pure. Ray promises nothing about the order of bundles (ray-project/ray#51117, #59547).
+Pure. Needed because Ray does not guarantee the order of bundles (ray-project/ray#51117, #59547).
 """
 
 from collections.abc import Mapping, Sequence

@@ -38,12 +38,12 @@ class Elsewhere:
     ranks: tuple[int, ...]
 
     def __str__(self) -> str:
-        """For people: host and folder."""
+        """Host and folder in one word, for people."""
         return f"{self.host}:{self.folder}"
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Elsewhere":
-        """From run.json."""
+        """Made from its entry in run.json."""
         return cls(
             host=facts["host"],
             node_ip=facts["node_ip"],
@@ -52,7 +52,7 @@ class Elsewhere:
         )
 
     def facts(self) -> dict[str, Any]:
-        """For run.json."""
+        """Its entry in run.json."""
         return {**asdict(self), "folder": str(self.folder)}
 
 

@@ -76,7 +76,7 @@ def rank_environment(
 
 def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
     """Variables that are set only if neither the driver nor the node sets them."""
-    # Between hosts, use the interface by which Ray reaches the host, since it works. On one host, use loopback.
+    # Between hosts, use the interface that has the host's address in Ray, since it is known to work.
     sockets = socket_variables(interface) if plan.num_nodes > 1 else {}
     records = Path(plan.run_dir, "logs", "nccl_trace_rank").as_posix()
     wanted = {

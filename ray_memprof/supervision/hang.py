@@ -67,7 +67,7 @@ class Progress:
         return now - self._moved
 
     def meeting_s(self, *, now: float) -> float:
-        """For how long ranks have waited to be joined, while no other joined and no absent rank made progress."""
+        """For how long ranks have waited for the others, while no rank joined them and no absent rank made progress."""
         came = [since for rank, since in self._meeting.items() if rank not in self._done]
         ready = [self._getting_ready[rank] for rank in self.absent() if rank in self._getting_ready]
         return now - max(came + ready) if came else 0.0

@@ -53,7 +53,7 @@ class Ranks(Protocol):
         """Where each rank is, of those that answer in time."""
 
     def lost(self, wait_s: float) -> Collection[int]:
-        """The ranks whose node is gone, as far as that can be told in time."""
+        """The ranks whose node is gone, as far as this can be found out in time."""
 
 
 def watch(
@@ -111,7 +111,7 @@ class _Watch:
     clock: AwakeClock
     interrupted: Callable[[], int]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
-    """Of the ranks that have ended well."""
+    """By rank, of the ranks that have ended well."""
 
     def hear(self, wait_s: float) -> list[Outcome | Loss]:
         """The failures since the last call; outcomes of ranks that ended well go into `outcomes`."""
