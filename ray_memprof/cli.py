@@ -1,4 +1,4 @@
-"""The command line: one command for each thing to do with a run; each is a file of commands/.
+"""The command line: launch, and commands that work with recorded runs, each in a file of commands/.
 
     $ ray-memprof launch configs/baseline.yaml
     $ ray-memprof query peak_by_rank
@@ -6,7 +6,7 @@
     $ ray-memprof export latest --format perfetto
     $ ray-memprof import dump/rank*.pickle --name theirs
 
-What a user got wrong ends in one line and a hint, with the exit code of errors.py.
+An error of the user is printed as one line and a hint; the exit code is that of errors.py.
 """
 
 import typer

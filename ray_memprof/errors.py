@@ -1,7 +1,7 @@
-"""What can end a run or a question to one, each with the exit code that a command of this package ends with.
+"""The errors that end a run or another command of this package, each with the exit code of the command.
 
-Every message says what happened, which rank, key or file, and the value; `hint` says what to do next. A rank that
-ends with one of wan's own errors (weights, media, service) keeps the exit code that wan gives it.
+Every message says what happened, to which rank, key or file, and with which value; `hint` says what to do next. If a
+rank ends with one of wan's own errors (weights, media, service), the exit code is the one that wan gives it.
 """
 
 EXIT_OK = 0
@@ -21,15 +21,15 @@ EXIT_NEVER_ARRIVED = 23
 EXIT_PREFLIGHT = 24
 EXIT_LIMIT = 30
 EXIT_KILLED = 137
-"""In run.json alone, of a launcher that was ended by force: what a shell reports for SIGKILL, 128 + 9."""
+"""Only in run.json, if the launcher was killed: what a shell reports for SIGKILL, 128 + 9."""
 EXIT_INTERRUPTED = 130
-"""SIGINT: what a shell reports for a program that signal 2 ends, 128 + 2."""
+"""Ended by SIGINT: what a shell reports for signal 2, 128 + 2."""
 EXIT_TERMINATED = 143
-"""SIGTERM: 128 + 15."""
+"""Ended by SIGTERM: 128 + 15."""
 
 
 class RunError(Exception):
-    """Base of the errors below; `hint` is printed on a line of its own."""
+    """The base class of the errors below; `hint` is printed on a line of its own."""
 
     exit_code = EXIT_BUG
 
@@ -39,7 +39,7 @@ class RunError(Exception):
 
 
 class ConfigError(RunError, ValueError):
-    """A configuration that cannot be used; found before Ray starts (exit 2)."""
+    """A configuration, argument or folder that cannot be used; in a launch it is found before Ray starts (exit 2)."""
 
     exit_code = EXIT_CONFIG
 
@@ -51,7 +51,7 @@ class NotEnoughGpus(RunError):
 
 
 class GpusBusy(RunError):
-    """The cluster has the GPUs, others hold them (exit 21)."""
+    """The cluster has enough GPUs, but others hold them (exit 21)."""
 
     exit_code = EXIT_GPUS_BUSY
 
@@ -69,13 +69,13 @@ class NeverArrived(RunError):
 
 
 class PreflightFailed(RunError):
-    """The GPUs or the log folder are not fit for a run (exit 24)."""
+    """The GPUs or the folder of the run cannot be used for a run (exit 24)."""
 
     exit_code = EXIT_PREFLIGHT
 
 
 class LimitExceeded(RunError):
-    """A limit that the user set to what was measured is exceeded (exit 30)."""
+    """What was measured exceeds a limit that the user set (exit 30)."""
 
     exit_code = EXIT_LIMIT
 

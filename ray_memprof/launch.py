@@ -2,8 +2,8 @@
 
     python -m ray_memprof.launch configs/baseline.yaml --set generation.sample_steps=4
 
-Leaves profiler_logs/<name>/<run_id>/ (run_folder.py lists what is in it), also of a run that failed. The exit codes are
-in errors.py; a configuration that cannot be used is refused in a second, before Ray and torch are imported.
+Leaves profiler_logs/<name>/<run_id>/ (store/run_folder.py lists what is in it), also if the run fails. The exit codes
+are in errors.py; a configuration that cannot be used is refused in a second, before Ray and torch are imported.
 """
 
 import json
@@ -25,16 +25,18 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    config: Annotated[Path, typer.Argument(help="YAML file; with a matrix, one run a row.")],
+    config: Annotated[Path, typer.Argument(help="YAML file; with a matrix, one run for each row.")],
     overrides: Annotated[
-        list[str], typer.Option("--set", help="section.key=value, on top of the file.")
+        list[str], typer.Option("--set", help="section.key=value, replaces the value in the file.")
     ] = [],  # noqa: B006 - typer copies it
     module_spans: Annotated[
         list[str],
         typer.Option(metavar="PATTERN", help="Short for --set 'script.module_spans=[PATTERN, ...]'."),
     ] = [],  # noqa: B006
-    dry_run: Annotated[bool, typer.Option(help="Check and print the effective configuration only.")] = False,
-    plain: Annotated[bool, typer.Option(help="Lines instead of a table, on a terminal too.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Only check and print the configuration with all defaults.")
+    ] = False,
+    plain: Annotated[bool, typer.Option(help="Print lines instead of a table, also on a terminal.")] = False,
 ) -> None:
     """Run CONFIG under Ray and record its memory."""
     from ray_memprof.config.load import effective_yaml
@@ -57,7 +59,7 @@ def main(
             ended, folder = run(one, plain=plain)
             code = ended or code
             folders.append(folder)
-            if code >= 128:  # a signal: the person wants the rest no more than this one
+            if code >= 128:  # a signal ended this run: the person does not want the other runs either
                 break
         else:
             if expanded.page is not None:
@@ -69,7 +71,7 @@ def main(
 
 
 def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
-    """One run, from its folder to its report; returns the exit code and the folder."""
+    """Do one run, from making its folder to writing its report; returns the exit code and the folder."""
     from ray_memprof.driver import ending, own_ray
     from ray_memprof.driver.interrupts import Interrupts
     from ray_memprof.driver.live import Live
@@ -104,14 +106,14 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
 
 
 def set_side_by_side(folders: list[Path], page: Path) -> None:
-    """The page that compares the runs of a matrix; the runs are what they are, whatever goes wrong with it."""
+    """Write the page that compares the runs of a matrix; an error is only a warning, since the runs are complete."""
     from ray_memprof.report.comparison_page import write_matrix
 
     try:
         if write_matrix(folders, page) is not None:
             sys.stderr.write(f"comparison: {page.absolute()}\n")
     except (Exception, KeyboardInterrupt) as error:
-        if not isinstance(error, RunError | OSError | KeyboardInterrupt):  # a bug: its place is worth telling
+        if not isinstance(error, RunError | OSError | KeyboardInterrupt):  # a bug: print where it is
             traceback.print_exc()
         text = " ".join(str(error).split()) or type(error).__name__
         sys.stderr.write(f"warning: the runs are not compared: {text}\n")

@@ -20,27 +20,27 @@ _UNITS = {
     **{"kib": 2**10, "mib": MIB, "gib": GIB, "tib": 2**40},
 }
 MOST_NAMED = 16
-"""Ranks that a sentence names one by one."""
+"""How many ranks a sentence may name one by one."""
 _TIMES = 10
-"""From so many times as much on, percents tell nothing."""
+"""A change of at least this many times the base is written as a factor, since such percentages are hard to read."""
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters other than tab and newline, and characters that change the direction of writing."""
 
 
 def size_text(num_bytes: int) -> str:
-    """`num_bytes` with its unit: GiB from a quarter of one on, MiB below."""
+    """`num_bytes` with its unit: GiB from a quarter of a GiB on, else MiB."""
     if abs(num_bytes) >= GIB // 4:
         return f"{num_bytes / GIB:.2f} GiB"
     return f"{num_bytes / MIB:.1f} MiB"
 
 
 def at_least(text: str, is_at_least: bool) -> str:
-    """`text`, said to be a lower bound where it is one."""
+    """`text`, with "at least" before it if it is a lower bound."""
     return f"at least {text}" if is_at_least else text
 
 
 def parse_size(text: str) -> int:
-    """The bytes that a number with its unit means, a fraction of a byte left out; KiB is 1024 B, kB 1000 B.
+    """The bytes that a number with its unit means, rounded down; KiB is 1024 B, kB is 1000 B.
 
     Raises:
         ConfigError: no number, no unit, or another unit than B, kB, KiB, MB, MiB, GB, GiB, TB and TiB.
@@ -73,7 +73,7 @@ def visible(text: str) -> str:
 
 
 def place(path: str | None, step: int | None) -> str:
-    """A span and its step, in words; `path` None: outside of all spans."""
+    """A span and its step, in words; `path` is None outside of all spans."""
     if path is None:
         return "no span"
     return path if step is None else f"{path} of step {step}"
@@ -91,7 +91,7 @@ def number_text(value: float | None, unit: str) -> str:
 
 
 def change_text(change: float | None, base: float | None, unit: str) -> str:
-    """A change, with its share of the base where there is one: "+1.02 GiB, +7.5%"."""
+    """A change, with its share of the base unless the base is 0 or None: "+1.02 GiB, +7.5%"."""
     if change is None:
         return "-"
     if not change:
@@ -104,6 +104,6 @@ def change_text(change: float | None, base: float | None, unit: str) -> str:
     if not base:
         return f"{sign}{text}"
     share = change / abs(base)
-    # Times a negative base would be a negative number of times.
+    # With a negative base the factor would be negative.
     is_share = share < _TIMES or base < 0
     return f"{sign}{text}, {share:+.1%}" if is_share else f"{sign}{text}, x {share + 1:,.0f}"

@@ -1,1 +1,1 @@
-"""The commands of ray-memprof, a file each: flags in, one call, lines out. cli.py lists them."""
+"""The commands of ray-memprof, one file each: it reads flags, makes one call and prints lines. cli.py lists them."""

@@ -1,4 +1,4 @@
-"""ray-memprof compare: runs side by side, and limits that must hold.
+"""ray-memprof compare: compares runs, and checks limits that must hold.
 
 $ ray-memprof compare before after --fail-if 'peak_device_used > +2%' --html side_by_side.html
 """
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(help=f"The base, then the others. {RUN}")],
+    runs: Annotated[list[str], typer.Argument(help=f"The base, then the other runs. {RUN}")],
     fail_if: Annotated[
         list[str],
-        typer.Option(help="A limit: 'peak_device_used > +2%', 'decode.duration > 3 s' ... May be repeated."),
+        typer.Option(help="A limit: 'peak_device_used > +2%', 'decode.duration > 3 s' ... Can be repeated."),
     ] = [],  # noqa: B006 - typer copies it
-    rank: Annotated[int | None, typer.Option(min=0, help="Look at this rank alone.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Compare only this rank.")] = None,
     allow_failed: Annotated[
-        bool, typer.Option("--allow-failed", help="Hold limits against failed runs too.")
+        bool, typer.Option("--allow-failed", help="Check the limits also if a run failed.")
     ] = False,
-    most: Annotated[int, typer.Option(min=1, help="table: rows of a kind to list at most.")] = 20,
+    most: Annotated[int, typer.Option(min=1, help="table: most rows of each kind.")] = 20,
     format: Annotated[Form, typer.Option(help="How to write what moved.")] = Form.TABLE,  # noqa: A002 - the option's name
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write a page with figures too, one file that opens offline.")
+        Path | None, typer.Option(help="Also write a page with figures to this file; it works offline.")
     ] = None,
 ) -> None:
     """Compare runs with the first of them: the whole run, every rank and every span.
 
-    With --fail-if: exit code 30 where a limit is exceeded. A limit is [PLACE.]MEASURE > [+]AMOUNT, or with <: it
-    is exceeded where this holds. The measures are those of `ray-memprof query measures`, a place is rankN, mean, or a
-    span as the table has it. A sign or % makes it a change against the base.
+    With --fail-if: exit code 30 if a limit is exceeded. A limit is [PLACE.]MEASURE > [+]AMOUNT, or the same with <; it
+    is exceeded if that is true. `ray-memprof query measures` lists the measures. A place is rankN, mean, or a span as
+    the table names it. With a sign or % the amount is a change against the base.
     """
     with told():
         from ray_memprof.analysis.comparison import compare as comparing
@@ -60,7 +60,7 @@ def compare(
 
             with suppress(BrokenPipeError):  # of a FIFO
                 say(f"comparison: {write_comparison_page(compared, html)}\n")
-        # Last, and apart: the verdict stands whether or not the table is read to its end.
+        # The table comes last and by itself: the exit code must not depend on whether it is read to its end.
         with unread_is_fine():
             _write_compared(compared, format, out, most)
             flush()

@@ -1,4 +1,4 @@
-"""ray-memprof diagnose: what holds the peak of a run back, and what to change.
+"""ray-memprof diagnose: says what makes the peak of a run so high, and what to change.
 
 $ ray-memprof diagnose baseline
 """
@@ -27,7 +27,7 @@ def diagnose(
     format: Annotated[Told, typer.Option(help="How to write the findings.")] = Told.TEXT,  # noqa: A002 - the option's name
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
 ) -> None:
-    """Say in sentences what holds the peak of a run back, and what to change."""
+    """Say in sentences what makes the peak of a run so high, and what to change."""
     with told():
         from ray_memprof.analysis.diagnosis.findings import diagnosed, found_rows, found_text
         from ray_memprof.query.ask import find_runs

@@ -1,4 +1,4 @@
-"""ray-memprof export: a run in the format of another tool.
+"""ray-memprof export: writes a run in the format of another tool.
 
 $ ray-memprof export latest --format perfetto
 """
@@ -15,7 +15,7 @@ from ray_memprof.errors import ConfigError
 
 
 class Format(StrEnum):
-    """What `export` writes."""
+    """The formats that `export` can write."""
 
     PERFETTO = "perfetto"
     SNAPSHOT = "snapshot"
@@ -26,9 +26,11 @@ class Format(StrEnum):
 def export(
     run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
     format: Annotated[Format, typer.Option(help="What to write.")],  # noqa: A002 - the option's name
-    rank: Annotated[int | None, typer.Option(min=0, help="Of one rank only.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write, or folder for several.")] = None,
-    name: Annotated[str | None, typer.Option(help="csv: a table or question instead of every table.")] = None,
+    rank: Annotated[int | None, typer.Option(min=0, help="Write only this rank.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write, or folder for several files.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="csv: write this table or question instead of every table.")
+    ] = None,
 ) -> None:
     """Write a run in the format of another tool."""
     from ray_memprof.store.find_run import find_run
@@ -64,7 +66,7 @@ def _export(
 
 
 def _snapshots(run_dir: Path, rank: int | None, out: Path | None, stem: str) -> list[Path]:
-    """One file a rank; all ranks go into the folder `out`."""
+    """Write one file for each rank, into the folder `out`; for a single `rank`, `out` is the file."""
     from ray_memprof.formats.torch_snapshot.write import recorded_ranks, write_snapshot
 
     if rank is not None:

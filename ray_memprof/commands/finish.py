@@ -1,4 +1,4 @@
-"""ray-memprof finish: bring in what other hosts still hold of a run, or what a killed launcher left.
+"""ray-memprof finish: completes a run whose launcher was killed, or whose records are still on other hosts.
 
 $ ray-memprof finish ulysses8 --from 20260102-030405-ab12
 """
@@ -20,10 +20,10 @@ def finish(
         typer.Option("--from", metavar="FOLDER", help="A copy of a host's scratch folder of this run."),
     ] = [],  # noqa: B006 - typer copies it
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray that reaches its hosts. Default: the one it had joined.")
+        str | None, typer.Option(help="Address of the Ray on its hosts. Default: the Ray that it had joined.")
     ] = None,
 ) -> None:
-    """Bring in what other hosts still hold of a run, or what a killed launcher left, and write its report."""
+    """Complete a run whose launcher was killed, or whose records are still on other hosts, and write its report."""
     from ray_memprof.store.find_run import find_run
 
     with told():

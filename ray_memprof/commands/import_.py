@@ -1,4 +1,4 @@
-"""ray-memprof import: a run of memory snapshots that torch wrote.
+"""ray-memprof import: makes a run from memory snapshots that torch wrote.
 
 $ ray-memprof import dump/rank*.pickle --name theirs
 """
@@ -15,11 +15,11 @@ from ray_memprof.errors import ConfigError
 
 
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="Snapshots of torch's allocator, one a rank.")],
+    files: Annotated[list[Path], typer.Argument(help="Snapshots of torch's allocator, one for each rank.")],
     name: Annotated[str, typer.Option(help="Name of the run to make.")],
     output_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("profiler_logs"),
 ) -> None:
-    """Make a run of memory snapshots that torch.cuda.memory._dump_snapshot wrote."""
+    """Make a run from memory snapshots that torch.cuda.memory._dump_snapshot wrote."""
     from ray_memprof.formats.torch_snapshot.read import import_snapshots
     from ray_memprof.report.derive import derive
     from ray_memprof.store.run_files import LATEST_LINK, REPORT_FILE
@@ -50,5 +50,5 @@ def _check_name(name: str) -> None:
 
 
 def _say_line(line: str) -> None:
-    # A name of a file may have ends of lines: it is told in one.
+    # The name of a file may contain line ends, but each message must be one line.
     say(line.replace("\n", "\\n") + "\n")

@@ -1,4 +1,4 @@
-"""ray-memprof query: ask a run, or several, a question by its name or in SQL.
+"""ray-memprof query: answers a question about one or several runs, given by its name or in SQL.
 
 $ ray-memprof query imbalance latest
 """
@@ -22,7 +22,7 @@ def query(
     show_list: Annotated[bool, typer.Option("--list", help="List the questions and tables.")] = False,
     show_sql: Annotated[bool, typer.Option("--sql", help="Show the SQL of the question.")] = False,
 ) -> None:
-    """Ask a run, or several, a question by its name or in SQL."""
+    """Answer a question about one or several runs, given by its name or in SQL."""
     with told():
         from ray_memprof.query.ask import ask, find_runs, question_lines, sql_of
         from ray_memprof.store.whole_file import check_target
@@ -31,7 +31,7 @@ def query(
         if show_list:
             write_text("\n".join(question_lines()) + "\n", out)
         elif question is None:
-            raise ConfigError("there is no question", hint="ray-memprof query --list has those with a name")
+            raise ConfigError("there is no question", hint="ray-memprof query --list lists named questions")
         elif show_sql:
             write_text(sql_of(question), out)
         else:

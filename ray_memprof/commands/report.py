@@ -1,4 +1,4 @@
-"""ray-memprof report: report.html of a run, written anew.
+"""ray-memprof report: writes report.html of a run again.
 
 $ ray-memprof report latest
 """
@@ -17,10 +17,10 @@ from ray_memprof.errors import ConfigError
 def report(
     run: Annotated[str, typer.Argument(help=RUN)] = "latest",
     beside: Annotated[
-        str | None, typer.Option(help="A run of the same configuration from another source, a prediction.")
+        str | None, typer.Option(help="Another run of the same configuration, such as a prediction.")
     ] = None,
 ) -> None:
-    """Write report.html of a run anew."""
+    """Write report.html of a run again."""
     with told():
         from ray_memprof.report.run_page import write_run_page
         from ray_memprof.store.find_run import find_run
@@ -36,7 +36,7 @@ def report(
 
 
 def _problems(run_dir: Path) -> list[str]:
-    """What the driver noted of records that are not whole; a run that it never ended has no note."""
+    """What the driver noted about incomplete records; empty for a folder without run.json."""
     from ray_memprof.store.run_files import RUN_FILE
 
     path = run_dir / RUN_FILE

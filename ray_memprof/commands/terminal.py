@@ -1,9 +1,9 @@
-"""What every command shares on a terminal: an error of the user's as a line and a hint, and pipes that close early.
+"""What all commands share on a terminal: an error of the user as one line and a hint, and pipes that close early.
 
     with told():
         ...                               # an error here ends in "error: ...", "hint: ..." and its exit code
 
-Answers go to the standard output; what else there is to say, to the standard error.
+Answers go to the standard output, all other messages to the standard error.
 """
 
 import io
@@ -19,15 +19,17 @@ from ray_memprof.errors import DiskFull, RunError
 from ray_memprof.wording import visible
 
 RUN = "A run folder, <name>, <name>/<run_id>, <run_id> or latest."
-RUNS = "Several runs: a pattern in quotes, as 'profiler_logs/*/latest'."
+RUNS = "Several runs: a pattern in quotes, such as 'profiler_logs/*/latest'."
 OUT = "File to write instead of the standard output."
 
 
 @contextmanager
 def told() -> Iterator[None]:
-    """An error of the user's, or of the disk, as one line and a hint; a reader that left early is no error."""
+    """Print an error of the user, or a full disk, as one line and a hint; a reader that left early is no error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal has no letters for
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # for names with characters that the terminal cannot show
     try:
         with unread_is_fine():
             yield
@@ -50,26 +52,26 @@ def _tell_error(error: RunError) -> None:
 
 
 def say(text: str) -> None:
-    """Write to the standard error; that nobody reads it changes no exit code."""
+    """Write to the standard error; if nobody reads it, the exit code stays the same."""
     with suppress(BrokenPipeError):
         sys.stderr.write(visible(text))
 
 
 def say_standing(run_dirs: Iterable[Path]) -> None:
-    """Tell of runs that have not ended: an answer is of what their ranks have sealed so far."""
+    """Name the runs that have not ended, since an answer covers only what their ranks have sealed until now."""
     from ray_memprof.store.standing import standing
 
     for run_dir in run_dirs:
         found = standing(run_dir)
         if found is not None:
             say(
-                f"note: {run_dir.parent.name}/{run_dir.name}: {found.text}; this is of what was recorded until now\n"
+                f"note: {run_dir.parent.name}/{run_dir.name}: {found.text}; this is only what was recorded until now\n"
             )
 
 
 @contextmanager
 def unread_is_fine() -> Iterator[None]:
-    """For what is written to a pipe: its reader may leave before the end, as head does."""
+    """Ignore that the reader of the standard output leaves before the end, as head does."""
     try:
         yield
     except BrokenPipeError:
@@ -77,11 +79,11 @@ def unread_is_fine() -> Iterator[None]:
 
 
 def flush() -> None:
-    """See that the standard output is written while an error of it can still be told.
+    """Write out the standard output now, while an error in doing so can still be reported.
 
     Raises:
-        BrokenPipeError: nobody reads it any longer.
-        DiskFull: it cannot be written.
+        BrokenPipeError: nobody reads the standard output any longer.
+        DiskFull: the standard output cannot be written.
     """
     try:
         sys.stdout.flush()
@@ -98,7 +100,7 @@ def _unwritten(error: OSError) -> DiskFull:
 
 
 def _drop_stdout() -> None:
-    """Point the standard output at nothing: Python flushes it once more at the end, and would fail again."""
+    """Redirect the standard output to /dev/null: Python flushes it again at exit, and would fail again."""
     with suppress(io.UnsupportedOperation):  # a stream in memory
         nothing = os.open(os.devnull, os.O_WRONLY)
         try:

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a configuration, in plain words: key, value, what is wanted, the nearest known key.
+"""Explains what pydantic finds wrong with a configuration: the key, its value, what is allowed, the nearest known key.
 
     raise explained(error, RunConfig, source="configs/x.yaml")
     # configs/x.yaml: unknown key logging.log_intervall
@@ -19,7 +19,7 @@ from ray_memprof.errors import ConfigError
 
 Loc = tuple[int | str, ...]
 
-# What is wanted, by pydantic's kind of fault; a kind that is not here is told in pydantic's own words.
+# What a value must be, by pydantic's type of error; for other types pydantic's own message is used.
 _WANTED = {
     "bool_type": "must be true or false",
     "int_type": "must be a whole number",
@@ -45,11 +45,11 @@ _WANTED = {
 def explained(
     error: ValidationError, model: type[BaseModel], *, source: str, overridden: Sequence[str] = ()
 ) -> ConfigError:
-    """pydantic's findings, a line each: key, value, what is wanted."""
+    """The errors that pydantic found as a ConfigError, one line for each: key, value, what the value must be."""
     lines, hints = [], []
     faults = {_dotted(fault["loc"]): fault for fault in error.errors()}
     for key, fault in faults.items():
-        # A list with a faulty entry is told of twice: pydantic finds it too short as well.
+        # For a list with a wrong entry pydantic reports two errors, since it also finds the list too short.
         if any(other != key and _covers(key, other) for other in faults):
             continue
         line, hint = _explain(fault, key, model)
@@ -59,7 +59,7 @@ def explained(
 
 
 def origin(message: str, source: str, overridden: Sequence[str]) -> str:
-    """Where to look for what `message` tells of: the file, or --set where it names a key that was given there."""
+    """Where the faulty value was given: "--set" if `message` names a key that was given there, else the file."""
     named = re.findall(r"[\w.\[\]]+", message)
     touched = any(_covers(given, key) or _covers(key, given) for given in overridden for key in named)
     return "--set" if touched else source
@@ -74,7 +74,7 @@ def _dotted(loc: Loc) -> str:
 
 
 def _explain(fault: Any, key: str, model: type[BaseModel]) -> tuple[str, str]:
-    """One fault: its line, and its hint or ""."""
+    """The line for one error, and its hint or ""."""
     kind, value = fault["type"], fault["input"]
     if kind == "extra_forbidden":
         return f"unknown key {key}", _nearest_key(fault["loc"], model)
@@ -104,7 +104,7 @@ def _value_hint(kind: str, value: Any, context: Mapping[str, str]) -> str:
 
 
 def _number_hint(text: str) -> str:
-    """YAML 1.1 takes a number for text if it is quoted, or written as 1e3."""
+    """The hint for a number that YAML 1.1 reads as text, because it is quoted or written as 1e3."""
     try:
         number = float(text)
     except ValueError:
@@ -116,7 +116,7 @@ def _number_hint(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as YAML has it, cut to fit a line."""
+    """A value as YAML writes it, cut to fit a line."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     text = repr(value)
@@ -124,7 +124,7 @@ def shown(value: Any) -> str:
 
 
 def _nearest_key(loc: Loc, model: type[BaseModel]) -> str:
-    """The known key that was probably meant: in the same section, else of nearly that name in another."""
+    """A hint with the known key that was probably meant: the same name in any section, else a similar name."""
     name, known = str(loc[-1]), list(_known_keys(model))
     # A row of a matrix has its number in `loc`, but not in the known keys.
     section = _dotted(tuple(part for part in loc[:-1] if isinstance(part, str)))

@@ -3,8 +3,8 @@
     from ray_memprof.config.keys import Parallel
     Parallel(ulysses=2, ring=2).group_size     # 4
 
-run_config.py puts them together; rules that reach across keys are in rules.py. Values are taken as YAML gives
-them, never converted: "4" is no number, 1 is no switch. Paths are relative to the working folder, not to the file.
+run_config.py joins the sections; rules about several keys are in rules.py. Values must have the right type in YAML and
+are never converted: "4" is no number, and 1 is not true. Paths are relative to the working folder, not to the file.
 """
 
 from pathlib import Path
@@ -30,10 +30,10 @@ def _usable(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        raise ValueError("whose home folder that is, is not known") from error
+        raise ValueError("the home folder of this user is not known") from error
 
 
-# Strings and lists are what YAML has for a path and a tuple; what a list holds is still taken as it is.
+# In YAML a path is a string, and a tuple is a list. So these two are converted; the entries of a list are not.
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_usable)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
 FilePaths = Annotated[tuple[FilePath, ...], Field(strict=False)]
@@ -45,10 +45,10 @@ def _free(name: str) -> str:
     return name
 
 
-# A name becomes a folder, and a column that people filter by.
+# The name becomes the name of a folder, and a column by which people filter.
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", max_length=MOST_NAME_LETTERS), AfterValidator(_free)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-# Up to a year: what torch and the threads of Python take for a wait ends there, too.
+# At most a year, since torch and Python's threads do not accept arbitrarily long timeouts.
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
 
 
@@ -59,12 +59,12 @@ class Section(BaseModel):
 
 
 class Script(Section):
-    """A torch.distributed program, run the way torchrun would."""
+    """A torch.distributed program, run as torchrun would run it."""
 
     path: FilePath
     """The Python file."""
     args: Texts = ()
-    """What it finds in sys.argv[1:]."""
+    """Its arguments, sys.argv[1:]."""
     module_spans: Texts = ()
     """Patterns (fnmatch) over qualified module names, e.g. "blocks.*": each match is a span of its own."""
 
@@ -81,22 +81,23 @@ class Model(Section):
     ckpt_dir: FilePath | None = None
     """Folder of the official checkpoint."""
     weights: Weights = Field(default_factory=_weights)
-    """random: same names, shapes and dtypes, no files, no picture. Default: checkpoint where ckpt_dir is given."""
+    """random: the same names, shapes and dtypes, but no files are read and the video shows nothing. Default: checkpoint
+    if ckpt_dir is given, else random."""
     # Not wan.generate's default: with full, every rank of a node would hold a whole network in host memory.
     load_strategy: LoadStrategy = "block"
-    """full: through host memory; block: straight to the device; stream: blocks visit the device in turn."""
+    """full: through host memory; block: straight to the device; stream: each block is on the device only in turn."""
     precision: Precision = "bf16"
     """dtype of the diffusion transformer."""
     device: Device = "cuda"
-    """Also for a script: whether its ranks hold GPUs, and whose allocator is recorded."""
+    """Also for a script: it decides whether the ranks hold GPUs, and which allocator is recorded."""
     offload: bool = True
-    """Give a network's device memory back after its stage."""
+    """Free a network's device memory after its stage."""
     t5_cpu: bool = False
     """Run the text encoder on the CPU."""
 
 
 class Generation(Section):
-    """What is made. None: the task's default, filled in when the file is loaded."""
+    """What is made. Where None is allowed, it means the task's default, which is filled in when the file is loaded."""
 
     size: str | None = None
     """width*height in pixels."""
@@ -104,7 +105,7 @@ class Generation(Section):
     """Frames, 4n+1."""
     prompt: str | None = None
     negative_prompt: str | None = None
-    """None: the published one."""
+    """None: the published negative prompt."""
     image: FilePath | None = None
     """The picture to start from (i2v)."""
     first_frame: FilePath | None = None
@@ -113,23 +114,23 @@ class Generation(Section):
     src_video: FilePath | None = None
     """The control video (vace)."""
     src_mask: FilePath | None = None
-    """Where src_video is to change: white (vace)."""
+    """Mask: src_video changes where it is white (vace)."""
     src_ref_images: FilePaths = ()
     """Reference pictures (vace)."""
     sample_solver: Solver = "unipc"
     sample_steps: int | None = None
     """Denoise steps."""
     sample_shift: float | None = None
-    """Of the noise schedule."""
+    """Shift of the noise schedule."""
     sample_guide_scale: float | None = None
     """Classifier-free guidance; 1 halves the work."""
     base_seed: int = -1
-    """Of the first video. Below 0: drawn when the file is loaded, so that all ranks share it."""
+    """Seed of the first video. Below 0: a random seed is drawn when the file is loaded, so that all ranks share it."""
     use_prompt_extend: bool = False
-    """Let a language model write out the prompt."""
+    """Let a language model extend the prompt."""
     prompt_extend_method: Method = "local_qwen"
     prompt_extend_model: str | None = None
-    """Folder, hub name or service model; None: by method and task."""
+    """Folder, name on the hub, or model of the service; None: chosen by method and task."""
     prompt_extend_target_lang: Language = "zh"
     save_file: FilePath | None = None
     """Where rank 0 writes the video or image; None: nothing is saved."""
@@ -147,9 +148,9 @@ class Parallel(Section):
     t5_fsdp: bool = False
     """Shard the text encoder over all ranks."""
     vae: VaePlace | None = None
-    """rank0: one rank decodes; split: each decodes its columns. None: split where there are several ranks."""
+    """rank0: rank 0 decodes; split: each rank decodes its columns. None: split with several ranks, else rank0."""
     backend: Backend = "native"
-    """Whose attention runs: this package's or xfuser's."""
+    """Which attention runs: native is this package's, xfuser that of xfuser."""
 
     @property
     def group_size(self) -> int:
@@ -158,24 +159,24 @@ class Parallel(Section):
 
 
 class Optimization(Section):
-    """The memory levers (see wan/levers.py), and how much is asked for at once."""
+    """The memory levers (see wan/levers.py), and how many videos are made."""
 
     attention_slicing: bool = False
-    """Attend by groups of heads."""
+    """Compute attention for one group of heads after the other."""
     ffn_chunks: int = 0
-    """Token chunks of the feed-forward; 0: by size, 1: off."""
+    """Number of token chunks of the feed-forward; 0: chosen by size, 1: off."""
     rope_chunks: int = 16
-    """Token chunks of the rotary embedding where no fused kernel runs; 1: off."""
+    """Number of token chunks of the rotary embedding if no fused kernel runs; 1: off."""
     vae_slabs: int = 0
-    """Slabs of columns or rows in which the VAE works; 0: by size, 1: off."""
+    """Number of slabs of columns or rows in which the VAE works; 0: chosen by size, 1: off."""
     fused_kernels: bool = True
-    """Norms and rotary embedding in one pass each (CUDA)."""
+    """Compute norms and rotary embedding in one kernel each (CUDA)."""
     gradient_checkpointing: bool = False
-    """Only where autograd records: never in this package's own runs."""
+    """Has an effect only if autograd records, which it never does in this package's own runs."""
     batch_size: Count = 1
-    """Videos, made one after the other with seeds base_seed, base_seed + 1, ..."""
+    """Number of videos, made one after the other with seeds base_seed, base_seed + 1, ..."""
     micro_batch_size: int = 1
-    """Videos at once; only 1 exists."""
+    """Number of videos made at the same time; only 1 is supported."""
     parallel_degree: Count | None = None
     """Another name for ranks."""
     expandable_segments: bool = True
@@ -186,11 +187,11 @@ class Profiler(Section):
     """torch.profiler's own schedule and switches, for logging.level torch_profiler."""
 
     wait: Annotated[int, Field(ge=0)] = 1
-    """Denoise steps before it wakes."""
+    """Denoise steps before the profiler starts."""
     warmup: Annotated[int, Field(ge=0)] = 1
-    """Denoise steps traced and thrown away."""
+    """Denoise steps that are traced but not kept."""
     active: Count = 3
-    """Denoise steps that are kept."""
+    """Denoise steps whose trace is kept."""
     record_shapes: bool = False
     profile_memory: bool = True
     with_stack: bool = False
@@ -202,53 +203,55 @@ class Logging(Section):
     profile_memory: bool = True
     """False: nothing is recorded; the ranks are still watched."""
     level: Level = "event"
-    """stage: peaks per span; event: every allocation; stack: with its Python stack; torch_profiler: its traces too."""
+    """stage: peaks per span; event: every allocation; stack: every allocation with its Python stack; torch_profiler: as
+    event, and torch.profiler's traces."""
     log_interval: Count = 10
-    """Denoise steps between two lines where the output is no terminal."""
+    """Denoise steps between two lines, if the output is no terminal."""
     trace_path: FilePath | None = None
     """Folder of torch_profiler's traces; None: the run folder."""
     output_dir: FilePath = Path("profiler_logs")
     """Run folders are made below it: <output_dir>/<name>/<run_id>."""
     sample_interval_s: Annotated[Seconds, Field(ge=0.01)] = 0.1
-    """Between two looks at the device and the host; a look takes 0.1 ms or less, and the model's thread waits."""
+    """Time between two samples of the device and the host; the model's thread waits 0.1 ms or less for each sample."""
     profiler: Profiler = Field(default_factory=Profiler)
 
 
 class Timeouts(Section):
-    """How long each wait may take, in seconds."""
+    """The time limit of each wait, in seconds."""
 
     start_s: Seconds = 120.0
-    """For GPUs that others hold."""
+    """How long the run waits for GPUs that others hold."""
     init_s: Seconds = 300.0
-    """For every rank to answer and to meet the others."""
+    """How long each rank may take to answer and to join the others."""
     process_group_s: Seconds = 1800.0
-    """For one collective: torch.distributed's own limit."""
+    """How long one collective may take; torch.distributed's own limit."""
     stall_s: Seconds = 300.0
-    """For a rank to get on, before the run counts as hung."""
+    """How long no rank may make progress before the run counts as hung."""
     grace_s: Seconds = 1.0
-    """After the first failure, for the others to show whose fault it was."""
+    """How long to wait for reports of the other ranks after the first failure, since they may show its cause."""
     node_grace_s: Seconds = 3.0
-    """The same where a whole node may be gone, which Ray tells later."""
+    """The same if a whole node may be gone, which Ray reports later."""
     stop_s: Seconds = 10.0
-    """For ranks to close their files before they are killed."""
+    """How long the processes of the ranks may take to end before they are killed."""
     collect_s: Seconds = 120.0
-    """For the ranks' files to arrive."""
+    """How long the ranks' files may take to arrive from another node."""
 
 
 class Ray(Section):
     """Where the ranks run."""
 
     address: str | None = None
-    """None: a Ray of our own, gone with the run; "auto" or "host:port": one that runs already."""
+    """None: a Ray of our own, which ends with the run; "auto" or "host:port": a Ray that runs already."""
     num_gpus: Annotated[int, Field(ge=0)] | None = None
-    """What our own Ray is told it has; None: what it finds."""
+    """How many GPUs our own Ray is told that it has; None: Ray counts them."""
     gpus_per_rank: Annotated[int, Field(ge=0)] = 1
-    """1, or 0 where the device is the CPU, unless num_gpus or this key is given."""
+    """Default: 0 if the device is the CPU and num_gpus is not given, else 1."""
     cpus_per_rank: Annotated[int, Field(ge=0)] = 1
     placement: Placement = "pack"
-    """Of the ranks over the nodes, in Ray's words."""
+    """Ray's strategy for placing the ranks on nodes."""
     scratch_dir: FilePath | None = None
-    """Where ranks write before their files are collected, and removed there; None: the run folder, where it is seen."""
+    """Where ranks write until their files have been collected. None: the run folder if the node has it, else a folder
+    that the rank makes on its node."""
     timeouts: Timeouts = Field(default_factory=Timeouts)
 
 
@@ -256,6 +259,6 @@ class MatrixRun(Section):
     """One row of a matrix: what it changes, by full key."""
 
     name: Name
-    """Put behind the configuration's own name."""
+    """Appended to the configuration's own name."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Full key -> value, e.g. {optimization.attention_slicing: true}."""

@@ -1,9 +1,9 @@
-"""Configurations in and out: YAML to a checked value, and the value to YAML.
+"""Reads and writes configurations: YAML to a checked value, and the value to YAML.
 
     config = load_config("configs/baseline.yaml", ["generation.sample_steps=4"])
     effective_yaml(config)                # loads again into an equal value
 
-Whether the files that a configuration names exist is asked later (check_files): a dry run needs none. Imports no torch,
+check_files checks later whether the files exist that a configuration names: a dry run needs none. Imports no torch and
 no Ray.
 """
 
@@ -27,7 +27,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def from_mapping(mapping: Mapping[str, Any], *, source: str, overridden: Sequence[str] = ()) -> RunConfig:
-    """What a file says, as a checked value without open defaults. `source` names it in errors."""
+    """The content of a file as a checked value, with all defaults filled in. `source` names the file in errors."""
     try:
         given = yaml_file.without_nulls(mapping)
         rules.check_sections(given)
@@ -44,7 +44,7 @@ def from_mapping(mapping: Mapping[str, Any], *, source: str, overridden: Sequenc
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    """With every default filled in that depends on another key, and with the seed drawn."""
+    """The configuration with all defaults filled in that depend on other keys, and with the seed drawn."""
     parallel, ray = config.parallel, config.ray
     if parallel.vae is None:
         parallel = parallel.model_copy(update={"vae": "split" if config.num_ranks > 1 else "rank0"})
@@ -71,6 +71,6 @@ def _resolved(config: RunConfig) -> RunConfig:
 def effective_yaml(config: RunConfig) -> str:
     """The configuration with every default written out; load_config reads it back as an equal value."""
     values = config.model_dump(mode="json", by_alias=True)
-    # One line per value, however long the prompt.
+    # One line per value, however long the prompt is.
     text = yaml.safe_dump(values, sort_keys=False, width=float("inf"))
     return f"# Every key of this run. Relative paths start at the folder that it was launched from.\n{text}"

@@ -6,9 +6,9 @@
         set: {optimization.attention_slicing: true}
 
     expanded = expand("configs/matrix_1gpu.yaml", ["generation.sample_steps=4"])
-    expanded.runs, expanded.page         # one configuration a row; where the page goes that sets them side by side
+    expanded.runs, expanded.page         # a configuration for each row; the file for the page that compares the runs
 
-Every row is checked before any runs. All share one seed, so that only what the rows change tells them apart.
+Every row is checked before the first run. All runs share one seed, so that they differ only in what the rows change.
 """
 
 import copy
@@ -26,12 +26,12 @@ from ray_memprof.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Expanded:
-    """What a file asks for."""
+    """The runs that a file describes."""
 
     runs: list[RunConfig]
-    """Named <name>-<row>; without a matrix, the one that the file describes."""
+    """Each is named <name>-<row>; without a matrix there is one run, with the name in the file."""
     page: Path | None
-    """Where the page goes that sets them side by side, beside their folders; None: there is one run."""
+    """The file for the page that compares the runs, beside their folders; None: there is only one run."""
 
 
 def expand(path: str | Path, overrides: Sequence[str] = ()) -> Expanded:
@@ -56,13 +56,13 @@ def _run(mapping: dict[str, Any], row: MatrixRun, *, source: str, overridden: Se
     for key, value in row.set.items():
         _refuse_hidden(key, overridden, source)
         yaml_file.put(changed, key, value, source=source)
-    # Last, so that a row cannot take the name of another.
+    # The name is set last, so that a row cannot take the name of another row.
     changed["name"] = f"{mapping['name']}-{row.name}"
     return from_mapping(changed, source=source, overridden=overridden)
 
 
 def _refuse_shared_files(runs: Sequence[RunConfig], source: str) -> None:
-    """A later run would write over what an earlier one left."""
+    """Refuse runs that write to the same file or folder: a later run would overwrite the output of an earlier one."""
     writers: dict[tuple[str, Path], str] = {}
     for run in runs:
         traces = run.logging.trace_path if run.logging.level == "torch_profiler" else None
@@ -75,7 +75,7 @@ def _refuse_shared_files(runs: Sequence[RunConfig], source: str) -> None:
 
 
 def _refuse_hidden(key: str, overridden: Sequence[str], source: str) -> None:
-    """One of the two values would be lost, whichever is laid on top."""
+    """Refuse a row's key that --set gives, too, since one value would be lost; also refuse name and matrix."""
     if key.partition(".")[0] in ("name", "matrix"):
         raise ConfigError(f"{source}: a row cannot set {key}", hint="its name is that of the row")
     for given in overridden:

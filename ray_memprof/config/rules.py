@@ -1,10 +1,10 @@
-"""What may stand together in a configuration: rules that reach across keys, each refusal with the full keys.
+"""Which values may be combined in a configuration: rules about several keys, whose errors name the full keys.
 
-    check(config)                         # raises ConfigError; no file is looked for
-    check_files(config)                   # the files it names; before a run, not in a dry run
-    warnings(config)                      # what will have no effect, or is easily forgotten
+    check(config)                         # raises ConfigError; does not look for files
+    check_files(config)                   # checks the files that it names; before a run, not in a dry run
+    warnings(config)                      # lines about keys that have no effect or are easily forgotten
 
-Bounds of single keys are in keys.py; what wan.generate also refuses is wan.options' (see wan_keys.py).
+Bounds of single keys are in keys.py; rules that wan.generate shares are in wan.options (see wan_keys.py).
 """
 
 import difflib
@@ -20,7 +20,7 @@ from wan.config import LARGEST_SEED, TASKS
 
 
 def check_sections(given: Mapping[str, Any]) -> None:
-    """Refuse a part of a section that nobody will read, before the rest of it is asked for. Raises ConfigError."""
+    """Refuse a script section in a run of wan, before pydantic asks for its missing path. Raises ConfigError."""
     script = given.get("script")
     if isinstance(script, dict) and "path" not in script and given.get("workload", "wan") == "wan":
         raise _stray_script()
@@ -31,7 +31,7 @@ def _stray_script() -> ConfigError:
 
 
 def check(config: RunConfig) -> None:
-    """Refuse in words what could not end well. Raises ConfigError."""
+    """Refuse values that cannot be combined. Raises ConfigError."""
     _check_ranks(config)
     _check_ray(config)
     _check_matrix(config)
@@ -50,7 +50,7 @@ def check(config: RunConfig) -> None:
 
 
 def check_files(config: RunConfig) -> None:
-    """Refuse a configuration that names files which are not there, as seen from the driver."""
+    """Refuse a configuration that names files which do not exist on the driver's host. Raises ConfigError."""
     if config.workload == "wan":
         check_wan(config, files=True)
     elif config.script is not None and not config.script.path.is_file():
@@ -86,7 +86,7 @@ def _check_ray(config: RunConfig) -> None:
             "ray.gpus_per_rank (0): ranks on model_config.device cuda need a GPU each",
             hint="leave it out, or set model_config.device: cpu",
         )
-    # Each rank sees one GPU for every rank of its node, as under torchrun: others would be booked and stay idle.
+    # As under torchrun, each rank sees one GPU for every rank of its node: further GPUs would be booked but stay idle.
     if ray.gpus_per_rank > 1:
         raise ConfigError(
             f"ray.gpus_per_rank ({ray.gpus_per_rank}): a rank uses one GPU", hint="raise ranks instead"
@@ -128,7 +128,7 @@ def _check_batch(config: RunConfig) -> None:
 
 
 def _check_profiler(config: RunConfig) -> None:
-    """A schedule that ends before its first kept step would leave an empty trace."""
+    """Refuse a schedule in which no step is kept, since its trace would be empty."""
     steps = config.generation.sample_steps or TASKS[config.model.task].sample_steps
     steps *= config.optimization.batch_size
     logging, profiler = config.logging, config.logging.profiler
@@ -142,7 +142,7 @@ def _check_profiler(config: RunConfig) -> None:
 
 
 def warnings(config: RunConfig) -> list[str]:
-    """What will have no effect, or is easily forgotten; a line each."""
+    """One line for each key that has no effect or is easily forgotten."""
     found = []
     logging = config.logging
     if logging.trace_path is not None and logging.level != "torch_profiler":
@@ -171,7 +171,7 @@ def _wan_warnings(config: RunConfig) -> list[str]:
 
 
 def _script_warnings(config: RunConfig) -> list[str]:
-    """A script brings its own model: of these sections it sees nothing but the device."""
+    """A script has its own model: of these sections only the device and the number of ranks have an effect on it."""
     sections = {
         "model_config": config.model.model_dump(exclude_defaults=True, exclude={"device", "weights"}),
         "generation": config.generation.model_dump(exclude_defaults=True),

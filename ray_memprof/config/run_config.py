@@ -1,9 +1,9 @@
-"""A run as one frozen value: everything that it depends on, with nothing left open.
+"""A run as one frozen value: everything that it depends on.
 
     config.model.precision, config.num_ranks
 
-load_config makes one of a YAML file; what each key means is in keys.py, what may stand together in rules.py. Imports no
-torch, no Ray.
+load_config makes such a value from a YAML file, with all defaults filled in. keys.py says what each key means, rules.py
+which values may be combined. Imports no torch and no Ray.
 """
 
 from typing import Annotated, Literal
@@ -29,7 +29,7 @@ class RunConfig(Section):
     """Everything a run depends on, by section."""
 
     name: Name
-    """Folder of the runs below logging.output_dir."""
+    """Name of the folder below logging.output_dir that holds the runs."""
     description: str = ""
     workload: Literal["wan", "script"] = "wan"
     ranks: Count | None = None
@@ -47,6 +47,6 @@ class RunConfig(Section):
 
     @property
     def num_ranks(self) -> int:
-        """`ranks`, resolved."""
+        """The number of ranks; if `ranks` is not given, it comes from other keys."""
         shared = self.parallel.group_size if self.workload == "wan" else 1
         return self.ranks or self.optimization.parallel_degree or shared

@@ -1,9 +1,9 @@
-"""A configuration as the options of wan.generate: one set of rules and defaults for both ways in.
+"""A configuration as the options of wan.generate, so that both share one set of rules and defaults.
 
-    options = wan_options(config)         # wan.options.Options, the task's defaults filled in
-    check_wan(config)                     # wan's own rules, with the configuration's keys in the messages
+    options = wan_options(config)         # wan.options.Options, with the task's defaults filled in
+    check_wan(config)                     # applies wan's own rules; messages name the configuration's keys
 
-Takes a RunConfig, leaves nothing; imports no torch.
+Takes a RunConfig, writes no file; imports no torch.
 """
 
 from dataclasses import fields, replace
@@ -16,7 +16,7 @@ from wan.levers import Levers
 from wan.options import Options, parse
 from wan.options_check import check
 
-# Flags of wan.generate whose key has another name; the others keep theirs.
+# Flags of wan.generate whose key has another name; all other keys have the name of their flag.
 _RENAMED = {
     "offload_model": "offload", "ulysses_size": "ulysses", "ring_size": "ring", "vae_parallel": "vae",
     "sp_backend": "backend",
@@ -62,7 +62,7 @@ def _values(config: RunConfig) -> dict[str, Any]:
 
 
 def check_wan(config: RunConfig, *, files: bool = False) -> None:
-    """Refuse what wan.options refuses; with `files`, also files that are not there."""
+    """Raise ConfigError for what wan.options refuses; with `files`, also for files that do not exist."""
     try:
         check(wan_options(config), here=files, num_ranks=config.num_ranks, names=_KEYS)
     except InputError as error:

@@ -1,9 +1,9 @@
-"""A YAML file as a mapping, and `section.key=value` overrides laid over it.
+"""A YAML file as a mapping, and `section.key=value` overrides applied to it.
 
     mapping = read("configs/baseline.yaml")
     override(mapping, ["generation.sample_steps=4"])        # value as YAML; changes `mapping`
 
-A key given twice is refused, which YAML readers usually let pass. null, or nothing, means the default.
+A key that is given twice is refused, although YAML readers usually accept it. null, or no value, means the default.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,7 +19,7 @@ _YAML_HINT = "it must be YAML; quote text that holds : # [ { or }"
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, and tells of every value that it cannot read where it stands."""
+    """Refuses a key that is twice in one mapping, and names line and column of a value that it cannot read."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -77,7 +77,7 @@ def _parse(text: str, *, source: str) -> Any:
 
 
 def override(mapping: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Lay `section.key=value` over `mapping`; returns the keys."""
+    """Apply each `section.key=value` to `mapping`; returns the keys."""
     keys = []
     for text in overrides:
         key, equals, value = text.partition("=")
@@ -91,21 +91,21 @@ def override(mapping: dict[str, Any], overrides: Sequence[str]) -> list[str]:
 
 
 def put(mapping: dict[str, Any], key: str, value: Any, *, source: str) -> None:
-    """Set a dotted key, making the sections on the way."""
+    """Set a dotted key, and make its sections if they are missing."""
     *sections, last = key.split(".")
     for depth, section in enumerate(sections):
         known = mapping.get(section)
         if known is not None and not isinstance(known, dict):
             taken = ".".join(sections[: depth + 1])
             raise ConfigError(f"{source}: {taken} is {shown(known)}, no section", hint="check the key")
-        # A copy: a YAML alias makes one section stand in several places.
+        # Changed in a copy, because a YAML alias puts the same dict in several places.
         mapping[section] = dict(known or {})
         mapping = mapping[section]
     mapping[last] = value
 
 
 def without_nulls(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the keys that say null, in every section: null is the default."""
+    """The mapping without keys whose value is null, in every section: null means the default."""
     return {
         key: without_nulls(value) if isinstance(value, dict) else value
         for key, value in mapping.items()

@@ -1,9 +1,10 @@
-"""Whether a cluster can hold the ranks: never, not now, or yes. Answered before anything is asked of Ray's scheduler.
+"""Whether a cluster can hold the ranks: never, not now, or yes. Checked before Ray's scheduler is asked for anything.
 
-    check_capacity(config, nodes)          # raises NotEnoughGpus where it never can
-    told = shortage(config, free)          # "" where it can now
+    check_capacity(config, nodes)          # raises NotEnoughGpus if the cluster can never hold them
+    told = shortage(config, free)          # "" if it can hold them now
 
-Pure: `nodes` are the totals of each node, `free` what nobody holds. Ray waits for ever for what cannot be.
+Pure: `nodes` holds the total resources of each node, `free` those of the cluster that nobody has booked. The check is
+needed because Ray waits for ever for resources that the cluster can never provide.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,16 +16,16 @@ Resources = Mapping[str, float]
 
 
 def wanted(config: RunConfig) -> dict[str, int]:
-    """What one rank books; never nothing, since a bundle of nothing cannot be placed."""
+    """The resources that one rank books; at least one CPU, since Ray cannot place an empty bundle."""
     booked = {"CPU": config.ray.cpus_per_rank, "GPU": config.ray.gpus_per_rank}
     return {name: count for name, count in booked.items() if count} or {"CPU": 1}
 
 
 def check_capacity(config: RunConfig, nodes: Sequence[Resources]) -> None:
-    """Raise where the cluster, all of it free, could not hold the ranks."""
+    """Raise NotEnoughGpus if the cluster could not hold the ranks even with all of it free."""
     for name, each in wanted(config).items():
         asked, most = each * config.num_ranks, max((int(node.get(name, 0)) for node in nodes), default=0)
-        # By node: a rank does not straddle two.
+        # Counted node by node: one rank cannot use resources of two nodes.
         ranks = sum(int(node.get(name, 0)) // each for node in nodes)
         if ranks < config.num_ranks:
             total = sum(int(node.get(name, 0)) for node in nodes)
@@ -43,7 +44,7 @@ def _count(number: int, name: str) -> str:
 
 
 def _fewer(config: RunConfig, name: str, ranks: int) -> str:
-    """The key that would make the run fit, with its value."""
+    """The key, with a value, that would make the run fit."""
     if name == "CPU":
         return (
             f"ray.cpus_per_rank: 0 books none, or ranks: {ranks}"
@@ -56,13 +57,13 @@ def _fewer(config: RunConfig, name: str, ranks: int) -> str:
     fits = ranks // parallel.ring
     if parallel.ulysses * parallel.ring != config.num_ranks or fits == 0:
         return f"ranks: {ranks}"
-    # Of the values that divide the heads, those that divide the present one are known.
+    # ulysses must divide the number of heads. A divisor of the present value does so for certain.
     largest = max(size for size in range(1, fits + 1) if parallel.ulysses % size == 0)
     return f"parallel.ulysses: {largest}"
 
 
 def shortage(config: RunConfig, free: Resources) -> str:
-    """What is missing now, in words: "4 GPUs, 1 free"; "" where nothing is."""
+    """What is missing now, in words: "4 GPUs, 1 free"; "" if nothing is missing."""
     missing = [
         f"{_count(each * config.num_ranks, name)}, {int(free.get(name, 0))} free"
         for name, each in wanted(config).items()

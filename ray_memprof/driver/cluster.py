@@ -1,12 +1,12 @@
 """Ray, from the driver's side: start or join it, book the places, start the ranks, and leave nothing of ours behind.
 
     with Cluster(state, live, interrupts) as cluster:
-        cluster.start()                       # every rank in its place and at work; raises a RunError where one is not
+        cluster.start()                       # puts every rank to work in its place; raises a RunError if one cannot
         verdict = watch(cluster.crew, ...)
-        cluster.end(verdict)                  # no process of a rank is left
+        cluster.end(verdict)                  # ends every process of a rank
 
-Our own Ray is local and private: RAY_ADDRESS and running clusters are not looked at. A cluster that was joined
-(ray.address) keeps running; only our actors and our placement group go.
+A Ray that we start ourselves is local and private: it ignores RAY_ADDRESS and running clusters. A cluster that was
+joined (ray.address) keeps running; only our actors and our placement group are removed from it.
 """
 
 import logging
@@ -21,7 +21,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-# Read by ray when it is imported: a profiler reports to nobody, and actors without GPUs keep their masks.
+# Ray reads these when it is imported. They stop its usage reports, let actors without GPUs keep their
+# CUDA_VISIBLE_DEVICES, and keep repeated log lines.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -52,7 +53,7 @@ from ray_memprof.wording import rank_text
 from wan.errors import WanError
 
 OBJECT_STORE_BYTES = 512 * 2**20
-"""Of our own Ray: plans, beats and chunks of files go through it, no tensor does."""
+"""Size of the object store of our own Ray: plans, beats and chunks of files go through it, tensors do not."""
 _POLL_S = 0.2
 _SAY_EVERY_S = 10.0
 _CONNECT_S = 10.0
@@ -60,22 +61,22 @@ _NOT_THERE = (
     "is it running there? `ray status` on that node tells; leave ray.address out for a Ray of our own"
 )
 _CLOCK_TRIPS = 7
-"""Times that a host is asked for its time: the quickest round trip takes well under a millisecond."""
+"""How often a host is asked for its time; the quickest answer counts, and takes well under a millisecond."""
 _CLOCK_SAID_NS = 100_000_000
-"""A clock that is off by less is nothing to tell people of."""
+"""Clock offsets below this are corrected without a message."""
 _SEAL_S = 1.5
-"""For ranks to write down what they hold, before they are killed. What they wrote earlier is safe without."""
+"""Time for the ranks to write their open records before they are killed. Earlier records are on disk already."""
 
 
 class Cluster:
-    """Ray and the ranks of one run; a context manager."""
+    """Ray and the ranks of one run, as a context manager."""
 
     def __init__(self, state: RunState, live: Live, interrupts: Interrupts) -> None:
         self._state, self.config, self._live, self._interrupts = state, state.config, live, interrupts
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self.facts: list[RankFacts] = []
-        """Of the actors: in rank order once they have one."""
+        """Facts of the actors; in rank order from the moment that the ranks are assigned."""
         self.prepared: list[Prepared] = []
         self.nodes: list[str] = []
         """The node of each rank, by name."""
@@ -121,7 +122,7 @@ class Cluster:
         self.crew.run(address)
 
     def _raylets(self) -> dict[int, Address]:
-        """Where the raylet of each rank on another node than ours listens."""
+        """The raylet's address for each rank that is on another node than this process."""
         places = {
             node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()
         }
@@ -129,7 +130,7 @@ class Cluster:
         return {rank: places[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
 
     def _clock_offsets(self) -> dict[int, int]:
-        """What each rank's clock is ahead of ours, in ns; ranks of one kernel have one clock."""
+        """How far each rank's clock is ahead of ours, in ns; all ranks under one kernel share a clock."""
         offsets: dict[int, int] = {}
         known = {kernel() or ray.get_runtime_context().get_node_id(): 0}
         for rank, (one, actor) in enumerate(zip(self.facts, self._actors, strict=True)):
@@ -151,13 +152,13 @@ class Cluster:
         if abs(found.ns) > max(_CLOCK_SAID_NS, found.error_ns):
             self._live.say(
                 f"  the clock of {self.nodes[rank]} is {found.ns / 1e9:+.3f} s (within {found.error_ns / 1e6:.1f} ms) "
-                "ahead of this host's; it is taken out of all times"
+                "ahead of this host's; this is subtracted from its times"
             )
         return found.ns
 
     @property
     def home(self) -> str:
-        """Our own node, by name; "" where no rank is on it."""
+        """Name of the node that this process runs on; "" if no rank is on it."""
         ours = ray.get_runtime_context().get_node_id()
         return next(
             (name for name, one in zip(self.nodes, self.facts, strict=True) if one.node_id == ours), ""
@@ -167,7 +168,7 @@ class Cluster:
         config = self.config.ray
         own: dict[str, Any] = {}
         if config.address is None:
-            # Bookkeeping only: on a small host four ranks may share two cores.
+            # This number is only Ray's bookkeeping: on a small host four ranks may share two cores.
             num_cpus = max(os.cpu_count() or 1, config.cpus_per_rank * self.config.num_ranks)
             own = {
                 "num_cpus": num_cpus,
@@ -180,7 +181,7 @@ class Cluster:
         try:
             if config.address not in (None, "auto"):
                 _check_listens(config.address)
-            # Ranks write logs of their own; what Ray would forward is folded and mixed.
+            # Each rank writes its own log. Lines that Ray forwards would be shortened, and mixed between ranks.
             ray.init(
                 address=config.address or "local",
                 logging_level=logging.ERROR,
@@ -189,20 +190,20 @@ class Cluster:
                 **own,
             )
         except SystemExit as error:
-            # Ray has set a handler of its own by then, which ends the process.
+            # ray.init has replaced our SIGTERM handler by its own, which raises SystemExit.
             raise Interrupted(signal.SIGTERM) from error
         except (
             Exception
-        ) as error:  # of any class: a process of Ray's that does not come up is a bare Exception
+        ) as error:  # any class: if a process of Ray does not start, Ray raises a bare Exception
             where = f"ray.address {config.address}" if config.address else "a Ray of our own"
             verb = "reached" if config.address else "started"
             reason = f"{where} could not be {verb}: {in_one_line(error)}"
             raise StartFailed(reason, hint=_ray_hint(config.address, own_ray.logs(folder))) from error
-        # Ray has set a SIGTERM handler of its own.
+        # ray.init has replaced our SIGTERM handler by its own.
         self._interrupts.install()
 
     def _book(self, start_s: float) -> None:
-        """Wait until the places of all ranks are ours."""
+        """Book a place for every rank, and wait until Ray has given us all of them."""
         ray_config = self.config.ray
         self._group = placement_group(
             [capacity.wanted(self.config)] * self.config.num_ranks, strategy=ray_config.placement.upper()
@@ -224,14 +225,14 @@ class Cluster:
 
     def _start_actors(self) -> list[Any]:
         assert self._group is not None
-        # Ray's annotations of remote() leave out what actors take.
+        # Ray's type annotations of remote() leave out the options of actors.
         remote: Any = ray.remote
         actor = remote(concurrency_groups=CONTROL, max_restarts=0, max_task_retries=0)(Rank)
         booked = capacity.wanted(self.config)
         actors = []
         for bundle in range(self.config.num_ranks):
             place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
-            # The same as the bundle holds, CPU 0 included: an actor's default is another.
+            # Exactly what the bundle holds, also if that is 0 CPUs: the default of an actor differs.
             options = actor.options(
                 num_cpus=booked.get("CPU", 0), num_gpus=booked.get("GPU", 0), scheduling_strategy=place
             )
@@ -239,8 +240,8 @@ class Cluster:
         return actors
 
     def _all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call `method` on the first actors, one tuple of arguments each; raises where one fails or is missing."""
-        # A launcher that was stopped meanwhile asks again, and not too late, what has become of them.
+        """Call `method` on the first actors, one tuple of arguments each; raises if one fails or does not answer."""
+        # If this process itself was stopped for a while (SIGSTOP), that time does not count against the actors.
         clock = AwakeClock(time.monotonic)
         until = clock() + (limit_s := self.config.ray.timeouts.init_s)
         refs = [
@@ -268,13 +269,13 @@ class Cluster:
             raise Interrupted(self._interrupts.signal)
 
     def _tell_folders(self) -> None:
-        """Say which nodes write elsewhere than into the run folder: it is no secret that files will travel."""
+        """Say which nodes do not write into the run folder, so that people know where the files are until the end."""
         far = {self.nodes[rank]: one.run_dir for rank, one in enumerate(self.prepared) if not one.shared}
         for node, folder in far.items():
             self._live.say(f"  {node} writes to {folder}; its files are collected through Ray at the end")
 
     def end(self, verdict: Verdict) -> list[str]:
-        """End every rank; a line for every process that could not be ended."""
+        """End every rank; returns a line for every process that could not be ended."""
         if verdict.status != "ok":
             self.crew.seal(_SEAL_S)
         self._kill()
@@ -286,7 +287,7 @@ class Cluster:
             left = node_tasks.end_processes(started, node_id, wait_s=self.config.ray.timeouts.stop_s)
             problems += [
                 f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "
-                "what it holds of its GPU stays"
+                "its GPU memory stays in use"
                 for pid in left
             ]
         return problems
@@ -297,7 +298,7 @@ class Cluster:
         self._actors = []
 
     def remotes(self, verdict: Verdict) -> list[Remote]:
-        """The folders of nodes that do not share the run folder; their files come as they are read."""
+        """The folders of nodes that do not share the run folder; a file is sent only when its chunks are read."""
         lost = self._lost_nodes(verdict)
         limit_s = self.config.ray.timeouts.collect_s
         remotes = []
@@ -311,7 +312,7 @@ class Cluster:
         return remotes
 
     def clear(self, received: Collection[int]) -> list[str]:
-        """Remove from other nodes what has come from them; a line for all that could not be removed."""
+        """Remove from other nodes the files that have been collected; returns a line for each that stays there."""
         problems = []
         for (node_id, folder), ranks in self._far().items():
             done = [rank for rank in ranks if rank in received]
@@ -324,7 +325,7 @@ class Cluster:
         return problems
 
     def elsewhere(self, received: Collection[int] = ()) -> list[Elsewhere]:
-        """What ranks of other nodes record there, of those whose files are not in `received`."""
+        """The folders on other nodes that hold records of ranks, unless `received` names all their ranks."""
         return [
             Elsewhere(
                 host=self.facts[ranks[0]].host,
@@ -337,7 +338,7 @@ class Cluster:
         ]
 
     def _far(self) -> dict[tuple[str, Path], list[int]]:
-        """The ranks by node and folder, of those that do not write into the run folder."""
+        """The ranks that do not write into the run folder, by node and folder."""
         far: dict[tuple[str, Path], list[int]] = {}
         for rank, ready in enumerate(self.prepared):
             if not ready.shared:
@@ -360,7 +361,7 @@ class Cluster:
 
 @contextmanager
 def joined_ray(address: str) -> Iterator[None]:
-    """A Ray that runs already, for questions to its nodes after a run; raises StartFailed where there is none."""
+    """Join a Ray that runs already, to ask its nodes after a run; raises StartFailed if it cannot be reached."""
     try:
         if address != "auto":
             _check_listens(address)
@@ -376,7 +377,7 @@ def joined_ray(address: str) -> Iterator[None]:
 
 
 def _check_listens(address: str) -> None:
-    """Raise OSError where nobody listens: Ray would try for minutes, and log every attempt."""
+    """Raise OSError if nobody listens at `address`: Ray itself would try for minutes, and log every attempt."""
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
         pass
@@ -388,12 +389,12 @@ def _totals() -> list[dict[str, float]]:
 
 @contextmanager
 def _explained(number: int, *, ranked: bool) -> Iterator[None]:
-    """Turn what Ray raises for an actor that could not be set up into what it means."""
+    """Turn an error that Ray raises for an actor into a StartFailed, or into the actor's own RunError or WanError."""
     who = f"rank {number}" if ranked else f"actor {number}"
     try:
         yield
     except exceptions.RayTaskError as error:
-        # Its own text is a traceback; ours says it in a line, with a hint.
+        # The text of a RayTaskError is a whole traceback; our error says it in one line, with a hint.
         if isinstance(error.cause, RunError | WanError):
             raise error.cause from None
         raise StartFailed(f"{who} could not be set up: {_cause(error)}", hint=_setup_hint(error)) from error
@@ -402,7 +403,7 @@ def _explained(number: int, *, ranked: bool) -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """The innermost reason: the last line of the text that Ray wraps in its own."""
+    """The innermost reason: the error that Ray wrapped, else the last line of Ray's text that names an error."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
         return f"{type(cause).__name__}: {first_line(cause)}"

@@ -1,11 +1,11 @@
-"""The actors of a run as supervision/watch.py wants them: what has ended, where everybody is, in plain values.
+"""The actors of a run as supervision/watch.py needs them: which ranks have ended, and where each is, as plain values.
 
     crew = Crew(actors, say=live.say)
     crew.run(("127.0.0.1", 41123))
     crew.ended(0.2), crew.beats(), crew.where(1.0)
-    crew.last_words()                             # what rank 0 wrote until its end
+    crew.last_words()                             # passes on all that rank 0 wrote until its end
 
-No call waits for a rank longer than it is told: a rank that holds its GIL, or is stopped, answers nothing.
+No call waits longer for a rank than its time limit: a rank that holds its GIL, or is stopped, does not answer.
 """
 
 import math
@@ -30,26 +30,27 @@ Address = tuple[str, int]
 """Host and port."""
 
 BEAT_S = 0.3
-"""Between two questions to a rank: part of how long a standstill takes to be seen."""
+"""Time between two questions to a rank; it adds to the time after which a standstill is noticed."""
 _LAST_WORDS_S = 10.0
-"""For a rank whose workload has ended to read out its log: milliseconds, seconds on a host that is overloaded."""
+"""Time for rank 0 to send the rest of its log once its workload has ended: it takes milliseconds, on an overloaded
+host seconds."""
 _STUCK_S = 0.5
-"""The same for a rank that still runs: it may never answer, and the verdict waits for it."""
+"""The same while rank 0 still runs: it may never answer, and the verdict must wait that long."""
 _RAYLET_S = 2.0
-"""For every raylet to take a connection before the run."""
+"""Time for every raylet to accept a connection before the run."""
 _MOST_LOOKS = 32
-"""Nodes that are looked at at once."""
+"""How many nodes are checked at the same time."""
 _CRASH = "Fatal Python error: "
-"""Begins what faulthandler writes at the end of a process: every thread's stack, for the log alone."""
+"""The text of faulthandler begins with this when a process crashes: the stacks of all threads, kept in the log only."""
 
 
 class Crew:
     """The ranks of one run, in order.
 
     Args:
-        actors: of the ranks.
-        say: takes the lines that rank 0 writes.
-        log: of rank 0, where it can be read from here: all that is left of one whose process died.
+        actors: one for each rank, in rank order.
+        say: called with each line that rank 0 writes.
+        log: the log file of rank 0 if this process can read it; used when the process of rank 0 has died.
         raylets: address of the raylet of each rank that runs on another node than this process.
     """
 
@@ -73,7 +74,8 @@ class Crew:
 
     def run(self, address: Address) -> None:
         """Set all ranks to work."""
-        # What cannot be seen now could not be told from a lost node later: left out, and Ray's word is waited for.
+        # A raylet that cannot be reached now would look like a lost node later. So it is not checked during the run;
+        # for those ranks only Ray says whether the node is lost.
         silent = self.lost(_RAYLET_S)
         self._raylets = {rank: place for rank, place in self._raylets.items() if rank not in silent}
         self._runs = {actor.run.remote(address): rank for rank, actor in enumerate(self._actors)}
@@ -85,7 +87,7 @@ class Crew:
             time.sleep(wait_s)
             return []
         first, _ = ray.wait(list(self._runs), num_returns=1, timeout=wait_s)
-        # Whoever else has ended by now: one at a time would cost a look each.
+        # All others that have ended by now, too: one rank for each call would take a poll for each.
         rest, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
         news = [_fate(ref, self._runs.pop(ref)) for ref in dict.fromkeys([*first, *rest])]
         self._left -= {one.rank for one in news}
@@ -119,9 +121,9 @@ class Crew:
             self._say(f"[rank 0] {line}")
 
     def last_words(self) -> None:
-        """Pass on all that rank 0 has written by now; the rest stays in its log where it does not answer."""
+        """Pass on all that rank 0 has written by now; if rank 0 does not answer, the rest is in its log only."""
         until = time.monotonic() + (_STUCK_S if 0 in self._left else _LAST_WORDS_S)
-        # One question may be under way, asked before the end: its answer is not the last one.
+        # A question may still be open that was asked before the end: its answer may not hold the last lines.
         question, is_last = self._log, self._log is None
         while True:
             question = question or self._actors[0].said.remote(self._log_offset, whole=False)
@@ -139,7 +141,7 @@ class Crew:
             is_last = True
 
     def _read_out(self) -> None:
-        """Pass on what is left of the log of a rank that is dead."""
+        """Pass on the rest of rank 0's log from the file, since its process is dead."""
         while self._log_file is not None:
             offset, text = lines_since(self._log_file, self._log_offset, whole=False)
             text, crash, _ = text.partition(_CRASH)
@@ -148,14 +150,14 @@ class Crew:
                 return
 
     def where(self, wait_s: float) -> dict[int, Whereabouts]:
-        """Where those ranks are that still run and answer in time."""
+        """Where each rank is, of those that still run and answer in time."""
         questions = {self._actors[rank].where.remote(): rank for rank in sorted(self._left)}
         answers = {questions[ref]: _answer(ref) for ref in _ready(questions, wait_s)}
         self._silent = set(questions.values()) - answers.keys()
         return {rank: place for rank, place in answers.items() if place is not None}
 
     def lost(self, wait_s: float) -> frozenset[int]:
-        """The ranks whose node is gone: where its raylet listened nobody does. Ray itself takes up to half a minute."""
+        """The ranks whose node is gone: its raylet accepts no connection. Ray itself needs up to half a minute."""
         if not self._raylets:
             return frozenset()
         places = list(set(self._raylets.values()))
@@ -164,12 +166,12 @@ class Crew:
         return frozenset(rank for rank, place in self._raylets.items() if place not in listening)
 
     def seal(self, wait_s: float) -> None:
-        """Ask the ranks that still run to write down what they hold; those that gave no answer before are not asked."""
+        """Ask the ranks that still run to write their open records, except those that did not answer where()."""
         _ready([self._actors[rank].stop.remote() for rank in self._left - self._silent], wait_s)
 
 
 def _listens(place: Address, wait_s: float) -> bool:
-    """Whether somebody takes connections there: the kernel answers for a process that is busy, not for a dead one."""
+    """Whether a process listens at `place`: the kernel accepts connections for a busy process, not for a dead one."""
     try:
         with socket.create_connection(place, timeout=wait_s):
             return True
@@ -184,7 +186,7 @@ def _ready(refs: Any, wait_s: float) -> list[Any]:
 
 
 def _answer(ref: Any) -> Any:
-    """A ready answer; None from a rank that died over the question: its run tells more, and tells it too."""
+    """A ready answer; None if the rank died before it answered: run() of that rank reports the death in full."""
     try:
         return ray.get(ref)
     except exceptions.RayError:
@@ -192,7 +194,7 @@ def _answer(ref: Any) -> Any:
 
 
 def _fate(ref: Any, rank: int) -> Outcome | Loss:
-    """How a rank ended, from its ready reference."""
+    """How a rank ended, from the ready reference of its run()."""
     try:
         outcome: Outcome = ray.get(ref)
         return outcome

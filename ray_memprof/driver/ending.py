@@ -1,11 +1,11 @@
-"""How a run is brought to its end: watched, settled, written down, and summed up in a few lines.
+"""How a run is brought to its end: its ranks are watched, its verdict settled, its tables written, a summary printed.
 
-with ending(state, live, interrupts):       # whatever goes wrong in here becomes the verdict of the run
+with ending(state, live, interrupts):       # an error in this block becomes the verdict of the run
     ...
     settle(state, supervise(cluster, state, live, interrupts), live)
 write(state, live)                          # tables of the driver, run.duckdb, memory_events.json, report.html
 
-Takes the RunState of the run; leaves everything in its folder that is not written by a rank.
+Takes the RunState of the run; leaves in its folder all files that the ranks do not write.
 """
 
 import time
@@ -67,13 +67,16 @@ def supervise(cluster: "Cluster", state: RunState, live: Live, interrupts: Inter
         interrupted=lambda: interrupts.signal,
         show=show,
     )
-    # The last beat is older than the last line: what explains the verdict stands above it.
+    # Rank 0 may have written more lines since its last beat. They often explain the verdict, so they come before it.
     cluster.crew.last_words()
     return verdict
 
 
 def _note_progress(state: RunState, beats: Mapping[int, Beat]) -> None:
-    """Write into run.json where the lowest rank is that has sent a beat; what writes rows reports a full disk."""
+    """Write into run.json where the lowest rank is that has sent a beat.
+
+    A full disk is ignored here: the code that writes rows reports it.
+    """
     first = beats[min(beats)] if beats else None
     progress = (
         progress_facts(first.stage, first.step, first.num_steps) if first else progress_facts("", -1, -1)
@@ -105,7 +108,7 @@ def _tell(verdict: Verdict, live: Live) -> None:
 
 @contextmanager
 def ending(state: RunState, live: Live, interrupts: Interrupts) -> Iterator[None]:
-    """An exception that leaves the block becomes the verdict of the run, unless the run has failed already."""
+    """Make an exception that leaves the block the verdict of the run, unless the run has failed already."""
     try:
         yield
         return
@@ -117,25 +120,25 @@ def ending(state: RunState, live: Live, interrupts: Interrupts) -> Iterator[None
     except (RunError, WanError) as error:
         verdict = verdict_of(error, state)
     except Exception as error:
-        if interrupts.last_signal:  # out of Ray's compiled code Abandoned comes as a SystemError
+        if interrupts.last_signal:  # Ray's compiled code turns Abandoned into a SystemError
             state.is_abandoned = True
             verdict = interruption(interrupts.last_signal)
         else:
             verdict = _bug(error, state)
     if state.verdict is None or state.verdict.status == "ok":
         settle(state, verdict, live)
-    else:  # the run's own failure stays the verdict; this one came on top
+    else:  # the first failure stays the verdict; this one is noted beside it
         state.problems.append(verdict.reason)
 
 
 def _bug(error: Exception, state: RunState) -> Verdict:
-    """Told in a line, with everything about it in a file; called where `error` is handled."""
+    """The verdict on an error of our own, in one line; writes its traceback into a file. Call it in an except block."""
     log = state.folder.write(traceback.format_exc(), LOGS_DIR, _DRIVER_LOG)
     return verdict_of_bug(error, log)
 
 
 def write(state: RunState, live: Live) -> None:
-    """All that is derived from what the ranks recorded."""
+    """Write the tables of the driver and all files that are derived from the records of the ranks."""
     from ray_memprof.report.derive import derived
     from ray_memprof.store.run_tables import write_driver_tables
 
@@ -144,13 +147,13 @@ def write(state: RunState, live: Live) -> None:
         state.note()
         write_driver_tables(run_dir, state.run_row(), state.rank_rows())
         for line in derived(run_dir, state.problems):
-            # Kept one by one: these lines are printed even where the report cannot be written.
+            # Kept one by one, so that these lines are printed even if the report cannot be written.
             state.figures.append(line)
-    state.note()  # the seconds of this stage too
+    state.note()  # again, with the seconds of this stage
 
 
 def summary(state: RunState) -> list[str]:
-    """The last lines: how it ended, what is missing, where everything is."""
+    """The last lines on the console: how the run ended, what is missing, where its files are."""
     assert state.verdict is not None
     lines = [f"{state.config.name}: {state.verdict.status}, exit {state.exit_code}"]
     lines += [f"warning: {line}" for line in state.problems]

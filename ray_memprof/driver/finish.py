@@ -1,10 +1,11 @@
-"""Make a run whole that could not be made so at its end: its launcher was killed, or a host was out of reach.
+"""Complete a run afterwards: its launcher was killed, or a host could not be reached at its end.
 
     $ ray-memprof finish ulysses8                             # the host is back: its files come through Ray
     $ ray-memprof finish ulysses8 --from 20260102-030405-ab12 # or from a copy of that host's scratch folder
 
-Takes a run folder whose run.json says what lies elsewhere. Leaves the run as its own end would have: sealed tables,
-run.duckdb, memory_events.json, report.html. How the run ended stays as it was told; running it again changes nothing.
+Takes a run folder whose run.json says which records are on other hosts. Leaves the run as a normal end would have left
+it: sealed tables, run.duckdb, memory_events.json, report.html. The recorded status and reason of the run stay. A second
+call changes nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,16 +32,17 @@ _NO_VERDICT = "the launcher ended without a verdict: it was killed, or its host 
 
 
 def finish(run_dir: Path, copies: Sequence[Path] = (), *, address: str | None = None) -> list[str]:
-    """Bring in what is elsewhere and write what is derived from it; the last lines of the run.
+    """Bring in the records from other hosts and write the files derived from them; returns the run's last lines.
 
     Args:
-        run_dir: of the run.
-        copies: scratch folders of its hosts, copied to this one or mounted.
-        address: of the Ray that reaches the hosts; None: the one that the run had joined.
+        run_dir: the folder of the run.
+        copies: scratch folders of the run's hosts, copied to this host or mounted.
+        address: of the Ray that reaches the hosts; None: the Ray that the run had joined.
 
     Raises:
-        ConfigError: the run goes on, or a folder that is not one of its hosts'.
-        StartFailed: Ray, or a host, cannot be reached.
+        ConfigError: the run still goes on, or a folder in `copies` does not come from one of its hosts, or no address
+            of a Ray is known.
+        StartFailed: Ray cannot be reached, or none of the hosts.
         DiskFull: no room in the run folder.
     """
     state = _state(run_dir)
@@ -60,7 +62,7 @@ def finish(run_dir: Path, copies: Sequence[Path] = (), *, address: str | None = 
 
 
 def _state(run_dir: Path) -> RunState:
-    """What the launcher knew, from run.json."""
+    """What the launcher knew of the run, read from run.json."""
     folder = RunFolder.open(run_dir)
     facts = folder.facts
     now = standing(run_dir)
@@ -69,7 +71,7 @@ def _state(run_dir: Path) -> RunState:
         raise ConfigError(
             f"{run_dir.parent.name}/{run_dir.name} is {now.text}: its launcher is process {driver.get('pid', '?')} "
             f"on {driver.get('host', 'a host that is not known')}",
-            hint="it writes the report itself when it ends; whether it lives is known on that host alone",
+            hint="it writes the report itself when it ends; only on that host can you see whether it still runs",
         )
     state = RunState(
         load_config(run_dir / CONFIG_FILE),
@@ -101,7 +103,7 @@ def _gather(state: RunState, remotes: Sequence[Remote]) -> Gathered:
 
 
 def _copied(state: RunState, folder: Path) -> Remote:
-    """A scratch folder that was copied here."""
+    """The records in a scratch folder that was copied to this host."""
     ranks = tuple(rank for rank in range(state.config.num_ranks) if manifest_path(folder, rank).is_file())
     if folder.resolve().name != state.folder.run_id or not ranks:
         raise ConfigError(
@@ -128,7 +130,7 @@ def _connected(config: RunConfig, address: str | None) -> Iterator[None]:
 
 
 def _from_hosts(state: RunState) -> Gathered:
-    """What lies on hosts that Ray reaches; what has come from them is removed there."""
+    """Collect the records on hosts that Ray reaches; what has been collected is removed from the host."""
     from ray_memprof.driver import node_tasks
 
     limit_s = state.config.ray.timeouts.collect_s
@@ -157,7 +159,7 @@ def _from_hosts(state: RunState) -> Gathered:
 
 
 def _note(state: RunState, gathered: Gathered) -> None:
-    """What is still missing, in place of what was."""
+    """Replace the notes on what is missing: only what is still missing stays."""
     received = gathered.received
     came = [not_all_came(one.ranks) for one in state.elsewhere if received.issuperset(one.ranks)]
     settled = (*came, *map(recorded_nothing, received))

@@ -1,4 +1,4 @@
-"""What a person sees while ranks run: one table on a terminal, a line now and then elsewhere, all on stderr.
+"""What a person sees while ranks run: a table on a terminal, elsewhere a line from time to time, all on stderr.
 
     with Live(config, num_ranks=4, plain=False) as live:
         with live.stage("start Ray"):
@@ -6,8 +6,9 @@
         live.update(beats)                        # as often as beats come
         live.summary(["report: profiler_logs/test/latest/report.html"])
 
-Elsewhere than on a terminal (or with `plain`) a line comes every logging.log_interval steps and whenever rank 0 enters
-another stage, at most one a second. Of many ranks the table shows those that are furthest behind and the fullest.
+If stderr is no terminal (or with `plain`), a line is written every logging.log_interval steps and whenever rank 0
+enters another stage, at most one line per second. With many ranks the table shows only those that are furthest behind
+and those that use most device memory.
 """
 
 import time
@@ -35,28 +36,29 @@ LINE_EVERY_S = 1.0
 _COLUMNS = ("rank", "stage", "step", "allocated", "reserved", "device used", "outside the allocator")
 _BAR_WIDTH = 40
 MOST_RANKS = 24
-"""Of more, the table shows the HALF that got on least, the HALF that use most, and rank 0; the others are counted."""
+"""With more ranks, the table shows the HALF ranks furthest behind, the HALF ranks with most device used, and rank 0;
+the others are only counted."""
 HALF = 8
 _MOST_PLACES = 3
 
 
 class _Console(Console):
-    """Falls silent where its reader has gone (`| head`): no reason to end a run, as rich would."""
+    """Prints nothing more once its reader has gone (`| head`); rich itself would end the process."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
 
 
 class Live:
-    """Draws beats as they come.
+    """Draws the newest beats.
 
     Args:
         config: of the run.
-        num_ranks: rows of the table.
+        num_ranks: of the run.
         plain: write lines even on a terminal.
-        console: where to; None: stderr.
+        console: where to write; None: stderr.
         clock: seconds, from any start.
-        stages_s: takes the seconds of each stage, by name.
+        stages_s: filled with the seconds of each stage, by name.
     """
 
     def __init__(
@@ -104,12 +106,12 @@ class Live:
         """Write a line, or anything rich can draw, above the table."""
         if isinstance(line, str):
             self._console.print(visible(line), markup=False, emoji=False, soft_wrap=True)
-        else:  # a file has no edge at which lines would have to be broken
+        else:  # only a terminal has a width at which lines must be broken
             self._console.print(line, soft_wrap=not self._console.is_terminal)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time a stage of starting or ending a run; one line when it is over."""
+        """Time a stage of starting or ending a run; writes one line when the stage is over."""
         outer, self._stage = self._stage, name
         start = self._clock()
         ended = "failed after "
@@ -121,7 +123,7 @@ class Live:
             self._took(name, self._clock() - start, ended)
 
     def reached(self, name: str, seconds: float, *, from_launch_s: float) -> None:
-        """A moment of the run, in seconds since the ranks were set to work and since the launch; one line."""
+        """Write one line for a moment of the run: seconds since the ranks began to work, and since the launch."""
         self._stages_s[f"launch to {name}"] = round(from_launch_s, 3)
         self._took(name, seconds, "after ", f", {from_launch_s:.1f} s from the launch")
 
@@ -130,7 +132,7 @@ class Live:
         self.say(f"  {name}: {how}{seconds:.1f} s{more}")
 
     def summary(self, lines: Sequence[str]) -> None:
-        """Take the table away and write the last lines."""
+        """Remove the table and write the last lines."""
         self._stop()
         for line in lines:
             self.say(line)
@@ -147,7 +149,10 @@ class Live:
             self._tell(first)
 
     def _tell(self, first: Beat) -> None:
-        """A line, if rank 0 got far enough since the last one; what comes too soon is told by a later beat."""
+        """Write a line if rank 0 entered a stage or reached the next multiple of log_interval since the last line.
+
+        If less than LINE_EVERY_S has passed, nothing is written now: a later beat writes the line.
+        """
         stage, mark = self._told
         steps = -1 if first.step < 0 else first.step - first.step % self._log_interval
         now = self._clock()
@@ -195,7 +200,7 @@ class Live:
 
 
 def shown_ranks(beats: Sequence[Beat | None]) -> list[int]:
-    """Ranks that have a row: all of a few, of many those furthest behind and the fullest."""
+    """The ranks that have a row: all up to MOST_RANKS, else those furthest behind and those with most device used."""
     if len(beats) <= MOST_RANKS:
         return list(range(len(beats)))
     got_on = [-1 if beat is None else beat.sequence for beat in beats]
@@ -206,7 +211,7 @@ def shown_ranks(beats: Sequence[Beat | None]) -> list[int]:
 
 
 def _places(beats: Sequence[Beat | None]) -> str:
-    """Where ranks are, with how many are there, the most first."""
+    """The places where ranks are, each with the number of ranks there, most ranks first."""
     counts = Counter(map(_place, beats))
     told = [f"{visible(place)} ({count:,})" for place, count in counts.most_common(_MOST_PLACES)]
     left = counts.total() - sum(count for _, count in counts.most_common(_MOST_PLACES))
@@ -220,7 +225,7 @@ def _place(beat: Beat | None) -> str:
 
 
 def row(rank: int, beat: Beat | None) -> tuple[str, ...]:
-    """A rank in the table; a rank that sent nothing yet has a row, too."""
+    """The row of a rank in the table; a rank that has sent no beat yet has a row, too."""
     if beat is None:
         return (str(rank), "waiting", "", "", "", "", "")
     outside = max(0, beat.device_used_bytes - beat.reserved_bytes)

@@ -1,10 +1,10 @@
-"""What is done on a node when its ranks are gone: end what did not die, send what they wrote, and clear it away.
+"""Tasks on a node after its ranks have ended: end leftover processes, send the files of the ranks, remove the files.
 
     still_there = end_processes({pid: started}, node_id, wait_s=10)
     Remote(where=..., ranks=(4, 5), chunks=chunks(node_id, folder, (4, 5), limit_s=120))
-    remove(node_id, folder, (4, 5), limit_s=120)           # "", or why something is left
+    remove(node_id, folder, (4, 5), limit_s=120)           # "", or why a file could not be removed
 
-Tasks of no CPU, pinned to the node: they start although every CPU and GPU is booked, and nowhere else.
+The tasks book no CPU, so they start even if every CPU and GPU is booked. They are pinned to the node.
 """
 
 import contextlib
@@ -26,23 +26,23 @@ from ray_memprof.store.transfer import Chunk, TransportError
 
 _POLL_S = 0.05
 _START_S = 10.0
-"""For a task to start where no worker is warm."""
+"""Time for a task to start if Ray has no idle worker on that node."""
 _WAITING_CHUNKS = 4
-"""Chunks that a node may be ahead of the driver: the object store holds no more of them."""
+"""How many chunks a node may send before the driver reads them; it limits what the object store holds."""
 
 
 def nodes_by_address() -> dict[str, str]:
-    """Ray's id of every node that it reaches, by address: a node that was started again has a new id."""
+    """Ray's id of every living node, by address: a node that is started again has a new id at its old address."""
     return {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def end_processes(started: Mapping[int, int], node_id: str, *, wait_s: float) -> list[int]:
-    """Wait until processes on a node are gone, then end the rest by force; returns those that stay even so.
+    """Wait until processes on a node have ended, then kill the rest; returns the pids that live even after that.
 
     Args:
-        started: of each process, by pid; see processes.started.
-        node_id: Ray's, of the node that they are on.
-        wait_s: for them to end by themselves.
+        started: when each process started, by pid; see processes.started.
+        node_id: Ray's id of the node that the processes are on.
+        wait_s: how long the processes may take to end by themselves.
     """
     if node_id == ray.get_runtime_context().get_node_id():
         return _end(started, wait_s)
@@ -73,7 +73,7 @@ def _wait(started: Mapping[int, int], wait_s: float) -> list[int]:
 
 
 def chunks(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) -> Iterator[Chunk]:
-    """What collect.send() yields on that node; TransportError where it stops before the end."""
+    """What transfer.send() yields on that node; raises TransportError if it stops before the end."""
     until = time.monotonic() + limit_s
     task = ray.remote(num_cpus=0, max_retries=0)(_send)
     stream: Any = task.options(
@@ -95,7 +95,7 @@ def chunks(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) 
 
 
 def unreachable() -> Iterator[Chunk]:
-    """In place of chunks() where the node is lost: Ray may take half a minute more to believe it."""
+    """Used instead of chunks() if the node is lost: Ray may need half a minute more to notice the loss."""
     raise TransportError("the node is lost")
     yield  # makes this a generator, so that the error is raised where the chunks are read
 
@@ -110,7 +110,7 @@ def remove(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) 
     ref = task.options(scheduling_strategy=_pinned(node_id)).remote(folder, tuple(ranks))
     try:
         reason: str = ray.get(ref, timeout=limit_s)
-    except exceptions.RayError as error:  # too late is one of them
+    except exceptions.RayError as error:  # also raised if the time limit has passed
         return first_line(error)
     return reason
 

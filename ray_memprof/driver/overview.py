@@ -1,8 +1,8 @@
-"""The run on one screen, before it begins: what runs, where, with which versions, and what to know about it.
+"""The run on one screen, before it begins: what runs, where, with which versions, and warnings about it.
 
     console.print(describe(config, [(facts, checks), ...], notes))
 
-Takes the configuration and what every rank found of itself; leaves nothing.
+Takes the configuration and what every rank reported about itself; writes no file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def gaps(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
-    """What will be missing of the records because the driver does not tell it; `checks` in rank order."""
+    """What the records will lack because NVIDIA's driver does not report it; `checks` in rank order."""
     ranks_of: dict[str, list[int]] = {}
     for rank, one in enumerate(checks):
         if "nvml" in one:
@@ -27,7 +27,7 @@ def gaps(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
 
 
 def disagreements(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
-    """A line for everything that should be the same in all ranks and is not."""
+    """A line for each version or kind of device that should be the same in all ranks and is not."""
     lines = []
     for name in ("python", "torch", "cuda", "cudnn", "nccl", "ray", "driver", "device"):
         ranks_with: dict[str | int, list[int]] = {}
@@ -44,7 +44,7 @@ def disagreements(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
 def describe(
     config: RunConfig, ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]], notes: Sequence[str]
 ) -> "RenderableType":
-    """The run in one screen, for a rich console: what runs, where, with which versions, and what to know about it."""
+    """The run on one screen, for a rich console: what runs, where, with which versions, and warnings about it."""
     from rich.console import Group
     from rich.text import Text
 

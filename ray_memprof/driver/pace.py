@@ -1,19 +1,15 @@
-"""Steps done and to do, and from them the time left."""
+"""How many steps are done and how many are left, and from these the time left."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ray_memprof.recorder.status import Beat
 
-if TYPE_CHECKING:
-    pass
-
 
 class Pace:
-    """Steps done and to do, and from them the time left.
+    """How many steps are done and how many are left, and from these the time left.
 
     Args:
-        num_videos: that are made one after the other, with as many steps each.
+        num_videos: number of videos, which are made one after the other with the same number of steps each.
         clock: seconds, from any start.
     """
 
@@ -25,7 +21,7 @@ class Pace:
         self._seconds_per_step = 0.0
 
     def see(self, beat: Beat) -> None:
-        """Where a rank is now; a step counts once the number of steps is known, when the first one is over."""
+        """Take in where a rank is now; steps count only once their number is known, which is after the first step."""
         if beat.step < 0:
             self._between = self._step >= 0
             return
@@ -34,7 +30,7 @@ class Pace:
         now = self._clock()
         if beat.step <= self._step or self._step < 0:
             self._video += self._step >= 0
-            # A step is seen late, by one beat at most: the mean over many makes little of it.
+            # A step is seen late, by at most the time between two beats; in the mean of many steps that is little.
             self._began = (now, beat.step)
         else:
             since, first = self._began
@@ -43,7 +39,7 @@ class Pace:
 
     @property
     def num_total(self) -> int:
-        """Steps of the run; 0: not known."""
+        """All steps of the run; 0: not known."""
         return self._num_steps * self._num_videos
 
     @property

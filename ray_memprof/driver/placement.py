@@ -1,9 +1,9 @@
-"""Which actor becomes which rank: contiguous on each node, in the order of its GPUs, however Ray started them.
+"""Which actor becomes which rank: the ranks of a node are consecutive and follow the order of its GPUs.
 
     order = rank_order(facts)                                  # order[rank] = index of the actor
     plans = rank_plans([facts[i] for i in order], config, ...)
 
-Pure. Ray promises nothing about the order of bundles (ray-project/ray#51117, #59547).
+Pure. Needed because Ray does not guarantee the order of bundles (ray-project/ray#51117, #59547).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def rank_order(facts: Sequence[RankFacts]) -> list[int]:
-    """Indices into `facts`, in rank order. Nodes go by address and id: two of them may share an address."""
+    """Indices into `facts`, in rank order. Nodes are sorted by address, then id, since two may share an address."""
 
     def place(index: int) -> tuple[str, str, int, int]:
         one = facts[index]
@@ -30,7 +30,7 @@ def rank_plans(
 ) -> list[RankPlan]:
     """A plan for each rank; `facts` in rank order."""
     nodes = list(dict.fromkeys(one.node_id for one in facts))
-    # Inside one host nobody else can interfere, and no name or interface has to be right.
+    # On one host, loopback is out of reach for other hosts and needs no correct host name or interface.
     master_addr = LOOPBACK if len(nodes) <= 1 else facts[0].node_ip
     plans = []
     for rank, one in enumerate(facts):
@@ -58,7 +58,7 @@ def rank_plans(
 
 
 def node_names(facts: Sequence[RankFacts]) -> list[str]:
-    """The node of each rank, for people: the host, with the beginning of Ray's id where hosts alone do not tell."""
+    """The name of each rank's node, for people: its host, plus the start of Ray's id if the host has several nodes."""
     ids_of: dict[str, set[str]] = {}
     for one in facts:
         ids_of.setdefault(one.host, set()).add(one.node_id)

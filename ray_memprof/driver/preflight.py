@@ -2,7 +2,7 @@
 
     notes = check_driver(config, run_dir)        # lines to show; raises PreflightFailed or DiskFull
 
-Before Ray is started or joined, so that a run that cannot end well costs nothing.
+It runs before Ray is started or joined, so that a run that cannot succeed ends at once.
 """
 
 import shutil
@@ -15,11 +15,13 @@ from ray_memprof.errors import DiskFull, PreflightFailed
 from wan.config import TASKS
 
 MIB = 2**20
-# For the estimate of disk space. Counted in the tiny task on the CPU, where nothing is fused: 1,100 a block.
+# For the estimate of disk space. The tiny task on the CPU, where no operations are fused, makes 1,100 per block.
 _ALLOCS_PER_BLOCK = 1_200
-_EVENTS_PER_ALLOC = 3  # made, asked to be freed, freed
+_EVENTS_PER_ALLOC = 3  # allocated, free requested, freed
 _BYTES_PER_EVENT = {"event": 12, "stack": 16, "torch_profiler": 12}
-_OPEN_BYTES = 64 * MIB  # segments not sealed yet lie uncompressed; logs, samples and spans are far less
+_OPEN_BYTES = (
+    64 * MIB
+)  # segments that are not sealed yet are uncompressed; logs, samples and spans are far smaller
 _TRACE_BYTES_PER_STEP = 100 * MIB
 
 
@@ -49,10 +51,10 @@ def _check_writable(run_dir: Path) -> None:
 
 
 def needed_bytes(config: RunConfig) -> int:
-    """About what the run folder grows to, rather too much than too little: every rank's tables, and its trace.
+    """About how large the run folder becomes, rather too high than too low: tables and traces of all ranks.
 
-    Tables: blocks * passes * steps * videos * allocations a block * events an allocation * bytes an event. A script's
-    allocations cannot be foreseen; of it only the open segments are counted.
+    Tables: blocks * passes * steps * videos * allocations per block * events per allocation * bytes per event. The
+    allocations of a script cannot be predicted: for a script only the open segments (and the trace) are counted.
     """
     per_rank = _OPEN_BYTES
     level = config.logging.level
@@ -65,7 +67,7 @@ def needed_bytes(config: RunConfig) -> int:
 
 
 def _num_block_calls(config: RunConfig) -> int:
-    """Transformer blocks that run for one video."""
+    """How many times a transformer block runs for one video."""
     task, scale = TASKS[config.model.task], config.generation.sample_guide_scale
     num_blocks = task.dit.num_layers + len(task.dit.vace_layers)
     return num_blocks * (1 if scale == 1.0 else 2) * _num_steps(config)

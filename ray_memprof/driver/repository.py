@@ -1,10 +1,10 @@
-"""Which commit code is of, and whether it was changed since: for run.json, so that figures can be traced to it.
+"""The git commit of the code that ran, and whether files have changed since: for run.json, to trace figures to code.
 
     repository(Path("train.py"))      # {"commit": "5f0c...", "is_dirty": False, "folder": "/home/me/nanogpt"}
 
-Asks git, which must answer in a few seconds; leaves nothing, not even a refreshed index. None where there is no git,
-no repository, no commit, a repository of somebody else (git refuses those, since what they configure would be run), or
-where the repository is only around it, as around a package that is installed in a folder of it.
+Asks git, which must answer in a few seconds; git writes nothing, not even its index. The answer is None if there is no
+git, no repository or no commit; if the repository belongs to another user (git refuses it, since git would run programs
+that it configures); or if the code is not part of the repository, as a package that is installed in a folder inside it.
 """
 
 import os
@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 _TIMEOUT_S = 5.0
-"""Of one question to git; the state of a large repository on a slow disk may take longer: then it is not known."""
+"""Time limit of one call of git; the status of a large repository on a slow disk may take longer, and stays unknown."""
 _ASK_ONLY = ("--no-optional-locks", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false")
-"""Neither write the index nor start a daemon."""
+"""Options that keep git from writing its index and from starting a daemon."""
 
 
 def repository(path: Path) -> dict[str, Any] | None:
     """The repository that the file or folder `path` is in.
 
-    `is_dirty`: a file that git follows differs from the commit, or `path` is a file that git does not follow. Other
-    files that it does not follow say nothing of the program: what it writes often lies beside it. None: not known.
+    `is_dirty`: a tracked file differs from the commit, or `path` itself is an untracked file. Other untracked files do
+    not count: often they are only output of the program. None: not known.
     """
     path = path.absolute()
     folder = path if path.is_dir() else path.parent
@@ -43,14 +43,14 @@ def repository(path: Path) -> dict[str, Any] | None:
 
 
 def commit_text(found: dict[str, Any] | None) -> str:
-    """The commit in one word, as `git describe --dirty` has it; empty where there is none."""
+    """The commit, with "-dirty" as `git describe --dirty` writes it; empty if there is none."""
     if found is None:
         return ""
     return f"{found['commit']}-dirty" if found["is_dirty"] else str(found["commit"])
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git writes; None where it fails, is not there or does not answer."""
+    """What git writes; None if git fails, is not installed or does not answer in time."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(

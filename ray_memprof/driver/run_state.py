@@ -1,6 +1,6 @@
-"""What the driver itself records of a run: the verdict, at once, and the rows of the tables runs and ranks.
+"""What the driver itself records of a run: first the verdict, then the rows of the tables runs and ranks.
 
-    state.settle(verdict)                     # run.json, logs/rankN.stack.txt; before anything is collected
+    state.settle(verdict)                     # writes run.json and logs/rankN.stack.txt before files are collected
     write_driver_tables(run_dir, state.run_row(), state.rank_rows())
 
 A run that failed, or never started, is still a run: it has a row, with status and reason.
@@ -30,7 +30,7 @@ from wan.errors import WanError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Elsewhere:
-    """What ranks of another host recorded there, until it has been collected."""
+    """A folder on another host whose records have not been collected yet."""
 
     host: str
     node_ip: str
@@ -38,12 +38,12 @@ class Elsewhere:
     ranks: tuple[int, ...]
 
     def __str__(self) -> str:
-        """For people: host and folder."""
+        """Host and folder in one word, for people."""
         return f"{self.host}:{self.folder}"
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> "Elsewhere":
-        """From run.json."""
+        """Made from its entry in run.json."""
         return cls(
             host=facts["host"],
             node_ip=facts["node_ip"],
@@ -52,7 +52,7 @@ class Elsewhere:
         )
 
     def facts(self) -> dict[str, Any]:
-        """For run.json."""
+        """Its entry in run.json."""
         return {**asdict(self), "folder": str(self.folder)}
 
 
@@ -61,7 +61,7 @@ _NO_CHECK = ReplayCheck(**dict.fromkeys(ReplayCheck.__dataclass_fields__, 0))
 
 @dataclass
 class RunState:
-    """Of one run, filled as it goes on."""
+    """What the driver knows of one run; it is filled while the run goes on."""
 
     config: RunConfig
     folder: RunFolder
@@ -69,26 +69,27 @@ class RunState:
     facts: Sequence[RankFacts] = ()
     """In rank order; empty until the ranks have their places."""
     clock: Clock = field(default_factory=Clock)
-    """The time of the run."""
+    """The driver's clock; all times of the run are in its time."""
     clock_offsets_ns: dict[int, int] = field(default_factory=dict)
-    """By rank: what its host's clock was ahead of the driver's; the rank takes it out of its times."""
+    """By rank: how far its host's clock was ahead of the driver's; the rank subtracts this from its times."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Of rank 0: what was set for it, and what else bore on its memory; others differ in what torchrun sets."""
+    """Of rank 0: the variables that were set for it, and all others that affect its memory. Other ranks differ only in
+    the variables that torchrun sets."""
     checks: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    """What is missing or damaged of the records, and what went wrong with recording them."""
+    """Which records are missing or damaged, and what went wrong while they were recorded."""
     elsewhere: list[Elsewhere] = field(default_factory=list)
-    """What has not come from other hosts, or not yet; `ray-memprof finish` brings it in."""
+    """What has not been collected from other hosts; `ray-memprof finish` can bring it in."""
     stages_s: dict[str, float] = field(default_factory=dict)
-    """Seconds that each stage of starting and ending the run took, and the way to its first step."""
+    """Seconds that each stage of starting and ending the run took, and the time to its first step."""
     figures: list[str] = field(default_factory=list)
-    """What was measured, in the lines of summary.py; empty where nothing could be derived."""
+    """What was measured, as the lines of report/summary.py; empty if nothing could be derived."""
     is_abandoned: bool = False
-    """Whether somebody could not wait for the end: nothing more is written."""
+    """Whether a second signal came: nothing more is collected or derived."""
 
     @classmethod
     def begin(cls, config: RunConfig) -> "RunState":
-        """Of a new run, with a folder of its own. Raises PreflightFailed."""
+        """The state of a new run, for which a folder is made. Raises PreflightFailed."""
         folder = RunFolder.create(
             config.logging.output_dir,
             config.name,
@@ -99,18 +100,18 @@ class RunState:
 
     @cached_property
     def repositories(self) -> dict[str, Any]:
-        """Of the program and of ray-memprof, as they are when first asked for: the run may take hours."""
+        """Git state of the program and of ray-memprof. Read once and kept: files may change while the run goes on."""
         script = self.config.script
         program = Path(wan.__file__).parent if script is None else script.path
         return {"program_git": repository(program), "ray_memprof_git": repository(Path(__file__).parent)}
 
     @property
     def exit_code(self) -> int:
-        """Of the launcher."""
+        """Exit code of the launcher."""
         return self._ended().exit_code
 
     def settle(self, verdict: Verdict) -> None:
-        """The run has ended like this; `verdict` is set once run.json says so."""
+        """Record how the run has ended; self.verdict is set only after run.json has been written."""
         if 0 in verdict.outcomes:
             self.environment = self.environment | verdict.outcomes[0].environment
         for rank, outcome in sorted(verdict.outcomes.items()):
@@ -131,7 +132,7 @@ class RunState:
         self.verdict = verdict
 
     def note(self) -> None:
-        """Put what is known by now into run.json."""
+        """Write all that is known by now into run.json."""
         self.folder.note(
             git_commit=commit_text(self.repositories["program_git"]),
             **self.repositories,
@@ -143,7 +144,7 @@ class RunState:
         self.note_problems()
 
     def note_problems(self) -> None:
-        """Put what is missing into run.json."""
+        """Write the problems, and the folders not collected yet, into run.json."""
         self.folder.note(problems=self.problems, elsewhere=[one.facts() for one in self.elsewhere])
 
     def run_row(self) -> dict[str, Any]:
@@ -167,7 +168,7 @@ class RunState:
         }
 
     def rank_rows(self) -> list[dict[str, Any]]:
-        """The rows of its ranks; none of a run whose ranks never had a place."""
+        """The rows of the table ranks; empty if the ranks never got their places."""
         return [self._rank_row(rank) for rank in range(len(self.facts))]
 
     def _rank_row(self, rank: int) -> dict[str, Any]:
@@ -187,10 +188,10 @@ class RunState:
             "gpu_uuid": facts.gpu_uuid,
             "gpu_name": facts.gpu_name,
             "device_total_bytes": facts.device_total_bytes,
-            # The recorder sees every event: what is replayed is exact and whole.
+            # The recorder sees every event, so its replay is exact and complete.
             "inexact_bytes": 0,
             "peak_at_least": False,
-            # Ulysses groups are neighbours: their all-to-all is the traffic that counts.
+            # The ranks of a Ulysses group are neighbours: their all-to-all is the heaviest traffic.
             "ulysses": rank % parallel.ulysses,
             "ring": rank // parallel.ulysses % parallel.ring,
             "fsdp": rank if is_sharded else 0,
@@ -205,7 +206,7 @@ class RunState:
         }
 
     def _outcome(self, rank: int) -> Outcome:
-        """How a rank ended: as it told, as the verdict has it, or because another one had ended the run."""
+        """How a rank ended: by its own report, else by the verdict, else because another rank ended the run."""
         verdict = self._ended()
         if rank in verdict.outcomes:
             return verdict.outcomes[rank]
@@ -226,13 +227,13 @@ class RunState:
 
 
 def verdict_of(error: RunError | WanError, state: RunState) -> Verdict:
-    """The verdict on a run that `error` ended: before its ranks ran, or after they had ended."""
+    """The verdict on a run that ended by `error`, before its ranks ran or after they had ended."""
     status: Status = "never_started" if state.verdict is None else "failed"
     return Verdict(status=status, exit_code=error.exit_code, reason=str(error), hint=error.hint)
 
 
 def verdict_of_bug(error: BaseException, log: Path) -> Verdict:
-    """The verdict on a run that an error of ours ended."""
+    """The verdict on a run that ended by a bug of ray-memprof."""
     return Verdict(
         status="failed",
         exit_code=EXIT_BUG,

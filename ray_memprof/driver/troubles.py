@@ -1,9 +1,10 @@
-"""Tells of records that are lost while the run goes on: a disk that fills up is told at once, and not at the end.
+"""Warns of lost records while the run goes on: a full disk is reported at once, not only at the end.
 
     troubles = Troubles(state, say=live.say)
-    troubles.look(beats)             # at every look at the ranks
+    troubles.look(beats)             # each time that beats arrive
 
-The run itself goes on: the program is not to blame. What was written before is kept, and the verdict says it once more.
+The run itself goes on, since its program is not at fault. Earlier records are kept. The last lines of the run repeat
+the warning.
 """
 
 import shutil
@@ -15,16 +16,16 @@ from ray_memprof.driver.run_state import RunState
 from ray_memprof.recorder.status import Beat
 
 LOOK_S = 1.0
-"""Between two looks at the disk of the run folder."""
+"""Time between two checks of the disk of the run folder."""
 LEFT_BYTES = 2**20
-"""Of a disk that counts as full: what the driver itself writes at the end takes more."""
+"""With less than this free the disk counts as full: what the driver writes at the end takes more."""
 
 
 class Troubles:
-    """What keeps the records of one run from being written, each told once.
+    """Reports each problem that keeps records of one run from being written, once.
 
     Args:
-        state: of the run; gets a line for each.
+        state: of the run; gets a line for each problem.
         say: prints a line on the console.
         clock: seconds that only grow.
     """
@@ -37,7 +38,7 @@ class Troubles:
         self._looked: float | None = None
 
     def look(self, beats: Iterable[Beat]) -> None:
-        """Look at what the ranks say, and now and then at our own disk."""
+        """Check the problems that the ranks report and, every LOOK_S seconds, the disk of the run folder."""
         for beat in beats:
             if beat.problem:
                 self._tell(
@@ -50,14 +51,14 @@ class Troubles:
 
     def _look_at_disk(self) -> None:
         folder = self._state.folder.path
-        with suppress(OSError):  # who writes there will tell why
+        with suppress(OSError):  # the code that writes there will report the cause
             if shutil.disk_usage(folder).free < LEFT_BYTES:
                 self._tell(
                     f"the disk of {folder} is full", ": make room before the run ends, or its report is lost"
                 )
 
     def _tell(self, line: str, more: str) -> None:
-        """Tell `line`, with `more` that is true only now."""
+        """Record `line` and print it together with `more`, which is true only at this moment."""
         if line not in self._told:
             self._told.add(line)
             self._state.problems.append(line)

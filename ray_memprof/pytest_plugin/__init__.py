@@ -1,14 +1,14 @@
-"""A limit for GPU memory in pytest: on what a test does in its own process, or on a launched configuration.
+"""A limit for GPU memory in pytest: on a test in its own process, or on a configuration that is launched for it.
 
     @pytest.mark.limit_gpu_peak("30 GiB")
     def test_decode(latents: Tensor) -> None:
-        decode(latents)                                     # the peak on this process's GPUs meanwhile
+        decode(latents)                                     # limits the peak on this process's GPUs in the test
 
     @pytest.mark.limit_gpu_peak("16 GiB", config="configs/ulysses4.yaml", rank="max")
     def test_four_ranks(gpu_run: Path) -> None: ...         # gpu_run: the folder of the run, launched before the test
 
-pytest finds it where this package is installed. Until a marked test is set up it imports no torch, and no Ray at all.
-Run folders are left below pytest's temporary folder. What is measured, and every argument: docs/tour.md.
+pytest loads this plugin if the package is installed. It imports torch only when a marked test is set up, and never
+imports Ray. Run folders stay below pytest's temporary folder. docs/tour.md explains the measures and every argument.
 """
 
 import contextlib
@@ -36,14 +36,16 @@ _REFUSED = pytest.StashKey[str]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the mark known."""
-    meaning = "fail where more GPU memory is in use at the peak, in the test or in the run of a configuration"
+    """Register the mark."""
+    meaning = (
+        "fail if the peak of GPU memory in the test, or in the run of a configuration, is above the limit"
+    )
     config.addinivalue_line("markers", f"{_SIGNATURE}: {meaning}")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Read the marks of the tests that were selected; one that cannot be used ends pytest before a test runs."""
+    """Read the marks of the selected tests; a mark that cannot be used ends pytest before any test runs."""
     for item in items:
         marks = list(item.iter_markers(MARK))
         is_asking = "gpu_run" in getattr(item, "fixturenames", ())
@@ -57,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             text = f"{item.nodeid}: {MARK}: {error}" + (f"\nhint: {error.hint}" if error.hint else "")
             if not hasattr(item.config, "workerinput"):
                 raise pytest.UsageError(text) from error
-            # A worker of pytest-xdist that ends so leaves its controller with an internal error.
+            # In a worker of pytest-xdist a UsageError would end the controller with an internal error.
             item.stash[_REFUSED] = text
             continue
         item.stash[_LIMITS] = limits
@@ -73,7 +75,7 @@ def _read(mark: pytest.Mark) -> Limit:
 
 
 def _check_together(item: pytest.Item, limits: Sequence[Limit], is_asking: bool) -> None:
-    """Raises ConfigError where the limits of a test, or what it asks for, do not go together."""
+    """Raise ConfigError if the limits of a test and its use of gpu_run cannot be combined."""
     launches = {limit.launch for limit in limits}
     if len(launches) > 1:
         raise ConfigError(
@@ -90,7 +92,7 @@ def _check_together(item: pytest.Item, limits: Sequence[Limit], is_asking: bool)
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip, with the reason, where there are not the GPUs for it."""
+    """Skip the test, with the reason, if there are not enough GPUs for it."""
     if _REFUSED in item.stash:
         pytest.fail(item.stash[_REFUSED], pytrace=False)
     limits = item.stash.get(_LIMITS, ())
@@ -111,7 +113,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def _skip(item: pytest.Item, reason: str) -> None:
-    """By a mark, which pytest looks at next, so that it names the line of the test and not one in here."""
+    """Skip by a mark, which pytest checks next: then the report names the line of the test, not a line in this file."""
     item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -126,7 +128,7 @@ def gpu_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def _empty_cache() -> None:
-    """Give back what earlier tests left in this process's cache: it would count as the run's, or end it at once."""
+    """Free what earlier tests left in this process's cache: it would be counted in the run, or fail its preflight."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         gc.collect()
@@ -135,7 +137,7 @@ def _empty_cache() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Hold what the test, or its run, took against every limit; a test that fails by itself is left at that."""
+    """Compare the peaks of the test, or of its run, with every limit; a test that fails by itself is not judged."""
     limits = item.stash.get(_LIMITS, ())
     if not limits:
         return (yield)
@@ -156,7 +158,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 def _judge(item: pytest.Item, found: Sequence[tuple[Limit, "Measured"]]) -> None:
-    """Fail with a line or more for each limit that does not hold; what was measured goes into JUnit's file too."""
+    """Fail with one or more lines for each limit that is exceeded; what was measured also goes into JUnit's file."""
     told = []
     for limit, measured in found:
         item.user_properties.append((f"gpu_{limit.measure}_peak_bytes", measured.bytes))

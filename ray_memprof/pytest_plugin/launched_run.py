@@ -1,4 +1,4 @@
-"""A configuration, launched for a test in a process of its own."""
+"""Launches a configuration for a test, in a process of its own."""
 
 import json
 import os
@@ -12,14 +12,14 @@ import pytest
 from ray_memprof.pytest_plugin.limit import Launch
 
 _STOP_S = 60.0
-"""For a launcher to end its ranks and to write what there is, before it is killed."""
+"""How long a launcher may take to end its ranks and write its files before it is killed."""
 
 
 def run_launch(launch: Launch, output_dir: Path, root: Path) -> Path:
-    """Run a configuration from the folder `root`; its run folder. Fails the test where it does not end well."""
+    """Run a configuration from the folder `root`; returns its run folder. Fails the test if the run fails."""
     log = output_dir / "launch.log"
     command = [sys.executable, "-m", "ray_memprof.launch", launch.path, "--plain"]
-    # JSON: the value is read as YAML, and a path may hold anything.
+    # Written as JSON, since the value is read as YAML and a path may contain any character.
     for one in (*launch.overrides, f"logging.output_dir={json.dumps(str(output_dir))}"):
         command += ["--set", one]
     with log.open("wb") as file:
@@ -30,7 +30,7 @@ def run_launch(launch: Launch, output_dir: Path, root: Path) -> Path:
             code: int | None = process.wait(launch.timeout_s)
         except subprocess.TimeoutExpired:
             code = None
-        finally:  # also where the test is interrupted, or runs into a time limit of pytest's
+        finally:  # also if the test is interrupted, or ended by a time limit of pytest
             _stop(process)
     if code != 0:
         ended = f"did not end within {launch.timeout_s:g} s" if code is None else f"ended with exit {code}"
@@ -41,7 +41,7 @@ def run_launch(launch: Launch, output_dir: Path, root: Path) -> Path:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a launcher that still runs: it ends its ranks itself when it is asked to."""
+    """End a launcher that still runs: SIGTERM first, so that it ends its ranks itself."""
     if process.poll() is not None:
         return
     process.terminate()

@@ -1,4 +1,4 @@
-"""The arguments of limit_gpu_peak, checked: how much, of which rank and measure, in the test or in a launched run."""
+"""Checks the arguments of limit_gpu_peak: the limit, its rank and measure, and the configuration to launch, if any."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ray_memprof.config.run_config import RunConfig
 
 MEASURES = ("device_used", "reserved", "allocated")
-"""device_used: what nvidia-smi shows, CUDA context included; reserved: by torch's allocator; allocated: by tensors."""
+"""device_used: what nvidia-smi shows, CUDA context included; reserved: what torch's allocator reserved; allocated: what
+tensors take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,12 @@ class Launch:
     path: str
     overrides: tuple[str, ...]
     timeout_s: float
-    config: "RunConfig" = field(compare=False)  # its seed may be drawn anew each time
+    config: "RunConfig" = field(compare=False)  # not compared: its seed may be a new random one each time
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One mark, checked."""
+    """The checked arguments of one mark."""
 
     bytes: int
     rank: str | int
@@ -45,15 +46,15 @@ def limit_gpu_peak(
     overrides: Sequence[str] = (),
     timeout_s: float = 3600.0,
 ) -> Limit:
-    """A mark's arguments, checked. A configuration is read as it is found from the current directory.
+    """Check the arguments of a mark. The path of a configuration is relative to the current directory.
 
     Args:
-        limit: "30 GiB", or a number of bytes; a peak that is equal to it passes.
-        rank: of the run: "max" (the fullest), "mean" of all, or a number. Without `config` there is one process.
-        measure: one of MEASURES; None: device_used, and allocated where the configuration runs on the CPU.
+        limit: "30 GiB", or a number of bytes; a peak that is equal to the limit passes.
+        rank: of the run: "max" (the highest peak), "mean" of all, or a number. Without `config` only "max" is allowed.
+        measure: one of MEASURES; None: device_used, or allocated if the configuration runs on the CPU.
         config: the YAML file to launch; None: the test itself is measured.
-        overrides: "section.key=value", laid over the file.
-        timeout_s: for the whole launched run.
+        overrides: "section.key=value", each replaces a value of the file.
+        timeout_s: time limit of the whole launched run.
 
     Raises:
         ConfigError: an argument that cannot be used, or a configuration that is refused.
@@ -81,7 +82,7 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 
 def _launch(path: str, overrides: Sequence[str], timeout_s: float) -> Launch:
-    """Raises ConfigError."""
+    """The configuration to launch, checked. Raises ConfigError."""
     from ray_memprof.config.matrix import expand
 
     if isinstance(overrides, str) or not all(isinstance(one, str) for one in overrides):
@@ -99,7 +100,7 @@ def _launch(path: str, overrides: Sequence[str], timeout_s: float) -> Launch:
 
 
 def _measure_of(launch: Launch, rank: str | int, measure: str | None) -> str:
-    """Raises ConfigError for a rank or a measure that the run will not have."""
+    """The measure of a limit on a launched run. Raises ConfigError if the run has no such rank or measure."""
     num_ranks = launch.config.num_ranks
     if isinstance(rank, int) and rank >= num_ranks:
         raise ConfigError(f"rank is {rank}, and {launch.path} has {num_ranks}", hint="ranks count from 0")

@@ -1,12 +1,12 @@
-"""What a limit for GPU memory is held against: the peaks of this process over some code, or those of a recorded run.
+"""Measures the peaks that limits are compared with: those of this process during some code, or of a recorded run.
 
     with watched() as watch:
         decode(latents)
-    watch.measured("device_used").bytes         # on the fullest device of this process
+    watch.measured("device_used").bytes         # on the device of this process with the highest peak
 
-    of_run(run_dir, "device_used", "max").bytes # of the fullest rank
+    of_run(run_dir, "device_used", "max").bytes # of the rank with the highest peak
 
-Leaves nothing. Imports torch when a watch begins, DuckDB when a run is opened.
+Writes no file. Imports torch when a watch begins, DuckDB when a run is opened.
 """
 
 import functools
@@ -36,7 +36,7 @@ SELECT stage, path, step FROM spans WHERE rank = ? AND ? BETWEEN start_ns AND en
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A peak, with whose it is and what else to say of it."""
+    """A peak, with the name of its device or rank, and further lines for the message."""
 
     bytes: int
     who: str
@@ -44,7 +44,7 @@ class Measured:
 
 
 class PeakWatch:
-    """The allocator's peaks on every device of this process, whoever resets its counters meanwhile."""
+    """The allocator's peaks on every device of this process, also if the code under test resets its counters."""
 
     def __init__(self) -> None:
         import torch
@@ -54,10 +54,10 @@ class PeakWatch:
         """Device -> allocated, reserved."""
 
     def begin(self, patches: ExitStack) -> None:
-        """Let peaks begin at what is alive now; until CUDA is started by the test itself, that is nothing."""
+        """Reset the peaks to what is allocated now; if CUDA is not initialized yet, there is nothing to reset."""
         cuda = self._torch.cuda
         if cuda.is_initialized():
-            # What earlier tests left behind would count otherwise.
+            # Otherwise memory that earlier tests left would count.
             gc.collect()
             cuda.empty_cache()
             for index in range(cuda.device_count()):
@@ -69,12 +69,12 @@ class PeakWatch:
                 patches.enter_context(patch.object(self._torch._C, name, kept))
 
     def _before(self, reset: Any, *args: Any) -> Any:
-        """The code under test lets its peaks begin anew: what they were so far is kept."""
+        """Keep the peaks before the code under test resets them."""
         self.take()
         return reset(*args)
 
     def take(self) -> None:
-        """Look at the counters."""
+        """Read the counters and keep the highest values."""
         cuda = self._torch.cuda
         for index in range(cuda.device_count() if cuda.is_initialized() else 0):
             allocated, reserved = self._peaks.get(index, (0, 0))
@@ -84,7 +84,7 @@ class PeakWatch:
             )
 
     def measured(self, measure: str) -> Measured:
-        """The fullest device."""
+        """The highest peak of all devices."""
         found = [(self._bytes(index, measure), index) for index in self._peaks]
         if not found:
             return Measured(0, "the test", ())
@@ -94,7 +94,7 @@ class PeakWatch:
         return Measured(most, f"the test, on cuda:{index}", (details,))
 
     def _bytes(self, index: int, measure: str) -> int:
-        """Where the allocator reserves nothing, nothing is asked of the device: that would make a CUDA context."""
+        """The peak of one device; the device is not asked if nothing was reserved: that would make a CUDA context."""
         allocated, reserved = self._peaks[index]
         if measure != "device_used" or not reserved:
             return allocated if measure == "allocated" else reserved
@@ -114,12 +114,12 @@ def watched() -> Iterator[PeakWatch]:
 
 
 def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
-    """The peak of a run: where it was, what the diagnosis says first, and where the report is.
+    """The peak of a run, with the place of the peak, the first finding of the diagnosis, and the path of the report.
 
     Args:
-        run_dir: its folder.
+        run_dir: the folder of the run.
         measure: one of MEASURES.
-        rank: "max" (the fullest), "mean" of all ranks, or the number of one.
+        rank: "max" (the highest peak), "mean" of all ranks, or the number of a rank.
 
     Raises:
         ConfigError: no such run, or nothing was recorded of that rank.
@@ -156,12 +156,12 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
 def _place(
     connection: "duckdb.DuckDBPyConnection", rank: int, measure: str, peak: int
 ) -> tuple[str | None, str | None, int | None]:
-    """Stage, path and step of the innermost span in which `measure` came to `peak`; None: outside of all."""
+    """Stage, path and step of the innermost span in which `measure` reached `peak`; None: outside of all spans."""
     nothing = (0, None, None, None)
     most, stage, path, step = connection.execute(_HIGHEST.format(measure), [rank]).fetchone() or nothing
     if most >= peak:
         return stage, path, step
-    # Seen by the sampler between two boundaries of spans, or before the first and after the last.
+    # The sampler saw the peak between two span boundaries, or before the first span or after the last one.
     sample = connection.execute(_HIGHEST_SAMPLE, [rank]).fetchone() if measure == "device_used" else None
     found = connection.execute(_INNERMOST, [rank, sample[1]]).fetchone() if sample else None
     return (found[0], found[1], found[2]) if found else (None, None, None)

@@ -2,8 +2,9 @@
 
     facts = describe() -> prepare(plan) -> open_store() on rank 0 -> run(address) -> Outcome
 
-beat(), where(), said() and stop() are answered while run() is busy. Leaves logs/rankN.log and what the recorder seals.
-A workload that fails is an Outcome, sealed first; only the death of the process is an exception for the driver.
+beat(), where(), said() and stop() are answered while run() is busy. Leaves logs/rankN.log and the recorder's tables. If
+the workload fails, the records are sealed and run() returns an Outcome; the driver gets an exception only if the
+process dies.
 """
 
 import dataclasses
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
     from ray_memprof.recorder.recorder import Recorder
 
 CONTROL = {"control": 2}
-"""Threads that answer while run() is busy: a question that hangs leaves one for the next."""
+"""Number of threads that answer while run() is busy: if one call hangs, the other thread answers the next."""
 _BACKLOG = 2048
-"""Ranks that may knock at the store at once: torch's own number."""
+"""How many ranks may connect to the store at the same time: torch's own number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,30 +48,31 @@ class Prepared:
     """What a rank answers once it is ready to run."""
 
     run_dir: Path
-    """Where it writes: the run folder, or a folder of its node where that one is out of reach."""
+    """Where this rank writes: the run folder, or a scratch folder of its node if ray.scratch_dir is set or the run
+    folder is not there."""
     shared: bool
-    """Whether that is the run folder itself."""
+    """Whether run_dir is the run folder itself."""
     environment: dict[str, str]
     checks: dict[str, Any]
     """From checks.check_rank: versions of what this rank imports, and so on."""
 
 
 class Rank:
-    """The actor; made by cluster.py with ray.remote, so that this class itself stays a plain one."""
+    """The actor; cluster.py applies ray.remote, so that this class itself stays a plain Python class."""
 
     def __init__(self) -> None:
         self._plan: RankPlan | None = None
-        self._store: Any = None  # the TCPStore of rank 0: gone with this object, so it is held
+        self._store: Any = None  # the TCPStore of rank 0; it would close if nothing referred to it
         self._recorder: Recorder | None = None
-        self._thread = 0  # that runs the workload; 0: not begun
+        self._thread = 0  # ident of the thread that runs the workload; 0: it does not run
         self._log: Path | None = None
-        self._end_of_talk: int | None = None  # byte of the log from which on it holds a traceback
+        self._end_of_talk: int | None = None  # offset in the log, in bytes, at which a traceback begins
         self._moves = Moves()
         self._children, self._own = Work(), Work(cpu_s=time.process_time)
         self._clock = Clock()
 
     def describe(self) -> RankFacts:
-        """Where this actor is."""
+        """The node, process and GPU of this actor."""
         context = ray.get_runtime_context()
         devices = context.get_accelerator_ids().get("GPU", [])
         return RankFacts(
@@ -85,11 +87,11 @@ class Rank:
 
     @ray.method(concurrency_group="control")
     def now_ns(self) -> int:
-        """The time of its host's clock; the driver asks how far that is ahead of its own."""
+        """The time of this host's clock, from which the driver computes the clock's offset."""
         return self._clock.now_ns()
 
     def prepare(self, plan: RankPlan) -> Prepared:
-        """Take a place: log, environment, checks, and the import of torch, which takes seconds."""
+        """Get ready to run: open the log, set the environment, import torch (which takes seconds), and check."""
         plan, shared = _with_folder(plan)
         self._plan, self._log = plan, open_log(plan)
         variables = environment.rank_environment(
@@ -99,7 +101,7 @@ class Rank:
             interface=interface_of(plan.facts.node_ip),
         )
         os.environ.update(variables)
-        import torch  # noqa: F401 - after the environment is set, and here, so that its seconds are not the first span's
+        import torch  # noqa: F401 - after the environment is set, but before the first span, which must not include it
 
         from ray_memprof.rank.checks import check_rank
 
@@ -112,11 +114,11 @@ class Rank:
         )
 
     def open_store(self) -> tuple[str, int]:
-        """Listen on a port that the system picks, and keep it: between picking and using it nobody can take it."""
+        """Open the store on a port that the system picks; the socket stays open, so nobody else can take the port."""
         from torch.distributed import TCPStore  # type: ignore[attr-defined] # torch exports it without saying so
 
         plan = self._prepared()
-        # torch itself would listen on every interface. The store keeps the socket, and closes it.
+        # torch itself would listen on every interface. The store takes over this socket and closes it at the end.
         listener = _listener(plan.master_addr)
         host, port = listener.getsockname()[:2]
         # multi_tenant: torch's own rendezvous asks for the same, and reuses this server.
@@ -132,7 +134,7 @@ class Rank:
         return plan.master_addr, port
 
     def run(self, address: tuple[str, int]) -> Outcome:
-        """Run the workload to its end, or to the Outcome that says why there is none."""
+        """Run the workload to its end; the Outcome says how it ended."""
         host, port = address
         plan = dataclasses.replace(self._prepared(), master_addr=host, master_port=port)
         os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
@@ -155,7 +157,7 @@ class Rank:
                     dispatch.run(
                         plan.config, plan.place, self._recorder, device=plan.device, run_dir=plan.run_dir
                     )
-                except BaseException as error:  # noqa: B036 - SystemExit of a script too; what it means is told below
+                except BaseException as error:  # noqa: B036 - SystemExit of a script too; outcome_of() interprets it
                     outcome = outcome_of(
                         error,
                         plan.rank,
@@ -164,7 +166,7 @@ class Rank:
                     )
                     if outcome.status != "ok":
                         self._print_traceback()
-        except BaseException as error:  # noqa: B036 - the recorder's own end, a full disk above all
+        except BaseException as error:  # noqa: B036 - an error while the recorder closes, usually a full disk
             self._print_traceback()
             if outcome.status == "ok":
                 outcome = outcome_of(error, plan.rank, None)
@@ -178,7 +180,7 @@ class Rank:
 
     @ray.method(concurrency_group="control")
     def beat(self) -> Beat:
-        """Where the workload is; grows in `sequence` while it gets on."""
+        """Where the workload is; `sequence` grows while it makes progress."""
         frame = self._frame()
         moves = self._moves.look(frame)
         moves += self._children.look(moves)
@@ -192,30 +194,30 @@ class Rank:
 
     @ray.method(concurrency_group="control")
     def where(self) -> Whereabouts:
-        """Where the thread is that runs the workload; leaves the flight record of NCCL beside the log."""
+        """The stack of the workload's thread; also writes the flight record of NCCL beside the log."""
         frame = self._frame()
         if frame is None:
             return Whereabouts(stack="not running\n")
         stack = "".join(traceback.format_stack(frame))
-        # On a thread of its own: it may take longer than the asker waits, and find the disk full.
+        # On a separate thread: the dump may take longer than the driver waits, and the disk may be full.
         threading.Thread(target=dump_flight_record, args=(self._prepared(),), daemon=True).start()
         return Whereabouts(stack=stack, joined=joined())
 
     @ray.method(concurrency_group="control")
     def said(self, offset: int, whole: bool = True) -> tuple[int, str]:
-        """What came into the log since byte `offset`, in `whole` lines only, and where to go on."""
+        """The offset for the next call, and what the log holds from byte `offset` on; `whole`: complete lines only."""
         if self._log is None:
             return offset, ""
         return lines_since(self._log, offset, self._end_of_talk, whole=whole)
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
-        """Seal what is open: the process is about to be killed."""
+        """Seal the open records, since the process is about to be killed."""
         if self._recorder is not None:
             self._recorder.seal()
 
     def _print_traceback(self) -> None:
-        """Into the log alone: on the console a line says what happened, and where the log is."""
+        """Print the traceback into the log only: the console gets one line that says what happened."""
         with suppress(*CLOSED):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -225,7 +227,7 @@ class Rank:
             traceback.print_exc()
 
     def _is_alone(self) -> bool:
-        """Whether others still wait for this rank to join them."""
+        """Whether this rank has not joined the other ranks yet: there are others, but no process group."""
         torch_distributed = sys.modules.get("torch.distributed")
         is_one_of_many = self._thread != 0 and self._prepared().world_size > 1
         return is_one_of_many and not getattr(torch_distributed, "is_initialized", bool)()
@@ -246,15 +248,15 @@ def _listener(address: str) -> socket.socket:
     except OSError as error:
         if error.errno != errno.EADDRNOTAVAIL:
             raise
-        # Ray may know a host by an address that is translated on the way to it.
+        # The address by which Ray knows this host may be translated on the network (NAT).
         sys.stderr.write(
-            f"{address} is no address of this host: the rendezvous store listens on all it has\n"
+            f"{address} is no address of this host: the rendezvous store listens on all its addresses\n"
         )
         return socket.create_server(("", 0), backlog=_BACKLOG)
 
 
 def _free_bytes(plan: RankPlan, recorder: "Recorder") -> int | None:
-    """On the device, when an error left the innermost span; None: not known."""
+    """Free bytes on the device when an error left the innermost span; None: not known."""
     total, used = plan.facts.device_total_bytes, recorder.device_used_at_failure()
     return None if not total or used is None else max(0, total - used)
 
@@ -282,7 +284,7 @@ def _gpu(name: str) -> dict[str, Any]:
     if not name:
         return found
     with open_device(uuid="" if name.isdigit() else name, index=index) as device:
-        if device is None:  # a GPU that only Ray believes in: ray.num_gpus on a host without any
+        if device is None:  # Ray was told of a GPU that does not exist: ray.num_gpus on a host without GPUs
             return found
         return found | {
             "gpu_index": device.index(),
@@ -293,7 +295,7 @@ def _gpu(name: str) -> dict[str, Any]:
 
 
 def _with_folder(plan: RankPlan) -> tuple[RankPlan, bool]:
-    """The plan with a folder that this node can write: the run folder if it is the driver's, else one of its own."""
+    """The plan with the folder that this rank writes to, and whether that is the run folder, not a scratch folder."""
     from ray_memprof.store.run_folder import is_run, make_node_folder
 
     if plan.config.ray.scratch_dir is None and is_run(plan.run_dir, plan.run_id):

@@ -1,8 +1,8 @@
-"""Whether this rank can begin: the versions that it runs with, and what others hold of its GPU.
+"""Whether this rank can begin: the versions that it runs with, and how much of its GPU's memory others hold.
 
     checks = check_rank(plan)                    # inside the rank, before torch uses CUDA; raises PreflightFailed
 
-A rank makes no CUDA context here, so all memory that its GPU has in use belongs to somebody else.
+A rank makes no CUDA context here, so all memory in use on its GPU belongs to other processes.
 """
 
 import platform
@@ -17,7 +17,8 @@ from ray_memprof.recorder.meters.nvml import Device, Holder, open_device
 from ray_memprof.wording import size_text
 
 MAX_HELD_BYTES = 2**30
-"""Most that a GPU may have in use before the run: an idle one shows some hundred MiB, a forgotten job gigabytes."""
+"""Most memory that may be in use on a GPU before the run: an idle GPU shows a few hundred MiB, a forgotten job shows
+gigabytes."""
 OpenDevice = Callable[..., AbstractContextManager[Device | None]]
 Checks = dict[str, str | int]
 
@@ -26,8 +27,8 @@ def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
     """Versions of what this rank will use, and what its GPU has in use; raises PreflightFailed.
 
     Args:
-        plan: of this rank, its environment already applied.
-        devices: opens a GPU through NVML; tests pass another one.
+        plan: of this rank, whose environment is set already.
+        devices: opens a GPU through NVML; tests pass another function.
     """
     checks = versions()
     if plan.config.model.device == "cpu":
@@ -35,7 +36,7 @@ def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
     import torch
 
     mask = plan.visible_devices
-    # NVML is asked, where there is one, and not the runtime: no context is made.
+    # torch asks NVML if it is available, not the CUDA runtime, so that no context is made.
     num_devices = torch.cuda.device_count()
     if num_devices < max(1, len(mask)):
         raise PreflightFailed(
@@ -47,7 +48,7 @@ def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
 
 
 def driver_version() -> str:
-    """Of the NVIDIA driver, while a device is open."""
+    """The version of the NVIDIA driver; works only while a device is open in NVML."""
     import pynvml
 
     return str(pynvml.nvmlSystemGetDriverVersion())
@@ -60,7 +61,7 @@ def check_gpu(
     devices: OpenDevice = open_device,
     driver: Callable[[], str] = driver_version,
 ) -> Checks:
-    """What the driver says of the GPU of a rank; raises PreflightFailed where others hold too much of it."""
+    """What NVML reports about the GPU of a rank; raises PreflightFailed if others hold too much of its memory."""
     with devices(uuid=facts.gpu_uuid, index=facts.gpu_index) as device:
         if device is None:
             return {"nvml": "not available: who holds memory of this GPU cannot be told"}
@@ -80,13 +81,13 @@ def check_gpu(
 
 
 def _told(held_bytes: int, holders: Sequence[Holder] | None) -> str:
-    """Who holds it, the largest first, and what nobody seen from here accounts for."""
+    """Which processes hold the memory, the largest first, and how much belongs to processes not visible here."""
     if holders is None:
         return "by processes that the driver does not name"
     ordered = sorted(holders, key=lambda holder: -(holder.used_bytes or 0))
     lines = [
         f"{process_name(holder.pid)} (pid {holder.pid}) "
-        + ("an amount not told" if holder.used_bytes is None else size_text(holder.used_bytes))
+        + ("an unknown amount" if holder.used_bytes is None else size_text(holder.used_bytes))
         for holder in ordered
     ]
     unseen = held_bytes - sum(holder.used_bytes or 0 for holder in holders)
@@ -96,7 +97,7 @@ def _told(held_bytes: int, holders: Sequence[Holder] | None) -> str:
 
 
 def process_name(pid: int) -> str:
-    """Of a process of this host, where it can be seen: in a container NVML's ids may be those of the host."""
+    """The name of a process, if it is visible here: in a container, NVML's pids may be those of the host."""
     import psutil
 
     try:
@@ -106,7 +107,7 @@ def process_name(pid: int) -> str:
 
 
 def versions() -> Checks:
-    """Of everything that decides where memory goes; "" for what is not there."""
+    """The versions of all software that decides where memory goes; "" for software that is not there."""
     import torch
 
     found: Checks = {
@@ -119,7 +120,7 @@ def versions() -> Checks:
         "ray": metadata.version("ray"),
     }
     if torch.version.cuda is not None:
-        # Not torch.backends.cudnn.version(): it starts CUDA, before the recorder has seen anything.
+        # Not torch.backends.cudnn.version(): it starts CUDA, before the recorder runs.
         found["cudnn"] = ".".join(map(str, torch._C._cudnn.getRuntimeVersion()))
         found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     return found

@@ -1,10 +1,11 @@
-"""The environment of a rank: what torchrun would set, what the driver passes on, and what a stall must leave behind.
+"""The environment of a rank: what torchrun would set, what the driver passes on, and what NCCL's flight recorder needs.
 
     environ = rank_environment(plan, os.environ, num_cores=16)      # pure: takes and gives plain mappings
 
-Ranks inherit the environment of their own node. Of the driver's, only the names in FORWARDED go along, and only where
-the node has no value of its own: a host may need another NCCL_SOCKET_IFNAME, PATH and LD_LIBRARY_PATH are its own.
-What wan.generate would set for itself under torchrun is set here too, so that it is recorded like the rest.
+A rank inherits the environment of its own node. From the driver's environment it gets only the names in FORWARDED, and
+only if the node has no value of its own: a host may need another NCCL_SOCKET_IFNAME, and its own PATH and
+LD_LIBRARY_PATH. Variables that wan.generate would set itself under torchrun are set here too, so that they are recorded
+like the others.
 """
 
 from collections.abc import Mapping
@@ -29,20 +30,20 @@ FORWARDED = (
     "TOKENIZERS_PARALLELISM",
     "OMP_NUM_THREADS",
 )
-"""Names of the driver that ranks may see. DASH_*: the service that extends prompts."""
+"""Names of variables that ranks get from the driver. DASH_*: for the service that extends prompts."""
 NEVER_FORWARDED = ("CUDA_VISIBLE_DEVICES",)
-"""Ray's to give, one list a node."""
+"""Ray decides about these GPUs, and each node has its own list."""
 
 _SECRET = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD"))
 _FLIGHT_RECORDS = 2000
-"""Collectives that the flight recorder of NCCL keeps: torch's own default, written down so that 0 does not slip in."""
+"""How many collectives NCCL's flight recorder keeps: torch's own default, set here so that it cannot become 0."""
 _LOOPBACK = "lo"
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _THREADS = "OMP_NUM_THREADS"
 
 
 def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
-    """What of the driver's environment goes along to the ranks."""
+    """The part of the driver's environment that the ranks get."""
     return {
         name: value
         for name, value in sorted(environ.items())
@@ -58,11 +59,12 @@ def rank_environment(
     Args:
         plan: of the rank.
         environ: of its process.
-        num_cores: that it may run on.
-        interface: of its host, which has the address that Ray knows the host by; "": not known.
+        num_cores: number of cores that its process may run on.
+        interface: the interface of its host that has the address by which Ray knows the host; "": not known.
     """
     defaults = _of_wan(plan, environ) | plan.environment | _defaults(plan, interface)
-    # Ray sets OMP_NUM_THREADS to the number of CPUs it booked, 1 by default, so the rank's own value says nothing.
+    # Ray sets OMP_NUM_THREADS to the number of CPUs that it booked, 1 by default, so the value in `environ` says
+    # nothing about what the user wants.
     threads = plan.environment.get(_THREADS) or str(max(1, num_cores // plan.local_world_size))
     return {
         **{name: value for name, value in defaults.items() if name not in environ},
@@ -73,8 +75,8 @@ def rank_environment(
 
 
 def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
-    """Where neither the driver nor the node says anything else."""
-    # Between hosts, the address that Ray reaches a host by is the one that works; inside one no name has to be right.
+    """Variables that are set only if neither the driver nor the node sets them."""
+    # Between hosts, use the interface that has the host's address in Ray, since it is known to work.
     sockets = socket_variables(interface) if plan.num_nodes > 1 else {}
     records = Path(plan.run_dir, "logs", "nccl_trace_rank").as_posix()
     wanted = {
@@ -83,9 +85,10 @@ def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
         # torch appends the rank.
         "TORCH_FR_DUMP_TEMP_FILE": records,
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": records,
-        # Ranks of one node meet where nobody else can knock; their data go by shared memory and NVLink all the same.
+        # The ranks of one node meet on loopback, which other hosts cannot reach; their data still use shared memory and
+        # NVLink.
         **(dict.fromkeys(_INTERFACES, _LOOPBACK) if plan.num_nodes == 1 else {}),
-        # Else CUDA puts the fastest GPU first, and index 0 is another one than NVML's and Ray's.
+        # Without this CUDA puts the fastest GPU first, and its index 0 may be another GPU than index 0 of NVML and Ray.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         **sockets,
     }
@@ -93,14 +96,14 @@ def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
 
 
 def _of_wan(plan: RankPlan, environ: Mapping[str, str]) -> dict[str, str]:
-    """What makes this package's own workload hold less: a script is left with what torchrun would give it."""
+    """Variables that make the wan workload hold less memory; a script gets only what torchrun would give it."""
     config = plan.config
     wanted: dict[str, str] = {}
     if config.workload != "wan" or config.model.device == "cpu":
         return wanted
     if plan.world_size > 1:
         set_defaults(wanted)
-    # What the user set stays, under either name.
+    # If the user has set the allocator's settings under either name, they stay.
     is_set = any(name in environ or name in plan.environment for name in ALLOCATOR_SETTINGS)
     if config.optimization.expandable_segments and not is_set:
         wanted[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
@@ -108,12 +111,12 @@ def _of_wan(plan: RankPlan, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _mask(plan: RankPlan) -> dict[str, str]:
-    """The node's list, as under torchrun: a script that calls set_device(LOCAL_RANK) gets its own GPU."""
+    """All GPUs of the node, as under torchrun, so that a script that calls set_device(LOCAL_RANK) gets its own GPU."""
     return {"CUDA_VISIBLE_DEVICES": ",".join(plan.visible_devices)} if plan.visible_devices else {}
 
 
 def _torchrun(plan: RankPlan) -> dict[str, str]:
-    """The same names that torchrun sets."""
+    """The variables that torchrun sets."""
     return {
         "RANK": str(plan.rank),
         "LOCAL_RANK": str(plan.local_rank),
@@ -133,9 +136,9 @@ def _torchrun(plan: RankPlan) -> dict[str, str]:
 
 
 def in_force(environ: Mapping[str, str]) -> dict[str, str]:
-    """What bears on memory in the environment of a rank, whoever set it: the node, the driver or the workload itself.
+    """The variables that affect the memory of a rank, whether the node, the driver or the workload has set them.
 
-    As it may be written into a run folder.
+    The values of secrets are left out, so the result may be written into a run folder.
     """
     return shown(forwarded(environ))
 

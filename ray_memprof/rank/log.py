@@ -1,10 +1,10 @@
-"""The log of a rank: all that its process writes, C code and crashes included, and what a reader has not seen of it.
+"""The log of a rank: all that its process writes, C code and crashes included; and how the driver reads it in pieces.
 
     path = open_log(plan)                         # standard output and error go there from now on
-    offset, text = lines_since(path, offset)      # the driver, again and again
+    offset, text = lines_since(path, offset)      # called by the driver again and again
 
-A disk that is full there is no error of the program: anybody's print() would raise OSError otherwise, only because its
-output is kept.
+If the disk of the log is full, output is dropped: otherwise any print() of the program would raise OSError, only
+because its output is kept in a file.
 """
 
 import errno
@@ -20,22 +20,23 @@ from typing import TextIO
 from ray_memprof.rank.messages import RankPlan
 
 CLOSED = (ValueError, AttributeError)
-"""What a stream raises that the program has closed, or put something else in the place of."""
+"""What sys.stdout or sys.stderr may raise if the program has closed it or replaced it by another object."""
 _MAX_SAID_BYTES = 64 * 1024
-"""Most of a log that one answer carries."""
+"""How much of a log one answer holds at most."""
 
 _MAX_BEHIND_BYTES = 16 * _MAX_SAID_BYTES
-"""How far the answers may lag behind a log: some seconds. Older lines are left out, or nobody would see new ones."""
+"""How far the answers may lag behind the log, which is some seconds of output. Older lines are skipped, so that the
+newest can be seen."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Forgiving(io.FileIO):
-    """A file that drops what there is no room for."""
+    """A file that drops what does not fit on the disk."""
 
     def __init__(self, under: TextIO) -> None:
         super().__init__(under.fileno(), "wb", closefd=False)
-        self._under = under  # collected, it would close the file
+        self._under = under  # kept alive: if it were garbage-collected, it would close the file
 
     def write(self, data: bytes, /) -> int:  # type: ignore[override] # of any kind of bytes, as io has it
         try:
@@ -47,7 +48,7 @@ class _Forgiving(io.FileIO):
 
 
 def log_writer(stream: TextIO | None) -> TextIO | None:
-    """A stream to the same file that loses what finds no room there; `stream` itself where it is no open file."""
+    """A stream to the same file that drops what does not fit on the disk; `stream` itself if it is no open file."""
     if stream is None:
         return None
     try:
@@ -63,13 +64,15 @@ def log_writer(stream: TextIO | None) -> TextIO | None:
 
 
 def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool = True) -> tuple[int, str]:
-    """The whole lines of `log` from byte `offset` on, and where they end; a line of more than one answer in pieces.
+    """Where the next call goes on, and the complete lines of `log` from byte `offset` on.
+
+    A line that is longer than one answer comes in pieces.
 
     Args:
-        log: of a rank.
-        offset: where the lines before these ended.
+        log: the log file of a rank.
+        offset: where the last answer ended.
         until: byte at which to stop; None: the end.
-        whole: False: with the line that has no end yet; nothing will follow it.
+        whole: False: also the last line if it has no line end yet, since nothing will follow it.
     """
     with log.open("rb") as file:
         end = file.seek(0, os.SEEK_END) if until is None else until
@@ -79,7 +82,7 @@ def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool
         file.seek(offset)
         read = file.read(max(0, min(_MAX_SAID_BYTES, end - offset)))
     text, newline, _ = read.rpartition(b"\n")
-    # A bar that is drawn over and over ends no line for hours.
+    # A long line is not held back: a progress bar that is redrawn again and again may write no line end for hours.
     if (not newline and len(read) == _MAX_SAID_BYTES) or (not whole and len(read) < _MAX_SAID_BYTES):
         text, newline = read, b""
     return offset + len(text) + len(newline), text.decode(errors="replace")
@@ -92,8 +95,8 @@ def open_log(plan: RankPlan) -> Path:
     sys.stdout.flush()
     sys.stderr.flush()
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
-    # At the level of the kernel: NCCL and the CUDA runtime write to descriptors 1 and 2. A pipe in between would lose
-    # the last lines of a process that dies, which are the ones that matter.
+    # File descriptors 1 and 2 are redirected, since NCCL and the CUDA runtime write to them directly. A pipe instead of
+    # a file would lose the last lines of a process that dies, which are the most important ones.
     os.dup2(log, sys.__stdout__.fileno() if sys.__stdout__ else 1)
     os.dup2(log, sys.__stderr__.fileno() if sys.__stderr__ else 2)
     os.close(log)
@@ -103,7 +106,7 @@ def open_log(plan: RankPlan) -> Path:
 
 
 def dump_flight_record(plan: RankPlan) -> None:
-    """What NCCL was at, as torch's flight recorder kept it: the watchdog writes it after process_group_s only."""
+    """Write what the flight recorder holds of NCCL: torch itself does so only after process_group_s."""
     dump = getattr(sys.modules.get("torch._C._distributed_c10d"), "_dump_nccl_trace", None)
     if dump is None or not plan.visible_devices:
         return

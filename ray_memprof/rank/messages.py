@@ -1,4 +1,4 @@
-"""What crosses between the driver and its ranks: plain data that pickles, without torch and without Ray."""
+"""The messages between the driver and its ranks: plain data that can be pickled, without torch and without Ray."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,18 +16,18 @@ Status = Literal["ok", "oom", "host_oom", "failed", "died", "hung", "lost", "int
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankFacts:
-    """Where an actor is, asked before it knows its rank."""
+    """The node, process and GPU of an actor; the driver asks for them before it assigns ranks."""
 
     node_id: str
-    """Ray's; two nodes may share an IP."""
+    """Ray's id of the node; two nodes may share an IP."""
     host: str
     node_ip: str
     pid: int
     started: int = 0
-    """When its process started, in the kernel's own ticks: with the pid it names one process, whatever that calls
-    itself; 0: not known."""
+    """When its process started, in ticks of the kernel; together with the pid it identifies the process, whatever name
+    the process gives itself. 0: not known."""
     kernel: str = ""
-    """Of which start of which kernel: processes of one have one clock. "": not known."""
+    """Identifies one boot of one kernel: all processes under it share one clock. "": not known."""
     gpu_index: int
     """Physical index on its node, as NVML counts; -1: no GPU."""
     gpu_uuid: str = ""
@@ -56,20 +56,20 @@ class RankPlan:
     run_dir: Path
     """The run folder as this rank sees it, or a scratch folder of its node that is collected at the end."""
     environment: dict[str, str] = field(default_factory=dict)
-    """Allow-listed variables of the driver, applied where the rank has none of its own."""
+    """Variables of the driver that ranks may get; each is set only if the rank has no value of its own."""
     clock_offset_ns: int = 0
-    """What its host's clock is ahead of the driver's; 0 on the driver's own host."""
+    """How far its host's clock is ahead of the driver's; 0 on the driver's own host."""
     master_addr: str = "127.0.0.1"
     master_port: int = 0
 
     @property
     def place(self) -> Place:
-        """Which rank of how many."""
+        """The number of this rank, and how many ranks there are."""
         return Place(rank=self.rank, local_rank=self.local_rank, num_ranks=self.world_size)
 
     @property
     def device(self) -> str:
-        """As torch names it in this rank, under a mask that lists every GPU of its node once."""
+        """The device's name in torch; CUDA_VISIBLE_DEVICES of this rank lists the GPUs of all ranks of its node."""
         if self.config.model.device == "cpu":
             return "cpu"
         return f"cuda:{self.local_rank}" if self.visible_devices else "cuda:0"
@@ -94,35 +94,35 @@ class RankPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Whereabouts:
-    """Where a rank is; asked of ranks that do not get on."""
+    """Where a rank is; ranks are asked for it when they make no progress."""
 
     stack: str
-    """Of the thread that runs the workload."""
+    """The stack of the thread that runs the workload."""
     joined: Mapping[Group, int] = field(default_factory=dict)
     """How many collectives of each group it has called, finished or not; see collectives.joined."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How a rank's run ended, told by the rank itself."""
+    """How a rank's run ended, reported by the rank itself."""
 
     rank: int
     status: Status
     exit_code: int = 0
     reason: str = ""
-    """One line; empty when all is well."""
+    """One line; empty if the rank ended well."""
     hint: str = ""
     path: str = ""
-    """Of the innermost span that an error left."""
+    """Path of the innermost span that the error left."""
     step: int = -1
     allocated_bytes: int = 0
     reserved_bytes: int = 0
     oom_by: str | None = None
-    """Who could not get device memory; None: torch's allocator, or it did not run out."""
+    """Which library could not get device memory; None: torch's allocator, or memory did not run out."""
     oom_free_bytes: int | None = None
-    """On the device when it ran out; None: not known, or it did not."""
+    """Free on the device when memory ran out; None: not known, or memory did not run out."""
     check: ReplayCheck | None = None
     environment: dict[str, str] = field(default_factory=dict)
-    """What bore on its memory at the end: a workload may have set some of it itself."""
+    """The variables that affect its memory, as they were at the end: the workload may have set some itself."""
     problems: tuple[str, ...] = ()
-    """What went wrong with its recording, a line each; the run went on."""
+    """What went wrong with its recording, one line for each problem; the run went on."""

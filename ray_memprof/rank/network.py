@@ -1,10 +1,10 @@
-"""Through which interface of its host a rank reaches the others, and what to say where it does not.
+"""Which network interface of its host a rank uses to reach the others, and the message if it does not reach them.
 
     interface_of("10.99.0.2")                 # "eth0"
-    explained(outcome, plan, os.environ)      # a failed connection, with the addresses and the interface at its ends
+    explained(outcome, plan, os.environ)      # adds addresses and interface to the error of a failed connection
 
-Left to itself, gloo takes the address that the host's own name stands for. Where that is loopback (127.0.1.1, as Debian
-writes it into /etc/hosts), a rank listens where no other host can reach it, and connects to itself.
+By default gloo uses the address that the host's own name resolves to. If that is loopback (127.0.1.1, as Debian writes
+into /etc/hosts), a rank listens where no other host can reach it, and connects to itself.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ _TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError", "RuntimeErro
 
 
 def interface_of(address: str, interfaces: Mapping[str, Sequence[Any]] | None = None) -> str:
-    """Name of the interface of this host that has `address`; "" where none has it.
+    """Name of the interface of this host that has `address`; "" if none has it.
 
     Args:
         address: IPv4 or IPv6, as Ray names this node.
@@ -40,13 +40,13 @@ def interface_of(address: str, interfaces: Mapping[str, Sequence[Any]] | None = 
 
 
 def socket_variables(interface: str) -> dict[str, str]:
-    """What makes gloo and NCCL use `interface`; nothing where it is not known."""
-    # NCCL takes a name as the beginning of names unless it is told that it is the whole.
+    """The variables that make gloo and NCCL use `interface`; empty if it is not known."""
+    # NCCL matches the value as a prefix of interface names. A leading "=" asks for an exact match.
     return {GLOO: interface, NCCL: f"={interface}"} if interface else {}
 
 
 def explained(outcome: Outcome, plan: RankPlan, environ: Mapping[str, str]) -> Outcome:
-    """`outcome` of a rank among several hosts: a connection that failed is told with both its ends."""
+    """`outcome`, with the addresses of both ends added if ranks are on several hosts and a connection failed."""
     kind, _, text = outcome.reason.partition(": ")
     if plan.num_nodes < 2 or outcome.status != "failed" or kind not in _TYPES or not _CONNECTING.search(text):
         return outcome

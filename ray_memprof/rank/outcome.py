@@ -1,4 +1,4 @@
-"""What an error that left a workload means: the Outcome of its rank, in one line.
+"""What an error raised by a workload means: the Outcome of its rank, in one line.
 
     outcome = outcome_of(error, rank=2, failure=recorder.failure())
 
@@ -23,10 +23,10 @@ def outcome_of(
     """What `error` means for the rank that it ended.
 
     Args:
-        error: left the workload.
-        rank: whose workload it was.
-        failure: where the recorder saw it; None: in no span.
-        free_bytes: on the device then; None: not known.
+        error: raised by the workload.
+        rank: number of the rank.
+        failure: where the recorder saw the error; None: in no span.
+        free_bytes: free on the device at that time; None: not known.
     """
     if isinstance(error, SystemExit) and error.code in (None, 0):
         return Outcome(rank=rank, status="ok")
@@ -69,7 +69,7 @@ def _meaning(error: BaseException, short: Shortage | None) -> tuple[Status, int,
 
 
 def _held(short: Shortage, allocated_bytes: int, reserved_bytes: int, free_bytes: int | None) -> str:
-    """Who got no memory, and what there was."""
+    """Which part got no memory, and how much was allocated, reserved, free and asked for."""
     parts = [f"allocated {size_text(allocated_bytes)}, reserved {size_text(reserved_bytes)}"]
     if free_bytes is not None:
         parts.append(f"free {size_text(free_bytes)}")

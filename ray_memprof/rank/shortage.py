@@ -1,9 +1,10 @@
-"""Whether an error tells that memory ran out, on the device or the host, and who could not get it.
+"""Whether an error says that memory ran out, on the device or the host, and which part of the program asked for it.
 
-    found = shortage_of(error)        # Shortage(where="device", who="NCCL", ...); None: it tells of something else
+    found = shortage_of(error)        # Shortage(where="device", who="NCCL", ...); None: no memory ran out
 
-Pure, and without torch unless the program has imported it. Errors that this one was raised from, or while handling
-them, and the members of a group are looked through: who wraps an error does not change what happened.
+Pure, and without torch unless the program has imported it. The errors from which this one was raised, the errors that
+were being handled then, and the members of an exception group are searched too: wrapping an error does not change what
+happened.
 """
 
 import errno
@@ -19,14 +20,14 @@ from typing import Literal
 ALLOCATOR = "the allocator"
 """torch's caching allocator, whose events say how much was asked for and how much was free."""
 _MOST_LINKS = 64
-"""Errors that are looked at: a loop that fails again and again makes chains of thousands."""
+"""How many errors of a chain are searched: a loop that fails again and again makes chains of thousands."""
 _ALLOC_FAILED = re.compile(r"\b([A-Z]{5,9})_(?:STATUS_)?[A-Z_]*ALLOC(?:ATION)?_FAILED\b")
-# What libraries say on a full device instead: cuDNN, cuFFT and cuSOLVER name no memory (H200, torch 2.11).
+# Other errors of libraries on a full device: cuDNN, cuFFT and cuSOLVER do not mention memory (H200, torch 2.11).
 _FAILED = re.compile(
     r"\b([A-Z]{5,9})_(?:STATUS_)?(?:INTERNAL_ERROR|NOT_INITIALIZED|EXECUTION_FAILED|SETUP_FAILED)\w*"
 )
 SCARCE_BYTES = 128 * 2**20
-"""Free on the device: with less, a library's handle, its kernels or its workspace find no room."""
+"""With less free memory on the device, a library may fail to allocate its handle, its kernels or its workspace."""
 _LIBRARIES = {
     "CUBLAS": "cuBLAS",
     "CUDNN": "cuDNN",
@@ -39,21 +40,21 @@ _LIBRARIES = {
     "ROCBLAS": "rocBLAS",
     "MIOPEN": "MIOpen",
 }
-# The device was full, in the words of torch's allocators, ...
+# The device was full, as torch's allocators write it, ...
 _OF_ALLOCATOR = re.compile(
     r"\b(?:CUDA|HIP|XPU|MPS backend) out of memory\b|\bOut of memory allocating [\d,]+ bytes"
 )
-# ... and of drivers and of what calls them without torch's allocator.
+# ... and as drivers write it, and libraries that call them without torch's allocator.
 _OF_DRIVER = re.compile(
     r"\b(?:CUDA|HIP)(?: driver)? error: out of memory\b|\bTriton Error \[\w+\]: out of memory\b"
     r"|\bcudaErrorMemoryAllocation\b|\bCUDA_ERROR_OUT_OF_MEMORY\b|\bhipErrorOutOfMemory\b"
     r"|\bCuda failure (?:\d+ )?'out of memory'|\bFailed to CUDA (?:m|c)alloc\b"
 )
 _NCCL = re.compile(r"\b[nNrR]CCL\b|\bnccl[A-Z]\w+|\bCuda failure (?:\d+ )?'|\bFailed to CUDA ")
-# The host was full: C++, the C library and the system ...
+# The host was full, as C++, the C library and the system write it, ...
 _OF_HOST = re.compile(r"\bstd::bad_alloc\b|DefaultCPUAllocator: |\b[Cc]annot allocate memory\b")
-# ... and host memory of libraries that otherwise ask for the device's. Who wants page-locked memory asks the driver,
-# which then says no more than that memory ran out.
+# ... and as libraries write it that otherwise allocate device memory. Page-locked host memory comes from the driver,
+# whose error says only that memory ran out, not which memory.
 _HOST_OF_LIBRARY = re.compile(r"_HOST_ALLOCATION_FAILED\b|\bFailed to CUDA host alloc\b")
 _PINNED = re.compile(
     r"\bpin[_ ]memory\b(?!\s*=\s*False)|\bcudaHost(?:Alloc|Register)\b|\bcudaMallocHost\b|\bcudart\(\)\.cudaHost"
@@ -66,25 +67,26 @@ _ASKED = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shortage:
-    """Memory that could not be had."""
+    """A failed request for memory."""
 
     where: Literal["device", "host"]
     who: str
-    """That could not get it: torch's allocator, a library, the driver."""
+    """What could not get the memory: torch's allocator, a library, the driver, or the host."""
     asked: str
-    """How much, in the words of the error; "" where it does not tell."""
+    """How much was asked for, as the error writes it; "" if the error does not say."""
     line: str
-    """Of the error's text."""
+    """The line of the error's text about memory."""
     error: BaseException
-    """That told: the one that was asked about, or one that it was raised over."""
+    """The error that says so: the one that was passed in, or one of its chain."""
 
 
 def shortage_of(error: BaseException, free_bytes: int | None = None) -> Shortage | None:
-    """What `error`, or one that it was raised over, tells of memory that ran out; None: nothing.
+    """The shortage of memory that `error`, or another error of its chain, reports; None: no memory ran out.
 
     Args:
-        error: left a program.
-        free_bytes: on its device then; None: not known. Some libraries fail without a word about memory.
+        error: raised by a program.
+        free_bytes: free on its device at that time; None: not known. It is needed because some libraries fail on a full
+            device with an error that does not mention memory.
     """
     errors = list(chain(error))
     found = next((found for one in errors if (found := _told_by(one)) is not None), None)
@@ -108,9 +110,10 @@ def chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def headline(error: BaseException) -> str:
-    """The line of an error's text that says what happened; "" where there is no text.
+    """The line of an error's text that says what happened; "" if there is no text.
 
-    Mostly the first. NCCL puts its own words last, under a heading; a DataLoader quotes the traceback of its worker.
+    It is mostly the first line. But NCCL writes its own message last, under a heading, and a DataLoader quotes the
+    traceback of its worker.
     """
     text = str(error).strip().partition("\nException raised from ")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -124,7 +127,7 @@ def headline(error: BaseException) -> str:
 
 
 def _nccl_line(lines: list[str]) -> str:
-    """Kind and last words of an error of NCCL."""
+    """The kind of an error of NCCL, and the text under "Last error:"."""
     last = lines.index("Last error:")
     kind = next((line.partition(": ")[0] for line in lines[:last] if line.startswith("nccl")), lines[0])
     said = lines[last + 1 :] or [line.partition(": ")[2] for line in lines[:last] if line.startswith("nccl")]
@@ -147,7 +150,7 @@ def _told_by(error: BaseException) -> Shortage | None:
 
 
 def _left_without(error: BaseException) -> Shortage | None:
-    """The library that failed, where there was hardly any memory left."""
+    """The shortage, if a library failed while hardly any memory was left."""
     failed = _FAILED.search(str(error))
     if failed is None or failed.group(1) not in _LIBRARIES:
         return None
@@ -174,7 +177,7 @@ def _is_torch_oom(error: BaseException) -> bool:
 
 
 def _library(text: str) -> str:
-    """The library of NVIDIA or AMD that tells in `text` that it could not allocate; "" for none."""
+    """The library of NVIDIA or AMD that says in `text` that it could not allocate; "" for none."""
     found = _ALLOC_FAILED.search(text)
     return _LIBRARIES.get(found.group(1), "") if found else ""
 
@@ -190,13 +193,13 @@ def _who(error: BaseException, text: str) -> str:
 
 
 def _wanted_pinned(error: BaseException, text: str) -> bool:
-    """Whether page-locked host memory was asked for: by the text, or by the call that the error came out of."""
+    """Whether page-locked host memory was asked for, judged by the error's text and by the line that raised it."""
     innermost = traceback.extract_tb(error.__traceback__, limit=-1)
     return any(_PINNED.search(text) for text in (text, *map(_source, innermost)))
 
 
 def _source(frame: traceback.FrameSummary) -> str:
-    """The statement at which a frame stands, with its file and function."""
+    """The statement that a frame executes, with the names of its file and function."""
     first = frame.lineno or 0
     lines = (
         linecache.getline(frame.filename, number) for number in range(first, (frame.end_lineno or first) + 1)
@@ -205,7 +208,7 @@ def _source(frame: traceback.FrameSummary) -> str:
 
 
 def _line(error: BaseException, text: str) -> str:
-    """Of the error's text, the line about memory."""
+    """The line of the error's text that is about memory."""
     found = next(
         (one for one in (_OF_HOST, _OF_DRIVER, _OF_ALLOCATOR, _ALLOC_FAILED) if one.search(text)), None
     )

@@ -1,4 +1,4 @@
-"""Whether work is done though the stack of a rank stands still: its children's, and before it has joined, its own.
+"""Whether a rank works although its stack does not change: its child processes, or itself before it joins the others.
 
     work = Work()
     work.look(moves)               # how often work was found while this process stood still
@@ -15,17 +15,18 @@ from pathlib import Path
 from ray_memprof.store.processes import USER, WAITED_FOR, stat_fields
 
 LOOK_S = 1.0
-"""Between two looks: at children, each reads a file for every thread of this process."""
+"""Time between two checks, since a check of the children reads a file for every thread of this process."""
 WORKS = 0.1
-"""Share of a core from which on it counts as work: a service that waits wakes up now and then."""
+"""From this share of a core on, CPU time counts as work: a service that only waits also wakes up now and then."""
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 
 
 class Work:
-    """Whether work is done while a rank's own stack stands still.
+    """Whether a rank works while its own stack does not change.
 
-    By the processes that it started, always: it may wait for ffmpeg, ninja or nvcc. By itself only before it has joined
-    the others: after that, one that waits for the device, or for them, may spin.
+    Work of the processes that it started always counts: the rank may wait for ffmpeg, ninja or nvcc. Its own work
+    counts only before it has joined the other ranks: after that, a rank may use CPU time just to wait for the device or
+    for other ranks.
 
     Args:
         clock: seconds that only grow.
@@ -45,7 +46,7 @@ class Work:
         """How often work was found."""
 
     def look(self, moves: int) -> int:
-        """Look for work where the rank, by its `moves`, stands still; returns how often it was found."""
+        """Look for work if `moves` has not changed since the last call; returns how often work was found."""
         now = self._clock()
         if moves != self._moves:
             self._moves, self._looked, self._spent_s = moves, now, None
@@ -58,16 +59,16 @@ class Work:
 
 
 def children_cpu_s(pid: int) -> float:
-    """CPU seconds of all processes below `pid`, with those that were waited for."""
+    """CPU seconds of all descendants of `pid`, including ended ones that were waited for."""
     spent = sum(map(int, stat_fields(pid)[WAITED_FOR : WAITED_FOR + 2]))
     for child in _below(pid):
-        with suppress(ProcessLookupError):  # it has just ended: its time is its parent's from now on
+        with suppress(ProcessLookupError):  # it has just ended: its time now counts as time of its parent
             spent += sum(map(int, stat_fields(child)[USER : USER + 4]))
     return spent / _TICKS_S
 
 
 def _below(pid: int) -> Iterator[int]:
-    """The processes that `pid` started, those that they started, and so on."""
+    """All descendants of process `pid`: its children, their children, and so on."""
     for listed in Path(f"/proc/{pid}/task").glob("*/children"):
         with suppress(OSError):
             for child in map(int, listed.read_text().split()):

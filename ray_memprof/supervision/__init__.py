@@ -1,4 +1,4 @@
-"""Which rank caused the end of a run, and when standing still is a hang. Pure: no Ray, no torch, no configuration.
+"""Which rank caused the end of a run, and when a standstill is a hang. Pure: no Ray, no torch, no configuration.
 
 Read watch.py first.
 """

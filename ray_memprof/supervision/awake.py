@@ -1,21 +1,22 @@
-"""A clock that does not run while its owner does not: for waits that end with a verdict on others.
+"""A clock that stands still while its own process is stopped: for time limits that other processes must keep.
 
     clock = AwakeClock(time.monotonic)
     clock()                  # seconds that only grow, without those in which this process was stopped
-    clock.woke_s()           # seconds since it was stopped last
+    clock.woke_s()           # seconds since the last stop ended
 
-A process is stopped by SIGSTOP, by `docker pause`, by a machine or a job that is suspended, by Ctrl-S on its terminal.
-What others did meanwhile it has not seen, so that time tells nothing about them.
+A process is stopped by SIGSTOP, by `docker pause`, if its machine or job is suspended, or by Ctrl-S on its terminal.
+While it is stopped it does not see what the ranks do, so that time must not count against them.
 """
 
 from collections.abc import Callable
 
 GAP_S = 5.0
-"""Between two readings: longer, and this process stood still. A look at all ranks and nodes takes 3 s at most."""
+"""A longer time between two readings means that this process was stopped: one check of all ranks and nodes takes at
+most 3 s."""
 
 
 class AwakeClock:
-    """Read it often: what lies between two readings is left out where it is longer than GAP_S.
+    """A clock that must be read often: a time of more than GAP_S between two readings is not counted.
 
     Args:
         clock: seconds that only grow.
@@ -28,7 +29,7 @@ class AwakeClock:
         self._woke: float | None = None
 
     def __call__(self) -> float:
-        """Seconds, as `clock` counts them, less those that were slept."""
+        """Seconds, as `clock` counts them, without those in which this process was stopped."""
         now = self._clock()
         gap_s = now - self._last
         self._last = now
@@ -38,5 +39,5 @@ class AwakeClock:
         return now - self._slept_s
 
     def woke_s(self) -> float:
-        """Seconds since the end of the last sleep; infinite where there was none."""
+        """Seconds since the last stop ended; infinite if this process was never stopped."""
         return float("inf") if self._woke is None else self._last - self._woke

@@ -1,11 +1,11 @@
-"""Ranks that no longer get on: when that is a hang, and which rank is to blame.
+"""Ranks that no longer make progress: when that is a hang, and which rank is to blame.
 
     progress = Progress(range(4), now=clock())
     progress.look(beats, done=(), now=clock())
     if progress.stalled_s(now=clock()) >= 300: suspects(places, beats, ranks)
 
-Pure. A run hangs when no rank gets on. It does not hang while one rank works for minutes and the others wait for it, or
-while one is still getting ready.
+Pure. A run hangs when no rank makes progress. It does not hang while one rank works for minutes and the others wait for
+it, or while one rank is still starting up.
 """
 
 import re
@@ -16,19 +16,19 @@ from ray_memprof.rank.messages import Whereabouts
 from ray_memprof.recorder.status import Beat, Group
 from ray_memprof.recorder.thread_watch import MEETING
 
-# Where a thread stands that waits for other ranks.
+# Frames of a thread that waits for other ranks in a collective.
 _COLLECTIVE = re.compile(r"torch[/\\]distributed[/\\]|wait_tensor|_functional_collectives")
-# Frames that say nothing of where the model is; the last is ours, around every call of torch.distributed.
+# Frames that do not show where the model is. The last pattern is our own wrapper around calls of torch.distributed.
 _LIBRARY = re.compile(
     r"[/\\](site|dist)-packages[/\\](torch|triton)[/\\]|[/\\]ray_memprof[/\\]recorder[/\\]collectives\.py\""
 )
 _LAST_FRAMES = 8
-"""How many lines of a stack, from its inner end, tell where a thread is: a training loop may itself be called from
+"""How many innermost frames of a stack are searched: further out, a training loop may itself be called from
 torch.distributed."""
 
 
 class Progress:
-    """When ranks were last seen to get on, and which of them wait to meet others."""
+    """When a rank was last seen to make progress, and which ranks wait for the others to join them."""
 
     def __init__(self, ranks: Iterable[int], *, now: float) -> None:
         self._ranks = tuple(ranks)
@@ -46,7 +46,7 @@ class Progress:
     def look(self, beats: Mapping[int, Beat], done: Collection[int], *, now: float) -> None:
         """Take in the newest beats, and which ranks have ended.
 
-        To end is to get on: the last of those that waited for one rank is no more hung than the first.
+        The end of a rank counts as progress: ranks that waited for one rank and end one after the other do not hang.
         """
         if self._done != set(done):
             self._done, self._moved = set(done), now
@@ -54,7 +54,7 @@ class Progress:
             if beat.sequence != self._sequences.get(rank):
                 self._sequences[rank] = beat.sequence
                 self._moved = now
-                # One that takes steps got on without the others: it is not on its way to meet them.
+                # A rank that makes steps works without the others: it is not starting up in order to join them.
                 if beat.step < 0:
                     self._getting_ready[rank] = now
             if MEETING in beat.path.split("/"):
@@ -63,17 +63,17 @@ class Progress:
                 self._meeting.pop(rank, None)
 
     def stalled_s(self, *, now: float) -> float:
-        """How long no rank has got on or ended."""
+        """For how long no rank has made progress or ended."""
         return now - self._moved
 
     def meeting_s(self, *, now: float) -> float:
-        """How long ranks have been waiting to meet others while none came, and none that is missing got readier."""
+        """For how long ranks have waited for the others, while no rank joined them and no absent rank made progress."""
         came = [since for rank, since in self._meeting.items() if rank not in self._done]
         ready = [self._getting_ready[rank] for rank in self.absent() if rank in self._getting_ready]
         return now - max(came + ready) if came else 0.0
 
     def absent(self) -> tuple[int, ...]:
-        """The ranks that are not where the others wait; empty when all are there and do not find each other."""
+        """The ranks that have not come to where the others wait; empty if all wait and do not find each other."""
         return tuple(rank for rank in self._ranks if rank not in self._done and rank not in self._meeting)
 
 
@@ -88,11 +88,15 @@ class Suspicion:
 def suspects(
     places: Mapping[int, Whereabouts], beats: Mapping[int, Beat], ranks: Collection[int]
 ) -> Suspicion:
-    """Of `ranks`, which all stand still: the silent ones, else those that have not joined a collective of the others.
+    """Which of `ranks` are to blame, when all of them stand still. The first test that finds any decides.
 
-    Under NCCL a collective returns at once, and who waits for it stands at any line that needs its result: there the
-    collectives that each rank has called tell more than the stacks. Where these are of no help: who is in no collective
-    while others are, else who is a step behind.
+    1. Ranks that do not answer.
+    2. Ranks that have not joined a collective in which others wait. Under NCCL a collective returns at once, and a rank
+       waits at the line that needs its result: so the number of collectives that each rank has called says more than
+       the stacks.
+    3. Ranks that are in no collective, while others are in one.
+    4. Ranks that are a step behind.
+    5. All ranks.
     """
     if silent := tuple(rank for rank in ranks if rank not in places):
         return Suspicion(ranks=silent, why=f"{'does' if len(silent) == 1 else 'do'} not answer")
@@ -112,7 +116,7 @@ def suspects(
 
 
 def _all_places(stacks: Mapping[int, str]) -> str:
-    """Where ranks stand of which none is known to be behind."""
+    """Where the ranks stand, if none is known to be behind."""
     frames = {rank: last_frame(stack) for rank, stack in stacks.items()}
     first, *others = dict.fromkeys(frames.values())
     if not others:
@@ -122,10 +126,10 @@ def _all_places(stacks: Mapping[int, str]) -> str:
 
 
 def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | None:
-    """The ranks that others wait for in a group and that wait for nobody themselves; None: all are even.
+    """The ranks for which others wait in a group, and which wait for no rank themselves; None: all counts are equal.
 
-    Where a rank has called more collectives of a group than another one, it waits for that one, or soon will: calls
-    are counted, and where a kernel hangs on a rank that called as many as the others, counts do not show it.
+    A rank that has called more collectives of a group than another rank waits for that rank, or soon will. Only calls
+    are counted: if a kernel hangs on a rank that has made as many calls as the others, the counts do not show it.
     """
     called = _calls(places)
     numbers: dict[Group, list[int]] = {}
@@ -154,9 +158,9 @@ def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | No
 
 
 def _calls(places: Mapping[int, Whereabouts]) -> dict[int, dict[Group, int]]:
-    """Of each rank, how many calls of each of its groups it has made."""
+    """For each rank, how many collectives of each of its groups it has called."""
     called = {rank: dict(place.joined) for rank, place in places.items()}
-    # No set: the same hang is told in the same words.
+    # A dict, not a set, so that the same hang always gets the same message.
     for group in dict.fromkeys(group for calls in called.values() for group in calls):
         if group.second_rank is not None:
             for rank in {group.first_rank, group.second_rank} & called.keys():
@@ -165,7 +169,7 @@ def _calls(places: Mapping[int, Whereabouts]) -> dict[int, dict[Group, int]]:
 
 
 def in_collective(stack: str) -> bool:
-    """Whether the inner end of a stack is one of torch.distributed's functions."""
+    """Whether one of the innermost frames of a stack is in torch.distributed."""
     frames = [line for line in stack.splitlines() if line.lstrip().startswith("File ")]
     return any(_COLLECTIVE.search(line) for line in frames[-_LAST_FRAMES:])
 

@@ -1,8 +1,9 @@
-"""Who spoiled a run: the errors that arrived within the grace, weighed, in one line that names the culprit.
+"""Which rank made a run fail: weighs all errors that arrived within the grace, and names the culprit in one line.
 
     verdict = judge([Loss(rank=2, kind="died", node="a"), ...], nodes=("a", "a", "b", "b"))
 
-Pure. The first error is not always the cause: a peer may complain of a broken connection before the death is known.
+Pure. The first error is not always the cause: a rank may report a broken connection to another rank before the death of
+that rank is known.
 """
 
 import re
@@ -18,7 +19,8 @@ from ray_memprof.store.run_files import log_name
 from ray_memprof.wording import rank_text
 
 LossKind = Literal["died", "unreachable", "node", "host_oom"]
-"""Of a rank that could not report itself: its process ended, nobody reaches it, its node is gone, its host was full."""
+"""How a rank was lost that could not report itself: its process ended, it cannot be reached, its node is gone, or the
+memory of its host was full."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +30,7 @@ class Loss:
     rank: int
     kind: LossKind
     detail: str = ""
-    """One line of what Ray says."""
+    """One line of Ray's text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,22 +40,22 @@ class Verdict:
     status: Status
     exit_code: int = 0
     reason: str = ""
-    """One line; empty when all is well."""
+    """One line; empty if the run ended well."""
     hint: str = ""
     ranks: tuple[int, ...] = ()
     """The culprits."""
     outcomes: Mapping[int, Outcome] = field(default_factory=dict)
-    """Of every rank that told."""
+    """By rank, of every rank that reported its own end."""
     losses: Mapping[int, Loss] = field(default_factory=dict)
-    """Of every rank that ended without telling."""
+    """By rank, of every rank that ended without a report."""
     beats: Mapping[int, Beat] = field(default_factory=dict)
-    """The last sign of life of each rank."""
+    """The last beat of each rank."""
     stacks: Mapping[int, str] = field(default_factory=dict)
-    """Where each rank was, of those that answered; asked only after a stall."""
+    """By rank, where it was, of the ranks that answered; the ranks are asked only after a stall."""
 
 
-# The heavier, the likelier the cause: a node takes its ranks along, a full host kills processes, a death makes peers
-# fail. A rank out of reach may yet turn out dead, so it weighs less than one that said itself what went wrong.
+# A higher weight means a likelier cause: a lost node ends its ranks, a full host kills processes, a death makes other
+# ranks fail. An unreachable rank may turn out to be dead, so it weighs less than a rank that reported its own error.
 _PEER, _UNREACHABLE, _FAILED, _DIED, _OOM, _HOST_OOM, _NODE = range(7)
 _LOSS_WEIGHTS: Mapping[LossKind, int] = {
     "unreachable": _UNREACHABLE,
@@ -62,8 +64,8 @@ _LOSS_WEIGHTS: Mapping[LossKind, int] = {
     "node": _NODE,
 }
 
-# What a rank reports whose peer is gone: gloo, NCCL and the store, in the words of torch 2.11 to 2.13. Whoever reads a
-# file or talks to a server uses some of these words too, so they count where one of the three says them.
+# Errors of a rank whose peer is gone, as gloo, NCCL and the store of torch 2.11 to 2.13 write them. Code that reads a
+# file or talks to a server may write some of these words too, so they count only if one of the three wrote them.
 _GONE = re.compile(
     r"connection (was )?(likely )?(reset|closed|refused|aborted)|broken pipe|socket ?timeout|wait timeout"
     r"|(timed|timeout) out (after \d+|waiting)|remote process|remote ?error|end of file|(recv|send)\w*\W+failed"
@@ -74,20 +76,20 @@ _GONE = re.compile(
 _SAID_BY_GLOO = re.compile(
     r"gloo/(transport|rendezvous|common)/|\[c10d\]|TCPStore|monitoredBarrier|NCCL|\bGloo \w+"
 )
-# The store, too, has errors of its own: its port is taken, or not ours to take.
+# Errors of the store that are not about a peer: its port is in use, or this user may not use it.
 _OWN_NETWORK = re.compile(
     r"EADDRINUSE|EACCES|failed to (listen|bind)|address already in use|permission denied", re.IGNORECASE
 )
-# NCCL tells of a rank's own mistake, device or bug in the same class of error.
+# NCCL reports a rank's own errors (wrong use, device, bug) with the same class as errors about peers.
 _OWN_NCCL = re.compile(
     r"nccl(InvalidUsage|InvalidArgument|UnhandledCudaError|InternalError)|invalid usage|unhandled cuda error"
 )
 _SHORT = frozenset(("Socket Timeout", "Connection reset by peer", "Broken pipe", "Connection closed by peer"))
-"""Texts that torch's store and gloo give as they are."""
+"""Texts that torch's store and gloo write without naming themselves."""
 
 
 def is_peer_error(outcome: Outcome) -> bool:
-    """Whether a rank's error only tells that another one is gone."""
+    """Whether a rank's error only says that another rank is gone."""
     kind, _, text = outcome.reason.partition(": ")
     if kind == "DistStoreError":
         return True
@@ -100,18 +102,18 @@ def is_peer_error(outcome: Outcome) -> bool:
 
 
 def is_unclear(news: Sequence[Outcome | Loss]) -> bool:
-    """Whether what is known cannot be the cause yet: only complaints about others, or a node that may be gone."""
+    """Whether the cause is not known yet: there are only errors about other ranks, or a node may be gone."""
     weights = [_weight(one) for one in news]
     return max(weights) <= _UNREACHABLE or _NODE in weights or _UNREACHABLE in weights
 
 
 def may_be_node(news: Sequence[Outcome | Loss]) -> bool:
-    """Whether all that is known could come from the loss of a node: no rank tells a cause of its own."""
+    """Whether the loss of a node could explain all that is known: no rank has reported a cause of its own."""
     return max(map(_weight, news)) in (_PEER, _UNREACHABLE, _DIED, _NODE)
 
 
 def died_together(news: Sequence[Outcome | Loss], nodes: Sequence[str], ranks: Collection[int]) -> bool:
-    """Whether a node has lost all of its several ranks, of `ranks`, at once."""
+    """Whether all ranks of a node have died, counting only ranks in `ranks` and only nodes with several ranks."""
     gone = Counter(nodes[one.rank] for one in news if isinstance(one, Loss) and one.rank in ranks)
     return any(num_gone == nodes.count(node) > 1 for node, num_gone in gone.items())
 
@@ -122,7 +124,7 @@ def judge(news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection
     Args:
         news: in the order in which it arrived.
         nodes: name of the node of each rank.
-        lost: ranks whose node is known to be gone, whatever was heard of them.
+        lost: ranks whose node is known to be gone, whether or not they are in `news`.
     """
     known = _nodes_lost(news, nodes, lost)
     losses = {one.rank: one for one in known if isinstance(one, Loss)}
@@ -154,7 +156,7 @@ def _weight(one: Outcome | Loss) -> int:
 def _nodes_lost(
     news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection[int]
 ) -> list[Outcome | Loss]:
-    """The same news, put down to a node where it is lost; ranks in `lost` that nothing was heard of come last."""
+    """The same news, with a node as the cause if it is lost; ranks in `lost` without news are added at the end."""
     gone = {one.rank: one.kind for one in news if isinstance(one, Loss)}
     heard = {one.rank for one in news}
     found: list[Outcome | Loss] = []
@@ -165,7 +167,7 @@ def _nodes_lost(
         elif one.kind != "host_oom":
             mates = {rank for rank, node in enumerate(nodes) if node == nodes[one.rank]}
             kinds = {gone.get(mate) for mate in mates}
-            # Ray says so, or nobody reaches them: either is wrong where a rank of that node still works.
+            # Ray says that the node died, or all its ranks are unreachable. Both are wrong if a rank of it still works.
             is_lost = ("node" in kinds and heard >= mates) or (
                 "unreachable" in kinds and gone.keys() >= mates
             )
@@ -176,17 +178,17 @@ def _nodes_lost(
 
 
 def _told(outcome: Outcome, ranks: Sequence[int], weight: int) -> tuple[Status, int, str, str]:
-    """Of ranks that told themselves what went wrong, all in the same words."""
+    """Status, exit code, reason and hint for ranks that reported the same error themselves."""
     hint = outcome.hint or f"the traceback is in {log_name(outcome.rank)}"
     if weight == _PEER and not outcome.hint:
         hint = f"it lost another rank, and none reported why; the logs of all ranks are beside {log_name(outcome.rank)}"
-    # What its store tells begins with the rank already.
+    # Errors of the rank's store begin with the name of the rank already.
     reason = outcome.reason.removeprefix(f"{rank_text((outcome.rank,))}: ")
     return outcome.status, outcome.exit_code, f"{rank_text(ranks)}: {reason}", hint
 
 
 def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[Status, int, str, str]:
-    """Of ranks that could not tell."""
+    """Status, exit code, reason and hint for ranks that could not report."""
     who = rank_text(ranks)
     if first.kind == "node":
         places = sorted({nodes[rank] for rank in ranks})
@@ -204,15 +206,17 @@ def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[St
     reason = f"{who}: process died" + (f": {first.detail}" if first.detail else "")
     log = log_name(first.rank)
     hint = (
-        f"{log} has its last words; without any it was killed: by the kernel for memory (dmesg), or by hand"
+        f"the cause may be at the end of {log}; if not, it was killed: by the kernel for lack of memory (dmesg), "
+        "or by hand"
     )
     return "died", errors.EXIT_RANK_DIED, reason, hint
 
 
 def _beside(told: Iterable[Outcome]) -> str:
-    """A rank's own error around a death: which of the two led to the other, the order of the news does not tell.
+    """What the hint adds about a rank that reported an error of its own beside the death; "" if there is none.
 
-    The rank seals its records before it reports; Ray tells of a death at once, on a busy host a second later.
+    Either may have caused the other, and the order of the news does not decide it: a rank seals its records before it
+    reports, and Ray reports a death at once or, on a busy host, a second later.
     """
     own = next((one for one in told if _weight(one) == _FAILED), None)
     return "" if own is None else f"; rank {own.rank} failed too, perhaps first: {own.reason}"

@@ -1,9 +1,9 @@
-"""Watches the ranks until all have ended well or one has spoiled the run; says which in a Verdict.
+"""Watches the ranks until all have ended well or one has made the run fail; the result is a Verdict.
 
     verdict = watch(ranks, nodes=("a", "a", "b", "b"), limits=Limits(...), clock=time.monotonic, ...)
 
-Knows neither Ray nor torch: `ranks` answers "who has ended" and "where is everybody" with plain values, and never
-blocks longer than it is told. What a failure means is weighed in verdict.py, what a standstill means in hang.py.
+Uses neither Ray nor torch: `ranks` says with plain values which ranks have ended and where each is, and never blocks
+longer than the given seconds. verdict.py decides what a failure means, hang.py what a standstill means.
 """
 
 import signal
@@ -21,13 +21,13 @@ from ray_memprof.supervision.verdict import Loss, Verdict
 from ray_memprof.wording import rank_text
 
 POLL_S = 0.2
-"""How long one look waits for news: also the delay of a signal."""
+"""How long one poll waits for news; a signal may wait as long before it is noticed."""
 WHERE_S = 1.0
-"""How long a rank may take to say where it is; one that answers at all takes milliseconds."""
+"""How long a rank may take to say where it is; a rank that is able to answer takes milliseconds."""
 WAKE_S = 5.0
-"""After this process itself stood still, for ranks to say that they do not: the last that was heard is old."""
+"""After this process itself was stopped, the ranks get this time to send new beats, since the last ones are old."""
 NODE_S = 1.0
-"""How long a node may take to show that it is there; one that is takes a millisecond."""
+"""How long a node may take to show that it is there; a living node takes a millisecond."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,10 +50,10 @@ class Ranks(Protocol):
         """The newest beat of each rank that ever answered."""
 
     def where(self, wait_s: float) -> Mapping[int, Whereabouts]:
-        """Where those ranks are that answer in time."""
+        """Where each rank is, of those that answer in time."""
 
     def lost(self, wait_s: float) -> Collection[int]:
-        """The ranks whose node is gone, as far as that can be told in time."""
+        """The ranks whose node is gone, as far as this can be found out in time."""
 
 
 def watch(
@@ -69,13 +69,13 @@ def watch(
     """Return when every rank has ended well, or as soon as it is certain that the run cannot.
 
     Args:
-        ranks: who is asked.
+        ranks: answers for all ranks of the run.
         nodes: name of the node of each rank.
-        home: the node of the driver, which cannot be lost; "" where none of `nodes` is.
-        limits: how long what may take.
+        home: the node of the driver, which cannot be lost; "" if no rank is on it.
+        limits: time limits.
         clock: seconds that only grow.
-        interrupted: number of the signal that asks for an end; 0: none.
-        show: told the beats at every look.
+        interrupted: returns the number of the signal that asks for an end; 0: none.
+        show: called with the beats at every poll.
     """
     away = frozenset(rank for rank, node in enumerate(nodes) if node != home)
     awake = AwakeClock(clock)
@@ -101,7 +101,7 @@ def watch(
 
 @dataclass(slots=True)
 class _Watch:
-    """Of one run; see watch()."""
+    """The state of watch() for one run."""
 
     ranks: Ranks
     nodes: Sequence[str]
@@ -111,10 +111,10 @@ class _Watch:
     clock: AwakeClock
     interrupted: Callable[[], int]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
-    """Of the ranks that have ended well."""
+    """By rank, of the ranks that have ended well."""
 
     def hear(self, wait_s: float) -> list[Outcome | Loss]:
-        """The failures since the last call; good ends go into `outcomes`."""
+        """The failures since the last call; outcomes of ranks that ended well go into `outcomes`."""
         failures: list[Outcome | Loss] = []
         for one in self.ranks.ended(wait_s):
             if isinstance(one, Outcome) and one.status == "ok":
@@ -126,8 +126,8 @@ class _Watch:
     def weigh(self, failures: list[Outcome | Loss]) -> Verdict:
         """The verdict on `failures`, and on those that follow within the grace.
 
-        Ray tells of dead ranks before it knows that their node is gone, by seconds on a busy host. So the nodes are
-        looked at themselves, as long as nothing that is known rules out that one is lost.
+        Ray reports dead ranks before it knows that their node is gone; on a busy host, seconds before. So this method
+        checks the nodes itself, as long as the news could still come from the loss of a node.
         """
         began = self.clock()
         lost: list[int] = []
@@ -144,25 +144,25 @@ class _Watch:
         return [rank for rank in self.ranks.lost(NODE_S) if rank not in self.outcomes]
 
     def _grace_s(self, failures: Sequence[Outcome | Loss]) -> float:
-        # A node that is shut down in good order may outlive its processes by a second.
+        # A node that shuts down normally may live a second longer than its processes.
         if verdict.is_unclear(failures) or verdict.died_together(failures, self.nodes, self.away):
             return self.limits.node_grace_s
         return self.limits.grace_s
 
     def _is_clear(self, failures: Sequence[Outcome | Loss]) -> bool:
-        """Whether there is nothing more to come: all have told, and no death may yet turn out to be that of a node."""
+        """True once all ranks have reported and no death may still turn out to be a lost node."""
         may_follow = any(isinstance(one, Loss) and one.rank in self.away for one in failures)
         return len(failures) + len(self.outcomes) == len(self.nodes) and not may_follow
 
     def stuck(self, progress: Progress, beats: Mapping[int, Beat]) -> Verdict | None:
-        """The verdict on ranks that live and do not get on."""
+        """The verdict on ranks that live but make no progress; None: they may go on."""
         limits, now = self.limits, self.clock()
         if self.clock.woke_s() < WAKE_S:
             return None
         never_met = progress.meeting_s(now=now) >= limits.init_s
         if not never_met and progress.stalled_s(now=now) < limits.stall_s:
             return None
-        # A host without power breaks no connection: its peers wait, and so does Ray.
+        # A host that loses power closes no connection: the other ranks just wait, and so does Ray.
         if lost := self._lost():
             return verdict.judge([], self.nodes, lost)
         if never_met:
@@ -173,7 +173,7 @@ class _Watch:
         return Verdict(
             status="hung",
             exit_code=errors.EXIT_HANG,
-            reason=f"{rank_text(found.ranks)} {found.why}; no rank got on for {limits.stall_s:g} s",
+            reason=f"{rank_text(found.ranks)} {found.why}; no rank made progress for {limits.stall_s:g} s",
             hint="logs/rankN.stack.txt says where every rank was; a step that takes longer: raise ray.timeouts.stall_s",
             ranks=found.ranks,
             stacks=_stacks(places),

@@ -3,8 +3,8 @@
     with recording(options) as recorder:
         dispatch.run(config, place, recorder, ...)       # on this thread; returns when the workload has ended
 
-The environment is set already. Leaves what the workload writes, and at level torch_profiler a trace. Errors pass
-through: rank/outcome.py turns them into an Outcome. A script meets no wan of ours: it may have a package of that name.
+The environment must be set already. Leaves what the workload writes, and at level torch_profiler a trace. Errors pass
+through: rank/outcome.py turns them into an Outcome. For a script, nothing of our package wan is imported here.
 """
 
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ def run(config: RunConfig, place: "Place", recorder: StepListener, *, device: st
 
     Args:
         config: of the run.
-        place: which rank this process is, of how many.
-        recorder: told of steps.
+        place: the rank of this process, and the number of ranks.
+        recorder: told when a step is done, and of problems.
         device: of this rank, as torch names it.
         run_dir: where traces go, unless logging.trace_path says otherwise.
     """
@@ -41,7 +41,7 @@ def run(config: RunConfig, place: "Place", recorder: StepListener, *, device: st
 
 
 def trace_file(logging: Logging, run_dir: Path, rank: int) -> Path:
-    """Where the trace of `rank` goes."""
+    """The file for the trace of `rank`."""
     return (logging.trace_path or run_dir / TRACE_DIR) / TRACE_FILE.format(rank=rank)
 
 

@@ -1,13 +1,10 @@
-"""What a workload tells the recorder beside its spans."""
+"""What a workload tells the recorder in addition to its spans."""
 
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    pass
+from typing import Protocol
 
 
 class StepListener(Protocol):
-    """The part of the recorder that a workload talks to; everything else it hears through spans."""
+    """The part of the recorder that a workload calls; the recorder learns everything else from spans."""
 
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""

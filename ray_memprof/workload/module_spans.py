@@ -1,17 +1,19 @@
-"""Spans of a script that opens none: forward hooks on torch.nn.Module name what runs, without a change to the script.
+"""Spans for a script that opens none itself: forward hooks on torch.nn.Module open them, without changing the script.
 
     with naming_modules(("blocks.*", "head")):
         ...                          # span("WanModel.blocks", component="WanModel.blocks.7") around a call of a block
 
-The module called while no other is running is the outermost one; it goes by the name of its class, and a module inside
-it by that name and its path in named_modules(). Outermost modules always have a span. A pattern adds modules inside
-them: it is compared with the path, with or without the class, part by part as fnmatch does: "blocks.*" is every block,
-"blocks.*.attn" every block's attention. A span is called as its component without the numbers: blocks share one name.
+A module that is called while no other module runs is an outermost module. Its component is the name of its class; the
+component of a module inside it is that name and the module's path in named_modules(). Outermost modules always get a
+span. A module inside them gets one if a pattern matches its path, with or without the class. fnmatch compares each part
+of the path: "blocks.*" matches every block, "blocks.*.attn" every block's attention. The name of a span is its
+component without the numbers, so that all blocks share one name.
 
-A script has no denoise loop that we know of. So the outermost of our spans carries `step`: how many calls of the same
-component came before it. A DiT that is called twice a step (with and without the prompt) counts two a step.
+The denoise loop of a script is not known. So the outermost of our spans carries `step`: how many calls of the same
+component came before it. A DiT that is called twice per step (with and without the prompt) counts two for each step.
 
-A call of any module costs 2.5 us more while this listens, one that is named 3.5 us and what the listeners take.
+While the hooks are attached, a call of any module takes 2.5 us more; a call that opens a span takes 3.5 us more, plus
+the time of the listeners of spans.
 """
 
 import threading
@@ -34,34 +36,34 @@ from torch.nn.modules.module import (
 
 from wan.spans import span
 
-# torch's wrappers put themselves into the paths of what they wrap.
+# torch's wrappers add these parts to the paths of the modules that they wrap.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
-# Raised by torch.utils.checkpoint in the middle of a module once all that backward needs was computed anew.
+# Raised by torch.utils.checkpoint inside a module once all that backward needs has been recomputed: no failure.
 _RECOMPUTED = "_StopRecomputationError"
 
 
 class _Left(BaseException):
-    """Stands for what left a module and was caught before we came to know."""
+    """Stands for an exception that left a module and was caught before our hooks could see it."""
 
 
 def _unheard(text: str) -> None:
-    """Where nobody asks for problems."""
+    """Ignore a problem; the default."""
 
 
 @contextmanager
 def naming_modules(patterns: Sequence[str], problem: Callable[[str], None] = _unheard) -> Iterator[None]:
-    """Every call of a module that `patterns` match, made on this thread inside the block, is a span.
+    """Inside the block, open a span for each call on this thread of an outermost module or one that a pattern matches.
 
     Args:
-        patterns: see above.
-        problem: is told where a call could not be named; nothing is raised into the model.
+        patterns: see the docstring of this module.
+        problem: called with a message if a call could not be named; no error is raised into the model.
     """
     spans = ModuleSpans(patterns, problem)
     attached = register_module_module_registration_hook(spans.attached)
     before = register_module_forward_pre_hook(spans.before)
-    # Without always_call, a module that raises would stay open for ever.
+    # Without always_call, the span of a module that raises would never end.
     after = register_module_forward_hook(spans.after, always_call=True)
     try:
         yield
@@ -80,7 +82,7 @@ class _Call:
     component: str | None
     span: AbstractContextManager[None] | None
     handled: BaseException | None
-    """What an except block around the call was already handling: no sign that the call itself failed."""
+    """The exception that was being handled when the call began: it does not mean that the call failed."""
 
 
 @dataclass(slots=True)
@@ -91,7 +93,7 @@ class _Known:
     path: str
     is_wanted: bool
     is_guess: bool
-    """It was found inside no other: by the next walk it may be."""
+    """Its place inside the outermost module is not known yet; the next walk may find it."""
 
 
 class ModuleSpans:
@@ -103,26 +105,27 @@ class ModuleSpans:
         self._calls: list[_Call] = []
         self._num_open = 0
         self._num_calls: Counter[str] = Counter()
-        # By id: a class may be equal to anything, or have no hash. Weak: a model that the script drops is gone.
+        # The key is the id, since a class may define any __eq__, or have no hash. The references are weak, so that a
+        # model that the script drops is freed.
         self._known: dict[int, _Known] = {}
         self._credit = self._num_walked = 0
         self._problem = problem
 
     def before(self, module: Module, args: Any) -> None:
         """Forward pre-hook: `module` is called."""
-        # Compiled code has no places between modules, and a hook traced into it would break its graph. Spans belong
-        # to one thread: backward recomputes checkpointed modules on another.
+        # Compiled code has no boundaries between modules, and a hook traced into it would break its graph. Spans belong
+        # to one thread, but backward recomputes checkpointed modules on another thread.
         if torch.compiler.is_compiling() or threading.get_ident() != self._thread:
             return
         try:
             self._begin(module)
-        except Exception as error:  # a class may do anything in what every object has
+        except Exception as error:  # a class may override any method or attribute, and raise in it
             self._note(error)
 
     def _begin(self, module: Module) -> None:
         component = self._component(module)
         around = self._calls[-1] if self._calls else None
-        # A wrapper and what it wraps have one name, and one span: that of the wrapper.
+        # A wrapper and the module that it wraps have the same component. Only the wrapper gets a span.
         is_wrapped = around is not None and around.component == component and around.module is not module
         call = _Call(module, component, None if is_wrapped else self._span(component), exception())
         if call.span is not None:
@@ -146,7 +149,8 @@ class ModuleSpans:
                 break
         else:
             return  # another hook raised before ours saw the call
-        # torch calls no hook for what is no Exception (SystemExit, KeyboardInterrupt): such calls still lie above.
+        # torch calls no hook after a BaseException that is no Exception (SystemExit, KeyboardInterrupt): such calls are
+        # still on top of this one, and end now.
         while len(self._calls) > depth + 1:
             self._end(self._calls.pop(), error or _Left())
         call = self._calls.pop()
@@ -154,12 +158,12 @@ class ModuleSpans:
         self._end(call, None if is_over else error)
 
     def close(self) -> None:
-        """End what is open: the script was left by something that torch calls no hook for."""
+        """End the calls that are still open: an exception left the script for which torch calls no hook."""
         while self._calls:
             self._end(self._calls.pop(), exception() or _Left())
 
     def _end(self, call: _Call, error: BaseException | None) -> None:
-        """`error`: what left the call; None: it ended well."""
+        """End the span of a call; `error` is the exception that left the call, None if it ended well."""
         if call.span is None:
             return
         self._num_open -= 1
@@ -198,10 +202,11 @@ class ModuleSpans:
         return bool(self._calls) and self._credit >= self._num_walked
 
     def _look_again(self, module: Module) -> None:
-        """Find `module` inside the outermost one, where it was put past torch's own ways: by writing to _modules.
+        """Walk the outermost module to find `module`, which the registration hook missed: it was written to _modules.
 
-        A walk takes as long as the model is large, and a module that forward makes for one call is nowhere in it. So
-        another walk is made once as many calls have gone by as the last one visited modules, and each costs the same.
+        The time of a walk grows with the model, and a module that forward makes for one call is never found. So the
+        next walk waits until there were as many calls as the last walk visited modules: then a call costs the same on
+        average, however large the model is.
         """
         if not self._may_walk():
             return
@@ -217,7 +222,7 @@ class ModuleSpans:
         return _kind(outermost) if known is None else known.path
 
     def _learn(self, top: Module, path: str, *, is_guess: bool = False) -> None:
-        """Name `top` by `path`, and all in it by what torch calls them, as it is now."""
+        """Name `top` by `path`, and all modules in it by `path` and their present names in torch."""
         seen: set[int] = set()
         waiting = [(top, path)]
         while waiting:
@@ -237,13 +242,13 @@ class ModuleSpans:
         self._known[key] = _Known(gone, path, self._is_wanted(path.split(".")), is_guess)
 
     def attached(self, parent: Module, name: str, module: Module | None) -> None:
-        """Hook of torch: `module` becomes a child of `parent`; where that is known, it has a place from now on."""
+        """Hook of torch: `module` becomes a child of `parent`; if `parent` has a name, `module` gets one, too."""
         try:
             around = self._find(parent)
             if around is None or not isinstance(module, Module):
                 return
             known, num_walked = self._find(module), self._num_walked
-            if known is None or known.is_guess or "." not in known.path:  # else it stays what it was first
+            if known is None or known.is_guess or "." not in known.path:  # else it keeps its first name
                 self._learn(module, _join(around.path, name), is_guess=around.is_guess)
                 self._num_walked = num_walked
         except Exception as error:
@@ -260,7 +265,7 @@ class ModuleSpans:
 
 
 def _children(module: Module) -> list[tuple[str, Module]]:
-    """As torch keeps them: named_modules() and attributes may be a program's own."""
+    """The child modules from torch's own _modules: a class may override named_modules() and attributes."""
     inside = vars(module).get("_modules") or {}
     return [(name, child) for name, child in inside.items() if isinstance(child, Module)]
 
@@ -270,7 +275,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _kind(module: Module) -> str:
-    """Name of the class; of a wrapper's that of what it wraps, of a compiled script's that of what it was made from."""
+    """The name of a module's class; for a wrapper the class inside it, for a ScriptModule the original class."""
     seen = [module]
     while inner := next((child for name, child in _children(module) if name in _WRAPPERS), None):
         if any(one is inner for one in seen):

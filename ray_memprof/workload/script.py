@@ -1,9 +1,9 @@
-"""Run any torch.distributed script in this process, as torchrun would run it in one of its own.
+"""Run any torch.distributed script in this process, as torchrun would run it in a process of its own.
 
     run_script(Path("generate.py"), ("--task", "t2v-1.3B"), module_spans=("blocks.*",))
 
-The script finds itself as __main__, with its arguments in sys.argv and its folder first on sys.path; RANK and the like
-are in the environment already (rank/). What it calls is named by module_spans.py, without any change to it.
+The script runs as __main__, with its arguments in sys.argv and its folder first on sys.path; rank/ has set RANK and
+similar variables in the environment already. module_spans.py opens spans for its modules, without changing the script.
 """
 
 import os
@@ -36,10 +36,10 @@ def run_script(
     """Run `path` to its end; its own exceptions pass through as they are.
 
     Args:
-        path: of a Python file; relative ones start at the working folder, which is left as it is.
+        path: of a Python file; a relative path starts at the working folder, which stays as it is.
         args: sys.argv[1:] of the script.
-        module_spans: patterns over names of modules, see module_spans.py.
-        problem: is told what went wrong with the naming of modules.
+        module_spans: patterns for names of modules, see module_spans.py.
+        problem: called with a message if a module could not be named.
     """
     path = path.absolute()
     if not path.is_file():
@@ -51,7 +51,7 @@ def run_script(
 
     naming = naming_modules(module_spans, problem)
     with _as_main_program(path, args), _signals_ignored_off_the_main_thread(), naming:
-        with span(SCRIPT):  # around everything: what no module allocates has a span, too
+        with span(SCRIPT):  # around everything, so that allocations outside of modules have a span, too
             try:
                 runpy.run_path(str(path), run_name="__main__")
             except SystemExit as ended:
@@ -59,7 +59,7 @@ def run_script(
 
 
 def _judge(path: Path, code: str | int | None) -> None:
-    """What the interpreter would make of SystemExit(code): None and 0 are success, a text is printed and means 1."""
+    """Raise ScriptFailed unless `code` of SystemExit means success: None and 0 do, a text means exit code 1."""
     if code is None or code == 0:
         return
     status, text = (int(code), "") if isinstance(code, int) else (1, f": {code}" if code else "")
@@ -71,7 +71,7 @@ def _judge(path: Path, code: str | int | None) -> None:
 @contextmanager
 def _as_main_program(path: Path, args: Sequence[str]) -> Iterator[None]:
     argv, search = sys.argv, sys.path
-    # `python script.py` resolves links for the search path only.
+    # As `python script.py` does, links are resolved for the search path only.
     sys.argv, sys.path = [str(path), *args], [str(path.resolve().parent), *search]
     try:
         yield
@@ -81,9 +81,9 @@ def _as_main_program(path: Path, args: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _signals_ignored_off_the_main_thread() -> Iterator[None]:
-    """Python refuses signal.signal on other threads than the main one, and an actor's methods run on such a one.
+    """Make signal.signal a no-op with a warning: Python allows it on the main thread only, which an actor does not use.
 
-    The script's handlers would not be called anyway: signals to a rank are the driver's and Ray's affair.
+    The script's handlers would not be useful anyway: only the driver and Ray send signals to a rank.
     """
     original, warned = signal.signal, set[int]()
     if threading.current_thread() is threading.main_thread():

@@ -2,7 +2,8 @@
 
     run_wan(config, place, device, recorder)             # on this thread; returns when all videos are made
 
-Takes a configuration and a place; the environment is set already. Leaves the videos that generation.save_file asks for.
+Takes a configuration and a place; the environment must be set already. Leaves the videos that generation.save_file
+names.
 """
 
 import sys
@@ -31,9 +32,9 @@ def run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener
 
     Args:
         config: of the run.
-        place: which rank this process is, of how many.
+        place: the rank of this process, and the number of ranks.
         device: of this rank, as torch names it.
-        recorder: told of steps.
+        recorder: told when a step is done.
     """
     from ray_memprof.config.wan_keys import wan_options
     from wan.generate import make_pipeline, make_request, other_than_asked
@@ -46,7 +47,7 @@ def run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener
     _start_device(options.device)
     with _process_group(config, place, device):
         _warm_up(options)
-        # First: it reads headers only, and refuses a folder before a prompt model or an input is loaded.
+        # First: this reads only headers, and refuses a wrong folder before a prompt model or an input is loaded.
         pipeline = make_pipeline(options, num_ranks=place.num_ranks)
         options = _with_one_prompt(options, place)
         request = make_request(options)
@@ -59,7 +60,7 @@ def run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener
 
 
 def _start_device(device: str) -> None:
-    """Make the CUDA context under its own name, so that nothing else is charged for it."""
+    """Make the CUDA context in a span of its own, so that its memory is not counted in another span."""
     import torch
 
     with span("device.init"):
@@ -72,7 +73,7 @@ def _start_device(device: str) -> None:
 
 @contextmanager
 def _process_group(config: RunConfig, place: Place, device: str) -> Iterator[None]:
-    """The default group of torch.distributed where there is more than one rank."""
+    """The default group of torch.distributed, if there is more than one rank."""
     if place.num_ranks == 1:
         yield
         return
@@ -85,19 +86,19 @@ def _process_group(config: RunConfig, place: Place, device: str) -> Iterator[Non
             rank=place.rank,
             world_size=place.num_ranks,
             timeout=timedelta(seconds=config.ray.timeouts.process_group_s),
-            # The communicator is made here and now, and not inside the first stage that sends something.
+            # With a device id the communicator is made in this span, not in the first stage that sends something.
             device_id=None if device == "cpu" else torch.device(device),
         )
-        # The first collective makes NCCL's connections; a missing rank shows here.
+        # The first collective makes NCCL's connections, so a missing rank is noticed here.
         distributed.barrier()
     yield
-    # Reached after success only. After a failure peers may be waiting in a collective that never ends, and so would
-    # this call: the rank reports what happened instead, and the driver ends every process.
+    # Called after success only. After a failure other ranks may wait in a collective that never ends, and this call
+    # would wait, too. Instead the rank reports its error, and the driver ends every process.
     distributed.destroy_process_group()
 
 
 def _warm_up(options: Options) -> None:
-    """A product in every dtype and a convolution: handles and workspaces of cuBLAS and cuDNN are made here."""
+    """Run a matrix product in every dtype and a convolution: cuBLAS and cuDNN make handles and workspaces here."""
     import torch
     from torch.nn import functional
 
@@ -106,13 +107,13 @@ def _warm_up(options: Options) -> None:
             matrix = torch.zeros(_WARM_UP_SIDE, _WARM_UP_SIDE, dtype=dtype, device=options.device)
             functional.linear(matrix, matrix, matrix[0])
         cube = torch.zeros(1, 1, 3, 16, 16, device=options.device)
-        functional.conv3d(cube, cube[..., :3, :3])  # fp32, as the VAE runs whatever the precision
+        functional.conv3d(cube, cube[..., :3, :3])  # fp32: the VAE runs in it whatever the precision is
         if options.device != "cpu":
             torch.cuda.synchronize()
 
 
 def _dtypes(options: Options) -> "tuple[torch.dtype, ...]":
-    """In which the networks of the task compute, each once."""
+    """The dtypes in which the networks of the task compute, without repeats."""
     import torch
 
     from wan.pipeline import DTYPES
@@ -126,7 +127,7 @@ def _dtypes(options: Options) -> "tuple[torch.dtype, ...]":
 
 
 def _with_one_prompt(options: Options, place: Place) -> Options:
-    """Extend the prompt on rank 0 only: a service may answer every rank differently, and all make one video."""
+    """Extend the prompt on rank 0 only: all ranks make one video, and a service may answer each rank differently."""
     if not options.use_prompt_extend:
         return options
     from wan.generate import make_prompt
@@ -140,7 +141,7 @@ def _with_one_prompt(options: Options, place: Place) -> Options:
 
 
 def _check_outputs(options: Options, num_videos: int) -> None:
-    """Refuse a file that could not be written while nothing has been spent on it yet."""
+    """Refuse a file that cannot be written, before any time is spent on the videos."""
     from wan.inputs import media
 
     if options.save_file is not None:
@@ -156,5 +157,5 @@ def _save(video: "torch.Tensor", path: Path, options: Options) -> None:
 
 
 def save_path(path: Path, index: int, num_videos: int) -> Path:
-    """Where the video `index` goes: the path itself where there is one, else with its number before the suffix."""
+    """The file for video `index`: the path itself if there is one video, else with the number before the suffix."""
     return path if num_videos == 1 else path.with_name(f"{path.stem}-{index}{path.suffix}")

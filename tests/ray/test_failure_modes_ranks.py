@@ -154,7 +154,7 @@ def test_4_hang_of_a_rank_that_does_not_answer(tmp_path: Path, fault: str) -> No
     arguments = ["--steps", 500, "--fault", fault, "--at-step", 30]
     code, run = launch(tmp_path, config_of(tmp_path, args=arguments, ray=STALL))
 
-    reason = "rank 2 does not answer; no rank got on for 3 s"
+    reason = "rank 2 does not answer; no rank made progress for 3 s"
     assert (code, *run.verdict()) == (12, 12, "hung", reason)
     assert run.facts["culprits"] == [2]
     assert run.at("error: rank 2") - run.struck_at() < STALL_S + 15

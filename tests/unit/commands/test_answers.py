@@ -130,7 +130,7 @@ def test_the_questions_are_listed_and_shown(logs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        ([], "there is no question", "ray-memprof query --list has those with a name"),
+        ([], "there is no question", "ray-memprof query --list lists named questions"),
         (["imbalnce"], "there is no question 'imbalnce'", "did you mean imbalance?"),
         (["imbalnce", "--sql"], "there is no question 'imbalnce'", "did you mean imbalance?"),
         (["spans", "--sql"], "spans is a table, not a question", "a row of it is a span that ended"),

@@ -406,7 +406,7 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(
         ("ray: {timeouts: {stop_s: 1.0e+300}}", "ray.timeouts.stop_s 1e+300: must be at most 31536000", ""),
         ("ranks: 1000000000000", "ranks 1000000000000: must be at most 1000000", ""),
         ("generation: {save_file: ~nobody-of-that-name/x}",
-         "generation.save_file '~nobody-of-that-name/x': whose home folder that is, is not known", ""),
+         "generation.save_file '~nobody-of-that-name/x': the home folder of this user is not known", ""),
         ('generation: {save_file: "a\\0b"}', "generation.save_file 'a\\x00b': must not hold a NUL character", ""),
         ("description: 12", "description 12: must be text", 'quote it: "12"'),
         ("description: off", "description false: must be text",

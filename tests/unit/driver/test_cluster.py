@@ -96,9 +96,7 @@ def test_a_process_that_outlives_everything_is_told(
         return [103] if node_id == "b" else []
 
     monkeypatch.setattr(node_tasks, "end_processes", end_processes)
-    problem = (
-        "rank 3: process 103 on host-b does not end, not even by SIGKILL; what it holds of its GPU stays"
-    )
+    problem = "rank 3: process 103 on host-b does not end, not even by SIGKILL; its GPU memory stays in use"
     assert cluster.end(Verdict(status="ok")) == [problem]
     assert asked == [("a", [100, 101]), ("b", [102, 103])]
 

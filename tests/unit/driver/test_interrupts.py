@@ -18,7 +18,7 @@ with Interrupts(lambda line: print(line)) as interrupts:
         print("abandoned", error.number)
 print(signal.getsignal(signal.SIGINT) is before)
 """
-FIRST = "{name}: ending the ranks and keeping what they recorded; once more to leave at once"
+FIRST = "{name}: ending the ranks and keeping what they recorded; a second signal ends at once"
 SECOND = "{name} again: leaving at once, what is not collected yet stays where it is"
 
 

@@ -214,7 +214,7 @@ def test_memory_of_processes_that_cannot_be_seen_is_told_as_such() -> None:
 
 def test_an_amount_that_the_driver_does_not_tell_is_not_made_up() -> None:
     message, _ = refusal(30 * GIB, Holder(os.getpid(), None))
-    assert message.endswith(f"by {process_name(os.getpid())} (pid {os.getpid()}) an amount not told")
+    assert message.endswith(f"by {process_name(os.getpid())} (pid {os.getpid()}) an unknown amount")
 
 
 def test_holders_that_the_driver_does_not_name_are_not_made_up() -> None:

@@ -120,7 +120,7 @@ def test_every_answer_says_that_the_run_is_still_going_on(tmp_path: Path) -> Non
     answered = CliRunner().invoke(app, ["query", "peak_by_rank", str(run_dir)])
     assert answered.exit_code == 0
     assert answered.stderr == (
-        "note: job/r1: running, step 12 of 50; this is of what was recorded until now\n"
+        "note: job/r1: running, step 12 of 50; this is only what was recorded until now\n"
     )
 
 

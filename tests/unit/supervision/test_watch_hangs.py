@@ -26,7 +26,7 @@ def test_hang_names_the_rank_outside_a_collective() -> None:
     verdict = watched(ranks)
 
     where = 'File "/x/model.py", line 7, in forward'
-    reason = f"rank 2 in no collective while the others wait: {where}; no rank got on for 10 s"
+    reason = f"rank 2 in no collective while the others wait: {where}; no rank made progress for 10 s"
     assert (told(verdict), verdict.stacks) == (("hung", 12, reason, (2,)), stacks)
     assert ranks.now < LIMITS.stall_s + 2
 
@@ -36,14 +36,14 @@ def test_hang_names_the_rank_that_has_not_called_the_collective_of_the_others() 
     ranks = Ranks(beats=STALLED, stacks=dict.fromkeys(range(4), IN_MODEL), joined={0: 8, 1: 7, 2: 8, 3: 9})
 
     reason = 'rank 1 keeps the others waiting after 7 calls in group 0, others 9: File "/x/model.py", line 7'
-    assert watched(ranks).reason == f"{reason}, in forward; no rank got on for 10 s"
+    assert watched(ranks).reason == f"{reason}, in forward; no rank made progress for 10 s"
     assert watched(ranks).ranks == (1,)
 
 
 def test_hang_names_the_rank_that_does_not_answer() -> None:
     verdict = watched(Ranks(beats=STALLED, stacks=dict.fromkeys((0, 1, 3), IN_COLLECTIVE)))
 
-    assert told(verdict) == ("hung", 12, "rank 2 does not answer; no rank got on for 10 s", (2,))
+    assert told(verdict) == ("hung", 12, "rank 2 does not answer; no rank made progress for 10 s", (2,))
 
 
 def test_hang_of_all_at_the_same_place_blames_nobody_in_particular() -> None:
@@ -56,7 +56,10 @@ def test_hang_names_the_rank_that_is_behind() -> None:
     beats = {rank: [(0.0, 4 if rank == 1 else 5, "denoise")] for rank in range(4)}
     verdict = watched(Ranks(beats=beats, stacks=dict.fromkeys(range(4), IN_MODEL)))
 
-    assert told(verdict)[2:] == ("rank 1 at step 4 while others are at step 5; no rank got on for 10 s", (1,))
+    assert told(verdict)[2:] == (
+        "rank 1 at step 4 while others are at step 5; no rank made progress for 10 s",
+        (1,),
+    )
 
 
 def test_one_rank_that_works_while_the_others_wait_is_no_hang() -> None:
@@ -94,7 +97,7 @@ def test_a_standstill_because_of_a_node_that_is_gone_is_put_down_to_it() -> None
 def test_a_rank_that_never_beats_stands_still() -> None:
     verdict = watched(Ranks(stacks={}), nodes=("a",))
 
-    assert told(verdict) == ("hung", 12, "rank 0 does not answer; no rank got on for 10 s", (0,))
+    assert told(verdict) == ("hung", 12, "rank 0 does not answer; no rank made progress for 10 s", (0,))
 
 
 def meeting(*ranks: int) -> dict[int, list[tuple[float, int, str]]]:
