@@ -46,7 +46,7 @@ _LAYOUT = {
     "ulysses": "ulysses_size", "ring": "ring_size", "dit_fsdp": "dit_fsdp", "t5_fsdp": "t5_fsdp", "vae": "vae_parallel",
     "backend": "sp_backend", "load_strategy": "load_strategy", "ranks": "ranks",
 }  # fmt: skip
-"""What Layout names in its messages, and the options that it comes from; ranks are one in a file alone."""
+"""The names that Layout has in its messages, and the options they come from; `ranks` is an option only in a file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +101,7 @@ def parse(argv: Sequence[str], *, num_ranks: int | None = None) -> Options:
 
     Args:
         argv: the flags.
-        num_ranks: of the run; None: as torchrun says in the environment.
+        num_ranks: of the run; None: the number that torchrun sets in the environment.
 
     Raises:
         InputError: what cannot be parsed.
@@ -115,7 +115,7 @@ def parse(argv: Sequence[str], *, num_ranks: int | None = None) -> Options:
         "sample_steps": task.sample_steps,
         "sample_guide_scale": task.sample_guide_scale,
         "prompt": DEFAULT_PROMPTS[task.dit.model_type],
-        # Several ranks would keep as many copies of a whole network in host memory.
+        # With "full", several ranks would keep as many copies of a whole network in host memory.
         "load_strategy": "full" if _resolved(num_ranks) == 1 else "block",
     }
     values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
@@ -137,16 +137,16 @@ def check(
     num_ranks: int | None = None,
     names: Names = FLAGS,
 ) -> None:
-    """Refuse in words what could not end well.
+    """Refuse options that cannot work, and say why.
 
     Args:
-        options: as parse() gave them, or made otherwise.
-        here: also what this host's files and memory decide.
-        num_ranks: of the run; None: as torchrun says in the environment.
+        options: made by parse(), or in another way.
+        here: also check what depends on this host's files and memory.
+        num_ranks: of the run; None: the number that torchrun sets in the environment.
         names: how the user spells the options: as flags, or as the keys of a file.
 
     Raises:
-        InputError: the first thing found.
+        InputError: for the first problem that is found.
     """
     task = TASKS[options.task]
     _check_parallel(options, task, _resolved(num_ranks), names)
@@ -290,7 +290,7 @@ def _check_weights(options: Options, names: Names) -> None:
         )
 
 
-# What each kind of model reads, and what it cannot do without.
+# What each kind of model reads, and what it needs.
 _INPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "t2v": ((), ()),
     "i2v": (("image",), ("image",)),
