@@ -6,8 +6,8 @@
 
 Every change is made in a copy of the tree, in a scratch folder that is gone afterwards. Tests that import the changed
 file (for SQL: that name it) run first, then some of those that reach it through another. A test that fails without the
-change too does not count. Prints each change that no test saw as a diff, and the share caught by area. What
-mutants_equivalent.toml lists changes nothing that a test could see: it is not counted.
+change too does not count. Prints each change that no test saw as a diff, and the share caught by area. Changes in
+mutants_equivalent.toml have no effect that a test could see, and are not counted.
 """
 
 import difflib
@@ -41,7 +41,7 @@ AREAS = {
     "sql": ("ray_memprof/**/*.sql", ("tests/unit",)),
     "wan": ("wan/**/*.py", ("tests/unit", "tests/parallel")),
 }
-"""By area: its files, and the tests that should see a change of them."""
+"""For each area, its files and the tests that should see a change of them."""
 NOT_ON_A_CPU = ("wan/networks/kernels.py", "wan/parallel/xfuser_backend.py")
 EQUIVALENT = "scripts/mutants_equivalent.toml"
 NEAR_LIMIT_S = 600
@@ -68,7 +68,7 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """File, lines taken out and lines put in: what mutants_equivalent.toml knows it by, wherever they stand."""
+        """File, lines taken out and lines put in, wherever they are: so mutants_equivalent.toml names a change."""
         changed = [line for line in self.diff.splitlines()[2:] if line[:1] in "+-"]
         gone, come = ("\n".join(line[1:].strip() for line in changed if line[0] == sign) for sign in "-+")
         return str(self.path), gone, come
@@ -94,7 +94,7 @@ def sample(root: Path, area: str, num: int, seed: int, only: Sequence[str] = ())
 
 
 def equivalent(root: Path) -> set[tuple[str, str, str]]:
-    """Keys of the changes that change nothing."""
+    """Keys of the changes that have no effect."""
     path = root / EQUIVALENT
     listed = tomllib.loads(path.read_text(encoding="utf-8")).get("mutant", []) if path.exists() else []
     return {(one["file"], one["old"].strip(), one["new"].strip()) for one in listed}
@@ -125,11 +125,11 @@ class Copy:
 
     @contextmanager
     def changed(self, mutant: Mutant) -> Iterator[None]:
-        """The tree with one file changed, and as it was afterwards."""
+        """The tree with one file changed; afterwards the file is as it was."""
         path = self._folder / mutant.path
         before = path.stat()
         path.write_text(mutant.mutation.applied_to(mutant.text), encoding="utf-8")
-        # Python takes a file of the same size and second for the one that it compiled.
+        # Another time, because Python takes a file of the same size and second for the one that it compiled.
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**10))
         try:
             yield
@@ -138,7 +138,7 @@ class Copy:
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def outcome(self, tests: Sequence[str], limit_s: float, left_out: Iterable[str] = ()) -> "Outcome":
-        """Run tests up to the first that fails; whatever they started is ended with them."""
+        """Run tests until the first one fails; all processes that they started are ended with them."""
         results = self._folder / "results.xml"
         results.unlink(missing_ok=True)
         command = [
@@ -179,7 +179,7 @@ class Copy:
         return Outcome(code not in PASSED, tuple(_failed(results)) if results.exists() else ())
 
     def stop(self) -> None:
-        """End the tests that run, and whatever would be started after them."""
+        """End the tests that run, and start none after them."""
         self._is_stopped = True
         if self._process is not None:
             _end(self._process)
@@ -193,7 +193,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What tests said: whether one failed, and its name where they lived to tell it."""
+    """The result of tests: whether one failed, and its name, if the tests could still report it."""
 
     is_failed: bool = False
     names: tuple[str, ...] = ()
@@ -202,7 +202,7 @@ class Outcome:
 
 
 def _failed(results: Path) -> Iterator[str]:
-    """Tests that failed, named as the command line takes them; a file that cannot be imported by its own name."""
+    """Tests that failed, named as the command line takes them; a file that cannot be imported is named itself."""
     for case in ElementTree.parse(results).iter("testcase"):
         if not {"failure", "error"} & {part.tag for part in case}:
             continue
@@ -255,7 +255,7 @@ class Trial:
             pool = ThreadPoolExecutor(self._jobs)
             try:
                 yield from zip(self._mutants, pool.map(see, self._mutants), strict=True)
-            finally:  # at Ctrl-C too: neither what waits nor what runs goes on
+            finally:  # at Ctrl-C too: neither waiting nor running tests go on
                 pool.shutdown(wait=False, cancel_futures=True)
                 for copy in every:
                     copy.stop()
@@ -283,7 +283,7 @@ def main(
     num: Annotated[int, typer.Option(help="mutants of each area")] = 40,
     seed: Annotated[int, typer.Option(help="the same seed and files: the same mutants")] = 0,
     only: Annotated[list[str], typer.Option(help="only files whose path begins so; may be repeated")] = [],  # noqa: B006
-    jobs: Annotated[int, typer.Option(help="side by side, each in a copy of its own")] = 2,
+    jobs: Annotated[int, typer.Option(help="tests side by side, each in its own copy of the tree")] = 2,
     within: Annotated[
         float, typer.Option(help="seconds for tests that only reach the file through another")
     ] = 60,
@@ -299,7 +299,7 @@ def main(
         for mutant in mutants:
             out.print(mutant.diff, markup=False)
         return
-    # As Ctrl-C does, so that no scratch folder and no test is left behind.
+    # SIGTERM ends the program as Ctrl-C does, so that no scratch folder and no test is left behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     caught: dict[str, list[bool]] = {}
     trial = Trial(ROOT, mutants, jobs, within)
