@@ -129,7 +129,8 @@ class Copy:
         path = self._folder / mutant.path
         before = path.stat()
         path.write_text(mutant.mutation.applied_to(mutant.text), encoding="utf-8")
-        # Another time, because Python takes a file of the same size and second for the one that it compiled.
+        # The file gets another time, because Python takes a file of the same size and second for the one that it
+        # compiled.
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**10))
         try:
             yield
