@@ -25,7 +25,7 @@ DEVICE_TYPES = {0: "cpu", 1: "cuda"}
 """Device Type in a trace is the number of c10::DeviceType."""
 NOBODY = "(outside of operators)"
 LARGEST_BYTES = 2**63
-"""No size is as large: torch counts bytes in signed 64-bit integers."""
+"""Every size is smaller: torch counts bytes in signed 64-bit integers."""
 
 
 class TraceError(ValueError):
@@ -44,7 +44,7 @@ class Event:
     allocated_bytes: int
     reserved_bytes: int
     operator: str
-    """Innermost operator on the same thread."""
+    """The innermost operator on the same thread at that time."""
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
@@ -76,7 +76,7 @@ def memory_events(trace: list[Any]) -> tuple[list[Event], list[str]]:
 
     Returns:
         The events, and a line for each kind of event that lacks what is needed: a memory event without Bytes has no
-        size, an operator without dur no end.
+        size, and an operator without dur has no end.
     """
     operators = [event for event in trace if _is_operator(event)]
     memory = [event for event in trace if isinstance(event, dict) and event.get("name") == "[memory]"]
@@ -125,7 +125,7 @@ def _has_sizes(args: Any) -> bool:
 def _of_thread(events: list[dict[str, Any]], first: float) -> Iterator[Event]:
     """Operators of a thread nest, so a stack of the open ones is enough."""
     open_operators: list[tuple[float, str]] = []
-    # At the same microsecond the longer operator is the outer one, and memory comes after what it happened in.
+    # In the same microsecond, the longer operator is the outer one, and a memory event comes after its operator.
     for event in sorted(
         events, key=lambda event: (event["ts"], event["name"] == "[memory]", -_length(event))
     ):

@@ -1,12 +1,12 @@
-"""How long the driver needs to gather a run, and how much memory: sealed ranks, dead ones, and another node's.
+"""How much time and memory the driver needs to gather a run, with sealed ranks, dead ranks and ranks of another node.
 
     python scripts/bench_collect.py --ranks 8 --events 1000000
 
-Run it with the package importable (`make env`, or PYTHONPATH=.). Of the ranks that make_synthetic_run.py plays, every
-second one died with its last rows in open streams, and the upper half lies in another folder and comes in chunks, as
-from a node without a shared file system. Gathering runs in a process of its own. Prints a Markdown table to stdout;
-the files are in the page cache, as they are when a run has just ended; resident memory is the kernel's own
-high-water mark (VmHWM).
+Run it with the package importable (`make env`, or PYTHONPATH=.). make_synthetic_run.py plays the ranks. Every second
+rank died with its last rows in open streams. The upper half of the ranks is in another folder and arrives in chunks, as
+from a node without a shared file system. Gathering runs in a process of its own. Prints a Markdown table to stdout; the
+files are in the page cache, as they are when a run has just ended; resident memory is the kernel's own high-water mark
+(VmHWM).
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ranks", type=int, default=8)
-    parser.add_argument("--events", type=int, default=1_000_000, help="a rank")
+    parser.add_argument("--events", type=int, default=1_000_000, help="per rank")
     parser.add_argument("--in-process", type=Path, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.in_process:

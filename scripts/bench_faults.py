@@ -1,4 +1,4 @@
-"""Inject faults into runs of four ranks under gloo, many times, and count what came out as it should.
+"""Inject faults into runs of four ranks under gloo, many times, and count how often the result was right.
 
     python scripts/bench_faults.py                           # 20 of each kind: about an hour on two cores
     python scripts/bench_faults.py --times 3 --kinds sigkill oom
@@ -6,7 +6,7 @@
 
 Kinds: sigkill, segv, exit (mode 1), oom (2), sleep (3), gil, sigstop (4), writing (12: a rank killed while it writes),
 node (5: one of two raylets, with two ranks), pairs (7: two launches at once). A fault is well handled when the verdict
-names its rank, with the right exit code, no process stays, and every row that was sealed or flushed more than FLUSH_S
+names its rank, with the right exit code, no process remains, and every row that was sealed or flushed more than FLUSH_S
 before the fault can be read. With --gpus each rank holds 8 GiB, and the last columns are the seconds until every GPU is
 as empty as it was. Leaves nothing.
 """
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "ray"))
 from launcher import Launch, config_of, joining, launch, rows_of, start, two_nodes
 
 FLUSH_S, STEP_S = 2.0, 0.02
-"""How long the recorder may keep rows to itself; how long a step of the script takes at least."""
+"""How long the recorder may keep rows before it flushes them; how long a step of the script takes at least."""
 STALL_S = 3.0
 SLACK_BYTES, FREED_WITHIN_S = 64 * 2**20, 60.0
 EXIT_CODES = {
@@ -48,12 +48,12 @@ KINDS = (*EXIT_CODES, "node", "pairs")
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One fault and what became of it."""
+    """One fault and its result."""
 
     is_named: bool
     """Exit code and culprit are right."""
     is_clean: bool
-    """No process of a rank stayed."""
+    """No process of a rank remained."""
     has_rows: bool
     """Nothing sealed was lost."""
     latency_s: float
@@ -92,7 +92,7 @@ class Gpus:
 
 
 def shoot(folder: Path, kind: str, chance: random.Random, gpus: Gpus | None = None) -> Shot:
-    """Let one fault strike rank and step of `chance`'s choice."""
+    """Inject one fault, at a rank and a step that `chance` chooses."""
     num_ranks = 4 if gpus is None else gpus.count
     rank, step = chance.randrange(num_ranks), chance.randrange(5, 200)
     if kind == "writing":
@@ -154,7 +154,7 @@ def leftovers(run: Launch) -> list[Path]:
 
 
 def pair(folder: Path) -> Shot:
-    """Two launches at the same time: each must end well, its ranks at a store of their own."""
+    """Two launches at the same time: each must end well, and its ranks must have a store of their own."""
 
     def one(name: str) -> Launch:
         asked = config_of(folder, name=name, ranks=2, args=["--steps", 5], ray={"num_gpus": 2})
@@ -195,7 +195,7 @@ def row(kind: str, shots: list[Shot]) -> str:
 
 
 def main() -> int:
-    """Print a Markdown table; 1 where anything was not as it should be."""
+    """Print a Markdown table; returns 1 if any result was not right."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -29,7 +29,7 @@ CALLERS = 500
 
 
 def make(path: Path, num_events: int, *, stacks: bool) -> None:
-    """Write a snapshot as torch would dump it; recording began when LIVE tensors were there already."""
+    """Write a snapshot as torch would dump it; LIVE tensors were there already when recording began."""
     chance = random.Random(0)
     sizes = [int(2 ** chance.uniform(9, 27)) for _ in range(60)]
     frames = [
@@ -113,7 +113,7 @@ def imported(path: Path, folder: Path) -> tuple[int, int]:
 
 
 def loaded(path: Path, folder: Path) -> tuple[int, int]:
-    """The peaks by pickle and a replay, from the beginning that the import finds; nothing is written."""
+    """The peaks by pickle and a replay that starts with the blocks that the import finds; nothing is written."""
     from ray_memprof.allocator.before_trace import BeforeTrace
     from ray_memprof.allocator.replay import BlockReplay
 

@@ -7,10 +7,10 @@
 Both import the package: run them with the python of `make env` (.venv/bin/python), or with PYTHONPATH=. in the
 environment.
 
-Every case is a process of its own that uses one Component twice: loaded, released, used again. On a
-CPU device the "device" copy of a network is host memory too: `full` and `block` come to the same there, and what the
-host of a GPU holds under `block` is `above model`. A thread samples /proc/self/status; the kernel's own high-water
-mark (ru_maxrss) stands beside it and catches what falls between two samples. GiB of 1024^3 bytes:
+Every case is a process of its own that uses one Component twice: loaded, released, used again. On a CPU device the
+"device" copy of a network is host memory too: `full` and `block` are the same there, and what the host of a GPU would
+hold under `block` is `above model`. A thread samples /proc/self/status; the kernel's own high-water mark (ru_maxrss)
+stands beside it and catches what falls between two samples. GiB of 1024^3 bytes:
 
     model         parameters in the dtype they are used in
     largest file  the largest file that the network is read from
@@ -108,7 +108,7 @@ def cases(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """Component, precision and strategy of every case."""
     listed = []
     for component in args.components:
-        # fp32 concerns the DiT; elsewhere the first precision is enough.
+        # Only the DiT is measured in fp32 too; for the others the first precision is enough.
         for precision in args.precisions if component == "dit" else args.precisions[:1]:
             for strategy in args.strategies:
                 if component == "vae" and strategy == "stream":

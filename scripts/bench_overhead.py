@@ -4,9 +4,9 @@
     python scripts/bench_overhead.py                                    # t2v-1.3B 480P, a CUDA device
     python scripts/bench_overhead.py --task t2v-tiny --device cpu       # a rehearsal, its figures mean nothing
 
-Every round makes the video once per level, in an order that turns from round to round; each time is divided by the
-one without a recorder in the same round, so that a chip that gets hot or slow does not count. Then a million events
-are recorded, to see what the recorder holds. The last lines are the table of docs/benchmarks.md.
+Every round makes the video once per level, in an order that changes from round to round. Each time is divided by the
+one without a recorder in the same round, so that a chip that becomes hot or slow has no effect on the ratio. Then a
+million events are recorded, to see what the recorder holds. The last lines are the table of docs/benchmarks.md.
 """
 
 import argparse

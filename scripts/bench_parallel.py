@@ -18,9 +18,10 @@ Columns, GiB of 1024^3 bytes, of the rank where they are largest:
     imbalance       device used of the worst rank over the mean of the ranks
     seconds         median of the timed calls after one warm-up; for whole runs, of one denoise step
 
-`comm` tells, step by step, what NCCL takes and how fast all_to_all is; `agree` how far results are from one GPU's;
-`load`, with --ckpt_dir, the host memory (PSS: shared pages once) of all ranks together while DiT and T5 are read from a
-folder of t2v-1.3B (scripts/make_checkpoint.py makes one). --json FILE keeps everything, each rank apart.
+`comm` shows, step by step, what NCCL takes and how fast all_to_all is; `agree` shows how far results are from those of
+one GPU; `load`, with --ckpt_dir, shows the host memory (PSS: shared pages once) of all ranks together while DiT and T5
+are read from a folder of t2v-1.3B (scripts/make_checkpoint.py makes one). --json FILE keeps everything, each rank
+apart.
 """
 
 import argparse
@@ -72,7 +73,8 @@ def measure(call: Callable[[], object], device: Any, num_timed: int = 2) -> Row:
 
     def meet() -> None:
         if dist.is_initialized():
-            # Not a barrier: that is an all_reduce, for which NCCL would make what only --t5_fsdp needs.
+            # Not a barrier: a barrier is an all_reduce, for which NCCL would allocate buffers that only --t5_fsdp
+            # needs.
             everyone = torch.empty(dist.get_world_size(), device=device)
             gather_into(everyone, everyone[:1].clone(), group=dist.group.WORLD)
             torch.cuda.synchronize()
@@ -254,7 +256,7 @@ def comm(layout: Layout, device: Any) -> Row:
 
 
 def all_to_all_speed(ranks: Any) -> float:
-    """Bytes of a rank's buffer over time, 1e9 a second."""
+    """Bytes of a rank's buffer divided by the time, in 1e9 bytes per second."""
     import torch
 
     buffer = torch.zeros(ranks.size, A2A_BYTES // ranks.size, dtype=torch.uint8, device=ranks.device)
@@ -276,7 +278,7 @@ def cases(num: int, ckpt_dir: Path | None = None) -> dict[str, tuple[Callable[..
 
 
 def cases_of_networks(num: int) -> dict[str, tuple[Callable[..., Row], Layout, Row]]:
-    """Those that need no files."""
+    """The cases that need no files."""
     if num == 1:
         one = Layout(ranks=1)
         return {
@@ -354,7 +356,7 @@ def start_case(name: str, num: int, timeout_s: float, ckpt_dir: Path | None) -> 
     try:
         stdout, stderr = started.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        # Asked, not killed: torchrun then ends its ranks, which would hold the GPUs of the next case.
+        # Terminated, not killed: so torchrun ends its ranks, which would otherwise hold the GPUs of the next case.
         started.terminate()
         started.communicate()
         print(f"{name}: not done after {timeout_s:.0f} s", flush=True)
@@ -368,7 +370,7 @@ def start_case(name: str, num: int, timeout_s: float, ckpt_dir: Path | None) -> 
 
 
 def told(name: str, rows: list[Row]) -> str:
-    """A line of the table: of each column the largest, and the rest of the first rank's row behind it."""
+    """A line of the table: the largest value of each column, then the rest of the first rank's row."""
     worst = {column: max(row.get(column, 0.0) for row in rows) for column in COLUMNS}
     used = [row.get("device used", 0.0) for row in rows]
     imbalance = max(used) / (sum(used) / len(used)) if any(used) else 0.0
@@ -419,7 +421,7 @@ def main() -> None:
 
 
 def num_gpus() -> int:
-    """Of this host; at least 1, so that --list works anywhere."""
+    """The number of GPUs of this host; at least 1, so that --list works anywhere."""
     import torch
 
     return max(1, torch.cuda.device_count())

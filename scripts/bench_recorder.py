@@ -3,12 +3,12 @@
 
     python scripts/bench_recorder.py                          # the host meter, and the CUDA meter where there is a GPU
     python scripts/bench_recorder.py --spans 2000 --events 100000
-    python scripts/bench_recorder.py --recording 50000000     # this alone: a whole recording, with an allocator faked
+    python scripts/bench_recorder.py --recording 50000000     # only this: a whole recording, with a fake allocator
 
 Spans are empty and two deep, so that nothing but the recorder is timed; their cost is what the thread that runs the
-model loses. Events are timed through the scribe's thread, from a batch to rows in the store. What its
-thread takes of Python's lock is timed on one that calls small operations and never waits. The last lines are tables
-of docs/benchmarks.md. What recording costs a whole video: bench_overhead.py.
+model loses. Events are timed through the scribe's thread, from a batch to rows in the store. How long that thread holds
+Python's lock is measured on another thread, which calls small operations and never waits. The last lines are tables of
+docs/benchmarks.md. What recording costs a whole video: bench_overhead.py.
 """
 
 import argparse
@@ -38,9 +38,9 @@ from wan.spans import listening, span
 
 MIB = 2**20
 WORK = 400_000
-"""Small operations of the thread that others' work is measured on: some two seconds."""
+"""Small operations of the thread that shows how long others hold the lock: about two seconds."""
 RATES = (5_000, 20_000, 45_000)
-"""Events a second; a video's decoder makes the last."""
+"""Events per second; the decoder of a video makes as many as the last."""
 
 
 def meters(*, events: bool) -> Iterator[tuple[str, Meter]]:
@@ -119,7 +119,7 @@ def time_events(num_events: int) -> tuple[float, int]:
 
 
 def wait(deliver: Iterator[list[dict[str, Any]]], rate: int, scribe: Scribe | None) -> float:
-    """Share of its time that a thread of small operations waits, `rate` events a second taken from it."""
+    """The share of its time that a thread of small operations waits, while it delivers `rate` events a second."""
     left, right = torch.zeros(16), torch.ones(16)
     began, began_cpu, num = time.perf_counter(), time.thread_time(), 0
     for number in range(WORK):
@@ -134,7 +134,7 @@ def wait(deliver: Iterator[list[dict[str, Any]]], rate: int, scribe: Scribe | No
 
 
 def time_beside(rate: int) -> tuple[float, float, float]:
-    """That share without a scribe and beside one that writes these events; and seconds to its end then."""
+    """That share without a scribe, and with one that writes these events; and the seconds that its end then takes."""
     made = list(batches(6 * rate))
     alone, beside, ends = [], [], []
     for _ in range(5):
@@ -159,7 +159,7 @@ def resident_growth(num_events: int) -> float:
 
 
 class FakeAllocator:
-    """A meter whose blocks are those of a training step, over and over: they come, and go in another order.
+    """A meter that repeats the blocks of a training step: they are allocated, and freed in another order.
 
     Args:
         num_live: blocks that a step holds at most.
@@ -176,7 +176,7 @@ class FakeAllocator:
         self._stamp = "0"
 
     def step(self) -> int:
-        """All blocks come and go once; how many events that is."""
+        """Allocate and free all blocks once; returns the number of events."""
         for address, size in enumerate(self._sizes):
             self._note("alloc", address, size)
             self._held += size
@@ -243,12 +243,12 @@ class FakeAllocator:
         return []
 
     def peaks(self) -> tuple[int, int]:
-        """Of all that was held."""
+        """The peaks of all that was held."""
         return self._top, self._top
 
 
 def record(num_events: int) -> None:
-    """Record so many events, a span a step, and print what that took."""
+    """Record `num_events` events, one span per step, and print what that took."""
     gc.collect()
     process = psutil.Process(os.getpid())
     with tempfile.TemporaryDirectory() as folder:
@@ -293,7 +293,7 @@ def main() -> None:
     parser.add_argument("--spans", type=int, default=20_000)
     parser.add_argument("--events", type=int, default=1_000_000)
     parser.add_argument(
-        "--recording", type=int, default=0, help="events of a whole recording, and nothing else"
+        "--recording", type=int, default=0, help="measure only a whole recording, of so many events"
     )
     arguments = parser.parse_args()
     if arguments.recording:

@@ -1,4 +1,4 @@
-"""How long a report takes: written, its diagnosis alone, a comparison with another run, and drawn by a browser.
+"""How long a report takes: written, its diagnosis alone, a comparison with another run, and drawing in a browser.
 
     python scripts/bench_report.py                              # two runs of 8 ranks x 1 M events, made here
     python scripts/bench_report.py --ranks 256 --events 10000
@@ -44,7 +44,7 @@ errors, out = Console(stderr=True), Console()
 
 
 def make(run_dir: Path, ranks: int, events: int, seed: int, blocks: int, level: str) -> Path:
-    """A run of this size; another seed gives another."""
+    """A run of this size; another seed gives another run."""
     run_dir.mkdir()
     for rank in track(range(ranks), f"making {ranks} x {events:,} events", console=errors):
         make_rank(run_dir, rank, ranks, events, blocks=blocks, variant=Variant(seed=seed), level=level)
@@ -79,7 +79,7 @@ def end_of_run(run_dir: Path) -> None:
 
 
 def drawn_s(path: Path, profile: Path) -> tuple[float, float]:
-    """First paint, and everything drawn, after a page is asked for."""
+    """Seconds from the request of a page to its first paint, and until everything is drawn."""
     with window(profile) as page:
         start = time.perf_counter()
         page.open(path)
@@ -89,10 +89,10 @@ def drawn_s(path: Path, profile: Path) -> tuple[float, float]:
 def main(
     ranks: Annotated[int, typer.Option(help="of each run")] = 8,
     events: Annotated[int, typer.Option(help="of each rank, roughly")] = 1_000_000,
-    repeats: Annotated[int, typer.Option(help="each is done so often")] = 3,
+    repeats: Annotated[int, typer.Option(help="how often each is done; the median counts")] = 3,
     blocks: Annotated[int, typer.Option(help="of the transformer: 120 events a block and step")] = 30,
-    level: Annotated[str, typer.Option(help="stage: spans, no events; event")] = "event",
-    alone: Annotated[bool, typer.Option("--alone", help="one run, and no comparison")] = False,
+    level: Annotated[str, typer.Option(help="stage (spans without events) or event")] = "event",
+    alone: Annotated[bool, typer.Option("--alone", help="only one run, without a comparison")] = False,
 ) -> None:
     """Times reports, diagnosis and comparison."""
     table = Table("what", "s", "MiB")

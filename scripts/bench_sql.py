@@ -10,8 +10,9 @@ the run reads the small tables that the question needs from Parquet, then it run
 of their own, and the median of --repeats is given; files are in the page cache. With --large, each question has a
 process of its own, with DuckDB's memory_limit at --memory-limit; resident memory is the kernel's own high-water mark
 (VmHWM) and counts the interpreter and its libraries. With --pickle, the same rank is exported as a torch snapshot;
-pickle.load and a loop in Python give the peak of its events, and the question peak_event that of the tables, with its
-spans to go by and without any, where it must follow every event. Runs that it makes are deleted at the end.
+pickle.load and a loop in Python give the peak of its events, and the question peak_event gives the same peak from the
+tables: once with the spans to guide it, and once without spans, when it must follow every event. Runs that it makes are
+deleted at the end.
 """
 
 import json
@@ -46,7 +47,7 @@ REQUESTED_PEAK = """
         FROM allocs WHERE action IN ('alloc', 'free_requested')
     )
 """
-"""In the sizes that a snapshot has; for comparing, not for timing."""
+"""The peak in requested sizes, as a snapshot has them; it is compared, not timed."""
 
 errors = Console(stderr=True)
 out = Console()
@@ -90,7 +91,7 @@ def large(run_dir: Path, memory_limit: str, questions: list[str]) -> None:
 
 
 def against_pickle(run_dir: Path, repeats: int) -> bool:
-    """A line for each way to the running peak of rank 0; whether they agree."""
+    """Print a line for each way to the running peak of rank 0; returns whether they agree."""
     path = write_snapshot(run_dir, 0, run_dir / "rank0.pickle")
     with database.open_run(run_dir) as connection:
         found = connection.execute(REQUESTED_PEAK).fetchone()
@@ -162,7 +163,7 @@ def synthetic_run(ranks: int, events: int) -> Iterator[Path]:
 
 @contextmanager
 def chosen_run(run: Path | None, ranks: int, events: int) -> Iterator[Path]:
-    """The run that was named, or one made for the occasion."""
+    """The run that was named, or one made for this call."""
     if run is not None:
         yield run.resolve()
         return
@@ -171,14 +172,14 @@ def chosen_run(run: Path | None, ranks: int, events: int) -> Iterator[Path]:
 
 
 def main(
-    run: Annotated[Path | None, typer.Option(help="a run folder; without one it makes one")] = None,
+    run: Annotated[Path | None, typer.Option(help="a run folder; without it, a run is made")] = None,
     is_large: Annotated[
         bool, typer.Option("--large", help="256 ranks x 400 k events, few questions")
     ] = False,
     is_pickle: Annotated[bool, typer.Option("--pickle", help="against pickle.load and a loop")] = False,
-    ranks: Annotated[int | None, typer.Option(help="of the run that it makes")] = None,
-    events: Annotated[int | None, typer.Option(help="of each of them, roughly")] = None,
-    repeats: Annotated[int, typer.Option(help="each is done so often; the median counts")] = 5,
+    ranks: Annotated[int | None, typer.Option(help="of the run that is made")] = None,
+    events: Annotated[int | None, typer.Option(help="of each rank, roughly")] = None,
+    repeats: Annotated[int, typer.Option(help="how often each is done; the median counts")] = 5,
     memory_limit: Annotated[str, typer.Option(help="DuckDB's, with --large")] = "3GiB",
     question: Annotated[list[str] | None, typer.Option(help="another one, with --large")] = None,
     measure: Annotated[str, typer.Option(hidden=True)] = "",

@@ -3,11 +3,11 @@
     python scripts/bench_store.py --events 1000000
     python scripts/bench_store.py --events 1000000 --batch-rows 500
 
-Run it with the package importable (`make env`, or PYTHONPATH=.). The events are those of make_synthetic_run.py: 60 a
+Run it with the package importable (`make env`, or PYTHONPATH=.). The events are those of make_synthetic_run.py: 60 per
 span, microsecond times, sizes and addresses that recur. Prints a Markdown table to stdout:
 
     recurring     the steps of the denoise loop repeat, as they do under a caching allocator; times never do
-    scattered     nothing repeats: addresses drawn from 4,096, sizes from 1,000, for every event anew
+    scattered     nothing repeats: addresses drawn from 4,096, sizes from 1,000, separately for every event
 
     bytes/event   compressed size of the column over the events; "file" counts headers and footers too
     rows/s        appended and sealed, file system included; the rows are made before the clock starts

@@ -4,8 +4,8 @@
     python scripts/bench_wan.py dit-14B run-1.3B    # some groups
     python scripts/bench_wan.py --list
 
-Every case runs in a process of its own, so that no context, cache or fragment of one is charged to the next. Random
-weights of the true shapes: memory and speed are true, the picture is noise. Columns, GiB of 1024^3 bytes:
+Every case runs in a process of its own, so that no context, cache or fragment of one is counted for the next. Weights
+are random, of the true shapes: memory and speed are true, the picture is noise. Columns, GiB of 1024^3 bytes:
 
     weights         what the network under test holds before it runs; not for whole runs, where networks come and go
     allocated       peak of torch.cuda.max_memory_allocated()
@@ -31,7 +31,8 @@ from measuring import device_bytes, measure_on_gpu, peaks
 
 GIB = 2**30
 RESULT = "result: "
-# name -> (group, function name, arguments); up to the first comma, a name is that of the diffusers case beside it.
+# name -> (group, function name, arguments). The part before the first comma is shared with the diffusers case to
+# compare.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dit 14B 720P": ("dit-14B", "our_dit", {"task": "t2v-14B"}),
     "dit 14B 720P, attention_slicing": ("dit-14B", "our_dit", {"task": "t2v-14B", "attention_slicing": True}),
@@ -201,7 +202,7 @@ def their_vae() -> Any:
 
 
 def their_decode() -> dict[str, float]:
-    """The same by diffusers, untiled: its tiles are blended, hence not exact."""
+    """The same by diffusers, without tiles, because it blends tiles and so is not exact."""
     import torch
 
     vae = their_vae()
@@ -349,7 +350,7 @@ def versions() -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown; the ratio is to diffusers' case of the same words, of the same run."""
+    """Markdown; the ratio is to the diffusers case of the same name, in the same run."""
     times = {found["case"]: found.get("seconds") for found in rows}
     lines = [
         "| case | weights | above weights | allocated | reserved | device used | seconds | x diffusers |",

@@ -2,8 +2,9 @@
 
     Concerned(root, ["tests/unit"]).by_distance(Path("ray_memprof/query/ask.py"), most=2)   # [[files], [files]]
 
-A test that imports a module, or names a question, is at distance 1 of it; one that imports what reads it, at 2. Helpers
-of the tests are no step on the way. A module reads every SQL file in the folders beside it (diagnosis/rules/).
+A test that imports a module, or names a question, is at distance 1 from it; a test that imports something that reads it
+is at distance 2. Helpers of the tests do not count as a step. A module reads every SQL file in the folders beside it
+(diagnosis/rules/).
 """
 
 import ast
@@ -34,7 +35,7 @@ class Concerned:
         }
 
     def by_distance(self, path: Path, most: int = 2) -> list[list[str]]:
-        """Test files at distance 1, 2 ... of `path`, relative to the tree; that of its own name is the first of all."""
+        """Test files at distance 1, 2 ... of `path`, relative to the tree; the test named after it comes first."""
         own = [test for test in self.tests if test.stem == f"test_{path.stem}"]
         levels, waiting, known = [], {self._root / path}, {self._root / path}
         left = set(self.tests)
@@ -42,7 +43,7 @@ class Concerned:
             readers = {file for target in waiting for file in self._readers.get(target, ())}
             found = (readers | (set(own) if distance == 0 else set())) & left
             left -= found
-            # Hand-made rows see more than whole runs.
+            # Tests with hand-made rows notice more than tests with whole runs.
             levels.append(
                 sorted(found, key=lambda test: (test not in own, "test_sql" not in test.stem, test))
             )
@@ -52,7 +53,7 @@ class Concerned:
 
     @cached_property
     def _readers(self) -> dict[Path, set[Path]]:
-        """By file: what reads it."""
+        """For each file, the files that read it."""
         readers: dict[Path, set[Path]] = {}
         for reader in (*self.tests, *self._modules.values(), *self._questions.values()):
             for target in self._read_by(reader):
@@ -86,7 +87,7 @@ def _names(text: str) -> tuple[set[str], set[str]]:
                 names |= {module, *(f"{module}.{alias.name}" for alias in aliases)}
                 words |= {
                     alias.name for alias in aliases
-                }  # the helper that fills a run for a rule has its name
+                }  # the helper that fills a run for a rule is named after the rule
             case ast.Constant(value=str(value)):
                 words |= set(re.findall(r"^\w+$|(?<=FROM )\w+|(?<=JOIN )\w+", value))
     return names, words

@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 2 scripts/diffusers_denoise.py        # every rank makes its own video
     python -m ray_memprof.launch configs/script.yaml                # the same, recorded, without a change here
 
-It stands for the generate.py that people have. Needs a CUDA device.
+It stands for the generate.py of other people. Needs a CUDA device.
 """
 
 import argparse

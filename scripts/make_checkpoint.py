@@ -207,7 +207,7 @@ def _split(tensors: Tensors, shard_bytes: int) -> list[Tensors]:
 
 
 def _write_safetensors(path: Path, tensors: Tensors, seed: int) -> None:
-    """Tensor by tensor, which safetensors' own writer cannot: it takes a dict of all of them."""
+    """Write tensor by tensor. safetensors' own writer cannot do that: it takes a dict of all tensors."""
     log.info("writing %s", path)
     header = json.dumps(_safetensors_header(tensors)).encode()
     header += b" " * (-len(header) % 8)
@@ -231,7 +231,7 @@ def _safetensors_header(tensors: Tensors) -> dict[str, object]:
 
 
 def _write_torch(path: Path, tensors: Mapping[str, Stored], seed: int) -> None:
-    """First the file with holes for the data, then the data through a mapping: no tensor is held."""
+    """Write first the file with holes for the data, then the data through a mapping: no tensor is held."""
     log.info("writing %s", path)
     with FakeTensorMode():
         holes = {key: torch.empty(stored.shape, dtype=stored.dtype) for key, stored in tensors.items()}
@@ -295,7 +295,7 @@ def main() -> None:
         description="Write an official-layout checkpoint folder of random weights."
     )
     parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="the folder, made if need be")
+    parser.add_argument("--out", type=Path, required=True, help="the folder; it is made if it is missing")
     parser.add_argument("--components", default=",".join(COMPONENTS), help="comma-separated (default: all)")
     parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Makes a run folder as ranks would leave it, of any size, without a GPU: for benchmarks, tests and a look around.
+"""Makes a run folder as ranks would leave it, of any size, without a GPU: for benchmarks, tests and trials.
 
     python scripts/make_synthetic_run.py --out profiler_logs/synthetic/a --ranks 8 --events 1000000 --finish
 
@@ -98,12 +98,13 @@ class Rows:
         return {**columns, "num_retries": np.zeros(len(at), int), "recorder_ns": np.full(len(at), 1500)}
 
     def _measured(self, spans: dict[str, Any], outside: Any) -> dict[str, Any]:
-        """What samples saw of the device inside each span, and the bound above it."""
+        """The device memory that samples saw inside each span, and the upper bound of it."""
         samples = self.samples()
         first = np.searchsorted(samples["t_ns"], spans["start_ns"], side="left")
         last = np.searchsorted(samples["t_ns"], spans["end_ns"], side="right")
         ends = np.maximum(spans["device_used_start_bytes"], spans["device_used_end_bytes"])
-        # reduceat gives an empty stretch the value at its beginning: it counts where there is a sample.
+        # For an empty stretch reduceat gives the value at its beginning, so its result counts only where there is a
+        # sample.
         bounds = np.stack([first, last], axis=1).ravel()
         seen = np.maximum.reduceat(np.append(samples["device_used_bytes"], [0, 0]), bounds)[::2]
         peak = np.where(last > first, np.maximum(ends, seen), ends)
@@ -147,19 +148,19 @@ class Rows:
         }
 
     def _outside(self, times_us: Any) -> Any:
-        """Device memory outside the allocator at these times; it grows before what is repeated."""
+        """Device memory outside the allocator at these times; it grows before the part that is repeated."""
         event, grown_us, size = zip(*self._growths, strict=True)
         at = np.array(grown_us) + self._late_us[list(event)]
         return np.append(0, np.cumsum(size))[np.searchsorted(at, times_us, side="right")]
 
     def ledger_rows(self) -> dict[str, Any]:
-        """Columns of the table ledger; its rows are older than what is repeated."""
+        """Columns of the table ledger; its rows are older than the part that is repeated."""
         event, time_us, span_id, account, size = zip(*self.ledger, strict=True)
         times = START_NS + 1000 * (np.array(time_us) + self._late_us[list(event)])
         return {"t_ns": times, "span_id": span_id, "account": account, "bytes": size}
 
     def collectives(self, spans: dict[str, Any], ranks: int) -> dict[str, Any]:
-        """Columns of the table collectives: an all-to-all a transformer block."""
+        """Columns of the table collectives: one all-to-all for each transformer block."""
         inside = np.array([name == "dit.block" for name in spans["name"].to_pylist()])
         start, span_id = spans["start_ns"][inside], spans["span_id"][inside]
         num = len(start)
@@ -176,7 +177,7 @@ class Rows:
 
 
 def _repeat(length: int, part: slice, times: int) -> tuple[Any, Any]:
-    """Indices that repeat `part`, and by how many repeats each comes later than in the original."""
+    """Indices that repeat `part`, and for each the number of repeats before it."""
     before, inside, after = (
         np.arange(*bounds) for bounds in ((part.start,), (part.start, part.stop), (part.stop, length))
     )
@@ -240,7 +241,7 @@ def make(
 
 
 def driver_rows(run_dir: Path, ranks: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Rows of runs and ranks that fit."""
+    """Rows of the tables runs and ranks that fit this run."""
     run = {
         "run_id": run_dir.name,
         "name": "synthetic",
@@ -261,7 +262,7 @@ def driver_rows(run_dir: Path, ranks: int) -> tuple[dict[str, Any], list[dict[st
 
 
 def driver_rank(run_dir: Path, rank: int) -> dict[str, Any]:
-    """A row of ranks; what the counters of an allocator would say is what spans says."""
+    """A row of the table ranks; the counters of an allocator are taken from the table spans."""
     spans = pq.read_table(
         table_dir(run_dir, "spans", rank), columns=["num_allocs", "depth", *PEAKS], partitioning=None
     )
@@ -312,7 +313,7 @@ def main() -> None:
         "--blocks", type=int, default=30, help="of the transformer: 120 events a block and step"
     )
     parser.add_argument(
-        "--level", choices=["stage", "event"], default="event", help="stage: spans, no events"
+        "--level", choices=["stage", "event"], default="event", help="stage: spans without events"
     )
     parser.add_argument("--finish", action="store_true", help="gather, build run.duckdb, write the report")
     args = parser.parse_args()

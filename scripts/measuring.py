@@ -59,7 +59,7 @@ def proc_bytes(file: str = "status") -> dict[str, int]:
 
 
 def device_bytes(device: Any = None) -> dict[str, int]:
-    """The bytes now in use on the device (None: the current one), whoever uses them, as "device used"."""
+    """The bytes now in use on the device (None: the current one), by any process, as in "device used"."""
     import torch
 
     free, total = torch.cuda.mem_get_info(device)

@@ -7,8 +7,8 @@
 Every change is made in a copy of the tree, in a scratch folder that is gone afterwards. Tests that import the changed
 file (for SQL: that name it) run first, then some of those that reach it through another. A test that fails without the
 change too does not count. Prints each change that no test saw as a diff, and the share caught by area. A change whose
-tests did not end in their time is told apart, and not counted: on a busy machine give --within more seconds. What
-mutants_equivalent.toml lists changes nothing that a test could see: it is not counted.
+tests did not end in time is reported as such and not counted: on a busy machine give --within more seconds. Changes in
+mutants_equivalent.toml have no effect that a test could see, and are not counted.
 """
 
 import difflib

@@ -1,9 +1,9 @@
-"""Small changes to a file that its tests should notice: of Python, and of SQL.
+"""Small changes to a Python or SQL file that its tests should notice.
 
     mutations_of(Path("ray_memprof/query/sql/device/books.sql"), text)    # where each is, and what stands there instead
 
-Nothing is applied or run here. What a person reads only (comments, annotations, messages' words) is left alone, and so
-are asserts, imports and decorators, whose changes say nothing about the tests.
+Nothing is applied or run here. What only people read (comments, annotations, the words of messages) is left alone, and
+so are asserts, imports and decorators, whose changes say nothing about the tests.
 """
 
 import ast
@@ -113,7 +113,7 @@ def mutations_of(path: Path, text: str) -> list[Mutation]:
 
 
 def is_valid(path: Path, text: str, mutation: Mutation) -> bool:
-    """Whether the changed file parses, and reads otherwise than before."""
+    """Whether the changed file parses, and (in Python) has another meaning than before."""
     changed = mutation.applied_to(text)
     try:
         if path.suffix == ".sql":
@@ -162,7 +162,7 @@ def _python_statements(tree: ast.AST, text: str, starts: Sequence[int]) -> Itera
 def _does_something(node: ast.stmt) -> bool:
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Call)
-    if isinstance(node, ast.Assign):  # of a name alone: the next line that reads it would raise
+    if isinstance(node, ast.Assign):  # not to a name alone: the next line that reads it would raise
         return any(isinstance(target, ast.Attribute | ast.Subscript) for target in node.targets)
     return isinstance(node, _STATEMENTS)
 
@@ -243,7 +243,7 @@ def _coalesce(text: str, tokens: Sequence[re.Match[str]], index: int) -> Iterato
 
 
 def _turned(tokens: Sequence[re.Match[str]], index: int) -> Iterator[Mutation]:
-    """The same order, one key turned round; where the direction is written, a swap does it."""
+    """The same ORDER BY with one key in the opposite direction; where a direction is written, a swap does it."""
     while index < len(tokens):
         item = _end_of(tokens, index, at_comma=True)
         if not item:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 # torch is chosen here, not resolved: measured figures belong to a version of it.
 TORCH = "torch==2.13.0"
-# What installs the rest, and what builds the wheel.
+# The packages that install the rest, and those that build the wheel.
 TOOLS = ("pip", "hatchling", "editables")
 CUDA_ONLY = re.compile(r"(nvidia-(?!ml-py$).*|cuda-.*|triton)$")
 HEADER = """\

@@ -2,8 +2,8 @@
 
     player, events, spans, times = play(rank=0, blocks=30)      # the parts are those of the second denoise step
 
-An allocator with free lists: T5, DiT and VAE come and go, addresses and sizes recur as a caching allocator makes them
-recur. The same arguments play the same events.
+An allocator with free lists: T5, DiT and VAE come and go, and addresses and sizes recur, as they do with a caching
+allocator. The same arguments play the same events.
 """
 
 from collections import defaultdict
@@ -35,20 +35,20 @@ class Skew:
     stage: str
     """encode.text, denoise or decode."""
     component: str
-    """In whose span it is allocated."""
+    """The component in whose span it is allocated."""
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What else a run may be like."""
+    """How a run differs from the plain one."""
 
     seed: int | None = None
     """Of the sizes and lifetimes of all ranks; None: each rank has its own."""
     is_shared: bool = False
     """Every rank decodes."""
     uneven_bytes: int = 0
-    """Ranks hold up to so much more, each another share of it, from beginning to end."""
+    """Each rank holds up to so many more bytes from beginning to end, and each another amount."""
     skew: Skew | None = None
 
 
@@ -68,7 +68,7 @@ class Player:
         self.spans: list[dict[str, Any]] = []
         self.ledger: list[tuple[int, int, int, str, int]] = []
         self.growths: list[tuple[int, int, int]] = []
-        """Of device memory outside the allocator: number of the next event, time and bytes."""
+        """Growths of device memory outside the allocator: number of the next event, time and bytes."""
         self.now_us = self.outside = 0
         self.seed, self._clock = seed, np.random.default_rng(seed)
         self.reseed()
@@ -82,7 +82,7 @@ class Player:
 
     @contextmanager
     def span(self, name: str, **attributes: Any) -> Iterator[None]:
-        """What is played inside belongs to it."""
+        """A span; what is played inside the block belongs to it."""
         around = self._open[-1] if self._open else None
         row: dict[str, Any] = {"component": None, "step": None, "block": None, "branch": None}
         if around is not None:
@@ -101,7 +101,7 @@ class Player:
         self._open.pop()
 
     def alloc(self, size: int, category: str) -> Block:
-        """A tensor; a new segment where none of its size is free."""
+        """Allocate a tensor; in a new segment, if no block of its size is free."""
         if not self._free[size]:
             self._event("segment_alloc", _segment(size), self._next, None)
             self._free[size].append(self._next)
@@ -111,21 +111,21 @@ class Player:
         return size, address, category
 
     def free(self, block: Block) -> None:
-        """A tensor goes; its segment stays."""
+        """Free a tensor; its segment stays."""
         size, address, category = block
         self._event("free_requested", size, address, category)
         self._event("free_completed", size, address, category, pause=False)
         self._free[size].append(address)
 
     def empty_cache(self) -> None:
-        """Segments without a tensor go back to the device."""
+        """Give segments without a tensor back to the device."""
         for size, addresses in self._free.items():
             for address in addresses:
                 self._event("segment_free", _segment(size), address, None)
             addresses.clear()
 
     def grow(self, account: str | None, size: int) -> None:
-        """Device memory outside the allocator; without an account nobody knows whose it is."""
+        """Take device memory outside the allocator; without `account`, it is not known whose it is."""
         self.outside += size
         self.growths.append((len(self.events["size"]), self.now_us, size))
         if account is not None:
@@ -227,7 +227,7 @@ def play(rank: int, blocks: int, variant: Variant = PLAIN) -> tuple[Player, slic
             with player.span("warmup"):
                 player.grow("libraries", 64 * MIB)
         start = len(player.events["size"]), len(player.spans), player.now_us
-        # Repeated below: what a step holds alone is in the first one.
+        # This step may be repeated, so what one rank holds alone in a step is in the first step.
         _step(player, 1, blocks, rank, None)
         end = len(player.events["size"]), len(player.spans), player.now_us
     if rank == 0 or variant.is_shared:

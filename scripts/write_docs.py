@@ -1,10 +1,10 @@
-"""Writes docs/schema.md from schema.py, and docs/questions.md from the files of sql/ with an example of each.
+"""Writes docs/schema.md from schema.py, docs/questions.md from the files of sql/, docs/modules.md from docstrings.
 
     python scripts/write_docs.py              # after a change of a column or a question
     python scripts/write_docs.py --check      # exit 1 and the files' names where they are out of date
 
-The examples are answers, not text: they are asked of two runs that make_synthetic_run.py plays, four ranks each. The
-same code writes the same pages.
+The examples are real answers: the questions are asked of two runs that make_synthetic_run.py plays, four ranks each.
+The same code writes the same pages.
 """
 
 import argparse
@@ -38,15 +38,15 @@ RUNS = {
 }
 """Two runs by name: in the second one rank 0 decodes alone, and rank 2 holds more in the first step than the others."""
 RUN_ID = "20270115-080000-0000"
-"""When make_synthetic_run.START_NS was."""
+"""The time of make_synthetic_run.START_NS."""
 MOST_ROWS, MOST_TURNED, WIDEST = 6, 3, 120
-"""Rows of an example; of one that is turned, because it would be wider than so many letters."""
+"""Most rows of an example; most rows of a turned one; an example that is wider than this is turned."""
 COMPARE_ORDER = ("figures", "places", "moves", "figure")
 TYPES = {
     **{"bool": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint64": "UBIGINT"},
     **{"float": "FLOAT", "string": "VARCHAR", "dictionary": "VARCHAR"},
 }
-"""What DuckDB calls them."""
+"""DuckDB's names of the types."""
 
 SCHEMA_INTRO = """\
 # Tables
@@ -186,7 +186,7 @@ def header(text: str) -> tuple[str, list[str]]:
 
 
 def block(kind: str, lines: Sequence[str]) -> list[str]:
-    """Lines as they are."""
+    """A code block of these lines."""
     return [f"```{kind}", *lines, "```"]
 
 
@@ -202,7 +202,7 @@ def example(answer: pa.Table) -> list[str]:
 
 
 def turned(answer: pa.Table) -> list[str]:
-    """Columns downwards, one row beside the other."""
+    """One line for each column, with the rows side by side."""
     names = answers.Shown("column", answer.column_names, is_figure=False)
     cells = [
         answers.Shown(
@@ -242,7 +242,7 @@ def compare_section(run_dirs: Sequence[Path]) -> Iterator[str]:
         yield f"| `{name}` | {escaped(asks)} |"
     yield ""
     compared = compare.compare(run_dirs)
-    # As it lies in a folder of the reader's.
+    # Shown as if it were in a folder of the reader.
     sides = [replace(side, folder=f"profiler_logs/{side.name}/{side.run_id}") for side in compared.sides]
     text = comparison_text(replace(compared, sides=tuple(sides)), most=MOST_ROWS)
     yield from block(

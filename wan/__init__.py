@@ -1,4 +1,4 @@
-"""Wan2.1 video generation on one GPU, in as little memory as it takes.
+"""Wan2.1 video generation on one or several GPUs, with as little GPU memory as possible.
 
     from wan.config import TASKS
     from wan.pipeline import Pipeline, Request

@@ -25,7 +25,7 @@ from wan.weights.residency import Component
 
 
 class Components:
-    """Makes the networks of one task. Nothing made here refers back to its maker: dropped, it is freed at once."""
+    """Makes the networks of one task. None refers back to this object, so one that is dropped is freed at once."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Components:
         self._device, self._strategy, self._offload = device, strategy, offload
 
     def text(self, dtype: torch.dtype, *, on_cpu: bool) -> Component[TextEncoder]:
-        """UMT5; `on_cpu` runs it there whatever the device of the others."""
+        """UMT5; with `on_cpu` it runs on the CPU, whatever the device of the other networks."""
         config = self._task.text
         if self._ranks is not None and self._ranks.layout.t5_fsdp:
             return Sharded(
@@ -61,7 +61,7 @@ class Components:
             "t5",
             lambda: build_text_encoder(config, dtype),
             self._source(checkpoint.open_text, fill.random_text),
-            # Beside a GPU, a network on the CPU has nothing to stream from or to.
+            # A network that stays on the CPU while the others use a GPU needs no streaming.
             strategy="block" if beside else self._strategy,
             device=torch.device("cpu") if on_cpu else self._device,
             offload=self._offload,
@@ -133,7 +133,7 @@ class Components:
         self, from_folder: Callable[[Task, Path], FileSource], random: Callable[[int], fill.Source]
     ) -> Callable[[], fill.Source]:
         task, folder, seed = self._task, self._folder, self._seed
-        # All ranks of a host together keep no more of the files in memory than one would.
+        # All ranks of a host together keep no more of the files in memory than one rank would.
         limit = checkpoint.MAPPED_LIMIT_BYTES // (1 if self._ranks is None else self._ranks.size)
 
         def from_files(folder: Path) -> fill.Source:

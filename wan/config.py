@@ -17,16 +17,16 @@ Solver = Literal["unipc", "dpm++"]
 Method = Literal["local_qwen", "dashscope"]
 """Who extends a prompt."""
 Language = Literal["zh", "en"]
-"""Of an extended prompt."""
+"""The language of an extended prompt."""
 
 MIN_SHIFT, MAX_SHIFT = 0.01, 1000.0
-"""Beyond them noise levels fall together, or to 0, in fp32; 3 to 16 are usual."""
+"""Beyond these limits, noise levels become equal to one another or to 0 in fp32; 3 to 16 are usual."""
 MAX_GUIDE_SCALE = float.fromhex("0x1.fffffep+127")
-"""The largest number of fp32, in which velocities are guided."""
+"""The largest number of fp32, the type in which guidance is computed."""
 LARGEST_SEED = 2**64 - 1
-"""Of a torch.Generator."""
+"""The largest seed that a torch.Generator takes."""
 MAX_STEPS = 1000
-"""The noise levels that the model was trained on: more steps would repeat them."""
+"""The number of noise levels that the model was trained on: more steps would repeat some of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,8 +162,8 @@ class Task:
 SIZES_480P = ("832*480", "480*832")
 SIZES_720P = ("1280*720", "720*1280")
 
-# The keyword list that the model was tuned to be steered away from; a constant of the release, kept in a
-# file because it is not ASCII.
+# The list of keywords that the model was tuned to avoid: a constant of the release, kept in a file because it is not
+# ASCII.
 NEGATIVE_PROMPT = (Path(__file__).parent / "negative_prompt.txt").read_text(encoding="utf-8").strip()
 
 _DIT_1_3B = DitConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30)

@@ -11,7 +11,7 @@ EXIT_MEDIA = 4
 EXIT_SERVICE = 5
 EXIT_DEVICE_OOM = 11
 EXIT_INTERRUPTED = 130
-"""Ctrl-C: what a shell reports for a program that SIGINT (2) ends, 128 + 2. No error stands for it."""
+"""Ctrl-C: what a shell reports for a program that SIGINT (2) ends, 128 + 2. No class below has this code."""
 
 
 class WanError(Exception):

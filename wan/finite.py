@@ -1,12 +1,12 @@
-"""Values that are not finite, told with the stage that made them first.
+"""Warns of values that are not finite, and names the first stage that made them.
 
     check = FirstNotFinite()
     check("denoise", latents)         # warning: denoise made values that are not finite ...
     check("decode", video)            # says nothing more
 
-A network in fp16 that overflows, or damaged weights, make NaN, and NaN spreads to every frame. The video is written
-all the same (such values are black in it), for what was measured on the way is true; but not without a word.
-Each look is one pass over a tensor and waits for its device once, so it is made at the end of a stage only.
+A network in fp16 that overflows, or damaged weights, make NaN, and NaN spreads to every frame. The video is still
+written (such values are black in it), because what was measured on the way is true, but there is a warning. Each check
+is one pass over a tensor and waits for its device once, so checks are made only at the end of a stage.
 """
 
 import sys
@@ -23,18 +23,18 @@ class FirstNotFinite:
         self._is_done = quiet
 
     def __call__(self, stage: str, *made: Tensor | None) -> None:
-        """Look at what `stage` made."""
+        """Check what `stage` made."""
         if self._is_done or all(is_finite(tensor) for tensor in made if tensor is not None):
             return
         self._is_done = True
         sys.stderr.write(
             f"warning: {stage} made values that are not finite (NaN or infinite): the video will be black there. "
-            "Of --precision, bf16 and fp32 overflow last; else compare the checkpoint with the published one\n"
+            "Use --precision bf16 or fp32, which overflow last, or compare the checkpoint with the published one\n"
         )
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no value is NaN or infinite; True of a tensor that has no values to look at (fake, meta, empty)."""
+    """Whether no value is NaN or infinite; True for a tensor that has no values (fake, meta, empty)."""
     if isinstance(tensor, FakeTensor) or tensor.is_meta or not tensor.numel():
         return True
     # Not isfinite(tensor): that would hold a second and a third tensor of its size.

@@ -1,4 +1,4 @@
-"""The flags of wan.generate: their names, kinds, defaults and help. What may stand together is in options.py."""
+"""The flags of wan.generate: their names, kinds, defaults and help. options.py decides which may be combined."""
 
 import argparse
 from pathlib import Path
@@ -14,19 +14,19 @@ from wan.errors import InputError
 from wan.levers import Levers, LoadStrategy, Precision
 from wan.parallel.layout import Backend, VaeRanks
 
-# The words of the release, in any case.
+# The words that the release accepts, in upper or lower case.
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
 
 class _Parser(argparse.ArgumentParser):
-    """Ends in InputError instead of a usage text, so that every refusal looks the same."""
+    """Raises InputError instead of printing a usage text, so that every refusal looks the same."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message, hint=f"{self.prog} --help lists the flags")
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default where the flag has one; where the task or the user decides, the text says so itself."""
+    """Adds the default to the help of a flag that has one; other flags say in their help what decides."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, ()) else super()._get_help_string(action)
@@ -83,10 +83,10 @@ def _add_input_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--src_mask",
         type=Path,
-        help="where the video is to change: white (vace); frames belong together by their number",
+        help="white where the video is to change (vace); its frame N belongs to frame N of the video",
     )
     group.add_argument(
-        "--src_ref_images", type=_paths, default=(), help="reference pictures, by commas (vace)"
+        "--src_ref_images", type=_paths, default=(), help="reference pictures, separated by commas (vace)"
     )
 
 
@@ -102,23 +102,26 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="classifier-free guidance; 1 halves the work; default: by task",
     )
-    group.add_argument("--base_seed", type=int, default=-1, help="seed of the noise; below 0: any")
+    group.add_argument("--base_seed", type=int, default=-1, help="seed of the noise; below 0: a random one")
 
 
 def _add_prompt_extension_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("prompt extension")
-    _switch(group, "--use_prompt_extend", False, "let a language model write out the prompt")
+    _switch(group, "--use_prompt_extend", False, "let a language model add details to the prompt")
     group.add_argument(
         "--prompt_extend_method",
         choices=get_args(Method),
         default="local_qwen",
-        help="who does it",
+        help="what extends the prompt",
     )
     group.add_argument(
         "--prompt_extend_model", help="folder, hub name or service model; default: by method and task"
     )
     group.add_argument(
-        "--prompt_extend_target_lang", choices=get_args(Language), default="zh", help="its language"
+        "--prompt_extend_target_lang",
+        choices=get_args(Language),
+        default="zh",
+        help="language of the extended prompt",
     )
 
 
@@ -132,19 +135,29 @@ def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
     _switch(group, "--offload_model", True, "give a network's device memory back after its stage")
     _switch(group, "--t5_cpu", False, "run the text encoder on the CPU")
     levers = Levers()
-    _switch(group, "--attention_slicing", levers.attention_slicing, "attend by groups of heads")
-    _switch(group, "--gradient_checkpointing", levers.gradient_checkpointing, "only where autograd records")
+    _switch(
+        group, "--attention_slicing", levers.attention_slicing, "attention for one group of heads at a time"
+    )
+    _switch(group, "--gradient_checkpointing", levers.gradient_checkpointing, "has no effect in generation")
     _switch(group, "--fused_kernels", levers.fused_kernels, "norms and rotary embedding in one pass (CUDA)")
     group.add_argument(
-        "--ffn_chunks", type=int, default=levers.ffn_chunks, help="token chunks; 0: by size; 1: off"
+        "--ffn_chunks",
+        type=int,
+        default=levers.ffn_chunks,
+        help="token chunks after self-attention; 0: by size; 1: off",
     )
     group.add_argument(
         "--rope_chunks",
         type=int,
         default=levers.rope_chunks,
-        help="token chunks without fused kernels; 1 is off",
+        help="token chunks of rotary embedding where no fused kernel runs; 1: off",
     )
-    group.add_argument("--vae_slabs", type=int, default=levers.vae_slabs, help="0: by size; 1: off")
+    group.add_argument(
+        "--vae_slabs",
+        type=int,
+        default=levers.vae_slabs,
+        help="slabs of the image in the VAE; 0: by size; 1: off",
+    )
     _switch(
         group, "--expandable_segments", True, "let the CUDA allocator grow segments, against fragmentation"
     )
@@ -163,7 +176,10 @@ def _add_parallel_flags(parser: argparse.ArgumentParser) -> None:
         help="who runs the VAE: the first rank alone, or every rank a slab of the image",
     )
     group.add_argument(
-        "--sp_backend", choices=get_args(Backend), default="native", help="whose attention runs across ranks"
+        "--sp_backend",
+        choices=get_args(Backend),
+        default="native",
+        help="whose code computes attention across ranks",
     )
 
 

@@ -4,9 +4,9 @@
     python -m wan.generate --task t2v-tiny --weights random --device cpu --precision fp32 --sample_steps 4
     torchrun --nproc_per_node 4 -m wan.generate --task t2v-14B --ulysses_size 4 --dit_fsdp --t5_fsdp --ckpt_dir ...
 
-Leaves one .mp4 (or .png for one frame). Exit codes: errors.py; a wrong flag is answered before torch is imported. Of
-several ranks the first one speaks and saves; an error is told by every rank that meets it, a wrong flag by the first
-rank of each host.
+Writes one .mp4 (or .png for one frame). The exit codes are in errors.py; a wrong flag is refused before torch is
+imported. Of several ranks, only the first one prints and saves. An error is reported by every rank that meets it; a
+wrong flag only by the first rank of each host.
 """
 
 import os
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run once; returns the exit code."""
-    # The ranks are given the same flags, and all of a host find the same mistakes in them: another may lack a file.
+    # All ranks get the same flags, so all ranks of a host find the same mistakes: one of them reports. Another host may
+    # differ, because it may lack a file.
     place, is_checked = Place(), False
     try:
         place = Place.of(os.environ)
@@ -59,7 +60,7 @@ def run(options: Options) -> Path:
     """Make the video that `options` asks for; returns the file that the first rank writes."""
     place = Place.of(os.environ)
     path = options.save_file or _default_path(options)
-    # Read by torch when CUDA starts, so it is set before; what the user set stays, under either name.
+    # torch reads this variable when CUDA starts, so it is set before. What the user set stays, under either name.
     if options.expandable_segments and not any(name in os.environ for name in ALLOCATOR_SETTINGS):
         os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
     if place.num_ranks > 1:
@@ -84,10 +85,11 @@ def run(options: Options) -> Path:
         try:
             with joined(place, torch.device(options.device)):
                 progress.say(describe(options))
-                # First: it reads headers only, and refuses a folder before a prompt model or an input is loaded.
+                # The pipeline comes first: it reads headers only, and refuses a wrong folder before a prompt model or
+                # an input is loaded.
                 pipeline = make_pipeline(options, num_ranks=place.num_ranks)
                 options = _agreed(options, place)
-                # What differs from what was asked for is said once, by the first rank.
+                # Only the first rank says what differs from what was asked for.
                 request = make_request(options, say=progress.say)
                 if told := other_than_asked(request, options):
                     progress.say(told)
@@ -114,7 +116,7 @@ def _tell_of_frames(video: "Tensor") -> None:
 
 
 def _agreed(options: Options, place: Place) -> Options:
-    """What is drawn or written anew in each process, as the first rank has it: the seed and the longer prompt."""
+    """`options` with the seed and the extended prompt of the first rank: each process would make its own."""
     if place.num_ranks == 1:
         return options
     from torch.distributed import broadcast_object_list
@@ -155,7 +157,7 @@ def _check_device(name: str, num_ranks: int = 1) -> None:
 def make_pipeline(options: Options, num_ranks: int = 1) -> "Pipeline":
     """The networks that `options` ask for; every file is checked, none is loaded yet.
 
-    With several ranks the default process group of torch.distributed is theirs and has been made.
+    With several ranks, the default process group of torch.distributed must exist and hold these ranks.
     """
     from wan.pipeline import Pipeline
 
@@ -180,9 +182,9 @@ def _to_stderr(line: str) -> None:
 
 
 def make_request(options: Options, *, say: Callable[[str], None] = _to_stderr) -> "Request":
-    """What the video is made from, pictures and videos read, the prompt extended where asked for.
+    """What the video is made from: pictures and videos are read, and the prompt is extended where asked for.
 
-    `say` is given a line for each thing that will not be as `options` asks.
+    `say` is called with a line for each thing that will differ from what `options` asks for.
     """
     from wan.inputs import media
     from wan.inputs.control import read_control
@@ -217,7 +219,7 @@ def make_request(options: Options, *, say: Callable[[str], None] = _to_stderr) -
 
 
 def other_than_asked(request: "Request", options: Options) -> str:
-    """A line on the size that comes out where a picture or video decides its ratio; empty where it is as asked."""
+    """A line about the size of the result, if a picture or video changes it; empty if the size is as asked."""
     from wan.inputs import conditioning
 
     width, height = asked = request.size or (0, 0)
@@ -229,7 +231,9 @@ def other_than_asked(request: "Request", options: Options) -> str:
         height, width = conditioning.vace_size(sides[0], sides[1], width * height)
     if (width, height) == asked:
         return ""
-    return f"  size: {width}*{height}, by the ratio of what is given, within the area of {options.size}"
+    return (
+        f"  size: {width}*{height}, with the ratio of the picture or video, within the area of {options.size}"
+    )
 
 
 def make_prompt(options: Options) -> str:
@@ -260,7 +264,7 @@ _ON_DEVICE = re.compile(
 
 
 def _exhausted(error: RuntimeError | MemoryError, where: str, options: Options) -> DeviceMemoryError | None:
-    """What to say of `error`, or None where it does not tell of memory."""
+    """The error to report for `error`, or None if it is not about memory."""
     import torch
 
     reason = str(error).partition("\n")[0]
@@ -269,7 +273,7 @@ def _exhausted(error: RuntimeError | MemoryError, where: str, options: Options) 
             f"the device ran out of memory in {where}: {reason}", hint=_less_memory(options)
         )
     if not isinstance(error, MemoryError):
-        # The CPU allocator of torch has no class of error of its own; a C++ place in its source comes first.
+        # The CPU allocator of torch has no error class of its own; its message begins with a place in the C++ source.
         _, name, reason = reason.partition("DefaultCPUAllocator: ")
         if not name:
             return None
@@ -278,7 +282,7 @@ def _exhausted(error: RuntimeError | MemoryError, where: str, options: Options) 
 
 
 def _less_host_memory(options: Options) -> str:
-    """What would still save host memory, the strongest first."""
+    """The settings that would still save host memory, the strongest first."""
     unused = [] if options.load_strategy == "block" else ["--load_strategy block"]
     if not options.device.startswith("cpu"):
         unused += ["--t5_cpu False"] if options.t5_cpu else []
@@ -301,7 +305,7 @@ def _less_memory(options: Options) -> str:
         unused.append("--dit_fsdp")
     if num_ranks > 1 and not (options.t5_fsdp or options.t5_cpu):
         unused.append("--t5_fsdp")
-    # The two exclude one another.
+    # Streaming and dit_fsdp exclude one another.
     if options.load_strategy != "stream" and not options.dit_fsdp:
         unused.append("--load_strategy stream")
     if not options.offload_model:

@@ -2,13 +2,13 @@
 
     memory_bytes()      # 137438953472
 
-What a video or picture needs is compared with it before it is read or made.
+The memory that a video or picture needs is compared with this number before it is read or made.
 """
 
 import os
 from pathlib import Path
 
-# Of control groups, second and first version; absent or "max" where there is no limit.
+# The limits of control groups, version 2 and version 1; a file is absent or says "max" where there is no limit.
 _LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 

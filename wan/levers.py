@@ -1,8 +1,8 @@
-"""The memory levers: what each saves, and which value switches it off. Read by dit.py, vae.py and residency.py.
+"""The memory levers: what each saves, and which value switches it off. Used by dit.py, components.py and pipeline.py.
 
-Every lever leaves the result as it was: exactly where the order of arithmetic stays, and within rounding
-(fp32 <= 1e-5) where it changes the order of a sum. Where autograd records, the levers that work in place
-stand aside, since a backward pass needs what they would overwrite.
+Every lever leaves the result as it was: exactly where the order of arithmetic stays, and within rounding (fp32 <= 1e-5)
+where it changes the order of a sum. Where autograd records, the levers that work in place are not used, because a
+backward pass needs what they would overwrite.
 """
 
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from typing import Literal
 LoadStrategy = Literal["full", "block", "stream"]
 Precision = Literal["fp32", "fp16", "bf16"]
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""Of the environment: torch reads the first, and the second only where the first is absent."""
+"""Environment variables: torch reads the first, and the second only where the first is absent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Levers:
-    """What trades nothing but launches and copies for memory."""
+    """Settings that save memory and cost only kernel launches and copies."""
 
     attention_slicing: bool = False
-    """Attend by groups of heads: v and the output exist for one group, only q and k are ever whole."""
+    """Attention by groups of heads: v and the output exist for one group at a time, only q and k for all heads."""
     ffn_chunks: int = 0
     """Token chunks of everything after self-attention (feed-forward above all); 0 chooses by size, 1 is off."""
     rope_chunks: int = 16
@@ -34,7 +34,7 @@ class Levers:
     def num_chunks(self, num_tokens: int) -> int:
         """Chunks of a pass over `num_tokens`: as asked, else of about 20,000 tokens, or 8,000 with slicing.
 
-        A chunk of 20,000 costs the matrix products nothing and stays under the peak of whole attention; sliced
-        attention has a lower peak to stay under.
+        Chunks of 20,000 do not slow the matrix products down, and need less memory than the peak of unsliced attention.
+        Sliced attention has a lower peak, so its chunks are smaller.
         """
         return self.ffn_chunks or max(1, -(-num_tokens // (8192 if self.attention_slicing else 20480)))

@@ -88,7 +88,7 @@ def parse(argv: Sequence[str], *, num_ranks: int | None = None) -> Options:
 
     Args:
         argv: the flags.
-        num_ranks: of the run; None: as torchrun says in the environment.
+        num_ranks: of the run; None: the number that torchrun sets in the environment.
 
     Raises:
         InputError: what cannot be parsed.
@@ -102,7 +102,7 @@ def parse(argv: Sequence[str], *, num_ranks: int | None = None) -> Options:
         "sample_steps": task.sample_steps,
         "sample_guide_scale": task.sample_guide_scale,
         "prompt": DEFAULT_PROMPTS[task.dit.model_type],
-        # Several ranks would keep as many copies of a whole network in host memory.
+        # With "full", several ranks would keep as many copies of a whole network in host memory.
         "load_strategy": "full" if ranks_here(num_ranks) == 1 else "block",
     }
     values = {name: defaults.get(name) if value is None else value for name, value in values.items()}

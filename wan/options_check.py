@@ -24,9 +24,9 @@ _LAYOUT = {
     "ulysses": "ulysses_size", "ring": "ring_size", "dit_fsdp": "dit_fsdp", "t5_fsdp": "t5_fsdp", "vae": "vae_parallel",
     "backend": "sp_backend", "load_strategy": "load_strategy", "ranks": "ranks",
 }  # fmt: skip
-"""What Layout names in its messages, and the options that it comes from; ranks are one in a file alone."""
+"""The names that Layout has in its messages, and the options they come from; `ranks` is an option only in a file."""
 
-# What each kind of model reads, and what it cannot do without.
+# What each kind of model reads, and what it needs.
 _INPUTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "t2v": ((), ()),
     "i2v": (("image",), ("image",)),
@@ -42,16 +42,16 @@ def check(
     num_ranks: int | None = None,
     names: Names = FLAGS,
 ) -> None:
-    """Refuse in words what could not end well.
+    """Refuse options that cannot work, and say why.
 
     Args:
-        options: as parse() gave them, or made otherwise.
-        here: also what this host's files and memory decide.
-        num_ranks: of the run; None: as torchrun says in the environment.
+        options: made by parse(), or in another way.
+        here: also check what depends on this host's files and memory.
+        num_ranks: of the run; None: the number that torchrun sets in the environment.
         names: how the user spells the options: as flags, or as the keys of a file.
 
     Raises:
-        InputError: the first thing found.
+        InputError: for the first problem that is found.
     """
     task = TASKS[options.task]
     _check_parallel(options, task, ranks_here(num_ranks), names)

@@ -1,4 +1,4 @@
-"""What the files and the memory of this host say of the flags, as options.check() asks; imports no torch.
+"""Checks of flags that depend on the files and the memory of this host, for options_check.check(); imports no torch.
 
 check_here(options)      # InputError: a file or folder that cannot be read, a video that cannot be held
 """
@@ -25,7 +25,7 @@ def check_here(options: Options, names: Names) -> None:
 
 
 def check_memory(options: Options, names: Names) -> None:
-    """Refuse a video that the memory of this host could not hold, whatever made it. Raises InputError."""
+    """Refuse a video that the memory of this host could not hold, whatever would make it. Raises InputError."""
     width, height = (int(side) for side in options.size.split("*"))
     frame_bytes, there = 3 * 4 * width * height, memory_bytes()
     if frame_bytes * options.frame_num > there:

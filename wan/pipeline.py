@@ -100,9 +100,9 @@ class Pipeline:
         offload_model: give a network's device memory back after its stage.
         t5_cpu: run UMT5 on the CPU.
         levers: see levers.py.
-        weights_seed: of random weights.
-        layout: how the ranks of the default process group divide the work (wan/parallel); None: there is one. Every
-            rank makes a pipeline with the same arguments, its own device apart, and calls the same methods.
+        weights_seed: the seed of random weights.
+        layout: how the ranks of the default process group divide the work (wan/parallel); None: there is one rank.
+            Every rank makes a pipeline with the same arguments, except its device, and calls the same methods.
     """
 
     def __init__(
@@ -142,7 +142,8 @@ class Pipeline:
         self.vae_encoder = None if task.dit.model_type == "t2v" else made.vae(self.levers, encoder=True)
         self.vae_decoder = made.vae(self.levers, encoder=False)
         self.dit = made.dit(self.levers, DTYPES[precision])
-        # Before hours are spent: every file is there and fits. The DiT first, which tells the folder of another task.
+        # Before hours are spent, check that every file is there and fits. The DiT comes first, because it shows a
+        # folder of another task.
         for component in (self.dit, self.text, self.clip, self.vae_encoder, self.vae_decoder):
             if component is not None:
                 component.prepare()
@@ -150,7 +151,8 @@ class Pipeline:
     def generate(self, request: Request, on_step: OnStep | None = None) -> Tensor | None:
         """The video [3, F, H, W] fp32 in [-1, 1] on the host of the first rank; None on the others.
 
-        `on_step(step, steps)` is called after each step. A stage that makes values that are not finite is warned of.
+        `on_step(step, steps)` is called after each step. A warning names the first stage that makes values that are not
+        finite.
         """
         _refuse(request, self.task)
         check = FirstNotFinite(quiet=self._ranks is not None and self._ranks.rank > 0)
@@ -230,7 +232,7 @@ class Pipeline:
         return Conditions(shape=shape, num_refs=len(given.refs), control=control)
 
     def _with_encoder(self, make: Callable[[conditioning.Encode], Tensor]) -> Tensor:
-        """What `make` builds of encoded videos, on every rank: the ranks encode together, or the first one alone."""
+        """What `make` builds from encoded videos, on every rank: the ranks encode together, or the first one alone."""
         component, ranks, slabs = self.vae_encoder, self._ranks, self.levers.vae_slabs
         assert component is not None
 
@@ -245,7 +247,7 @@ class Pipeline:
                 return make(lambda video: split_vae.encode(vae, video, ranks, slabs))
 
     def _once(self, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` makes, on every rank, made on the first one."""
+        """What `make` returns, on every rank; only the first rank calls it."""
         return make() if self._ranks is None else self._ranks.once(make)
 
     def denoise(
@@ -317,7 +319,7 @@ def _schedule(request: Request, task: Task) -> tuple[int, float]:
 
 
 def _refuse(request: Request, task: Task) -> None:
-    """InputError for a request that could not end well; the command line says the same in terms of its flags."""
+    """InputError for a request that cannot work; the command line says the same in terms of its flags."""
     frame_num, size = request.frame_num, request.size
     if frame_num is not None and (frame_num < 1 or frame_num % 4 != 1):
         raise InputError(f"frame_num {frame_num} is not 4n+1", hint="use 81, or 1 for an image")
@@ -326,14 +328,14 @@ def _refuse(request: Request, task: Task) -> None:
     check_schedule(request.solver, *_schedule(request, task))
     if not 0 <= request.seed <= LARGEST_SEED:
         raise InputError(
-            f"seed {request.seed}: must be from 0 to {LARGEST_SEED}", hint="any number in it will do"
+            f"seed {request.seed}: must be from 0 to {LARGEST_SEED}", hint="any number in that range will do"
         )
     if not abs(request.guide_scale or 0) <= MAX_GUIDE_SCALE:
         raise InputError(
             f"guide_scale {request.guide_scale} is no finite number in fp32",
             hint="5 is a usual value, 1 is none",
         )
-    # Before the ranks part: the first one alone would find it, with the others waiting for its latents.
+    # Before the ranks do different work: later only the first one would find it, while the others wait for its latents.
     if task.dit.model_type == "flf2v" and frame_num == 1:
         raise InputError(f"frame_num 1: {task.name} goes from a first to a last frame", hint="use at least 5")
     needed = {"i2v": ("image",), "flf2v": ("first_frame", "last_frame")}.get(task.dit.model_type, ())

@@ -3,7 +3,7 @@
     with Progress("cuda") as progress, listening(progress):
         pipeline.generate(request, on_step=progress.step)
 
-Everything goes to stderr; on a terminal the bar is live, elsewhere a line is written now and then.
+Everything goes to stderr; on a terminal the bar is live, elsewhere a line is written about every 10 s.
 """
 
 import time
@@ -22,7 +22,7 @@ LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """A spans.Listener that writes one line a stage, and a bar that pipeline.generate moves; `quiet`: neither."""
+    """A spans.Listener that writes a line for each stage, and a bar for the steps; with `quiet` it writes neither."""
 
     def __init__(self, device: str, *, quiet: bool = False) -> None:
         self._device = torch.device(device)
@@ -48,7 +48,7 @@ class Progress:
 
     @property
     def where(self) -> str:
-        """Path of the innermost span, open or the first that an exception left; clean-up opens others after it."""
+        """Path of the first span that an exception left, as clean-up opens others; else of the innermost open one."""
         return self._failed_in or "/".join(name for name, _ in self._open) or "start"
 
     def say(self, line: str) -> None:

@@ -5,11 +5,11 @@
         velocity = model(latents, sampler.timesteps[index])
         latents = sampler.step(velocity, index, latents)
 
-Both solvers are linear in the latents: with the sigmas known, a step is a few sums of tensors times numbers.
-diffusers is therefore run once, when the sampler is made, on unit vectors on the CPU; what comes out are the
-numbers, and step() only adds. That leaves out what diffusers' own step() does on a device - a copy of a sigma
-per use and a linear solve, each of which waits for the device - and its temporaries; and it runs on fake
-tensors. Schedule formulae: the public Wan2.1 release; they differ from diffusers' own (see wan_sigmas).
+Both solvers are linear in the latents: with the sigmas known, a step is a few sums of tensors times numbers. So
+diffusers is run only once, when the sampler is made, on unit vectors on the CPU. The results are these numbers, and
+step() only adds. This avoids what diffusers' own step() does on a device (a copy of a sigma at each use and a linear
+solve, both of which wait for the device) and its temporary tensors, and it works with fake tensors. The formulae of the
+schedule are those of the public Wan2.1 release; they differ from diffusers' own (see wan_sigmas).
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from wan.config import MAX_SHIFT, MAX_STEPS, MIN_SHIFT, Solver
 from wan.errors import InputError
 
 NUM_TRAIN_TIMESTEPS = MAX_STEPS
-# 1 - 1/1000 as Wan stores it, in float32, before it computes on in float64.
+# 1 - 1/1000 as Wan stores it, in float32, before it goes on computing in float64.
 UNIPC_SIGMA_MAX = 0.9990000128746033
 
 # What a step reads, in the order of the unit vectors: the sample, the clean video predicted from it
@@ -37,8 +37,8 @@ NUM_INPUTS = 5
 def wan_sigmas(solver: Solver, steps: int, shift: float) -> npt.NDArray[np.float64]:
     """The noise levels of a run, [steps + 1] float64, falling to exactly 0; timesteps are int(1000 * sigma).
 
-    UniPC starts at 0.999, DPM++ at 1.0, both end a step before 0, which is then appended; diffusers' own
-    schedules end at 0.001 or start at 0.999 and give other timesteps.
+    UniPC starts at 0.999 and DPM++ at 1.0. Both end one step before 0; then 0 is appended. diffusers' own schedules end
+    at 0.001 or start at 0.999 and give other timesteps.
     """
     first = UNIPC_SIGMA_MAX if solver == "unipc" else 1.0
     sigmas = np.linspace(first, 0.0, steps + 1)[:-1]
@@ -63,7 +63,8 @@ class Sampler:
             self._rules = _probe(_SCHEDULERS[solver](), self.sigmas)
             self._levels: list[float] = self.sigmas.tolist()
         timesteps = (sigmas[:-1] * NUM_TRAIN_TIMESTEPS).astype(np.int64)
-        # Filled, not copied: a fake mode would move known values in earnest, to a device that may not exist.
+        # The values are filled in, not copied: a fake mode would really copy known values to the device, which may not
+        # exist.
         each = [torch.full((), value, dtype=torch.int64, device=device) for value in timesteps.tolist()]
         self.timesteps = torch.stack(each)
         self._last_sample: Tensor | None = None
@@ -125,8 +126,8 @@ def check(solver: str, steps: int, shift: float) -> None:
         )
 
 
-# prediction_type "sample": the schedulers are given the clean prediction itself, which step() makes, so that
-# it is an input with a weight of its own.
+# prediction_type "sample": the schedulers are given the clean prediction itself, which step() makes, so that this
+# prediction is an input with a weight of its own.
 def _unipc() -> Any:
     from diffusers import UniPCMultistepScheduler
 

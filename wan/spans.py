@@ -1,13 +1,13 @@
-"""Named spans: the words in which memory and time are reported, free until somebody listens.
+"""Named spans, by which memory and time are reported; they cost almost nothing while nobody listens.
 
     with span("denoise", step=3):
         with span("dit.block", index=12):
             ...
 
 Stages are prompt_extend, load.{t5,clip,vae,dit}, encode.{text,image,video}, denoise, decode, save and
-residency.{onload,offload}; inside them dit.*, vae.* and t5.* name parts of a network, comm.* what ranks
-say to one another. Nesting gives the path.
-Spans are opened by one thread per process, the one that runs the model.
+residency.{onload,offload}; inside them dit.*, vae.* and t5.* name parts of a network, comm.* name exchanges between
+ranks. The path of a span has the names of all spans around it. Spans are opened by one thread per process, the one that
+runs the model.
 """
 
 from collections.abc import Iterator
@@ -56,7 +56,8 @@ class _Heard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The listeners that heard the span open hear it close, last one first, whoever came or left inside.
+        # The listeners that heard the span open hear it close, the last one first, even if listeners came or left
+        # inside.
         for listener in reversed(self._listeners):
             listener.exit(self._name, kind is not None)
 

@@ -1,1 +1,1 @@
-"""What a user gives and gets: prompts, images and videos, read, checked, and made into what the networks take."""
+"""Reads and checks prompts, images and videos, turns them into inputs of the networks, and writes the result."""

@@ -4,8 +4,9 @@
     numbers = spread(clip, 81)                     # 81 of its frames, evenly over the whole clip
     video = read(clip, numbers)                    # [3, 81, H, W] fp32 in [-1, 1]
 
-Frames are as a player shows them: turned and mirrored by the display matrix, pixels made square. A path is always a
-file, whatever its name looks like. What cannot be read is a MediaError. PyAV is imported where it is used.
+Frames are as a player shows them: turned and mirrored by the display matrix, pixels made square. A path always means a
+file (never an address), whatever its name looks like. What cannot be read raises MediaError. PyAV is imported where it
+is used.
 """
 
 import struct
@@ -33,7 +34,7 @@ Pixels = npt.NDArray[np.uint8]
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif")
 _READABLE = f"readable are {', '.join(VIDEO_SUFFIXES)}"
 _GIB = 2**30
-# Where a file names no rate that could be meant.
+# Frames per second, where a file names no usable rate.
 _USUAL_RATE = Fraction(25)
 
 
@@ -71,8 +72,9 @@ def look(path: Path) -> Clip:
 def spread(clip: Clip, num_frames: int) -> list[int]:
     """Numbers of `num_frames` frames of `clip`, evenly over its time: the first one, .. and the last one.
 
-    As the release chooses them: what is on screen at equally distant moments, the last of which is the middle of the
-    last frame's time. Of a clip with a steady rate and as many frames, those are all of its frames.
+    The release chooses them in the same way: the frames on screen at moments of equal distance, the last of which is
+    the middle of the last frame's time. For a clip with a steady rate and `num_frames` frames, these are all of its
+    frames.
     """
     if num_frames == 1:
         return [0]
@@ -110,7 +112,7 @@ def import_av() -> Any:
 
 
 def check_source(path: Path) -> None:
-    """Refuse with MediaError what is no file that can be read, or is empty."""
+    """Raise MediaError if `path` is not a readable file, or is empty."""
     if trouble := trouble_with_file(path):
         raise MediaError(trouble.what, hint=trouble.hint)
     if path.stat().st_size == 0:
@@ -122,7 +124,7 @@ def _frames(path: Path) -> Iterator[tuple[Any, Any]]:
     av = import_av()
     check_source(path)
     try:
-        # Absolute: of `run:2/z.mp4` FFmpeg would take `run` for a protocol. Metadata need not be UTF-8.
+        # An absolute path, because FFmpeg would take `run` in `run:2/z.mp4` for a protocol. Metadata need not be UTF-8.
         with av.open(str(path.absolute()), metadata_errors="replace") as container:
             stream = _video_stream(path, container)
             stream.thread_type = "AUTO"
@@ -133,7 +135,7 @@ def _frames(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
-    """Every frame; MediaError where one is missing or damaged, which decoders pass over in silence."""
+    """Every frame; MediaError where one is missing or damaged, which decoders do not report."""
     size_bytes = path.stat().st_size
     if any(entry.pos + entry.size > size_bytes for entry in stream.index_entries):
         raise _unreadable(path, "it is cut off, frames that it names lie behind its end")
@@ -146,7 +148,7 @@ def _decoded(path: Path, container: Any, stream: Any) -> Iterator[Any]:
             if frame.is_corrupt:
                 raise _unreadable(path, f"frame {num_frames - 1} is damaged")
             yield frame
-    # Packets are called damaged where two streams are joined, too: then no frame is missing.
+    # Packets are also marked as damaged where two streams were joined; then no frame is missing.
     if num_damaged and num_frames < num_packets:
         raise _unreadable(path, f"it is cut off or damaged, {num_frames} of {num_packets} frames are left")
 
@@ -168,12 +170,12 @@ def _video_stream(path: Path, container: Any) -> Any:
 
 
 def _rate(stream: Any) -> Fraction:
-    """Frames a second, as the file says; for clocks without times, and for how long the last frame is shown."""
+    """Frames per second, as the file says; used where frames have no times, and for the length of the last frame."""
     return Fraction(stream.average_rate or stream.guessed_rate or _USUAL_RATE)
 
 
 def _starts(times_s: Sequence[float | None], frame_s: float) -> Iterator[float]:
-    """Seconds after the first frame: where a clock is missing, stands or goes back, the rate stands in for it."""
+    """Seconds after the first frame; where a time is missing, repeated or goes back, the rate is used instead."""
     start_s = 0.0
     yield start_s
     for before_s, now_s in pairwise(times_s):
@@ -183,18 +185,18 @@ def _starts(times_s: Sequence[float | None], frame_s: float) -> Iterator[float]:
 
 
 class _Upright:
-    """Turns frames into what a player shows, all of them as the first one."""
+    """Turns frames into what a player shows, all with the size and the rotation of the first one."""
 
     def __init__(self, path: Path, stream: Any, first: Any) -> None:
         self._path = path
-        # Width of a pixel in heights of it; 0 and None: not known.
+        # Width of a pixel divided by its height; 0 and None: not known.
         self._aspect = Fraction(stream.sample_aspect_ratio or 1)
         self._width, self._height = max(1, round(first.width * self._aspect)), first.height
         self._matrix = _display_matrix(path, first)
         _refuse_too_large(path, 1, self._height, self._width)
 
     def pixels(self, frame: Any, number: int) -> Pixels:
-        """[H, W, 3] of a decoded frame, whose number is for messages."""
+        """[H, W, 3] of a decoded frame; `number` is for messages."""
         width = frame.width * self._aspect * self._height / frame.height
         if abs(width - self._width) > 1:
             raise MediaError(
@@ -214,7 +216,7 @@ class _Upright:
         return _turned(stored, self._matrix)
 
 
-# What a display matrix says of the picture's plane: x' = a x + c y, y' = b x + d y, each -1, 0 or 1.
+# What a display matrix does in the plane of the picture: x' = a x + c y, y' = b x + d y, each -1, 0 or 1.
 _Turn = tuple[int, int, int, int]
 _AS_STORED: _Turn = (1, 0, 0, 1)
 
@@ -226,9 +228,10 @@ def _display_matrix(path: Path, frame: Any) -> _Turn:
     a, b, _, c, d = struct.unpack("=5i", bytes(held)[:20])
     largest = max(map(abs, (a, b, c, d)))
     if not largest:
-        return _AS_STORED  # an empty one says nothing
+        return _AS_STORED  # an empty matrix says nothing
     turn = (round(a / largest), round(b / largest), round(c / largest), round(d / largest))
-    # One of each pair, and the other next to nothing: a turn by quarters. A degree is 1/57.
+    # Either a and d or b and c are 1 or -1, and the other two are nearly 0: a rotation by a multiple of 90 degrees. A
+    # degree is 1/57.
     small = max(abs(exact / largest - whole) for exact, whole in zip((a, b, c, d), turn, strict=True))
     if abs(turn[0] * turn[3]) + abs(turn[1] * turn[2]) != 1 or small > 0.02:
         raise MediaError(

@@ -3,12 +3,11 @@
     height, width = i2v_size(1080, 1920, max_area=832 * 480)
     y = i2v_latents(image, frame_num=81, size=(height, width), encode=vae_encode)    # [20, 21, h, w]
 
-`encode` takes one host video [3, F, H, W], fp32 in [-1, 1], and returns its latents [16, T', h, w] on the
-device where it works; it moves the video there chunk by chunk, so no whole video in pixels is ever on it.
-Shapes: F frames (4n+1), H and W pixels; T' = (F - 1) / 4 + 1, h = H / 8, w = W / 8.
-Sizes are (height, width). Formulae: the public Wan2.1 release, with two known differences, both in flf2v: a
-last frame of another size is cropped to the ratio of the first (fit_last_frame), and the mask follows frame_num,
-where the release takes 81 for granted.
+`encode` takes one host video [3, F, H, W], fp32 in [-1, 1], and returns its latents [16, T', h, w] on the device where
+it works; it moves the video there chunk by chunk, so the device never holds a whole video in pixels. Shapes: F frames
+(4n+1), H and W pixels; T' = (F - 1) / 4 + 1, h = H / 8, w = W / 8. Sizes are (height, width). The formulae are those of
+the public Wan2.1 release, with two known differences, both in flf2v: a last frame of another size is cropped to the
+ratio of the first (fit_last_frame), and the mask follows frame_num, where the release takes 81 for granted.
 """
 
 import math
@@ -33,9 +32,9 @@ PATCH = 2
 def i2v_size(image_height: int, image_width: int, max_area: int) -> Size:
     """The (height, width) in pixels of a video that keeps the image's aspect ratio.
 
-    Its area is at most about `max_area` (pixels, e.g. 1280 * 720); both sides are multiples of 16. As in the
-    release, both divisions round down before round() is asked, so 480 less one rounding error becomes 464.
-    Raises InputError for an image so long and narrow that one side would be 0.
+    Its area is at most about `max_area` (pixels, e.g. 1280 * 720); both sides are multiples of 16. As in the release,
+    both divisions round down before round() is called, so a side that a rounding error makes a little less than 480
+    becomes 464. Raises InputError for an image so long and narrow that one side would be 0.
     """
     ratio = image_height / image_width
     latent_height = math.sqrt(max_area * ratio) // STRIDE // PATCH * PATCH
@@ -56,7 +55,7 @@ def first_frame_mask(latents: Tensor, *, also_last: bool = False) -> Tensor:
     frame only and repeats it; the last pixel frame is the last channel of the last latent frame.
     """
     mask = latents.new_zeros(STRIDE_T, *latents.shape[1:])
-    # Not mask[:, 0] = 1: brackets wake the device, which a CPU build of torch refuses even on fake tensors.
+    # Not mask[:, 0] = 1: indexing starts the device, which a CPU build of torch refuses even on fake tensors.
     mask.select(1, 0).fill_(1)
     if also_last:
         mask.select(0, -1).select(0, -1).fill_(1)
@@ -95,12 +94,12 @@ def flf2v_latents(first: Tensor, last: Tensor, frame_num: int, size: Size, encod
 def fit_last_frame(last: Tensor, first: Tensor) -> Tensor:
     """`last` [3, H, W] cut around its centre to the aspect ratio of `first`; itself where they agree.
 
-    CLIP and the VAE both see the result. (The release computes the scale that makes the frames match, then
-    crops to the scaled size without scaling, which pads small images with grey; this is what it means to do.)
+    CLIP and the VAE both see the result. (The release computes the scale that makes the frames match, then crops to the
+    scaled size without scaling, which pads small images with grey; the code here does what the release intends.)
     """
     height, width = last.shape[-2:]
     scale = max(first.shape[-2] / height, first.shape[-1] / width)
-    # A row at least: of a last frame far smaller than the first, less than half a pixel may be left.
+    # At least one row: if the last frame is far smaller than the first, less than half a pixel may be left.
     size = tuple(max(1, round(side / scale)) for side in first.shape[-2:])
     return _centre_crop(last, (size[0], size[1]))
 
@@ -120,7 +119,7 @@ class VaceInputs:
 
 
 def vace_size(video_height: int, video_width: int, max_area: int) -> Size:
-    """The (height, width) that a control video is brought to: its ratio, at most `max_area` and its own area.
+    """The (height, width) that a control video is scaled to: its own ratio, and at most `max_area` and its own area.
 
     Both sides are multiples of 16; the area is counted in tokens of 16 x 16 pixels.
     """
@@ -145,11 +144,11 @@ def vace_inputs(
     """Control video, mask and reference images brought to one size and to 4n+1 frames.
 
     Args:
-        video: [3, F, H, W] in [-1, 1] or None. Its own ratio is kept (vace_size of the area of `size`), and
-            its length, cut to 4n+1 frames and to `frame_num`.
+        video: [3, F, H, W] in [-1, 1] or None. Its own ratio is kept (vace_size with the area of `size`); its length is
+            cut to 4n+1 frames and to `frame_num`.
         mask: [1, F, H, W] in [0, 1] or None; one frame holds for all. It is scaled and cropped as the video.
         refs: [3, H, W] each, in [-1, 1], any size: they are letterboxed on white.
-        size: height and width where there is no video.
+        size: height and width; where there is a video, only their area counts.
         frame_num: 4n+1.
 
     Raises:
@@ -251,14 +250,14 @@ def _fit_mask(mask: Tensor, frame_num: int, size: Size) -> Tensor:
 
 
 def _cover(video: Tensor, size: Size) -> Tensor:
-    """`video` [C, F, H, W] scaled (bicubic, antialiased) to cover `size`; what is over is cut off evenly."""
+    """`video` [C, F, H, W] scaled (bicubic, antialiased) to cover `size`; what goes beyond it is cut off evenly."""
     if video.shape[-2:] == size:
         return video
     height, width = video.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     scaled_size = (round(height * scale), round(width * scale))
     covered = video.new_empty(*video.shape[:2], *size)
-    for index in range(video.shape[1]):  # frame by frame: the scaled whole would be one more copy
+    for index in range(video.shape[1]):  # frame by frame: the whole scaled video would be one more copy
         frame = F.interpolate(video[None, :, index], size=scaled_size, mode="bicubic", antialias=True)
         covered[:, index] = _centre_crop(frame[0], size)
     return covered

@@ -3,8 +3,8 @@
     control = read_control(Path("dance.mp4"), Path("dancer.mp4"), frame_num=81)
     control.video.shape, control.mask.shape       # [3, 81, H, W], [1, 81, H, W]
 
-As in the release, frame rates play no part: of both files the same frames are taken, evenly over the time of the
-video. The release takes as many as its sequence length allows; here `frame_num` is the most.
+As in the release, frame rates do not matter: the same frames are taken of both files, evenly over the time of the
+video. The release takes as many as its sequence length allows; here `frame_num` is the maximum.
 """
 
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from wan.inputs.conditioning import vace_frame_num
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Control:
-    """What vace is steered by."""
+    """The inputs that control vace."""
 
     video: Tensor
     """[3, F, H, W] fp32 in [-1, 1], F = 4n+1."""
     mask: Tensor | None
-    """[1, F, H, W] fp32 in [0, 1], or [1, 1, H, W]: one for all frames."""
+    """[1, F, H, W] fp32 in [0, 1], or [1, 1, H, W]: one mask for all frames."""
     told: tuple[str, ...]
-    """What differs from what was asked for, a line each, in terms of the flags."""
+    """A line for each thing that differs from what was asked for, in terms of the flags."""
 
 
 def read_control(video: Path, mask: Path | None, *, frame_num: int) -> Control:
-    """Read `video` and `mask`; at most `frame_num` frames, of 4n+1, and as far as both have frames.
+    """Read `video` and `mask`: 4n+1 frames, at most `frame_num`, and no more than either file has.
 
     A mask of one frame, image or video, holds for all. Raises MediaError for a file that cannot be read, InputError
     for a mask whose suffix is neither image nor video.

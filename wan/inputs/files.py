@@ -1,9 +1,9 @@
-"""What lies at a path, and why it cannot be read: asked in one place, with the same words everywhere.
+"""Tells what is at a path and why it cannot be read, so that every message about it uses the same words.
 
     trouble = trouble_with_file(Path("cat.jpg"))       # None, or Trouble("there is no file cat.jpg", "check the ...")
 
-A file that may not be read is neither absent nor damaged, and a broken link is no wrong name: each is told as it is.
-Imports nothing of this package, so that flags can be checked at once. Leaves nothing on disk.
+A file without permission to read is neither absent nor damaged, and a broken link is not a wrong name: each case has
+its own message. Imports nothing of this package, so that flags can be checked at once. Leaves nothing on disk.
 """
 
 import os
@@ -26,14 +26,14 @@ class Trouble(NamedTuple):
 def what_is_at(path: Path) -> Found:
     """What lies at `path`, links followed.
 
-    Raises OSError where that cannot be told: a folder above that may not be entered, a name too long, links that
-    go round in a circle.
+    Raises OSError where this cannot be found out: a folder above may not be entered, the name is too long, or links
+    form a circle.
     """
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
         return "nothing"
-    except ValueError:  # a NUL in it
+    except ValueError:  # a path with a NUL
         return "nothing"
     if stat.S_ISREG(mode):
         return "file"
@@ -41,7 +41,7 @@ def what_is_at(path: Path) -> Found:
 
 
 def is_absent(path: Path) -> bool:
-    """Whether nothing at all is at `path`, not even a broken link; False where that cannot be told."""
+    """Whether nothing at all is at `path`, not even a broken link; False where this cannot be found out."""
     try:
         return what_is_at(path) == "nothing" and not os.path.islink(path)
     except OSError:
@@ -49,7 +49,7 @@ def is_absent(path: Path) -> bool:
 
 
 def trouble_with_file(path: Path) -> Trouble | None:
-    """Why `path` is no file that can be read; None: it is one, and opens."""
+    """Why `path` is not a file that can be read; None: it is one, and it opens."""
     try:
         found = what_is_at(path)
         if found == "file":
@@ -64,7 +64,7 @@ def trouble_with_file(path: Path) -> Trouble | None:
 
 
 def trouble_with_folder(path: Path) -> Trouble | None:
-    """Why `path` is no folder that can be listed; None: it is one."""
+    """Why `path` is not a folder that can be listed; None: it is one."""
     try:
         found = what_is_at(path)
         if found == "folder":
@@ -80,7 +80,7 @@ def trouble_with_folder(path: Path) -> Trouble | None:
 
 
 def refused(path: Path, error: OSError) -> Trouble:
-    """What the system says of `path`, in its own words."""
+    """Why `path` cannot be read, in the words of the operating system."""
     if isinstance(error, PermissionError):
         return Trouble(
             f"{path} may not be read: {error.strerror or error}",
@@ -91,5 +91,5 @@ def refused(path: Path, error: OSError) -> Trouble:
 
 def _absent(kind: str, path: Path) -> Trouble:
     if os.path.islink(path):
-        return Trouble(f"{path} is a link to {os.readlink(path)}, which is not there", "mend the link")
+        return Trouble(f"{path} is a link to {os.readlink(path)}, which is not there", "repair the link")
     return Trouble(f"there is no {kind} {path}", CHECK_PATH)

@@ -4,10 +4,10 @@
     video = read_video(Path("dance.mp4"), frame_num=81)      # [3, F, H, W], spread over the clip
     save_video(frames, Path("out.mp4"), fps=16)              # H.264, plays everywhere
 
-Everything is on the host, upright, and a path means a file whatever its name looks like. A file appears under its
-name only when it is complete. Pixels are turned into bytes and back frame by frame, so that beside the tensor no
-second whole video of floats exists. pillow and PyAV are imported where they are used: ranks that neither read nor
-write need neither.
+All tensors are on the host and upright, and a path means a file, whatever its name looks like. A file appears under its
+name only when it is complete. Pixels are turned into bytes and back frame by frame, so that there is no second whole
+video of floats. pillow and PyAV are imported where they are used, so ranks that do not read or write files need
+neither.
 """
 
 import itertools
@@ -33,7 +33,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SAVE_VIDEO_SUFFIX = ".mp4"
 FPS = 16
 
-# Visually lossless for H.264, where 23 is the usual and each 6 less doubles the bitrate.
+# Visually lossless for H.264, where 23 is the usual value and each 6 less doubles the bitrate.
 CRF = "17"
 _IMAGE_OPTIONS: dict[str, dict[str, Any]] = {".png": {}, ".webp": {"quality": 95}}
 _JPEG_OPTIONS: dict[str, Any] = {"quality": 95, "subsampling": 0}
@@ -51,7 +51,7 @@ def read_image(path: Path) -> Tensor:
 
 
 def open_image(path: Path) -> "Image":
-    """An image as an upright RGB pillow image; errors as read_image."""
+    """An image as an upright RGB pillow image; raises the same errors as read_image()."""
     from PIL import Image, ImageOps
 
     check_source(path)
@@ -60,7 +60,7 @@ def open_image(path: Path) -> "Image":
 
 
 def _read_still(path: Path) -> Tensor:
-    """A mask that holds for all frames; MediaError for a picture that moves, of which one frame would be used."""
+    """A mask that holds for all frames; MediaError for an animated picture, of which only one frame would be used."""
     from PIL import Image
 
     check_source(path)
@@ -68,7 +68,7 @@ def _read_still(path: Path) -> Tensor:
         num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1:
         raise MediaError(
-            f"mask {path} is a picture that moves, of {num_frames} frames",
+            f"mask {path} is an animated picture of {num_frames} frames",
             hint=f"make a video of it: {', '.join(VIDEO_SUFFIXES)}",
         )
     return read_image(path)
@@ -80,7 +80,7 @@ def _told_as_media_error(path: Path) -> Iterator[None]:
         yield
     except MemoryError:
         raise
-    except Exception as error:  # a damaged picture raises whatever its decoder trips over
+    except Exception as error:  # the class of the error depends on the decoder and the damage
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise MediaError(f"cannot read image {path}: {reason}", hint=_readable(IMAGE_SUFFIXES)) from error
 
@@ -88,8 +88,8 @@ def _told_as_media_error(path: Path) -> Iterator[None]:
 def read_video(path: Path, *, frame_num: int, min_frames: int = 1) -> Tensor:
     """A video as [3, F, H, W] fp32 in [-1, 1]: at most `frame_num` frames, evenly over all of its time.
 
-    Its frame rate plays no part, and no frame is blended. Raises MediaError when the file is missing, empty, damaged,
-    no video, or shorter than `min_frames`.
+    Its frame rate does not matter, and frames are not blended. Raises MediaError when the file is missing, empty,
+    damaged, no video, or shorter than `min_frames`.
     """
     found = clip.look(path)
     if found.num_frames < min_frames:
@@ -111,7 +111,7 @@ def is_still(path: Path) -> bool:
 
 
 def read_mask(path: Path, *, frame_num: int) -> Tensor:
-    """A mask as [1, F, H, W] fp32 in [0, 1], white = 1; an image is one frame. Colours count by their red.
+    """A mask as [1, F, H, W] fp32 in [0, 1], white = 1; an image is one frame. Of a colour only red counts.
 
     Raises InputError for a suffix that is neither image nor video; else as read_image and read_video.
     """
@@ -119,15 +119,15 @@ def read_mask(path: Path, *, frame_num: int) -> Tensor:
 
 
 def as_mask(colours: Tensor) -> Tensor:
-    """[3, F, H, W] in [-1, 1] as a mask [1, F, H, W] in [0, 1], by its red."""
+    """[3, F, H, W] in [-1, 1] as a mask [1, F, H, W] in [0, 1], from its red channel."""
     return colours[:1].add(1).div_(2)
 
 
 def check_output(path: Path, *, num_frames: int) -> None:
     """Refuses a file that could not be written at the end; to be called before the work begins.
 
-    Raises InputError for a suffix that does not fit `num_frames`, MediaError for a folder in the place of the
-    file, a name too long, or a folder that is missing or takes no file (one is made there and removed).
+    Raises InputError for a suffix that does not fit `num_frames`, MediaError for a folder in the place of the file, a
+    name that is too long, or a folder that is missing or not writable (a file is made there and removed).
     """
     suffix = path.suffix.lower()
     allowed = (*IMAGE_SUFFIXES, SAVE_VIDEO_SUFFIX) if num_frames == 1 else (SAVE_VIDEO_SUFFIX,)
@@ -148,7 +148,7 @@ def _check_place(path: Path) -> None:
         raise MediaError(
             f"cannot write {path}: there is no folder {path.parent}", hint="make the folder first"
         )
-    # Raises where the name is too long, which the short one of the unfinished file does not show.
+    # This raises if the name is too long; touch() below does not, because the name of the unfinished file is short.
     found = what_is_at(path)
     if found == "folder":
         raise MediaError(f"cannot write {path}: it is a folder", hint="choose another name")
@@ -215,7 +215,7 @@ def save(frames: Tensor, path: Path, *, fps: int = FPS) -> None:
 
 
 def _as_rgb(image: "Image") -> "Image":
-    """`image` in 8-bit RGB; convert() alone would cut wide greys at 255, which is nearly black in 16 bits."""
+    """`image` in 8-bit RGB; convert() alone would cut wider greys at 255, which is nearly black in 16 bits."""
     from PIL import Image
 
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
@@ -258,14 +258,14 @@ def _complete_file(path: Path) -> Iterator[Path]:
 
 
 def _unfinished(path: Path) -> Path:
-    # Short whatever the name of `path`, which may be as long as the file system allows.
+    # Always short, because the name of `path` may be as long as the file system allows.
     return path.with_name(f".{os.getpid()}.unfinished{path.suffix}")
 
 
 def _encode_h264(frames: Iterable[Pixels], path: Path, width: int, height: int, fps: int) -> None:
     av = import_av()
     try:
-        # Absolute: of a folder `run:2` FFmpeg would take `run` for a protocol.
+        # An absolute path, because FFmpeg would take `run` in a folder `run:2` for a protocol.
         with av.open(
             str(path.absolute()), "w", format="mp4", options={"movflags": "+faststart"}
         ) as container:
@@ -281,6 +281,6 @@ def _encode_h264(frames: Iterable[Pixels], path: Path, width: int, height: int, 
 
 
 def _tag_bt709(codec: Any) -> None:
-    """Says which colours these are: unmarked, players guess by the size of the picture, and tints shift."""
+    """Marks the colours as BT.709: without the mark, players guess from the size of the picture, and colours shift."""
     # FFmpeg numbers BT.709 as 1 in all three; range 1 is the limited one (16 to 235) of video.
     codec.colorspace = codec.color_primaries = codec.color_trc = codec.color_range = 1

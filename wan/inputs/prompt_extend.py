@@ -1,10 +1,10 @@
-"""A short prompt made into the detailed one that Wan was trained on, by a language model.
+"""Lets a language model turn a short prompt into a detailed one, like those that Wan was trained on.
 
     extend_prompt("a cat surfs", method="local_qwen", task="t2v-14B", language="en", seed=7, device="cuda")
 
-local_qwen runs a Qwen model here, and frees it before returning; dashscope asks Alibaba's service (package
-`dashscope`, key in DASH_API_KEY). What the model is told is in prompts/<kind>.<language>.txt. A call that
-fails raises: the original prompt is never passed off as an extended one. Nothing is written to disk.
+local_qwen runs a Qwen model here, and frees it before returning; dashscope asks Alibaba's service (package `dashscope`,
+key in DASH_API_KEY). The instructions to the model are in prompts/<kind>.<language>.txt. A call that fails raises an
+error: the original prompt is never returned as an extended one. Nothing is written to disk.
 """
 
 import gc
@@ -26,7 +26,7 @@ Kind = Literal["t2v", "i2v"]
 
 API_KEY = "DASH_API_KEY"
 MAX_NEW_TOKENS = 512
-# A vision model makes a token of every 28 x 28 pixels: this many pixels a side are at most 1,296 of them.
+# A vision model makes a token of every 28 x 28 pixels: an image with sides of this length makes at most 1,296 tokens.
 MAX_IMAGE_SIDE = 1008
 
 DEFAULT_MODELS: dict[tuple[Method, Kind], str] = {
@@ -57,7 +57,7 @@ def extend_prompt(
         language: of the answer.
         task: name of the task; i2v and flf2v describe what they see in `image`, the others ignore it.
         image: the first frame.
-        seed: same model, prompt and seed give the same answer (local_qwen; the service only tries).
+        seed: same model, prompt and seed give the same answer (local_qwen; the service does not promise it).
         device: where a local model runs; all of its memory is given back.
 
     Raises:
@@ -88,7 +88,8 @@ def _check(method: str, language: str, kind: Kind, image: Path | None) -> None:
             raise InputError(f"{key}: {value!r} is not known", hint=f"use one of {', '.join(known)}")
     if kind == "i2v" and image is None:
         raise InputError(
-            "prompt extension of an image task needs the image", hint="give the image, or extend none"
+            "prompt extension of an image task needs the image",
+            hint="give the image, or do not extend the prompt",
         )
 
 
@@ -105,7 +106,7 @@ def _ask_local(
 ) -> str:
     messages = _messages(instruction, prompt, image)
     try:
-        # The inner function has returned, its model with it, when the memory is given back.
+        # A function of its own: when it has returned, its model is gone and the memory can be given back.
         return _generate(name, messages, image is not None, seed, device)
     except (OSError, ValueError) as error:
         # transformers raises these for a name it cannot find or reach, and for a folder it cannot use.
@@ -164,7 +165,7 @@ def _load(name: str, with_image: bool) -> tuple[Any, Any]:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Sampling inside is decided by `seed`; the generators outside go on as if nothing had happened."""
+    """Sampling inside the block depends on `seed` alone; random generators outside are not changed."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -184,7 +185,7 @@ def _ask_dashscope(name: str, instruction: str, prompt: str, image: Path | None,
     call = dashscope.Generation.call if image is None else dashscope.MultiModalConversation.call
     try:
         response = call(messages=_service_messages(instruction, prompt, image), **settings)
-    except Exception as error:  # its network and argument errors share no base class
+    except Exception as error:  # the package's network and argument errors share no base class
         raise ServiceError(
             f"dashscope: the call to {name} failed: {type(error).__name__}: {error}",
             hint="check the connection, or use method local_qwen",

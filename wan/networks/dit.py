@@ -78,7 +78,7 @@ class SelfAttention(nn.Module):
         self.kernel = Attention()
 
     def attend(self, x: Tensor, norm: Norm, table: Tensor) -> Tensor:
-        """What `o` projects: x [B, L, D] fp32, normed to the matmul dtype by `norm`; returns [B, L, D]."""
+        """The input of `o`: x [B, L, D] fp32, normed to the matmul dtype by `norm`; returns [B, L, D]."""
         if self.levers.attention_slicing and not torch.is_grad_enabled():
             return self._attend_by_groups(x, norm, table)
         normed, kernel = norm(x), self.kernel
@@ -86,11 +86,11 @@ class SelfAttention(nn.Module):
         parts.append(kernel.to_heads(self._split(self.norm_k(self.k(normed), table))))
         parts.append(self._split(self.v(normed)))
         del normed
-        parts.append(kernel.to_heads(parts.pop()))  # popped, it has no name here and is free once it is sent
+        parts.append(kernel.to_heads(parts.pop()))  # popped: no name here keeps it alive once it is sent
         return kernel.to_tokens(kernel.attend(parts)).flatten(2)
 
     def _attend_by_groups(self, x: Tensor, norm: Norm, table: Tensor) -> Tensor:
-        """The same with v and the output for one group of heads at a time; the output takes the place of q.
+        """As attend(), with v and the output for one group of heads at a time; the output takes the place of q.
 
         q and k must be whole, since their norm runs over all heads. `norm` runs again for each group, which costs a
         pass over x and saves holding its result.
@@ -225,8 +225,8 @@ class Block(nn.Module):
 class VaceBlock(Block):
     """A block of the control branch; its hint is added to the base stream after one base block.
 
-    `before_proj` of the first one is used before the base blocks start, so it does not belong to the weights that
-    are streamed in for the block's own forward.
+    `before_proj` of the first block is used before the base blocks start, so it does not belong to the weights that are
+    streamed in for the block's own forward.
     """
 
     apart = ("before_proj",)
@@ -291,7 +291,7 @@ class Head(nn.Module):
         shift, scale = (self.modulation.float() + time.unsqueeze(1)).unbind(1)
         weight, bias = self.head.weight.float(), self.head.bias.float()
         parts = []
-        # The norm is fp32 here, twice as wide as elsewhere: twice the chunks.
+        # The output of the norm is fp32 here, twice as wide as elsewhere, so there are twice as many chunks.
         for part in token_slices(x.shape[1], 2 * levers.num_chunks(x.shape[1])):
             normed = ops.layer_norm(
                 x[:, part], 1 + scale, shift, eps=self.eps, dtype=torch.float32, fused=levers.fused_kernels
@@ -327,7 +327,7 @@ class WanDit(nn.Module):
             )
 
     def execution_order(self) -> list[nn.Module]:
-        """Every block, in the order in which a forward pass runs them: what streaming prefetches along."""
+        """Every block, in the order in which a forward pass runs them; streaming prefetches in this order."""
         order: list[nn.Module] = []
         for index, block in enumerate(self.blocks):
             order.append(block)
@@ -351,7 +351,7 @@ class WanDit(nn.Module):
         Args:
             latents: [B, 16, T, H, W] fp32.
             time: [B], the timestep in 0..1000.
-            text: [B, text_len, text_dim], zero behind the prompt's own tokens.
+            text: [B, text_len, text_dim], zero after the prompt's own tokens.
             image_latents: [B, 20, T, H, W], mask and encoded frames (i2v, flf2v).
             image_states: [B, image_len, image_dim], CLIP states (i2v, flf2v).
             control: [B, vace_in_dim, T, H, W] (vace).
@@ -381,8 +381,8 @@ class WanDit(nn.Module):
                 x = self._run(block, x, time, context, table)
             if branch is None or index not in self.config.vace_layers:
                 continue
-            # A control block runs when its hint is due and adds it at once: one control stream is held, never a
-            # hint a layer.
+            # A control block runs when its hint is due and adds the hint at once: so one control stream is held, and
+            # not one hint for each layer.
             vace = self.vace_blocks[self.config.vace_layers.index(index)]
             with span("dit.vace_block", index=index):
                 branch, x = self._run(vace, branch, x, time, context, table, scale)
@@ -435,6 +435,6 @@ class WanDit(nn.Module):
 
 
 def _linear_fp32(x: Tensor, layer: nn.Module) -> Tensor:
-    # The time path is computed in fp32 whatever the storage; its products are too small to matter.
+    # The time path is computed in fp32 whatever the storage; its matrix products are too small to cost much.
     assert isinstance(layer, nn.Linear)
     return F.linear(x, layer.weight.float(), layer.bias.float())

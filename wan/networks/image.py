@@ -1,6 +1,6 @@
-"""Images to CLIP states, as i2v and flf2v read them: the last but one layer of ViT-H.
+"""Images to CLIP states, as i2v and flf2v read them: the output of the second-to-last layer of ViT-H.
 
-    encoder = build_image_encoder(task.clip, torch.float16)     # on meta; weights.load fills it
+    encoder = build_image_encoder(task.clip, torch.float16)     # on meta; fill.load fills it
     states = encoder(preprocess(image, task.clip))              # [B, 3, H, W] in [-1, 1] -> [B, 257, 1280]
 
 Shapes: B images, T tokens (class token first), D hidden_dim.
@@ -21,7 +21,7 @@ _STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageEncoder(nn.Module):
-    """The image tower up to its last but one layer; the last one and what follows are never built."""
+    """The image tower without its last layer: that layer and what follows it are never built."""
 
     def __init__(self, config: ClipConfig) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def build_image_encoder(config: ClipConfig, dtype: torch.dtype) -> ImageEncoder:
 
 
 def preprocess(images: torch.Tensor, config: ClipConfig) -> torch.Tensor:
-    """Images for the encoder: squashed to a square, whatever their shape, and normalised.
+    """Images for the encoder: scaled to a square, whatever their shape, and normalised.
 
     Args:
         images: [B, 3, H, W] in [-1, 1], any float dtype.
@@ -83,7 +83,7 @@ def preprocess(images: torch.Tensor, config: ClipConfig) -> torch.Tensor:
         [B, 3, image_size, image_size] fp32 on the device of `images`.
     """
     size = (config.image_size, config.image_size)
-    # Without antialiasing, however much it shrinks: that is what the video model was trained on.
+    # Without antialiasing, however much an image shrinks: that is what the video model was trained on.
     resized = functional.interpolate(images.float(), size=size, mode="bicubic", align_corners=False)
     mean = torch.tensor(_MEAN, device=images.device)[:, None, None]
     std = torch.tensor(_STD, device=images.device)[:, None, None]

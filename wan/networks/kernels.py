@@ -1,8 +1,8 @@
-"""Fused CUDA kernels (Triton) for ops.py and vae.py: each reads its input once and writes its output once.
+"""Fused CUDA kernels (Triton) for ops.py and vae/layers.py: each reads its input once and writes its output once.
 
-Why own kernels: on one H200 the plain torch forms of these steps cost 22 ms of a 290 ms block (14B, 720P) and hold
-fp32 and fp64 copies of whole activations; fused they run at the memory's speed, 6 ms, and hold nothing. Imported
-only for CUDA tensors.
+Why these kernels exist: on one H200 the plain torch forms of these steps cost 22 ms of a 290 ms block (14B, 720P) and
+hold fp32 and fp64 copies of whole activations; the fused kernels run at the speed of the memory, take 6 ms, and hold no
+copies. This module is imported only for CUDA tensors.
 """
 
 # Triton decorators are untyped and its kernels are not Python functions: mypy checks the wrappers below them.
@@ -106,7 +106,7 @@ def _norm_silu_kernel(x, gamma, out, num_rows, width: tl.constexpr, block: tl.co
 
 
 def _launch(kernel: Any, programs: int, *args: object, width: int, **constants: object) -> None:
-    # Four warps a row saturate the memory up to 2,048 columns, eight above (measured on one H200).
+    # Four warps per row saturate the memory up to 2,048 columns, eight above (measured on one H200).
     warps = 4 if width <= 2048 else 8
     constants = {"num_warps": warps, "block": triton.next_power_of_2(width), **constants}
     kernel[(programs,)](*args, width=width, **constants)
@@ -145,7 +145,8 @@ def add_layer_norm_(
 def rms_norm_rope_(x: Tensor, gain: Tensor, table: Tensor | None, num_heads: int, eps: float) -> Tensor:
     """RMSNorm over the last dim of x [B, L, N*D], then rotation by table [L, D/2] complex128; in place.
 
-    fp32 is turned in fp64, as published; bf16 and fp16 in fp32, whose error is four digits below their rounding.
+    fp32 is rotated in fp64, as published; bf16 and fp16 are rotated in fp32, whose error is four digits smaller than
+    the rounding of these types.
     """
     batch, num_tokens, width = x.shape
     if batch > 1 and x.stride(0) != num_tokens * x.stride(1):

@@ -1,6 +1,6 @@
 """The element-wise steps between matrix products: norms, modulation, rotary embedding, gated adds.
 
-Each has one meaning and two ways to run: plain torch (any device, autograd, fake tensors) and, on CUDA without
+Each step has one meaning and two ways to run: plain torch (any device, autograd, fake tensors) and, on CUDA without
 autograd, one fused pass of kernels.py. The residual stream is fp32; what goes into a matrix product is `dtype`.
 
 B batch, L tokens, D model width, N heads, C channels.
@@ -56,9 +56,9 @@ def rms_norm_rope(
 ) -> Tensor:
     """RMSNorm over all heads at once, then rotary embedding per head; in place unless autograd records.
 
-    x [B, L, N*D]; gain [N*D]; table [L, D/2] complex128, or None for no rotation. Statistics fp32, rotation fp64
-    (fused and not fp32: in fp32), one rounding at the end. `chunks` bounds the wide copies of the plain path to
-    1/chunks of the tokens.
+    x [B, L, N*D]; gain [N*D]; table [L, D/2] complex128, or None for no rotation. Statistics are computed in fp32 and
+    the rotation in fp64 (in fp32, if the kernel is fused and x is not fp32); there is one rounding, at the end.
+    `chunks` bounds the wide copies of the plain path to 1/chunks of the tokens.
     """
     if runs_fused(x, fused):
         from wan.networks import kernels

@@ -1,7 +1,7 @@
 """Rotary position embedding over the three axes of a video.
 
-A head of width D holds D/2 complex numbers, interleaved (real, imaginary). The first part of them turns with the
-frame, the second with the row, the third with the column: 22 + 21 + 21 for D = 128.
+A head of width D holds D/2 complex numbers, interleaved (real, imaginary). The first part of them is rotated by the
+number of the frame, the second by the row, the third by the column: 22 + 21 + 21 for D = 128.
 """
 
 import torch

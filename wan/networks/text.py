@@ -1,6 +1,6 @@
 """Prompts to UMT5 states: cleaning, tokens, and the encoder, whose blocks are transformers' own.
 
-    encoder = build_text_encoder(task.text, torch.bfloat16)     # on meta; weights.load fills it
+    encoder = build_text_encoder(task.text, torch.bfloat16)     # on meta; fill.load fills it
     states = encode_text(encoder, load_tokenizer(ckpt_dir, task.text), ["a fox"], device)   # [1, 512, 4096]
 
 Shapes: B prompts, L tokens (text_len), D d_model.
@@ -58,7 +58,7 @@ class TextEncoder(nn.Module):
         weight = self.norm.get_parameter("weight")
         x = self.token_embedding(ids.to(self.token_embedding.weight.device)).to(weight.device)
         mask = mask.to(device=x.device, dtype=x.dtype)
-        # Added to the scores, next to the position bias: the lowest number makes the softmax of padding zero.
+        # This is added to the scores, as the position bias is: the lowest number makes the softmax of padding zero.
         bias = (1 - mask)[:, None, None, :] * torch.finfo(x.dtype).min
         for index, block in enumerate(self.blocks):
             with span("t5.block", index=index):
@@ -111,13 +111,13 @@ def load_tokenizer(ckpt_dir: Path | None, config: TextConfig) -> Tokenizer:
             f"no such tokenizer: {path}", hint=f"copy the folder {TOKENIZER_DIR} of the official checkpoint"
         )
     refuse_unusable(path)
-    # Not through AutoTokenizer: transformers 5 rebuilds what calls itself a T5Tokenizer from its vocabulary,
-    # which loses UMT5's byte fallback and its way of splitting. The file itself says what was trained.
+    # Not through AutoTokenizer: transformers 5 rebuilds a tokenizer that is named T5Tokenizer from its vocabulary, and
+    # so loses UMT5's byte fallback and its way of splitting. The file itself has what the model was trained with.
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no narrower class
         raise WeightsError(f"{path} cannot be read: {error}", hint="download it again") from error
-    # An empty prompt has the ids that the template adds to every one.
+    # An empty prompt has the ids that the template adds to every prompt.
     highest = max(
         [*tokenizer.get_vocab(with_added_tokens=True).values(), *tokenizer.encode("").ids], default=0
     )

@@ -1,6 +1,6 @@
-"""One video on several ranks: Ulysses, ring, FSDP2 and a VAE in slabs, put into built networks from outside.
+"""One video on several ranks: Ulysses, ring, FSDP2 and a VAE in slabs, put from outside into networks that are built.
 
-    environment.set_defaults()                                     # before the first CUDA or NCCL call
+    environment.set_defaults(os.environ)                           # before the first CUDA or NCCL call
     torch.distributed.init_process_group("nccl", device_id=device)   # gloo on CPUs; every rank
     layout = Layout(ranks=4, ulysses=4, dit_fsdp=True, t5_fsdp=True)    # vae="split", backend="native"
     pipeline = Pipeline(task, ckpt_dir=folder, device=device, layout=layout)    # the same on every rank

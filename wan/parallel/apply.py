@@ -17,7 +17,7 @@ from wan.parallel.ulysses import SplitAttention
 
 
 def split_over(dit: WanDit, ranks: Ranks) -> WanDit:
-    """`dit` with its tokens split as the layout of `ranks` says; untouched where it splits none."""
+    """`dit` with its tokens split as the layout of `ranks` says; unchanged where it splits none."""
     if not ranks.layout.splits_tokens:
         return dit
     dit.tokens = tokens = SplitTokens(ranks)
@@ -25,7 +25,7 @@ def split_over(dit: WanDit, ranks: Ranks) -> WanDit:
     for block in dit.execution_order():
         cast(Block, block).self_attn.kernel = kernel
     if isinstance(kernel, SplitAttention):
-        # After an exception too: what it holds would stay on the device until the next pass.
+        # Also after an exception: what the kernel holds would stay on the device until the next pass.
         dit.register_forward_hook(lambda *_: kernel.end_pass(), always_call=True)
     return dit
 

@@ -1,4 +1,4 @@
-"""What torchrun says in the environment, and what NCCL is told there.
+"""The environment variables that torchrun sets, and those that this package sets for NCCL.
 
     place = Place.of(os.environ)                   # Place(rank=0, local_rank=0, num_ranks=1) without torchrun
     set_defaults(os.environ)                       # before the first CUDA or NCCL call
@@ -10,7 +10,7 @@ The variables are set where the user has not set them, before CUDA starts:
 | NCCL_BUFFSIZE=1048576 | a quarter of the default: 0.2 GiB of device memory less, all_to_all as fast (4 H200s) |
 | NCCL_NVLS_ENABLE=0 | multicast buffers cost device memory, serve reductions only, and fail on hosts shared by jobs |
 
-Importing this imports no torch.
+Importing this module imports no torch.
 """
 
 from collections.abc import Mapping, MutableMapping
@@ -23,7 +23,7 @@ NCCL_DEFAULTS = {"NCCL_BUFFSIZE": str(2**20), "NCCL_NVLS_ENABLE": "0"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Which process of how many this is."""
+    """The number of this process, and of how many."""
 
     rank: int = 0
     local_rank: int = 0
@@ -52,6 +52,6 @@ class Place:
 
 
 def set_defaults(environ: MutableMapping[str, str]) -> None:
-    """Tell NCCL what saves device memory; what the user has set stays."""
+    """Set the variables with which NCCL needs less device memory; what the user has set stays."""
     for name, value in NCCL_DEFAULTS.items():
         environ.setdefault(name, value)

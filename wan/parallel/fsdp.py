@@ -5,8 +5,9 @@
         model(...)
 
 fully_shard cuts every parameter along its first dimension. The module is built on the meta device and cut there; then
-each rank makes memory for its rows alone and reads those alone, so neither device nor host ever holds a whole network.
-A block is gathered when it runs, the next one while it runs, and both go back to shards, the root too.
+each rank allocates memory only for its own rows and reads only those, so neither device nor host ever holds a whole
+network. A block is gathered when it runs, and the next block at the same time. After it has run, a block is freed down
+to its shard; so is the root.
 
 Lookup tables are not gathered: each rank looks up the rows that it has.
 """
@@ -63,8 +64,9 @@ class Sharded(Component[Module]):
     def on_device(self) -> Iterator[Module]:
         """As Component.on_device; where an exception leaves the block, the module is made anew at the next use.
 
-        FSDP takes a forward pass that was left for one still under way: it holds on to the block gathered last, and the
-        next pass would gather shards without waiting until they are read. torch 2.11 has no call that resets it.
+        After a forward pass that was left by an exception, FSDP acts as if the pass were still running: it keeps the
+        block gathered last, and the next pass would gather shards without waiting until they are read. torch 2.11 has
+        no call that resets it.
         """
         with super().on_device() as module:
             try:
@@ -88,18 +90,19 @@ class Sharded(Component[Module]):
         source.release()
 
     def _move_in(self, module: Module) -> None:
-        """Nothing to do: the shards were read to where they belong."""
+        """Nothing to do: the shards were read directly to the device."""
 
     def _move_out(self, module: Module) -> None:
         if isinstance(module, FSDPModule):
             for child in module.modules():
                 if isinstance(child, FSDPModule):
                     child.reshard()
-            # Memory is taken from under the parameters, as FSDP does with gathered ones: whoever still holds the
-            # module holds no memory with it, and what FSDP knows of the module stays true.
+            # The storage of the parameters is emptied, as FSDP does with gathered ones: whoever still refers to the
+            # module keeps no memory alive, and what FSDP knows of the module stays true.
             for part in self._parts(module):
                 storage = part.local.untyped_storage()
-                # By type, not as a whole: "cuda" is the device of no tensor, "cuda:0" is. Else it is still meta.
+                # Compare only the types: no tensor has the device "cuda", but "cuda:0". Any other storage is still on
+                # meta.
                 if storage.device.type == self.device.type and storage.nbytes():
                     self._freed_bytes[part.name] = storage.nbytes()
                     storage.resize_(0)
@@ -134,7 +137,7 @@ def first_row(num_rows: int, ranks: Ranks) -> int:
 
 
 def shard(module: nn.Module, units: Sequence[nn.Module], tables: Sequence[str], ranks: Ranks) -> None:
-    """Cut the parameters of `module`, on the meta device: `units` apart from one another, the rest together."""
+    """Shard the parameters of `module`, on the meta device: each of `units` by itself, the rest together."""
     split = [SplitTable(cast(nn.Embedding, module.get_submodule(name)), ranks) for name in tables]
     for name, table in zip(tables, split, strict=True):
         module.set_submodule(name, table)
@@ -145,7 +148,7 @@ def shard(module: nn.Module, units: Sequence[nn.Module], tables: Sequence[str], 
             if isinstance(inner := getattr(unit, child, None), nn.Module):
                 fully_shard(inner, mesh=mesh, reshard_after_forward=True)
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
-    # FSDP would keep a root gathered, for a backward pass that is not to come.
+    # By default FSDP keeps the root gathered for a backward pass, which never comes here.
     fully_shard(
         module, mesh=mesh, reshard_after_forward=True, ignored_params={table.weight for table in split}
     )
@@ -170,7 +173,7 @@ class _AllGather:
 
 
 class SplitTable(nn.Module):
-    """A lookup table whose rows are split over the ranks: the rows asked for travel, not the table."""
+    """A lookup table whose rows are split over the ranks: the requested rows are sent, not the table."""
 
     def __init__(self, table: nn.Embedding, ranks: Ranks) -> None:
         super().__init__()

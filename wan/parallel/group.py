@@ -1,4 +1,4 @@
-"""The process group of a run: made before, left when all ranks are done.
+"""The process group of a run: it is made before the work, and left when all ranks are done.
 
 with joined(Place.of(os.environ), torch.device("cuda:0")):
     ...
@@ -18,8 +18,8 @@ from wan.spans import span
 def joined(place: Place, device: torch.device) -> Iterator[None]:
     """The default process group of torch.distributed, where there is more than one rank.
 
-    After a failure it is not left: ranks may be waiting in a collective that never ends, and so would this one; who
-    started the ranks ends them.
+    After a failure the group is not left: other ranks may be waiting in a collective that never ends, and this rank
+    would wait too. The program that started the ranks must end them.
     """
     if place.num_ranks == 1:
         yield
@@ -28,7 +28,7 @@ def joined(place: Place, device: torch.device) -> Iterator[None]:
     if on_gpu:
         torch.cuda.set_device(device)
     with span("comm.init"):
-        # With the device the communicator is made now, and not inside the first stage that sends something.
+        # With `device_id` the communicator is made now, and not inside the first stage that sends something.
         dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
     yield
     dist.barrier()

@@ -1,4 +1,4 @@
-"""How the ranks of a run divide the work, as data; which divisions are possible, in words.
+"""How the ranks of a run divide the work, as data; and messages that say which divisions are possible.
 
     layout = Layout(ranks=4, ulysses=4, dit_fsdp=True)
     layout.check("t2v-14B", num_heads=40)             # InputError, with the legal layouts, where it cannot be
@@ -50,8 +50,8 @@ class Layout:
         Args:
             task: for the message.
             num_heads: attention heads of the task's DiT.
-            names: how the user spells the fields, and load_strategy: {"ulysses": "--ulysses_size"}; else as here.
-                Where "ranks" is among them, it is a setting of the user's, and not torchrun's.
+            names: how the user spells the fields, and load_strategy: {"ulysses": "--ulysses_size"}; fields that are
+                left out are spelled as here. Where "ranks" is among them, the user sets it, and not torchrun.
 
         Raises:
             InputError: a degree does not fit the heads or the ranks; the hint lists those that do.
@@ -110,5 +110,5 @@ class Layout:
 
 
 def legal_degrees(ranks: int, num_heads: int) -> list[tuple[int, int]]:
-    """Every (ulysses, ring) that uses `ranks` ranks, the most Ulysses first: it moves the fewest bytes."""
+    """Every (ulysses, ring) that uses `ranks` ranks, most Ulysses first, because it moves the fewest bytes."""
     return [(u, ranks // u) for u in range(ranks, 0, -1) if ranks % u == 0 and num_heads % u == 0]

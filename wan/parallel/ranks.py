@@ -1,11 +1,11 @@
-"""What ranks say to one another, over one communicator, each kind of talk in a span of its own.
+"""The exchanges between ranks, over one communicator, each kind of exchange in a span of its own.
 
     ranks = Ranks(layout, device)                  # after torch.distributed.init_process_group
-    states = ranks.once(lambda: encode(prompts))   # made on the first rank, had by all
+    states = ranks.once(lambda: encode(prompts))   # made on the first rank, returned on all
 
 A further NCCL communicator costs 0.5 GiB of device memory at its first collective and 1.1 GiB more at its first
-all_to_all (H200, NCCL 2.28), so there is the one of all ranks. A Ulysses group exchanges over it with nothing to send
-to ranks outside, a ring passes over it from neighbour to neighbour, and FSDP gathers over it.
+all_to_all (H200, NCCL 2.28), so there is only one, of all ranks. A Ulysses group exchanges over it and sends nothing to
+ranks outside the group, a ring passes over it from neighbour to neighbour, and FSDP gathers over it.
 
 Spans: comm.all_to_all, comm.ring, comm.all_gather, comm.broadcast, comm.all_reduce, comm.gather.
 """
@@ -28,7 +28,8 @@ def gather_into(
 ) -> dist.Work | None:
     """dist.all_gather_into_tensor, which torch 2.13 renamed: there the old name warns.
 
-    Looked up at each call: who listens to torch.distributed puts functions of its own in the place of these.
+    The function is looked up at each call, because a program that observes torch.distributed replaces these functions
+    with its own.
     """
     name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
     work: dist.Work | None = getattr(dist, name)(out, x, group=group, async_op=async_op)
@@ -36,7 +37,7 @@ def gather_into(
 
 
 class Pending:
-    """Tensors under way; wait() before what arrives is read. Holds what is sent until then."""
+    """Tensors under way. Call wait() before reading what arrives; what is sent is kept alive until then."""
 
     def __init__(self, works: Sequence[dist.Work], *held: Tensor) -> None:
         self._works, self._held = works, held
@@ -86,7 +87,7 @@ class Ranks:
     def exchange(
         self, send: Tensor, members: Sequence[int], *, sent: Sequence[int], received: Sequence[int]
     ) -> tuple[Tensor, Pending]:
-        """Blocks of rows to `members` and theirs to us; the call does not wait. All ranks make it at the same time.
+        """Send blocks of rows to `members` and receive theirs, without waiting. All ranks call it at the same time.
 
         Args:
             send: [sum(sent), ...], contiguous.
@@ -98,7 +99,7 @@ class Ranks:
             [sum(received), ...], and what to wait for.
         """
         out = send.new_empty(sum(received), *send.shape[1:])
-        # Without sizes where all are equal: NCCL then knows it for an all-to-all.
+        # Sizes are left out where all are equal: NCCL then recognises an all-to-all.
         equal = len(members) == self.size and len({*sent, *received}) == 1
         with span("comm.all_to_all"):
             work = dist.all_to_all_single(

@@ -3,8 +3,8 @@
     ring = Ring(ranks=ranks, place=0, peers=[0, 1, 2, 3], lengths=[5, 5, 5, 4], slots=Slots())
     out = ring_attention([q, k, v], ring)
 
-A rank holds the keys and values it attends to and those on their way to it, 2 / ring of all. Each part gives an output
-and the logarithm of its sum of exponentials (LSE), by which the outputs are weighed, in fp32.
+A rank holds the keys and values that it works on and those on their way to it, 2 / ring of all. Each part of the keys
+gives an output and the logarithm of its sum of exponentials (LSE), by which the outputs are weighted, in fp32.
 
 B batch, L tokens, n heads, D head width; Lq of this rank, Lk of the part at hand.
 """
@@ -24,24 +24,24 @@ MERGE_TOKENS = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ring:
-    """The ranks that keys and values pass through, and where this one stands."""
+    """The ranks that keys and values pass through, and the place of this rank among them."""
 
     ranks: Ranks
     place: int
     peers: Sequence[int]
     """Ranks in order; each sends to the next."""
     lengths: Sequence[int]
-    """Keys of each."""
+    """The number of keys of each rank."""
     slots: "Slots"
-    """Where they lie on their way; the same for every layer."""
+    """Memory for keys and values on their way; the same for every layer."""
 
 
 class Slots:
     """Two places for keys and values: one is read and sent on while the other is filled. Made once a forward pass.
 
-    What NCCL sends point to point is marked as in use on its stream, and the allocator gives it out again only when the
-    host finds that stream done. The host runs layers ahead, so buffers made anew for each would pile up: 14B at 720P
-    over a ring of four reserved 30 GiB for 10 GiB of tensors (H200, torch 2.11).
+    Memory that NCCL sends point to point is marked as in use on NCCL's stream, and the allocator gives it out again
+    only when the host finds that stream done. The host runs several layers ahead, so new buffers for each layer would
+    pile up: 14B at 720P over a ring of four reserved 30 GiB for 10 GiB of tensors (H200, torch 2.11).
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ def ring_attention(parts: list[Tensor], ring: Ring) -> Tensor:
 
     Args:
         parts: q [B, Lq, n, D], k and v [B, Lk, n, D] of this rank; emptied, so that k and v are freed at once.
-        ring: whose call this is; all its ranks make it at the same time.
+        ring: the ring of this call; all of its ranks make the call at the same time.
 
     Returns:
         [B, Lq, n, D] in the dtype of q.
@@ -82,7 +82,8 @@ def ring_attention(parts: list[Tensor], ring: Ring) -> Tensor:
     for turn in range(size):
         arriving, under_way = held, None
         if turn + 1 < size:
-            # After `turn` turns we hold what stood `turn` places before us; the next comes from one further.
+            # After `turn` turns this rank holds the keys of the rank `turn` places before it; the next ones are those
+            # of the rank before that one.
             arriving = ring.slots.views(turn + 1, held, ring.lengths[(ring.place - turn - 1) % size], longest)
             under_way = ring.ranks.rotate(
                 held,
@@ -111,7 +112,8 @@ class Merged:
 
     def add(self, out: Tensor, lse: Tensor) -> None:
         """Take in the output over further keys: out [B, L, n, D], lse [B, L, n, 1] fp32."""
-        # The share of the new keys in the sum of all exponentials; from a difference, so nothing overflows.
+        # The share of the new keys in the sum of all exponentials, computed from a difference so that nothing
+        # overflows.
         share = torch.sigmoid(lse - self.lse)
         self.lse = torch.logaddexp(self.lse, lse)
         pieces = zip(*(tensor.split(MERGE_TOKENS, dim=1) for tensor in (self.out, out, share)), strict=True)
@@ -122,13 +124,13 @@ class Merged:
 def attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Attention and its LSE: q [B, Lq, n, D], k and v [B, Lk, n, D] -> [B, Lq, n, D] and [B, Lq, n, 1] fp32."""
     query, key, value = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    # Private operators: those that F.scaled_dot_product_attention calls. It has no way to ask for the LSE, and
-    # flex_attention, which has, needs a compiler. torch 2.11 and 2.13 both have them.
+    # These are the private operators that F.scaled_dot_product_attention calls. That function cannot return the LSE;
+    # flex_attention can, but needs a compiler. torch 2.11 and 2.13 both have these operators.
     if q.is_cuda:
         out, lse = _attention_lse_cuda(query, key, value)
     else:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-    # Kernels differ in how they return it: [B, n, Lq], [B, n, Lq, 1], or with rows to spare.
+    # Kernels differ in how they return the LSE: [B, n, Lq], [B, n, Lq, 1], or with rows to spare.
     lse = lse.reshape(*lse.shape[:2], -1)[..., : q.shape[1]].float()
     return out.transpose(1, 2), lse.transpose(1, 2).unsqueeze(-1)
 
@@ -137,7 +139,7 @@ def _attention_lse_cuda(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tens
     """The kernel that F.scaled_dot_product_attention would pick on a data-centre GPU, asked for its LSE too."""
     aten = torch.ops.aten
     capability = torch.cuda.get_device_capability(query.device)
-    # Flash neither reads fp32 nor runs before Ampere.
+    # The flash kernel does not read fp32, and does not run on GPUs before Ampere.
     if query.dtype == torch.float32 or capability < (8, 0):
         made = aten._scaled_dot_product_efficient_attention(query, key, value, None, compute_log_sumexp=True)
     elif capability >= (9, 0) and torch.backends.cuda.cudnn_sdp_enabled():

@@ -1,4 +1,4 @@
-"""The tokens of a video as stretches of nearly equal length, one a rank: nothing is padded, so nothing is masked.
+"""The tokens of a video as stretches of nearly equal length, one per rank: nothing is padded, so nothing is masked.
 
 tokens = SplitTokens(ranks)
 mine = tokens.own(patches, dim=1)              # [B, L, C] -> [B, l, C]

@@ -3,12 +3,12 @@
     kernel = SplitAttention(ranks, tokens)
     block.self_attn.kernel = kernel                # what wan/parallel/apply.py does for every block
 
-Ulysses: the ranks of a group hand one another heads for tokens, so that each holds all the group's tokens of its share
-of the heads, attends, and hands tokens for heads back. Four all_to_all a layer, for q, k, v and the output; those of q
-and k run while what comes next is computed.
+Ulysses: the ranks of a group exchange heads for tokens. Each rank then holds all tokens of the group for its share of
+the heads, computes attention, and exchanges tokens for heads again. A layer makes four all_to_all, for q, k, v and the
+output; those of q and k run while the next tensor is computed.
 
-Where the ring is longer than one, what a rank then holds is one of `ring` parts of the tokens, and ring.py
-brings the keys and values of the others past it.
+Where the ring has more than one rank, a rank then holds one of `ring` parts of the tokens, and ring.py passes the keys
+and values of the other parts to it in turn.
 
 B batch, L tokens of the group, l of this rank, N heads, n = N / ulysses of this rank, D head width.
 """
@@ -40,17 +40,17 @@ class SplitAttention(Attention):
         self._slots = Slots()
 
     def end_pass(self) -> None:
-        """Hold nothing of the forward pass, whether it came to its end or was left."""
-        # Not waited for: after a failure the others may never send.
+        """Keep nothing of the forward pass, whether it came to its end or an exception ended it."""
+        # Do not wait for it: after a failure the other ranks may never send.
         self._under_way = None
         self._slots.drop()
 
     def to_heads(self, x: Tensor) -> Tensor:
-        """x [B, l, N, D] -> [B, L, n, D], which may be read once attend() has it; waits for the one before."""
+        """x [B, l, N, D] -> [B, L, n, D], to be read only by attend(); waits for the exchange before this one."""
         if self.head_ranks == 1:
             return x
         self._wait()
-        # Token by token, so that the parts of the ranks stand one behind the other as they come in.
+        # Tokens are the first dimension, so that the parts of the ranks follow one another as they arrive.
         send = x.unflatten(2, (self.head_ranks, -1)).permute(2, 1, 0, 3, 4).contiguous()
         del x
         lengths = self._lengths()

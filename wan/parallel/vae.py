@@ -3,10 +3,10 @@
     video = decode(vae, latents, ranks)            # on the first rank's host; None on the others
     latents = encode(vae, video, ranks)            # on every rank
 
-A slab reads a little of its neighbours (networks/vae/slabs.py) and is independent of them otherwise, so ranks talk only
-to hand over what they made: the pixels of one latent frame of a slab at a time, which leave the first rank's device at
-once. What attends to whole frames, at latent resolution, every rank computes before decoding, and the first after
-encoding.
+A slab reads a little of its neighbours (networks/vae/slabs.py) and is independent of them otherwise, so ranks
+communicate only to hand over what they made: the pixels of one latent frame of a slab at a time, which leave the first
+rank's device at once. The layers that attend to whole frames, at latent resolution, are computed by every rank before
+decoding, and by the first rank after encoding.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from wan.parallel.ranks import Pending, Ranks
 from wan.spans import span
 
 Share = list[Window | None]
-"""The slab of each rank; None for one that sits out."""
+"""The slab of each rank; None for a rank that has none in this round."""
 
 
 def rounds(length: int, slabs: int, num_ranks: int) -> list[Share]:
@@ -92,7 +92,7 @@ def _put_together(made: Iterator[tuple[int, Tensor]], targets: list[Tensor | Non
                 for rank, target in enumerate(others, start=1)
                 if target is not None
             ]
-            # Posted before our own work, so that nobody waits for us to be done.
+            # Posted before this rank's own work, so that no other rank waits for that work.
             buffers = [(rank, part.new_empty(part.shape, device=ranks.device)) for rank, part in parts]
             pending = ranks.receive(buffers)
             first, pixels = next(made)
@@ -122,7 +122,7 @@ def encode(vae: WanVae, video: Tensor, ranks: Ranks, slabs: int = 0) -> Tensor:
                     for rank, window in enumerate(share)
                     if rank and window is not None
                 ]
-                # Channels last, as it lies in memory.
+                # Channels last, as the buffer is in memory.
                 pending = ranks.receive([(rank, buffer.permute(0, 2, 3, 1)) for rank, buffer in buffers])
                 vae.encode_slab(video, own, _columns(whole, dim, own), dim=dim)
                 pending.wait()

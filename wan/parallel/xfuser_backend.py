@@ -1,11 +1,11 @@
-"""xfuser's attention across ranks (USP), for whoever compares: `parallel.backend: xfuser`, `--sp_backend xfuser`.
+"""xfuser's attention across ranks (USP), for comparison: `parallel.backend: xfuser`, `--sp_backend xfuser`.
 
     kernel = XfuserAttention(ranks, tokens)        # needs CUDA, xfuser 0.7.0 and yunchang 0.6.4
 
 CUDA only: importing xfuser needs a device, so nothing of it is imported before it is asked for. It makes about ten
-process groups, which cost several GiB of device memory in all (NCCL, H200), and wants equal numbers of tokens on
-all ranks. Its xFuserLongContextAttention cannot be built in xfuser 0.5.0 - 0.7.0 with any released yunchang
-(0.6.0 - 0.6.4); USP, which is used here, does not go that way.
+process groups, which cost several GiB of device memory in all (NCCL, H200), and wants equal numbers of tokens on all
+ranks. Its xFuserLongContextAttention cannot be built in xfuser 0.5.0 - 0.7.0 with any released yunchang (0.6.0 -
+0.6.4); USP, which is used here, does not need it.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ _HINT = (
 
 
 class XfuserAttention(Attention):
-    """Hands q, k and v to xfuser as they are: it exchanges heads and passes keys and values itself."""
+    """Hands q, k and v to xfuser as they are: xfuser exchanges heads and passes keys and values itself."""
 
     def __init__(self, ranks: Ranks, tokens: SplitTokens) -> None:
         # Heads are handed over in groups that xfuser can split.
@@ -40,7 +40,7 @@ class XfuserAttention(Attention):
         lengths = self._tokens.lengths
         if len(set(lengths)) > 1:
             raise InputError(
-                f"xfuser needs as many tokens on every rank, {sum(lengths)} over {len(lengths)} ranks are not",
+                f"xfuser needs equal numbers of tokens per rank, {sum(lengths)} do not divide by {len(lengths)} ranks",
                 hint="use the native backend, which takes any number",
             )
         q, k, v = (part.transpose(1, 2) for part in parts)
@@ -57,14 +57,15 @@ def _usp(ranks: Ranks) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return _set_up(found, ranks.rank, ranks.size, ranks.device.index or 0, layout.ulysses, layout.ring)
 
 
-# Once a process, whatever the number of networks: xfuser refuses to make its groups again.
+# Once per process, whatever the number of networks: xfuser refuses to make its groups again.
 @cache
 def _set_up(
     found: str, rank: int, size: int, local_rank: int, ulysses: int, ring: int
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     try:
-        # The first is private, and moved by torch now and then; the others need packages that fit together. Both end
-        # in an ImportError. Without a device xfuser would end in other errors: _usp has refused that by now.
+        # The first import is private, and torch moves it now and then; the others need packages that fit together. Both
+        # kinds fail with an ImportError. Without a device xfuser would fail with other errors, but _usp() has already
+        # refused that case.
         from torch.distributed.tensor.experimental._attention import set_rotate_method
         from xfuser.config import xFuserArgs
         from xfuser.core.distributed import (
@@ -78,7 +79,8 @@ def _set_up(
         raise InputError(f"the xfuser backend cannot be imported ({found}): {reason}", hint=_HINT) from error
     init_distributed_environment(rank=rank, world_size=size, local_rank=local_rank)
     initialize_model_parallel(sequence_parallel_degree=size, ulysses_degree=ulysses, ring_degree=ring)
-    # Its state for use outside xDiT assumes one rank, and refuses itself where there are more: give it the degrees.
+    # xfuser's state for use outside xDiT assumes one rank, and refuses to be made where there are more: give it the
+    # degrees.
     config, _ = xFuserArgs(ulysses_degree=ulysses, ring_degree=ring).create_config()
     state = object.__new__(runtime_state.ExternalRuntimeState)
     runtime_state.RuntimeState.__init__(state, config)

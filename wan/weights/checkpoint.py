@@ -1,4 +1,4 @@
-"""The official checkpoint folders as Sources: headers say what they hold before anything is read.
+"""The official checkpoint folders as Sources: headers say what the files hold before anything is read.
 
     source = open_dit(TASKS["t2v-14B"], Path("Wan2.1-T2V-14B"))
     source.check(expected_shapes(dit))            # strict: every key, every shape, floats only
@@ -56,7 +56,7 @@ class _Header:
 
     shape: torch.Size
     dtype: str
-    """One of _FLOATS, or the file's own word for what is not read."""
+    """One of _FLOATS, or, for a dtype that is not read, the file's own name of it."""
 
 
 class _OpenFile(Protocol):
@@ -96,7 +96,7 @@ class _TorchFile:
         _refuse_not_zip(path)
         try:
             held: object = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # a damaged pickle raises whatever it trips over
+        except Exception as error:  # the class of the error depends on the damage
             raise _refused_class(path, error) or _damaged(path, error) from error
         self._tensors = _flat_tensors(path, held)
 
@@ -169,7 +169,7 @@ def _damaged(path: Path, error: Exception) -> WeightsError:
 class FileSource:
     """The tensors of one or more official files, under our names.
 
-    A file that more than `mapped_limit_bytes` were read through is mapped anew.
+    Before more than `mapped_limit_bytes` are read through mapped files, they are mapped again.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class FileSource:
         origin: KeyMap,
         unused: Callable[[str, Mapping[str, torch.Size]], bool],
     ) -> None:
-        """Read the headers of `files`; `unused(key, wanted)` tells keys that are known and not asked for.
+        """Read the headers of `files`; `unused(key, wanted)` says whether a key is known but not asked for.
 
         Raises:
             WeightsError: a file is damaged, or two hold the same key.
@@ -245,7 +245,7 @@ class FileSource:
             )
 
     def _refuse_quantised(self, place: Path, wanted: Iterable[str]) -> None:
-        """Before all else: the keys and shapes of a quantised copy differ as well, and say less."""
+        """Checked first, because the keys and shapes of a quantised copy differ too, but say less about the cause."""
         odd = [key for key in wanted if key in self._dtypes and self._dtypes[key] not in _FLOATS]
         if odd:
             described = _list(
@@ -394,7 +394,7 @@ def _shards(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
 
 
 def _refuse_other_shards(index: Path, weight_map: Mapping[str, str], file_of: Mapping[str, Path]) -> None:
-    """See that every key is in the shard where the index puts it, and that the index names every key."""
+    """Check that every key is in the shard where the index puts it, and that the index names every key."""
     hint = "the index and the shards are not of one checkpoint: download all of them again"
     for key, shard in weight_map.items():
         if key not in file_of:

@@ -27,7 +27,7 @@ from wan.weights.keymap import (
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# A prime: rows of a matrix, whose length it never divides, then never repeat one another.
+# A prime, which never divides the length of a row: so the rows of a matrix never repeat one another.
 POOL_SIZE = 2**24 + 43
 
 
@@ -44,16 +44,16 @@ class Source(Protocol):
         """Fill `target` with rows from `start` on of parameter `name`, of `shape`; the others are not read."""
 
     def release(self) -> None:
-        """Give back the memory that makes the next read faster; reading goes on to work."""
+        """Give back the memory that makes the next read faster; reading still works afterwards."""
 
 
 class RandomSource:
     """Random weights that depend on official name, shape and seed, and on nothing else.
 
-    A tensor is a stretch of one pool of normal numbers, begun where a hash of its name says and scaled so
-    that a deep network neither dies nor overflows. Values pass through the dtype of the official file, so
-    that a folder written from this source and the source itself give the same model. `origin` says which
-    official tensor a name stands for; without it names are official ones.
+    A tensor is a stretch of one pool of normal numbers. It starts where a hash of its name says, and is scaled so that
+    the values of a deep network neither vanish nor overflow. Values pass through the dtype of the official file, so
+    that a folder written from this source and the source itself give the same model. `origin` says which official
+    tensor a name stands for; without it names are official ones.
     """
 
     def __init__(self, seed: int = 0, *, origin: KeyMap = vae_origin) -> None:
@@ -62,7 +62,7 @@ class RandomSource:
         self._pools: dict[torch.device, torch.Tensor] = {}
 
     def check(self, expected: Mapping[str, torch.Size]) -> None:
-        """Every name and shape can be had."""
+        """Accept every name and shape."""
 
     def read_into(self, name: str, target: torch.Tensor) -> None:
         """Fill the contiguous `target` (any float dtype, any device)."""
@@ -79,7 +79,7 @@ class RandomSource:
         done = 0
         while done < flat.numel():
             num = min(POOL_SIZE - where, flat.numel() - done)
-            # Multiplied and shifted as two roundings in fp32: a fused one would differ between devices.
+            # Multiply and add separately, each with a rounding in fp32: a fused operation would differ between devices.
             chunk = pool[where : where + num] * std
             if mean:
                 chunk += mean

@@ -1,9 +1,9 @@
-"""What a checkpoint folder is, told by the names in it: the official layout, or what somebody took for it.
+"""Tells from the names in a folder whether it has the official layout of a checkpoint, or what it is instead.
 
     refuse_wrong(task, Path("models"))    # WeightsError: models is no checkpoint folder, models/Wan2.1-T2V-1.3B is one
 
-Only names and a few bytes are read, so that a wrong folder is told at once; what the right one holds is checked by
-checkpoint.py. Imports no torch.
+Only names and a few bytes are read, so that a wrong folder is refused at once; checkpoint.py checks what a right one
+holds. Imports no torch.
 """
 
 import json
@@ -29,13 +29,13 @@ TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
 TOKENIZER_FILE = "google/umt5-xxl/tokenizer.json"
 
-# What every task reads besides the DiT; CLIP is asked for later, by the tasks that look at pictures.
+# What every task reads besides the DiT; only the tasks that read pictures ask for CLIP, later.
 _COMMON_FILES = (VAE_FILE, TEXT_FILE, TOKENIZER_FILE)
 _SHARD = re.compile(r"diffusion_pytorch_model-(\d+)-of-(\d+)\.safetensors")
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _UNFINISHED_SUFFIXES = (".incomplete", ".part", ".partial", ".aria2", ".crdownload", ".download", ".tmp")
 _LFS_POINTER = b"version https://git-lfs"
-# Folders are looked for no deeper (models--X/snapshots/HASH is two), and no longer than among so many.
+# How deep to look for folders (models--X/snapshots/HASH is two levels), and at how many of them at most.
 _DEPTH, _MOST_FOLDERS = 3, 2000
 _NUM_NAMED = 3
 
@@ -58,9 +58,9 @@ def trouble_with_ckpt_dir(task: Task, path: Path) -> Trouble | None:
 
 
 def refuse_wrong(task: Task, folder: Path) -> None:
-    """Refuse with WeightsError, saying what it is, a folder that is not of the official layout.
+    """Raise WeightsError for a folder that has not the official layout, and say what it is.
 
-    One that has a part of it is left to checkpoint.py, which names the first file that is missing.
+    A folder that has a part of that layout is left to checkpoint.py, which names the first file that is missing.
     """
     if trouble := trouble_with_ckpt_dir(task, folder):
         raise WeightsError(trouble.what, hint=trouble.hint)
@@ -95,7 +95,7 @@ def refuse_unusable(path: Path) -> None:
 
 
 def _seems(path: Path) -> Found:
-    """As what_is_at; nothing where it cannot be told."""
+    """As what_is_at(), but "nothing" where that cannot be found out."""
     try:
         return what_is_at(path)
     except OSError:
@@ -112,7 +112,7 @@ def _refuse_broken_link(path: Path) -> None:
 
 
 def _missing(folder: Path) -> list[str]:
-    """Names of the official layout that `folder` has not."""
+    """Names of the official layout that are missing in `folder`."""
     missing = [name for name in _COMMON_FILES if _seems(folder / name) == "nothing"]
     if all(_seems(folder / name) == "nothing" for name in (DIT_FILE, DIT_INDEX_FILE)):
         missing.insert(0, DIT_FILE)
@@ -150,7 +150,7 @@ def _elsewhere(task: Task, folder: Path, names: list[str]) -> Trouble | None:
         return None
     what = "is a part of a checkpoint folder" if above else "is not a checkpoint folder"
     where = "is one" if len(fitting) == 1 else "are some"
-    # By the name under which it is published, where there are several.
+    # If there are several, the hint names the one with the published name.
     named = fitting if len(fitting) == 1 else [one for one in fitting if one.name == task.repo]
     return Trouble(
         f"folder {folder} {what}: {_list([str(one) for one in fitting])} {where}",

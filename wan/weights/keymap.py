@@ -1,9 +1,9 @@
-"""Where each parameter of ours lies in the official files: under which key, which part of it, stored as what.
+"""Where each parameter of ours lies in the official files: under which key, as which part of it, in which dtype.
 
     text_origin("blocks.3.layer.1.DenseReluDense.wo.weight").key      # "blocks.3.ffn.fc2.weight"
 
-The DiT and the VAE carry the official names. T5 and CLIP are built from transformers' blocks, whose names and
-cuts differ; this file is the only one that knows both sides.
+The DiT and the VAE carry the official names. T5 and CLIP are built from transformers' blocks, whose names and divisions
+of tensors differ; this file is the only one that knows both sides.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Origin:
 
 KeyMap = Callable[[str], Origin]
 
-# Official prefix of each part of a transformers block. The first match counts: the longer of ours come first.
+# Official prefix of each part of a transformers block. The first match counts, so the longer of our names come first.
 _TEXT_BLOCK = {
     "layer.0.SelfAttention.relative_attention_bias.": "pos_embedding.embedding.",
     "layer.0.SelfAttention.": "attn.",

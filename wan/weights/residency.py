@@ -1,4 +1,4 @@
-"""Who is on the device when: one Component a network, with the strategy that brings its weights there and away.
+"""Which network is on the device at which time: one Component for each, with a strategy for moving its weights.
 
     dit = Component("dit", build, source, strategy="stream", device=device)
     with dit.on_device() as model:        # offload=True gives the device memory back at the end of the block
@@ -34,7 +34,7 @@ class LaysOut(Protocol):
     """A part of a network that wants its weights in another order in memory than files have them."""
 
     def lay_out(self) -> None:
-        """Bring them into it, on whatever device they are."""
+        """Bring the weights into that order, on whatever device they are."""
 
 
 class Component(Generic[Module]):
@@ -43,7 +43,7 @@ class Component(Generic[Module]):
     Args:
         name: what its spans are called: load.<name>.
         build: makes the module on the meta device.
-        source: opens where the weights come from; called by prepare(), once.
+        source: opens the source of the weights; prepare() calls it once.
         strategy: how the weights travel, see the module's table.
         device: where the network runs.
         offload: give the device memory back after each use.
@@ -146,7 +146,7 @@ class Component(Generic[Module]):
             parameter.data = host
         self._host.clear()
         if self._strategy == "block":
-            # Whoever still holds the module holds no memory with it.
+            # So whoever still refers to the module keeps no memory alive.
             for name, parameter in list(module.named_parameters()):
                 place(module, name, torch.empty_like(parameter, device="meta"))
             self._is_loaded = False
@@ -162,7 +162,7 @@ class Component(Generic[Module]):
 
 
 def empty_cache(device: torch.device) -> None:
-    """Return what the allocator keeps to the device, so that the next component finds it."""
+    """Return cached memory to the device, so that the next component can have it."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.empty_cache()

@@ -43,7 +43,7 @@ class Streamer:
         self._places: list[Tensor] = []
         self._arrived: list[torch.cuda.Event] = []
         self._hooks: list[Any] = []
-        self._visit = 0  # how many blocks have run, counted on over forward passes
+        self._visit = 0  # how many blocks have run in all forward passes
 
     def attach(self) -> None:
         """Take the places on the device and start the first copies."""
@@ -88,13 +88,14 @@ class Streamer:
         self._visit += 1
 
     def _fetch(self, visit: int) -> None:
-        """Copy the block of a visit into its place; past the last block come the first ones, for the next pass."""
+        """Copy the block of a visit into its place; after the last block come the first ones, for the next pass."""
         host = self._units[visit % len(self._units)].host
         target = self._places[visit % NUM_PLACES][: host.numel()]
         if self._copies is None:
             target.copy_(host)
             return
-        # The kernels that read what stood in this place are queued before us: wait for them, not for the host.
+        # The kernels that read the block before in this place are already queued: the copy waits for them, the host
+        # does not.
         self._copies.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copies):
             target.copy_(host, non_blocking=True)
@@ -102,8 +103,8 @@ class Streamer:
 
 
 def _hook(step: Callable[["Streamer", int], None], streamer: "Streamer", index: int) -> Callable[..., None]:
-    # A hook belongs to its block: were it to hold the streamer, which holds the block, neither would be freed
-    # before the garbage collector comes round, and with them tens of GiB.
+    # A hook belongs to its block. If it held the streamer, which holds the block, neither they nor tens of GiB would be
+    # freed before the garbage collector runs.
     reference = weakref.ref(streamer)
 
     def call(*_: object) -> None:

@@ -17,8 +17,8 @@ from wan.pipeline import Pipeline, Request
 
 def told_of(stage: str) -> str:
     return (
-        f"warning: {stage} made values that are not finite (NaN or infinite): the video will be black there. Of "
-        "--precision, bf16 and fp32 overflow last; else compare the checkpoint with the published one"
+        f"warning: {stage} made values that are not finite (NaN or infinite): the video will be black there. Use "
+        "--precision bf16 or fp32, which overflow last, or compare the checkpoint with the published one"
     )
 
 

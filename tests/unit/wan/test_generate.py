@@ -182,7 +182,7 @@ def test_a_size_that_the_picture_decides_is_told_before_the_work(
     assert run(*flags, "--save_file", "out.mp4") == EXIT_OK
 
     told = [line for line in capsys.readouterr().err.splitlines() if "size:" in line]
-    ratio = f"  size: {size}, by the ratio of what is given, within the area of 64*48"
+    ratio = f"  size: {size}, with the ratio of the picture or video, within the area of 64*48"
     assert told == ([ratio] if size else [])
 
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 class HostWriter:
-    """Writes device tensors into host tensors, one behind: a copy is waited for when the next one is put.
+    """Writes device tensors into host tensors, one copy behind: put() waits for the copy before its own.
 
-    A plain copy into a part of a tensor in pageable memory would hold the device up each time.
+    A plain copy into a part of a tensor in pageable memory would make the device wait each time.
     """
 
     def __init__(self) -> None:

@@ -18,12 +18,12 @@ from wan.networks.vae.slabs import Reach, Window, crops, windows
 Past = dict[nn.Module, list[Tensor]]
 """What each layer remembers of the earlier frames of one video and slab; empty before the first frame."""
 Crop = Callable[[Tensor], Tensor]
-"""Cuts what the next layer reads out of a layer's output."""
+"""Takes from a layer's output the part that the next layer reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A layer, or half of one, as it is run: one frame in; none, one or two frames out."""
+    """A layer, or half of one, as it is run: it takes one frame and makes none, one or two frames."""
 
     run: Callable[[Tensor, Past, Crop], list[Tensor]]
     reach: Reach
@@ -36,7 +36,7 @@ def normalise(x: Tensor, gamma: Tensor) -> Tensor:
 
 
 def norm_silu(x: Tensor, gamma: Tensor, *, fused: bool = True) -> Tensor:
-    """SiLU of normalise(x, gamma): x [T, C, H, W], dense in channels-last memory, and so is what is made."""
+    """SiLU of normalise(x, gamma): x [T, C, H, W], dense in channels-last memory, as is the result."""
     if fused and x.is_cuda:
         from wan.networks import kernels
 
@@ -55,7 +55,7 @@ class Layer(nn.Module):
     reach = Reach()
 
     def steps(self) -> list[Step]:
-        """What is run one after the other; a layer whose halves differ in size has two."""
+        """The steps, which are run one after the other; a layer whose halves differ in size has two."""
         return [Step(self, self.reach)]
 
 
@@ -85,7 +85,7 @@ class CausalConv(Layer):
 
     def taps(self) -> Tensor:
         """The weight as [3, O, I, k, k], each tap dense in channels-last memory, oldest frame first."""
-        self.lay_out()  # for those that no Component has loaded
+        self.lay_out()  # for networks that no Component has loaded
         return self.weight.movedim(2, 0)
 
     def forward(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
@@ -100,7 +100,7 @@ def sum_of_taps(frames: list[Tensor], taps: Tensor, bias: Tensor) -> Tensor:
     """Tap i of the last taps [3, O, I, k, k] applied to frame i (oldest first), summed; empties `frames`."""
     taps = taps[-len(frames) :]
     padding = taps.shape[-1] // 2
-    # The oldest frame is nobody else's: popped, it is free before the next tap needs memory.
+    # Nothing else refers to the oldest frame: once popped, it is free before the next tap needs memory.
     out = F.conv2d(frames.pop(0), taps[0], bias, padding=padding)
     for tap in taps[1:]:
         out += F.conv2d(frames.pop(0), tap, padding=padding)
@@ -135,13 +135,13 @@ class NormSilu(nn.Module):
 
 
 class ResidualBlock(Layer):
-    """Two causal convolutions, each behind norm and SiLU, beside a shortcut."""
+    """Two causal convolutions, each after a norm and SiLU, with a shortcut around them."""
 
     reach = Reach(before=2, after=2)
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
-        # The gaps in the names were SiLU and dropout.
+        # The numbers that are left out were SiLU and dropout.
         self.residual = nn.ModuleDict(
             {
                 "0": NormSilu(in_dim),
@@ -166,9 +166,10 @@ def _whole(x: Tensor) -> Tensor:
 
 
 class NarrowingConv(CausalConv):
-    """A causal convolution to few channels, which remembers its share of outputs to come instead of inputs.
+    """A causal convolution to few channels, which remembers parts of later outputs instead of earlier inputs.
 
-    For the heads: the decoder's remembers 2 x 3 channels at full size, not 2 x 96, and reads its input once.
+    It is for the heads: the head of the decoder remembers 2 x 3 channels at full size, not 2 x 96, and reads its input
+    once.
     """
 
     def forward(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
@@ -222,7 +223,7 @@ class _Gain(nn.Module):
 
 
 class Upsample(Layer):
-    """Twice the height and width and half the channels; `in_time` also two frames for each but the first."""
+    """Doubles height and width and halves the channels; `in_time`: also makes two frames of each but the first."""
 
     def __init__(self, dim: int, *, in_time: bool) -> None:
         super().__init__()
@@ -252,7 +253,7 @@ class Upsample(Layer):
 
 
 class Downsample(Layer):
-    """Half the height and width; `in_time` also one frame of every two, the first frame apart."""
+    """Halves height and width; `in_time`: also makes one frame of every two, but keeps the first frame."""
 
     def __init__(self, dim: int, *, in_time: bool) -> None:
         super().__init__()
@@ -267,8 +268,8 @@ class Downsample(Layer):
         return [in_space, Step(self._halve_frames, Reach())] if self._in_time else [in_space]
 
     def _halve_size(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
-        # The network pads by one, on the right and below only. Padding by two all round gives the same
-        # outputs behind one row and column too many, and needs no padded copy of the frame.
+        # The network pads by one, on the right and below only. Padding by two on all sides gives the same outputs after
+        # one row and one column too many, which are cut off, and needs no padded copy of the frame.
         return [dense(crop(self.resample["1"](x)[:, :, 1:, 1:]))]
 
     def _halve_frames(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
@@ -285,8 +286,8 @@ class Downsample(Layer):
 class SlabPass:
     """One run of `steps` over the frames of a video, for the part of the image that makes `slab`.
 
-    `slab` counts positions of the output along `dim`, `size` is the length of that side at the input. `read` says
-    which of the input is read.
+    `slab` counts positions of the output along `dim`, `size` is the length of that side at the input. `read` is the
+    part of the input that is read.
     """
 
     def __init__(self, steps: list[Step], slab: Window, *, size: int, dim: int) -> None:
@@ -299,7 +300,7 @@ class SlabPass:
         self._past: Past = {}
 
     def __call__(self, frame: Tensor) -> Iterator[Tensor]:
-        """Yield what the next frame of the video, [1, C, H, W] and already cut, makes.
+        """Yield the frames that come of the next frame of the video, [1, C, H, W] and already cut.
 
         Depth first, so that beside the past only one frame of the largest size is being worked on.
         """
@@ -311,7 +312,7 @@ class SlabPass:
                 continue
             made = self._steps[depth].run(x, self._past, self._crops[depth])
             waiting += [(depth + 1, y) for y in reversed(made)]
-            # What waits must have no other name: a large frame would live on until the next turn.
+            # Frames that wait must have no other name, or a large one would stay alive until the next turn.
             del made
 
 

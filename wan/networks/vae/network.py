@@ -4,11 +4,11 @@
     latents = vae.encode(video)     # [3, F, H, W] in [-1, 1] -> [16, T', h, w]
     video = vae.decode(latents)     # and back, written to host memory as it is made
 
-A causal 3x3x3 convolution is the sum of three 2-D convolutions, of this frame and of the two before it. So
-every tensor here is one frame [1, C, H, W] in channels-last memory, and a frame runs through all layers
-before the next one enters. The past of a convolution is a list of at most two frames: no zeros at the start
-of a video, nothing padded, concatenated or copied. What remains is the past of all convolutions, 7.5 GB at
-720P; it shrinks with the slab (slabs.py): all of time is done for one slab before the next one begins.
+A causal 3x3x3 convolution is the sum of three 2-D convolutions, of this frame and of the two before it. So every tensor
+here is one frame [1, C, H, W] in channels-last memory, and a frame runs through all layers before the next one enters.
+The past of a convolution is a list of at most two frames: no zeros at the start of a video, nothing padded,
+concatenated or copied. What remains is the past of all convolutions, 7.5 GB at 720P. It is smaller for a slab
+(slabs.py): all frames of one slab are done before the next slab begins.
 
 F = 4 (T' - 1) + 1 frames, T' latent frames, C channels, H x W pixels, h = H / 8, w = W / 8.
 """
@@ -136,8 +136,8 @@ class WanVae(nn.Module):
     def decode(self, z: Tensor, slabs: int = 0, out: Tensor | None = None) -> Tensor:
         """Latents z [16, T', h, w], normalised, to a video [3, F, H, W] fp32 in [-1, 1] on the host.
 
-        `slabs`: 0 chooses by size, 1 is the whole image at once. `out` receives the video where given. Each
-        latent frame of each slab leaves the device as soon as it is made.
+        `slabs`: 0 chooses by size, 1 is the whole image at once. `out` receives the video where given. The pixels of
+        each latent frame of each slab leave the device as soon as they are made.
         """
         _, num_latents, height, width = z.shape
         scale = self.config.stride[1]
@@ -251,7 +251,7 @@ class WanVae(nn.Module):
         return choose_slabs(frame_bytes, num_frames)
 
     def _like(self) -> Tensor:
-        """A parameter, for the device and dtype of all."""
+        """A parameter, for the device and dtype that all parameters have."""
         return next(self.parameters())
 
     def _statistic(self, values: tuple[float, ...]) -> Tensor:

@@ -85,5 +85,5 @@ def split(size: int, num_slabs: int) -> list[Window]:
 
 
 def choose_slabs(frame_bytes: int, num_frames: int) -> int:
-    """The smallest number of slabs that keeps `num_frames` frames of `frame_bytes` under SLAB_BYTES each."""
+    """The smallest number of slabs that keeps `num_frames` frames of `frame_bytes` under SLAB_BYTES for each slab."""
     return max(1, -(-frame_bytes * num_frames // SLAB_BYTES))

@@ -114,7 +114,7 @@ def test_a_mask_that_moves_in_an_image_file_is_told(tmp_path: Path, suffix: str)
     frames[0].save(mask, save_all=True, append_images=frames[1:], duration=100)
     with pytest.raises(MediaError) as caught:
         read_control(boxes(tmp_path / "v.mp4", 3, 16), mask, frame_num=5)
-    assert str(caught.value) == f"mask {mask} is a picture that moves, of 3 frames"
+    assert str(caught.value) == f"mask {mask} is an animated picture of 3 frames"
     assert caught.value.hint == "make a video of it: .mp4, .mov, .m4v, .mkv, .webm, .avi, .gif"
 
 

@@ -40,7 +40,7 @@ def test_trouble_with_files(tmp_path: Path) -> None:
         f"{pipe} is a pipe, socket or device, not a file", "give a file"
     )
     assert trouble_with_file(broken) == Trouble(
-        f"{broken} is a link to gone, which is not there", "mend the link"
+        f"{broken} is a link to gone, which is not there", "repair the link"
     )
     assert trouble_with_file(Path("gone")) == Trouble("there is no file gone", CHECK_PATH)
 

@@ -206,7 +206,7 @@ def test_a_broken_link(tmp_path: Path, name: str) -> None:
     (tmp_path / name).symlink_to("../blobs/abc")
     assert refusal(tmp_path) == (
         f"{tmp_path / name} is a link to ../blobs/abc, which is not there",
-        "mend the link, or download the file again",
+        "repair the link, or download the file again",
     )
 
 
