@@ -1,6 +1,6 @@
 """wan/ beside diffusers on one GPU: time and memory of a DiT forward, a VAE decode and whole runs.
 
-    python scripts/bench_wan.py                     # everything, about 15 minutes on one H200
+    python scripts/bench_wan.py                     # everything, about 25 minutes on one H200
     python scripts/bench_wan.py dit-14B run-1.3B    # some groups
     python scripts/bench_wan.py --list
 

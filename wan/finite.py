@@ -5,8 +5,8 @@
     check("decode", video)            # says nothing more
 
 A network in fp16 that overflows, or damaged weights, make NaN, and NaN spreads to every frame. The video is still
-written (such values are black in it), because what was measured on the way is true, but there is a warning. Each check
-is one pass over a tensor and waits for its device once, so checks are made only at the end of a stage.
+written (such values are black or white in it), because what was measured on the way is true, but there is a warning.
+Each check is one pass over a tensor and waits for its device once, so checks are made only at the end of a stage.
 """
 
 import sys
@@ -28,8 +28,9 @@ class FirstNotFinite:
             return
         self._is_done = True
         sys.stderr.write(
-            f"warning: {stage} made values that are not finite (NaN or infinite): the video will be black there. "
-            "Use --precision bf16 or fp32, which overflow last, or compare the checkpoint with the published one\n"
+            f"warning: {stage} made values that are not finite (NaN or infinite): the video will be black or white "
+            "there. Use --precision bf16 or fp32, which overflow last, or compare the checkpoint with the "
+            "published one\n"
         )
 
 

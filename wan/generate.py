@@ -112,7 +112,10 @@ def _tell_of_frames(video: "Tensor") -> None:
     from wan.finite import num_not_finite_frames
 
     if bad := num_not_finite_frames(video):
-        warn(f"{bad} of {video.shape[1]} frames have values that are not finite, which are black in the file")
+        warn(
+            f"{bad} of {video.shape[1]} frames have values that are not finite, which are black or white in "
+            "the file"
+        )
 
 
 def _agreed(options: Options, place: Place) -> Options:
