@@ -173,7 +173,7 @@ def test_a_failed_run_says_first_what_happened_and_escapes_it(run_dir: Path) -> 
     assert found.headings == [
         "baseline",
         "The run failed: oom",
-        "What holds the peak back",
+        "What makes the peak high",
         "Peak by rank",
         "Memory over time",
         "Books at the peak",

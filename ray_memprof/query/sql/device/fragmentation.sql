@@ -7,8 +7,8 @@
 --   fragmentation_bytes    reserved - tensors when reserved grew to that peak;
 --                          the tensor that it grew for counts as there; null:
 --                          the stage began with its peak, or no events tell
---   cached_worst_bytes     reserved - active, the most at any end of a span:
---                          what could have been given back then
+--   cached_worst_bytes     reserved - active, the most at any boundary of a
+--                          span: what could have been given back then
 --   cached_path            path of that span
 --   cached_end_bytes       reserved - active when the stage last ended
 --   fluctuation_bytes      highest - lowest allocated memory in the stage, all
