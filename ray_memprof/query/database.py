@@ -123,7 +123,7 @@ def _plain(run_dir: Path, letters: str = _PARTS_FOLDERS) -> Path:
 
 @contextmanager
 def open_run(run_dir: Path, only: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a run in memory, with all tables and views over its Parquet files: needs no run.duckdb and locks none.
+    """Open a run in memory, with the same tables and views, from its Parquet files; needs no run.duckdb, locks none.
 
     `only` is the SQL that will be asked: a table that it does not name stays empty, and a view that it does not name
     is not made. This saves most of the time that opening takes.

@@ -83,7 +83,7 @@ def macro(name: str) -> str:
 
 
 def named(text: str) -> set[str]:
-    """The tables, questions and macros that `text` reads, also through others; too many if a column is named alike."""
+    """The tables, questions and macros that `text` reads, also through others; too many if a column has such a name."""
     names = {*TABLES, *QUESTIONS, *MACROS}
     found: set[str] = set()
     waiting = [text]

@@ -50,8 +50,8 @@ whole AS (
             SUM(num_allocs)::DOUBLE AS num_allocs,
             SUM(num_retries)::DOUBLE AS num_retries
         FROM spans
-        -- A span also counts for the spans inside it, as the modules of a
-        -- script.
+        -- The counts of a span include those of the spans inside it, such as
+        -- the modules of a script.
         WHERE depth = 0
         GROUP BY rank
     ) AS counts

@@ -64,8 +64,8 @@ counts AS (
     FROM (
         SELECT SUM(num_allocs) AS num_allocs, SUM(num_retries) AS num_retries
         FROM spans
-        -- A span also counts for the spans inside it, as the modules of a
-        -- script.
+        -- The counts of a span include those of the spans inside it, such as
+        -- the modules of a script.
         WHERE depth = 0
         GROUP BY rank
     )
