@@ -1,1 +1,1 @@
-"""Conclusions from recorded runs: diagnosis/ says what holds the peak back, comparison/ what moved between runs."""
+"""Conclusions from recorded runs: diagnosis/ says what makes the peak high, comparison/ what changed between runs."""

@@ -1,1 +1,1 @@
-"""Files of other tools, out and in: memory_events.json, CSV, Perfetto's trace, torch's memory snapshot."""
+"""Writes files for other tools and reads theirs: memory_events.json, CSV, Perfetto's trace, torch's memory snapshot."""

@@ -3,8 +3,8 @@
     csv.write_csv(run_dir, Path("tables"))                            # every table, tables/<table>.csv
     csv.write_csv(run_dir, Path("peaks.csv"), "peak_by_stage")        # a table or a question
 
-The first line names the columns; nothing is quoted that needs no quotes; null is empty. A text that a spreadsheet would
-compute (it begins with = + - @, a tab or a carriage return) has an apostrophe in front.
+The first line names the columns; only values that need quotes have them; null is empty. A text that a spreadsheet would
+compute (it begins with = + - @, a tab or a carriage return) gets an apostrophe in front.
 """
 
 from pathlib import Path
@@ -24,13 +24,13 @@ def write_csv(run_dir: Path, path: Path, name: str | None = None, rank: int | No
 
     Args:
         run_dir: the run.
-        path: where to.
+        path: the file or folder to write.
         name: of a table or a question.
-        rank: only its rows.
+        rank: write only the rows of this rank; None: all rows.
 
     Raises:
-        ConfigError: no such run, table or question, rows that know no rank, or no file can be written there.
-        DiskFull: no room for it.
+        ConfigError: no such run, table or question, its rows have no rank, or no file can be written at `path`.
+        DiskFull: no room for the file.
     """
     check_target(path if name else path / "runs.csv")
     with opened([run_dir], is_apart=True) as connection:
@@ -52,7 +52,7 @@ def _copy(connection: duckdb.DuckDBPyConnection, name: str, path: Path, rank: in
     chosen = without_formulas(connection, name)
     condition = "" if rank is None else f" WHERE rank = {rank:d}"
     with whole_file(path) as temporary:
-        # Absolute: `file:x.csv` and `s3:/x.csv` would be addresses to DuckDB.
+        # An absolute path: DuckDB would take `file:x.csv` and `s3:/x.csv` for addresses.
         target = str(temporary.absolute()).replace("'", "''")
         try:
             connection.execute(f"COPY ({chosen}{condition}) TO '{target}' (FORMAT csv, HEADER)")

@@ -1,14 +1,14 @@
-"""memory_events.json: what was held when each stage, step and change of models began and ended.
+"""memory_events.json: how much was held when each stage, step and change of models began and ended.
 
     memory_events.write_memory_events(run_dir)
 
-Takes the tables of a run; leaves a list of objects, one a line, in order of time:
+Takes the tables of a run; leaves a list of objects, one per line, in order of time:
 
     {"name": "denoise", "timestamp": 1767225600.25, "memory_log": {"allocated_bytes": 1024, ...},
      "metadata": {"rank": 0, "stage": "denoise", "step": 3, "phase": "end", ...}}
 
-`timestamp` is the wall clock in seconds. Blocks and other parts of a network are in the table spans only; see
-sql/memory_events.sql for what is chosen.
+`timestamp` is the wall clock in seconds. Blocks and other parts of a network are in the table spans only;
+query/sql/time/memory_events.sql says which spans are chosen.
 """
 
 import json
@@ -24,7 +24,7 @@ NS = 1_000_000_000
 
 
 def to_event(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the question memory_events as an object of the file; what is not known is left out."""
+    """A row of the question memory_events as an object of the file; values that are not known are left out."""
     known = {name: value for name, value in row.items() if value is not None}
     name, t_ns = known.pop("name"), known.pop("t_ns")
     log = {key: known.pop(key) for key in list(known) if key.endswith("_bytes")}
@@ -32,11 +32,11 @@ def to_event(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_memory_events(run_dir: Path, path: Path | None = None) -> Path:
-    """Write memory_events.json of a run to `path`, or without one into its folder; where it is.
+    """Write memory_events.json of a run to `path`, or without `path` into the run's folder; returns the file's path.
 
     Raises:
         ConfigError: no such run, or no file can be written at `path`.
-        DiskFull: no room for it.
+        DiskFull: no room for the file.
     """
     check_target(path)
     text = questions.question("memory_events")

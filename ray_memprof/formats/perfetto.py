@@ -2,9 +2,9 @@
 
     perfetto.write_perfetto(run_dir, Path("run.trace.json.gz"))
 
-Takes the tables of a run; leaves JSON in the Chrome trace format, compressed where the name ends in .gz. Each rank is
-a process; its counters are allocated, reserved, device_used and unexplained, in bytes. Of each of 4,000 slices of time
-the first, least, most and last point is kept, so that a peak is as high as it was.
+Takes the tables of a run; leaves JSON in the Chrome trace format, compressed if the file's name ends in .gz. Each rank
+is a process; its counters are allocated, reserved, device_used and unexplained, in bytes. Time is cut into 4,000
+slices; of each slice the first, least, most and last point of a counter is kept, so that peaks keep their height.
 """
 
 import gzip
@@ -29,11 +29,11 @@ Event = dict[str, Any]
 
 
 def write_perfetto(run_dir: Path, path: Path, rank: int | None = None) -> Path:
-    """Write the trace of a run, or of one rank of it; where it is.
+    """Write the trace of a run, or of one rank of it; returns its path.
 
     Raises:
-        ConfigError: no such run, nothing was recorded of that rank, or no file can be written there.
-        DiskFull: no room for it.
+        ConfigError: no such run, nothing was recorded of that rank, or no file can be written at `path`.
+        DiskFull: no room for the file.
     """
     check_target(path)
     with opened([run_dir], is_apart=True) as connection:
@@ -44,7 +44,7 @@ def write_perfetto(run_dir: Path, path: Path, rank: int | None = None) -> Path:
 
 
 def _write(file: Any, is_compressed: bool, events: Iterator[Event]) -> None:
-    # The time in a gzip header would make two exports of one run differ.
+    # With the present time in the gzip header, two exports of one run would differ.
     packed = gzip.GzipFile(fileobj=file, mode="wb", compresslevel=6, mtime=0) if is_compressed else file
     text = io.TextIOWrapper(packed, encoding="utf-8", write_through=False)
     text.write('{"displayTimeUnit": "ms", "traceEvents": [\n')

@@ -1,7 +1,7 @@
--- How did the memory of each rank go over time, drawn with few points and no
--- peak or trough lost?
--- One row = a point of a curve: of each slice of a rank's time the first, the
--- least, the most and the last; `?` is the number of slices.
+-- How did the memory of each rank change over time, drawn with few points but
+-- with every peak and trough kept?
+-- One row = a point of a curve: of each slice of time the first, the least,
+-- the most and the last; `?` is the number of slices.
 --   rank     of the run
 --   counter  allocated, reserved, device_used or unexplained
 --   t_ns     since 1970
@@ -17,8 +17,8 @@ WITH children AS (
     GROUP BY rank, parent_id
 ),
 
--- A peak is put in the middle of the innermost span that saw it: when exactly
--- it was, only events know.
+-- A peak is put in the middle of the innermost span that saw it: only events
+-- tell when exactly it was.
 peaks AS (
     SELECT
         spans.rank,
@@ -106,7 +106,7 @@ sliced AS (
         points.counter,
         points.t_ns,
         points.bytes,
-        -- In whole numbers a product of nanoseconds could overflow.
+        -- Not in whole numbers: a product of nanoseconds could overflow.
         FLOOR((points.t_ns - bounds.first_ns) / bounds.length_ns * ?) AS slice
     FROM points
     CROSS JOIN bounds

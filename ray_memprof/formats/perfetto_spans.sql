@@ -1,5 +1,5 @@
--- What ran when, and what did it hold?
--- One row = a span, in order of time; of two that begin at once the outer one
+-- What ran when, and how much memory did it hold?
+-- One row = a span, in order of time; if two begin at once, the outer one
 -- comes first.
 --   rank, span_id, name, path  of the span
 --   component, step, block, branch, failed

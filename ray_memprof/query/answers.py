@@ -1,9 +1,9 @@
-"""Rows as people read them, or as a file for programs: what query, diagnose and compare end with.
+"""Writes rows as a table for people or as a file for programs; the commands query, diagnose and compare use it.
 
-    write(rows, Form.TABLE, None)                    # to the standard output
-    write(rows, Form.PARQUET, Path("rows.parquet"))
+    write_answer(rows, Form.TABLE, None)                    # to the standard output
+    write_answer(rows, Form.PARQUET, Path("rows.parquet"))
 
-Takes Arrow tables of any type that SQL can make. Leaves the file, whole or not at all.
+Takes Arrow tables with columns of any type that SQL can make. Leaves the whole file, or none after an error.
 """
 
 import math
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MOST_ROWS = 200
-"""Of the table for people; every other form has all of them."""
+"""The most rows that the table for people shows; every other form has all rows."""
 FORMULA = r"^[=+\-@\t\r]"
-"""How a cell begins that a spreadsheet computes, as a regular expression of DuckDB."""
+"""A regular expression of DuckDB for the start of a text that a spreadsheet would compute as a formula."""
 _WIDEST = 10_000
 _MOMENTS = ("t_ns", "first_ns", "start_ns", "end_ns")
-"""Wall clock; every other column in ns is a duration."""
+"""Columns that hold a moment of the wall clock; every other column in ns holds a duration."""
 
 
 class Form(StrEnum):
@@ -47,7 +47,7 @@ def write_answer(rows: "pa.Table", form: Form, out: Path | None) -> None:
 
     Raises:
         BrokenPipeError: nobody reads the standard output any longer.
-        ConfigError: Parquet onto a terminal, or `out` is no file that can be written.
+        ConfigError: Parquet would go to a terminal, or the file `out` cannot be written.
         DiskFull: no room for the file.
     """
     if form is Form.TABLE:
@@ -58,7 +58,7 @@ def write_answer(rows: "pa.Table", form: Form, out: Path | None) -> None:
         with whole_file(out) as temporary:
             _copy(rows, form, temporary)
     elif form is Form.PARQUET and sys.stdout.isatty():
-        raise ConfigError("Parquet is nothing for a terminal", hint="name a file: --out rows.parquet")
+        raise ConfigError("a terminal cannot show Parquet", hint="name a file: --out rows.parquet")
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "rows"
@@ -72,11 +72,11 @@ def write_answer(rows: "pa.Table", form: Form, out: Path | None) -> None:
 
 
 def write_text(text: str, out: Path | None) -> None:
-    """The same for lines that are no rows.
+    """Write lines of text that are not rows to a file, or to the standard output.
 
     Raises:
         BrokenPipeError: nobody reads the standard output any longer.
-        ConfigError: `out` is no file that can be written.
+        ConfigError: the file `out` cannot be written.
         DiskFull: no room for the file.
     """
     text = visible(text)
@@ -90,7 +90,7 @@ def write_text(text: str, out: Path | None) -> None:
 
 
 def _copy(rows: "pa.Table", form: Form, path: Path) -> None:
-    """Through DuckDB: it knows a form for every type that a question can have."""
+    """Write rows with DuckDB, which can write every type that a question can have."""
     import duckdb
 
     from ray_memprof.query.ask import first_line
@@ -98,7 +98,7 @@ def _copy(rows: "pa.Table", form: Form, path: Path) -> None:
     if form is Form.JSON:
         rows = _finite(rows)
     options = {Form.CSV: "HEADER", Form.JSON: "ARRAY true", Form.PARQUET: "COMPRESSION zstd"}[form]
-    # Absolute: `file:x.csv` and `s3:/x.csv` would be addresses to DuckDB.
+    # An absolute path: DuckDB would take `file:x.csv` and `s3:/x.csv` for addresses.
     target = str(path.absolute()).replace("'", "''")
     with duckdb.connect() as connection:
         connection.register("answer", rows)
@@ -110,7 +110,7 @@ def _copy(rows: "pa.Table", form: Form, path: Path) -> None:
 
 
 def without_formulas(connection: "duckdb.DuckDBPyConnection", name: str) -> str:
-    """A SELECT of a table or view in which no text is a formula for a spreadsheet: an apostrophe stands before it."""
+    """A SELECT of a table or view that puts an apostrophe before each text that a spreadsheet would compute."""
     described = connection.execute(f"DESCRIBE {name}").fetchall()
     texts = ['"' + column.replace('"', '""') + '"' for column, kind, *_ in described if kind == "VARCHAR"]
     marked = [f"regexp_replace({text}, '({FORMULA})', chr(39) || '\\1') AS {text}" for text in texts]
@@ -118,7 +118,7 @@ def without_formulas(connection: "duckdb.DuckDBPyConnection", name: str) -> str:
 
 
 def _finite(rows: "pa.Table") -> "pa.Table":
-    """Null where a number is none: JSON has no word for it."""
+    """Rows with null in place of NaN and infinity, which JSON cannot express."""
     import pyarrow as pa
 
     for number, field in enumerate(rows.schema):
@@ -128,7 +128,7 @@ def _finite(rows: "pa.Table") -> "pa.Table":
 
 
 def _finite_array(array: "pa.Array") -> "pa.Array":
-    """The same for the numbers inside lists, structs and the values of maps; of the same length and type."""
+    """Null in place of NaN and infinity, also inside lists, structs and the values of maps; same length and type."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -145,18 +145,19 @@ def _finite_array(array: "pa.Array") -> "pa.Array":
         inner = _finite_array(array.values)
     else:
         return array
-    # The validity, and where each list begins if they differ in length; the buffers after those are of the values.
+    # The array's own buffers: the validity and, if lists differ in length, the start of each list. Later buffers are
+    # those of the values.
     own = array.buffers()[: 1 if pa.types.is_fixed_size_list(kind) else 2]
     return pa.Array.from_buffers(kind, len(array), own, offset=array.offset, children=[inner])
 
 
 def _width() -> int | None:
-    """Columns of the terminal; None where it is none: then lines are as long as they must be."""
+    """Columns of the terminal; None: the output is not a terminal, and lines are as long as they need to be."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def table_text(rows: "pa.Table", width: int | None = None) -> str:
-    """Rows for people: bytes with their unit, durations in seconds, at most MOST_ROWS of them."""
+    """Rows for people: bytes with their unit, durations in seconds, at most MOST_ROWS rows."""
     shown = rows.slice(0, MOST_ROWS)
     is_by_row = shown.column_names.count("unit") == 1
     units = _values(shown.column("unit")) if is_by_row else [None] * shown.num_rows
@@ -171,7 +172,7 @@ def table_text(rows: "pa.Table", width: int | None = None) -> str:
 
 
 def _values(column: "pa.ChunkedArray") -> list[Any]:
-    """As Python has them; as text where Python has none, as for a date after the year 9999."""
+    """Values as Python objects; as text where Python has no such value, for example a date after the year 9999."""
     import duckdb
     import pyarrow as pa
 
@@ -184,7 +185,7 @@ def _values(column: "pa.ChunkedArray") -> list[Any]:
 
 
 def is_figure(kind: "pa.DataType") -> bool:
-    """Whether its values line up at the right."""
+    """Whether values of this type are aligned at the right."""
     import pyarrow as pa
 
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)  # type: ignore[no-any-return]
@@ -200,7 +201,7 @@ class Shown:
 
 
 def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
-    """Columns as lines of text, folded to `width` where there is one."""
+    """Columns as lines of text, folded to `width` if it is given."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -217,11 +218,11 @@ def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
 
 
 def cell(column: str, value: Any, unit: str | None = None) -> str:
-    """A value as people read it, by the unit in the name of its column, or by that of its row if the row has one."""
+    """A value as people read it, with the unit of its row if there is one, else with that in its column's name."""
     if unit is not None and isinstance(value, float) and math.isfinite(value):
         return number_text(value, unit)
     if isinstance(value, Decimal) and value == value.to_integral_value():
-        value = int(value)  # SUM of a BIGINT
+        value = int(value)  # DuckDB's SUM of a BIGINT comes as a decimal
     if value is None:
         return "-"
     if isinstance(value, int) and not isinstance(value, bool):

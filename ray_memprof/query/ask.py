@@ -4,7 +4,7 @@
     $ ray-memprof query "SELECT rank, MAX(reserved_peak_bytes) FROM spans GROUP BY rank" baseline
     $ ray-memprof query imbalance --runs 'profiler_logs/*/latest' --format csv > imbalance.csv
 
-With --runs every row says which run it is from (run_id, name). answers.py writes them. Leaves nothing.
+With --runs every row says which run it is from (run_id, name). answers.py writes the rows; this module writes no file.
 """
 
 import glob
@@ -27,9 +27,9 @@ def runs_of(pattern: str) -> list[Path]:
     """The run folders that a pattern of the shell matches, each once, sorted by name.
 
     Raises:
-        ConfigError: it matches none.
+        ConfigError: the pattern matches none.
     """
-    # A folder of that very name is meant, though it may have letters that a pattern gives another meaning.
+    # A folder with exactly this name is meant, even if the name has characters that are special in a pattern.
     paths = [pattern] if Path(pattern, TABLES_DIR).is_dir() else sorted(glob.glob(pattern))
     found = dict.fromkeys(Path(path).resolve() for path in paths)
     runs = [path for path in found if (path / TABLES_DIR).is_dir()]
@@ -42,12 +42,12 @@ def runs_of(pattern: str) -> list[Path]:
 
 
 def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Table:
-    """The rows that a question, a table or any SQL has on the given runs.
+    """The rows that a question, a table or an SQL statement returns for the given runs.
 
     Args:
         text: the name of a question or a table, or one statement.
-        run_dirs: runs.
-        is_named: put run_id and name in front, of a single run too; of several they are always there.
+        run_dirs: the run folders.
+        is_named: begin the rows of a single run with run_id and name, too; rows of several runs always do.
 
     Raises:
         ConfigError: no such question, no such run, or SQL that DuckDB refuses.
@@ -57,11 +57,11 @@ def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Ta
     name = text.strip()
     is_name = re.fullmatch(r"\w+", name) is not None
     if is_name and name not in TABLES:
-        questions.question(name)  # refuses a name that is none
+        questions.question(name)  # refuses a name that is no question
     is_apart = len(run_dirs) == 1 and not is_named
     sql = text
     if is_name:
-        # The text of a question, and not FROM its view: only that is sure to keep the order of its rows.
+        # The question's own text and not a FROM of its view: only the text is sure to keep the order of the rows.
         sql = questions.question(name) if is_apart and name in questions.QUESTIONS else f"FROM {name}"
     with opened(run_dirs, is_apart=is_apart, only=sql if is_name else None) as connection:
         try:
@@ -74,9 +74,10 @@ def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Ta
 def opened(
     run_dirs: Sequence[Path], *, is_apart: bool = False, only: str | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Runs as db.open_runs opens them, or the one run as db.open_run does; files that are no Parquet are told.
+    """Open runs with database.open_runs or, if `is_apart`, the single run with database.open_run.
 
-    `only` is that of db.open_run, for the one run.
+    An error of DuckDB, as for a file that is no Parquet, becomes a ConfigError. `only` is the argument of
+    database.open_run, for the single run.
 
     Raises:
         ConfigError: no such run, or one that cannot be read.
@@ -91,7 +92,7 @@ def opened(
             connection = stack.enter_context(
                 database.open_run(run_dirs[0], only) if is_apart else database.open_runs(run_dirs)
             )
-        except duckdb.Error as error:  # no SQL of the user's runs there
+        except duckdb.Error as error:  # the user's SQL has not run yet: the files are at fault
             raise ConfigError(
                 f"{', '.join(map(str, run_dirs))} cannot be read: {first_line(error)}",
                 hint="if it is a copy, copy the whole folder again",
@@ -100,7 +101,7 @@ def opened(
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether DuckDB takes it; Python hides other bytes of the command line and of file names in surrogates."""
+    """Whether a text is UTF-8, as DuckDB needs it; Python keeps other bytes of arguments and names as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -109,12 +110,12 @@ def _is_utf8(text: str) -> bool:
 
 
 def first_line(error: duckdb.Error) -> str:
-    """DuckDB's message without the picture below it."""
+    """The first line of DuckDB's message, without the excerpt of the SQL below it."""
     return next(line.strip() for line in str(error).splitlines() if line.strip())
 
 
 def _statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:
-    """The one statement of `sql`, which must be a question: the tables are there to be read."""
+    """The single statement of `sql`; it must be one that reads, because nothing may change the tables."""
     statements = connection.extract_statements(sql)
     if not statements:
         raise ConfigError("there is no SQL to run", hint="begin with SELECT, WITH or FROM")
@@ -122,20 +123,20 @@ def _statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDB
         raise ConfigError(f"{len(statements)} statements are too many: one at a time")
     (statement,) = statements
     is_question = statement.expected_result_type == [duckdb.ExpectedResultType.QUERY_RESULT]
-    # PIVOT is several statements for DuckDB, the last of them a question.
+    # DuckDB makes several statements of a PIVOT; the last one returns rows.
     if not is_question and statement.type != duckdb.StatementType.MULTI:
         raise ConfigError(f"{statement.type.name} is no question", hint="begin with SELECT, WITH or FROM")
     return connection.sql(sql)
 
 
 def _refused(error: duckdb.Error) -> ConfigError:
-    """DuckDB's message in one line, its own suggestion as the hint."""
+    """An error with DuckDB's message in one line, and with DuckDB's own suggestion as the hint."""
     lines = [line.strip() for line in str(error).splitlines()]
     suggested = next((line for line in lines if line.startswith(("Did you mean", "Candidate"))), "")
     return ConfigError(
         f"the SQL is refused: {first_line(error)}",
         hint=suggested
-        or "`ray-memprof query --list` has the questions and tables; docs/schema.md their columns",
+        or "`ray-memprof query --list` lists the questions and tables; docs/schema.md has the columns",
     )
 
 
@@ -152,14 +153,14 @@ def sql_of(name: str) -> str:
 
 
 def question_lines() -> list[str]:
-    """Every question with the first line of its header, then every table with what a row of it is."""
+    """Every question with what it asks, then every table with what one row of it is."""
     width = max(map(len, (*questions.QUESTIONS, *TABLES)))
     lines = [f"{name:<{width}}  {questions.headline(name)}" for name in questions.QUESTIONS]
     return [*lines, "", *(f"{table.name:<{width}}  one row = {table.row}" for table in TABLES.values())]
 
 
 def find_runs(run: str | None, pattern: str | None) -> list[Path]:
-    """What the command line names: one run, or a pattern of several.
+    """The run folders that the command line names: one run, or all runs that a pattern matches.
 
     Raises:
         ConfigError: both are given, or there is no such run.

@@ -1,7 +1,7 @@
-"""Which numbers of a run are bounds: peaks that may have been higher than is known, replays that may be off.
+"""Which numbers of a run are bounds: peaks that may have been higher, and replays that may be inexact.
 
-    caveats(connection)                   # a line each, for people
-    is_lower_bound(row, "reserved")       # of a row of rank_peaks()
+    caveats(connection)                   # lines for people
+    is_lower_bound(row, "reserved")       # `row` is a row of rank_peaks()
 
 Takes rows of rank_peaks() and of the question replay_check; leaves nothing.
 """
@@ -15,12 +15,12 @@ from ray_memprof.wording import rank_text
 
 
 def is_unsampled(row: dict[str, Any]) -> bool:
-    """Whether the device was looked at only at the boundaries of spans: its peak may lie between them."""
+    """Whether the device was measured only at the boundaries of spans: its peak may lie between them."""
     return bool(row["num_samples"] == 0 and row["device_used_peak_bytes"] > 0)
 
 
 def is_lower_bound(row: dict[str, Any], measure: str) -> bool:
-    """Whether the peak of a rank (allocated, reserved, device_used ...) may have been more than is known."""
+    """Whether the peak of a rank (allocated, reserved, device_used ...) may have been higher than the known one."""
     return (
         is_unsampled(row)
         if measure == "device_used"
@@ -29,14 +29,14 @@ def is_lower_bound(row: dict[str, Any], measure: str) -> bool:
 
 
 def caveats(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Which peaks of a run are lower bounds, and why, and which may be off by how much, a line each."""
+    """Lines that say which peaks of a run are lower bounds and why, and how far the replay of a rank may be wrong."""
     rows = connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist()
     inexact = [row for row in rows_of(connection, "replay_check") if row["num_checks"] and is_within(row)]
     return [*lower_bounds(rows), *map(inexact_text, inexact)]
 
 
 def lower_bounds(rows: list[dict[str, Any]]) -> list[str]:
-    """Why peaks are told as "at least"."""
+    """Lines that say why some peaks are shown as "at least"."""
     early = [row["rank"] for row in rows if row["peak_at_least"]]
     between = [row["rank"] for row in rows if is_unsampled(row)]
     lines = []
@@ -53,14 +53,14 @@ def lower_bounds(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def is_within(row: dict[str, Any]) -> bool:
-    """Whether nothing is wrong with a replay but that a rule of the allocator is not known."""
+    """Whether a replay is wrong only because a rule of the allocator is not known: no error exceeds inexact_bytes."""
     peaks = row["allocated_peak_error_bytes"], row["reserved_peak_error_bytes"]
     errors = (row["max_error_bytes"], *map(abs, peaks))
     return row["inexact_bytes"] > 0 and not row["num_lost_events"] and max(errors) <= row["inexact_bytes"]
 
 
 def inexact_text(row: dict[str, Any]) -> str:
-    """By how much the replay of a rank may be off; `row`: of replay_check."""
+    """How far the replay of a rank may be wrong; `row` is a row of replay_check."""
     who = f"rank {row['rank']}"
     if is_within(row):
         return f"{who} is right within {row['inexact_bytes']:,} bytes: a rule of the allocator is not known there"

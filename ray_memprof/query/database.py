@@ -8,10 +8,11 @@ run.duckdb holds the tables themselves, except the large ones (allocs, stacks: 2
 which are views over the Parquet files beside it. A view with a relative path would look in the client's working
 directory and one with an absolute path would break when the folder moves. The one thing that tells a view where its
 database lies is the setting temp_directory, whose default is the path of the database that the client opened, plus
-".tmp". So allocs and stacks want run.duckdb to be opened, not attached to another database; all else works there too.
+".tmp". So a client must open run.duckdb itself to read allocs and stacks. If run.duckdb is only attached to another
+database, everything else still works.
 
-Where a run lies changes no answer: nothing is read out of the path above it. DuckDB itself opens no database below a
-folder with a backslash in its name; every command here asks such a run all the same.
+The place of a run changes no answer: nothing is read from the names of the folders above it. DuckDB itself cannot open
+a database below a folder with a backslash in its name; every command of this program can still ask such a run.
 """
 
 import atexit
@@ -42,14 +43,14 @@ from ray_memprof.store.whole_file import disk_error, replace
 
 LARGE_TABLES = ("allocs", "stacks")
 _ADDED = {"ranks": "clock_offset_ns", "spans": "device_used_bound_bytes"}
-"""By table: a column that runs of schema version 1 lack. sql/old/<table>.sql says what holds for them."""
+"""By table: a column that runs of schema version 1 lack. sql/older_runs/<table>.sql fills it for them."""
 _BESIDE_DATABASE = r"regexp_replace(parse_dirpath(current_setting('temp_directory')), '\.tmp\?', '?')"
-"""The folder of the database file; DuckDB puts .tmp before the first question mark, where it expects parameters."""
+"""SQL for the folder of the database file. DuckDB puts .tmp before the first question mark, where parameters begin."""
 _AS_GLOB = r"regexp_replace({}, '([\[*?])', '[\1]', 'g')"
-"""A pattern that matches the folder, an SQL expression, alone."""
+"""SQL for a pattern that matches only the folder that the SQL expression in {} gives."""
 _RANK = "regexp_extract(filename, '/rank=([0-9]+)/[^/]*$', 1)::BIGINT"
 _PARTS_FOLDERS, _PARTS_PARAMETERS = "\\", "?"
-"""Letters that DuckDB never takes as part of a name: the one in all paths, the other in the path of a database."""
+"""Characters that DuckDB never takes as part of a name: the first in any path, the second in that of a database."""
 _TYPES = {
     pa.bool_(): "BOOLEAN",
     pa.int16(): "SMALLINT",
@@ -62,11 +63,11 @@ _TYPES = {
 
 
 def build(run_dir: Path) -> Path:
-    """Write run.duckdb from the tables of a run, anew; where it is.
+    """Write run.duckdb anew from the tables of a run; returns its path.
 
     Raises:
         ConfigError: `run_dir` is no run, or one of a newer version.
-        DiskFull: no room for it.
+        DiskFull: no room for the file.
     """
     path = run_dir / DATABASE_FILE
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
@@ -86,7 +87,7 @@ def build(run_dir: Path) -> Path:
 
 
 def _write(run_dir: Path, target: Path) -> None:
-    """Make the database, in the folder of the run: there the views over files are tried when they are made."""
+    """Make the database in the folder of the run: DuckDB tries the views over files there when they are made."""
     folder = _plain(run_dir, _PARTS_FOLDERS + _PARTS_PARAMETERS)
     database = target if folder == run_dir else folder / DATABASE_FILE
     try:
@@ -100,20 +101,20 @@ def _write(run_dir: Path, target: Path) -> None:
 
 
 def limits(run_dir: Path) -> list[str]:
-    """What other clients cannot do with run.duckdb where it lies, as lines for people; most often none."""
+    """Lines for people on what other clients cannot do with run.duckdb in its present folder; most often none."""
     if _PARTS_FOLDERS not in str(run_dir.absolute()):
         return []
     return [
         f"DuckDB opens no database below a folder with a backslash in its name: {run_dir / DATABASE_FILE} is whole "
-        "and can be opened once it is moved; ray-memprof asks the run where it is"
+        "and can be opened once it is moved; ray-memprof can ask the run in its present folder"
     ]
 
 
 def _plain(run_dir: Path, letters: str = _PARTS_FOLDERS) -> Path:
-    """A folder with the tables of the run and none of `letters` in its path: its own, or one with a link to them."""
+    """A folder with the run's tables and none of `letters` in its path: the run's own, or one with a link to them."""
     if not set(letters) & set(str(run_dir)):
         return run_dir
-    # Views read the files whenever they are asked: the link stays as long as the process does.
+    # Views read the files whenever they are asked, so the link must stay until the process ends.
     folder = Path(tempfile.mkdtemp(prefix="ray-memprof-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.symlink(run_dir / TABLES_DIR, folder / TABLES_DIR)
@@ -122,10 +123,10 @@ def _plain(run_dir: Path, letters: str = _PARTS_FOLDERS) -> Path:
 
 @contextmanager
 def open_run(run_dir: Path, only: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """The same tables and views in memory, straight from the Parquet files: needs no run.duckdb and locks none.
+    """Open a run in memory, with the same tables and views, from its Parquet files; needs no run.duckdb, locks none.
 
-    `only`: the text that will be asked; what it does not name is left empty (tables) or out (views), which saves most
-    of the time that opening takes.
+    `only` is the SQL that will be asked: a table that it does not name stays empty, and a view that it does not name
+    is not made. This saves most of the time that opening takes.
 
     Raises:
         ConfigError: `run_dir` is no run, or one of a newer version.
@@ -137,9 +138,9 @@ def open_run(run_dir: Path, only: str | None = None) -> Iterator[duckdb.DuckDBPy
 
 @contextmanager
 def open_runs(run_dirs: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Several runs side by side: every table and view with the columns run_id and name of the run in front.
+    """Open several runs side by side: every table and view begins with the columns run_id and name of the run.
 
-    The tables of one run alone are in a schema of their own: run0, run1 and so on, in the order given.
+    The tables and views of each single run are also in a schema of its own: run0, run1 and so on, in the order given.
 
     Raises:
         ConfigError: one of them is no run, or one of another version.
@@ -156,25 +157,25 @@ def open_runs(run_dirs: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def add_run(connection: duckdb.DuckDBPyConnection, run_dir: Path, schema: str) -> None:
-    """Put the tables and views of a run into a schema of their own; main stays the current one.
+    """Put the tables and views of a run into a schema of their own; main stays the current schema.
 
     Raises:
         ConfigError: `run_dir` is no run, or one of another version.
     """
     connection.execute(f"CREATE SCHEMA {schema}")
-    # A view finds what it reads in the schema that it lies in.
+    # A view looks for what it reads in the schema in which it is made.
     connection.execute(f"SET schema = '{schema}'")
     _fill(connection, run_dir, _literal(str(_plain(run_dir.resolve()))))
     connection.execute("SET schema = 'main'")
 
 
 def _of_run(connection: duckdb.DuckDBPyConnection, schema: str, name: str, run_dir: Path) -> str:
-    """A SELECT that says of every row which run it is from."""
+    """A SELECT that adds to every row which run it is from."""
     columns = [row[0] for row in connection.execute(f"DESCRIBE {schema}.{name}").fetchall()]
     listed = list(map(_quoted, columns))
-    if "run_id" not in columns:  # else it is about runs, and says it itself
+    if "run_id" not in columns:  # a table or view about runs has the column already
         folder = run_dir.resolve()
-        # A span has a name too: beside it the run's is called run_name.
+        # A span has a name too: there the column for the run's name is run_name.
         title = "run_name" if "name" in columns else "name"
         facts = (f"{_literal(folder.name)} AS run_id", f"{_literal(folder.parent.name)} AS {title}")
         listed = [*facts, *listed]
@@ -203,7 +204,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
     for table in TABLES.values():
         _make_table(connection, run_dir, table, folder, is_empty=table.name not in wanted)
     _insert_standing(connection, run_dir)
-    # fetchall, not fetchone: what was not fetched to its end would be in the way of whatever is asked next.
+    # fetchall, not fetchone: a result that is not fetched to its end would disturb the next statement.
     ((newest,),) = connection.execute("SELECT MAX(schema_version) FROM runs").fetchall()
     if newest is not None and newest < OLDEST_SCHEMA_VERSION:
         raise ConfigError(
@@ -227,7 +228,7 @@ def _fill(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, onl
 
 
 def _insert_standing(connection: duckdb.DuckDBPyConnection, run_dir: Path) -> None:
-    """A row of runs for a run that has not ended: the driver writes its own at the end."""
+    """Add the row of the table runs for a run that has not ended: its driver writes that row only at the end."""
     if connection.execute("SELECT COUNT(*) FROM runs").fetchall() != [(0,)]:
         return
     row = run_row(run_dir)
@@ -237,7 +238,7 @@ def _insert_standing(connection: duckdb.DuckDBPyConnection, run_dir: Path) -> No
 
 
 def _complete(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, wanted: set[str]) -> None:
-    """Give the rows of an older run what was not asked then, as far as its other columns tell."""
+    """Fill the columns that an older run did not record, as far as its other columns tell."""
     for table, column in _ADDED.items():
         asked = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {column} IS NULL)"
         if connection.execute(asked).fetchall() == [(False,)]:
@@ -257,7 +258,7 @@ def _make_table(
     is_there = not is_empty and next((run_dir / TABLES_DIR).glob(pattern), None) is not None
     columns = _columns(table)
     if is_there and table.name in LARGE_TABLES:
-        # Files first: an older run may lack a column, and this view could not add it.
+        # The files of an older run may lack a column, which a view cannot add: then this raises ConfigError.
         _view_files(connection, run_dir, table.name, columns, _files(folder, pattern))
         kind = "VIEW"
     else:
@@ -276,7 +277,7 @@ def _make_table(
 def _view_files(
     connection: duckdb.DuckDBPyConnection, run_dir: Path, table: str, columns: dict[str, str], source: str
 ) -> None:
-    """A view over Parquet files, which must have every column: a view cannot add one to some of them."""
+    """Make a view over Parquet files. They must have every column: a view cannot add a missing one."""
     try:
         connection.execute(f"CREATE VIEW {table} AS SELECT {_read(columns)} FROM {source}")
     except duckdb.BinderException as error:
@@ -291,7 +292,7 @@ def _view_files(
 
 
 def _insert(connection: duckdb.DuckDBPyConnection, table: str, columns: dict[str, str], source: str) -> None:
-    """Copy what the files have of the columns; those that an older version did not write stay null."""
+    """Copy the columns that the files have; columns that an older version did not write stay null."""
     found = _found(connection, source)
     known = [name for name in columns if name in found]
     connection.execute(f"INSERT INTO {table} BY NAME SELECT {_read(known)} FROM {source}")
@@ -304,12 +305,12 @@ def _found(connection: duckdb.DuckDBPyConnection, source: str) -> set[str]:
 
 
 def _read(columns: Iterable[str]) -> str:
-    """What to select from files; rank is in the name of their folder alone."""
+    """What to select from files; the rank is only in the name of their folder."""
     return ", ".join(f"{_RANK} AS rank" if name == "rank" else _quoted(name) for name in columns)
 
 
 def _columns(table: Table) -> dict[str, str]:
-    """DuckDB's types, by column; rank comes from the folder, and only runs has none."""
+    """DuckDB's types, by column; rank comes from the folder's name, and only the table runs has no rank."""
     types = {}
     for field in table.schema:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
@@ -318,9 +319,9 @@ def _columns(table: Table) -> dict[str, str]:
 
 
 def _files(folder: str, pattern: str) -> str:
-    """The Parquet files of a table below the run folder, an SQL expression, with their names."""
+    """SQL for the rows of a table's Parquet files, with the file names; `folder`: the run folder as SQL expression."""
     below = _literal(f"/{TABLES_DIR}/{pattern}")
-    # Without hive_partitioning: it would take every key=value above the run for a column.
+    # Without hive_partitioning: it would make a column of every folder key=value above the run.
     options = "union_by_name = true, hive_partitioning = false, filename = true"
     listed = f"read_parquet({_AS_GLOB.format(folder)} || {below}, {options})"
     return f"{listed} WHERE starts_with(filename, {folder} || '/')"

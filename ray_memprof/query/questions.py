@@ -1,7 +1,7 @@
-"""Questions by name: a file of sql/<topic>/ each, in an order in which every one finds those that it reads.
+"""Questions by name: each is a file of sql/<topic>/, and each comes after the questions that it reads.
 
-    question("peak_by_rank")              # its SQL, the header included
-    rows_of(connection, "imbalance")      # its rows as dicts, of an open run
+    question("peak_by_rank")              # its SQL, with the header
+    rows_of(connection, "imbalance")      # its rows as dicts; the connection is to an open run
 
 Takes the files of sql/ and its macros; leaves nothing.
 """
@@ -19,11 +19,11 @@ from ray_memprof.store.schema import TABLES
 
 SQL_DIR = Path(__file__).parent / "sql"
 TOPICS = ("peaks", "tensors", "device", "time", "runs")
-"""Folders of sql/ with a file for each question; macros/ has what several share, older_runs/ what completes rows."""
+"""Folders of sql/ with a file for each question; macros/ has what questions share, older_runs/ what completes rows."""
 
 
 def _in_order(paths: Iterable[Path]) -> dict[str, Path]:
-    """Files by name, each behind those that it reads."""
+    """Files by name, each after the files that it reads."""
     texts = {path.stem: _code(path.read_text(encoding="utf-8")) for path in paths}
     files = {path.stem: path for path in paths}
     ordered: dict[str, Path] = {}
@@ -51,16 +51,16 @@ def _words(text: str) -> set[str]:
 _FILES = _in_order([path for topic in TOPICS for path in sorted((SQL_DIR / topic).glob("*.sql"))])
 _MACRO_FILES = _in_order(sorted((SQL_DIR / "macros").glob("*.sql")))
 QUESTIONS = tuple(_FILES)
-"""By topic, and in an order in which each finds the views that it reads."""
+"""Names of all questions, by topic, each after the questions whose views it reads."""
 MACROS = tuple(_MACRO_FILES)
-"""What several questions share."""
+"""Names of the macros, which several questions share."""
 
 
 def question(name: str) -> str:
     """The SQL of a question, its header included.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: there is no such question.
     """
     if name not in QUESTIONS:
         near = difflib.get_close_matches(name, QUESTIONS, n=1)
@@ -70,7 +70,7 @@ def question(name: str) -> str:
 
 
 def headline(name: str) -> str:
-    """What a question asks, in one line: the first sentence of its header."""
+    """What a question asks, in one line: its header up to "One row"."""
     text = " ".join(
         line.removeprefix("--").strip() for line in question(name).split("-- One row")[0].splitlines()
     )
@@ -83,7 +83,7 @@ def macro(name: str) -> str:
 
 
 def named(text: str) -> set[str]:
-    """What `text` reads, and what that reads in turn; too much where a column is called like a table."""
+    """The tables, questions and macros that `text` reads, also through others; too many if a column has such a name."""
     names = {*TABLES, *QUESTIONS, *MACROS}
     found: set[str] = set()
     waiting = [text]

@@ -1,4 +1,4 @@
-"""Pages and last lines of a run. No number is computed here: all come from questions.
+"""The pages of a run, and its last lines on the console. No number is computed here: all come from questions.
 
-Read derive.py first: what is written when a run has ended.
+Read derive.py first: it says what is written when a run has ended.
 """

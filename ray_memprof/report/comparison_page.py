@@ -1,10 +1,10 @@
 """compare.html: two runs or more side by side, in one file that opens offline.
 
-    compare_report.write(compare([Path("profiler_logs/a/latest"), Path("profiler_logs/b/latest")]), Path("ab.html"))
+    write_comparison_page(compare([Path("profiler_logs/a/latest"), Path("profiler_logs/b/latest")]), Path("ab.html"))
     $ ray-memprof compare a b --html ab.html
 
-Takes what compare.py found and the question `measures` of every run; figures come from plots.py. Leaves the page, the
-whole of it or none.
+Takes what compare.py found and the question `measures` of every run; figures come from comparison_plots.py. Leaves the
+whole page, or none after an error.
 """
 
 from collections.abc import Sequence
@@ -39,20 +39,20 @@ FIGURES = {
     "duration": "duration",
     "unexplained": "unexplained",
 }
-"""Measures of the whole run, with the heading of each."""
+"""Measures of the whole run that are shown, with the heading of each."""
 PEAKS = {"peak_device_used": "device used", "peak_reserved": "reserved", "peak_allocated": "allocated"}
 MOST_SPANS = 30
 MOST_LETTERS = 300
-"""Of a setting."""
+"""The most characters of a setting."""
 MOST_IN_PICTURE = 36
-"""Letters of a run's label beside a figure: a path would leave no room for the figure."""
+"""The most characters of a run's label beside a figure: a longer one would leave no room for the figure."""
 
 Measured = dict[tuple[str | None, str], Row]
-"""Rows of `measures` by stage, None for the whole run, and measure; stages in the order they began."""
+"""Rows of `measures` by stage (None: the whole run) and measure, with the stages in the order in which they began."""
 
 
 def write_comparison_page(compared: Comparison, path: Path) -> Path:
-    """Write the page; where it is.
+    """Write the page; returns its path.
 
     Raises:
         ConfigError: a run cannot be read.
@@ -65,7 +65,7 @@ def write_comparison_page(compared: Comparison, path: Path) -> Path:
 
 
 def write_matrix(run_dirs: Sequence[Path], path: Path) -> Path | None:
-    """The same for the runs of a matrix, as far as they left tables; None: fewer than two recorded anything.
+    """Write the page for those runs of a matrix that left tables; None: fewer than two runs recorded spans.
 
     Raises:
         ConfigError: a run cannot be read.
@@ -79,7 +79,7 @@ def write_matrix(run_dirs: Sequence[Path], path: Path) -> Path | None:
 
 
 def render(compared: Comparison) -> str:
-    """The page as text; figures are those of all ranks, whatever rank was compared."""
+    """The page as text; its figures are always those of all ranks, even if only one rank was compared."""
     sides = compared.sides
     measured = [_measured(Path(side.folder)) for side in sides]
     stages = _merged([[stage for stage, _ in one if stage] for one in measured])
@@ -114,7 +114,7 @@ def _measured(run_dir: Path) -> Measured:
 
 
 def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
-    """Each name once; one that the first runs lack comes after the name that it follows where it is."""
+    """Each name once; a name that earlier lists lack comes after the name before it in its own list."""
     merged: list[str] = []
     for names in lists:
         at = 0
@@ -126,7 +126,7 @@ def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _picture_labels(sides: Sequence[Side]) -> list[str]:
-    """What stands beside a figure: labels cut in their middle, unless two would look the same; and who failed."""
+    """Labels beside a figure: cut in the middle unless two would look the same, and with the status of a failed run."""
     half = MOST_IN_PICTURE // 2 - 1
     labels = [side.label for side in sides]
     cut = [one if len(one) <= MOST_IN_PICTURE else f"{one[:half]}..{one[-half:]}" for one in labels]
@@ -156,7 +156,7 @@ def _size(measured: Measured, stage: str | None, measure: str) -> int | None:
 
 
 def _whole(measured: Sequence[Measured]) -> list[list[Row]]:
-    """A line for each run, a cell for each of FIGURES; the change is against the first run."""
+    """A line for each run with a cell for each of FIGURES; the change is against the first run."""
     return [
         [
             _cell(one.get((None, name)), None if one is measured[0] else measured[0].get((None, name)))
@@ -175,7 +175,7 @@ def _cell(row: Row | None, base: Row | None) -> Row:
 
 
 def _shown(value: float | None, unit: str) -> str | Markup:
-    """A figure with its unit; of a size the exact bytes as a tooltip."""
+    """A figure with its unit; a size has the exact bytes as a tooltip."""
     text = number_text(value, unit)
     if value is None or unit != "bytes":
         return text
@@ -191,13 +191,15 @@ def _notes(sides: Sequence[Side]) -> list[str]:
         notes.append(f"The runs have {listed} ranks. Every figure is that of a run's worst rank.")
     sources = sorted({side.source or "unknown" for side in sides})
     if len(sources) > 1:
-        notes.append(f"The runs are not of one source ({', '.join(sources)}): some were measured otherwise.")
+        notes.append(
+            f"The runs have different sources ({', '.join(sources)}): not all were measured in the same way."
+        )
     notes += [f"{side.label} is not whole: {line}." for side in sides for line in side.lacking]
     return notes + [f"{side.label}: {line}." for side in sides for line in side.bounds]
 
 
 def _others(difference: Difference, sides: Sequence[Side]) -> list[tuple[str, str]]:
-    """Values that are not the first run's, each with the runs that have it."""
+    """Values that differ from that of the first run, each with the runs that have it."""
     runs: dict[str | None, list[str]] = {}
     for side, value in zip(sides[1:], difference.values[1:], strict=True):
         if value != difference.values[0]:
@@ -212,7 +214,7 @@ def _clipped(value: str | None) -> str:
 
 
 def _moves(compared: Comparison) -> tuple[list[Row], int]:
-    """Spans that moved, of all runs, the largest moves first; and how many there are in all."""
+    """The spans of all runs that moved most, the largest moves first; and how many moved in all."""
     spans = moved_of(compared.moves.to_pylist(), "span")
     moved = [one for one in spans if one.share >= LEAST_FRACTION]
     moved.sort(key=attrgetter("share"), reverse=True)
@@ -230,7 +232,7 @@ def _move(span: Moved, sides: Sequence[Side]) -> Row:
 
 
 def _moved(row: Row | None) -> Row:
-    """Of a span that only the first run has, its figure there."""
+    """A cell of a span; if only the first run has the span, the figure is that of the first run."""
     if row is None:
         return {"value": "-", "change": ""}
     value = row["base_value"] if row["only_in"] == "base" else row["value"]

@@ -1,4 +1,4 @@
-"""Pictures of runs side by side, as plots.py makes those of one."""
+"""Figures of several runs side by side; plots.py makes those of one run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,9 +6,9 @@ from ray_memprof.report.plots import BYTES, IN_GIB, MOST_RANKS, NUMBERS, Figure,
 
 
 def peaks_of_runs(names: Sequence[str], sizes: Mapping[str, Sequence[int | None]]) -> Figure:
-    """Peaks of several runs, a group of bars a run; `sizes` has a peak of each run, or None, by what it is of.
+    """Peaks of several runs, a group of bars for each run; `sizes` has by measure a peak of each run, or None.
 
-    At most four of them: the shades tell them apart without any colour.
+    At most four measures, because they are told apart by shades of one colour.
     """
     data: list[Row] = []
     for position, (measure, peaks) in enumerate(sizes.items()):
@@ -24,7 +24,7 @@ def peaks_of_runs(names: Sequence[str], sizes: Mapping[str, Sequence[int | None]
 def stages_of_runs(
     names: Sequence[str], stages: Sequence[str], sizes: Sequence[Sequence[int | None]]
 ) -> Figure:
-    """A peak of every stage in several runs: stages side by side, a row for each run."""
+    """A peak of every stage in several runs: a column for each stage, a row for each run."""
     trace = cells(stages, names, sizes, gap=2, hover="%{y}, %{x}")
     if len(stages) <= MOST_RANKS:
         trace |= NUMBERS

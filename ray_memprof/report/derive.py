@@ -1,8 +1,8 @@
-"""What is derived from the tables of a run: run.duckdb, memory_events.json, report.html, and the last lines.
+"""Derives files from the tables of a run: run.duckdb, memory_events.json and report.html; and the last lines.
 
     for line in derived(run_dir, problems): ...
 
-Takes the tables that a run, a run finished later or an import left, all in the same way.
+Takes the tables that a run, a later finish of a run or an import left; they are all treated alike.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
     """Write run.duckdb, memory_events.json and report.html from the tables of a run; yields what was measured.
 
     Args:
-        run_dir: of the run.
-        problems: what is missing of it; what its folder's place rules out is added.
+        run_dir: the run.
+        problems: lines on what is missing of the run; what cannot be done in its folder is added.
     """
     database.build(run_dir)
     problems += database.limits(run_dir)
-    # Opened and diagnosed once: of a thousand ranks each takes ten seconds.
+    # The run is opened once and diagnosed once: with a thousand ranks each of the two takes ten seconds.
     with opened([run_dir], is_apart=True) as connection:
         found = findings(connection)
         yield from figure_lines(connection, found)
@@ -35,5 +35,5 @@ def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
 
 
 def derive(run_dir: Path, problems: list[str]) -> list[str]:
-    """The same at one go; returns what was measured."""
+    """Do the same in one call; returns the lines on what was measured."""
     return list(derived(run_dir, problems))

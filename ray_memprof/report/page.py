@@ -1,8 +1,8 @@
-"""What every page has: the templates, plotly.js packed into it, and sizes, times and figures as a page writes them.
+"""What all pages share: the templates, the packed plotly.js, and sizes, times and figures as pages show them.
 
     environment().get_template("report.html.j2").render(figures=figures, plotly=packed_plotly(), ...)
 
-Nothing that a page shows is fetched. Leaves nothing; run_page.py and comparison_page.py write the files.
+A page fetches nothing. This module writes no file; run_page.py and comparison_page.py do.
 """
 
 import base64
@@ -21,21 +21,21 @@ from ray_memprof.report import plots
 from ray_memprof.wording import GIB, place, visible
 
 _TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
-"""Keys of a figure whose strings come from a run; all others were written here."""
+"""Keys of a figure whose texts come from a run; all other texts are written in this package."""
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 @cache
 def packed_plotly() -> str:
-    """plotly.js, compressed: a third of its size, and no work for the browser before the first figure."""
+    """plotly.js, compressed to a third of its size; the browser reads it only when it draws the first figure."""
     from plotly.offline import get_plotlyjs
 
-    # A fixed time in its header: the same run makes the same page.
+    # A fixed time in the gzip header, so that the same run makes the same page.
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
 def environment() -> jinja2.Environment:
-    """Templates and the filters that they write sizes, times and figures with."""
+    """The templates, with the filters by which they write sizes, times and figures."""
     made = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -58,12 +58,12 @@ def environment() -> jinja2.Environment:
 
 
 def _data(figure: plots.Figure) -> Markup:
-    """JSON that no content can break out of its script element, and whose texts plotly.js shows letter by letter."""
+    """A figure as JSON that cannot break out of its script element; plotly.js shows its texts letter by letter."""
     return Markup(json.dumps(as_plain_text(figure), separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def gib(size: int | None) -> Markup:
-    """GiB with two decimals, the exact bytes as a tooltip."""
+    """A size in GiB with two decimals, with the exact bytes as a tooltip."""
     if size is None:
         return Markup("&ndash;")
     return Markup('<span title="{:,} bytes">{:.2f}</span>').format(size, size / GIB)
@@ -86,7 +86,7 @@ def _utc(ns: int) -> str:
 
 
 def as_plain_text(figure: Any) -> Any:
-    """A figure whose names and labels plotly.js shows letter by letter: it reads some HTML in every text."""
+    """A figure with escaped names and labels: plotly.js reads HTML in texts, but must show these letter by letter."""
     if isinstance(figure, dict):
         return {key: _letters(one) if key in _TEXTS else as_plain_text(one) for key, one in figure.items()}
     if isinstance(figure, list | tuple) and figure and isinstance(figure[0], dict):
@@ -95,10 +95,10 @@ def as_plain_text(figure: Any) -> Any:
 
 
 def _letters(value: Any) -> Any:
-    """A text, texts in lists, or anything else as it is."""
+    """A text or the texts in lists, escaped; anything else as it is."""
     if isinstance(value, str):
         text = visible(value).translate(_ENTITIES)
-        # report.js would take it for the name of a colour.
+        # report.js would take a text with this beginning for the name of a colour.
         return f"&#118;{text[1:]}" if text.startswith("var:") else text
     if isinstance(value, list | tuple):
         return [_letters(one) for one in value]

@@ -1,10 +1,10 @@
-"""The report's figures as data for plotly.js: rows of the questions in sql/ in, dicts out, nothing written or computed.
+"""The report's figures as data for plotly.js: makes dicts of rows of the questions in sql/; writes no file.
 
     area(ask("timeline_by_account"), ask("timeline"), ask("stage_bands"), frame)     # who held the memory of a rank
 
 Two things are left to templates/report.js, because only the browser knows them. A colour is "var:name" for the CSS
-variable --name, so that figures follow light, dark and print. Bytes stand in customdata, with the name of the axis
-that shows them in GiB in meta.gib: the exact number is one hover away, and each is in the page once.
+variable --name, so that figures follow the light, dark and print styles. Bytes are in customdata, and meta.gib names
+the axis that shows them in GiB: so hovering shows the exact number, and each number is in the page only once.
 """
 
 from bisect import bisect_right
@@ -17,24 +17,24 @@ from ray_memprof.store.schema import CATEGORIES
 from ray_memprof.wording import GIB, size_text
 
 MOST_RANKS = 16
-"""Of a larger run, so many ranks are drawn one by one ..."""
+"""The most ranks of a run that have figures of their own."""
 MOST_LINES = 4
-"""... and so many in one picture, with the range of all."""
+"""The most ranks that are lines in the figure of all ranks, if a run has more than MOST_RANKS."""
 MOST_POINTS = 400
-"""Of a line over steps; of more steps each point is the highest of several, so that peaks stay what they are."""
+"""The most points of a line over steps; with more steps each point is the highest of several, to keep the peaks."""
 MOST_BANDS = 200
-"""Of the stages behind an area; the shortest of more are too narrow to be seen."""
+"""The most stages that are drawn behind an area; if there are more, the shortest are too narrow to be seen."""
 TENSORS = (*CATEGORIES, "uncategorised")
 OUTSIDE = ("context", "nccl", "libraries", "others", "unexplained")
 ACCOUNTS = (*TENSORS, "cached", *OUTSIDE)
-"""What the memory of a device divides into, from the bottom up."""
+"""The parts of the memory of a device, from the bottom of the figure upwards."""
 NAMES = {
     "nccl": "NCCL",
     "uncategorised": "tensors, category not recorded",
     "active": "tensors",
     "before": "held before the first event",
 }
-"""Where an account's name is not what a reader should see."""
+"""Names for readers, for accounts whose own name is not clear."""
 IN_GIB = " GiB"
 BYTES = "%{customdata:,d} bytes"
 NUM_COLOURS = 8
@@ -46,9 +46,9 @@ HATCH: dict[str, Any] = {
     "fgcolor": "var:paper",
     "bgcolor": "var:cached",
 }
-"""Of what is held and empty: told from what is in use without any colour."""
+"""The pattern of memory that is held but not in use: it can be told apart without seeing colours."""
 FULL_FRACTION = 0.7
-"""A device filled above this has its size drawn as a line; elsewhere the line would flatten the picture."""
+"""If a device is filled above this share, a line shows its size; else the line would make the figure too flat."""
 
 Row = dict[str, Any]
 Figure = dict[str, Any]
@@ -56,7 +56,7 @@ Figure = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Axes that all figures over time of a run share, so that ranks can be compared at a glance."""
+    """The axes that all figures over time of a run share, so that ranks are easy to compare."""
 
     first_ns: int
     length_s: float
@@ -64,19 +64,19 @@ class Frame:
     device_bytes: int | None
 
     def seconds(self, t_ns: int) -> float:
-        """Since the first span began."""
+        """Seconds since the first slice of the run began."""
         return round((t_ns - self.first_ns) / 1e9, 4)
 
     @property
     def full_bytes(self) -> int | None:
-        """Size of the device, where the run comes near it."""
+        """Size of the device if the run comes near it, else None."""
         if self.device_bytes and self.top_bytes > FULL_FRACTION * self.device_bytes:
             return self.device_bytes
         return None
 
 
 def frame(slices: Sequence[Row], peaks: Sequence[Row]) -> Frame:
-    """From the rows of timeline and of peak_by_rank."""
+    """The axes for the rows of timeline and of peak_by_rank."""
     first = min(row["start_ns"] for row in slices)
     return Frame(
         first_ns=first,
@@ -87,7 +87,7 @@ def frame(slices: Sequence[Row], peaks: Sequence[Row]) -> Frame:
 
 
 def chosen(peaks: Sequence[Row], failed: Iterable[int] = (), most: int = MOST_RANKS) -> list[int]:
-    """Ranks to be drawn one by one: all, or those that failed, rank 0, the emptiest and the fullest."""
+    """Ranks with figures of their own: all, or those that failed, rank 0, the emptiest rank and the fullest ones."""
     if len(peaks) <= most:
         return [row["rank"] for row in peaks]
     by_size = [row["rank"] for row in sorted(peaks, key=lambda row: -row["device_used_peak_bytes"])]
@@ -97,13 +97,13 @@ def chosen(peaks: Sequence[Row], failed: Iterable[int] = (), most: int = MOST_RA
 
 
 def area(moments: Sequence[Row], slices: Sequence[Row], bands: Sequence[Row], frame: Frame) -> Figure:
-    """Who held the memory of one rank over time: stacked areas, stages behind them."""
+    """Who held the memory of one rank over time: stacked areas with the stages behind them."""
     starts = [row["start_ns"] for row in bands]
     names = [row["stage"] for row in bands]
     found = [bisect_right(starts, row["t_ns"]) - 1 for row in moments]
     stages = [names[index] if index >= 0 else "before the first stage" for index in found]
     x = [frame.seconds(row["t_ns"]) for row in moments]
-    # Drawn at the bottom with no height: it only adds its text to what hovering shows.
+    # This line has no height and is not seen: it only adds the stage to what hovering shows.
     where: Row = {"type": "scatter", "x": x, "y": [0] * len(x), "mode": "lines", "line": {"width": 0}}
     where |= {"text": stages, "hovertemplate": "in <b>%{text}</b><extra></extra>", "showlegend": False}
     held = [account for account in ACCOUNTS if any(row[f"{account}_bytes"] for row in moments)]
@@ -116,7 +116,7 @@ def area(moments: Sequence[Row], slices: Sequence[Row], bands: Sequence[Row], fr
 
 
 def _layer(account: str, sizes: list[int]) -> Row:
-    """Without x: that of the figure's first trace."""
+    """One area of the stack, without x: report.js takes the x of the figure's first trace."""
     colour = f"var:{account}"
     trace: Row = {
         "type": "scatter",
@@ -154,7 +154,7 @@ def _line(name: str, slices: Sequence[Row], frame: Frame, column: str) -> Row:
 def ranks_over_time(
     slices: Sequence[Row], spread: Sequence[Row], ranks: Sequence[int], frame: Frame
 ) -> Figure:
-    """Device memory in use of some ranks in one picture; `spread`: the range of all, where there are more."""
+    """Device memory in use of some ranks in one figure; `spread` is the range of all ranks if there are more."""
     data: list[Row] = []
     if spread:
         style = {"shape": "hv", "width": 0, "color": "var:others"}
@@ -175,7 +175,7 @@ def _rank_colour(position: int) -> str:
 
 
 def _dash(position: int) -> str:
-    # Ranks do the same and lie on each other: gaps in the upper line show the lower one.
+    # Ranks do the same, so their lines lie on each other: gaps in the upper line show the lower one.
     return ("solid", "dash", "dot", "dashdot")[position % 4]
 
 
@@ -196,10 +196,10 @@ def _over_time(frame: Frame) -> Row:
 
 
 def _bands(bands: Sequence[Row], frame: Frame) -> Row:
-    """Stages as shapes behind the areas, their names above them; report.js hides names that do not fit."""
+    """Stages as shapes behind the areas, with their names above; report.js hides names that do not fit."""
     shapes: list[Row] = list(_over_time(frame).get("shapes", []))
     notes: list[Row] = []
-    # On a ground of its own: a name may lie over dark areas.
+    # A name has a background of its own, because it may lie over dark areas.
     style = {"font": {"color": "var:ink"}, "bgcolor": "var:paper", "opacity": 0.8, "borderpad": 1}
     longest = sorted(
         range(len(bands)), key=lambda number: bands[number]["start_ns"] - bands[number]["end_ns"]
@@ -217,7 +217,7 @@ def _bands(bands: Sequence[Row], frame: Frame) -> Row:
 
 
 def books(rows: Sequence[Row]) -> Figure:
-    """Who held the memory of each rank when its device was fullest: one bar a rank."""
+    """Who held the memory of each rank when its device was fullest: one bar for each rank."""
     ranks = list(dict.fromkeys(row["rank"] for row in rows))
     data = []
     for account in ("active", "cached", *OUTSIDE):
@@ -238,7 +238,7 @@ def books(rows: Sequence[Row]) -> Figure:
 
 
 def alive(rows: Sequence[Row]) -> Figure:
-    """What was alive at the peak of one rank: component, then category, then span of birth."""
+    """What was alive at the peak of one rank: by component, then category, then the span that allocated it."""
     nodes: dict[str, Row] = {"all": _node("alive at the peak", "alive at the peak", "", "shade2")}
     for row in rows:
         component, category = row["component"] or "no component", row["category"] or "uncategorised"
@@ -279,7 +279,7 @@ def _node(name: str, full_name: str, parent: str, colour: str) -> Row:
 
 
 def heat(rows: Sequence[Row], measure: str) -> Figure:
-    """The peak of every stage on every rank: ranks side by side, stages from top to bottom."""
+    """The peak of every stage on every rank: a column for each rank, a row for each stage."""
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     ranks = sorted({row["rank"] for row in rows})
     sizes = {(row["stage"], row["rank"]): row[f"{measure}_peak_bytes"] for row in rows}
@@ -293,7 +293,7 @@ def heat(rows: Sequence[Row], measure: str) -> Figure:
     if len(ranks) <= NUM_COLOURS:
         trace |= NUMBERS
     layout = {"yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False}}
-    # Ranks are whole numbers: no ticks between them.
+    # Ranks are whole numbers, so there are no ticks between them.
     ticks = {"dtick": 1} if len(ranks) <= MOST_RANKS else {}
     layout["xaxis"] = {"side": "top", "tickprefix": "rank ", "showgrid": False, "zeroline": False, **ticks}
     layout["margin"] = {"t": 30, "b": 10}
@@ -306,7 +306,7 @@ NUMBERS: Row = {"texttemplate": "%{z:.2f}", "textfont": {"size": 12}}
 def cells(
     x: Sequence[int | str], y: Sequence[str], sizes: Sequence[Sequence[int | None]], *, gap: int, hover: str
 ) -> Row:
-    """Sizes as colours, a row for each of `y`; those that are None are left empty."""
+    """Sizes as colours, a row for each of `y`; a cell whose size is None stays empty."""
     return {
         "type": "heatmap",
         "x": x,
@@ -324,7 +324,7 @@ def cells(
 
 
 def imbalance(rows: Sequence[Row]) -> Figure:
-    """For every stage the least, the mean and the most that a rank had, of one measure."""
+    """For every stage the least, the mean and the most of one measure, over the ranks."""
     stages = [row["stage"] or "whole run" for row in rows]
     data = []
     styles = {
@@ -356,7 +356,7 @@ def imbalance(rows: Sequence[Row]) -> Figure:
 
 
 def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
-    """Peak and time of every denoise step, a line a rank; of a script a line a rank and module."""
+    """Peak and time of every denoise step, a line for each rank; in a script, for each rank and module."""
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     data: list[Row] = []
     by_line: dict[tuple[int, str], list[Row]] = {}
@@ -405,7 +405,7 @@ def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
 
 
 def _highest(rows: Sequence[Row], figure: str, most: int = MOST_POINTS) -> list[Row]:
-    """At most so many rows, as they come: of neighbours the one with the highest figure."""
+    """At most `most` rows, in their order: of each group of neighbours the one with the highest `figure`."""
     size = -(-len(rows) // most) or 1
     return [
         max(rows[start : start + size], key=lambda row: row[figure]) for start in range(0, len(rows), size)

@@ -1,10 +1,10 @@
 """report.html: what happened, and where the memory of every rank went, in one file that opens offline.
 
-    report.write(run_dir)
+    write_run_page(run_dir)
 
 Takes the tables of a run, finished or failed; every number comes from a question in sql/, every figure from plots.py.
-Leaves report.html: text and tables that need no script, figures that plotly.js draws, which is in the file. Nothing
-is fetched.
+Leaves report.html. Its text and tables need no script; plotly.js, which is in the file, draws the figures. The page
+fetches nothing.
 """
 
 import json
@@ -49,15 +49,15 @@ CONTENTS = {
     "collectives_summary": "Collectives",
     "replay_check": "Replay check",
 }
-"""Questions that have a part of the report, in its order, with the part's title; one without rows is left out."""
+"""Questions with a part of the report each, in its order, with the part's title; one without rows is left out."""
 DETAILS = ("base_memory", "activation_by_stage", "fragmentation", "model_switching", "replay_check")
-"""Tables for a closer look, without a link at the top."""
+"""Parts with details, which have no link at the top."""
 OF_ALL_RANKS = ("peak_by_rank", "imbalance", "books_at_peak", "peak_by_stage", "replay_check")
-"""Asked of every rank: the first two show each, the others go into figures or tiles too."""
+"""Questions that are asked about every rank: the first two show all ranks, figures or tiles need the others."""
 PER_RANK = frozenset(CONTENTS) - {"peak_by_rank", "imbalance"}
-"""Of a large run, these show some ranks only."""
+"""Questions whose tables show only some ranks of a large run."""
 MOST_ROWS = 400
-"""Of a table for a closer look; the others are counted. Figures and what is stated are of all rows."""
+"""The most rows of a table of PER_RANK; the other rows are counted. Figures and statements are made of all rows."""
 _REACH = "MIN(start_ns) AS start_ns, MAX(end_ns) AS end_ns, MAX(device_used_bytes) AS device_used_bytes"
 MEASURES = {"device_used": "device used", "reserved": "reserved", "allocated": "allocated"}
 
@@ -68,7 +68,7 @@ Panels = dict[str, list[tuple[str, str]]]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A run that is open already, and what is found in it."""
+    """A run that is open already, and the findings in it."""
 
     connection: duckdb.DuckDBPyConnection
     findings: Sequence[Finding]
@@ -77,17 +77,17 @@ class Known:
 def write_run_page(
     run_dir: Path, problems: Sequence[str] = (), *, beside: Path | None = None, known: Known | None = None
 ) -> Path:
-    """Write the report of a run; where it is.
+    """Write the report of a run; returns its path.
 
     Args:
         run_dir: the run.
-        problems: lines of collect about records that are not whole.
-        beside: a run of the same configuration from another source, a prediction of this one: shown beside it.
-        known: the run, where it is open already; None: it is opened.
+        problems: lines about records that are not whole.
+        beside: a run of the same configuration from another source, such as a prediction, to be shown beside it.
+        known: the run, if it is open already; None: it is opened here.
 
     Raises:
-        ConfigError: `run_dir` is no run, or `beside` none that could be set beside it.
-        DiskFull: no room for it.
+        ConfigError: `run_dir` is no run, or `beside` is no run that can be shown beside it.
+        DiskFull: no room for the report.
     """
     path = run_dir / REPORT_FILE
     html = render(run_dir, problems, beside=beside, known=known)
@@ -117,7 +117,7 @@ def render(
 def _facts(known: Known) -> Row:
     connection = known.connection
     runs = _ask(connection, "FROM runs")
-    # A driver that was killed wrote none.
+    # A driver that was killed wrote no row.
     run: Row = runs[0] if runs else dict.fromkeys(RUNS.schema.names)
     ranks = _ask(connection, "FROM ranks ORDER BY rank")
     whole = {name: rows_of(connection, name) for name in OF_ALL_RANKS}
@@ -163,7 +163,7 @@ def _ask(connection: duckdb.DuckDBPyConnection, text: str) -> list[Row]:
 
 
 def _ask_of(connection: duckdb.DuckDBPyConnection, name: str, ranks: Sequence[int]) -> list[Row]:
-    """The rows that a question has on some ranks, in its order: nothing is worked out for the others."""
+    """The rows that a question returns for some ranks, in its order; nothing is computed for the other ranks."""
     listed = ", ".join(map(str, ranks))
     return (
         _ask(connection, f"SELECT * FROM ({questions.question(name)}\n) WHERE rank IN ({listed})")
@@ -173,7 +173,7 @@ def _ask_of(connection: duckdb.DuckDBPyConnection, name: str, ranks: Sequence[in
 
 
 def _listed(tables: Tables) -> tuple[Tables, dict[str, int]]:
-    """Of each table for a closer look the rows that say most, and how many are left out."""
+    """The tables of PER_RANK cut to the rows that tell most, the others whole; and how many rows are left out."""
     listed, left_out = dict(tables), {}
     for name, rows in tables.items():
         if name not in PER_RANK or len(rows) <= MOST_ROWS:
@@ -184,12 +184,12 @@ def _listed(tables: Tables) -> tuple[Tables, dict[str, int]]:
 
 
 def telling(rows: Sequence[Row], most: int) -> list[Row]:
-    """At most so many rows, in their order: of every rank the first and the last, and the largest of each figure."""
+    """At most `most` rows, in their order: the first and the last of every rank, and the largest of each figure."""
     figures = [key for key in rows[0] if key.endswith(("bytes", "duration_ns"))]
     starts = {row["rank"]: number for number, row in reversed(list(enumerate(rows)))}
     ends = {row["rank"]: number for number, row in enumerate(rows)}
     largest = [nlargest(most, range(len(rows)), key=lambda number: rows[number][key] or 0) for key in figures]  # noqa: B023
-    # The largest of each figure come before the second largest of any.
+    # The largest row of every figure is chosen before the second largest of any figure.
     chosen = dict.fromkeys(
         [*starts.values(), *ends.values(), *chain.from_iterable(zip(*largest, strict=True))]
     )
@@ -207,9 +207,9 @@ def _figures(
     shown: Sequence[int],
     few: Sequence[int],
 ) -> tuple[dict[str, plots.Figure], Panels]:
-    """Figures by id; and the parts that show one of several, as (name, id) in order.
+    """Figures by id; and for parts with tabs the figure of each tab, as (name, id) in order.
 
-    Ranks that are `shown` have figures of their own; `few` of them are lines in a picture of all.
+    The ranks `shown` have figures of their own; the ranks `few` are lines in the figure of all ranks.
     """
     panels = {
         "timelines": _timelines(connection, tables, whole["peak_by_rank"], shown, few),
@@ -259,7 +259,7 @@ def _timelines(
     if len(shown) > 1:
         spread = rows_of(connection, "timeline_spread") if len(few) < len(peaks) else []
         together = ("all ranks", plots.ranks_over_time(slices, spread, few, frame))
-        # Of many ranks the whole comes first, of a few the single one.
+        # With many ranks the figure of all comes first, with few ranks it comes last.
         figures.insert(0 if len(shown) < len(peaks) else len(figures), together)
     return figures
 
@@ -272,7 +272,7 @@ def _by_rank(rows: Iterable[Row]) -> dict[int, list[Row]]:
 
 
 def _tiles(tables: Tables) -> list[Row]:
-    """The few figures that everybody wants first: name, value, note."""
+    """The few numbers that every reader wants first: name, value and note."""
     peaks = tables["peak_by_rank"]
     if not peaks:
         return []
@@ -332,13 +332,13 @@ def _sized(size: int, is_at_least: bool) -> Markup:
 
 
 def _beside(facts: Row, other_dir: Path) -> Row:
-    """Peaks by stage of another run of this configuration, beside those of this one."""
+    """Peaks by stage of this run and of another run of the same configuration."""
     with opened([other_dir], is_apart=True) as connection:
         runs = _ask(connection, "FROM runs")
         there = {(row["rank"], row["stage"]): row for row in rows_of(connection, "peak_by_stage")}
     if not runs or runs[0]["source"] == facts["run"]["source"]:
         raise ConfigError(
-            f"{other_dir} cannot be set beside this run: its source is not another one",
+            f"{other_dir} cannot be set beside this run: it must have another source, and that must be known",
             hint="set a predicted run beside a measured one",
         )
     rows = []

@@ -1,4 +1,4 @@
-"""The last lines of a run on the console: peak per rank, imbalance, whether books and replay are right, findings.
+"""The last lines of a run on the console: peak per rank, imbalance, checks of books and replay, and findings.
 
     for line in summary_lines(run_dir): ...
 
@@ -18,11 +18,11 @@ from ray_memprof.query.questions import rows_of
 from ray_memprof.wording import at_least, place, rank_text, size_text
 
 MOST_RANKS = 16
-"""Of a larger run, the fullest ranks are listed."""
+"""The most ranks that are listed; of a larger run these are the fullest."""
 MOST_FINDINGS = 2
-"""The weightiest; `ray-memprof diagnose` and the report have all."""
+"""The most findings that are listed; `ray-memprof diagnose` and the report have all."""
 KILLED = ("died", "hung", "lost", "interrupted")
-"""Ways to end in which nothing more could be checked."""
+"""The status of ranks that ended in a way after which nothing could be checked."""
 
 
 def summary_lines(run_dir: Path) -> list[str]:
@@ -36,7 +36,7 @@ def summary_lines(run_dir: Path) -> list[str]:
 
 
 def figure_lines(connection: duckdb.DuckDBPyConnection, found: Sequence[diagnose.Finding]) -> list[str]:
-    """The same of a run that is open, whose findings are known."""
+    """The same lines for a run that is open already and whose findings are known."""
     return [
         *_peaks(connection),
         *_imbalance(connection),
@@ -102,7 +102,7 @@ def _replay(connection: duckdb.DuckDBPyConnection) -> list[str]:
     if not rows:
         return []
     if not checked:
-        # The check is made when a rank ends of itself, with whatever result.
+        # A rank is checked when it ends by itself, with success or not.
         killed = any(row["status"] in KILLED for row in rows)
         why = "no rank came to its end" if killed else "no allocator events were recorded"
         return [f"replay: not checked: {why}"]
@@ -119,7 +119,7 @@ def _replay(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 
 def _why_not(rows: list[dict[str, Any]]) -> str:
-    """Of ranks that were not compared."""
+    """Why these ranks were not compared."""
     states = sorted({row["status"] for row in rows if row["status"] != "ok"})
     if states:
         return f"ended before that ({', '.join(states)})"

@@ -1,1 +1,1 @@
-"""What moved between runs, and which bounds it broke. Read compare.py first."""
+"""What changed between runs, and which limits were exceeded. Read compare.py first."""

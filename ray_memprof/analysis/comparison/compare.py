@@ -1,10 +1,11 @@
-"""Two or more runs side by side: what moved, where, on which rank, and what was set differently. The first is the base.
+"""Compares runs with the first of them, the base: what changed, where, on which rank, and what was set differently.
 
     compared = compare([Path("profiler_logs/a/latest"), Path("profiler_logs/b/latest")], ["peak_device_used > +2%"])
     $ ray-memprof compare a b --fail-if 'peak_device_used > +2%'
 
-Figures are those of sql/measures.sql, for the whole run, for every rank, and for every span path over its visits; of
-several ranks the worst and the mean. Runs need not have the same ranks, spans or source. Leaves nothing.
+Figures are the measures of query/sql/peaks/measures.sql, for the whole run, for every rank, and for every span path
+over all its visits. For several ranks there are two figures: the worst and the mean. Runs need not have the same
+ranks, spans or source. Writes no file.
 """
 
 import json
@@ -30,9 +31,9 @@ Row = dict[str, Any]
 
 SQL_DIR = Path(__file__).parent / "sql"
 _OTHERWISE_NAMED = ("name", "description", "logging.output_dir")
-"""Keys that say nothing of what a run does."""
+"""Keys of the configuration that do not change what a run does."""
 _OF_TORCHRUN = ("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "TORCHELASTIC_", "WORLD_SIZE")
-"""Beginnings of the variables that say which rank of how many a process is."""
+"""How the names of variables begin that say which rank of how many a process is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,21 +41,21 @@ class Side:
     """One of the runs."""
 
     label: str
-    """What tells it from the others in a table: name, run id or path, the first that does."""
+    """The run's name, or its run id, or its path: the first of these that differs between all runs."""
     name: str
     run_id: str
     folder: str
     status: str
-    """How it ended; unknown: its driver was killed before it wrote that down."""
+    """How it ended; unknown: its driver was killed before it could write that."""
     reason: str
     source: str
     num_ranks: int
     """Ranks that recorded a span."""
     gpu_name: str
     lacking: tuple[str, ...] = ()
-    """What of its rows is not there."""
+    """Lines that say which of its rows are missing."""
     bounds: tuple[str, ...] = ()
-    """Which of its peaks are lower bounds, and why, and which may be off by how much."""
+    """Lines that say which of its peaks are lower bounds and why, and how far the replay of a rank may be wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,21 +82,21 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """A rank or a span of a run, beside the same of the base."""
+    """A rank or a span of a run, compared with the same rank or span of the base."""
 
     run: int
     path: str | None
     rank: int | None
     only_in: str | None
-    """Which of the two has it at all, base or other; None: both."""
+    """The only one of the two that has it, base or other; None: both have it."""
     share: float
-    """Of the figure of the whole base run: the largest of its moves."""
+    """The largest share_fraction of its measures: a change as a share of the figure of the whole base run."""
     measures: dict[str, Row]
-    """Rows of sql/moves.sql, in their order."""
+    """Rows of sql/moves.sql by measure, in their order."""
 
 
 def moved_of(rows: Iterable[Row], level: str) -> list[Moved]:
-    """The ranks or the spans (`level`) among the rows of moves, in their order: those that moved most first."""
+    """The ranks or the spans (`level`) in the rows of moves, in their order: the largest change comes first."""
     listed = (row for row in rows if row["level"] == level)
     return [_moved(list(group)) for _, group in groupby(listed, key=itemgetter("run", "path", "rank"))]
 
@@ -124,13 +125,13 @@ def compare(
 
     Args:
         run_dirs: two run folders or more.
-        limits: as limits.parse reads them, each held against each run but the base.
-        rank: look at this rank alone.
-        allow_failed: hold limits against a run that failed, too.
+        limits: texts that limits.parse reads; each limit is checked against each run except the base.
+        rank: look only at this rank.
+        allow_failed: check limits against a run that failed or is not whole, too.
 
     Raises:
-        ConfigError: fewer than two runs, one given twice, one that cannot be read, no such rank, or a limit that
-            cannot be held against them.
+        ConfigError: there are fewer than two runs, one is given twice, one cannot be read, there is no such rank, or
+            a limit cannot be checked against them.
     """
     parsed = [parse(text) for text in limits]
     folders = [path.resolve() for path in run_dirs]
@@ -154,7 +155,7 @@ def compare(
 
 
 def as_facts(compared: Comparison) -> Row:
-    """The whole comparison as JSON has it; figures in bytes and counts are whole numbers where they can be."""
+    """The whole comparison for JSON; figures in bytes and counts are whole numbers if they can be."""
     return {
         "runs": [asdict(side) for side in compared.sides],
         "differences": [asdict(one) for one in compared.differences],
@@ -187,35 +188,35 @@ def _refuse_alone_or_twice(folders: Sequence[Path]) -> None:
 
 
 def _refuse_failed(sides: Sequence[Side]) -> None:
-    """Its peaks may be low because it ended early: a limit that holds would say nothing."""
+    """Refuse a run that failed: its peaks may be low because it ended early, so a limit that holds says nothing."""
     for side in sides:
         if side.status != "ok":
             how = "has not ended" if side.status == RUNNING else "did not end well"
             raise ConfigError(
-                f"{side.label} {how} ({side.status}): its figures are no measure for a limit",
-                hint="--allow-failed holds them against it all the same",
+                f"{side.label} {how} ({side.status}): its figures cannot be checked against a limit",
+                hint="--allow-failed checks them anyway",
             )
 
 
 def _refuse_partial(sides: Sequence[Side]) -> None:
-    """The worst rank may be the one that is not there."""
+    """Refuse a run that is not whole: the worst rank may be the one that is missing."""
     for side in sides:
         if side.lacking:
             more = f", and {len(side.lacking) - 1} more" if len(side.lacking) > 1 else ""
             raise ConfigError(
-                f"{side.label} is not whole: {side.lacking[0]}{more}: its figures are no measure for a limit",
-                hint="record it again; --allow-failed holds limits against what is left",
+                f"{side.label} is not whole: {side.lacking[0]}{more}: its figures cannot be checked against a limit",
+                hint="record it again; --allow-failed checks limits against what is left",
             )
 
 
 def _gather(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side], rank: int | None) -> None:
-    """Temporary tables that the questions of sql/ read: sides, figures and places."""
+    """Make the temporary tables that the questions of sql/ read: sides, figures and places."""
     names, run_ids = [side.name for side in sides], [side.run_id for side in sides]
     connection.register("sides", pa.table({"run": range(len(sides)), "name": names, "run_id": run_ids}))
     of_rank = "" if rank is None else f" WHERE rank = {rank:d}"
     for number, side in enumerate(sides):
         begin = "INSERT INTO figures" if number else "CREATE TEMP TABLE figures AS"
-        # The views of one run alone are in a schema of its own.
+        # The views of each single run are in a schema of its own.
         connection.execute(f"SET schema = 'run{number}'")
         connection.execute(f"{begin} SELECT {number} AS run, * FROM (\n{_text('figures')}\n){of_rank}")
         if rank is not None:
@@ -250,7 +251,7 @@ def _side(connection: duckdb.DuckDBPyConnection, number: int, folder: Path, labe
     rows = connection.sql(f"FROM run{number}.run_overview").to_arrow_table().to_pylist()
     ranks = [row[0] for row in connection.execute(f"SELECT DISTINCT rank FROM run{number}.spans").fetchall()]
     wanted = connection.execute(f"SELECT num_ranks FROM run{number}.runs").fetchall()
-    # A driver that was killed wrote none.
+    # A driver that was killed wrote no row.
     row: Row = rows[0] if rows else {"status": LEFT, "reason": "its driver ended before the run did"}
     return Side(
         label=label,
@@ -268,7 +269,7 @@ def _side(connection: duckdb.DuckDBPyConnection, number: int, folder: Path, labe
 
 
 def _bounds(connection: duckdb.DuckDBPyConnection, number: int) -> list[str]:
-    """Of the whole run; of a span its own columns tell."""
+    """The caveats of the whole run; a span has columns of its own for them."""
     connection.execute(f"SET schema = 'run{number}'")
     lines = caveats(connection)
     connection.execute("SET schema = 'main'")
@@ -282,7 +283,7 @@ def _unsure(connection: duckdb.DuckDBPyConnection, number: int) -> list[int]:
 
 
 def _differences(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side]) -> Iterator[Difference]:
-    """Configuration, environment and versions, as far as the runs do not agree; keys in the order of the base."""
+    """Keys of configuration, environment and versions that differ between the runs, in the order of the base."""
     settings = [_settings(connection, number, side) for number, side in enumerate(sides)]
     for key in dict.fromkeys(key for one in settings for key in one):
         values = tuple(one.get(key) for one in settings)
@@ -300,7 +301,7 @@ def _settings(connection: duckdb.DuckDBPyConnection, number: int, side: Side) ->
     config, environment, versions = (json.loads(text or "{}") for text in texts)
     found = {key: value for key, value in _flat(config) if key not in _OTHERWISE_NAMED}
     for key, value in environment.items():
-        # What holds the id of the run differs by nature.
+        # A value with the run's id in it differs in any case.
         if not key.startswith(_OF_TORCHRUN) and side.run_id not in value:
             found[f"environment.{key}"] = value
     found |= {f"versions.{key}": value for key, value in _flat(versions)}
@@ -308,7 +309,7 @@ def _settings(connection: duckdb.DuckDBPyConnection, number: int, side: Side) ->
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves by their dotted key; text as it is, all else as JSON."""
+    """The leaves of nested dictionaries with their dotted keys; a text as it is, all else as JSON."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _flat(inner, f"{key}.{name}" if key else name)

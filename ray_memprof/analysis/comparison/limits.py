@@ -1,12 +1,12 @@
-"""A limit on what a comparison of runs may show: read from words, held against the figures of the runs.
+"""Limits on what a comparison of runs may show: parsed from text, then checked against the figures of the runs.
 
-    parse("peak_device_used > +2%")                # grew by more, of the worst rank
-    parse("denoise.peak_allocated > +100 MiB")     # in a stage, or any span path as compare lists it
-    parse("rank3.peak_reserved > 16 GiB")          # not against the base, but as it is; of one rank
+    parse("peak_device_used > +2%")                # of the worst rank: it grew by more than this
+    parse("denoise.peak_allocated > +100 MiB")     # in a stage, or in any span path that compare lists
+    parse("rank3.peak_reserved > 16 GiB")          # of one rank: the value itself, not its change against the base
     parse("mean.denoise.duration > +0.5 s")        # of the mean over the ranks
 
-A sign makes it a change against the base; a percentage is always one. Measures and places are those of compare: what
-one of the two runs lacks is an error of the user's and never a limit that holds.
+An amount with a sign is a change against the base; a percentage always needs a sign. Measures and places are those of
+compare. If one of the two runs lacks the figure, this is an error of the user, and the limit does not count as held.
 """
 
 import difflib
@@ -34,20 +34,20 @@ _LIMIT = re.compile(
     r"\s*(?P<comparison>[<>]=?)\s*(?P<sign>[+-]?)\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[A-Za-z]*)\s*"
 )
 _TENSORS = ("peak_allocated", "peak_reserved", "peak_active")
-"""What may have been more before the first event."""
+"""Measures that may have been higher before the first event."""
 _EXAMPLE = "'peak_device_used > +2%', 'denoise.peak_allocated > +100 MiB', 'rank0.peak_reserved > 16 GiB'"
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Exceeded where `comparison` holds between the figure and the bound."""
+    """A limit; it is exceeded if `comparison` is true of the figure and the bound."""
 
     text: str
     measure: str
     path: str | None
     """None: the whole run."""
     rank: int | None
-    """None: of the worst rank, or the mean over the ranks."""
+    """None: the figure is that of the worst rank, or the mean over the ranks."""
     is_mean: bool
     comparison: str
     is_change: bool
@@ -57,16 +57,16 @@ class Limit:
     """bytes, s, %, or empty for a count or a ratio."""
 
     def bound(self, base: float) -> float:
-        """What the figure is held against."""
+        """The bound that the figure is compared with, if the base has the figure `base`."""
         if not self.is_change:
             return self.amount
-        # abs: unexplained memory can be negative, and growth is upwards there too.
+        # abs, because unexplained memory can be negative, and a growth must raise the bound there too.
         return base + (abs(base) * self.amount / 100 if self.unit == "%" else self.amount)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One limit, held against one run."""
+    """The result of checking one limit against one run."""
 
     limit: str
     run: int
@@ -74,13 +74,13 @@ class Check:
     is_exceeded: bool
     unit: str
     base_value: float | None
-    """None where the limit is no change and the base has no such figure."""
+    """None: the base has no such figure, and the limit is not on a change."""
     value: float
     bound: float
     rank: int | None
-    """Whose value it is; None where that is of no single rank."""
+    """The rank that the value is of; None: it is of no single rank."""
     is_unknown: bool = False
-    """It is not: what it is held against, or the value itself, is a lower bound. That counts as exceeded."""
+    """It is not known whether it holds, since the value or the base's is a lower bound; it counts as exceeded then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +91,10 @@ class _Figure:
 
 
 def parse(text: str) -> Limit:
-    """What a limit says.
+    """The limit that a text describes.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the text is no limit.
     """
     found = _LIMIT.fullmatch(text)
     if found is None:
@@ -140,17 +140,17 @@ def check(
     labels: list[str],
     unsure: Mapping[int, Collection[int]] | None = None,
 ) -> Check:
-    """Hold a limit against a run, with the table `places` of compare.
+    """Check a limit against a run, with the table `places` of compare.
 
     Args:
-        connection: to the table.
-        limit: what must not be.
+        connection: has the table.
+        limit: the limit; it must not be exceeded.
         run: number of the run.
-        labels: names of the runs by number.
+        labels: names of the runs, by number.
         unsure: by run, ranks whose peaks of tensors and of reserved memory are lower bounds.
 
     Raises:
-        ConfigError: the run lacks the figure, the base lacks it where it is asked for, or the unit does not fit.
+        ConfigError: the run lacks the figure, the base lacks it though the limit needs it, or the unit does not fit.
     """
     there = _figure(connection, limit, run)
     base = _figure(connection, limit, 0)
@@ -176,7 +176,7 @@ def check(
 
 
 def _is_vague(limit: Limit, run: int, unsure: Mapping[int, Collection[int]]) -> bool:
-    """Whether the figure of a run is a lower bound: of the worst rank, where that of any rank is one."""
+    """Whether the figure of a run is a lower bound; that of the worst rank is one if any rank's is one."""
     ranks = unsure.get(run, ())
     return limit.measure in _TENSORS and (bool(ranks) if limit.rank is None else limit.rank in ranks)
 
@@ -190,14 +190,14 @@ def _figure(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int) -> _F
     ((value, mean, rank, unit),) = rows
     if limit.is_mean:
         value, rank = mean, None
-    # No comparison with what is no number would ever be exceeded.
+    # NaN and infinity are no figures: a comparison with NaN is never true, so its limit would always hold.
     if value is None or not math.isfinite(value):
         return None
     return _Figure(value, rank if limit.rank is None else limit.rank, unit)
 
 
 def _lacking(connection: duckdb.DuckDBPyConnection, limit: Limit, label: str) -> ConfigError:
-    """What is wrong with the name: the measure, the place, or only this run."""
+    """An error that says what is missing: the measure, the place, or only this run's figure for them."""
     measures = _column(connection, "SELECT DISTINCT measure FROM places ORDER BY measure")
     start = f"--fail-if {limit.text!r}: "
     if limit.measure not in measures:
@@ -216,7 +216,7 @@ def _lacking(connection: duckdb.DuckDBPyConnection, limit: Limit, label: str) ->
     elif limit.path is None and paths and limit.rank is None:
         hint = f"there is {paths[0]}.{limit.measure}"
     else:
-        hint = "a limit wants a figure that both runs have"
+        hint = "a limit needs a figure that both runs have"
     return ConfigError(f"{start}{label} has no {limit.measure}{whole}{of}", hint=hint)
 
 
@@ -228,12 +228,12 @@ def _unfit(limit: Limit, unit: str) -> ConfigError:
     given = {"": "no unit", "s": "a time", "bytes": "a size"}[limit.unit]
     wanted = {"": "a bare number", "s": "seconds (0.5 s)", "bytes": "a size (100 MiB)"}[unit]
     return ConfigError(
-        f"--fail-if {limit.text!r} gives {given}", hint=f"{limit.measure} wants {wanted}, or +2%"
+        f"--fail-if {limit.text!r} gives {given}", hint=f"{limit.measure} needs {wanted}, or +2%"
     )
 
 
 def check_line(one: Check, label: str) -> str:
-    """One line: what the limit is, both values, and what it allows."""
+    """One line with the limit, the values of both runs, and what the limit allows."""
     was = moved = ""
     if one.base_value is not None:
         was = f"{number_text(one.base_value, one.unit)} -> "

@@ -1,8 +1,8 @@
-"""A comparison of runs, for people: what was set differently, the whole run, ranks, and spans, largest moves first.
+"""A comparison of runs as text: what was set differently, the whole run, ranks, and spans, largest changes first.
 
     sys.stdout.write(comparison_text(compared, most=20))
 
-Takes what compare.py found; every form but this one has all of it. Leaves nothing.
+Takes what compare.py found. This text leaves some of it out; the other formats have all of it. Writes no file.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,20 +15,20 @@ from ray_memprof.store.standing import RUNNING
 from ray_memprof.wording import change_text, number_text, rank_text
 
 SHOWN = ("peak_allocated", "peak_reserved", "peak_device_used", "duration")
-"""Measures of ranks and spans; --format csv has more."""
+"""Measures that are shown for ranks and spans; --format csv has more."""
 LEAST_FRACTION = 0.001
-"""Of the figure of the whole base run: a span that moves by less is counted, not listed."""
+"""A share of the figure of the whole base run: spans that change by less are only counted, not listed."""
 MOST_LETTERS = 40
-"""Of a setting."""
+"""The most characters of a setting."""
 
 
 def comparison_text(compared: Comparison, most: int, width: int | None = None) -> str:
-    """The whole of it, in sections with a line above each.
+    """The whole comparison, in sections with a line above each.
 
     Args:
-        compared: what to tell.
-        most: settings, ranks and spans to list at most.
-        width: of the terminal; None: as wide as it must be.
+        compared: what compare() found.
+        most: list at most so many settings, ranks and spans.
+        width: of the terminal; None: lines are as wide as they need to be.
     """
     rows = compared.moves.to_pylist()
     parts = [columns_text(_runs(compared), width), *_settings(compared, most, width)]
@@ -46,7 +46,7 @@ def comparison_text(compared: Comparison, most: int, width: int | None = None) -
 
 
 def warnings(compared: Comparison) -> Iterator[str]:
-    """What a reader must know before believing the figures, a line each."""
+    """What a reader must know before trusting the figures, one line each."""
     for side in compared.sides:
         if side.status != "ok":
             how = "has not ended" if side.status == RUNNING else "did not end well"
@@ -58,7 +58,7 @@ def warnings(compared: Comparison) -> Iterator[str]:
 
 
 def check_lines(compared: Comparison) -> Iterator[str]:
-    """Every limit with both values, a line each."""
+    """Every limit with the values of both runs, one line each."""
     for one in compared.checks:
         yield check_line(one, compared.sides[one.run].label)
 
@@ -97,7 +97,7 @@ def _short(value: str | None) -> str:
 
 
 def _whole(compared: Comparison, rows: Sequence[Row]) -> list[Shown]:
-    """A line for each measure, one for its mean over the ranks where there are several, a column for each run."""
+    """A line for each measure, and one for its mean if there are several ranks; a column for each run."""
     is_wide = compared.rank is None and any(side.num_ranks > 1 for side in compared.sides)
     lines: dict[tuple[str, bool], dict[int, Row]] = {}
     whole = [row for row in rows if row["level"] == "run"]
@@ -163,7 +163,7 @@ def _spans(spans: Sequence[Moved], against: str, most: int, width: int | None) -
 
 
 def _pivot(what: str, listed: Sequence[Moved], width: int | None) -> str:
-    """A line for each rank or path: value and change of each measure."""
+    """A line for each rank or path, with the value and the change of each measure."""
     columns = [Shown(what, [str(getattr(one, what)) for one in listed], is_figure=what == "rank")]
     for measure in SHOWN:
         cells = [_cells(one.measures.get(measure), is_mean=False) for one in listed]

@@ -1,1 +1,1 @@
-"""What holds the peak of a run back, in sentences, each with the lever that would change it. Read diagnose.py first."""
+"""Says in sentences what makes the peak of a run high, each with what would change it. Read diagnose.py first."""

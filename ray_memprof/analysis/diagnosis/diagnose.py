@@ -1,10 +1,10 @@
-"""What holds the peak of a run back, in sentences: rules over its tables, each with the bytes and the knob to turn.
+"""Says in sentences what makes the peak of a run high, with the bytes and the key or variable that would change it.
 
     for finding in findings(connection): ...          # a connection of database.open_run
     $ ray-memprof diagnose latest
 
-A rule is a pair of files of rules/: NAME.sql has a row where it speaks, NAME.py puts that row in words. It reads the
-questions of query/sql/ and the tables of evidence/, which are made once. Leaves temporary tables in memory.
+A rule is a pair of files of rules/: NAME.sql returns a row for each finding, NAME.py puts that row in words. Rules read
+the questions of query/sql/ and the tables of evidence/, which are made once. Leaves temporary tables in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,9 +32,9 @@ from ray_memprof.analysis.diagnosis.rules import (
 
 _HERE = Path(__file__).parent
 EVIDENCE = ("settings", "stage_peaks", "ooms", "skews", "alive", "grown")
-"""Tables that rules share, in an order in which each finds those that it reads."""
+"""Tables that rules share; each comes after those that it reads."""
 SEVERE_FRACTION, NOTABLE_FRACTION = 0.10, 0.03
-"""Of the most device memory that a rank of the finding had in use: what a second look is worth."""
+"""A finding is severe or notable from this share on of the most device memory that one of its ranks had in use."""
 
 FATAL = frozenset(("out_of_memory",))
 """Rules that say what ended the run."""
@@ -42,20 +42,20 @@ FATAL = frozenset(("out_of_memory",))
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one rule says of one place."""
+    """What one rule says about one place of a run."""
 
     rule: str
     severity: str
-    """severe, notable or minor: bytes as a share of the memory in use; severe where it ended the run."""
+    """severe, notable or minor, by the bytes as a share of the memory in use; severe if the finding ended the run."""
     is_peak: bool
-    """The bytes are part of a peak, and not only of some stage below it."""
+    """Whether the bytes are part of a peak; else they are only part of a stage below the peak."""
     ranks: tuple[int, ...]
     stage: str
     component: str | None
     bytes: int
     sentence: str
     knob: str
-    """What to change."""
+    """The key or variable that would change it, or where to look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def rule_text(name: str) -> str:
 
 
 def findings(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
-    """What every rule says of the run: what ended it first, then what is part of a peak, then by bytes."""
+    """The findings of every rule: first what ended the run, then what is part of a peak, each by bytes."""
     for name in EVIDENCE:
         connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS\n{rule_text(name)}")
     used = _device_used(connection)
@@ -116,7 +116,7 @@ def lines(found: Sequence[Finding], most: int | None = None) -> list[str]:
 
 
 def _device_used(connection: duckdb.DuckDBPyConnection) -> dict[int, int]:
-    """The most that is in use on each rank's device; on the CPU, what is allocated."""
+    """The most memory that is in use on each rank's device; on the CPU, the most that is allocated."""
     rows = connection.execute(
         "SELECT rank, GREATEST(device_used_peak_bytes, allocated_peak_bytes) FROM rank_peaks()"
     ).fetchall()

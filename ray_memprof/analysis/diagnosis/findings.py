@@ -1,4 +1,4 @@
-"""What diagnosis finds in runs, as sentences for people or as rows for programs.
+"""The findings of the diagnosis in several runs, as sentences for people or as rows for programs.
 
     found = [diagnosed(run_dir) for run_dir in run_dirs]
     sys.stdout.write(found_text(found))
@@ -32,28 +32,28 @@ _SCHEMA = pa.schema(
         ("knob", pa.string()),
     ]
 )
-"""Columns of diagnosis.Finding, behind the run that it is of."""
+"""The run of a finding, then the columns of diagnose.Finding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosed:
-    """One run and what was found in it, the weightiest first."""
+    """One run and what was found in it, the most important finding first."""
 
     run_dir: Path
     ending: str
-    """How the run ended, if not well, or how far it is, if it has not ended; else empty."""
+    """How the run ended, if it did not end well; how far it is, if it has not ended; else empty."""
     has_spans: bool
     has_events: bool
-    """Whether allocator events were recorded: without them, rules that ask what was alive are silent."""
+    """Whether allocator events were recorded: without them, rules that ask what was alive find nothing."""
     findings: tuple[Finding, ...]
     is_running: bool = False
     """Whether the run is still going on."""
     bounds: tuple[str, ...] = ()
-    """Which of its peaks are lower bounds, and why, and which may be off by how much, a line each."""
+    """Lines that say which of its peaks are lower bounds and why, and how far the replay of a rank may be wrong."""
 
 
 def diagnosed(run_dir: Path) -> Diagnosed:
-    """Ask every rule.
+    """Ask every rule about a run.
 
     Raises:
         ConfigError: `run_dir` is no run, or cannot be read.
@@ -73,7 +73,7 @@ def diagnosed(run_dir: Path) -> Diagnosed:
 
 
 def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:
-    """Sentences, two lines a finding; `is_named`: a line with the name of the run above them."""
+    """Sentences, two lines for each finding; if `is_named`, a line with the name of the run is above them."""
     parts = []
     for one in found:
         listed = list(_lines(one))
@@ -94,7 +94,7 @@ def _lines(one: Diagnosed) -> Iterator[str]:
     yield from one.bounds
     yield from lines(one.findings)
     if not one.findings:
-        yield f"nothing to say: none of the {len(RULES)} rules finds anything that holds the peak back"
+        yield f"nothing to say: none of the {len(RULES)} rules finds anything that makes the peak high"
     if not one.has_events:
         yield "no allocator events were recorded: what was alive at the peaks is not known (logging.level: event)"
 

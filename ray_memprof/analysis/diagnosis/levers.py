@@ -1,6 +1,6 @@
-"""Levers that several rules name: how memory would be given back, as far as the run had not set it already.
+"""Settings that several rules name because they would save memory, except those that the run had set already.
 
-Takes rows of the rules, which have the run's settings; leaves nothing.
+Takes rows of the rules, which have the run's settings; returns texts.
 """
 
 from ray_memprof.analysis.diagnosis.row_text import Row
@@ -9,7 +9,7 @@ LOOK = "ray-memprof query alive_at_peak, and largest_allocations"
 
 
 def wan_levers(row: Row) -> list[str]:
-    """What shrinks the largest part of a wan run, as far as it is not set."""
+    """Settings that would make the largest part of a wan run smaller, except those that are set already."""
     component, several = row["component"], row["num_ranks"] > 1
     is_loading = row["stage"].startswith(("load.", "residency."))
     is_weights = row["category"] == "weight" or (row["category"] is None and is_loading)
@@ -38,12 +38,12 @@ def wan_levers(row: Row) -> list[str]:
 
 
 def t5_away(row: Row) -> str:
-    """The text encoder off the device."""
+    """The setting that keeps the text encoder off the device."""
     return f"model_config.t5_cpu: true{', and parallel.t5_fsdp: false' if row['t5_fsdp'] else ''}"
 
 
 def expandable(row: Row) -> str:
-    """The way to switch growing segments on, from how they were switched off."""
+    """How to switch expandable segments on, which depends on how they were switched off."""
     if row["allocator_variable"] is not None:
         return (
             f"{row['allocator_variable']}: add expandable_segments:True in the environment, "
@@ -56,14 +56,14 @@ def expandable(row: Row) -> str:
 
 
 def more_ffn_chunks(row: Row) -> str:
-    """More chunks."""
+    """The setting for more chunks of the feed-forward."""
     if row["num_chunks"] == 1:
         return "optimization.ffn_chunks: 0 (by size), which was 1"
     return f"optimization.ffn_chunks: more than it was ({row['num_chunks'] or 'chosen by size'})"
 
 
 def more_vae_slabs(row: Row) -> str:
-    """Smaller slabs."""
+    """The setting for smaller slabs of the VAE."""
     if row["num_slabs"] == 1:
         return "optimization.vae_slabs: 0 (by size), which was 1"
     return f"optimization.vae_slabs: more than it was ({row['num_slabs'] or 'chosen by size'})"

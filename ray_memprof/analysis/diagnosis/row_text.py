@@ -1,6 +1,6 @@
-"""Parts of sentences that several rules share: whose the finding is.
+"""Parts of sentences that several rules share: which ranks a finding is about.
 
-Takes rows of the rules; leaves nothing.
+Takes rows of the rules; returns texts.
 """
 
 from typing import Any, TypeAlias
@@ -12,13 +12,13 @@ Row: TypeAlias = dict[str, Any]
 
 
 def who(row: Row) -> str:
-    """The ranks, as a sentence begins: "Ranks 0 to 3"."""
+    """The ranks, as the beginning of a sentence: "Ranks 0 to 3"."""
     text = rank_text(row["ranks"])
     return text[0].upper() + text[1:]
 
 
 def verb(row: Row, one: str, several: str) -> str:
-    """`one` of a single rank, `several` of more."""
+    """`one` for a single rank, `several` for more ranks."""
     return one if len(row["ranks"]) == 1 else several
 
 

@@ -1,1 +1,1 @@
-"""Memory snapshots of torch's allocator: write.py makes one of a run, read.py a run of those of any program."""
+"""Memory snapshots of torch's allocator: write.py exports a run as one, read.py makes a run of any program's."""

@@ -1,25 +1,26 @@
-"""Follows the events of an imported device, and says how certain what comes out of it is.
+"""Replays the events of an imported device, and says how certain the result is.
 
     followed = follow(make_rows, spool, segments, settings, stacks)
     followed.written.inexact_bytes, followed.written.peak_at_least, followed.problems(path)
 
-Sizes and curves are exact where the settings in the snapshot held for every moment and pool, or where events prove what
-each block took (see block_sizes). Otherwise ranks.inexact_bytes bounds by how much they may be off, at any moment.
-Events that do not fit (some were lost, or recording was off meanwhile) and an end that differs from the segments of
-the snapshot are counted into it with all their bytes; no bound can be proved then.
+Sizes and curves are exact if the settings in the snapshot held for every moment and pool, or if events prove what
+each block took (see block_sizes). Otherwise ranks.inexact_bytes bounds how far they may be off at any moment. Some
+events may not fit (others were lost, or recording was off for a time), and the end of the replay may differ from the
+segments of the snapshot. Both add all their bytes to ranks.inexact_bytes, but then no bound can be proved.
 
-One thing cannot be seen: a setting that was switched and switched back, or a rounding or limit changed at run time,
-between two events that would have shown it. What shows itself anywhere makes all that nothing proves inexact.
+One thing cannot be seen: a setting that was switched and switched back, or a rounding or limit that changed at run
+time, between two events that would have shown it. If a change shows itself anywhere, every size that no event proves
+counts as inexact.
 
-The peak may lie before the first event, and is called a lower bound (ranks.peak_at_least):
+The peak may lie before the first event, and is then called a lower bound (ranks.peak_at_least):
 
-* where anything was held at the first event. Something had happened by then, and how much was held meanwhile no
-  snapshot tells: memory may have been taken and given back.
-* where the events are as many as rings are long (the older ones may have been overwritten).
+* if any memory was held at the first event. Something had happened before, and no snapshot says how much was held
+  during that time: memory may have been taken and given back.
+* if there are as many events as a ring of events may hold (older events may have been overwritten).
 
-Where the allocator held nothing at the first event, and the events are of another number, they are all since then: a
-process's own beginning, or a moment in which it had given everything back. What it held before such a moment leaves
-nothing in a snapshot; the peaks are those since then.
+If the allocator held nothing at the first event, and the number of events is not that of a full ring, then these are
+all events since a moment at which nothing was held: the start of the process, or a moment at which it had given
+everything back. What it held before that moment leaves no trace in a snapshot; the peaks are those since that moment.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,26 +35,26 @@ from ray_memprof.formats.torch_snapshot.snapshot_parts import FrameLine
 from ray_memprof.formats.torch_snapshot.spool import Spool
 
 _RING_STEP = 1000
-"""Rings are asked for in round numbers: of multiples of this, or powers of two from this on."""
+"""People ask for rings of a round length: a multiple of this number, or a power of two that is not less."""
 
 
 @dataclass(slots=True)
 class Followed:
-    """What became of the events of a device."""
+    """The result of replaying the events of a device."""
 
     written: Written
     replay: Replay
     found: Found | None
-    """What events proved of block sizes; None: the settings told all."""
+    """What events proved about block sizes; None: the settings told everything."""
     doubt_bytes: int
-    """By which the blocks that were there at the beginning may be off."""
+    """By how much the blocks that were there before the first event may be off."""
     held_bytes: int
     """Reserved at the first event."""
     doubt: Doubt
-    """What was left to the events to prove."""
+    """What the events had to prove."""
 
     def problems(self, path: object) -> list[str]:
-        """What is doubtful, one line each."""
+        """What is doubtful about the result, one line each."""
         lines = []
         if self.written.max_error_bytes:
             lines.append(
@@ -68,22 +69,22 @@ class Followed:
         if self.doubt_bytes:
             lines.append(
                 f"blocks that were there before the first event of {path} may have taken up to {self.doubt_bytes:,} "
-                "bytes more or less than is counted: they were freed before anything told where they ended"
+                "bytes more or less than is counted: they were freed before any event showed where they ended"
             )
         if self.found is not None and self.found.inexact_bytes:
             lines.append(
                 f"sizes in {path} may be off by up to {self.found.inexact_bytes:,} bytes at any moment: the rule by "
-                f"which the allocator splits blocks was not the same all the time, and of {self.found.num_untold:,} "
-                "blocks nothing tells what they took"
+                "which the allocator splits blocks was not the same all the time, and no event shows how much "
+                f"{self.found.num_untold:,} blocks took"
             )
         if self.held_bytes:
             lines.append(
-                f"peaks are at least what is told: {self.held_bytes:,} bytes were reserved before the first event of "
-                f"{path}, and what had happened by then is unknown (a ring of events that was full, or a late start)"
+                f"peaks may be higher than shown: {self.held_bytes:,} bytes were reserved before the first event of "
+                f"{path}, and what had happened by then is not known (a ring of events was full, or a late start)"
             )
         elif self.written.peak_at_least:
             lines.append(
-                f"peaks are at least what is told: {path} has {self.written.num_events:,} events, as many as a ring "
+                f"peaks may be higher than shown: {path} has {self.written.num_events:,} events, as many as a ring "
                 "of events may hold, and older ones may have been overwritten"
             )
         return lines
@@ -96,17 +97,17 @@ def follow(
     settings: Mapping[str, Any],
     stacks: Sequence[tuple[FrameLine, ...]],
 ) -> Followed:
-    """Write the rows of a device.
+    """Replay the events of a device and write its rows.
 
     Args:
-        make_rows: makes the writer; asked again where what was written turns out wrong.
-        spool: has its events.
+        make_rows: makes the writer; called a second time if the first rows turn out to be wrong.
+        spool: has the events of the device.
         segments: of the snapshot.
         settings: of the allocator at the end.
         stacks: Python stacks, by number.
 
     Raises:
-        DiskFull: no room for them.
+        DiskFull: no room for the rows.
     """
     doubt = spool.before.doubt(segments, settings)
     settings = {"expandable_segments": spool.before.is_expandable(segments), **settings}
@@ -118,7 +119,7 @@ def follow(
     followed = _follow(rows, spool, segments, settings, stacks, doubt)
     is_wrong = followed.replay.num_strays or followed.written.max_error_bytes
     if is_wrong and not doubt.everything:
-        # The settings may have been others: once more, with nothing taken for granted.
+        # The settings may have been different: try once more, and take nothing for granted.
         rows.discard()
         rows = make_rows()
         followed = _follow(rows, spool, segments, settings, stacks, Doubt(everything=True))
@@ -154,7 +155,7 @@ def _follow(
 def _prove(
     replay: BlockReplay, spool: Spool, segments: Sequence[Segment], doubt: Doubt
 ) -> tuple[Found, Doubt]:
-    """What the events prove; and the doubt that was left to them."""
+    """What the events prove, and the doubt that they had to settle."""
     sizes = BlockSizes(replay, doubt, spool.before.new_pools())
     sizes.start(spool.before.segments_at_start(segments, replay.rules, doubt))
     for actions, addresses, requests in spool.blocks():
@@ -166,12 +167,12 @@ def _prove(
 
 
 def difference(replay: Replay, segments: Sequence[Segment]) -> int:
-    """Between the end of the replay and the segments of the snapshot, in the curve where it is largest."""
+    """The largest difference between the end of the replay and the segments of the snapshot, over the three curves."""
     blocks = [(block["state"], block["size"]) for segment in segments for block in segment["blocks"]]
     allocated: int = sum(size for state, size in blocks if state == "active_allocated")
     active: int = sum(size for state, size in blocks if state != "inactive")
     reserved: int = sum(segment["total_size"] for segment in segments)
-    if not isinstance(replay, BlockReplay):  # what host tensors use is all that there is
+    if not isinstance(replay, BlockReplay):  # for host tensors only what they use is known
         reserved = replay.reserved
     return max(
         abs(replay.allocated - allocated), abs(replay.active - active), abs(replay.reserved - reserved)
@@ -179,6 +180,6 @@ def difference(replay: Replay, segments: Sequence[Segment]) -> int:
 
 
 def fills_a_ring(num_events: int) -> bool:
-    """Whether so many events may be all that a ring had room for."""
+    """Whether a ring of events may have had room for exactly this many."""
     is_power = num_events & (num_events - 1) == 0
     return num_events >= _RING_STEP and (num_events % _RING_STEP == 0 or is_power)

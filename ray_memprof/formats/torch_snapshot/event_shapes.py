@@ -1,11 +1,11 @@
-"""Events whose bytes have the shape of one that was read before, taken by the thousand with numpy.
+"""Reads events by the thousand with numpy, where their bytes have the shape of an event that was read before.
 
     shape = learn(raw, memo, objects, num_before)          # the bytes of an event that was read one by one
     run = shapes.take(data, at, end, memo, objects)        # events from `at` on that have a known shape
 
 A trace repeats itself: the same keys in the same order, the same opcodes, and numbers of a few widths. Two events of
-a shape differ in their numbers, in the text that they carry, and in the place of the memo that they refer to for
-their stack. All else is compared byte by byte; what differs there is read one by one, and may be a new shape.
+a shape differ only in their numbers, in the text that they carry, and in the place of the memo that they refer to for
+their stack. All other bytes are compared; an event that differs in them is read by itself, and may give a new shape.
 """
 
 from array import array
@@ -33,7 +33,7 @@ Whole = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class Shape:
-    """Where an event of this shape has what."""
+    """Where in its bytes an event of this shape has each part."""
 
     mask: Bytes
     """255 for each byte that all events of the shape share."""
@@ -42,15 +42,15 @@ class Shape:
     numbers: dict[str, tuple[int, int, bool]]
     """Offset, width and whether there is a sign, by column."""
     memo: list[int]
-    """What an event adds to the memo, as numbers of objects; _TEXT_OF_EVENT: the text that it carries."""
+    """What an event adds to the memo, as numbers of objects; _TEXT_OF_EVENT stands for the text that it carries."""
     puts: list[tuple[int, int, int]]
-    """Index into memo, offset and width of the places that the event names for them."""
+    """Index into `memo`, and offset and width of the place that the event names for that object."""
     text: int = _NOTHING
-    """Number of the text that all carry."""
+    """Number of the text that all events of the shape carry."""
     text_at: tuple[int, int] | None = None
     """Offset and width of the text itself."""
     text_ref: tuple[int, int] | None = None
-    """Of the place of the memo where the text is."""
+    """Offset and width of the reference to the text's place in the memo."""
     stack_ref: tuple[int, int] | None = None
     pool: tuple[int, int] | None = None
 
@@ -60,24 +60,24 @@ class Run:
     """Events in order, by column."""
 
     end: int
-    """Where in the data the last of them ends."""
+    """Where in the data the last event ends."""
     actions: list[str]
     pools: list[tuple[int, int] | None]
-    """Of memory, by shape as the actions are; None: the events do not say."""
+    """Memory pools, one for each shape, as in `actions`; None: the events do not name one."""
     action: Whole
     """Index into actions and pools."""
     texts: Whole
-    """Numbers of objects; _NOTHING: none."""
+    """Numbers of objects; _NOTHING: no text."""
     stacks: Whole
-    """The same."""
+    """Numbers of objects; _NOTHING: no stack."""
     columns: dict[str, npt.NDArray[np.uint64]]
     """addr, size, stream, time_us: 64 bits."""
     memo: bytes
-    """What they add to the memo, 4 bytes each."""
+    """What the events add to the memo, 4 bytes for each entry."""
 
 
 class _Scan:
-    """Reads the bytes of one event once more, for their places."""
+    """Reads the bytes of one event once more, to find where each part is."""
 
     def __init__(self, raw: bytes, memo: "array[int]", objects: list[Any], num_before: int) -> None:
         self._raw, self._memo, self._objects, self._before = raw, memo, objects, num_before
@@ -87,7 +87,7 @@ class _Scan:
         self.shape = Shape(self._mask, self._mask, "", {}, memo[num_before:].tolist(), [])
 
     def scan(self) -> Shape | None:
-        """None: no shape that others will have."""
+        """The shape of the event; None: no shape that other events will have."""
         raw, shape = self._raw, self.shape
         self._skip_put()
         if raw[self._at] != 0x28:
@@ -104,7 +104,7 @@ class _Scan:
         return shape
 
     def _referred(self) -> Any:
-        """What a reference is to; None: there is none here."""
+        """The object that a reference refers to; None: there is no reference here."""
         code, at = self._raw[self._at], self._at + 1
         width = {_GET: 1, _LONG_GET: 4}.get(code)
         if width is None:
@@ -143,7 +143,7 @@ class _Scan:
         elif code == 0x5D and key == "frames":
             self._at = at
             self._skip_put()
-            if self._raw[self._at : self._at + 2] == b"(e":  # as C++ writes a list without members
+            if self._raw[self._at : self._at + 2] == b"(e":  # C++ writes a list without members like this
                 self._at += 2
             return True
         elif code in _CONSTANTS and key not in ("action", "user_metadata") and key not in _NUMBERS:
@@ -154,7 +154,7 @@ class _Scan:
         return known
 
     def _pool(self) -> bool:
-        """Two small numbers, the same for all of a shape."""
+        """Read a pool: two small numbers, the same for all events of a shape."""
         numbers = []
         for _ in range(2):
             width = {0x4B: 1, 0x4D: 2, 0x4A: 4}.get(self._raw[self._at], 0)
@@ -187,7 +187,7 @@ class _Scan:
         self._at = start + width
         column = _NUMBERS.get(key)
         if width == 9 and column in _UNSIGNED and self._raw[start + 8] == 0:
-            width = 8  # from 2^63 on there is a ninth byte, a zero
+            width = 8  # a number from 2^63 on has a ninth byte, a zero
             self.shape.numbers[column] = start, width, False
         elif not 1 <= width <= 8 or key in ("action", "user_metadata", "frames"):
             return False
@@ -215,9 +215,9 @@ def learn(raw: bytes, memo: "array[int]", objects: list[Any], num_before: int) -
 
     Args:
         raw: its bytes, from EMPTY_DICT to SETITEMS.
-        memo: numbers of objects, after it was read.
-        objects: what they are of.
-        num_before: entries of the memo before it.
+        memo: numbers of objects, after the event was read.
+        objects: the objects, by number.
+        num_before: entries of the memo before the event.
     """
     try:
         return _Scan(raw, memo, objects, num_before).scan()
@@ -226,7 +226,7 @@ def learn(raw: bytes, memo: "array[int]", objects: list[Any], num_before: int) -
 
 
 def starts_of(data: bytes, end: int) -> Whole:
-    """Where dictionaries may begin, before `end`; what looks alike inside of a number is among them."""
+    """Where dictionaries may begin, before `end`; bytes inside a number that look the same are among these places."""
     codes = np.frombuffer(data, np.uint8)
     found: Whole = np.flatnonzero(codes[: max(0, min(end, len(codes) - 8))] == 0x7D)
     after = codes[found + 1]
@@ -239,7 +239,7 @@ def starts_of(data: bytes, end: int) -> Whole:
 
 @dataclass(slots=True)
 class Shapes:
-    """All that are known, and what they say of one window of the file."""
+    """All shapes that are known, and which events of one window of the file have them."""
 
     text_number: Any
     """Gives the number of a text."""
@@ -254,11 +254,11 @@ class Shapes:
     _num_learned: int = 0
 
     def wants(self) -> bool:
-        """Whether another event is worth a shape: not where each has one of its own."""
+        """Whether it pays to learn one more shape; it does not if every event has a shape of its own."""
         return self._num_learned < MOST_SHAPES + self._num_met // 16
 
     def add(self, shape: Shape | None) -> None:
-        """Know one more; with too many, begin anew."""
+        """Add a shape; if there are too many, forget the others first."""
         self._num_learned += 1
         if shape is None:
             return
@@ -269,7 +269,7 @@ class Shapes:
         self._match(len(self.known) - 1)
 
     def forget(self) -> None:
-        """Places of the memo have changed what they hold."""
+        """Forget all shapes, because places of the memo now hold other objects."""
         self.known.clear()
         self._which[:] = -1
 
@@ -279,7 +279,7 @@ class Shapes:
         self._eights = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
         codes = np.frombuffer(data, np.uint8)
         ends = self._starts[1:].copy()
-        # Lists are written a thousand at a time: APPENDS and MARK are between two events.
+        # Lists are written a thousand members at a time: between two events there may be APPENDS and MARK.
         ends[(codes[ends - 2] == 0x65) & (codes[ends - 1] == 0x28)] -= 2
         self._lengths = np.append(ends - self._starts[:-1], 0) if len(self._starts) else self._starts
         self._which = np.full(len(self._starts), -1, np.int64)
@@ -296,7 +296,7 @@ class Shapes:
         self._which[at[(codes == shape.shared).all(axis=1)]] = number
 
     def take(self, data: bytes, at: int, end: int, memo: "array[int]") -> Run | None:
-        """The events from `at` on, as far as their shapes are known; None: not even the first one."""
+        """The events from `at` on, as far as their shapes are known; None: not even the first one's is."""
         if data is not self._data:
             self._look(data, end)
         first = int(np.searchsorted(self._starts, at))
@@ -314,7 +314,7 @@ class Shapes:
         return self._run(which[:num], starts[:num], memo)
 
     def _fit(self, which: Whole, starts: Whole, memo: "array[int]") -> list[int]:
-        """Indices of events with which a run must end: they name other places of the memo than the next ones."""
+        """Indices of events before which a run must end: they name other places of the memo than they should."""
         kinds = [self.known[number] for number in range(len(self.known))]
         sizes = np.array([len(shape.memo) for shape in kinds])[which]
         before = len(memo) + np.cumsum(sizes) - sizes
@@ -325,7 +325,7 @@ class Shapes:
             wrong = np.zeros(len(places), bool)
             for index, offset, width in shape.puts:
                 named = self._field(starts[places] + offset, width)
-                # One byte names the first 256 places, and goes round in no file.
+                # One byte names only the first 256 places; no file begins again at 0 after them.
                 wrong |= named != (before[places] + index).astype(np.uint64)
             for place in (shape.text_ref, shape.stack_ref):
                 if place is not None:
@@ -335,7 +335,7 @@ class Shapes:
         return misfits
 
     def _field(self, at: Whole, width: int) -> npt.NDArray[np.uint64]:
-        """Numbers of so many bytes, without a sign."""
+        """The numbers of `width` bytes at these places, without a sign."""
         numbers = self._eights[at]
         return numbers if width == 8 else numbers & np.uint64((1 << 8 * width) - 1)
 
@@ -387,12 +387,12 @@ class Shapes:
 
 
 def _windows(data: bytes, width: int) -> Bytes:
-    """So many bytes from each place on."""
+    """For each place of `data`, the `width` bytes from there on."""
     return np.ndarray((len(data) - width + 1, width), np.uint8, data, strides=(1, 1))
 
 
 def _with_sign(numbers: npt.NDArray[np.uint64], width: int, is_signed: bool) -> npt.NDArray[np.uint64]:
-    """The same of 64 bits, whose sign is that of the narrow ones."""
+    """The same numbers in 64 bits, with the sign that they have in `width` bytes."""
     if not is_signed or width == 8:
         return numbers
     sign = np.uint64(1 << (8 * width - 1))

@@ -1,4 +1,4 @@
-"""Follows the events of a rank and writes its rows: allocs with block sizes, spans with exact peaks, stacks once.
+"""Replays the events of a rank and writes its rows: allocs with block sizes, spans with exact peaks, stacks once.
 
     rows = Rows(run_dir, rank, nested=False)
     written = rows.write(segments_at_start, spool.chunks(), stacks)
@@ -31,10 +31,10 @@ from ray_memprof.store.run_files import manifest_path, table_dir
 from ray_memprof.store.schema import RANK_TABLES
 
 NO_TEXT = "imported"
-"""Name of a stretch of events that carry none."""
+"""Name of the span for a stretch of events without a text."""
 SPAN_ROWS = 4096
 MOST_LEVELS = 100
-"""Of spans inside spans."""
+"""The most levels of spans inside spans."""
 
 
 @dataclass(slots=True)
@@ -59,17 +59,17 @@ class OutOfMemory:
     """A request that the device had no room for."""
 
     path: str
-    """Innermost span."""
+    """Innermost span at the request."""
     asked_bytes: int
     free_bytes: int | None
-    """On the device; None: not known."""
+    """Free on the device; None: not known."""
     num_allocs: int
-    """Tensors allocated before it."""
+    """Tensors allocated before the request."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """The counters of a moment."""
+    """The counters at one moment."""
 
     t_ns: int
     allocated: int
@@ -90,13 +90,13 @@ class _Span:
 
 
 class Rows:
-    """Of one rank.
+    """The rows of one rank.
 
     Args:
-        run_dir: where its tables go.
-        rank: whose they are.
+        run_dir: the tables are written below it.
+        rank: the rank of the tables.
         named: whether the texts of events name spans at all.
-        nested: whether the texts are paths of spans, by slashes.
+        nested: whether the texts are paths of spans, with slashes between the names.
         is_host: whether the events are of host tensors, whose sizes count as they are.
     """
 
@@ -104,7 +104,7 @@ class Rows:
         self, run_dir: Path, rank: int, *, named: bool = True, nested: bool, is_host: bool = False
     ) -> None:
         self.replay: Replay = (Replay if is_host else BlockReplay)(category_of=lambda span_id: self._category)
-        """To be told the settings of its allocator."""
+        """The caller must give it the settings of the allocator."""
         self._store, self._named, self._nested = RankStore(run_dir, rank), named, nested
         self._category = category_of(NO_TEXT)
         self._open: list[_Span] = []
@@ -120,7 +120,7 @@ class Rows:
         chunks: Iterable[Chunk],
         stacks: Sequence[tuple[FrameLine, ...]],
     ) -> Written:
-        """Write all; the store is closed then."""
+        """Write all rows, then close the store."""
         start_ns = -1
         for chunk in chunks:
             if start_ns < 0:
@@ -141,13 +141,13 @@ class Rows:
         )  # fmt: skip
 
     def discard(self) -> None:
-        """Take back what was written; the store is closed."""
+        """Delete what write() wrote; the store is closed already."""
         for table in RANK_TABLES:
             shutil.rmtree(table_dir(self._store.run_dir, table, self._store.rank), ignore_errors=True)
         manifest_path(self._store.run_dir, self._store.rank).unlink()
 
     def _follow(self, chunk: Chunk) -> dict[str, Any]:
-        """Columns of the table allocs, of the next events."""
+        """Columns of the table allocs for the next events."""
         first, num = self.replay.num_events, len(chunk.action)
         actions = [chunk.actions[number] for number in chunk.action.tolist()]
         addresses, sizes = chunk.address.tolist(), chunk.size.tolist()
@@ -177,7 +177,7 @@ class Rows:
         }
 
     def _stretch(self, text: str, start_ns: int, end_ns: int, columns: Columns) -> None:
-        """Events that carry the same text."""
+        """Replay a stretch of events that carry the same text."""
         span_id = self._turn(self._names(text), start_ns)
         columns.span_id = [span_id] * len(columns.action)
         before = self.replay.num_allocs
@@ -190,14 +190,15 @@ class Rows:
     def _names(self, text: str) -> list[str]:
         """Names of the spans that a text stands for, from the outermost inwards.
 
-        Each has its path: what is deeper than any program's spans is one span, so that a text takes what it is long.
+        Everything below MOST_LEVELS - 1 levels is one name. Every span has its whole path, so without this limit the
+        paths of a long text would take the square of its length.
         """
         if not text or not self._nested:
             return [text or NO_TEXT]
         return text.split("/", MOST_LEVELS - 1)
 
     def _note_ooms(self, columns: Columns, num_allocs: int) -> None:
-        """Those among events of the innermost span, before which there were `num_allocs`."""
+        """Count the oom events among events of the innermost span; `num_allocs` allocations came before them."""
         events = zip(columns.action, columns.requested_bytes, columns.address, strict=True)
         for action, size, free in events:
             num_allocs += action == "alloc"
@@ -207,7 +208,7 @@ class Rows:
                 self._last_oom = OutOfMemory(self._open[-1].path, size, known, num_allocs)
 
     def _turn(self, names: list[str], t_ns: int) -> int:
-        """Leave the spans that are over, enter those that begin; the innermost one."""
+        """Leave the spans that have ended and enter those that begin; returns the id of the innermost span."""
         common = 0
         while common < min(len(self._open), len(names)) and self._open[common].name == names[common]:
             common += 1
@@ -238,7 +239,7 @@ class Rows:
         )
 
     def _close(self, depth: int) -> None:
-        """End the spans that are this deep and deeper, now; their peaks go on to the one around them."""
+        """End the spans at this depth and deeper, now; each hands its peaks to the span around it."""
         end = self._level()
         while len(self._open) > depth:
             span = self._open.pop()

@@ -1,16 +1,17 @@
-"""Reads the pickle of a memory snapshot event by event, and nothing that a pickle could make a program do.
+"""Reads the pickle of a memory snapshot event by event, and never runs anything that the pickle asks for.
 
     snapshot = PickleStream(file, name, on_event).read()     # on_event(device, event) for each event of device_traces
 
-Pickles come from strangers, and Python's own readers are no help twice over: they call what a file names unless every
-name is refused, and their memo keeps each object until the end, five to six times the size of the file. A snapshot is
-dictionaries, lists, tuples, texts and numbers; only the opcodes that make those are known here, so there is nothing to
-call. Whatever else a file asks for is refused by name. An event is handed on as soon as it is complete and its place
-in the memo is given up, and of the rest only what an import needs is kept (snapshot_parts.py): the memo's table (4
-bytes an entry, three or four entries an event), each text and each frame once, and the segments. What is kept is
-counted in bytes; a small file that would take much is refused. Protocols 2 to 5, as pickle, torch's own C++ writer
-and this project's export write.
-The format: Lib/pickletools.py of CPython describes every opcode.
+Pickles come from strangers, and Python's own readers do not help, for two reasons: they call what a file names unless
+every name is refused, and their memo keeps each object until the end, five to six times the size of the file. A
+snapshot consists of dictionaries, lists, tuples, texts and numbers. Only the opcodes that make those are known here,
+so there is nothing to call; anything else that a file asks for is refused by name.
+
+An event is handed on as soon as it is complete, and its place in the memo is given up. Of the rest only what an import
+needs is kept (snapshot_parts.py): the memo's table (4 bytes for an entry, three or four entries for an event), each
+text and each frame once, and the segments. What is kept is counted in bytes, and a small file that would take much
+memory is refused. Protocols 2 to 5 are read, as pickle, torch's own C++ writer and this project's export write them.
+Lib/pickletools.py of CPython describes every opcode of the format.
 """
 
 import struct
@@ -44,15 +45,15 @@ from ray_memprof.formats.torch_snapshot.snapshot_parts import (
 )
 
 MAX_DEPTH = 64
-"""Marks inside marks; a snapshot has seven."""
+"""The most marks inside each other; a snapshot has seven."""
 FREE_BYTES = 24 * 2**20
 BYTES_A_BYTE = 5
-"""What may be kept: so many bytes for each of the file, and those that are free."""
+"""What may be kept: BYTES_A_BYTE bytes for each byte of the file, and FREE_BYTES more."""
 
 _BATCH = 1000
 """Members that pickle adds to a list at once."""
 _ENTRY_BYTES, _NUMBER_BYTES, _OPEN_BYTES, _FRAME_BYTES = 100, 40, 80, 50
-"""Of a dictionary's entry, of a number or reference in a list, of a list or dictionary itself, and of a Frame."""
+"""Memory of a dictionary's entry, of a number or reference in a list, of a list or dictionary, and of a Frame."""
 _GLOBAL, _INST, _STACK_GLOBAL = 0x63, 0x69, 0x93
 _MARK, _STOP = 0x28, 0x2E
 _from_bytes = int.from_bytes
@@ -68,13 +69,13 @@ def _kind(value: object) -> str:
 
 
 class PickleStream(Window):
-    """One file, read once.
+    """One file, which is read once.
 
     Args:
         file: the pickle.
-        name: of it, for messages.
+        name: the file's name, for messages.
         on_event: takes the number of a device and an event: a dictionary whose "frames", if any, are a Stack.
-        on_run: takes the number of a device and many events at once; without it all come one by one.
+        on_run: takes the number of a device and many events at once; without it all events come one by one.
     """
 
     def __init__(
@@ -100,9 +101,9 @@ class PickleStream(Window):
         self._traces: list[Any] | None = None
         self._num_traces = 0
         self._trace_depth = self._settings_depth = -1
-        """Marks around an event of the trace, or a setting, that is being read; -1: outside of them."""
+        """How many marks are around the events or settings that are being read; -1: outside of them."""
         self._event: tuple[bytes, int, int] = b"", 0, 0
-        """Window, place in it and entries of the memo when the event began."""
+        """The window, the place in it and the number of memo entries when the event began."""
         self._result: Any = None
         self._ops: list[Callable[[], None]] = [self._unknown] * 256
         for code, operation in self._operations().items():
@@ -110,7 +111,7 @@ class PickleStream(Window):
 
     @property
     def stacks(self) -> Iterator[tuple[FrameLine, ...]]:
-        """Python stacks of events, in the order of their numbers; the innermost frame comes first."""
+        """Python stacks of events, in the order of their numbers; in each the innermost frame comes first."""
         frames = list(self.frames)
         for numbers in self._stacks:
             yield tuple(frames[number] for number in array("i", numbers))
@@ -119,7 +120,7 @@ class PickleStream(Window):
         """The snapshot without its events.
 
         Raises:
-            NotASnapshot: it is none, is damaged, or asks for something.
+            NotASnapshot: the file is no snapshot, is damaged, or asks for something.
         """
         try:
             self._refill()
@@ -139,7 +140,7 @@ class PickleStream(Window):
         if type(self._result) is not dict or not isinstance(self._result.get("device_traces"), list):
             self._refuse("has no device_traces: it is no snapshot of torch's allocator")
         if self._result["device_traces"] is not self._traces:
-            self._refuse("has its device_traces elsewhere: no snapshot has")
+            self._refuse("has its device_traces in another place than a snapshot has them")
         return dict(self._result)
 
     # --------------------------------------------------------------------------------
@@ -150,16 +151,16 @@ class PickleStream(Window):
             "is nested or filled as no snapshot is": sum(map(len, self._marks), len(self._stack))
             * _OPEN_BYTES,
             "refers to more objects than a snapshot has": 12 * len(self._memo) + 8 * len(self.objects),
-            "has more in it than a snapshot of its size": self._kept_bytes,
+            "has more in it than a snapshot of its size has": self._kept_bytes,
         }
         if sum(taken.values()) > FREE_BYTES + BYTES_A_BYTE * self._num_read:
             most = max(taken, key=lambda what: taken[what])
             self._refuse(f"{most}: it would take too much memory")
 
     def _simple(self) -> int:
-        """Take numbers, texts and references as they come; returns the first opcode that is none, taken too.
+        """Read numbers, texts and references; returns the first opcode that is something else, after reading it.
 
-        This loop sees nine of ten opcodes: everything it touches is local, the likeliest come first.
+        This loop sees nine of ten opcodes: so all that it uses is local, and the likeliest opcodes come first.
         """
         data, at, limit = self._data, self._at, self._limit
         stack, memo, objects = self._stack, self._memo, self.objects
@@ -201,7 +202,7 @@ class PickleStream(Window):
                 return code
 
     def _text(self, raw: bytes) -> str:
-        """A text; what is no UTF-8, as C++ may write it, is replaced."""
+        """A text; bytes that are not UTF-8, which C++ may write, are replaced."""
         text = str(raw, "utf-8", "replace")
         known = self._texts.get(text)
         if known is not None:
@@ -212,7 +213,7 @@ class PickleStream(Window):
         return text
 
     def _number_of(self, value: Any) -> int:
-        """Among the objects; what is handed on, or is asked for by nobody, is 0."""
+        """The number of a value among the objects; 0 for what was handed on or what no import asks for."""
         kind = type(value)
         if kind is str:
             return self._texts[value][1]
@@ -262,7 +263,7 @@ class PickleStream(Window):
 
     def _mark(self) -> None:
         if len(self._marks) >= MAX_DEPTH:
-            self._refuse(f"is nested more than {MAX_DEPTH} deep: no snapshot is")
+            self._refuse(f"is nested more than {MAX_DEPTH} deep, which no snapshot is")
         if self._stack:
             kind = type(self._stack[-1])
             if kind is Trace:
@@ -290,13 +291,13 @@ class PickleStream(Window):
             self._refuse("has no device_traces: it is no snapshot of torch's allocator")
 
     def _around(self) -> Any:
-        """The list that takes what comes now: behind a mark, or, of one member, on the stack."""
+        """The list that the next value is for: below the last mark or, for a single member, on top of the stack."""
         if self._stack and type(self._stack[-1]) in _LISTS:
             return self._stack[-1]
         return self._marks[-1][-1] if self._marks and self._marks[-1] else None
 
     def _empty_dict(self) -> None:
-        """A dictionary; what it is of is told from where it is."""
+        """Make a dictionary; its place tells of which kind it is."""
         stack, depth = self._stack, len(self._marks)
         made: Any = UNASKED
         around = self._around()
@@ -323,7 +324,7 @@ class PickleStream(Window):
         stack.append(made)
 
     def _take_run(self, trace: Trace) -> bool:
-        """Hand on many events at once, from the one on that begins here."""
+        """Hand on many events at once, the first of which begins here; returns whether it could."""
         if self._on_run is None:
             return False
         run = self._shapes.take(self._data, self._at - 1, self._end, self._memo)
@@ -335,7 +336,7 @@ class PickleStream(Window):
         return True
 
     def _empty_list(self) -> None:
-        """The same of a list."""
+        """Make a list; its place tells of which kind it is."""
         stack = self._stack
         below = stack[-1] if stack else None
         around, depth = self._around(), len(self._marks)
@@ -370,7 +371,7 @@ class PickleStream(Window):
             self._add_frames(target, items)
         elif kind is Trace or kind is Blocks:
             for item in items:
-                if type(item) is not Gone:  # those that are complete were taken then
+                if type(item) is not Gone:  # a complete one was handed on before
                     what = "an event" if kind is Trace else "a block"
                     self._refuse(f"has {_kind(item)} where {what} should be")
         elif kind is Segments:
@@ -385,7 +386,7 @@ class PickleStream(Window):
 
     def _add_frames(self, stack: Stack, items: list[Any]) -> None:
         if stack.frames is None:
-            self._refuse("is damaged: it adds to a Python stack that an event has already")
+            self._refuse("is damaged: it adds to a Python stack that already belongs to an event")
         numbers = [item.number for item in items] if set(map(type, items)) <= {Frame} else [-1]
         if min(numbers, default=0) < 0:
             self._refuse("has frames without name, filename and line")
@@ -393,7 +394,7 @@ class PickleStream(Window):
         stack.frames.extend(numbers)
 
     def stack_number(self, stack: Any) -> int:
-        """Of what an event has under "frames"; -1: none."""
+        """The number of what an event has under "frames"; -1: no stack."""
         if stack is None:
             return -1
         if type(stack) is not Stack:
@@ -474,7 +475,7 @@ class PickleStream(Window):
         self._drop_top()
 
     def _tuple(self, items: list[Any]) -> None:
-        """Of plain values; of others nobody asks for one."""
+        """Make a tuple of plain values; no import asks for a tuple of others."""
         if all(type(item) in _PLAIN for item in items):
             self._kept_bytes += _OPEN_BYTES + _NUMBER_BYTES * len(items)
             self._stack.append(tuple(items))
@@ -482,7 +483,7 @@ class PickleStream(Window):
             self._stack.append(UNASKED)
 
     def _put(self, index: int) -> None:
-        """Protocols 2 and 3 number the entries of the memo; an optimizer may have left gaps."""
+        """Put a value at a place of the memo that protocols 2 and 3 name; an optimizer may have left gaps."""
         memo, number = self._memo, self._number_of(self._stack[-1])
         if index < len(memo):
             memo[index] = number

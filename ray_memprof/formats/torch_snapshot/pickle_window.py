@@ -1,6 +1,6 @@
 """The bytes of a pickle, a window at a time, so that a file of any size takes the same memory.
 
-class Reader(Window): ...          # reads self._data at self._at, as far as self._limit; then _refill()
+class Reader(Window): ...          # reads self._data at self._at, up to self._limit; then calls _refill()
 """
 
 from typing import BinaryIO, NoReturn
@@ -8,12 +8,12 @@ from typing import BinaryIO, NoReturn
 from ray_memprof.errors import EXIT_CONFIG, RunError
 
 WINDOW_BYTES = 2**20
-"""Read at once."""
+"""How many bytes of the file are read at once."""
 LOOK_BYTES = 2**16
-"""Read before the memory taken is looked at once more."""
+"""How many bytes are read before the memory taken is checked again."""
 MAX_TEXT_BYTES = 2**24
 MARGIN = 272
-"""The longest short opcode: a text of 255 bytes, with its head; the rest is room."""
+"""Bytes for the longest short opcode, a text of 255 bytes with its head, and some to spare."""
 DONT_TRUST = (
     "import only what torch.cuda.memory._dump_snapshot or `ray-memprof export --format snapshot` wrote"
 )
@@ -33,17 +33,17 @@ _from_bytes = int.from_bytes
 
 
 class NotASnapshot(RunError):
-    """A file that is no memory snapshot, or one that asks for more than a snapshot needs (exit 2)."""
+    """A file is no memory snapshot, or it asks for more than a snapshot needs (exit 2)."""
 
     exit_code = EXIT_CONFIG
 
 
 class Window:
-    """A file that is read once, forwards.
+    """A file that is read once, from its beginning to its end.
 
     Args:
         file: the pickle.
-        name: of it, for messages.
+        name: the file's name, for messages.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
@@ -52,13 +52,13 @@ class Window:
         self._num_read = 0
         self._is_at_end = False
         self._frame_at = 2
-        """Where in the data the next FRAME opcode is, if there is one: the first follows the protocol."""
+        """Where in the data the next FRAME opcode is, if there is one; the first follows the protocol number."""
 
     def _check_memory(self) -> None:
-        """Refuse a file that takes too much; asked every LOOK_BYTES."""
+        """Refuse a file that takes too much memory; called every LOOK_BYTES."""
 
     def _refill(self) -> None:
-        """Look at the memory taken, and bring in the next window; behind the last one there are zeros: no opcode."""
+        """Check the memory taken, and read the next window; zeros, which are no opcode, follow the last one."""
         self._check_memory()
         if self._at <= self._end:
             self._limit = min(self._end, self._at + LOOK_BYTES)
@@ -79,7 +79,7 @@ class Window:
         self._leave_frames_out()
 
     def _leave_frames_out(self) -> None:
-        """Take the FRAME opcodes out of what is to come: they cut events in two, and tell only how much to read."""
+        """Remove the FRAME opcodes from the data ahead: they cut events in two, and only say how much to read."""
         data, at, begin = self._data, self._frame_at, 0
         end = len(data) - (2 * MARGIN if self._is_at_end else 0)
         parts = []
@@ -94,7 +94,7 @@ class Window:
         self._limit = min(self._end, self._at + LOOK_BYTES)
 
     def _frame(self) -> None:
-        """One that stands behind what was in no frame, such as a long text."""
+        """Read a FRAME opcode that follows something outside of all frames, such as a long text."""
         self._frame_at = self._number(8) + self._at
         self._leave_frames_out()
 
@@ -102,7 +102,7 @@ class Window:
         return self._is_at_end and self._at > len(self._data) - 2 * MARGIN
 
     def _take(self, length: int) -> bytes:
-        """The next bytes, of any number."""
+        """The next `length` bytes, up to MAX_TEXT_BYTES."""
         if length > MAX_TEXT_BYTES:
             self._refuse(f"has a text or number of {length:,} bytes")
         while self._at + length > self._end and not self._is_at_end:
@@ -126,7 +126,7 @@ class Window:
         raise NotASnapshot(f"{self._name} {what}", hint=hint)
 
     def _named(self) -> None:
-        """GLOBAL and INST have their names behind them, in two lines."""
+        """Refuse GLOBAL and INST; the names that they ask for follow them in two lines."""
         end = self._data.find(b"\n", self._data.find(b"\n", self._at) + 1)
         names = self._data[self._at : min(max(end, self._at), self._at + 200)].decode("utf-8", "replace")
         self._refuse_call(".".join(names.splitlines()))

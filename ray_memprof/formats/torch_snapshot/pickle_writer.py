@@ -1,12 +1,12 @@
-"""Writes a pickle piece by piece: protocol 4, with the opcodes alone that the public viewer of snapshots knows.
+"""Writes a pickle piece by piece: protocol 4, with only the opcodes that the public viewer of snapshots knows.
 
     writer = PickleWriter(file)
     writer.raw(b"}(" + writer.value("device_traces") + b"](")
     ...
     writer.raw(b"eu.")
 
-pickle itself wants the whole object in memory, and its memo remembers every dictionary in it. Here only texts, and
-lists that the caller shares, are remembered.
+The module pickle needs the whole object in memory, and its memo remembers every dictionary in it. Here the memo has
+only texts, and lists that the caller shares.
 """
 
 from typing import Any, BinaryIO
@@ -17,10 +17,10 @@ _FLUSH_BYTES = 2**20
 
 
 class PickleWriter:
-    """Bytes for values, in the order in which they are written: a text is spelled out once and referred to after that.
+    """Makes bytes of values, in the order in which they are written: the second use of a text refers to the first.
 
     Args:
-        file: takes the pickle.
+        file: the pickle is written to it.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -35,12 +35,12 @@ class PickleWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Write the buffered bytes to the file."""
         self._file.write(self._buffer)
         self._buffer.clear()
 
     def value(self, value: Any) -> bytes:
-        """Opcodes of texts, numbers, truth values, None, and lists, pairs and dictionaries of them."""
+        """Opcodes of a text, number, truth value, None, or a list, pair or dictionary of these."""
         if isinstance(value, str):
             return self.text(value)
         if value is None or isinstance(value, bool):
@@ -68,7 +68,7 @@ class PickleWriter:
         """Opcodes of a list that is the same whenever `key` is."""
         if key in self._references:
             return self._references[key]
-        # Remembered before it is filled, as pickle does: its members are numbered after it.
+        # The list is remembered before it is filled, as pickle does, so its members are numbered after it.
         opening = b"]" + self._remember(key)
         return opening + (b"(" + b"".join(map(self.value, value)) + b"e" if value else b"")
 
@@ -83,7 +83,7 @@ class PickleWriter:
 
 
 def integer(value: int) -> bytes:
-    """Opcodes of a number, as short as pickle has them."""
+    """Opcodes of a number, as short as those that pickle writes."""
     if 0 <= value < 2**8:
         return b"K" + bytes([value])
     if 0 <= value < 2**16:

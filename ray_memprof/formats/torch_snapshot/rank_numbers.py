@@ -1,15 +1,16 @@
-"""Which rank a memory snapshot is of: by its path, and by the devices that it tells of.
+"""Finds the rank of a memory snapshot from its path and from the devices that have events in it.
 
     files = files_by_rank([Path("dump/rank3.pickle"), Path("dump/rank7.pickle")])    # {3: ..., 7: ...}
     place([(3, {0: 120, 3: 8000}), (7, {7: 9000})])                                   # [{0: 8, 3: 3}, {7: 7}]
 
-A path says it by the number behind the word "rank" (rank3, rank_3, Rank 3, rank=3): in the name of the file, else in
-the folder nearest to it. Gaps stay gaps. Where no path says it, the files count from 0 in natural order, file2 before
-file10.
+The rank is the number after the word "rank" (rank3, rank_3, Rank 3, rank=3) in the name of the file, or else in the
+nearest folder that has one. Gaps between ranks stay. If no path names a rank, the files are numbered from 0 in natural
+order: file2 comes before file10.
 
-A process that worked on several devices has a rank for each. They follow one another in the order of devices where
-the numbers of the paths leave room for them, and where each file has equally many. Otherwise the busiest device keeps
-the number of the file, and the others come behind the highest: a rank that left something on cuda:0 stays itself.
+A process that worked on several devices gets a rank for each device. These ranks follow one another in the order of
+the devices if the numbers in the paths leave room for them and every file has the same number of devices. Otherwise
+the busiest device keeps the number of the file, and the other devices get numbers above the highest one. So a rank
+that left something on cuda:0 keeps its own number.
 """
 
 import re
@@ -27,10 +28,10 @@ _LISTED = 3
 
 
 def rank_in(path: Path) -> int | None:
-    """The rank that a path names; None: it names none.
+    """The rank that a path names; None: it names no rank.
 
     Raises:
-        NotASnapshot: the file or folder that does so names two.
+        NotASnapshot: the name of the file or folder names two ranks, or a rank above MAX_RANK.
     """
     for part in reversed(path.parts):
         found = [
@@ -38,7 +39,7 @@ def rank_in(path: Path) -> int | None:
             for prefix, word, number in _RANK.findall(part)
             if _is_word(prefix, word)
         ]
-        # local_rank4 of rank12_local_rank4 is another number; on its own it is all there is.
+        # In rank12_local_rank4 the rank is 12; a local_rank4 alone counts, because nothing better is there.
         of_all = [rank for prefix, rank in found if not prefix.startswith("local")] if len(found) > 1 else []
         ranks = sorted(set(of_all or [rank for _, rank in found]))
         if len(ranks) > 1:
@@ -51,15 +52,15 @@ def rank_in(path: Path) -> int | None:
 
 
 def _is_word(prefix: str, word: str) -> bool:
-    """Whether `word` stands on its own behind these letters: myRank and globalrank do, frank does not."""
+    """Whether `word` is a word of its own after these letters: it is in myRank and globalrank, but not in frank."""
     return prefix.lower().rstrip("_-. =") in _PREFIXES or (word[0] == "R" and prefix[-1].islower())
 
 
 def files_by_rank(paths: Sequence[Path]) -> tuple[dict[int, Path], bool]:
-    """Files by rank, in order, and whether their paths say so.
+    """Files by rank, in the order of ranks; and whether the paths name the ranks.
 
     Raises:
-        NotASnapshot: there is no file, one is listed twice, two are of one rank, or only some name theirs.
+        NotASnapshot: there is no file, one is listed twice, two are of one rank, or only some paths name a rank.
     """
     if not paths:
         raise NotASnapshot("no file to import", hint="ray-memprof import dump/rank*.pickle --name NAME")
@@ -73,7 +74,7 @@ def files_by_rank(paths: Sequence[Path]) -> tuple[dict[int, Path], bool]:
     if unnamed:
         named = next(path for path in paths if path not in unnamed)
         raise NotASnapshot(
-            f"{_listed(unnamed)}: no number behind the word rank, which {named} has; nobody can tell the rank",
+            f"{_listed(unnamed)}: no number after the word rank in the path, but {named} has one",
             hint=_RENAME,
         )
     files: dict[int, Path] = {}
@@ -100,10 +101,10 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def check_files(paths: Sequence[Path]) -> None:
-    """See that each can be read at all, before hours go into the others.
+    """Check that every file can be read at all, before hours are spent on the others.
 
     Raises:
-        NotASnapshot: some cannot; the message lists them.
+        NotASnapshot: some files cannot be read; the message lists them.
     """
     faults: dict[str, list[Path]] = {}
     for path in paths:
@@ -119,7 +120,7 @@ _NO_MATCH = "matches no file"
 _HINTS = {
     _EMPTY: "dump it again, or leave it out: the other files keep their ranks",
     _FOLDER: "name the files in it: dump/rank*.pickle",
-    _NO_MATCH: "the shell found nothing to put in its place: check the folder",
+    _NO_MATCH: "the shell found no file for this pattern: check the folder",
 }
 
 
@@ -140,13 +141,13 @@ def _fault(path: Path) -> str:
 
 
 def place(files: Sequence[tuple[int, Mapping[int, int]]], *, named: bool) -> list[dict[int, int]]:
-    """Ranks by device, for each file.
+    """For each file, the rank of each of its devices.
 
     Args:
-        files: number of each, in order, and how many events each of its devices has.
-        named: whether the numbers are those of the paths.
+        files: for each file, in order, its number and how many events each of its devices has.
+        named: whether the numbers are the ranks that the paths name.
     """
-    if not named:  # they only count the files
+    if not named:  # the numbers only count the files
         first = 0
         placed = []
         for _, devices in files:
@@ -172,7 +173,7 @@ def place(files: Sequence[tuple[int, Mapping[int, int]]], *, named: bool) -> lis
 
 
 def gaps(ranks: Sequence[int]) -> str:
-    """The ranks that no file is of, below the highest: "0-2, 4"; empty: all are there."""
+    """The ranks below the highest one that have no file, as in "0-2, 4"; empty: every rank has one."""
     texts, expected = [], 0
     for rank in sorted(ranks):
         if rank > expected:

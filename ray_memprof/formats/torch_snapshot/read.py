@@ -1,4 +1,4 @@
-"""Snapshots of torch's allocator, of any program and one file a rank, as a run that every question can be asked of.
+"""Imports snapshots of torch's allocator, of any program and one file per rank, as a run for every question.
 
     $ ray-memprof import dump/rank*.pickle --name theirs
     import_snapshots([Path("rank0.pickle"), Path("rank1.pickle")], run_dir, "theirs")
@@ -8,20 +8,21 @@ folder: spans, allocs and stacks of each rank, run.json, run.duckdb, memory_even
 
 What an imported run says and what it does not:
 
-* runs: source "cuda", workload "script", status "ok", or "oom" where a trace has such an event; the files are listed
-  under "imported" in its configuration. A file of several devices is a rank for each, see rank_numbers.py.
-* An exported run of the CPU comes back with its source; its events say what counts, no block is rounded.
-* Blocks, curves and peaks are replayed, from the state at the beginning that before_trace.py finds, and end at the
-  segments of the snapshot: ranks.max_error_bytes is the difference there, num_checks is 1. Where the settings do not
-  tell what blocks took, events are asked (block_sizes.py); ranks.inexact_bytes bounds what nothing tells, and
-  ranks.peak_at_least says that the peak may lie before the first event (certainty.py). No counter of the
-  program's own came along, so allocated_peak_bytes and reserved_peak_bytes repeat the replayed ones.
-* A stretch of events with the same user_metadata is a span of that name, at depth 0; a stretch without any is a span
-  "imported". In snapshots that this project exported, the text is the path of a span and the spans nest again.
+* The row of runs has source "cuda", workload "script" and status "ok", or "oom" if a trace has such an event. Its
+  configuration lists the files under "imported". A file of several devices gives a rank for each device, see
+  rank_numbers.py.
+* A run of the CPU that this project exported keeps its source; the sizes in its events count, no block is rounded.
+* Blocks, curves and peaks are replayed. The replay begins with the state that before_trace.py finds and ends at the
+  segments of the snapshot: ranks.max_error_bytes is the difference there, num_checks is 1. If the settings do not tell
+  what blocks took, the events may prove it (block_sizes.py); ranks.inexact_bytes bounds what nothing proves, and
+  ranks.peak_at_least says that the peak may lie before the first event (certainty.py). A snapshot has no counters of
+  the program, so allocated_peak_bytes and reserved_peak_bytes repeat the replayed ones.
+* A stretch of events with the same user_metadata is a span of that name, at depth 0; a stretch without user_metadata
+  is a span "imported". In snapshots that this project exported, the text is the path of a span, and spans nest again.
 * Memory outside the allocator is not in a snapshot: device_used is reserved, host_rss is 0.
 
-On two cores ten million events (0.8 GiB) take less than a minute, see scripts/bench_import.py; what is kept of each
-while the file is read is 16 bytes. Half of its size is wanted on the disk of the run folder meanwhile.
+On two cores ten million events (0.8 GiB) take less than a minute, see scripts/bench_import.py. While a file is read,
+16 bytes in memory are kept for each event, and the disk of the run folder must have room for half the file's size.
 """
 
 import json
@@ -64,7 +65,7 @@ from ray_memprof.store.whole_file import disk_error
 from ray_memprof.wording import size_text
 
 MAX_TEXTS = 10_000
-"""Different values of user_metadata in a file up to which they name spans."""
+"""The most different values of user_metadata in a file; with more, they do not name spans."""
 _MOST_LETTERS = 4096
 _MOST_STEPS = 2**16
 _INSTEAD = "name a folder on another one: --output-dir"
@@ -73,7 +74,7 @@ _HOW_TO_RECORD = "call torch.cuda.memory._record_memory_history() first, then _d
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What there is of a rank: a device of a file."""
+    """A rank that was imported: one device of one file."""
 
     rank: int
     path: Path
@@ -86,12 +87,12 @@ class Imported:
 
 @dataclass(slots=True)
 class _Stacks:
-    """Python stacks of a file; frames that our own export made of a span are none."""
+    """Python stacks of a file, without those that our own export made of the names of spans."""
 
     ids: list[int]
-    """By the number that the stream gave."""
+    """Ids of stacks, by the number that the stream gave; -1: made of the names of spans."""
     frames: list[tuple[FrameLine, ...]]
-    """By id."""
+    """Frames of stacks, by id."""
 
 
 def import_snapshots(
@@ -102,18 +103,18 @@ def import_snapshots(
     *,
     derive: Callable[[Path, list[str]], object] = lambda run_dir, problems: None,
 ) -> list[str]:
-    """Make the run folder `run_dir`; what is doubtful about it, one line each.
+    """Make the run folder `run_dir`; returns what is doubtful about the run, one line each.
 
     Args:
-        paths: a file for each rank, or for each process where one worked on several devices.
+        paths: a file for each rank, or for each process if a process worked on several devices.
         run_dir: the folder to make.
         name: of the run.
-        tell: takes a line for each rank: which file and device it is; another where it ran out of memory.
+        tell: takes a line for each rank, with its file and device, and a second line if it ran out of memory.
         derive: writes what is derived from the tables; may add to what is doubtful.
 
     Raises:
-        NotASnapshot: a file is none; nothing is left of the run.
-        DiskFull: no room for it.
+        NotASnapshot: a file is no snapshot; nothing is left of the run.
+        DiskFull: no room for the run.
     """
     files, named = files_by_rank(paths)
     check_files(list(files.values()))
@@ -130,11 +131,11 @@ def import_snapshots(
         derive(run_dir, problems)
     except BaseException as error:
         shutil.rmtree(run_dir)
-        with suppress(OSError):  # other runs of that name are there
+        with suppress(OSError):  # there may be other runs of that name
             run_dir.parent.rmdir()
         if isinstance(error, OSError):
             raise disk_error("import", run_dir, error, instead=_INSTEAD) from error
-        if isinstance(error, DiskFull):  # its hint is for a run that is recorded
+        if isinstance(error, DiskFull):  # its own hint is for a run that is being recorded
             raise DiskFull(str(error), hint=f"make room on that disk, or {_INSTEAD}") from error
         raise
     return problems
@@ -148,7 +149,7 @@ def _tell_ranks(imported: list[Imported], tell: Callable[[str], None], *, is_cou
     if is_counted:
         tell("the paths name no ranks (rank0, rank_1, ...): they are numbered in natural order")
     if missing := gaps([one.rank for one in imported]):
-        tell(f"no file is of rank {missing}")
+        tell(f"there is no file of rank {missing}")
 
 
 def _device_name(one: Imported) -> str:
@@ -156,7 +157,7 @@ def _device_name(one: Imported) -> str:
 
 
 def _import_all(files: Mapping[int, Path], run_dir: Path, *, named: bool) -> list[Imported]:
-    """All ranks, in order; files in processes of their own where there are several: decoding is bound by one core."""
+    """All ranks, in order; several files are read in a process each, because decoding uses only one core."""
     waiting = run_dir / "waiting"
     folders = [waiting / str(number) for number in files]
     num_workers = min(len(files), os.cpu_count() or 1)
@@ -186,7 +187,7 @@ def _import_all(files: Mapping[int, Path], run_dir: Path, *, named: bool) -> lis
 
 
 def _adopt(one: Imported, folder: Path, run_dir: Path, rank: int) -> Imported:
-    """Move the tables of a device of `folder` to where those of `rank` are."""
+    """Move the tables of a device from `folder` to the place for those of `rank` in `run_dir`."""
     for table in RANK_TABLES:
         source, target = table_dir(folder, table, one.device), table_dir(run_dir, table, rank)
         if source.exists():
@@ -197,11 +198,11 @@ def _adopt(one: Imported, folder: Path, run_dir: Path, rank: int) -> Imported:
 
 
 def import_rank(path: Path, run_dir: Path, rank: int) -> Imported:
-    """Tables of one rank, of a file that has one device; the rest of a run folder is left to the caller.
+    """Write the tables of one rank from a file with one device; the caller writes the rest of the run folder.
 
     Raises:
-        NotASnapshot: the file is none, or has several devices.
-        DiskFull: no room for them.
+        NotASnapshot: the file is no snapshot, or has several devices.
+        DiskFull: no room for the tables.
     """
     waiting = run_dir / "waiting"
     found = import_file(path, waiting)
@@ -213,11 +214,11 @@ def import_rank(path: Path, run_dir: Path, rank: int) -> Imported:
 
 
 def import_file(path: Path, folder: Path) -> list[Imported]:
-    """Tables of each device of a file that has events, in a folder of their own, under the device in place of a rank.
+    """Write the tables of each device with events into `folder`, with the device's number in place of a rank.
 
     Raises:
-        NotASnapshot: the file is none.
-        DiskFull: no room for them.
+        NotASnapshot: the file is no snapshot.
+        DiskFull: no room for the tables.
     """
     with ExitStack() as closing:
         folder.mkdir(parents=True)
@@ -231,7 +232,7 @@ def import_file(path: Path, folder: Path) -> list[Imported]:
             for device in sorted(spools)
         ]
     silent = tuple(
-        f"{path} has no events of cuda:{device}, which holds {size_text(held)}: it is no rank"
+        f"{path} has no events of cuda:{device}, which holds {size_text(held)}: this device is no rank of the run"
         for device, several in sorted(segments.items())
         if (held := sum(segment["total_size"] for segment in several))
     )
@@ -258,13 +259,13 @@ def _import_device(
     if not named:
         problems.append(
             f"the events of {path} carry {spool.num_texts:,} different texts, which would be as many "
-            f"spans or more; they are one span, as more than {MAX_TEXTS:,} are"
+            f"spans or more; with more than {MAX_TEXTS:,} texts, all events are in one span"
         )
     return Imported(device, path, device, followed.written, settings, tuple(problems), source)
 
 
 def _source_of(snapshot: Mapping[str, Any]) -> str:
-    """What the run was recorded on, where this project exported it; else a device."""
+    """The source of the run if this project exported it; otherwise "cuda"."""
     mark = snapshot.get(MARK)
     source = mark.get("source") if isinstance(mark, dict) else None
     return source if source in HOST_SOURCES else "cuda"
@@ -273,7 +274,7 @@ def _source_of(snapshot: Mapping[str, Any]) -> str:
 def _read(
     path: Path, folder: Path, spools: dict[int, Spool], closing: ExitStack
 ) -> tuple[dict[str, Any], _Stacks]:
-    """The snapshot without its events, which go into `spools` by device; and its stacks."""
+    """The snapshot without its events, and its stacks; the events go into `spools` by device."""
 
     def spool_of(device: int) -> Spool:
         if device not in spools:
@@ -286,7 +287,7 @@ def _read(
 
     def take_run(device: int, run: Run) -> None:
         numbers, text = np.unique(run.texts, return_inverse=True)
-        # -2 stands for what an event does not have.
+        # -2 means that the event has no text or no stack.
         texts = [stream.objects[number] if number >= 0 else "" for number in numbers.tolist()]
         stacks, stack = np.unique(run.stacks, return_inverse=True)
         known = [
@@ -315,7 +316,7 @@ def _read(
 
 
 def _segments(path: Path, snapshot: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
-    """Those of each device, with what a replay needs of them."""
+    """The segments of each device, with what a replay needs of them."""
     found: dict[int, list[dict[str, Any]]] = {}
     total_bytes = 0
     try:
@@ -346,7 +347,7 @@ def _segment(segment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(found: Any) -> dict[str, Any]:
-    """What of the allocator's settings decides sizes; other values than torch writes are passed over."""
+    """The settings of the allocator that decide sizes; values that torch does not write are left out."""
     found = found if isinstance(found, dict) else {}
     settings: dict[str, Any] = {}
     conf = found.get("PYTORCH_CUDA_ALLOC_CONF")
@@ -367,7 +368,7 @@ def _settings(found: Any) -> dict[str, Any]:
 
 
 def _write_facts(imported: list[Imported], run_dir: Path, name: str, problems: list[str]) -> None:
-    """What the driver of a run leaves: its tables, run.json and config.yaml."""
+    """Write what the driver of a run leaves: its tables, run.json and config.yaml."""
     gather(run_dir, [one.rank for one in imported])
     config = {"name": name, "imported": [_source(one) for one in imported]}
     conf = imported[0].settings.get("PYTORCH_CUDA_ALLOC_CONF", "")
@@ -403,7 +404,7 @@ def _write_facts(imported: list[Imported], run_dir: Path, name: str, problems: l
 
 
 def _reason(one: Imported) -> str:
-    """Of a rank that ran out of memory; empty: it did not."""
+    """Why a rank ended, if it ran out of memory; empty: it did not."""
     num_ooms, last = one.written.num_ooms, one.written.last_oom
     if last is None:
         return ""

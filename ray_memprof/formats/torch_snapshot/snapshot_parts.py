@@ -1,7 +1,7 @@
-"""What the parts of a memory snapshot become while its pickle is read: no more than an import needs of each.
+"""Types for the parts of a memory snapshot while its pickle is read: they keep no more than an import needs.
 
-A snapshot as Python objects takes ten times its file. Frames and stacks are numbers here, blocks are columns, and
-what no import asks for (annotations, the history of blocks, keys of versions to come) is left out where it is met.
+A snapshot as Python objects takes ten times the size of its file. Here frames and stacks are numbers, and blocks are
+columns. What no import asks for (annotations, the history of blocks, keys of future versions) is dropped on reading.
 """
 
 from array import array
@@ -16,52 +16,52 @@ SEGMENT_KEYS = (
     "total_size",
 )  # fmt: skip
 MOST_KEYS = 32
-"""Of an event; no version of torch writes more."""
+"""The most keys of an event; no version of torch writes more."""
 SETTINGS_KEYS = ("allocator_settings", "ray_memprof")
 _STATES = ("inactive", "active_allocated", "active_pending_free")
 _NO_PLACE = 2**64 - 1
 
 
 class Gone:
-    """Stands for an event or block that is complete and was handed on."""
+    """Stands for an event or block that was complete and has been handed on."""
 
 
 class Unasked:
-    """Stands for a part that nobody asks for."""
+    """Stands for a part that no import asks for."""
 
 
 GONE, UNASKED = Gone(), Unasked()
 
 
 class Event(dict[str, Any]):
-    """One that is being read."""
+    """An event that is being read."""
 
 
 class Segment(dict[str, Any]):
-    """One that is being read, or has been."""
+    """A segment that is being read, or has been read."""
 
 
 class Segments(list[Segment]):
-    """Those of the snapshot."""
+    """The segments of the snapshot."""
 
 
 class Settings(dict[str, Any]):
-    """The allocator's, or what an export of this project says of itself."""
+    """The settings of the allocator, or what an export of this project says of itself."""
 
 
 class Block(dict[str, Any]):
-    """One that is being read; then it is a row of Blocks."""
+    """A block that is being read; when it is complete it becomes a row of Blocks."""
 
 
 class Trace(list[Any]):
-    """The events of a device: never filled."""
+    """Stands for the list of a device's events; it stays empty, since each event is handed on."""
 
     def __init__(self, device: int) -> None:
         self.device = device
 
 
 class Frame:
-    """A line of a Python stack; -1 while it is read, then its number."""
+    """A line of a Python stack; `number` is -1 while the line is being read."""
 
     __slots__ = ("number",)
 
@@ -70,7 +70,7 @@ class Frame:
 
 
 class Stack:
-    """The Python stack of an event: its frames, the innermost first; then a number, -1 without frames."""
+    """The Python stack of an event: first its frames, the innermost first; later its number, -1 if it has no frames."""
 
     __slots__ = ("frames", "number")
 
@@ -80,7 +80,7 @@ class Stack:
 
 
 class Blocks:
-    """Blocks of a segment, one behind the other; they come as dictionaries when asked for."""
+    """The blocks of a segment, in order; iterating over them gives dictionaries."""
 
     __slots__ = ("_numbers", "_states")
 
@@ -89,24 +89,24 @@ class Blocks:
         self._states = bytearray()
 
     def add(self, block: dict[str, Any]) -> None:
-        """Take in one.
+        """Add a block.
 
         Raises:
             KeyError: it has no size or state.
-            TypeError: a value of another type than it should be.
-            ValueError: a number that cannot be.
+            TypeError: a value has the wrong type.
+            ValueError: a number is not possible.
         """
-        # Before torch 2.0.1 a block had no address: they lie one behind the other.
+        # Before torch 2.0.1 a block had no address: each block begins where the one before it ends.
         address = as_address(block["address"]) if "address" in block else _NO_PLACE
         size = as_bytes(block["size"])
         requested = as_bytes(block.get("requested_size", size))
-        # Older versions call it active_awaiting_free.
+        # Older versions call active_pending_free active_awaiting_free.
         state = block["state"] if as_text(block["state"]) in _STATES else _STATES[2]
         self._numbers.extend((address, size, requested))
         self._states.append(_STATES.index(state))
 
     def place(self, address: int) -> None:
-        """Give those without an address theirs, in a segment at `address`."""
+        """Give an address to each block without one; the segment begins at `address`."""
         numbers = self._numbers
         for at in range(0, len(numbers), 3):
             if numbers[at] == _NO_PLACE:
@@ -123,7 +123,7 @@ class Blocks:
 
 
 def as_address(value: object) -> int:
-    """An address or a handle: all 64 bits count, and C++ writes the upper half of them as negative."""
+    """An address or a handle: all 64 bits count, and C++ writes numbers from 2^63 on as negative."""
     number = as_whole(value)
     if not -(2**63) <= number < 2**64:
         raise ValueError(f"{shown(value)} is no number of 64 bits")
@@ -131,11 +131,11 @@ def as_address(value: object) -> int:
 
 
 MOST_BYTES = 2**57
-"""Of a block or a segment; no address has more bits."""
+"""The most bytes of a block or a segment; no address has more bits."""
 
 
 def as_bytes(value: object) -> int:
-    """A size."""
+    """A size in bytes."""
     number = as_whole(value)
     if not 0 <= number <= MOST_BYTES:
         raise ValueError(f"{shown(value)} is no number of bytes")
@@ -143,7 +143,7 @@ def as_bytes(value: object) -> int:
 
 
 def as_whole(value: object) -> int:
-    """A number; truth values are none."""
+    """A whole number; a truth value is not one."""
     if type(value) is not int:
         raise TypeError(f"{shown(value)} is no number")
     return value
@@ -157,7 +157,7 @@ def as_text(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as a message has it: short, whatever it is."""
+    """A value as a message shows it: always short."""
     if not isinstance(value, int | str):
         return f"a {type(value).__name__}" if type(value) in (float, tuple, dict, list) else "something else"
     text = ascii(value)

@@ -1,7 +1,8 @@
-"""The events of one device on their way from a snapshot into tables: on disk, 41 bytes each, read once forwards.
+"""Keeps the events of one device on disk between the snapshot and the tables, 41 bytes for each event.
 
-What is needed before the first of them can be followed (settings, final segments, what was held at the beginning)
-is known only when all have been read. So they are laid down here, in a file without a name that goes with the process.
+What is needed before the first event can be replayed (settings, final segments, what was held at the beginning) is
+known only when all events have been read. So they are stored here first, in a file without a name that disappears
+with the process.
 """
 
 import tempfile
@@ -32,9 +33,9 @@ _ROW = np.dtype(
 )
 _MOST_ACTIONS = 256
 MAX_TOTAL_BYTES = 2**61
-"""Of all events of a device: 10 M of 200 GiB each. Sums over them are numbers of 64 bits."""
+"""The most bytes of all events of a device: 10 M events of 200 GiB each. Sums of them must fit in 64 bits."""
 MAX_TIME_US = 2**63 // 1000 - 1
-"""Nanoseconds since 1970 that 64 bits hold: the year 2262."""
+"""The last microsecond since 1970 whose nanoseconds fit in 64 bits, in the year 2262."""
 _MOST = {"size": 2**63 - 1, "time_us": MAX_TIME_US}
 
 
@@ -47,7 +48,7 @@ class Chunk:
     """Index into actions."""
     texts: list[str]
     text: "np.ndarray[Any, Any]"
-    """Index into texts: what each carries."""
+    """Index into texts: the text that each event carries."""
     address: "np.ndarray[Any, Any]"
     size: "np.ndarray[Any, Any]"
     stream: "np.ndarray[Any, Any]"
@@ -60,14 +61,14 @@ class Spool:
     """Takes the events of one device; chunks() gives them back.
 
     Args:
-        folder: on a disk with room for half the size of the snapshot.
+        folder: for the file; its disk must have room for half the size of the snapshot.
     """
 
     def __init__(self, folder: Path) -> None:
         self.num_events = 0
         self.before = BeforeTrace()
         self.stack_ids: Sequence[int] = ()
-        """What the numbers of Python stacks become in chunks(), -1: none."""
+        """For each number of a Python stack, the number that chunks() gives in its place; -1: no stack."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - as long as the spool
         self._waiting: list[dict[str, Any]] = []
         self._actions: dict[str, int] = {}
@@ -75,10 +76,10 @@ class Spool:
         self._last_us = self._total_bytes = 0
 
     def add(self, event: dict[str, Any], stack: int) -> None:
-        """One event, with the number of its Python stack.
+        """Add one event, with the number of its Python stack.
 
         Raises:
-            ValueError: it is none; the message says why.
+            ValueError: it is no event; the message says why.
         """
         event["frames"] = stack
         self._waiting.append(event)
@@ -86,23 +87,23 @@ class Spool:
             self.flush()
 
     def add_run(self, run: Run, texts: list[str], text: Whole, stacks: Whole) -> None:
-        """Many events.
+        """Add many events.
 
         Args:
-            run: of them, by column.
-            texts: different ones that they carry.
-            text: index into these, for each.
-            stacks: numbers of their Python stacks.
+            run: the events, by column.
+            texts: the different texts that they carry.
+            text: for each event, the index of its text in `texts`.
+            stacks: for each event, the number of its Python stack.
 
         Raises:
-            ValueError: one is none; the message says why.
+            ValueError: one of them is no event; the message says why.
         """
         self.flush()
         rows = np.empty(len(text), _ROW)
         for name, column in run.columns.items():
             rows[name] = column.view(_ROW[name])
         for name in ("size", "time_us"):
-            # What is above 2^63 is negative here.
+            # A number from 2^63 on is negative here.
             _check(name, int(rows[name].min()), int(rows[name].max()), _MOST[name])
         rows["action"] = np.array([self._action(action) for action in run.actions])[run.action]
         rows["text"] = np.array([self._number(self._texts, one) for one in texts])[text]
@@ -112,7 +113,7 @@ class Spool:
         self._lay_down(rows, [run.pools[number] for number in run.action.tolist()] if has_pools else ())
 
     def flush(self) -> None:
-        """Lay down what was added one by one."""
+        """Store the events that were added one by one."""
         events, self._waiting = self._waiting, []
         if not events:
             return
@@ -155,7 +156,7 @@ class Spool:
         return number
 
     def _add_up(self, actions: list[str], sizes: list[int]) -> None:
-        """See that no sum over the events leaves 64 bits. An oom may have asked for anything."""
+        """Check that no sum over the events exceeds 64 bits; an oom does not count, it may have asked for anything."""
         self._total_bytes += sum(sizes)
         if self._total_bytes > MAX_TOTAL_BYTES:
             self._total_bytes -= sum(
@@ -167,7 +168,7 @@ class Spool:
                 )
 
     def _times(self, events: list[dict[str, Any]]) -> list[int]:
-        """When each was; without a clock (torch before 2.1), when the one before was."""
+        """The time of each event; without one (torch before 2.1), the time of the event before it."""
         times = []
         for event in events:
             self._last_us = event.get("time_us", self._last_us)
@@ -220,5 +221,5 @@ def _check(what: str, lowest: int, highest: int, most: int) -> None:
 
 
 def _pools(events: list[dict[str, Any]]) -> list[Pool | None]:
-    """The pool of each event, where it says; torch does from about 2.12 on."""
+    """The pool of each event, if the event names it; torch writes it from about version 2.12 on."""
     return [pool_of(event["pool_id"]) if "pool_id" in event else None for event in events]

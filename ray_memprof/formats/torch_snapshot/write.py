@@ -1,18 +1,20 @@
-"""A rank's allocator events as a snapshot that the public viewer (docs.pytorch.org/memory_viz) and torch's tools open.
+"""Exports a rank's allocator events as a snapshot for the public viewer and torch's own tools.
 
-    torch_snapshot.write(run_dir, rank=0, path=Path("rank0.pickle"))
+    write_snapshot(run_dir, rank=0, path=Path("rank0.pickle"))
 
-Takes the tables of a run; leaves a pickle of protocol 4 with the keys of torch.cuda.memory._snapshot(). Events carry
-the path of their span as user_metadata, and where no Python stack was taken the names of the path as frames (file
-"<span>"), so that the viewer shows stages. Segments are the state at the end, by replay.
+The viewer is docs.pytorch.org/memory_viz. Takes the tables of a run; leaves a pickle of protocol 4 with the keys of
+torch.cuda.memory._snapshot(). Events carry the path of their span as user_metadata. If no Python stack was taken, the
+names in the path are the frames (file "<span>"), so that the viewer shows stages. Segments are the state at the end,
+by replay.
 
-Host tensors (a run of the CPU) have numbers instead of addresses, and no segments: they are given places in
-one, and the mark says what they are, so that an import counts them as they were.
+Host tensors (a run of the CPU) have numbers instead of addresses, and no segments. They all get places in one made-up
+segment, and the key MARK says what they are, so that an import counts them as they were.
 
-What was held before recording began is in the segments alone, as torch has it. Blocks outside of every known segment
-are given one, so that the viewer, which draws each block in its segment, has a place for them.
+What was held before recording began is only in the segments, as torch writes it. Blocks outside of every known segment
+get a made-up segment, because the viewer draws each block in its segment.
 
-Rows stream through, a million events in some seconds; what is kept is what is held: blocks, segments, and the names.
+Rows are read and written one after another, a million events in some seconds; only what is held stays in memory:
+blocks, segments, and the names.
 """
 
 import json
@@ -32,11 +34,11 @@ from ray_memprof.store.schema import SCHEMA_VERSION
 from ray_memprof.store.whole_file import check_target, whole_file
 
 MARK = "ray_memprof"
-"""Key of what a snapshot has in addition: where it comes from. Its user_metadata are paths of spans."""
+"""The key that an export adds: it says where the snapshot comes from, and that user_metadata are paths of spans."""
 SPAN_FILE = "<span>"
-"""File of a frame that is the name of a span."""
+"""The file of a frame whose name is the name of a span."""
 HOST_SOURCES = ("cpu", "predicted")
-"""Runs whose events are of host tensors."""
+"""Sources of runs whose events are of host tensors."""
 BATCH = 1000
 _COLUMNS = (
     "seq",
@@ -54,11 +56,11 @@ Row = dict[str, Any]
 
 
 def write_snapshot(run_dir: Path, rank: int, path: Path) -> Path:
-    """Write the snapshot of `rank`; where it is.
+    """Write the snapshot of `rank`; returns its path.
 
     Raises:
-        ConfigError: no such run or rank, none of its events were recorded, or no file can be written there.
-        DiskFull: no room for it.
+        ConfigError: no such run or rank, none of its events were recorded, or no file can be written at `path`.
+        DiskFull: no room for the file.
     """
     check_target(path)
     source = _Source(run_dir, rank)
@@ -71,7 +73,7 @@ def recorded_ranks(run_dir: Path) -> list[int]:
     """The ranks that have allocator events.
 
     Raises:
-        ConfigError: none has.
+        ConfigError: no rank has any.
     """
     parts = table_dir(run_dir, "allocs").glob(f"rank=*/*{PART_SUFFIX}")
     ranks = sorted({int(part.parent.name.removeprefix("rank=")) for part in parts})
@@ -83,7 +85,7 @@ def recorded_ranks(run_dir: Path) -> list[int]:
 
 
 class _Source:
-    """What is read of a run; its events one by one."""
+    """What an export reads of a run; events() reads its events one by one."""
 
     def __init__(self, run_dir: Path, rank: int) -> None:
         self.rank = rank
@@ -125,7 +127,7 @@ class _Source:
                 ) from error
 
     def settings(self, *, expandable: bool) -> dict[str, Any]:
-        """The allocator's, as far as they are known."""
+        """The settings of the allocator, as far as they are known."""
         for one in self._config.get("imported", ()):
             if one["rank"] == self.rank:
                 return dict(one["allocator_settings"])
@@ -133,7 +135,7 @@ class _Source:
         conf = next((self._environment[name] for name in names if name in self._environment), "")
         pairs = dict(pair.split(":", 1) for pair in conf.split(",") if ":" in pair)
         limit, steps = pairs.get("max_split_size_mb", ""), pairs.get("roundup_power2_divisions", "0")
-        # Where they differ by size it is left out: a reader must not take sizes as known.
+        # If the divisions differ by size they are left out: a reader must not take sizes as known.
         divisions = {str(2**power): int(steps) for power in range(16)} if steps.isdecimal() else None
         return {
             "PYTORCH_CUDA_ALLOC_CONF": conf,
@@ -144,7 +146,7 @@ class _Source:
 
 
 class _HostPlaces:
-    """Addresses for host tensors, whose events have numbers: free ones of the same size first."""
+    """Makes addresses for host tensors, whose events have numbers; it reuses a free one of the same size first."""
 
     FIRST = 2**40
 
@@ -154,7 +156,7 @@ class _HostPlaces:
         self._free: dict[int, list[int]] = {}
 
     def of(self, row: Row) -> int:
-        """Where the tensor of an event lies."""
+        """The address of the tensor of an event."""
         number: int = row["address"]
         if row["action"] == "alloc":
             room = max(1, -(-row["size_bytes"] // 512)) * 512
@@ -188,7 +190,7 @@ def _write(writer: PickleWriter, source: _Source) -> None:
         if number % BATCH == 0:
             writer.raw(b"e(")
         held.follow(row)
-        if row["seq"] < 0:  # held before the first event: a snapshot has it in its segments alone
+        if row["seq"] < 0:  # held before the first event: in a snapshot this is only in the segments
             continue
         writer.raw(_event(writer, source, row))
     writer.raw(b"ee")
@@ -218,7 +220,7 @@ def _event(writer: PickleWriter, source: _Source, row: Row) -> bytes:
     return b"".join(
         (
             b"}(", text("action"), text(row["action"]),
-            # An oom event has what was free on the device in place of an address, in the tables too.
+            # An oom event has the bytes free on the device in place of an address, in the tables too.
             text("device_free" if is_oom else "addr"), integer(row["address"]),
             text("size"), integer(row["requested_bytes"]),
             text("stream"), integer(row["stream"]),
@@ -231,7 +233,7 @@ def _event(writer: PickleWriter, source: _Source, row: Row) -> bytes:
 
 
 def _frames(writer: PickleWriter, source: _Source, row: Row) -> bytes:
-    """The Python stack, or else the span."""
+    """The frames of an event: its Python stack, or else the names of its span's path."""
     if row["stack_id"] is not None:
         return writer.shared(("stack", row["stack_id"]), source.stacks[row["stack_id"]])
     path = source.paths.get(row["span_id"], "")
@@ -240,7 +242,7 @@ def _frames(writer: PickleWriter, source: _Source, row: Row) -> bytes:
 
 
 def _segment(writer: PickleWriter, source: _Source, segment: Row) -> bytes:
-    # In the order in which it is written: what comes first spells out the texts.
+    # Opcodes must be made in the order in which they are written: the first use of a text has its letters.
     value, text = writer.value, writer.text
     blocks = segment.pop("blocks")
     data = value({"device": source.device, "segment_pool_id": (0, 0), **segment})[:-1]
@@ -254,15 +256,15 @@ def _segment(writer: PickleWriter, source: _Source, segment: Row) -> bytes:
 
 @dataclass(slots=True)
 class _Held:
-    """Follows events to what is held at the end; sizes are those of the rows."""
+    """Replays events to find what is held at the end; sizes are those of the rows."""
 
     places: _HostPlaces | None = None
-    """Of host tensors: one segment for all of them."""
+    """The addresses of host tensors, which all lie in one segment; None: the events are of a device."""
     is_expandable: bool = False
     _fixed: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Size and stream of segments that cannot grow, by address."""
     _mapped: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """The same of pages."""
+    """Size and stream of the mapped ranges of segments that can grow, by address."""
     _used: dict[int, Row] = field(default_factory=dict)
     _pending: set[int] = field(default_factory=set)
     _seen: dict[int, int] = field(default_factory=dict)
@@ -271,7 +273,7 @@ class _Held:
     """Ranges that were segments at some time."""
 
     def follow(self, row: Row) -> None:
-        """The next event."""
+        """Take in the next event."""
         action, address, size = row["action"], row["address"], row["size_bytes"]
         if action == "alloc":
             self._used[address] = row
@@ -306,7 +308,7 @@ class _Held:
                 self._mapped[last] = end - last, stream
 
     def segments(self) -> Iterator[Row]:
-        """As a snapshot has them, by address; a block comes with the row that made it."""
+        """Segments as a snapshot has them, by address; each block comes with the row that made it."""
         used = sorted(self._used.items())
         at = 0
         for start, size, stream, is_expandable in self._ranges():
@@ -318,7 +320,7 @@ class _Held:
             yield self._segment(start, size, stream, is_expandable, used[first:at])
 
     def _ranges(self) -> list[tuple[int, int, int, bool]]:
-        """Address, size, stream and whether it grows, of every segment there is or must have been."""
+        """Address, size, stream and whether it can grow, of every segment that is there or must have been there."""
         ranges = [(start, size, stream, False) for start, (size, stream) in self._fixed.items()]
         for start, (size, stream) in sorted(self._mapped.items()):
             if ranges and ranges[-1][3] and ranges[-1][0] + ranges[-1][1] == start:
@@ -331,7 +333,7 @@ class _Held:
         return sorted(ranges)
 
     def _outside(self) -> list[tuple[int, int]]:
-        """Ranges of blocks that lay in no segment that an event speaks of."""
+        """Ranges of blocks that were in no segment that any event names."""
         known = _joined(self._made)
         at, outside = 0, []
         for start, size in sorted(self._seen.items()):
@@ -374,7 +376,7 @@ def _block(address: int, size: int, requested: int, state: str) -> Row:
 
 
 def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges that touch or overlap, as one."""
+    """The ranges, with those that touch or overlap joined into one."""
     joined: list[tuple[int, int]] = []
     for start, end in sorted(ranges):
         if joined and start <= joined[-1][1]:

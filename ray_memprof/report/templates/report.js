@@ -23,7 +23,7 @@ function plotly() {
   return library;
 }
 
-// "var:name" is the CSS variable --name of the moment.
+// "var:name" stands for the present value of the CSS variable --name.
 function themed(value, styles) {
   if (typeof value === "string") {
     return value.startsWith("var:") ? styles.getPropertyValue(`--${value.slice(4)}`).trim() : value;
@@ -37,12 +37,12 @@ function themed(value, styles) {
 
 function inGib(trace, first, isNarrow) {
   const axis = trace.meta?.gib;
-  // An account below zero (books that overshoot) has no height to stack; hovering tells its bytes.
+  // An account below zero (the books explain too much) has no height to stack; hovering shows its bytes.
   const least = trace.stackgroup ? 0 : -Infinity;
   const shown = (size) => (Array.isArray(size) ? size.map(shown) : size === null ? null : Math.max(least, size / GIB));
   const filled = axis ? { ...trace, [axis]: trace.customdata.map(shown) } : trace;
   if (filled.stackgroup) filled.x ??= first.x;
-  // Cells too small for a number of 12 px have none; hovering still tells.
+  // Cells that are too small for a number of 12 px show none; hovering still shows it.
   if (isNarrow && filled.type === "heatmap") return { ...filled, showscale: false, texttemplate: filled.x.length > 4 ? "" : filled.texttemplate };
   return filled;
 }
@@ -54,14 +54,14 @@ function axis(given, colours) {
   };
 }
 
-// Texts of a run come with their <, > and & written out, as plotly.js wants them.
+// In texts of a run <, > and & are escaped for plotly.js; this gives back the text itself.
 function lettersOf(text) {
   const area = document.createElement("textarea");
   area.innerHTML = text;
   return area.value;
 }
 
-// Names of stages stand across, upright, or not at all: as wide as their stage is drawn.
+// The name of a stage is drawn across, upright or not at all, depending on the width of the stage.
 function fitting(notes, width) {
   return notes.map((note) => {
     if (!note.name?.startsWith("band ")) return note;
@@ -82,7 +82,7 @@ function layoutOf(figure, width, styles) {
     font: { family: "system-ui, sans-serif", size: 12, color: colours.ink },
     hoverlabel: { bgcolor: colours.paper, bordercolor: colours.line, font: { size: 12, color: colours.ink } },
     margin: { l: narrow ? 44 : 60, r: 12, t: 24, b: 44, ...given.margin },
-    // As far below the axis as its numbers need, whatever the height of the figure.
+    // The legend is as far below the axis as the axis numbers need, whatever the height of the figure.
     legend: { orientation: "h", yref: "paper", y: -30 / (figure.height - 68), yanchor: "top", font: { size: 12 }, ...given.legend },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.line, activecolor: colours.ink },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
@@ -97,7 +97,7 @@ function draw(holder, width) {
   const figure = figureOf(holder);
   const styles = getComputedStyle(document.documentElement);
   const traces = figure.data.map((trace) => themed(inGib(trace, figure.data[0], holder.clientWidth < NARROW), styles));
-  // Named one by one: what plotly.js has besides may change, and one of its buttons sends data away.
+  // Only named buttons: the others of plotly.js may change, and one of them sends data away.
   const buttons = [["toImage", "resetScale2d"]];
   const config = { displaylogo: false, displayModeBar: holder.clientWidth >= NARROW ? "hover" : false, modeBarButtons: buttons };
   drawn.add(holder);
@@ -207,7 +207,7 @@ const watcher = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "300px" });
 for (const holder of document.querySelectorAll("[data-figure]")) watcher.observe(holder);
-// What is further down is drawn when the browser has nothing else to do: printing must not wait for scrolling.
+// Figures further down are drawn when the browser has nothing else to do: printing must not wait for scrolling.
 addEventListener("load", () => {
   const waiting = [...document.querySelectorAll("[data-figure]")];
   const next = async () => {

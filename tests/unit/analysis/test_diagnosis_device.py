@@ -63,8 +63,8 @@ def test_a_library_that_got_no_memory_is_named(empty: EmptyRun, has_events: bool
     assert (found[0].ranks, found[0].bytes, found[0].sentence) == (
         (1,),
         30 * GIB,
-        "Rank 1 ran out of device memory in denoise step 3: it could get none for NCCL where 12.0 MiB were free, and "
-        f"held 30.00 GiB in tensors and 1.00 GiB unused{part}.",
+        "Rank 1 ran out of device memory in denoise step 3: it could get no memory for NCCL where 12.0 MiB were "
+        f"free, and held 30.00 GiB in tensors and 1.00 GiB unused{part}.",
     )
     assert found[0].knob == (
         "torch.cuda.empty_cache() before it, or torch.cuda.set_per_process_memory_fraction: NCCL asks the device "
@@ -202,7 +202,10 @@ def test_nccl_holds_memory(empty: EmptyRun) -> None:
     [
         ("8388608", "NCCL_BUFFSIZE=1048576 in the environment, which was 8388608"),
         ("4M", "NCCL_BUFFSIZE=1048576 in the environment, which was 4194304"),  # NCCL takes no letters either
-        ("1048576", "NCCL_BUFFSIZE=524288 in the environment, which was 1048576; time a ring with it"),
+        (
+            "1048576",
+            "NCCL_BUFFSIZE=524288 in the environment, which was 1048576; measure a ring's time with it",
+        ),
         (
             "524288",
             "NCCL_MAX_NCHANNELS=8 in the environment, where NCCL_BUFFSIZE was 524288; "
@@ -225,7 +228,7 @@ def test_several_process_groups(empty: EmptyRun) -> None:
         "fewer process groups, for each has buffers of its own; or NCCL_BUFFSIZE=1048576 in the environment, "
         "which was 4194304",
         "parallel.backend: native, which makes one process group; or NCCL_BUFFSIZE=524288 in the environment, "
-        "which was 1048576; time a ring with it",
+        "which was 1048576; measure a ring's time with it",
     ]
 
 
@@ -381,8 +384,8 @@ def test_memory_outside_grows(empty: EmptyRun) -> None:
         stage="denoise",
         component=None,
         bytes=80 * MIB,
-        sentence="Memory outside the allocator grows by 80.0 MiB over 3 visits of denoise on rank 0; it belongs to "
-        "nobody who is known.",
+        sentence="Memory outside the allocator grows by 80.0 MiB over 3 visits of denoise on rank 0; its owner "
+        "is not known.",
         knob="the versions of cuDNN and NCCL, and what allocates by itself: ray-memprof query books, and collectives",
     )
 

@@ -158,15 +158,15 @@ def test_retries_are_told_of_the_rank_with_the_most(empty: EmptyRun) -> None:
             (0, 1),
             "denoise",
             3 * GIB,
-            "The device was full: the allocator of ranks 0 and 1 flushed its cache 5 times in denoise, at most 3.00 s, "
-            "with up to 3.00 GiB held and not in use.",
+            "The device was full: the allocator of ranks 0 and 1 flushed its cache 5 times in denoise, which took "
+            "at most 3.00 s, with up to 3.00 GiB held and not in use.",
         ),
         (
             (1,),
             "decode",
             2 * GIB,
-            "The device was full: the allocator of rank 1 flushed its cache once in decode, at most 1.00 s, with up to "
-            "2.00 GiB held and not in use.",
+            "The device was full: the allocator of rank 1 flushed its cache once in decode, which took at most "
+            "1.00 s, with up to 2.00 GiB held and not in use.",
         ),
     ]
 
@@ -199,8 +199,8 @@ def test_whose_memory_grows_is_told_of_the_rank_where_it_grows_most(empty: Empty
     unknown = growing((0, 10 * MIB, 20 * MIB), (0, 50 * MIB, 70 * MIB))
     (finding,) = told(diagnose(empty, libraries, unknown), "outside_grows")
     assert finding.sentence == (
-        "Memory outside the allocator grows by 90.0 MiB over 3 visits of denoise on ranks 0 and 1; it belongs to "
-        "nobody who is known."
+        "Memory outside the allocator grows by 90.0 MiB over 3 visits of denoise on ranks 0 and 1; its owner "
+        "is not known."
     )
 
 

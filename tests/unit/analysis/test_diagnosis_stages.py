@@ -82,7 +82,7 @@ def test_weights_in_fp32(empty: EmptyRun) -> None:
         stage="load.dit",
         component="dit",
         bytes=half,
-        sentence="The diffusion transformer's weights are stored in fp32 on ranks 0 and 1: half of them would do, "
+        sentence="The diffusion transformer's weights are stored in fp32 on ranks 0 and 1: in bf16 they would take "
         "2.59 GiB less.",
         knob="model_config.precision: bf16, which was fp32",
     )

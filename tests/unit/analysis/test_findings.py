@@ -52,7 +52,7 @@ def test_silence_is_said_in_words(tmp_path: Path) -> None:
     tables = {"spans": [span(1, "denoise", (0, 5), allocated=(0, 0, 512))], "allocs": [event]}
     one = diagnosed(make_ranks(make_run(tmp_path, {0: tables}), {}, status="ok"))
     assert found_text([one]) == (
-        f"nothing to say: none of the {len(RULES)} rules finds anything that holds the peak back\n"
+        f"nothing to say: none of the {len(RULES)} rules finds anything that makes the peak high\n"
     )
 
 
@@ -73,7 +73,7 @@ def test_what_could_not_be_known_is_said_too(tmp_path: Path) -> None:
     one = diagnosed(make_run(tmp_path, {0: tables}))
     assert found_text([one]).splitlines() == [
         "the run did not end well (unknown: its driver ended before the run did); what follows is of the time before",
-        f"nothing to say: none of the {len(RULES)} rules finds anything that holds the peak back",
+        f"nothing to say: none of the {len(RULES)} rules finds anything that makes the peak high",
         "no allocator events were recorded: what was alive at the peaks is not known (logging.level: event)",
     ]
 

@@ -192,14 +192,14 @@ def test_a_check_has_both_values_and_whose_it_is(places: "duckdb.DuckDBPyConnect
         (
             "decode.duration > +1%",
             "after has no duration in 'decode'",
-            "a limit wants a figure that both runs have",
+            "a limit needs a figure that both runs have",
         ),
         (
             "rank1.peak_allocated > 1 B",
             "after has no peak_allocated of rank 1",
-            "a limit wants a figure that both runs have",
+            "a limit needs a figure that both runs have",
         ),
-        ("nccl > +1%", "before has no nccl", "a limit wants a figure that both runs have"),
+        ("nccl > +1%", "before has no nccl", "a limit needs a figure that both runs have"),
         (
             "mean.imbalance > 1",
             "after has no imbalance as a mean over ranks",
@@ -219,10 +219,10 @@ def test_a_limit_without_its_figure_is_an_error(
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("peak_allocated > 3", "gives no unit", "peak_allocated wants a size (100 MiB), or +2%"),
-        ("peak_allocated > +3 s", "gives a time", "peak_allocated wants a size (100 MiB), or +2%"),
-        ("encode.text.duration > 3 MiB", "gives a size", "duration wants seconds (0.5 s), or +2%"),
-        ("imbalance > 3 s", "gives a time", "imbalance wants a bare number, or +2%"),
+        ("peak_allocated > 3", "gives no unit", "peak_allocated needs a size (100 MiB), or +2%"),
+        ("peak_allocated > +3 s", "gives a time", "peak_allocated needs a size (100 MiB), or +2%"),
+        ("encode.text.duration > 3 MiB", "gives a size", "duration needs seconds (0.5 s), or +2%"),
+        ("imbalance > 3 s", "gives a time", "imbalance needs a bare number, or +2%"),
     ],
 )
 def test_a_unit_that_does_not_fit_is_an_error(

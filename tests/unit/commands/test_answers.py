@@ -341,8 +341,8 @@ def test_a_failed_run_is_told_and_held_to_limits_only_on_request(logs: Path) -> 
     assert refusal("compare", "base", "bad", *limit) == (
         EXIT_CONFIG,
         [
-            "error: bad did not end well (oom): its figures are no measure for a limit",
-            "hint: --allow-failed holds them against it all the same",
+            "error: bad did not end well (oom): its figures cannot be checked against a limit",
+            "hint: --allow-failed checks them anyway",
         ],
         "",
     )

@@ -263,7 +263,7 @@ def test_a_block_of_which_nothing_tells_whether_the_setting_was_on_is_inexact(tm
     assert followed.written.inexact_bytes == 512 * 3
     assert followed.problems("a.pickle") == [
         "sizes in a.pickle may be off by up to 1,536 bytes at any moment: the rule by which the allocator splits "
-        "blocks was not the same all the time, and of 1 blocks nothing tells what they took"
+        "blocks was not the same all the time, and no event shows how much 1 blocks took"
     ]
 
 
@@ -342,7 +342,7 @@ def test_a_full_ring_says_that_the_peak_may_lie_before_it(tmp_path: Path, num: i
     assert (followed.written.peak_at_least, followed.written.inexact_bytes) == (is_full, 0)
     assert followed.problems("a") == (
         [
-            f"peaks are at least what is told: a has {num:,} events, as many as a ring of events may hold, "
+            f"peaks may be higher than shown: a has {num:,} events, as many as a ring of events may hold, "
             "and older ones may have been overwritten"
         ]
         if is_full
@@ -356,8 +356,8 @@ def test_what_was_held_at_the_first_event_is_told(tmp_path: Path) -> None:
     followed, curve = imported(dumped(events, [segment(2**40, *after)]), tmp_path)
     assert curve == [(8 * MIB, 20 * MIB, 8 * MIB), (12 * MIB, 20 * MIB, 12 * MIB)]
     assert followed.problems("a") == [
-        "peaks are at least what is told: 20,971,520 bytes were reserved before the first event of a, and what had "
-        "happened by then is unknown (a ring of events that was full, or a late start)"
+        "peaks may be higher than shown: 20,971,520 bytes were reserved before the first event of a, and what had "
+        "happened by then is not known (a ring of events was full, or a late start)"
     ]
 
 

@@ -201,7 +201,10 @@ def test_a_rank_that_left_something_on_another_device_stays_itself(tmp_path: Pat
 def test_a_device_that_holds_memory_and_has_no_events_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / "dump.pickle", two_devices(held=3 * MIB))
     (line,) = import_snapshots([path], tmp_path / "run", "x")
-    assert line == f"rank 0: {path} has no events of cuda:2, which holds 3.0 MiB: it is no rank"
+    assert (
+        line
+        == f"rank 0: {path} has no events of cuda:2, which holds 3.0 MiB: this device is no rank of the run"
+    )
 
 
 def test_gaps_between_ranks_stay(tmp_path: Path) -> None:
@@ -216,7 +219,7 @@ def test_gaps_between_ranks_stay(tmp_path: Path) -> None:
     assert import_snapshots(paths, tmp_path / "run", "x", lines.append, derive=derive) == []
 
     assert lines == [
-        f"rank 3: {paths[1]}, cuda:0", f"rank 7: {paths[0]}, cuda:0", "no file is of rank 0-2, 4-6"
+        f"rank 3: {paths[1]}, cuda:0", f"rank 7: {paths[0]}, cuda:0", "there is no file of rank 0-2, 4-6"
     ]  # fmt: skip
     with database.open_run(tmp_path / "run") as connection:
         found = connection.execute("SELECT rank, reserved_peak_bytes FROM ranks ORDER BY rank").fetchall()

@@ -94,7 +94,7 @@ def test_files_by_rank(names: list[str], files: dict[int, str], named: bool) -> 
         (["a", "b/../a"], "is listed twice"),
         (["old/rank1", "new/rank_1"], "new/rank_1 and old/rank1 are both of rank 1"),
         (["rank1/a", "rank1/b"], "rank1/a and rank1/b are both of rank 1"),
-        (["rank0", "x", "y"], "x, y: no number behind the word rank, which rank0 has"),
+        (["rank0", "x", "y"], "x, y: no number after the word rank in the path, but rank0 has one"),
         (["rank0", *"abcde"], "a, b, c and 2 more: no number"),
     ],
 )

@@ -174,7 +174,7 @@ def test_parquet_is_not_written_onto_a_terminal(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ConfigError) as caught:
         write_answer(EVERY_TYPE, Form.PARQUET, None)
     assert (str(caught.value), caught.value.hint) == (
-        "Parquet is nothing for a terminal",
+        "a terminal cannot show Parquet",
         "name a file: --out rows.parquet",
     )
 

@@ -107,7 +107,7 @@ def test_a_pivot_is_a_question(runs: list[Path]) -> None:
         (
             "SELEC 1",
             'the SQL is refused: Parser Error: syntax error at or near "SELEC"',
-            "`ray-memprof query --list` has the questions and tables; docs/schema.md their columns",
+            "`ray-memprof query --list` lists the questions and tables; docs/schema.md has the columns",
         ),
         (
             "SELECT a\n  FROM peak_by_rnk",
@@ -124,7 +124,7 @@ def test_a_pivot_is_a_question(runs: list[Path]) -> None:
             "SELECT path::INTEGER FROM spans",
             "the SQL is refused: Conversion Error: Could not convert string 'denoise' to INT32 when casting "
             "from source column path",
-            "`ray-memprof query --list` has the questions and tables; docs/schema.md their columns",
+            "`ray-memprof query --list` lists the questions and tables; docs/schema.md has the columns",
         ),
     ],
 )

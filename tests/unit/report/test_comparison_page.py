@@ -202,7 +202,7 @@ def test_of_many_spans_the_thirty_that_moved_most_are_listed(tmp_path: Path) -> 
 
     page = page_of([run_of(tmp_path / name / "r", spans(extra)) for name, extra in (("a", 0), ("b", 3))])
     assert len(table(page, "Spans that moved most")) == 1 + 30
-    assert "Listed are 30 of 35 that moved" in page
+    assert "30 of 35 spans are listed that moved" in page
 
 
 @pytest.mark.slow

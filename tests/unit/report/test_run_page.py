@@ -173,7 +173,7 @@ def test_a_failed_run_says_first_what_happened_and_escapes_it(run_dir: Path) -> 
     assert found.headings == [
         "baseline",
         "The run failed: oom",
-        "What holds the peak back",
+        "What makes the peak high",
         "Peak by rank",
         "Memory over time",
         "Books at the peak",
@@ -371,7 +371,7 @@ def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
     assert "Predicted and measured" in outline(html).headings
     (row,) = re.findall(r"<tr>.*<td>-25.00%</td></tr>", html)
     assert re.findall(r">(\d\.\d\d)<", row) == ["4.00", "3.00"]
-    with pytest.raises(ConfigError, match="its source is not another one"):
+    with pytest.raises(ConfigError, match="it must have another source"):
         run_page.render(tmp_path / "measured", beside=tmp_path / "measured")
 
 
@@ -388,7 +388,7 @@ def test_a_report_of_many_steps_is_small_and_says_what_it_leaves_out(tmp_path: P
     make_ranks(make_run(tmp_path, ranks), {}, {})
     text = run_page.render(tmp_path)
     assert "1,600 more rows are left out" in text
-    assert "Of 1,000 steps at most 400 are drawn" in text
+    assert "There are 1,000 steps. At most 400 points are drawn" in text
     assert text.count('title="999 bytes"') and text.count('title="1,000 bytes"')
     figures = drawn(outline(text))
     assert [max(trace["customdata"]) for trace in figures["steps"]["data"][::2]] == [999, 1000]

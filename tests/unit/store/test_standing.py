@@ -128,7 +128,7 @@ def test_a_limit_is_not_held_against_a_run_that_goes_on(tmp_path: Path) -> None:
     base = make_ranks(make_run(tmp_path / "a" / "r", {0: SPANS}), {}, status="ok", num_ranks=1)
     going = a_run(tmp_path / "b" / "r", progress=at(1, 2) | {"t_ns": 2**62})
     with pytest.raises(
-        ConfigError, match=r"^b has not ended \(running\): its figures are no measure for a limit"
+        ConfigError, match=r"^b has not ended \(running\): its figures cannot be checked against a limit"
     ):
         compare([base, going], ["peak_allocated > +2%"])
     assert list(warnings(compare([base, going]))) == [

@@ -35,7 +35,7 @@ def part(run_dir: Path, rank: int) -> Path:
 def refusal(base: Path, other: Path) -> str:
     with pytest.raises(ConfigError) as raised:
         compare([base, other], LIMIT)
-    assert raised.value.hint == "record it again; --allow-failed holds limits against what is left"
+    assert raised.value.hint == "record it again; --allow-failed checks limits against what is left"
     assert not compare([base, other], LIMIT, allow_failed=True).checks[0].is_exceeded
     return str(raised.value)
 
@@ -60,7 +60,7 @@ def test_a_limit_does_not_hold_where_a_torn_part_took_the_fullest_rank_away(tmp_
     assert gather(other, [0, 1]).problems
     assert refusal(base, other) == (
         "b is not whole: rank 1 recorded no span, or its rows are lost, and 1 more: "
-        "its figures are no measure for a limit"
+        "its figures cannot be checked against a limit"
     )
     assert list(warnings(compare([base, other]))) == [
         "warning: b is not whole: rank 1 recorded no span, or its rows are lost",
@@ -78,7 +78,8 @@ def test_ranks_that_never_recorded_are_missing(tmp_path: Path) -> None:
     base = a_run(tmp_path / "a" / "r", [5, 6])
     other = a_run(tmp_path / "b" / "r", [5, 6], num_ranks=5)
     assert refusal(base, other) == (
-        "b is not whole: ranks 2 to 4 recorded no span, or its rows are lost: its figures are no measure for a limit"
+        "b is not whole: ranks 2 to 4 recorded no span, or its rows are lost: "
+        "its figures cannot be checked against a limit"
     )
 
 

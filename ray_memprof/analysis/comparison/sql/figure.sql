@@ -1,5 +1,5 @@
--- What is one figure of one run, that a limit asks for?
--- One row = the figure; none where the run has no such.
+-- Which value has the figure of one run that a limit is set for?
+-- One row = the figure; no row if the run has no such figure.
 --   value, mean_value, max_rank, unit
 --               as in places
 -- Parameters: run, measure, path and rank.

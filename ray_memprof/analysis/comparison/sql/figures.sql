@@ -1,12 +1,12 @@
 -- What are the figures of one run, for the run, its spans and its ranks?
--- One row = a measure of the whole run (path null) or of a span path, on a rank
--- or, as `measures` has it, of the worst rank (rank null).
+-- One row = a measure of the whole run (path null) or of a span path, on one
+-- rank or (rank null) of the worst rank, as `measures` has it.
 --   path     names from the outermost span inwards; null: the whole run
 --   rank     of the run; null: of all ranks
 --   measure  as in measures, and num_spans: visits to the path
 --   unit     bytes, s, or empty for a count or a ratio
---   value    in that unit; of several visits the largest peak, time and counts
---            added up
+--   value    in that unit; of several visits the largest peak, but the sum of
+--            times and counts
 WITH visits AS (
     SELECT
         path,
@@ -50,7 +50,8 @@ whole AS (
             SUM(num_allocs)::DOUBLE AS num_allocs,
             SUM(num_retries)::DOUBLE AS num_retries
         FROM spans
-        -- A span counts what is inside it, the modules of a script too.
+        -- The counts of a span include those of the spans inside it, such as
+        -- the modules of a script.
         WHERE depth = 0
         GROUP BY rank
     ) AS counts
@@ -91,5 +92,5 @@ GROUP BY rank
 UNION ALL
 SELECT stage, NULL, measure, unit, value
 FROM measures
--- Modules of a script are stages too; their paths are above.
+-- Modules of a script are stages too, but `visits` has their paths already.
 WHERE stage IS NULL OR stage IN (SELECT path FROM spans WHERE depth = 0)

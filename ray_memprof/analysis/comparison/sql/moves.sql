@@ -1,25 +1,26 @@
--- What moved between the base and each other run?
+-- What changed between the base and each other run?
 -- One row = a measure of the whole run, of a rank or of a span path, in the
--- base and in one other run; the run first, then ranks, then spans, each with
--- the largest moves first.
+-- base and in one other run. The whole run comes first, then ranks, then
+-- spans, each with the largest changes first.
 --   run              number of the other run, from 1
---   name, run_id     of it
+--   name, run_id     of the other run
 --   level            run, rank or span
 --   path             of the spans; null: the whole run
---   rank             null: over the ranks
+--   rank             null: over all ranks
 --   measure, unit    as in figures
---   base_value       in the base, in that unit; null: not there
---   value            in the other run; null: not there
---   change           value - base_value; null where one of them is
+--   base_value       in the base, in that unit; null: the base has none
+--   value            in the other run; null: that run has none
+--   change           value - base_value; null where one of them is null
 --   change_fraction  of base_value; null where that is 0
---   base_mean        as base_value, the mean over the ranks
---   mean_value       as value, the mean over the ranks
+--   base_mean        like base_value, but the mean over the ranks
+--   mean_value       like value, but the mean over the ranks
 --   mean_change      mean_value - base_mean
---   max_rank         whose value it is; null where that is of no single rank
---   only_in          base or other; null: both have it
---   share_fraction   the size of the change against the figure of the whole
---                    base run: what the moves are ordered by; null where they
---                    are not. A span that only one has counts with its time.
+--   max_rank         rank that value is of; null: it is of no single rank
+--   only_in          the only side that has it: base or other; null: both do
+--   share_fraction   size of the change / figure of the whole base run. Rows
+--                    are ordered by it; null: this measure does not count for
+--                    the order. If only one side has a span, the whole
+--                    duration is its change.
 WITH shown AS (
     SELECT run, path, rank, measure, unit, value, mean_value, max_rank
     FROM places

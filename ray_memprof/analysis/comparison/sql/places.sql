@@ -1,13 +1,13 @@
 -- What is each figure of the compared runs, over all ranks and on each rank?
--- One row = a measure of a run at a path (null: the whole run), over the ranks
--- (rank null) or on one.
+-- One row = a measure of a run at a path (null: the whole run), over all ranks
+-- (rank null) or on one rank.
 --   run          number of the run, 0 is the base
 --   path, rank, measure, unit
 --                as in figures
---   value        over the ranks: the worst, as `measures` has it
---   mean_value   over the ranks; null: no figure of single ranks
---   max_rank     whose value it is: the lowest of them; null where it is of no
---                single rank, as the time from the first start to the last end
+--   value        over all ranks: of the worst rank, as `measures` has it
+--   mean_value   mean over the ranks; null: single ranks have no such figure
+--   max_rank     the lowest rank with this value; null: it is of no single
+--                rank, like the time from the first start to the last end
 WITH ranked AS (
     SELECT run, path, rank, measure, unit, value
     FROM figures

@@ -1,9 +1,10 @@
 -- Evidence: what was alive when a stage peaked, where a rule wants to know?
 -- One row = a component, a category and a requested size on a rank in a stage;
--- none where no allocator events were recorded. Asked for: ranks that hold more
--- than others, those that they are compared with, the fullest rank in denoise.
+-- no row if no allocator events were recorded. These ranks are asked for:
+-- those that hold more than others, those that they are compared with, and
+-- the fullest rank in denoise.
 --   rank, stage      of the run
---   component        of the span of birth; null: none
+--   component        of the span that allocated the tensors; null: none
 --   category         what the tensors are for
 --   requested_bytes  of one of them
 --   bytes            of all of them, as the allocator counts them

@@ -1,6 +1,6 @@
 -- Evidence: in whose spans did memory grow up to the peak of a stage, where no
 -- events tell what was alive?
--- One row = a component on a rank in a stage, of those that skews compares.
+-- One row = a component on a rank in a stage that skews compares.
 --   rank, stage  of the run
 --   component    of the spans; null: none
 --   bytes        allocated memory gained while they were innermost, from the
@@ -15,7 +15,8 @@ places AS (
     SELECT
         stage_peaks.rank,
         stage_peaks.stage,
-        -- A stage that only began at its peak gained nothing by itself.
+        -- A stage that began at its peak and never reached it again gained
+        -- nothing by itself.
         COALESCE(stage_peaks.span_id, stage_peaks.first_span_id) AS span_id
     FROM stage_peaks
     INNER JOIN asked
@@ -24,7 +25,7 @@ places AS (
         ON stage_peaks.rank = alive.rank AND stage_peaks.stage = alive.stage
 ),
 
--- After the start of a span it is the innermost one, after its end its parent.
+-- After a span starts, it is the innermost one; after it ends, its parent is.
 boundaries AS (
     SELECT
         spans.rank,

@@ -1,18 +1,18 @@
 -- Evidence: which ranks ended because the device was full, and what was there?
 -- One row = such a rank.
---   rank             who
+--   rank             the rank
 --   stage, path      innermost span that the error left; of an imported rank
 --                    the one in which the request failed; empty: none
---   step             of it; -1 outside the denoise loop
---   oom_by           who could not get memory; null: torch's allocator
---   seq, t_ns        of the last request that failed, or where it was not the
---                    allocator's, of the last event before it; null, like what
---                    follows from it, where no events were recorded
---   asked_bytes      of that request; null where it was not the allocator's
---   free_bytes       on the device then; null: not known
+--   step             of that span; -1: outside the denoise loop
+--   oom_by           what could not get memory; null: torch's allocator
+--   seq, t_ns        of the last request that failed. If the allocator did not
+--                    make it, of the last event before it. null, like all that
+--                    follows from it: no events were recorded
+--   asked_bytes      of that request; null: it was not the allocator's
+--   free_bytes       free on the device then; null: not known
 --   allocated_bytes  tensors then; without events the most in that span
---   reserved_bytes   held by the allocator then, what it could give back given
---                    back; without events the most in that span
+--   reserved_bytes   held by the allocator then, after it gave back what it
+--                    could; without events the most in that span
 WITH full_ranks AS (
     SELECT rank, path, step, oom_by, oom_free_bytes
     FROM ranks
@@ -26,7 +26,7 @@ refused_to_allocator AS (
         MAX(allocs.t_ns) AS t_ns,
         ARG_MAX(allocs.span_id, allocs.seq) AS span_id,
         ARG_MAX(allocs.requested_bytes, allocs.seq) AS asked_bytes,
-        -- In place of an address.
+        -- An oom event has the free bytes in place of an address.
         TRY_CAST(ARG_MAX(allocs.address, allocs.seq) AS BIGINT) AS free_bytes
     FROM allocs
     INNER JOIN full_ranks ON allocs.rank = full_ranks.rank
@@ -35,8 +35,9 @@ refused_to_allocator AS (
     LIMIT 65536
 ),
 
--- The allocator hears nothing of what others ask of the device: until the
--- innermost span ends by the error, nothing is freed over it.
+-- The allocator does not notice a request of others to the device. So the end
+-- of the innermost span that failed is taken as the moment: until then, the
+-- error frees nothing.
 failed_spans AS (
     SELECT full_ranks.rank, MAX(spans.end_ns) AS end_ns
     FROM full_ranks

@@ -1,15 +1,16 @@
--- Evidence: how were the levers set?
--- One row = the run; nulls where its configuration, or its environment, is not
+-- Evidence: how were the settings set that findings name?
+-- One row = the run; null where its configuration, or its environment, is not
 -- known.
 --   source, workload         as the table runs has them
---   num_ranks                ranks it was to have
---   is_imported              made of snapshots of another program
+--   num_ranks                ranks that the run was to have
+--   is_imported              it was made of snapshots of another program
 --   task, precision, load_strategy, offload, t5_cpu, t5_fsdp, dit_fsdp, vae,
 --   backend, attention_slicing, ffn_chunks, vae_slabs
 --                            keys of the configuration
 --   wants_expandable         optimization.expandable_segments
---   allocator_variable       that torch's allocator read; null: none was set
---   allocator_conf           what it said
+--   allocator_variable       environment variable that torch's allocator read;
+--                            null: none was set
+--   allocator_conf           value of that variable
 --   nccl_buffer_bytes        NCCL_BUFFSIZE; null: not set
 --   is_expandable            the allocator grew its segments, or was told to;
 --                            null: not known
@@ -23,7 +24,7 @@ WITH known AS (
     FROM runs
 ),
 
--- Segments say it best: a script may set its allocator up by itself.
+-- The segments know best: a script may change the allocator's settings itself.
 grown AS (
     SELECT
         EXISTS (SELECT 1 FROM allocs WHERE action = 'segment_map') AS has_maps,

@@ -1,17 +1,17 @@
 -- Evidence: which ranks hold more than the typical rank in a stage?
--- One row = a stage on a rank that does; the 16 largest.
---   rank          who
+-- One row = a stage on a rank that does; only the 16 largest differences.
+--   rank          the rank that holds more
 --   stage         name of the outermost span
---   typical_rank  whom it is compared with: the one closest to the median
---   typical_bytes its peak in the stage
---   excess_bytes  how much more
+--   typical_rank  rank that it is compared with: it has the median peak
+--   typical_bytes peak of typical_rank in the stage
+--   excess_bytes  how much more the rank holds
 -- Visits of a stage that an exception, or the end of the run, cut short are
 -- left out: the others may have come further.
 -- Threshold: 3 % of the typical peak of the stage, and 16 MiB. Ranks with equal
 -- work differ by up to 2.6 % on the recorded runs of four GPUs (the inner
 -- columns of a split VAE have a halo on both sides); 16 MiB is less than a
--- segment of the allocator. A stage that takes less than a tenth of the run's
--- peak counts only by what it leaves behind: there it is 3 % of that peak.
+-- segment of the allocator. In a stage that takes less than a tenth of the
+-- run's peak, the threshold is 3 % of the run's peak.
 WITH whole AS (
     SELECT
         rank,
@@ -28,7 +28,7 @@ runs_peak AS (
     FROM (SELECT DISTINCT rank, run_peak_bytes FROM stage_peaks)
 ),
 
--- The lower one of two in the middle: of two ranks, the smaller.
+-- If two peaks are in the middle, the lower one; of two ranks, the smaller.
 typical AS (
     SELECT
         stage,

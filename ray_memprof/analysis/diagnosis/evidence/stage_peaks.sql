@@ -2,12 +2,12 @@
 -- One row = a stage on a rank.
 --   rank                  of the run
 --   stage                 name of the outermost span
---   first_span_id         with which the stage began
+--   first_span_id         span with which the stage began
 --   allocated_peak_bytes  the most in it
 --   run_peak_bytes        the most on this rank in any stage
---   is_run_peak           this stage has it
---   other_stage           the fullest of the others, the earliest of several;
---                         null: there is none
+--   is_run_peak           this stage reaches that peak
+--   other_stage           fullest of the other stages, the earliest of
+--                         several; null: there is none
 --   above_other_bytes     allocated_peak_bytes - that of other_stage
 --   span_id               innermost span that took the stage to its peak; null:
 --                         it began at its peak and never reached it again

@@ -10,5 +10,5 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """Smaller slabs."""
+    """The setting for smaller slabs of the VAE."""
     return more_vae_slabs(row)

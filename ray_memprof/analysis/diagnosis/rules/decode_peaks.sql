@@ -1,15 +1,16 @@
--- Rule: is decoding what the run needs its memory for?
--- One row = the run, on its fullest rank.
---   ranks       ranks whose peak is in decode, where decoding is shared or
---               there is one rank; else decodes_alone speaks
+-- Rule: is decoding what the run needs most of its memory for?
+-- One row = the run; the bytes are those of the rank where they are largest.
+--   ranks       ranks whose peak is in decode, if several ranks decode or if
+--               there is only one; for one of several see decodes_alone
 --   stage       decode
 --   component   vae
---   bytes       by how much decode exceeds the fullest other stage: what
---               smaller slabs can take off the peak
+--   bytes       by how much decode exceeds the fullest other stage: smaller
+--               slabs can lower the peak by this much
 --   is_peak     true
 --   other_stage the fullest other stage
 --   num_slabs   optimization.vae_slabs as it was; 0: by size
--- Threshold: 5 % of the peak; closer stages share it, and less comes off.
+-- Threshold: 5 % of the peak. If another stage is closer, it has almost the
+-- same peak, and smaller slabs gain less.
 WITH shared AS (
     SELECT COUNT(DISTINCT rank) AS num_decoding
     FROM spans

@@ -11,5 +11,5 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """Everybody decodes."""
+    """The setting that makes all ranks decode."""
     return "parallel.vae: split"

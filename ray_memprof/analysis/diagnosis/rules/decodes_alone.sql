@@ -1,16 +1,16 @@
 -- Rule: does one rank decode the video while the others wait?
--- One row = the rank that does; none where there is one rank, or several
--- decode. A rank that failed before it could decode waits for nobody: then it
--- must be known that one was to decode.
---   ranks       who
+-- One row = the rank that decodes; no row if there is only one rank, or if
+-- several decode. A rank that failed does not wait for others: then the
+-- configuration must say that one rank decodes.
+--   ranks       the rank that decodes
 --   stage       decode
 --   component   vae
---   bytes       what decoding adds there: split over the ranks, each would add
---               about an equal share
---   is_peak     the stage has the peak of that rank
+--   bytes       what decoding adds there; if it were split, each rank would
+--               add about an equal share
+--   is_peak     the peak of that rank is in this stage
 --   num_others  ranks that do not decode
--- Threshold: 2 % of what the device has in use at its fullest, 64 MiB at least;
--- less cannot be told from one run to the next.
+-- Threshold: 2 % of what the device has in use at its fullest, and at least
+-- 64 MiB; less differs from one run to the next in any case.
 WITH decoding AS (
     SELECT rank, MIN(span_id) AS first_span_id
     FROM spans

@@ -10,7 +10,7 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """Off the device, block by block on it, or a share of it on each rank."""
+    """Settings that keep the text encoder off the device, load it block by block, or split it over the ranks."""
     levers = [t5_away(row)]
     if not row["t5_fsdp"]:
         if row["load_strategy"] != "stream" and not row["dit_fsdp"]:

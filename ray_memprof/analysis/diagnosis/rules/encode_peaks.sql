@@ -1,17 +1,17 @@
--- Rule: is the text encoder what the run needs its memory for?
--- One row = the run, on its fullest rank.
+-- Rule: is the text encoder what the run needs most of its memory for?
+-- One row = the run; the bytes are those of the rank where they are largest.
 --   ranks       ranks whose peak is in encode.text
 --   stage       encode.text
 --   component   t5
---   bytes       by how much encode.text exceeds the fullest other stage: what a
---               text encoder that is elsewhere takes off the peak
+--   bytes       by how much encode.text exceeds the fullest other stage: the
+--               peak is lower by this much if the text encoder is not there
 --   is_peak     true
 --   other_stage the fullest other stage
 --   num_ranks, load_strategy, t5_fsdp, dit_fsdp
 --               see settings
--- Evidence: ranks that came as far as decode, for nobody knows what the others
--- would have taken. That t5_cpu was off must be known, and in a run on the CPU
--- nothing else than the CPU is there.
+-- Evidence: only ranks that came as far as decode count, because nobody knows
+-- what later stages would have taken on the others. It must be known that
+-- t5_cpu was off. Runs on the CPU are left out: they have no other place.
 -- Threshold: 5 % of the peak, as in decode_peaks.
 WITH whole AS (
     SELECT rank

@@ -14,5 +14,5 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """More chunks."""
+    """The setting for more chunks of the feed-forward."""
     return more_ffn_chunks(row)

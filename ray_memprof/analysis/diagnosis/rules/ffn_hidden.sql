@@ -1,18 +1,18 @@
 -- Rule: does the hidden layer of the feed-forward make the peak of the denoise
 -- loop?
--- One row = the fullest rank in denoise, where it does.
---   ranks       who
+-- One row = a rank on which it does, of those that alive has for denoise.
+--   ranks       the rank
 --   stage       denoise
 --   component   dit
 --   bytes       hidden tensors alive at the peak of the stage
---   is_peak     the stage has the peak of that rank
+--   is_peak     the peak of that rank is in this stage
 --   num_chunks  optimization.ffn_chunks as it was; 0: by size
--- Evidence: tensors as wide as the hidden layer beside ones as wide as the
--- model, in the ratio of the two, 35 to 6 or 27 to 10; computed in chunks of
--- tokens, both are a chunk of them. The layer's own weights have this ratio,
--- too, to those of attention: gathered whole by FSDP they are no weights by
--- their category, and known by their size. Threshold: 5 % of the stage's peak;
--- twice the chunks give back half of it.
+-- Evidence: there are tensors as wide as the hidden layer and tensors as wide
+-- as the model. Their sizes have the ratio of the two widths, 35 to 6 or 27 to
+-- 10, also if both are only a chunk of the tokens. The weights of the layer
+-- and those of attention have this ratio, too. If FSDP gathers them whole,
+-- their category is not weight, so they are told by their size and left out.
+-- Threshold: 5 % of the stage's peak; twice the chunks give back half of it.
 WITH widths (size, model_width, hidden_width) AS (
     VALUES ('1.3B', 1536, 8960), ('14B', 5120, 13824)
 ),
@@ -45,7 +45,7 @@ hidden AS (
             wide.requested_bytes * known.model_width
             / (narrow.requested_bytes * known.hidden_width) - 1
         ) < 0.0005
-        -- In bf16 or fp16, and in fp32.
+        -- Weights of the layer, in bf16 or fp16, and in fp32.
         AND wide.requested_bytes NOT IN (
             2 * known.model_width * known.hidden_width,
             4 * known.model_width * known.hidden_width

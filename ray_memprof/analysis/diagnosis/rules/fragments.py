@@ -18,7 +18,7 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """Segments that grow; where they do already, smaller tensors."""
+    """The setting for expandable segments; if they are on already, what makes the largest tensors smaller."""
     if not row["is_expandable"]:
         return expandable(row)
     if row["workload"] == "wan":

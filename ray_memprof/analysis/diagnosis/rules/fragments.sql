@@ -1,27 +1,27 @@
 -- Rule: does the allocator take more than it ever has in use at once?
 -- One row = the ranks on which it does.
---   ranks          who
+--   ranks          these ranks
 --   stage          in which reserved memory peaked, on the worst of them
 --   component      null
 --   bytes          peak of reserved - peak of active, the most on any of them.
---                  Without gaps between blocks the first would equal the
---                  second: growing segments, too, cannot give back more. Where
---                  several CUDA streams hold memory at the peak of reserved, at
---                  most the sum over streams: what it holds then - the peak of
---                  its active. Streams share no blocks, so that what one of
---                  them leaves unused while another peaks is no gap
+--                  Without gaps between blocks the two would be equal, so that
+--                  expandable segments cannot give back more. If several CUDA
+--                  streams hold memory at the peak of reserved, it is at most
+--                  the sum over streams of: what the stream holds then - the
+--                  peak of its active. Streams share no blocks: what one
+--                  stream leaves unused while another one peaks is not a gap
 --   is_peak        true
---   num_streams    that hold memory at the peak of reserved, on the worst of
---                  them; 1 also where that is not recorded
+--   num_streams    streams that hold memory at the peak of reserved, on the
+--                  worst of these ranks; also 1 if that is not recorded
 --   is_expandable, wants_expandable, allocator_variable, allocator_conf,
 --   workload       see settings
--- Threshold: 8 % of the reserved peak, 256 MiB at least. Recorded runs on one
--- H200 with nothing done against the peak have 4 %, on four of them 5 and 7; it
--- cannot be none, since pages of 2 MiB are taken whole.
+-- Threshold: 8 % of the reserved peak, and at least 256 MiB. Recorded runs in
+-- which nothing was done to lower the peak have 4 % on one H200, and 5 and 7 %
+-- on four. It cannot be 0, since pages of 2 MiB are taken whole.
 WITH places AS (
     SELECT
         rank,
-        -- Around the modules of a script there is a span of the whole script.
+        -- The span of a whole script comes last: it is around all modules.
         ARG_MIN(stage, (-reserved_peak_bytes, path = 'script', span_id))
             AS stage
     FROM spans
@@ -43,7 +43,7 @@ slack AS (
     FROM rank_peaks() AS peaks
     INNER JOIN places ON peaks.rank = places.rank
     WHERE bytes >= least_bytes
-    -- Says that it is small: see tensors_alive.
+    -- Optimiser hint: keeps DuckDB from building the join on allocs.
     LIMIT 65536
 ),
 
@@ -76,7 +76,7 @@ running AS (
     FROM segments
 ),
 
--- None where the events do not have the peak that was counted.
+-- A rank has no row if its events do not reach the peak that was counted.
 moments AS (
     SELECT running.rank, MIN(running.seq) AS seq
     FROM running
@@ -91,7 +91,7 @@ pools AS (
         segments.rank,
         segments.stream,
         SUM(segments.bytes) AS bytes,
-        -- What the millions of rows below are told apart by.
+        -- One number for rank and stream: a cheap key for millions of rows.
         ROW_NUMBER() OVER (ORDER BY segments.rank, segments.stream) AS number
     FROM segments
     INNER JOIN moments

@@ -15,7 +15,7 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """Where one rank works for all; else what to look at."""
+    """The setting if one rank works for all ranks; else what to look at."""
     if row["component"] == "vae" and row["vae"] == "rank0":
         return "parallel.vae: split, which was rank0"
     if row["component"] == "t5" and row["stage"] == "encode.text" and row["t5_fsdp"] is False:

@@ -1,14 +1,14 @@
--- Rule: does one rank hold more than the others in a stage, and for whom?
+-- Rule: does one rank hold more than the others in a stage, and for what?
 -- One row = a component that makes such a difference, in the stage where it is
 -- largest.
---   ranks          who
+--   ranks          ranks that hold more
 --   stage          name of the outermost span
 --   component      whose tensors make the difference; null: of no component
---   bytes          how much more it holds on the worst of them
---   is_peak        the stage has the peak of one of these ranks
---   typical_rank   whom they are compared with
+--   bytes          how much more it has on the worst of these ranks
+--   is_peak        the peak of one of these ranks is in this stage
+--   typical_rank   the rank that they are compared with
 --   vae, t5_fsdp   keys of the configuration as they were; null: not known
--- Thresholds: see skews. A rank that alone decodes is left to decodes_alone.
+-- Thresholds: see skews. For a rank that decodes alone see decodes_alone.
 WITH held AS (
     SELECT
         rank,
@@ -50,7 +50,7 @@ differences AS (
         AND named.component = theirs.component
 ),
 
--- Of a stage the component that makes the most of it, of a component the stage.
+-- In each stage, the component that makes most of the difference.
 blamed AS (
     SELECT
         rank,
@@ -86,7 +86,8 @@ worst AS (
         ON blamed.rank = lone.rank
         AND blamed.stage = 'decode'
         AND blamed.component = 'vae'
-    -- The span of a whole script says less than the stage inside it.
+    -- For each component, the stage where its difference is largest. The span
+    -- of a whole script comes last: it says less than the stage inside it.
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY blamed.rank, blamed.component
         ORDER BY

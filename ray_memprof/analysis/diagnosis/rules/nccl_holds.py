@@ -4,7 +4,7 @@ from ray_memprof.analysis.diagnosis.row_text import Row
 from ray_memprof.wording import rank_text, size_text
 
 _BUFFER_BYTES, _SMALL_BUFFER_BYTES = 2**20, 2**19
-"""Of NCCL_BUFFSIZE: what wan.parallel sets, and the least that was measured (docs/parallel.md)."""
+"""Values of NCCL_BUFFSIZE: what wan.parallel sets, and the smallest one that was measured (docs/parallel.md)."""
 
 
 def sentence(row: Row) -> str:
@@ -14,7 +14,7 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """Fewer groups first, then smaller buffers, as far as they were found to cost nothing."""
+    """Fewer groups, then smaller buffers; it names those first that were found to cost nothing."""
     buffers = _nccl_buffers(row["buffer_bytes"])
     if row["num_groups"] == 1:
         return buffers
@@ -27,7 +27,7 @@ def _nccl_buffers(was: int) -> str:
     if was > _BUFFER_BYTES:
         return f"NCCL_BUFFSIZE={_BUFFER_BYTES} in the environment, which was {was}"
     if was > _SMALL_BUFFER_BYTES:
-        return f"NCCL_BUFFSIZE={_SMALL_BUFFER_BYTES} in the environment, which was {was}; time a ring with it"
+        return f"NCCL_BUFFSIZE={_SMALL_BUFFER_BYTES} in the environment, which was {was}; measure a ring's time with it"
     return (
         f"NCCL_MAX_NCHANNELS=8 in the environment, where NCCL_BUFFSIZE was {was}; "
         "it costs an all-to-all 60 % of its speed"

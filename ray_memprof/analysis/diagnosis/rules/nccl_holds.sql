@@ -1,21 +1,21 @@
--- Rule: do NCCL's buffers hold a share of the device that a lever could give
+-- Rule: do NCCL's buffers hold a share of the device that a setting could give
 -- back?
 -- One row = the ranks on which they do.
---   ranks       who
+--   ranks       these ranks
 --   stage       of the boundary where the device is fullest
 --   component   null
 --   bytes       the most on any of them
---   is_peak     true: it is what they hold at the peak
+--   is_peak     true: the bytes are what the buffers hold at the peak
 --   num_groups  process groups that the ranks made, the most of any rank
 --   buffer_bytes
---               NCCL_BUFFSIZE as it was in the ranks; NCCL's own 4 MiB where it
---               was not set, or is no number
+--               NCCL_BUFFSIZE as it was in the ranks; NCCL's default of 4 MiB
+--               if it was not set, or is no number
 --   workload, backend
 --               see settings
--- Threshold: 8 % of what the device has in use at its fullest, 256 MiB at
--- least. Smaller buffers give back an eighth of what a group holds after its
--- first all-to-all (1.0 GiB of 1.2 on four H200): under 8 %, less than 1 % of
--- the device.
+-- Threshold: 8 % of what the device has in use at its fullest, and at least
+-- 256 MiB. Smaller buffers give back an eighth of what a group holds after its
+-- first all-to-all (1.0 GiB of 1.2 on four H200): below the threshold that is
+-- less than 1 % of the device.
 WITH made AS (
     SELECT rank, COUNT(DISTINCT "group") AS num_groups
     FROM collectives

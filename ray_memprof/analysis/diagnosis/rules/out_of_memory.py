@@ -5,7 +5,7 @@ from ray_memprof.analysis.diagnosis.row_text import Row, who
 from ray_memprof.wording import size_text
 
 _SEGMENT_BYTES = 20 * 2**20
-"""By how much the allocator may have wanted more than was asked for: whole segments."""
+"""How much more than the request the allocator may have needed, because it takes whole segments."""
 
 
 def sentence(row: Row) -> str:
@@ -23,17 +23,17 @@ def sentence(row: Row) -> str:
 
 
 def _refused(row: Row) -> str:
-    """What was asked of the device, by whom, and what was free."""
+    """What was requested from the device, for whom, and how much was free."""
     free = None if row["free_bytes"] is None else size_text(row["free_bytes"])
     if row.get("oom_by") is not None:
-        return f"could get none for {row['oom_by']}{f' where {free} were free' if free else ''}, and "
+        return f"could get no memory for {row['oom_by']}{f' where {free} were free' if free else ''}, and "
     if row["asked_bytes"] is not None:
         return f"asked for {size_text(row['asked_bytes'])}{f' where {free} were free' if free else ''}, and "
     return f"had {free} free, and " if free else ""
 
 
 def knob(row: Row) -> str:
-    """A limit, another process, gaps between blocks, or else the largest part of what was held."""
+    """What to change: a limit, another process, gaps between blocks, or else the largest part of what was held."""
     if row.get("oom_by") is not None:
         return _for_others(row)
     asked, free = row["asked_bytes"], row["free_bytes"]
@@ -52,7 +52,7 @@ def knob(row: Row) -> str:
 
 
 def _for_others(row: Row) -> str:
-    """Who asks the device and not torch's allocator finds nothing of what that one keeps."""
+    """What to change if memory was requested from the device itself, which cannot use what torch's allocator keeps."""
     levers = wan_levers(row) if row["workload"] == "wan" else []
     if row["reserved_bytes"] > row["bytes"]:
         levers.insert(

@@ -1,12 +1,12 @@
--- Rule: did the device run out of memory, and end the run?
+-- Rule: did the device run out of memory, and did that end the run?
 -- One row = a stage in which it did.
---   ranks           on whose device
---   stage           of the span that the error left; empty: of none
---   component       whose tensors are the largest part of what was held; null:
---                   of none, or not known
+--   ranks           ranks whose device ran out of memory
+--   stage           of the span that the error left; empty: no span
+--   component       component whose tensors are the largest part of what was
+--                   held; null: no component, or not known
 --   bytes           held in tensors by the first of these ranks
 --   is_peak         true
---   first_rank      the first of them
+--   first_rank      the first of these ranks, by time
 --   step            in which it ended; -1: outside the denoise loop
 --   oom_by, asked_bytes, free_bytes, reserved_bytes
 --                   see ooms

@@ -1,16 +1,16 @@
 -- Rule: does memory outside the allocator grow from step to step?
 -- One row = the ranks on which it does.
---   ranks      who
---   stage      in which
+--   ranks      these ranks
+--   stage      in which it grows
 --   component  null
---   bytes      grown from the first visit of the stage to the last one, the
---              most
+--   bytes      growth from the first visit of the stage to the last one, the
+--              most on any of these ranks
 --   is_peak    true: what grows is there at the peak, or soon will be
 --   num_times  visits of the stage on the rank where it grew most
---   account    libraries, unexplained: whichever grew more there
+--   account    libraries or unexplained: the one that grew more there
 -- Threshold: 64 MiB over three visits or more, growing in half of them or more.
--- A library that takes its workspace once grows once. On a GPU only: outside
--- the tensors of a CPU there is the whole interpreter.
+-- A library that takes its workspace once grows once. Only for a GPU: on a CPU
+-- the whole interpreter is outside the tensors.
 WITH ends AS (
     SELECT
         books.rank,
@@ -67,7 +67,7 @@ SELECT
     MAX(bytes) AS bytes,
     TRUE AS is_peak,
     ARG_MIN(num_times, (-bytes, rank)) AS num_times,
-    -- Of the rank that the bytes are of.
+    -- That of the rank where the memory grew most.
     IF(
         ARG_MIN(libraries_bytes - unexplained_bytes, (-bytes, rank)) >= 0,
         'libraries',

@@ -1,18 +1,18 @@
 -- Rule: did the allocator run out of device memory, and have to flush its
 -- cache?
 -- One row = a stage in which it did.
---   ranks        who
+--   ranks        ranks on which it did
 --   stage        name of the outermost span
 --   component    null
---   bytes        reserved - active at the end of a span in it, the most: held,
---                not in use, and in the way
+--   bytes        reserved - active at the start or end of a span in it, the
+--                most: memory that is held, not in use, and missing elsewhere
 --   is_peak      true: the device was full
---   num_retries  the most on any of them
---   extra_ns     time that it cost, at most, on any of them; null: not known
+--   num_retries  the most on any of these ranks
+--   extra_ns     time that it cost at most, on any of them; null: not known
 --   is_expandable, wants_expandable, allocator_variable, allocator_conf,
 --   workload     see settings
 -- Threshold: none. One retry means that the device was full, and that the rank
--- stood still for it. Where that ended the run, out_of_memory speaks.
+-- had to wait. If the stage then ran out of memory, see out_of_memory.
 SELECT
     LIST(device_calls.rank ORDER BY device_calls.rank) AS ranks,
     device_calls.stage,

@@ -10,6 +10,6 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """What comes before the first span."""
+    """Where to look for what the rank does before its first span."""
     key = ", model_config.load_strategy" if row["workload"] == "wan" else ", and what the script reads first"
     return f"what its node does before: see the logs of that rank in logs/, its disk{key}"

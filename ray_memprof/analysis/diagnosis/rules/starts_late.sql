@@ -1,19 +1,19 @@
 -- Rule: does one rank start late, so that the others wait for it?
 -- One row = a rank that does.
---   ranks      who
---   stage      its first one
+--   ranks      the rank
+--   stage      the rank's first stage
 --   component  null
 --   bytes      0: it costs time
 --   is_peak    false
---   late_ns    behind the median rank
---   is_awaited the ranks call collectives
+--   late_ns    how much later than the median rank it starts
+--   is_awaited the ranks call collectives, so the others must wait
 --   workload   see settings
 -- Threshold: 2 s, and 1 % of the run. Ranks of four recorded GPUs begin within
--- 0.3 s of each other. On several hosts, or on hosts that are not known, a rank
--- that begins late must be shorter by as much, too: the others waited for it.
--- One that begins and ends late has a clock that is ahead; what launch measures
--- of clocks leaves some milliseconds. Imported snapshots begin where their
--- rings do, and say nothing of it.
+-- 0.3 s of each other. On several hosts, or on hosts that are not known, a
+-- rank that begins late must also take less time by as much, because the
+-- others waited for it. A rank that begins and ends late has a clock that is
+-- ahead: after the launcher has compared the clocks, some milliseconds remain.
+-- Imported snapshots do not count: they begin where their rings begin.
 WITH firsts AS (
     SELECT
         rank,
@@ -22,7 +22,7 @@ WITH firsts AS (
         ARG_MIN(stage, span_id) AS stage
     FROM spans
     GROUP BY rank
-    -- Else its first rows are lost.
+    -- Without span 1 the first rows of the rank are lost.
     HAVING MIN(span_id) = 1
 ),
 

@@ -14,5 +14,5 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """Off the device after its stage, or never on it."""
+    """The setting that takes the text encoder off the device after its stage, or never puts it there."""
     return "model_config.offload: true, which was false" if row["offload"] is False else t5_away(row)

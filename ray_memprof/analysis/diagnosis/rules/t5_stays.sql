@@ -1,13 +1,14 @@
 -- Rule: is the text encoder still on the device in the denoise loop?
 -- One row = the ranks on which it is.
---   ranks       who
+--   ranks       these ranks
 --   stage       denoise
 --   component   t5
 --   bytes       its weights, the most on any of them
---   is_peak     the rank's peak comes after text encoding, so that it counts in
+--   is_peak     the peak of one of these ranks is in the denoise loop or
+--               later, so that the weights are part of it
 --   offload, t5_fsdp
 --               keys of the configuration as they were; null: not known
--- Evidence: its stay covers the beginning of the loop.
+-- Evidence: its stay on the device includes the beginning of the loop.
 -- Threshold: 1 % of the rank's peak.
 WITH loops AS (
     SELECT rank, MIN(start_ns) AS start_ns, MIN(span_id) AS span_id

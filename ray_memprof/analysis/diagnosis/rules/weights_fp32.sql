@@ -1,16 +1,16 @@
 -- Rule: are the weights of the diffusion transformer stored in fp32?
 -- One row = the ranks on which they are.
---   ranks       who
---   stage       that brings them
+--   ranks       these ranks
+--   stage       stage that loads the weights
 --   component   dit
---   bytes       half of them: what bf16 gives back
---   is_peak     a rank peaks while they are loaded or used
+--   bytes       half of the weights: what bf16 gives back
+--   is_peak     a rank has its peak while they are loaded or used
 --   precision   model_config.precision as it was
--- Evidence: measured bytes over the parameters that the task is known to have.
--- Threshold: 3 bytes each (fp32 has 4, bf16 has 2).
+-- Evidence: measured bytes / parameters that the task is known to have.
+-- Threshold: 3 bytes for each parameter (fp32 has 4, bf16 has 2).
 WITH sizes (size, num_parameters) AS (
-    -- layers x (8 d^2 of attention + 2 d f of feed-forward); the rest is under
-    -- 5 %.
+    -- Layers x (8 d^2 of attention + 2 d f of feed-forward), where d is the
+    -- width of the model, f that of the hidden layer; the rest is below 5 %.
     VALUES ('1.3B', 1391984640), ('14B', 14050918400)
 )
 

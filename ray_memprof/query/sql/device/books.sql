@@ -1,12 +1,12 @@
 -- Who holds the memory of the device at every span boundary, and do the books
--- close?
+-- add up?
 -- One row = a span boundary or a sample on a rank.
 --   rank                 of the run
 --   t_ns                 since 1970
 --   span_id, stage, path the span; null: a sample
 --   edge                 start or end, or sample
 --   device_used_bytes    in use on the device by anybody: the sum of the rest
---   active_bytes         tensors in the allocator; of a sample, those allocated
+--   active_bytes         tensors in the allocator; of a sample, allocated ones
 --   cached_bytes         reserved - active: the allocator holds it, and could
 --                        give it back
 --   context_bytes        CUDA context
@@ -15,7 +15,7 @@
 --   others_bytes         other processes on the same device
 --   unexplained_bytes    device_used - reserved - the four above
 WITH running AS (
-    -- RANGE: changes at the same moment count together.
+    -- RANGE, because changes at the same moment count together.
     SELECT
         rank,
         t_ns,

@@ -1,21 +1,21 @@
 -- Who holds the memory when the device is fullest?
 -- One row = an account on a rank, at the moment with the largest device_used
--- that was measured (see books); of the moments in which the device is equally
--- full, the one with most in tensors. The accounts of a rank add up to
--- device_used_bytes.
+-- that was measured (see books). If the device was equally full at several
+-- moments, it is the one with the most bytes in tensors. The accounts of a
+-- rank add up to device_used_bytes.
 --   rank               of the run
 --   t_ns               since 1970
---   path               innermost span then; null: none
+--   path               innermost span at that moment; null: none
 --   account            active, cached (the allocator holds it, and could give
 --                      it back), context, nccl, libraries, others or
 --                      unexplained
 --   bytes              held by the account
 --   share_fraction     of device_used; null where that is 0
 --   device_used_bytes  in use on the device by anybody
--- Between two measurements the device is as full as at one of them while the
--- allocator holds as much as then. Without allocator events a span that ends so
--- full counts with the most in tensors inside it, when reserved memory was at
--- its peak there, too.
+-- Between two measurements, the device counts as full as at one of them for as
+-- long as the allocator holds the same reserved bytes. Without allocator
+-- events, a span that ends with the device at its fullest, and with reserved
+-- memory at the span's peak, counts with the most tensors inside it.
 WITH measured AS (
     SELECT
         rank,
@@ -41,8 +41,8 @@ WITH measured AS (
     )
 ),
 
--- What the allocator held when a sample was taken, the events know better: the
--- sampler does not wait for an allocator that is busy.
+-- The events know better than a sample what the allocator held: the sampler
+-- does not wait for an allocator that is busy.
 held AS (
     SELECT
         rank,
@@ -95,8 +95,9 @@ full_moments AS (
     WHERE measured.is_full
 ),
 
--- Of what holds the rest, the moment of those knows most that leaves least
--- unexplained: who took it is told when the next span ends.
+-- The accounts outside the allocator are those of the moment, among the ones
+-- with equal reserved bytes, that leaves the least unexplained: who took
+-- memory is known only when the next span ends.
 outside AS (
     SELECT
         rank,
@@ -122,7 +123,7 @@ windows AS (
         COALESCE(before_ns, 0) AS begin_ns,
         COALESCE(after_ns, 9223372036854775807) AS end_ns
     FROM full_moments
-    -- Of a device that nobody looked at, nothing is known.
+    -- 0 means that nobody measured the device: nothing is known of it.
     WHERE device_used_bytes > 0
 ),
 
@@ -161,8 +162,9 @@ islands AS (
     GROUP BY rank, reserved_bytes, island
 ),
 
--- A running sum over every event would take seconds. So 32 events in a row are
--- one first; only those are taken apart in which the most may be.
+-- A running sum over every event would take seconds. So events are first
+-- summed in batches of 32; only batches in which the most may be are read
+-- event by event.
 signed AS NOT MATERIALIZED (
     FROM held_changes()
 ),
@@ -190,7 +192,7 @@ followed AS (
         gained,
         active,
         is_uneven,
-        -- What an event leaves lasts until the next one.
+        -- What is held after an event stays the same until the next one.
         LEAD(first_ns, 1, 9223372036854775807) OVER (
             PARTITION BY rank ORDER BY batch
         ) AS until_ns,
@@ -213,7 +215,7 @@ placed AS (
         followed.is_uneven,
         followed.until_ns,
         COALESCE(followed.first_ns < islands.end_ns, FALSE) AS is_near,
-        -- Its last event is one of those that count.
+        -- Here the last event of the batch is sure to count.
         IF(
             NOT followed.is_uneven
             AND followed.first_ns > islands.begin_ns
@@ -302,7 +304,7 @@ inside AS (
         AND spans.reserved_end_bytes = spans.reserved_peak_bytes
 ),
 
--- The first of the innermost where several are equal.
+-- If several are equal, the first of the innermost counts.
 candidates AS (
     SELECT
         rank,
@@ -377,7 +379,7 @@ fullest AS (
     ) = 1
 ),
 
--- A sample does not say in which span it fell.
+-- A sample does not say in which span it was taken.
 placed_samples AS (
     SELECT
         fullest.rank,

@@ -1,13 +1,15 @@
--- Which collectives ran, how much did they carry, what memory did they cost?
+-- Which collectives ran, how much data did they carry, and how much memory did
+-- they cost?
 -- One row = an operation on a process group of a rank.
 --   rank                    of the run
 --   op                      as torch.distributed names it
 --   group_name              name of the process group
 --   group_size              ranks in it
---   num_calls               calls
---   total_bytes             this rank's share of the data, all calls
---   largest_bytes           of one call
---   duration_ns             time inside the calls; the device may go on after
+--   num_calls               how often it was called
+--   total_bytes             this rank's share of the data, over all calls
+--   largest_bytes           this rank's largest share in one call
+--   duration_ns             time inside the calls; the device may still be
+--                           working on them afterwards
 --   non_torch_growth_bytes  growth of device memory outside the allocator
 SELECT
     rank,

@@ -1,18 +1,19 @@
--- How often did the allocator go to the device, and what did that cost?
+-- How often did the allocator take memory from the device or give it back, and
+-- what did that cost?
 -- One row = a stage on a rank in which it did.
 --   rank             of the run
 --   stage            name of the outermost span
---   num_retries      times it had to flush its cache and ask the device again
+--   num_retries      how often it flushed its cache and asked the device again
 --   num_takes        segments or pages taken from the device
 --   taken_bytes      their bytes
 --   num_returns      segments or pages given back
 --   returned_bytes   their bytes
---   extra_ns         time that spans with such calls took longer than the
---                    median span of the same path without: at most what the
---                    calls cost, since first visits also build kernels; null:
---                    none to compare
--- Where no allocator events were recorded, the counters of spans say how often,
--- and the bytes are null.
+--   extra_ns         by how much spans with such calls took longer than the
+--                    median span of the same path without them. The calls cost
+--                    this much at most, since first visits also build kernels.
+--                    null: there is no span to compare with
+-- Where no allocator events were recorded, the numbers are from the counters
+-- of spans, and the bytes are null.
 WITH calls AS (
     SELECT
         rank,
@@ -88,7 +89,7 @@ SELECT
     SUM(own.taken_bytes)::BIGINT AS taken_bytes,
     SUM(own.num_returns)::BIGINT AS num_returns,
     SUM(own.returned_bytes)::BIGINT AS returned_bytes,
-    -- GREATEST passes over nulls: what cannot be compared must not count as 0.
+    -- GREATEST skips nulls: what cannot be compared must not count as 0.
     SUM(GREATEST(own.duration_ns - quiet.duration_ns, 0)) FILTER (
         WHERE own.is_innermost AND quiet.duration_ns IS NOT NULL
     )::BIGINT AS extra_ns

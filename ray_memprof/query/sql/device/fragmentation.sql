@@ -1,15 +1,15 @@
 -- How much memory does the allocator hold without using it, and how much does
--- the use of memory swing?
+-- allocated memory go up and down?
 -- One row = a stage on a rank; stage null: the whole run.
 --   rank                   of the run
 --   stage                  name of the outermost span; null: the whole run
 --   reserved_peak_bytes    held by the allocator, the most in the stage
---   fragmentation_bytes    reserved - tensors when reserved grew to that peak,
---                          with the tensor that it grew for; null: the stage
---                          began with its peak, or there are no events of it
---   cached_worst_bytes     reserved - active, the most at any end of a span:
---                          what could have been given back then
---   cached_path            that span
+--   fragmentation_bytes    reserved - tensors when reserved grew to that peak;
+--                          the tensor that it grew for counts as there; null:
+--                          the stage began with its peak, or no events tell
+--   cached_worst_bytes     reserved - active, the most at any boundary of a
+--                          span: what could have been given back then
+--   cached_path            path of that span
 --   cached_end_bytes       reserved - active when the stage last ended
 --   fluctuation_bytes      highest - lowest allocated memory in the stage, all
 --                          its steps together
@@ -50,7 +50,7 @@ swing AS (
         spans.rank,
         spans.stage,
         MIN(spans.span_id) AS first_span_id,
-        -- Of the whole run, what was reserved between spans counts too.
+        -- For the whole run, what was reserved between spans counts too.
         IF(
             GROUPING(spans.stage) = 1,
             MAX(peaks.reserved_peak_bytes),
@@ -115,7 +115,7 @@ moments AS (
         AND held.reserved_bytes = swing.reserved_peak_bytes
     WHERE held.is_growth
     GROUP BY held.rank, swing.stage
-    -- Says that it is small: see tensors_alive.
+    -- Optimiser hint: keeps DuckDB from building the join on allocs.
     LIMIT 65536
 ),
 
@@ -129,7 +129,7 @@ ranges AS (
     FROM (
         SELECT rank, seq FROM moments
         UNION
-        -- What was held before the first event has numbers below zero.
+        -- Rows for what was held before the first event have a seq below zero.
         SELECT rank, -9223372036854775808 FROM moments
     )
     LIMIT 65536
@@ -173,7 +173,7 @@ SELECT
     swing.rank,
     swing.stage,
     swing.reserved_peak_bytes,
-    -- How what was there before the first event had come to be is not known.
+    -- Nothing tells how memory was taken that was held before the first event.
     IF(
         moments.is_before,
         NULL,

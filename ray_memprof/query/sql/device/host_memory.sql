@@ -3,11 +3,13 @@
 --   host             name; null: not known
 --   stage            name of the outermost span
 --   num_ranks        ranks on it that ran the stage
---   sum_peak_bytes   their resident peaks added up: what the host needs if they
---                    fall together; files mapped by several count once each
---   max_peak_bytes   the largest
---   max_rank         who
---   grown_bytes      what the stage left behind, all ranks: end - began
+--   sum_peak_bytes   their resident peaks added up: what the host needs if all
+--                    peaks come at once; a file that several ranks map counts
+--                    once for each of them
+--   max_peak_bytes   the largest of their peaks
+--   max_rank         the lowest of the ranks with that peak
+--   grown_bytes      bytes at the end of the stage - at its start, added up
+--                    over the ranks: what the stage left behind
 WITH stages AS (
     SELECT
         rank,

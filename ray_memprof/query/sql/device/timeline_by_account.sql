@@ -1,21 +1,23 @@
--- Who held the memory of each rank over time, no peak lost?
--- One row = a moment of a rank; of each slice (see time_slices) the one with
--- the most active memory, the last event, and the last end of a span.
+-- Who held the memory of each rank over time, with every peak kept?
+-- One row = a moment of a rank. Of each slice (see time_slices) these are the
+-- one with the most active memory, the last event, and the last boundary of a
+-- span.
 --   rank                 of the run
 --   slice                from 0 to 399
 --   t_ns                 since 1970
---   is_peak              the one with the most active memory
+--   is_peak              it is the one with the most active memory
 --   active_bytes         tensors in the allocator: the sum of the next eight
 --   weight_bytes, activation_bytes, communication_bytes, workspace_bytes,
 --   cache_bytes, output_bytes, before_bytes
---                        by what the tensors are for; before: held before the
---                        first event
---   uncategorised_bytes  of them nobody said; without events all of active
+--                        active by what the tensors are used for; before: held
+--                        before the first event
+--   uncategorised_bytes  tensors of which no event says what they are used
+--                        for; without events all of active
 --   cached_bytes         reserved - active: the allocator holds it, and could
 --                        give it back
 --   context_bytes, nccl_bytes, libraries_bytes, others_bytes, unexplained_bytes
 --                        outside the allocator, at the last boundary of a span
--- Of a rank without spans the samples take their place.
+-- For a rank without spans, samples take the place of span boundaries.
 WITH from_events AS (
     SELECT
         rank,
@@ -61,7 +63,7 @@ seen AS (
     FROM spans
     UNION ALL
     -- A peak is put in the middle of the innermost span that saw it, unless
-    -- that began or ended with it: when exactly it was, only events know.
+    -- the span began or ended with it. Only events tell when exactly it was.
     SELECT
         spans.rank,
         (spans.start_ns + spans.end_ns) // 2,
@@ -125,7 +127,7 @@ edges AS (
     WHERE rank NOT IN (SELECT spans.rank FROM spans)
 ),
 
--- Memory outside the allocator changes after the last event of a slice, too.
+-- Memory outside the allocator may still change after a slice's last event.
 boundaries AS (
     SELECT
         edges.rank,
@@ -151,7 +153,7 @@ later AS (
     WHERE COALESCE(boundaries.t_ns > ends.t_ns, TRUE)
 ),
 
--- Of what happened at the same moment, the last counts.
+-- If several events have the same moment, the last one counts.
 states AS (
     SELECT
         rank,
@@ -213,7 +215,7 @@ moments AS (
     FROM quiet
 ),
 
--- The books are the last ones until then; of those of one moment, the last.
+-- A moment gets the last books until then; if several have one time, the last.
 booked AS (
     SELECT
         moments.rank,

@@ -1,11 +1,11 @@
 -- By how much does each event of the allocator change what is held?
--- One row = an event, but for requests to free: those bytes are held until the
--- free is completed.
+-- One row = an event that is not a request to free: the bytes are held until
+-- the free is completed.
 --   rank, seq, t_ns, span_id, category
 --                    of the event
---   batch            32 events in a row have the same: what is summed up first
---   active           bytes that come to active memory, below 0: that leave it
---   reserved         the same of reserved memory
+--   batch            the same number for 32 events in a row: for a first sum
+--   active           bytes added to active memory; negative: taken from it
+--   reserved         bytes added to reserved memory; negative: taken from it
 CREATE MACRO held_changes() AS TABLE
 SELECT
     rank,

@@ -1,6 +1,6 @@
 -- At which allocation did memory peak in each of some spans?
--- places: a table (rank, stage, span_id), few rows; stage tells several of a
--- rank apart. Each span allocated itself, innermost, what made its peak.
+-- places: a small table (rank, stage, span_id); stage tells several places of
+-- a rank apart. Each span was the innermost one when it reached its peak.
 -- One row = a place whose events were recorded.
 --   rank, stage  of the place
 --   seq          of the first event at the peak
@@ -8,7 +8,7 @@ CREATE MACRO peak_moments(places) AS TABLE
 WITH few AS (
     SELECT rank, stage, span_id
     FROM QUERY_TABLE(places)
-    -- Says that it is small: see tensors_alive.
+    -- Optimiser hint: keeps DuckDB from building the join on allocs.
     LIMIT 65536
 ),
 

@@ -1,7 +1,8 @@
--- Which span made the peak of allocated memory?
--- peaks: a table (rank, stage, peak_bytes); a null stage: any of the rank.
--- One row = such a peak that a span reached: the innermost span that did, and
--- had not begun at it, allocated the tensor itself. Of several the first.
+-- Which span took allocated memory to its peak?
+-- peaks: a table (rank, stage, peak_bytes); stage null: any stage of the rank
+-- One row = one of these peaks, if a span reached it and had not begun at it.
+-- The innermost such span allocated the tensor itself; if there are several,
+-- the row has the first one.
 --   rank, stage  as given
 --   span_id      of the span
 CREATE MACRO peak_places(peaks) AS TABLE

@@ -1,16 +1,16 @@
 -- What is the most memory that each rank held?
--- One row = a rank of which a span or a sample was recorded; samples count for
--- all but active.
+-- One row = a rank of which a span or a sample was recorded. Samples count for
+-- every peak except active.
 --   rank                    of the run
 --   allocated_peak_bytes    tensors, as the allocator counts them
 --   reserved_peak_bytes     held by the allocator
---   peak_at_least           these two may have been more before the first event
---   active_peak_bytes       allocated or not yet safe to reuse: no less than
---                           what is allocated; null: no span
+--   peak_at_least           both may have been more before the first event
+--   active_peak_bytes       allocated, or freed but not yet safe to reuse: no
+--                           less than what is allocated; null: no span
 --   device_used_peak_bytes  in use on the device by anybody, as measured
---   num_samples             that measured it; 0: it may have been more between
---                           the boundaries of spans
---   device_used_bound_bytes it was no more than that; null: no span
+--   num_samples             samples that measured it; 0: it may have been more
+--                           between the boundaries of spans
+--   device_used_bound_bytes device used was no more than this; null: no span
 --   host_rss_peak_bytes     resident memory of the process
 --   device_total_bytes      memory of the device; null: not known
 --   is_in_span              a span reached the peak of allocated memory
@@ -101,8 +101,8 @@ SELECT
     active_peak_bytes,
     device_used_peak_bytes,
     num_samples,
-    -- The bounds are of spans; between them more may have been reserved, but
-    -- never more than the device has.
+    -- The bounds hold inside spans. Between spans more may have been reserved,
+    -- but never more than the device has.
     IF(
         device_used_bound_bytes IS NULL,
         NULL,

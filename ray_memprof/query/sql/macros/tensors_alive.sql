@@ -1,9 +1,9 @@
--- Which tensors were there at some moments?
--- moments: a table (rank, stage, seq), few rows; stage tells several of a rank
--- apart, seq is the last event that counts.
--- One row = a tensor that was there.
+-- Which tensors were alive at given moments?
+-- moments: a small table (rank, stage, seq); stage tells several moments of a
+-- rank apart, seq is the last event that counts.
+-- One row = a tensor that was alive at a moment.
 --   rank, stage      of the moment
---   span_id          in which it was allocated; 0: none
+--   span_id          span in which it was allocated; 0: none
 --   category         what it is for
 --   requested_bytes  what was asked for
 --   size_bytes       as the allocator counts it
@@ -11,17 +11,18 @@ CREATE MACRO tensors_alive(moments) AS TABLE
 WITH few AS (
     SELECT rank, stage, seq
     FROM QUERY_TABLE(moments)
-    -- Says that it is small: DuckDB would guess it larger than allocs, and keep
-    -- all of allocs in memory for the join.
+    -- Optimiser hint: keeps DuckDB from building the join on allocs. Without
+    -- it DuckDB expects more rows here than in allocs, and keeps all of allocs
+    -- in memory for the join.
     LIMIT 65536
 )
 
--- What happened last at an address says whether a tensor is there.
+-- The last event at an address says whether a tensor is alive there.
 SELECT
     few.rank,
     few.stage,
     ARG_MAX(allocs.span_id, allocs.seq) AS span_id,
-    -- ARG_MAX passes over nulls.
+    -- An empty text stands for null, which ARG_MAX would skip.
     NULLIF(ARG_MAX(COALESCE(allocs.category, ''), allocs.seq), '')
         AS category,
     ARG_MAX(allocs.requested_bytes, allocs.seq) AS requested_bytes,

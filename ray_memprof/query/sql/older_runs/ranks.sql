@@ -1,6 +1,6 @@
--- What holds for the ranks of a run that was recorded before it was asked?
--- Every event of such a run was seen, or the run says which were not; its
--- clocks were not compared.
+-- Which values do the ranks of an older run have in columns that it lacks?
+-- Such a run saw every event, or says which it did not see; its clocks were
+-- not compared.
 UPDATE ranks
 SET
     clock_offset_ns = COALESCE(clock_offset_ns, 0),

@@ -1,8 +1,8 @@
 -- What was in use on the device inside the spans of a run that was recorded
--- before there was a bound?
--- Such a run has the bound in the place of the peak. The peak is the most that
--- was measured: at the ends of the span and of the spans inside it, and by
--- samples.
+-- before spans had a column for the bound?
+-- Such a run has the bound in the column of the peak. The peak is the most
+-- that was measured: at the ends of the span and of the spans inside it, and
+-- by samples.
 WITH moments AS (
     SELECT
         rank,
@@ -29,7 +29,7 @@ numbered AS (
     GROUP BY rank, t_ns
 ),
 
--- A moment lies in as many spans as are nested there: few.
+-- These are few rows: a moment lies only in the spans that are nested there.
 places AS (
     SELECT
         spans.rank,
@@ -58,7 +58,7 @@ measured AS (
     SELECT
         spans.rank,
         spans.span_id,
-        -- GREATEST passes over nulls: a clock that was set back has no inside.
+        -- GREATEST skips nulls: if the clock was set back, inside has no row.
         GREATEST(
             inside.device_used_bytes,
             spans.device_used_start_bytes,

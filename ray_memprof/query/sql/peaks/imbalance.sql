@@ -1,4 +1,4 @@
--- Do the ranks need the same memory, and if not, who needs the most?
+-- Do all ranks need the same memory, and if not, which rank needs the most?
 -- One row = a stage and a measure; stage null: the whole run.
 --   stage              name of the outermost span; null: the whole run
 --   measure            allocated, reserved or device_used
@@ -6,14 +6,15 @@
 --   max_bytes          largest peak of a rank
 --   mean_bytes         mean of the ranks' peaks, rounded
 --   min_bytes          smallest
---   is_at_least        one of these peaks at least was a larger one, perhaps:
---                      before the first event, or between two measurements
+--   is_at_least        at least one of these peaks may have been larger,
+--                      before the first event or between two measurements
 --   max_over_mean      max / mean; null where nothing was held
---   max_rank           who: the lowest of the ranks with the largest peak
---   component          of allocated: whose tensors make most of the difference
---                      to the rank with the smallest peak; null: of no
---                      component, or not known (see imbalance_by_component)
---   component_bytes    how much more of it max_rank has; null: not known
+--   max_rank           the lowest of the ranks with the largest peak
+--   component          for allocated: the component whose tensors make most of
+--                      the difference to the rank with the smallest peak;
+--                      null: none, or not known (see imbalance_by_component)
+--   component_bytes    how much more max_rank holds for this component; null:
+--                      not known
 WITH peaks AS (
     SELECT
         spans.rank,

@@ -1,14 +1,14 @@
--- Which component makes the difference between the rank with the most tensors
--- in a stage and the one with the fewest?
--- One row = a component in a stage, at the peaks of both ranks; stage null: the
--- whole run. None where the ranks are equal or no allocator events were
--- recorded, nor for a peak that a stage began with.
+-- Which component makes the difference between the rank with the largest peak
+-- of allocated memory in a stage and the rank with the smallest?
+-- One row = a component in a stage, at the peaks of both ranks; stage null:
+-- the whole run. A stage has no rows if its ranks are equal, if no allocator
+-- events were recorded, or if it began with its peak.
 --   stage             name of the outermost span; null: the whole run
---   component         of the span of birth; null: none
+--   component         of the span that allocated the tensors; null: none
 --   max_rank          the lowest of the ranks with the largest peak
---   min_rank          the lowest of those with the smallest
---   max_bytes         alive on the one, as the allocator counts them
---   min_bytes         alive on the other
+--   min_rank          the lowest of the ranks with the smallest peak
+--   max_bytes         alive on max_rank, as the allocator counts them
+--   min_bytes         alive on min_rank, as the allocator counts them
 --   difference_bytes  max_bytes - min_bytes
 WITH stage_peaks AS (
     SELECT rank, stage, MAX(allocated_peak_bytes) AS peak_bytes
@@ -63,7 +63,7 @@ alive AS (
     GROUP BY tensors.rank, tensors.stage, spans.component
 ),
 
--- Where the peak of one of the two is not known there is nothing to compare.
+-- If the peak of one of the two ranks is not known, nothing can be compared.
 known AS (
     SELECT stage FROM peaks GROUP BY stage HAVING COUNT(*) = 2
 )

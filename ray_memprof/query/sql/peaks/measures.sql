@@ -1,6 +1,6 @@
--- What are the figures of the run that one would compare, or set a limit to?
--- One row = a measure of the whole run (stage null) or of a stage; of ranks,
--- the worst counts.
+-- Which figures of a run are worth comparing, or worth a limit?
+-- One row = a measure of the whole run (stage null) or of a stage; of several
+-- ranks, the worst one counts.
 --   measure  peak_allocated, peak_reserved, peak_active, peak_device_used,
 --            peak_host_rss; cached, nccl, libraries, others, unexplained (at
 --            the peak of the device); fragmentation (when reserved grew to its
@@ -10,8 +10,8 @@
 --   unit     bytes, s, or empty for a count or a ratio
 --   value    in that unit
 --   is_at_least
---            of a peak: there may have been a larger one before the first event
---            or, of device_used, between two measurements
+--            of a peak: it may have been larger before the first event or, for
+--            device_used, between two measurements
 WITH by_rank AS (
     SELECT
         NULL::VARCHAR AS stage,
@@ -64,7 +64,8 @@ counts AS (
     FROM (
         SELECT SUM(num_allocs) AS num_allocs, SUM(num_retries) AS num_retries
         FROM spans
-        -- A span counts what is inside it, the modules of a script too.
+        -- The counts of a span include those of the spans inside it, such as
+        -- the modules of a script.
         WHERE depth = 0
         GROUP BY rank
     )

@@ -1,20 +1,21 @@
 -- What is the most memory that each rank held, and where was it?
--- One row = a rank of which a span or a sample was recorded; samples count for
--- all but active.
+-- One row = a rank of which a span or a sample was recorded. Samples count for
+-- every peak except active.
 --   rank                    of the run
 --   allocated_peak_bytes    tensors, as the allocator counts them
 --   reserved_peak_bytes     held by the allocator
---   peak_at_least           these two may have been more before the first event
---   active_peak_bytes       allocated and not yet safe to reuse; null: no span
+--   peak_at_least           both may have been more before the first event
+--   active_peak_bytes       allocated, or freed but not yet safe to reuse;
+--                           null: no span
 --   device_used_peak_bytes  in use on the device by anybody, as measured
---   num_samples             that measured it; 0: it may have been more between
---                           the boundaries of spans
---   device_used_bound_bytes it was no more than that; null: no span
+--   num_samples             samples that measured it; 0: it may have been more
+--                           between the boundaries of spans
+--   device_used_bound_bytes device used was no more than this; null: no span
 --   host_rss_peak_bytes     resident memory of the process
 --   device_total_bytes      memory of the device; null: not known
 --   stage, path, step       innermost span in which allocated memory peaked
---                           (see peak_event); null where that was outside of
---                           all, step also outside the loop
+--                           (see peak_event); null: the peak was outside of
+--                           all spans; step is also null outside the loop
 WITH peaks AS (
     SELECT
         rank,
@@ -44,7 +45,8 @@ reached AS (
     SELECT rank, span_id FROM peak_places(known)
 ),
 
--- Every span may have begun at the peak: then the first of the innermost.
+-- If every span with this peak also began at it, take the first of the
+-- innermost spans.
 begun AS (
     SELECT
         known.rank,
@@ -59,7 +61,7 @@ begun AS (
 places AS (
     SELECT rank, span_id FROM peak_event
     UNION ALL
-    -- Of a rank without events.
+    -- Ranks without allocator events.
     SELECT begun.rank, COALESCE(reached.span_id, begun.span_id)
     FROM begun
     LEFT JOIN reached ON begun.rank = reached.rank

@@ -2,23 +2,23 @@
 -- One row = a stage on a rank, in the order the stages began.
 --   rank                   of the run
 --   stage                  name of the outermost span; in a script, also of
---                          each module that it calls itself
---   num_spans              times the stage ran; denoise: steps
---   duration_ns            all of them together
+--                          each module that the script itself calls
+--   num_spans              how often the stage ran; of denoise: its steps
+--   duration_ns            of all of them together
 --   allocated_peak_bytes   tensors, as the allocator counts them
 --   reserved_peak_bytes    held by the allocator
---   peak_at_least          these two may have been more before the first event
---   active_peak_bytes      allocated and not yet safe to reuse
+--   peak_at_least          both may have been more before the first event
+--   active_peak_bytes      allocated, or freed but not yet safe to reuse
 --   device_used_peak_bytes in use on the device by anybody, as measured
---   num_samples            that fell into it; 0: it may have been more between
---                          the boundaries of spans
+--   num_samples            samples in the stage; 0: device used may have been
+--                          more between the boundaries of spans
 --   device_used_bound_bytes
---                          it was no more than that
+--                          device used was no more than this
 --   host_rss_peak_bytes    resident memory of the process
 --   num_allocs             tensors allocated
---   num_segments           segments taken from the device; expandable ones grow
---                          uncounted: see device_calls
---   num_retries            times the allocator had to flush its cache
+--   num_segments           segments taken from the device; growth of an
+--                          expandable segment is not counted: see device_calls
+--   num_retries            how often the allocator had to flush its cache
 SELECT
     spans.rank,
     spans.stage,

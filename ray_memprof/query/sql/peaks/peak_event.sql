@@ -1,11 +1,11 @@
 -- Which allocation took each rank to its peak of allocated memory, and when?
--- One row = a rank whose allocator events were recorded. Where the same peak
--- was reached more than once: the first time in the first of the innermost
--- spans.
+-- One row = a rank whose allocator events were recorded. If the same peak was
+-- reached more than once, the row is the first time in the first of the
+-- innermost spans.
 --   rank             of the run
 --   seq              of the event in allocs
 --   t_ns             since 1970
---   span_id          innermost span then; 0: none
+--   span_id          innermost span at that time; 0: none
 --   stage, component, path, step, block
 --                    of that span; null: none
 --   allocated_bytes  the peak
@@ -18,7 +18,7 @@ WITH known AS (
         NULL::VARCHAR AS stage,
         allocated_peak_bytes AS peak_bytes
     FROM rank_peaks()
-    -- Otherwise the peak was outside of any span.
+    -- Of the other ranks, the peak was outside of any span.
     WHERE is_in_span
 ),
 
@@ -28,12 +28,12 @@ places AS (
     SELECT found.rank, found.span_id, known.peak_bytes
     FROM peak_places(known) AS found
     INNER JOIN known ON found.rank = known.rank
-    -- Says that it is small: DuckDB would guess it larger than allocs, and keep
-    -- all of allocs in memory for the joins below.
+    -- Optimiser hint: keeps DuckDB from building the joins below on allocs.
     LIMIT 65536
 ),
 
--- As in peak_moments, which would have to read allocs once more for the event.
+-- The same as in peak_moments, which would have to read allocs once more to
+-- find the event.
 ranges AS (
     SELECT
         allocs.rank,
@@ -47,8 +47,8 @@ ranges AS (
     GROUP BY allocs.rank
 ),
 
--- No span to go by: 32 events in a row are one first, and only those are taken
--- apart in which the peak may be.
+-- Ranks whose peak is in no span. Their events are first summed in batches of
+-- 32; only batches in which the peak may be are read event by event.
 bare AS (
     SELECT rank
     FROM (SELECT DISTINCT rank FROM allocs)

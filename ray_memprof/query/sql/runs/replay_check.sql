@@ -5,13 +5,13 @@
 --   is_exact                       checks were made, none was off by a byte, no
 --                                  event was lost, the peaks agree and every
 --                                  rule of the allocator was known
---   status                         how the rank ended: only one that came to
---                                  its end was checked
+--   status                         how the rank ended: a rank that did not
+--                                  come to its end was not checked
 --   num_events, num_lost_events    allocator events
---   num_checks                     moments of comparison
---   max_error_bytes                largest difference of a curve
---   inexact_bytes                  how far it may be off where the allocator's
---                                  rule is not known
+--   num_checks                     moments at which both were compared
+--   max_error_bytes                largest difference at these moments
+--   inexact_bytes                  how far the replay may be off where the
+--                                  allocator's rule is not known
 --   peak_at_least                  the peaks may be before the first event:
 --                                  they are lower bounds
 --   allocated_peak_bytes           by the allocator's counter
@@ -19,7 +19,7 @@
 --   reserved_peak_bytes            by the allocator's counter
 --   reserved_peak_error_bytes      replayed - counted
 --   recorder_ns                    spent recording on the model's thread
---   longest_pause_ns               the longest time at once
+--   longest_pause_ns               the longest of these times
 --   recorder_bytes                 most bytes in the recorder's buffers
 SELECT
     rank,

@@ -1,20 +1,21 @@
 -- What was run, on what, how did it end, and how much memory did it take?
--- One row = the run; none where its folder does not tell of a driver.
+-- One row = the run; no row if its folder holds nothing from a driver.
 --   run_id, name, source, workload
 --                          as the table runs has them
---   num_ranks              ranks that recorded a span
+--   num_ranks              ranks that recorded a span or a sample
 --   gpu_name               of rank 0; empty without one
 --   torch, git_commit      versions
---   status, reason         how it ended; running: it has not yet, and the
---                          reason says how far it is
+--   status, reason         how it ended; running: it has not ended yet, and
+--                          the reason says how far it is
 --   duration_ns            from launch to end, or to the last sign of life
 --   num_steps              denoise steps of the rank with the most
 --   allocated_peak_bytes   the most of any rank
 --   reserved_peak_bytes    the most of any rank
---   peak_at_least          these two may have been more before the first event
+--   peak_at_least          both may have been more before the first event
 --   device_used_peak_bytes the most of any rank, as measured
---   num_samples            that measured it, of the rank with the fewest; 0: it
---                          may have been more between the boundaries of spans
+--   num_samples            samples that measured it, of the rank with the
+--                          fewest; 0: it may have been more between the
+--                          boundaries of spans
 --   host_rss_peak_bytes    the most of any rank
 WITH steps AS (
     SELECT MAX(num_steps) AS num_steps
@@ -50,7 +51,7 @@ SELECT
     runs.workload,
     peaks.num_ranks,
     first_rank.gpu_name,
-    -- A run of hand or of an older driver may have no versions.
+    -- A run made by hand or by an older driver may have no versions.
     JSON_EXTRACT_STRING(NULLIF(runs.versions, ''), '$.torch') AS torch,
     runs.git_commit,
     runs.status,

@@ -5,9 +5,10 @@
 --   component              t5, clip, vae, dit or a module's name
 --   block                  its index
 --   num_times              how often it ran
---   duration_ns            median of them
---   activation_peak_bytes  peak - began, the most of them
---   kept_bytes             end - began, the most of them: what it left behind
+--   duration_ns            median of these times
+--   activation_peak_bytes  peak - bytes at its start, the most of these times
+--   kept_bytes             bytes at its end - bytes at its start, the most of
+--                          these times: what it left behind
 WITH blocks AS (
     SELECT
         rank,
@@ -17,7 +18,7 @@ WITH blocks AS (
         allocated_peak_bytes - allocated_start_bytes AS activation_bytes,
         allocated_end_bytes - allocated_start_bytes AS kept_bytes
     FROM spans
-    -- A collective inside a block carries its index too.
+    -- A collective inside a block carries the block's index, too.
     WHERE block IS NOT NULL AND name NOT LIKE 'comm.%'
 )
 

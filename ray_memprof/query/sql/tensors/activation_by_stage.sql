@@ -1,9 +1,9 @@
--- How much memory do activations take in each stage, its steps together?
+-- How much memory do activations take in each stage, over all its steps?
 -- One row = a stage on a rank, in the order the stages began.
 --   rank                   of the run
 --   stage                  name of the outermost span
 --   num_times              how often it ran; denoise: steps
---   activation_peak_bytes  peak - began, the most of its steps
+--   activation_peak_bytes  peak - bytes at its start, the most of its steps
 --   activation_step        step of that peak; null outside the loop
 --   base_bytes             weights on the device during that step; null: not
 --                          known (see activation_by_step)

@@ -1,15 +1,15 @@
 -- How much memory do activations take in each stage, and in each denoise step?
--- One row = a stage on a rank; denoise: a step.
+-- One row = a stage on a rank; for denoise, one of its steps.
 --   rank                   of the run
 --   stage                  name of the outermost span
 --   step                   denoise step; null outside the loop
 --   began_bytes            allocated when it began
 --   allocated_peak_bytes   the most allocated inside
---   activation_peak_bytes  peak - began: what it added, weights that it loaded
---                          included
---   base_bytes             weights of the components that were on the device at
---                          any time during it; null: the run tells of none, as
---                          a script does not
+--   activation_peak_bytes  peak - began: what it added, with the weights that
+--                          it loaded
+--   base_bytes             weights of the components that were on the device
+--                          at any time during it; null: the run names no
+--                          components, as a script does not
 --   above_base_bytes       peak - base: activations, inputs and outputs alone
 WITH stages AS (
     SELECT
@@ -22,7 +22,7 @@ WITH stages AS (
         allocated_start_bytes,
         allocated_peak_bytes
     FROM spans
-    -- Bringing weights is base memory, not activation.
+    -- Loading weights adds to base memory, not to activations.
     WHERE is_stage(depth, path)
         AND name NOT LIKE 'load.%' AND name NOT LIKE 'residency.%'
 ),
@@ -40,7 +40,7 @@ bases AS (
     GROUP BY stages.rank, stages.span_id
 ),
 
--- Before the first component comes nothing is there; where none ever does,
+-- Before the first component comes, the base is 0. If no component ever comes,
 -- nobody said what the weights are.
 nothing AS (
     SELECT IF(COUNT(*) > 0, 0, NULL) AS base_bytes FROM component_visits

@@ -1,16 +1,17 @@
--- What was alive when each rank had most allocated?
--- One row = a component, a category and a span of birth on a rank; the rows of
--- a rank add up to its peak. No rows where no allocator events were recorded.
+-- Which tensors were alive when each rank had the most memory allocated?
+-- One row = a component, a category and the span that allocated, on a rank.
+-- The rows of a rank add up to its peak. A rank without allocator events has
+-- no rows.
 --   rank         of the run
 --   component    t5, clip, vae, dit or a module's name; null: none
 --   category     what the tensors are for (see vae_cache)
 --   path         span in which they were allocated; null: outside of any
 --   bytes        as the allocator counts them
---   num_tensors  of them
+--   num_tensors  how many
 WITH moments AS (
     SELECT rank, stage, seq, span_id
     FROM peak_event
-    -- Says that it is small: see tensors_alive.
+    -- Optimiser hint: keeps DuckDB from building the join on allocs.
     LIMIT 65536
 ),
 

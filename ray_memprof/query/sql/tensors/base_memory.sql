@@ -2,10 +2,10 @@
 -- One row = a component on a rank.
 --   rank            of the run
 --   component       t5, clip, vae, dit
---   base_bytes      allocated memory that loading and moving in added, the most
---                   of all its stays
+--   base_bytes      allocated memory that loading and moving in added, the
+--                   most of all its stays
 --   num_visits      how often it came to the device
---   load_ns         time for all of them
+--   load_ns         time that loading and moving in took, over all its stays
 SELECT
     rank,
     component,

@@ -1,20 +1,21 @@
--- What were the tensors of each rank for over time, no peak lost?
--- One row = a moment of a rank whose allocator events were recorded: of each
--- slice (see time_slices) the event with the most active memory, the first of
--- them, and the last event.
+-- What were the tensors of each rank used for over time, with every peak kept?
+-- One row = a moment of a rank whose allocator events were recorded. Of each
+-- slice (see time_slices) these are the first event with the most active
+-- memory and the last event.
 --   rank                 of the run
 --   slice                from 0 to 399
---   is_peak              the one with the most active memory
+--   is_peak              it is the one with the most active memory
 --   t_ns                 since 1970
 --   active_bytes         tensors in the allocator
 --   reserved_bytes       held by the allocator
 --   weight_bytes, activation_bytes, communication_bytes, workspace_bytes,
 --   cache_bytes, output_bytes, before_bytes
---                        active memory by what it is for (see vae_cache);
+--                        active memory by what it is used for (see vae_cache);
 --                        before: held before the first event
 WITH
--- A running sum over every event would take seconds. So 32 events in a row are
--- one first; only those are taken apart in which a slice may peak or ends.
+-- A running sum over every event would take seconds. So events are first
+-- summed in batches of 32; only batches in which a slice may peak, or ends,
+-- are read event by event.
 signed AS NOT MATERIALIZED (
     FROM held_changes()
 ),
@@ -42,7 +43,7 @@ batches AS (
     GROUP BY rank, batch
 ),
 
--- An event may be early or late by the clock; by its number it is not.
+-- The clock of an event may be early or late; its number is always in order.
 followed AS (
     SELECT
         rank,
@@ -107,7 +108,7 @@ apart AS (
         signed.reserved,
         (marked.before_bytes + SUM(signed.active) OVER upto)::BIGINT
             AS active_bytes,
-        -- GREATEST passes over nulls: before the first event was none.
+        -- GREATEST skips nulls: there is no event before the first one.
         GREATEST(marked.before_ns, MAX(signed.t_ns) OVER upto) AS t_ns
     FROM signed
     INNER JOIN marked
@@ -204,7 +205,7 @@ changes AS (
     GROUP BY ALL
 ),
 
--- What a chunk of the VAE leaves behind is an activation no more.
+-- What a chunk of the VAE leaves behind is no longer an activation.
 carried AS (
     SELECT rank, carried_seq AS seq, size_bytes AS bytes FROM vae_cache
     UNION ALL
@@ -252,7 +253,7 @@ SELECT
     is_peak,
     t_ns,
     active::BIGINT AS active_bytes,
-    -- Host tensors have no segments: what is used is what is held.
+    -- Host tensors have no segments: what they use is all that is held.
     GREATEST(reserved, active)::BIGINT AS reserved_bytes,
     COALESCE(weight, 0)::BIGINT AS weight_bytes,
     (COALESCE(activation, 0) - moved)::BIGINT AS activation_bytes,

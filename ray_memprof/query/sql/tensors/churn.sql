@@ -1,16 +1,17 @@
--- Where do tensors come and go without staying?
--- One row = a span path on a rank. Short-lived: allocated and freed in the same
--- span, the spans inside it not counted.
+-- In which spans are tensors allocated and soon freed again?
+-- One row = a span path on a rank. A tensor is short-lived if the same span
+-- allocated and freed it; the spans inside that span do not count as the same.
 --   rank               of the run
 --   component, path    of the span; null: outside of any
 --   num_visits         spans of this path that allocated
 --   num_allocs         tensors allocated in them
---   num_short          of them short-lived
---   short_bytes        sum of the short-lived
---   turnover           short_bytes / what the path's largest visit added; null:
---                      nothing was added. High: the same memory over and over
+--   num_short          how many of them were short-lived
+--   short_bytes        bytes of the short-lived ones, added up
+--   turnover           short_bytes / what the path's largest visit added;
+--                      null: nothing was added. High: the same memory was used
+--                      over and over
 WITH lives AS (
-    -- What happens next at the address of a tensor is that it is freed.
+    -- The next event at the address of a tensor is its free.
     SELECT
         rank,
         span_id,

@@ -2,12 +2,13 @@
 -- One row = a size in a span path on a rank; the 20 largest sizes of each rank.
 --   rank             of the run
 --   size_bytes       as the allocator counts it
---   requested_bytes  what was asked for
+--   requested_bytes  the most that was asked for
 --   category         what they are for
 --   component, path  span in which they were allocated; null: outside of any
 --   num_allocs       how many
---   median_life_ns   until they were freed; null: the median one never was
---   num_kept         never freed
+--   median_life_ns   time until they were freed; null: the median one was
+--                    never freed
+--   num_kept         how many were never freed
 WITH sizes AS (
     SELECT rank, size_bytes
     FROM allocs
@@ -22,11 +23,12 @@ smallest AS (
     SELECT rank, MIN(size_bytes) AS size_bytes
     FROM sizes
     GROUP BY rank
-    -- Says that it is small: see tensors_alive.
+    -- Optimiser hint: keeps DuckDB from building the join on allocs.
     LIMIT 65536
 ),
 
--- The free event of a block has its size, so that both ends pass the filter.
+-- The free event has the size of its block, so both ends of a life pass the
+-- filter.
 lives AS (
     SELECT
         allocs.rank,

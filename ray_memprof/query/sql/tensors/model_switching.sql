@@ -1,4 +1,4 @@
--- What does bringing models to the device and away cost?
+-- What does it cost to move models to the device and away from it?
 -- One row = a load.* or residency.* span.
 --   rank             of the run
 --   start_ns         since 1970
@@ -9,7 +9,7 @@
 --   reserved_bytes   change of what the allocator holds
 --   host_rss_bytes   change of the process's resident memory
 --   duration_ns      time it took on the host; residency.offload waits until
---                    the device has done what was asked of it before
+--                    the device has finished its earlier work
 SELECT
     rank,
     start_ns,

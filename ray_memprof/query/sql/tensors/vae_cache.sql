@@ -4,8 +4,8 @@
 -- is an activation until its chunk is over, and cache from then on.
 --   rank         of the run
 --   span_id      of the chunk
---   seq          of its allocation, in allocs
---   t_ns         of the same, since 1970
+--   seq          of the tensor's allocation, in allocs
+--   t_ns         of that allocation, since 1970
 --   size_bytes   as the allocator counts it
 --   carried_seq  of the last event of its chunk
 --   freed_seq    of the event that freed it; null: it stayed
@@ -13,7 +13,7 @@ WITH chunks AS (
     SELECT rank, span_id FROM spans WHERE name = 'vae.chunk'
 ),
 
--- What happened last at an address says whether a tensor is there.
+-- The last event at an address says whether a tensor is alive there.
 last AS (
     SELECT
         allocs.rank,
@@ -48,7 +48,8 @@ kept AS (
 
 places AS (
     SELECT DISTINCT rank, address FROM kept
-    -- More than there ever are. Says that they are few: see tensors_alive.
+    -- Optimiser hint: keeps DuckDB from building the join on allocs. No run
+    -- has so many rows here.
     LIMIT 16777216
 ),
 

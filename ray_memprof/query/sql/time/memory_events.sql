@@ -1,4 +1,5 @@
--- What was held when a stage, a step or a change of models began and ended?
+-- How much was held when a stage, a step or a change of models began and when
+-- it ended?
 -- One row = the start or the end of such a span, in order of time.
 --   rank, name, stage, component, step, path   of the span
 --   phase                   start or end
@@ -6,15 +7,15 @@
 --   t_ns                    since 1970
 --   allocated_bytes         tensors, at that moment
 --   reserved_bytes          held by the allocator
---   active_bytes            allocated and not yet safe to reuse
+--   active_bytes            allocated, or freed but not yet safe to reuse
 --   device_used_bytes       in use on the device by anybody
 --   host_rss_bytes          resident memory of the process
---   allocated_peak_bytes    the most inside; null at the start, as are the next
+--   allocated_peak_bytes    the most inside; null at the start, like all below
 --   reserved_peak_bytes     the most inside
 --   active_peak_bytes       the most inside
 --   device_used_peak_bytes  the most inside, as measured
---   num_samples             that measured it; 0: it may have been more between
---                           the boundaries of spans
+--   num_samples             samples that measured it; 0: it may have been more
+--                           between the boundaries of spans
 --   peak_at_least           of allocated, reserved and active: the peak of the
 --                           rank may be before the first event
 WITH edges AS (
@@ -54,11 +55,11 @@ SELECT
 FROM spans
 CROSS JOIN edges
 LEFT JOIN flags ON spans.rank = flags.rank
--- Blocks and other parts of a network stay in the table spans: thousands of
--- events would hide the dozens that a reader wants.
+-- Blocks and other parts of a network are only in the table spans: thousands
+-- of their events would hide the dozens that a reader wants.
 WHERE
     is_stage(spans.depth, spans.path)
     OR spans.name LIKE 'load.%'
     OR spans.name LIKE 'residency.%'
--- Of what happens at the same moment, the older span comes first.
+-- Of rows with the same moment, that of the older span comes first.
 ORDER BY t_ns, spans.rank, spans.span_id, edges.phase DESC

@@ -1,6 +1,6 @@
 -- Which stage was a rank in, and when?
--- One row = a stage on a rank, from its beginning to the next other stage; the
--- steps of the denoise loop make one row.
+-- One row = a stage on a rank, from its beginning to the last end before
+-- another stage begins; the steps of the denoise loop make one row.
 --   rank      of the run
 --   stage     name of the outermost span
 --   start_ns  since 1970

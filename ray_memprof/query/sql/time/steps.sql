@@ -2,14 +2,15 @@
 -- One row = a step on a rank, in the order the steps began.
 --   rank                    of the run
 --   stage                   denoise; in a script, the module that is called
---   step                    of the denoise loop; in a script, calls before it
+--   step                    of the denoise loop; in a script, how many calls
+--                           of the module came before this one
 --   start_ns                since 1970
 --   duration_ns             from its beginning to its end
 --   allocated_peak_bytes    tensors, as the allocator counts them
 --   reserved_peak_bytes     held by the allocator
 --   device_used_peak_bytes  in use on the device by anybody, as measured
---   num_samples             that fell into it; 0: it may have been more between
---                           the boundaries of spans
+--   num_samples             samples in the step; 0: device used may have been
+--                           more between the boundaries of spans
 --   num_allocs              tensors allocated
 SELECT
     rank,

@@ -1,8 +1,9 @@
 -- How is the time of the run cut into slices?
--- One row = the run; none where nothing was recorded.
+-- One row = the run; no row if nothing was recorded.
 --   first_ns  when the first of the 400 slices begins, since 1970
 --   slice_ns  length of each
--- A script may work before its first span and after its last one.
+-- Samples and events count too: a script may work before its first span and
+-- after its last one.
 WITH reach AS (
     SELECT MIN(start_ns) AS first_ns, MAX(end_ns) AS last_ns FROM spans
     UNION ALL

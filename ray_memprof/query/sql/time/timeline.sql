@@ -1,6 +1,7 @@
--- How did the memory of each rank go over time, no peak lost?
--- One row = a slice of the run's time on a rank, with what was seen in it; 400
--- slices of equal length, those in which nothing was seen left out.
+-- How did the memory of each rank change over time, with every peak kept?
+-- One row = a slice of the run's time on a rank, with what was seen in it.
+-- There are 400 slices of equal length; a slice in which nothing was seen has
+-- no row.
 --   rank               of the run
 --   slice              from 0 to 399
 --   start_ns, end_ns   of the slice, since 1970
@@ -44,7 +45,7 @@ seen AS (
     FROM samples
     UNION ALL
     -- A peak is put in the middle of the innermost span that saw it, unless
-    -- that began or ended with it: when exactly it was, only events know.
+    -- the span began or ended with it. Only events tell when exactly it was.
     SELECT
         spans.rank,
         (spans.start_ns + spans.end_ns) // 2,

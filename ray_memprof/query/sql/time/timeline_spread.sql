@@ -1,12 +1,12 @@
 -- How far apart are the ranks over time?
--- One row = a slice of the run's time, as in timeline; a rank of which nothing
--- was seen in it counts with what was seen last.
+-- One row = a slice of the run's time, as in timeline. A rank of which nothing
+-- was seen in the slice counts with what was last seen before.
 --   slice      from 0 to 399
 --   start_ns   of the slice, since 1970
---   num_ranks  seen until then
+--   num_ranks  ranks of which something was seen until then
 --   min_bytes  device_used of the rank with the least
 --   max_bytes  device_used of the rank with the most
---   max_rank   who: the lowest of the ranks with the most
+--   max_rank   the lowest of the ranks with the most
 WITH slices AS (
     SELECT DISTINCT slice, start_ns FROM timeline
 ),
