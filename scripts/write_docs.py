@@ -91,7 +91,7 @@ one that is wider than {widest} letters is turned, its columns downwards.
 
 """
 RULES_INTRO = """
-## What holds the peak back
+## What makes the peak high
 
 `ray-memprof diagnose` asks the rules of `ray_memprof/analysis/diagnosis/rules/`. Each says in its file from which size
 on it speaks, and why; each finding names what to change.
