@@ -40,7 +40,7 @@ def test_9_first_signal(tmp_path: Path, number: signal.Signals, code: int) -> No
 def test_9_second_signal(tmp_path: Path) -> None:
     run = running(tmp_path)
     os.kill(run.process.pid, signal.SIGINT)
-    run.wait_for(lambda: "once more to leave at once" in run.text)
+    run.wait_for(lambda: "a second signal ends at once" in run.text)
     began = time.time()
     os.kill(run.process.pid, signal.SIGINT)
 

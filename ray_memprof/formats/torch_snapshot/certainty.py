@@ -79,12 +79,12 @@ class Followed:
             )
         if self.held_bytes:
             lines.append(
-                f"peaks may be higher than shown: {self.held_bytes:,} bytes were reserved before the first event of "
+                f"peaks are at least what is shown: {self.held_bytes:,} bytes were reserved before the first event of "
                 f"{path}, and what had happened by then is not known (a ring of events was full, or a late start)"
             )
         elif self.written.peak_at_least:
             lines.append(
-                f"peaks may be higher than shown: {path} has {self.written.num_events:,} events, as many as a ring "
+                f"peaks are at least what is shown: {path} has {self.written.num_events:,} events, as many as a ring "
                 "of events may hold, and older ones may have been overwritten"
             )
         return lines

@@ -342,7 +342,7 @@ def test_a_full_ring_says_that_the_peak_may_lie_before_it(tmp_path: Path, num: i
     assert (followed.written.peak_at_least, followed.written.inexact_bytes) == (is_full, 0)
     assert followed.problems("a") == (
         [
-            f"peaks may be higher than shown: a has {num:,} events, as many as a ring of events may hold, "
+            f"peaks are at least what is shown: a has {num:,} events, as many as a ring of events may hold, "
             "and older ones may have been overwritten"
         ]
         if is_full
@@ -356,7 +356,7 @@ def test_what_was_held_at_the_first_event_is_told(tmp_path: Path) -> None:
     followed, curve = imported(dumped(events, [segment(2**40, *after)]), tmp_path)
     assert curve == [(8 * MIB, 20 * MIB, 8 * MIB), (12 * MIB, 20 * MIB, 12 * MIB)]
     assert followed.problems("a") == [
-        "peaks may be higher than shown: 20,971,520 bytes were reserved before the first event of a, and what had "
+        "peaks are at least what is shown: 20,971,520 bytes were reserved before the first event of a, and what had "
         "happened by then is not known (a ring of events was full, or a late start)"
     ]
 
