@@ -46,7 +46,8 @@ def _free(name: str) -> str:
 
 
 # The name becomes the name of a folder, and a column by which people filter.
-Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", max_length=MOST_NAME_LETTERS), AfterValidator(_free)]
+NamePart = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", max_length=MOST_NAME_LETTERS)]
+Name = Annotated[NamePart, AfterValidator(_free)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 # At most a year, since torch and Python's threads do not accept arbitrarily long timeouts.
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]
@@ -258,7 +259,7 @@ class Ray(Section):
 class MatrixRun(Section):
     """One row of a matrix: what it changes, by full key."""
 
-    name: Name
+    name: NamePart
     """Appended to the configuration's own name."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Full key -> value, e.g. {optimization.attention_slicing: true}."""

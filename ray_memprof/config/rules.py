@@ -119,7 +119,7 @@ def _check_batch(config: RunConfig) -> None:
             hint="optimization.batch_size makes several, one after the other",
         )
     seed, num_videos = config.generation.base_seed, config.optimization.batch_size
-    if seed + num_videos - 1 > LARGEST_SEED:
+    if num_videos > 1 and seed + num_videos - 1 > LARGEST_SEED:
         raise ConfigError(
             f"generation.base_seed {seed}: each of the {num_videos} videos takes the next seed, the largest is "
             f"{LARGEST_SEED}",

@@ -71,11 +71,9 @@ def sampling(
     finally:
         if os.getpid() == pid:  # a forked child leaves this block too, but does not have the thread
             sampler.done.set()
-            thread.join(END_S)  # a driver that does not answer must not keep the program from its end
+            thread.join(END_S)  # a driver that does not answer must not keep the program here
             if thread.is_alive():
-                hearer.problem(
-                    f"the last sample was not taken within {END_S:g} s: the driver does not answer"
-                )
+                hearer.problem(f"the last sample was not taken within {END_S:g} s, it is missing")
 
 
 class Sampler:
@@ -128,6 +126,8 @@ class Sampler:
 
     def relieve(self) -> None:
         """Let the recorder take waiting events, between two samples."""
+        if not self._meter.has_events:
+            return
         try:
             if self._answers():
                 self._meter.peek()  # this tells the recorder how many events wait

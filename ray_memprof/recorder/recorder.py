@@ -44,7 +44,10 @@ RELIEF_EVENTS = DRAIN_EVENTS // 2
 LATE_NS = 1_000_000_000
 """How long the row of a span that ended waits for a sample that was taken inside it and has not arrived yet."""
 FLUSH_S = 2.0
-"""Seconds of records that a killed process loses at most; twice as many where it is inside one span."""
+"""Seconds between two times that records are handed to the scribe, twice as many inside one span.
+
+A killed process loses at most these records, and allocator events and spans of restraint.MOST_RELAXED_S more.
+"""
 SEAL_S = 1.0
 """Seconds that the scribe has to write the last records of a process that is about to be killed."""
 _EVENT_BYTES = 500
@@ -353,10 +356,16 @@ class Recorder:
         """
         if self._is_child:
             return
+        self._hurry()
         with self._lock:
             # Where it is closing, the model's thread already writes the rest, after an error that ended the model.
             done = self._closed if self._is_closing else self._seal()
         done.wait(wait_s)
+
+    def _hurry(self) -> None:
+        """The end comes: before the lock, for who holds it may wait for the scribe."""
+        if (scribe := self._scribe) is not None:
+            scribe.hurry()
 
     def _seal(self) -> threading.Event:
         """Hand over all records; the returned event is set once they are written."""
@@ -409,6 +418,7 @@ class Recorder:
 
     def _close(self) -> None:
         peaks, scribe = (0, 0), self._scribe
+        self._hurry()
         try:
             with self._problems.noting("the recording did not end as it should"), self._lock:
                 self._is_closing = True
@@ -417,6 +427,8 @@ class Recorder:
                     self._close_span(self._open[-1], reading, failed=True)
                 self._flush()
                 peaks = self._meter.peaks() if self._meter.has_events else (0, 0)
+                # Inside the lock: what a late sample handed over after the end mark would vanish without a word.
+                self._scribe = None
                 self._meter.stop()
         finally:
             self._scribe = None

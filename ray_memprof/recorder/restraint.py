@@ -14,7 +14,8 @@ memory, and what a killed rank would lose.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 IDLE = 100.0
 """Seconds of rest for each second of work, while nothing is urgent: work takes 1 % of the model's time."""
@@ -40,23 +41,36 @@ class Restraint:
     ) -> None:
         self._clock, self._worked_s = clock, worked_s
         self._before_s: float | None = None
+        self._is_over = False
         self._hurries = threading.Event()
 
     def hurry(self) -> None:
         """Take no long rest from now on; from any thread."""
+        self._is_over = True
         self._hurries.set()
 
-    def rest(self, since: float, num_waiting: int) -> None:
+    @contextmanager
+    def pressed(self) -> Iterator[None]:
+        """Take no long rest inside the block: its thread waits for this one. One thread at a time."""
+        self._hurries.set()
+        try:
+            yield
+        finally:
+            if not self._is_over:
+                self._hurries.clear()
+
+    def rest(self, since: float, num_waiting: int, *, is_crowded: bool = False) -> None:
         """Rest after a piece of work.
 
         Args:
             since: when the work was asked for, by `clock`.
             num_waiting: events that wait to be written.
+            is_crowded: whether there is little room for more work, however small it is.
         """
         worked_s = self._worked_s()
         before_s, self._before_s = self._before_s, worked_s
-        is_late = num_waiting > MOST_RELAXED_EVENTS or self._clock() - since > MOST_RELAXED_S
-        if is_late or self._hurries.is_set() or before_s is None:
+        is_late = is_crowded or num_waiting > MOST_RELAXED_EVENTS or self._clock() - since > MOST_RELAXED_S
+        if is_late or self._is_over or self._hurries.is_set() or before_s is None:
             time.sleep(SHORT_REST_S)
         else:
             self._hurries.wait(min(IDLE * (worked_s - before_s), LONGEST_REST_S))

@@ -84,11 +84,15 @@ class Scribe:
             while self.num_waiting_events and self._thread.is_alive():
                 if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:
                     break
-                self._written.wait(timeout=1.0)
+                with self._restraint.pressed():
+                    self._written.wait(timeout=1.0)
             self._num_delivered += parcel.num_events
             self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
         while self._thread.is_alive():
             with suppress(queue.Full):
+                self._queue.put_nowait(parcel)
+                return
+            with suppress(queue.Full), self._restraint.pressed():
                 self._queue.put(parcel, timeout=1.0)
                 return
         self.problems.add("the thread that writes has ended: nothing more is written")
@@ -99,6 +103,10 @@ class Scribe:
     def num_waiting_events(self) -> int:
         """Delivered and not yet written."""
         return self._num_delivered - self._num_written
+
+    def hurry(self) -> None:
+        """Write without long rests from now on, for the recording ends; from any thread."""
+        self._restraint.hurry()
 
     def close(self) -> None:
         """Write all that was delivered and seal the store; the error that stopped the writing is kept, not raised."""
@@ -133,6 +141,16 @@ class Scribe:
 
     def _write(self, parcel: Parcel) -> None:
         batch, spans = parcel.batch, parcel.spans
+        # First the rows that need no replay: a process that is killed loses less.
+        for table, rows in (
+            ("ledger", parcel.ledger),
+            ("collectives", parcel.collectives),
+            ("samples", parcel.samples),
+        ):
+            if rows and self.error is None:
+                names = type(rows[0]).__slots__
+                columns = {name: [getattr(row, name) for row in rows] for name in names}
+                self._do(f"rows of {table} could not be written", partial(self._store.append, table, columns))
         if parcel.base:
             base, base_ns = parcel.base, parcel.base_ns
             self._do(
@@ -145,15 +163,6 @@ class Scribe:
             self._num_known_lost += len(batch.events)
         if spans and self.error is None:
             self._do("spans could not be written", lambda: self._write_spans(spans))
-        for table, rows in (
-            ("ledger", parcel.ledger),
-            ("collectives", parcel.collectives),
-            ("samples", parcel.samples),
-        ):
-            if rows and self.error is None:
-                names = type(rows[0]).__slots__
-                columns = {name: [getattr(row, name) for row in rows] for name in names}
-                self._do(f"rows of {table} could not be written", partial(self._store.append, table, columns))
         if parcel.seal and self.error is None:
             self._do("what was recorded could not be sealed", self._store.seal)
 
@@ -174,7 +183,8 @@ class Scribe:
         """Feed events to the replay, with a rest after every AT_ONCE of them."""
         columns = self.replay.feed(events[:AT_ONCE])
         for first in range(AT_ONCE, len(events), AT_ONCE):
-            self._restraint.rest(since, self.num_waiting_events)
+            is_crowded = self._queue.qsize() > QUEUE_LENGTH // 2
+            self._restraint.rest(since, self.num_waiting_events, is_crowded=is_crowded)
             more = self.replay.feed(events[first : first + AT_ONCE])
             for name in type(columns).__slots__:
                 getattr(columns, name).extend(getattr(more, name))

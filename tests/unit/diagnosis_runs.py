@@ -103,9 +103,18 @@ def t5_stays(
     weights: int = 11 * GIB,
     peak: int = 40 * GIB,
     leaves_ns: int | None = None,
+    others: tuple[int, ...] = (),
     **model: Any,
 ) -> list[Finding]:
-    """The text encoder comes, and moves out at leaves_ns or never; the loop begins at 100."""
+    """The text encoder comes, and moves out at leaves_ns or never; the loop begins at 100.
+
+    `others`: its bytes on further ranks.
+    """
+    tables = [{"spans": _with_t5(held_there, peak, leaves_ns)} for held_there in (weights, *others)]
+    return diagnose(empty, *tables, config={"model_config": model})
+
+
+def _with_t5(weights: int, peak: int, leaves_ns: int | None) -> list[dict[str, Any]]:
     spans = [
         span(1, "encode.text", (0, 90), component="t5", **held(0, weights, weights)),
         span(2, "encode.text/load.t5", (0, 9), parent_id=1, component="t5", **held(0, weights, weights)),
@@ -114,8 +123,7 @@ def t5_stays(
         spans.append(
             span(3, "residency.offload", (leaves_ns, 95), component="t5", **held(weights, 0, weights))
         )
-    spans.append(span(4, "denoise", (100, 900), step=0, component="dit", **held(weights, weights, peak)))
-    return diagnose(empty, {"spans": spans}, config={"model_config": model})
+    return [*spans, span(4, "denoise", (100, 900), step=0, component="dit", **held(weights, weights, peak))]
 
 
 def weights_fp32(

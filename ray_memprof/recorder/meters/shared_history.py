@@ -30,6 +30,8 @@ MAX_EVENTS = 2_000_000
 """Length of the ring after it was emptied, which takes memory only as it fills: more than come between two copies."""
 MIN_EVENTS = 32_768
 """Least length of a ring that cannot be emptied: a copy of it takes 25 ms, and half of it may be new events."""
+MOST_ROOM = 131_072
+"""More room than this is not given to a ring that overflowed: a copy takes 0.1 s then."""
 FRAMES_COST = 8
 """A copy of events that have stacks takes at least so many times as long."""
 _TORN = "the allocator's events were overwritten, or emptied by somebody else, before they could be taken"
@@ -198,8 +200,8 @@ class SharedHistory:
             after = self._counters()
             events, self._events = self._events, []
             is_whole, self._is_whole = self._is_whole, True
-            if not is_whole and self._most < MAX_EVENTS:
-                self._least = 2 * self._most  # it was too short
+            if not is_whole and any(reader.length >= self._most for reader in self._readers):
+                self._least = min(2 * self._most, MOST_ROOM)  # it was too short
             if not is_whole or (may_empty and before == after):
                 self._empty()
             else:

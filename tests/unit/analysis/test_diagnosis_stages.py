@@ -48,6 +48,12 @@ def test_t5_that_stays(empty: EmptyRun) -> None:
     )
 
 
+def test_t5_that_stays_on_several_ranks_is_told_by_the_most_on_any(empty: EmptyRun) -> None:
+    found = t5_stays(empty, weights=9 * GIB, others=(11 * GIB, 10 * GIB))
+    (finding,) = [one for one in found if one.rule == "t5_stays"]
+    assert (finding.ranks, finding.bytes) == ((0, 1, 2), 11 * GIB)
+
+
 def test_t5_is_kept_off_the_device_where_offloading_is_on_and_it_stays(empty: EmptyRun) -> None:
     (finding,) = t5_stays(empty, offload=True)
     assert finding.knob == "model_config.t5_cpu: true"

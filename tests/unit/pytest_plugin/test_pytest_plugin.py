@@ -488,3 +488,14 @@ def test_a_launch_that_takes_too_long_is_ended(pytester: pytest.Pytester) -> Non
     assert failure(result)[0] == "two.yaml did not end within 2 s"
     pid = int((pytester.path / "pid").read_text())
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_of_several_devices_the_fullest_counts(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = [(GIB, 2 * GIB), (3 * GIB, 5 * GIB), (4 * GIB, 4 * GIB)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index: held[index][0])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda index: held[index][1])
+    with peaks.watched() as watch:
+        pass
+    found = [(one.bytes, one.who) for one in map(watch.measured, ("allocated", "reserved"))]
+    assert found == [(4 * GIB, "the test, on cuda:2"), (5 * GIB, "the test, on cuda:1")]

@@ -28,6 +28,7 @@ ME = os.getpid()
 
 
 class FakeMeter:
+    has_events = True
     """Answers every peek with the same reading; once it is stuck, it answers no more."""
 
     def __init__(self, stuck: bool = False) -> None:
@@ -187,7 +188,7 @@ def test_a_driver_that_never_answers_does_not_keep_the_program(monkeypatch: pyte
     hearer = Hearer()
     with sampling(hearer, Hangs(), None, 0.001):  # type: ignore[arg-type]
         assert entered.wait(20)
-    assert hearer.problems == ["the last sample was not taken within 0.05 s: the driver does not answer"]
+    assert hearer.problems == ["the last sample was not taken within 0.05 s, it is missing"]
     leave.set()
 
 

@@ -238,6 +238,19 @@ def test_host_memory_that_came_and_went_counts_for_the_span_in_which_a_sample_sa
     assert peaks == {"script": 70, "script/load.dit": 50, "script/denoise": 9, "decode": 9}
 
 
+def test_a_collective_belongs_to_the_innermost_span_that_is_open() -> None:
+    with at_work() as desk, span("denoise"):
+        with span("dit.forward"):
+            before = desk.recorder.begin_collective()
+            assert before is not None
+            desk.recorder.end_collective(before, op="barrier", num_bytes=0, group="0", group_size=1)
+        before = desk.recorder.begin_collective()
+        assert before is not None
+        desk.recorder.end_collective(before, op="barrier", num_bytes=0, group="0", group_size=1)
+    names = {row["span_id"]: row["name"] for row in desk.store.rows["spans"]}
+    assert [names[row["span_id"]] for row in desk.store.rows["collectives"]] == ["dit.forward", "denoise"]
+
+
 def test_a_collective_is_a_row_with_the_growth_across_it(tmp_path: Path) -> None:
     with at_work() as desk, watching(desk.recorder):
         desk.recorder.tick(replace(SAMPLE, others_used_bytes=0))

@@ -78,3 +78,24 @@ def test_a_rest_ends_where_somebody_hurries(monkeypatch: pytest.MonkeyPatch) -> 
     threading.Timer(0.01, restraint.hurry).start()
     restraint.rest(time.monotonic(), 5)
     assert restraint._hurries.is_set()
+
+
+def test_a_thread_that_waits_is_urgent_as_long_as_it_waits(short: list[float]) -> None:
+    restraint, rests = paced([7.0, 7.001, 7.002, 7.003])
+    restraint.rest(since=99.0, num_waiting=5)
+    with restraint.pressed():
+        restraint.rest(since=99.0, num_waiting=5)
+    assert (rests.taken, len(short)) == ([], 2)
+    restraint.rest(since=99.0, num_waiting=5, is_crowded=True)
+    assert (rests.taken, len(short)) == ([], 3)
+    restraint.rest(since=99.0, num_waiting=5)
+    assert rests.taken == pytest.approx([0.1])
+
+
+def test_who_waited_does_not_undo_the_end(short: list[float]) -> None:
+    restraint, rests = paced([7.0, 7.001])
+    with restraint.pressed():
+        restraint.hurry()
+    for _ in range(2):
+        restraint.rest(since=99.0, num_waiting=5)
+    assert (rests.taken, len(short)) == ([], 2)

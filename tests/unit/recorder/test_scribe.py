@@ -8,6 +8,7 @@ from recorder_fakes import FakeStore
 
 from ray_memprof.allocator.replay import BlockReplay, Replay
 from ray_memprof.errors import DiskFull
+from ray_memprof.recorder import restraint
 from ray_memprof.recorder import scribe as module
 from ray_memprof.recorder.meters.meter import Batch, Reading
 from ray_memprof.recorder.rows import Collective, Entry, Parcel, Sample, SpanRecord
@@ -264,7 +265,11 @@ def test_events_are_decoded_a_few_at_once_and_others_may_work_in_between(
 ) -> None:
     """Rows, peaks and counters are the same as when all events come at once."""
     rests: list[int] = []
-    monkeypatch.setattr(module.Restraint, "rest", lambda self, since, num_waiting: rests.append(num_waiting))
+
+    def rest(self: object, since: float, num_waiting: int, *, is_crowded: bool) -> None:
+        rests.append(num_waiting)
+
+    monkeypatch.setattr(module.Restraint, "rest", rest)
     events = [event("segment_alloc", 0, 8 * MIB)]
     for number in range(1, 40):
         address = number % 4 * MIB
@@ -282,3 +287,43 @@ def test_events_are_decoded_a_few_at_once_and_others_may_work_in_between(
         )
         assert [(row["seq"], row["span_id"], row["size_bytes"]) for row in store.rows["allocs"]] == expected
         assert (rests, scribe.problems.texts) == ([len(events)] * num_rests, ())
+
+
+class Endless:
+    """Rests that last until the test is over, unless somebody hurries or waits."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(restraint, "IDLE", 1e12)
+        monkeypatch.setattr(restraint, "LONGEST_REST_S", 1000.0)
+        monkeypatch.setattr(restraint, "MOST_RELAXED_S", 1000.0)
+        monkeypatch.setattr(module, "AT_ONCE", 2)
+        self.scribe = Scribe(FakeStore(), BlockReplay(), categories={})  # type: ignore[arg-type]
+
+    def deliver(self, num_events: int) -> None:
+        events = [event("segment_alloc", number * MIB, 512) for number in range(num_events)]
+        self.scribe.deliver(Parcel(batch=Batch(events, None)))
+
+
+def test_who_delivers_more_than_may_wait_is_not_kept_by_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING_EVENTS", 10)
+    endless = Endless(monkeypatch)
+    for _ in range(5):
+        endless.deliver(9)
+    endless.scribe.close()
+    assert endless.scribe.replay.num_events == 45
+
+
+def test_many_small_parcels_are_not_kept_by_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = Endless(monkeypatch)
+    for _ in range(4 * module.QUEUE_LENGTH):
+        endless.deliver(7)
+    endless.scribe.close()
+    assert endless.scribe.replay.num_events == 28 * module.QUEUE_LENGTH
+
+
+def test_the_end_of_a_recording_ends_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = Endless(monkeypatch)
+    endless.deliver(9)
+    endless.scribe.hurry()
+    endless.scribe.close()
+    assert endless.scribe.replay.num_events == 9

@@ -94,6 +94,22 @@ def test_a_stage_that_a_rank_did_not_run_is_a_gap_in_the_heat() -> None:
     assert (trace["y"], trace["customdata"]) == (["denoise", "decode"], [[5, 5], [9, None]])
 
 
+def test_imbalance_has_the_least_the_mean_and_the_most_of_every_stage() -> None:
+    rows = [
+        {"stage": None, "min_bytes": 2 * GIB, "mean_bytes": 3 * GIB, "max_bytes": 5 * GIB},
+        {"stage": "decode", "min_bytes": 0, "mean_bytes": GIB, "max_bytes": 4 * GIB},
+    ]
+    figure = plots.imbalance(rows)
+    assert [(one["name"], one["customdata"], one["y"]) for one in figure["data"]] == [
+        ("least", [2 * GIB, 0], ["whole run", "decode"]),
+        ("mean of the ranks", [3 * GIB, GIB], ["whole run", "decode"]),
+        ("most", [5 * GIB, 4 * GIB], ["whole run", "decode"]),
+    ]
+    assert [(one["x0"], one["x1"], one["y0"]) for one in figure["layout"]["shapes"]] == [
+        (2.0, 5.0, "whole run"), (0.0, 4.0, "decode"),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name", ["ink", "paper", "line", *plots.ACCOUNTS, "active", "spread", "heat4", "rank7"]
 )

@@ -123,6 +123,10 @@ def test_a_checkpoint_in_one_file(tmp_path: Path, name: str) -> None:
     )
     put(tmp_path, VAE_FILE)
     assert refusal(tmp_path)[0] == f"folder {tmp_path} holds {name}, not the official files"
+    # With as many more files as the official ones are it is that still, with one more somebody's own folder.
+    put(tmp_path, "a.txt", "b.txt", "c.txt")
+    assert refusal(tmp_path)[0] == f"folder {tmp_path} holds {name}, not the official files"
+    refuse_wrong(TASK, put(tmp_path, "d.txt"))  # what it lacks is told by whoever reads it
 
 
 # --------------------------------------------------------------------------------
