@@ -23,7 +23,7 @@ import psutil
 import torch
 
 from ray_memprof.recorder.options import Level, RecordingOptions
-from ray_memprof.recorder.recorder import recording
+from ray_memprof.recorder.recording import recording
 from ray_memprof.recorder.status import ReplayCheck
 from wan.config import TASKS
 from wan.pipeline import Pipeline, Request, parse_size

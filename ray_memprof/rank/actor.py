@@ -147,12 +147,12 @@ class Rank:
                 sys.stdout.flush()
 
     def _run(self, plan: RankPlan) -> Outcome:
-        from ray_memprof.recorder import recorder
+        from ray_memprof.recorder import recording
         from ray_memprof.workload import dispatch
 
         outcome = Outcome(rank=plan.rank, status="ok")
         try:
-            with recorder.recording(plan.recording, self._clock) as self._recorder:
+            with recording.recording(plan.recording, self._clock) as self._recorder:
                 try:
                     dispatch.run(
                         plan.config, plan.place, self._recorder, device=plan.device, run_dir=plan.run_dir

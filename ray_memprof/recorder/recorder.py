@@ -1,38 +1,34 @@
 """The recorder: is told of every span, reads the meter at both ends of it, and hands the figures to the scribe.
 
-    with recording(RecordingOptions(run_dir=run_dir, rank=0, device="cuda:0")):
-        train()
+    recorder = Recorder(rank, meter, scribe)            # recording.py puts these together
+    with listening(recorder), span("denoise", step=0): ...
+    recorder.close()
 
-Leaves tables/{spans,allocs,samples,collectives,ledger,stacks}/rank=N/ in the run folder. It never raises into the
-model: what fails becomes a line of `problems`, and the rest goes on; a full disk is raised when recording() ends. Only
+It never raises into the model: what fails becomes a line of `problems`, and the rest goes on. Only
 spans of the thread that started the recorder are recorded, none of other threads or of a forked child. Each span takes
 two readings and two stamps: 40 to 70 us on one GPU, 150 us in a rank of four. Events are drained in batches of some ten
 thousand, 0.6 to 0.9 us an event.
 """
 
-import os
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.recorder.ledger import Ledger
 from ray_memprof.recorder.meters.guarded import Guarded
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.open_spans import OpenSpans
-from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.others import Others
 from ray_memprof.recorder.owners import Stamp
 from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.rows import Collective, Parcel, Sample, SpanRecord
-from ray_memprof.recorder.scribe import Scribe, scribe_of
+from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.status import Beat, ReplayCheck
 from ray_memprof.store.categories import category_of
-from wan.spans import Attribute, listening
+from wan.spans import Attribute
 
 if TYPE_CHECKING:
     from ray_memprof.recorder.meters.nvml import OwnShare
@@ -459,44 +455,3 @@ class Recorder:
     def check(self) -> ReplayCheck | None:
         """How replay and counters compare; None before close()."""
         return self._check
-
-
-@contextmanager
-def recording(options: RecordingOptions, clock: Clock | None = None) -> Iterator[Recorder]:
-    """Record what runs inside the block on this thread.
-
-    Args:
-        options: what is recorded, and where to.
-        clock: the clock that clock_offset_ns was measured for; None: a new one.
-
-    Raises:
-        DiskFull: what was measured could not all be written.
-    """
-    from ray_memprof.recorder.collectives import watching
-    from ray_memprof.recorder.device_samples import sampling
-    from ray_memprof.recorder.meters.choice import meter_of
-    from ray_memprof.recorder.meters.nvml import OwnShare, is_contained, open_device
-
-    on_cuda = options.device != "cpu"
-    with open_device(uuid=options.gpu_uuid, index=options.gpu_index) if on_cuda else nullcontext() as device:
-        clock = (clock or Clock()).ahead(options.clock_offset_ns)
-        problems = Problems()
-        meter = Guarded(meter_of(options, device, clock, problems), problems, clock)
-        share = None
-        if device is not None:
-            share = OwnShare(device, os.getpid(), is_contained=is_contained())
-        scribe = scribe_of(options, meter, problems)
-        recorder = Recorder(options.rank, meter, scribe, share=share, problems=problems)
-        if on_cuda and device is None:
-            recorder.problem(
-                "the driver (NVML) does not report this rank's device: memory of other processes on it cannot be told "
-                "apart from memory of this process"
-            )
-        recorder.start()
-        samples = sampling(recorder, meter, device, options.sample_interval_s, clock=clock)
-        try:
-            with samples:
-                with listening(recorder), watching(recorder):
-                    yield recorder
-        finally:
-            recorder.close()

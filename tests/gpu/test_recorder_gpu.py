@@ -27,7 +27,7 @@ from pathlib import Path
 
 from ray_memprof.config.load import load_config
 from ray_memprof.recorder.meters.nvml import open_device
-from ray_memprof.recorder.recorder import recording
+from ray_memprof.recorder.recording import recording
 from ray_memprof.recorder.options import RecordingOptions
 from wan.spans import span
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from ray_memprof.formats.torch_snapshot.event_shapes import MOST_EVENT_BYTES, Run, Shapes, learn
 from ray_memprof.formats.torch_snapshot.pickle_window import CALLS, Window
 from ray_memprof.formats.torch_snapshot.snapshot_parts import (
+    ENTRY_BYTES,
     GONE,
     MOST_KEYS,
     SEGMENT_KEYS,
@@ -35,6 +36,7 @@ from ray_memprof.formats.torch_snapshot.snapshot_parts import (
     Frame,
     FrameLine,
     Gone,
+    KnownStacks,
     Segment,
     Segments,
     Settings,
@@ -52,8 +54,8 @@ BYTES_A_BYTE = 5
 
 _BATCH = 1000
 """Members that pickle adds to a list at once."""
-_ENTRY_BYTES, _NUMBER_BYTES, _OPEN_BYTES, _FRAME_BYTES = 100, 40, 80, 50
-"""Memory of a dictionary's entry, of a number or reference in a list, of a list or dictionary, and of a Frame."""
+_NUMBER_BYTES, _OPEN_BYTES, _FRAME_BYTES = 40, 80, 50
+"""Memory of a number or reference in a list, of a list or dictionary, and of a Frame."""
 _GLOBAL, _INST, _STACK_GLOBAL = 0x63, 0x69, 0x93
 _MARK, _STOP = 0x28, 0x2E
 _from_bytes = int.from_bytes
@@ -89,9 +91,7 @@ class PickleStream(Window):
         self._on_event, self._on_run = on_event, on_run
         self.objects: list[Any] = [UNASKED]
         """What the memo refers to, by number."""
-        self.frames: dict[FrameLine, int] = {}
-        """Numbers of the frames of Python stacks."""
-        self._stacks: dict[bytes, int] = {}
+        self._known = KnownStacks()
         self._kept_bytes = 0
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
@@ -112,9 +112,7 @@ class PickleStream(Window):
     @property
     def stacks(self) -> Iterator[tuple[FrameLine, ...]]:
         """Python stacks of events, in the order of their numbers; in each the innermost frame comes first."""
-        frames = list(self.frames)
-        for numbers in self._stacks:
-            yield tuple(frames[number] for number in array("i", numbers))
+        return iter(self._known)
 
     def read(self) -> dict[str, Any]:
         """The snapshot without its events.
@@ -151,7 +149,7 @@ class PickleStream(Window):
             "is nested or filled as no snapshot is": sum(map(len, self._marks), len(self._stack))
             * _OPEN_BYTES,
             "refers to more objects than a snapshot has": 12 * len(self._memo) + 8 * len(self.objects),
-            "has more in it than a snapshot of its size has": self._kept_bytes,
+            "has more in it than a snapshot of its size has": self._kept_bytes + self._known.kept_bytes,
         }
         if sum(taken.values()) > FREE_BYTES + BYTES_A_BYTE * self._num_read:
             most = max(taken, key=lambda what: taken[what])
@@ -207,7 +205,7 @@ class PickleStream(Window):
         known = self._texts.get(text)
         if known is not None:
             return known[0]
-        self._kept_bytes += sys.getsizeof(text) + 2 * _ENTRY_BYTES
+        self._kept_bytes += sys.getsizeof(text) + 2 * ENTRY_BYTES
         self.objects.append(text)
         self._texts[text] = text, len(self.objects) - 1
         return text
@@ -401,10 +399,7 @@ class PickleStream(Window):
             self._refuse(f"has {shown(stack)} where the frames of an event should be")
         if stack.frames is not None:
             if stack.frames:
-                before = len(self._stacks)
-                stack.number = self._stacks.setdefault(stack.frames.tobytes(), before)
-                if len(self._stacks) > before:
-                    self._kept_bytes += 8 * len(stack.frames) + 2 * _ENTRY_BYTES
+                stack.number = self._known.stack(stack.frames)
             stack.frames = None
         return stack.number
 
@@ -434,7 +429,7 @@ class PickleStream(Window):
             is_top = len(self._stack) == 1 and not self._marks
             wanted = SEGMENT_KEYS if kind is Segment else TOP_KEYS if is_top else keys
             kept = {key: value for key, value in pairs if key in wanted}
-            self._kept_bytes += _ENTRY_BYTES * len(kept)
+            self._kept_bytes += ENTRY_BYTES * len(kept)
             target.update(kept)
         else:
             self._refuse(f"is damaged: it sets an item of {_kind(target)}")
@@ -459,10 +454,7 @@ class PickleStream(Window):
         line = found.get("name"), found.get("filename"), found.get("line")
         if tuple(map(type, line)) != (str, str, int) or not -(2**31) <= line[2] < 2**31:  # type: ignore[operator]
             self._refuse("has frames without name, filename and line")
-        before = len(self.frames)
-        frame.number = self.frames.setdefault(line, before)  # type: ignore[arg-type]
-        if len(self.frames) > before:
-            self._kept_bytes += 2 * _ENTRY_BYTES
+        frame.number = self._known.frame(line)  # type: ignore[arg-type]
 
     def _end_block(self, found: dict[str, Any]) -> None:
         single = len(self._stack) > 1 and type(self._stack[-2]) is Blocks

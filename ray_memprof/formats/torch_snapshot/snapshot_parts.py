@@ -20,6 +20,8 @@ MOST_KEYS = 32
 SETTINGS_KEYS = ("allocator_settings", "ray_memprof")
 _STATES = ("inactive", "active_allocated", "active_pending_free")
 _NO_PLACE = 2**64 - 1
+ENTRY_BYTES = 100
+"""Memory of a dictionary's entry, about."""
 
 
 class Gone:
@@ -77,6 +79,37 @@ class Stack:
     def __init__(self) -> None:
         self.frames: array[int] | None = array("i")
         self.number = -1
+
+
+class KnownStacks:
+    """The Python stacks of a file, each once, by number; iterating over them gives their lines, the innermost first."""
+
+    def __init__(self) -> None:
+        self._frames: dict[FrameLine, int] = {}
+        self._stacks: dict[bytes, int] = {}
+        self.kept_bytes = 0
+        """Memory that they take, about."""
+
+    def frame(self, line: FrameLine) -> int:
+        """The number of a frame."""
+        before = len(self._frames)
+        number = self._frames.setdefault(line, before)
+        if len(self._frames) > before:
+            self.kept_bytes += 2 * ENTRY_BYTES
+        return number
+
+    def stack(self, frames: "array[int]") -> int:
+        """The number of a stack, given the numbers of its frames."""
+        before = len(self._stacks)
+        number = self._stacks.setdefault(frames.tobytes(), before)
+        if len(self._stacks) > before:
+            self.kept_bytes += 8 * len(frames) + 2 * ENTRY_BYTES
+        return number
+
+    def __iter__(self) -> Iterator[tuple[FrameLine, ...]]:
+        frames = list(self._frames)
+        for numbers in self._stacks:
+            yield tuple(frames[number] for number in array("i", numbers))
 
 
 class Blocks:

@@ -188,9 +188,9 @@ def test_a_name_that_is_no_utf_8_is_kept_with_replacement() -> None:
     data = pickle.dumps(content).replace(b"XX-YY", b"X\xff-\xfeY").replace(b"adam.py", b"ad\xc3\x28.py")
     _, ((_, one),) = read(data)
     assert one["user_metadata"] == "X\ufffd-\ufffdY"
-    stream = PickleStream(io.BytesIO(data), "x", lambda device, one: None)
+    stream = PickleStream(io.BytesIO(data), "x", lambda device, one: stream.stack_number(one["frames"]))
     stream.read()
-    assert [line[1] for line in stream.frames] == ["ad\ufffd(.py"]
+    assert [[line[1] for line in stack] for stack in stream.stacks] == [["ad\ufffd(.py"]]
 
 
 def test_what_newer_versions_add_is_passed_over() -> None:

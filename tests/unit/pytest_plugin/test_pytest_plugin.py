@@ -3,18 +3,15 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from run_tables import blank, make_ranks, make_run, span
+from plugin_fakes import GIB, FakeCuda, a_run
 
 from ray_memprof import pytest_plugin
 from ray_memprof.analysis.diagnosis import diagnose
 from ray_memprof.config import matrix
-from ray_memprof.pytest_plugin import peaks
 from ray_memprof.pytest_plugin.limit import Launch
 from ray_memprof.query import database
 
@@ -23,42 +20,7 @@ LOADED = (diagnose, matrix)
 """pytester forgets what a run inside imported, and a module that is loaded again has other classes."""
 
 ROOT = Path(__file__).resolve().parents[3]
-GIB = 2**30
 CONFIG = {"name": "two", "model_config": {"task": "t2v-tiny", "device": "cpu", "precision": "fp32"}}
-
-
-class FakeCuda:
-    """One device of 80 GiB whose allocator is told what to hold; 1 GiB of it is held outside the allocator."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.allocated = self.reserved = self.allocated_peak = self.reserved_peak = 0
-        self.is_initialized = True
-        cuda = torch.cuda
-        patch.setattr(cuda, "is_available", lambda: True)
-        patch.setattr(cuda, "device_count", lambda: 1)
-        patch.setattr(cuda, "is_initialized", lambda: self.is_initialized)
-        patch.setattr(cuda, "empty_cache", self.empty_cache)
-        patch.setattr(cuda, "max_memory_allocated", lambda index: self.allocated_peak)
-        patch.setattr(cuda, "max_memory_reserved", lambda index: self.reserved_peak)
-        patch.setattr(cuda, "memory_reserved", lambda index: self.reserved)
-        patch.setattr(cuda, "mem_get_info", lambda index: (79 * GIB - self.reserved, 80 * GIB))
-        patch.setattr(
-            cuda, "reset_peak_memory_stats", lambda index: torch._C._cuda_resetPeakMemoryStats(index)
-        )
-        patch.setattr(torch._C, "_cuda_resetPeakMemoryStats", self.reset, raising=False)
-        patch.setattr(torch, "fake", self, raising=False)
-
-    def hold(self, allocated: float, reserved: float) -> None:
-        """GiB, from now on."""
-        self.allocated, self.reserved = int(allocated * GIB), int(reserved * GIB)
-        self.allocated_peak = max(self.allocated_peak, self.allocated)
-        self.reserved_peak = max(self.reserved_peak, self.reserved)
-
-    def empty_cache(self) -> None:
-        self.reserved = self.allocated
-
-    def reset(self, index: int) -> None:
-        self.allocated_peak, self.reserved_peak = self.allocated, self.reserved
 
 
 @pytest.fixture
@@ -92,32 +54,6 @@ def refusal(pytester: pytest.Pytester, mark: str, arguments: str = "") -> list[s
     result = run(pytester)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     return [line.replace(str(pytester.path), ".") for line in result.errlines if line]
-
-
-def a_run(
-    output_dir: Path,
-    peaks: Mapping[str, Sequence[int]],
-    samples: Mapping[int, Sequence[Mapping[str, Any]]] = {},
-) -> Path:
-    """A run folder of ranks whose second step peaks at these bytes, by measure."""
-    num_ranks = len(next(iter(peaks.values())))
-    ranks = {}
-    for rank in range(num_ranks):
-        most = {measure: (0, 0, by_rank[rank]) for measure, by_rank in peaks.items()}
-        ranks[rank] = {
-            "spans": [
-                span(1, "denoise", (10, 20), step=1),
-                span(2, "denoise", (20, 30), step=2, **most),
-                span(3, "denoise/dit.block", (22, 28), step=2, parent_id=2, **most),
-            ],
-            "samples": [blank("samples", **row) for row in samples.get(rank, ())],
-        }
-    run_dir = output_dir / "two" / "20260102-030405-abcd"
-    make_run(run_dir, ranks)
-    make_ranks(run_dir, *({} for _ in range(num_ranks)), run_id="r", source="cuda", workload="wan")
-    (output_dir / "two" / "latest").symlink_to(run_dir.name)
-    (run_dir / "report.html").touch()
-    return run_dir
 
 
 @pytest.fixture
@@ -315,30 +251,6 @@ def test_a_run_for_more_devices_than_there_are_is_skipped_with_the_reason(
     assert launched == []
 
 
-def test_the_device_of_a_run_may_be_fullest_between_two_spans(tmp_path: Path) -> None:
-    run_dir = a_run(
-        tmp_path,
-        {"allocated": [GIB, GIB], "reserved": [GIB, 2 * GIB], "device_used": [3 * GIB, 3 * GIB]},
-        {0: [{"t_ns": 15, "device_used_bytes": 4 * GIB}], 1: [{"t_ns": 99, "device_used_bytes": 5 * GIB}]},
-    )
-    found = {
-        (measure, rank): (measured.bytes // GIB, measured.details[0])
-        for measure, rank in (
-            ("device_used", 0),
-            ("device_used", "max"),
-            ("reserved", "max"),
-            ("allocated", 1),
-        )
-        for measured in [peaks.of_run(run_dir, measure, rank)]
-    }
-    assert found == {
-        ("device_used", 0): (4, "rank 0 has 4.00 GiB in stage denoise, denoise of step 1"),
-        ("device_used", "max"): (5, "rank 1 has 5.00 GiB in no span"),
-        ("reserved", "max"): (2, "rank 1 has 2.00 GiB in stage denoise, denoise/dit.block of step 2"),
-        ("allocated", 1): (1, "rank 1 has 1.00 GiB in stage denoise, denoise/dit.block of step 2"),
-    }
-
-
 SIGNATURE = "limit_gpu_peak(limit, *, rank='max', measure=None, config=None, overrides=(), timeout_s=3600.0)"
 
 
@@ -488,14 +400,3 @@ def test_a_launch_that_takes_too_long_is_ended(pytester: pytest.Pytester) -> Non
     assert failure(result)[0] == "two.yaml did not end within 2 s"
     pid = int((pytester.path / "pid").read_text())
     assert not Path(f"/proc/{pid}").exists()
-
-
-def test_of_several_devices_the_fullest_counts(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = [(GIB, 2 * GIB), (3 * GIB, 5 * GIB), (4 * GIB, 4 * GIB)]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda index: held[index][0])
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda index: held[index][1])
-    with peaks.watched() as watch:
-        pass
-    found = [(one.bytes, one.who) for one in map(watch.measured, ("allocated", "reserved"))]
-    assert found == [(4 * GIB, "the test, on cuda:2"), (5 * GIB, "the test, on cuda:1")]

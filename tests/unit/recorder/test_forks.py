@@ -19,7 +19,8 @@ from ray_memprof.recorder import recorder as module
 from ray_memprof.recorder.meters.host import HostMeter
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.problems import Problems
-from ray_memprof.recorder.recorder import Recorder, recording
+from ray_memprof.recorder.recorder import Recorder
+from ray_memprof.recorder.recording import recording
 from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.torch_trace import StepTrace, TraceSchedule

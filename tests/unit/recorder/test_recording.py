@@ -11,7 +11,7 @@ import torch
 
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.options import RecordingOptions
-from ray_memprof.recorder.recorder import recording
+from ray_memprof.recorder.recording import recording
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_files import manifest_path, table_dir
 from wan.config import TASKS
