@@ -52,7 +52,7 @@ SCHEMA_INTRO = """\
 # Tables
 
 What ranks and launcher record. Written by `python scripts/write_docs.py` from `ray_memprof/store/schema.py`;
-`tests/unit/docs/test_docs.py` holds it to the code.
+`tests/unit/docs/test_docs.py` checks that it agrees with the code.
 
 On disk a table is Parquet: `tables/<table>/rank=N/part-*.parquet`, and `tables/runs/part-*.parquet`. In `run.duckdb`
 and for `ray-memprof query` every table but `runs` has one more column in front: `rank` (BIGINT), which Parquet keeps in
@@ -73,7 +73,8 @@ QUESTIONS_INTRO = """\
 # Questions
 
 What can be asked of a run by name, with the columns of the answer and an example of each. Written by
-`python scripts/write_docs.py` from `ray_memprof/query/sql/`; `tests/unit/docs/test_docs.py` holds it to the code.
+`python scripts/write_docs.py` from `ray_memprof/query/sql/`; `tests/unit/docs/test_docs.py` checks that it agrees with
+the code.
 
 ```console
 $ ray-memprof query peak_by_rank                            # the newest run
@@ -93,15 +94,15 @@ one that is wider than {widest} letters is turned, its columns downwards.
 RULES_INTRO = """
 ## What makes the peak high
 
-`ray-memprof diagnose` asks the rules of `ray_memprof/analysis/diagnosis/rules/`. Each says in its file from which size
-on it speaks, and why; each finding names what to change.
+`ray-memprof diagnose` asks the rules of `ray_memprof/analysis/diagnosis/rules/`. The file of
+a rule says how large its case must be for a finding, and why; each finding names what to change.
 
 """
 COMPARE_INTRO = """
 ## Two runs side by side
 
-`ray-memprof compare` holds runs against the first of them, with the questions of
-`ray_memprof/analysis/comparison/sql/`, each asked of what those before it found:
+`ray-memprof compare` compares runs with the first of them, with the questions of
+`ray_memprof/analysis/comparison/sql/`. Each question reads the answers of the questions before it:
 
 """
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from wan.config import TASKS
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
 from wan.levers import ALLOCATOR_SETTINGS
-from wan.options import FLAGS, Options, describe, parse, warn
+from wan.options import FLAGS, Names, Options, describe, parse, warn
 from wan.options_check import check, layout_of
 from wan.options_here import check_memory
 from wan.parallel.environment import Place, set_defaults
@@ -157,16 +157,16 @@ def _check_device(name: str, num_ranks: int = 1) -> None:
         raise InputError(f"--device {name}: only cuda and cpu are supported", hint="use cuda, cuda:N or cpu")
 
 
-def make_pipeline(options: Options, num_ranks: int = 1) -> "Pipeline":
+def make_pipeline(options: Options, num_ranks: int = 1, *, names: Names = FLAGS) -> "Pipeline":
     """The networks that `options` ask for; every file is checked, none is loaded yet.
 
-    With several ranks, the default process group of torch.distributed must exist and hold these ranks.
+    With several ranks, the default process group of torch.distributed must exist and hold these ranks. `names` is how
+    the user spells the options, for messages.
     """
     from wan.pipeline import Pipeline
 
-    check_memory(
-        options, FLAGS
-    )  # again: a rank may run on another host than the one where the flags were checked
+    # Again: a rank may run on another host than the one where the flags were checked.
+    check_memory(options, names)
     return Pipeline(
         TASKS[options.task],
         ckpt_dir=options.ckpt_dir,

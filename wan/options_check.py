@@ -200,7 +200,7 @@ def _check_inputs(options: Options, task: Task, names: Names) -> None:
     for name in FILES:
         value = getattr(options, name)
         if value and name not in reads:
-            used = ", ".join(f"{names[other]}" for other in reads) or "a prompt only"
+            used = ", ".join(names[other] for other in reads) or "a prompt only"
             raise InputError(f"{names[name]} has no use in {task.name}", hint=f"{task.name} reads {used}")
         if not value and name in needs:
             raise InputError(

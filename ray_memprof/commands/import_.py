@@ -3,7 +3,6 @@
 $ ray-memprof import dump/rank*.pickle --name theirs
 """
 
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,31 +21,17 @@ def import_(
     """Make a run from memory snapshots that torch.cuda.memory._dump_snapshot wrote."""
     from ray_memprof.formats.torch_snapshot.read import import_snapshots
     from ray_memprof.report.derive import derive
-    from ray_memprof.store.run_files import LATEST_LINK, REPORT_FILE
+    from ray_memprof.store.run_files import LATEST_LINK, REPORT_FILE, trouble_with_name
     from ray_memprof.store.run_folder import new_run_id, point
 
     with told():
-        _check_name(name)
+        if trouble := trouble_with_name(name):
+            raise ConfigError(f"--name {name!r}: {trouble}")
         run_dir = (output_dir / name / new_run_id()).absolute()
         for line in import_snapshots(files, run_dir, name, tell=_say_line, derive=derive):
             _say_line(f"warning: {line}")
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")
-
-
-def _check_name(name: str) -> None:
-    """The rules of the key `name`, for they meet in one folder. Raises ConfigError."""
-    from ray_memprof.store.run_files import LATEST_LINK, MOST_NAME_LETTERS, NAME_PATTERN
-
-    if not re.fullmatch(NAME_PATTERN, name) or len(name) > MOST_NAME_LETTERS:
-        raise ConfigError(
-            f"--name {name!r} cannot name a folder",
-            hint=f"letters of ASCII, digits, '.', '-' and '_', at most {MOST_NAME_LETTERS}, a letter or digit first",
-        )
-    if name == LATEST_LINK:
-        raise ConfigError(
-            f"--name {name} stands for the newest run wherever a run is asked for", hint="take another name"
-        )
 
 
 def _say_line(line: str) -> None:

@@ -37,8 +37,6 @@ _WANTED = {
     "greater_than": "must be more than {gt}",
     "too_short": "must hold at least {min_length}",
     "value_error": "{error}",
-    "string_too_long": "must be at most {max_length} characters long",
-    "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', and begin with one of the first two",
 }
 
 
@@ -92,8 +90,6 @@ def _value_hint(kind: str, value: Any, context: Mapping[str, str]) -> str:
         words = context["expected"].replace(" or ", ", ").split(", ")
         close = difflib.get_close_matches(str(value), words, n=1)
         return f"did you mean {close[0]}?" if close else ""
-    if kind == "string_pattern_mismatch":
-        return "it names a folder"
     if kind == "string_type" and isinstance(value, bool):
         return "quote it; YAML takes yes, no, on and off for true or false"
     if kind == "string_type" and isinstance(value, int | float):

@@ -7,12 +7,13 @@ run_config.py joins the sections; rules about several keys are in rules.py. Valu
 are never converted: "4" is no number, and 1 is not true. Paths are relative to the working folder, not to the file.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from ray_memprof.store.run_files import LATEST_LINK, MOST_NAME_LETTERS, NAME_PATTERN
+from ray_memprof.store.run_files import trouble_with_name
 from wan.config import Language, Method, Solver
 from wan.levers import LoadStrategy, Precision
 
@@ -39,15 +40,15 @@ Texts = Annotated[tuple[str, ...], Field(strict=False)]
 FilePaths = Annotated[tuple[FilePath, ...], Field(strict=False)]
 
 
-def _free(name: str) -> str:
-    if name == LATEST_LINK:
-        raise ValueError("stands for the newest run wherever a run is asked for; take another name")
-    return name
+def _name(text: str, *, is_part: bool = False) -> str:
+    if trouble := trouble_with_name(text, is_part=is_part):
+        raise ValueError(trouble)
+    return text
 
 
 # The name becomes the name of a folder, and a column by which people filter.
-NamePart = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$", max_length=MOST_NAME_LETTERS)]
-Name = Annotated[NamePart, AfterValidator(_free)]
+Name = Annotated[str, AfterValidator(_name)]
+NamePart = Annotated[str, AfterValidator(partial(_name, is_part=True))]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 # At most a year, since torch and Python's threads do not accept arbitrarily long timeouts.
 Seconds = Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)]

@@ -34,7 +34,7 @@ _SECTIONS = {
     "parallel": ("ulysses_size", "ring_size", "dit_fsdp", "t5_fsdp", "vae_parallel", "sp_backend"),
     "optimization": ("expandable_segments", *(lever.name for lever in fields(Levers))),
 }  # fmt: skip
-_KEYS = {"ranks": "ranks"} | {
+KEYS = {"ranks": "ranks"} | {
     flag: f"{section}.{_RENAMED.get(flag, flag)}" for section, flags in _SECTIONS.items() for flag in flags
 }
 
@@ -64,6 +64,6 @@ def _values(config: RunConfig) -> dict[str, Any]:
 def check_wan(config: RunConfig, *, files: bool = False) -> None:
     """Raise ConfigError for what wan.options refuses; with `files`, also for files that do not exist."""
     try:
-        check(wan_options(config), here=files, num_ranks=config.num_ranks, names=_KEYS)
+        check(wan_options(config), here=files, num_ranks=config.num_ranks, names=KEYS)
     except InputError as error:
         raise ConfigError(str(error), hint=error.hint) from error

@@ -6,76 +6,15 @@
 --   counter  allocated, reserved, device_used or unexplained
 --   t_ns     since 1970
 --   bytes    at that moment
-WITH children AS (
+WITH seen AS (
     SELECT
         rank,
-        parent_id,
-        MAX(allocated_peak_bytes) AS allocated,
-        MAX(reserved_peak_bytes) AS reserved,
-        MAX(device_used_peak_bytes) AS device_used
-    FROM spans
-    GROUP BY rank, parent_id
-),
-
--- A peak is put in the middle of the innermost span that saw it: only events
--- tell when exactly it was.
-peaks AS (
-    SELECT
-        spans.rank,
-        (spans.start_ns + spans.end_ns) // 2 AS t_ns,
-        CASE
-            WHEN spans.allocated_peak_bytes > COALESCE(children.allocated, -1)
-                THEN spans.allocated_peak_bytes
-        END AS allocated,
-        CASE
-            WHEN spans.reserved_peak_bytes > COALESCE(children.reserved, -1)
-                THEN spans.reserved_peak_bytes
-        END AS reserved,
-        CASE
-            WHEN spans.device_used_peak_bytes > COALESCE(children.device_used, -1)
-                THEN spans.device_used_peak_bytes
-        END AS device_used
-    FROM spans
-    LEFT JOIN children
-        ON spans.rank = children.rank AND spans.span_id = children.parent_id
-),
-
-seen AS (
-    SELECT
-        rank,
-        start_ns AS t_ns,
-        allocated_start_bytes AS allocated,
-        reserved_start_bytes AS reserved,
-        device_used_start_bytes AS device_used,
+        t_ns,
+        allocated_bytes AS allocated,
+        reserved_bytes AS reserved,
+        device_used_bytes AS device_used,
         NULL AS unexplained
-    FROM spans
-    UNION ALL
-    SELECT
-        rank,
-        end_ns,
-        allocated_end_bytes,
-        reserved_end_bytes,
-        device_used_end_bytes,
-        NULL
-    FROM spans
-    UNION ALL
-    SELECT
-        rank,
-        t_ns,
-        allocated_bytes,
-        reserved_bytes,
-        device_used_bytes,
-        NULL
-    FROM samples
-    UNION ALL
-    SELECT
-        rank,
-        t_ns,
-        allocated,
-        reserved,
-        device_used,
-        NULL
-    FROM peaks
+    FROM seen_moments()
     UNION ALL
     SELECT
         rank,

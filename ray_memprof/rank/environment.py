@@ -10,10 +10,10 @@ like the others.
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from ray_memprof.rank.messages import RankPlan
 from ray_memprof.rank.network import socket_variables
+from ray_memprof.store.run_files import flight_record_name
 from wan.levers import ALLOCATOR_SETTINGS
 from wan.parallel.environment import set_defaults
 
@@ -78,7 +78,7 @@ def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
     """Variables that are set only if neither the driver nor the node sets them."""
     # Between hosts, use the interface that has the host's address in Ray, since it is known to work.
     sockets = socket_variables(interface) if plan.num_nodes > 1 else {}
-    records = Path(plan.run_dir, "logs", "nccl_trace_rank").as_posix()
+    records = (plan.run_dir / flight_record_name()).as_posix()
     wanted = {
         "TORCH_FR_BUFFER_SIZE": str(_FLIGHT_RECORDS),
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ray_memprof.rank.messages import RankPlan
+from ray_memprof.store.run_files import flight_record_name, log_name
 
 CLOSED = (ValueError, AttributeError)
 """What sys.stdout or sys.stderr may raise if the program has closed it or replaced it by another object."""
@@ -90,7 +91,7 @@ def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool
 
 def open_log(plan: RankPlan) -> Path:
     """Send stdout and stderr of this process, C code and crashes included, to a file of this rank."""
-    path = plan.run_dir / "logs" / f"rank{plan.rank}.log"
+    path = plan.run_dir / log_name(plan.rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -110,7 +111,7 @@ def dump_flight_record(plan: RankPlan) -> None:
     dump = getattr(sys.modules.get("torch._C._distributed_c10d"), "_dump_nccl_trace", None)
     if dump is None or not plan.visible_devices:
         return
-    path = plan.run_dir / "logs" / f"nccl_trace_rank{plan.rank}"
+    path = plan.run_dir / flight_record_name(plan.rank)
     with suppress(OSError, RuntimeError, *CLOSED):
         path.write_bytes(dump())
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} flight record of NCCL: {path}\n")

@@ -1,7 +1,6 @@
 """Rows on their way to disk: what the recorder hands to the thread that writes."""
 
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -117,7 +116,7 @@ class Parcel:
     """Turn what is written so far into sealed parts."""
     done: threading.Event | None = None
     """Set once all rows of this parcel are written, or cannot be written any more."""
-    since: float = field(default_factory=time.monotonic)
+    since: float = 0.0
     """When it was handed over."""
 
     @property

@@ -78,8 +78,6 @@ class Scribe:
     def deliver(self, parcel: Parcel) -> None:
         """Hand over a parcel, one caller at a time; blocks while too much is waiting already."""
         parcel.since = time.monotonic()
-        if parcel.done is not None:
-            self._restraint.hurry()  # the caller waits for this parcel, and it is the last one
         with self._written:
             while self.num_waiting_events and self._thread.is_alive():
                 if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:

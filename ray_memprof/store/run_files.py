@@ -1,5 +1,6 @@
 """Defines every name in the folder of a run: its files, its folders, and the parts of its tables."""
 
+import re
 from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
@@ -13,12 +14,26 @@ LOGS_DIR = "logs"
 TRACE_FILE = "rank{rank}.pt.trace.json"
 """TensorBoard looks for *.pt.trace.json, and takes what * stands for as the name of the worker."""
 LATEST_LINK = "latest"
-NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]*"
-"""Of the name of a run, which is a folder: <output_dir>/<name>/<run_id>."""
-MOST_NAME_LETTERS = 120
+_MOST_NAME_LETTERS = 120
 OPEN_STREAM = "open.arrows"
 PART_SUFFIX = ".parquet"
 TEMPORARY_SUFFIX = ".tmp"
+
+
+def trouble_with_name(name: str, *, is_part: bool = False) -> str:
+    """Why `name` cannot be that of a run, which is a folder (<output_dir>/<name>/<run_id>); "": it can.
+
+    Args:
+        name: as the user gave it.
+        is_part: whether it only becomes the end of a name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        return "must be letters from A to Z, digits, dots, _ and -, with a letter or digit first: it names a folder"
+    if len(name) > _MOST_NAME_LETTERS:
+        return f"must be at most {_MOST_NAME_LETTERS} characters long"
+    if name == LATEST_LINK and not is_part:
+        return "stands for the newest run wherever a run is asked for; take another name"
+    return ""
 
 
 def table_dir(run_dir: Path, table: str, rank: int | None = None) -> Path:
@@ -39,7 +54,12 @@ def manifest_path(run_dir: Path, rank: int) -> Path:
 
 def log_name(rank: int) -> str:
     """The path of a rank's log, relative to the run folder."""
-    return f"logs/rank{rank}.log"
+    return f"{LOGS_DIR}/rank{rank}.log"
+
+
+def flight_record_name(rank: int | None = None) -> str:
+    """The path of what NCCL was at on a rank, relative to the run folder; None: what torch appends the rank to."""
+    return f"{LOGS_DIR}/nccl_trace_rank{'' if rank is None else rank}"
 
 
 def name_in_run(run_dir: Path, path: Path) -> str:

@@ -36,7 +36,7 @@ def run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener
         device: of this rank, as torch names it.
         recorder: told when a step is done.
     """
-    from ray_memprof.config.wan_keys import wan_options
+    from ray_memprof.config.wan_keys import KEYS, wan_options
     from wan.generate import make_pipeline, make_request, other_than_asked
 
     options = replace(wan_options(config), device=device)
@@ -48,7 +48,7 @@ def run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener
     with _process_group(config, place, device):
         _warm_up(options)
         # First: this reads only headers, and refuses a wrong folder before a prompt model or an input is loaded.
-        pipeline = make_pipeline(options, num_ranks=place.num_ranks)
+        pipeline = make_pipeline(options, num_ranks=place.num_ranks, names=KEYS)
         options = _with_one_prompt(options, place)
         request = make_request(options)
         if told := other_than_asked(request, options):

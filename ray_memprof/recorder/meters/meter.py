@@ -83,7 +83,7 @@ class Meter(Protocol):
 
     @property
     def is_on(self) -> bool:
-        """Whether there is a device to measure yet: CUDA starts when the program wants it."""
+        """Whether this process used the device at the last reading: a program makes its CUDA context when it wants."""
 
     def start(self) -> None:
         """Begin to measure: every event from now on is recorded."""

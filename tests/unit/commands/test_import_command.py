@@ -39,11 +39,11 @@ def test_the_command_names_the_file_and_leaves_nothing(
     ("name", "what"),
     [
         ("latest", "stands for the newest run wherever a run is asked for"),
-        ("a/b", "cannot name a folder"),
-        ("..", "cannot name a folder"),
-        ("-x", "cannot name a folder"),
-        ("\u00e9", "cannot name a folder"),
-        ("x" * 121, "cannot name a folder"),
+        ("a/b", "must be letters from A to Z, digits"),
+        ("..", "must be letters from A to Z, digits"),
+        ("-x", "must be letters from A to Z, digits"),
+        ("\u00e9", "must be letters from A to Z, digits"),
+        ("x" * 121, "must be at most 120 characters long"),
     ],
 )
 def test_a_name_follows_the_rules_of_the_key_name(tmp_path: Path, name: str, what: str) -> None:

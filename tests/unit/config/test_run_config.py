@@ -435,8 +435,9 @@ def test_a_value_of_the_wrong_kind_is_told_in_one_line(
 @pytest.mark.parametrize("name", ["a/b", "..", ".hidden", "a b", "", "-x"])
 def test_a_name_must_do_as_a_folder(refusal: Refusal, name: str) -> None:
     assert refusal(f"name: '{name}'") == (
-        f"x.yaml: name '{name}': must be letters, digits, '.', '_' and '-', and begin with one of the first two",
+        f"x.yaml: name '{name}': must be letters from A to Z, digits, dots, _ and -, with a letter or digit first: "
         "it names a folder",
+        "",
     )
 
 

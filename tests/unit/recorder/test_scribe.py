@@ -200,18 +200,22 @@ def test_an_error_while_closing_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(scribe.error) == "no room for the last part"
 
 
-def test_whoever_delivers_more_than_may_wait_waits_and_what_waits_is_counted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # GIVEN a disk that does not answer
-    answers = threading.Event()
-    plain = FakeStore.append
+def silent_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A disk that does not answer until this is set."""
+    answers, plain = threading.Event(), FakeStore.append
 
     def append(store: FakeStore, *args: Any) -> None:
         assert answers.wait(20)
         plain(store, *args)
 
     monkeypatch.setattr(FakeStore, "append", append)
+    return answers
+
+
+def test_whoever_delivers_more_than_may_wait_waits_and_what_waits_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = silent_disk(monkeypatch)
     scribe = Scribe(FakeStore(), Replay(), categories={})  # type: ignore[arg-type]
     parcels = [Parcel(batch=Batch([event("alloc", number, 7)], None)) for number in range(QUEUE_LENGTH + 2)]
 
@@ -233,14 +237,7 @@ def test_whoever_delivers_more_than_may_wait_waits_and_what_waits_is_counted(
 
 def test_whoever_delivers_more_events_than_may_wait_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_WAITING_EVENTS", 10)
-    answers, delivered = threading.Event(), []
-    plain = FakeStore.append
-
-    def append(store: FakeStore, *args: Any) -> None:
-        assert answers.wait(20)
-        plain(store, *args)
-
-    monkeypatch.setattr(FakeStore, "append", append)
+    answers, delivered = silent_disk(monkeypatch), []
     scribe = Scribe(FakeStore(), Replay(), categories={})  # type: ignore[arg-type]
 
     def deliver() -> None:

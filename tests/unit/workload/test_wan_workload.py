@@ -16,7 +16,8 @@ from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.rank.messages import RankFacts, RankPlan
 from ray_memprof.workload import dispatch, wan
-from wan.errors import MediaError
+from wan import options_here
+from wan.errors import InputError, MediaError
 from wan.inputs.media import read_image
 from wan.networks.text import encode_text
 from wan.spans import Attribute, listening
@@ -120,6 +121,15 @@ def test_a_batch_is_made_with_one_seed_after_the_other_and_saved_under_numbers(t
     assert torch.equal(made[0], alone[0])
     assert torch.equal(made[1], alone[1])
     assert not torch.equal(made[0], made[1])
+
+
+def test_a_host_too_small_for_the_video_is_told_in_the_keys_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = config()  # checked where there was room; a rank may run on another host
+    monkeypatch.setattr(options_here, "memory_bytes", lambda: 1024)
+    with pytest.raises(InputError, match=r"^generation\.frame_num 1: the video alone takes "):
+        run(plan(given, tmp_path))
 
 
 def test_a_file_that_could_not_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
