@@ -26,11 +26,9 @@ from rich.table import Table
 
 from ray_memprof.analysis.comparison.compare import compare
 from ray_memprof.analysis.diagnosis.diagnose import findings
-from ray_memprof.formats.memory_events import write_memory_events
 from ray_memprof.query import database
-from ray_memprof.query.ask import opened
-from ray_memprof.report import run_page, summary
 from ray_memprof.report.comparison_page import write_comparison_page
+from ray_memprof.report.derive import derive
 from ray_memprof.report.run_page import write_run_page
 from ray_memprof.store import run_tables
 
@@ -70,12 +68,7 @@ def diagnose(run_dir: Path) -> None:
 
 def end_of_run(run_dir: Path) -> None:
     """What the driver derives from the tables when a run has ended."""
-    database.build(run_dir)
-    with opened([run_dir], is_apart=True) as connection:
-        found = findings(connection)
-        summary.figure_lines(connection, found)
-        write_memory_events(run_dir)
-        write_run_page(run_dir, known=run_page.Known(connection, found))
+    derive(run_dir, [])
 
 
 def drawn_s(path: Path, profile: Path) -> tuple[float, float]:

@@ -9,6 +9,7 @@ No call waits longer for a rank than its time limit: a rank that holds its GIL, 
 """
 
 import math
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ import ray
 from ray import exceptions
 
 from ray_memprof.driver.ray_errors import exit_detail, first_line, host_memory, tells_of_node
-from ray_memprof.rank.log import lines_since
+from ray_memprof.rank.log import NOT_FOR_CONSOLE, lines_since
 from ray_memprof.rank.messages import Outcome, Whereabouts
 from ray_memprof.recorder.status import Beat
 from ray_memprof.supervision.verdict import Loss
@@ -40,8 +41,8 @@ _RAYLET_S = 2.0
 """Time for every raylet to accept a connection before the run."""
 _MOST_LOOKS = 32
 """How many nodes are checked at the same time."""
-_CRASH = "Fatal Python error: "
-"""The text of faulthandler begins with this when a process crashes: the stacks of all threads, kept in the log only."""
+_LOG_ONLY = re.compile(f"Fatal Python error: |^{re.escape(NOT_FOR_CONSOLE)}$", re.MULTILINE)
+"""Where the part of a log begins that is not for the console: what faulthandler writes of a crash, or a traceback."""
 
 
 class Crew:
@@ -144,9 +145,9 @@ class Crew:
         """Pass on the rest of rank 0's log from the file, since its process is dead."""
         while self._log_file is not None:
             offset, text = lines_since(self._log_file, self._log_offset, whole=False)
-            text, crash, _ = text.partition(_CRASH)
-            self._pass_on(offset, text)
-            if crash or not text:
+            end = _LOG_ONLY.search(text)
+            self._pass_on(offset, text[: end.start()] if end else text)
+            if end or not text:
                 return
 
     def where(self, wait_s: float) -> dict[int, Whereabouts]:

@@ -31,7 +31,7 @@ def is_lower_bound(row: dict[str, Any], measure: str) -> bool:
 def caveats(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Lines that say which peaks of a run are lower bounds and why, and how far the replay of a rank may be wrong."""
     rows = connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist()
-    inexact = [row for row in rows_of(connection, "replay_check") if row["num_checks"] and is_within(row)]
+    inexact = [row for row in rows_of(connection, "replay_check") if row["is_within"]]
     return [*lower_bounds(rows), *map(inexact_text, inexact)]
 
 
@@ -52,17 +52,10 @@ def lower_bounds(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def is_within(row: dict[str, Any]) -> bool:
-    """Whether a replay is wrong only because a rule of the allocator is not known: no error exceeds inexact_bytes."""
-    peaks = row["allocated_peak_error_bytes"], row["reserved_peak_error_bytes"]
-    errors = (row["max_error_bytes"], *map(abs, peaks))
-    return row["inexact_bytes"] > 0 and not row["num_lost_events"] and max(errors) <= row["inexact_bytes"]
-
-
 def inexact_text(row: dict[str, Any]) -> str:
     """How far the replay of a rank may be wrong; `row` is a row of replay_check."""
     who = f"rank {row['rank']}"
-    if is_within(row):
+    if row["is_within"]:
         return f"{who} is right within {row['inexact_bytes']:,} bytes: a rule of the allocator is not known there"
     return (
         f"{who} is off by up to {row['max_error_bytes']:,} bytes, {row['num_lost_events']:,} events were lost"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from ray_memprof.rank import environment
-from ray_memprof.rank.log import CLOSED, dump_flight_record, lines_since, open_log
+from ray_memprof.rank.log import CLOSED, NOT_FOR_CONSOLE, dump_flight_record, lines_since, open_log
 from ray_memprof.rank.messages import Outcome, RankFacts, RankPlan, Whereabouts
 from ray_memprof.rank.network import explained, interface_of
 from ray_memprof.rank.outcome import outcome_of
@@ -224,6 +224,8 @@ class Rank:
         if self._log is not None and self._end_of_talk is None:
             self._end_of_talk = self._log.stat().st_size
         with suppress(*CLOSED):
+            # The driver reads this log itself if it cannot ask this process any more.
+            sys.stderr.write(f"{NOT_FOR_CONSOLE}\n")
             traceback.print_exc()
 
     def _is_alone(self) -> bool:

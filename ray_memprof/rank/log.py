@@ -22,6 +22,8 @@ from ray_memprof.store.run_files import flight_record_name, log_name
 
 CLOSED = (ValueError, AttributeError)
 """What sys.stdout or sys.stderr may raise if the program has closed it or replaced it by another object."""
+NOT_FOR_CONSOLE = "-- in the log only --"
+"""The line before the traceback of the error that ended a rank. The console gets one line on that error instead."""
 _MAX_SAID_BYTES = 64 * 1024
 """How much of a log one answer holds at most."""
 

@@ -12,6 +12,7 @@ from ray_memprof.analysis.diagnosis.diagnose import findings
 from ray_memprof.formats.memory_events import write_memory_events
 from ray_memprof.query import database
 from ray_memprof.query.ask import opened
+from ray_memprof.query.questions import rows_of
 from ray_memprof.report import run_page
 from ray_memprof.report.run_page import write_run_page
 from ray_memprof.report.summary import figure_lines
@@ -29,9 +30,10 @@ def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
     # The run is opened once and diagnosed once: with a thousand ranks each of the two takes ten seconds.
     with opened([run_dir], is_apart=True) as connection:
         found = findings(connection)
-        yield from figure_lines(connection, found)
+        headlines = rows_of(connection, "headlines")
+        yield from figure_lines(connection, found, headlines)
         write_memory_events(run_dir)
-        write_run_page(run_dir, problems, known=run_page.Known(connection, found))
+        write_run_page(run_dir, problems, known=run_page.Known(connection, found, headlines))
 
 
 def derive(run_dir: Path, problems: list[str]) -> list[str]:

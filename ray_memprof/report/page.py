@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ray_memprof.query.bounds import is_unsampled, is_within
+from ray_memprof.query.bounds import is_unsampled
 from ray_memprof.report import plots
 from ray_memprof.wording import GIB, place, visible
 
@@ -47,7 +47,6 @@ def environment() -> jinja2.Environment:
         gib=gib,
         at_least=_at_least,
         unsampled=is_unsampled,
-        within=is_within,
         seconds=_seconds,
         share=_share,
         place=place,

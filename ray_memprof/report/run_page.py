@@ -23,7 +23,7 @@ from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
 from ray_memprof.errors import ConfigError
 from ray_memprof.query import questions
 from ray_memprof.query.ask import opened
-from ray_memprof.query.bounds import is_unsampled, is_within
+from ray_memprof.query.bounds import is_unsampled
 from ray_memprof.query.questions import rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.page import environment, gib, packed_plotly
@@ -68,10 +68,11 @@ Panels = dict[str, list[tuple[str, str]]]
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A run that is open already, and the findings in it."""
+    """A run that is open already, the findings in it, and its answer to the question headlines."""
 
     connection: duckdb.DuckDBPyConnection
     findings: Sequence[Finding]
+    headlines: Sequence[Row]
 
 
 def write_run_page(
@@ -102,7 +103,7 @@ def render(
     """The report as text."""
     if known is None:
         with opened([run_dir], is_apart=True) as connection:
-            facts = _facts(Known(connection, findings(connection)))
+            facts = _facts(Known(connection, findings(connection), rows_of(connection, "headlines")))
     else:
         facts = _facts(known)
     if beside is not None:
@@ -143,7 +144,7 @@ def _facts(known: Known) -> Row:
         "questions": {name: questions.headline(name) for name in CONTENTS},
         "contents": contents,
         "details": DETAILS,
-        "tiles": _tiles(whole),
+        "tiles": list(chain.from_iterable(map(_tiles, known.headlines))),
         "figures": figures,
         "plotly": packed_plotly() if figures else "",
         "beside": None,
@@ -271,56 +272,48 @@ def _by_rank(rows: Iterable[Row]) -> dict[int, list[Row]]:
     return listed
 
 
-def _tiles(tables: Tables) -> list[Row]:
+def _tiles(headlines: Row) -> list[Row]:
     """The few numbers that every reader wants first: name, value and note."""
-    peaks = tables["peak_by_rank"]
-    if not peaks:
+    if headlines["allocated_peak_bytes"] is None:
         return []
-    fullest = max(peaks, key=lambda row: row["device_used_peak_bytes"])
-    total = fullest["device_total_bytes"]
-    of_device = f", {fullest['device_used_peak_bytes'] / total:.0%} of {total / GIB:.2f} GiB" if total else ""
-    most = max(peaks, key=lambda row: row["allocated_peak_bytes"])
+    used, total = headlines["device_used_peak_bytes"], headlines["device_total_bytes"]
+    of_device = f", {used / total:.0%} of {total / GIB:.2f} GiB" if total else ""
     tiles = [
         _tile(
             "device used, peak",
-            _sized(fullest["device_used_peak_bytes"], is_unsampled(fullest)),
-            f"rank {fullest['rank']}{of_device}",
+            _sized(used, is_unsampled(headlines)),
+            f"rank {headlines['device_used_peak_rank']}{of_device}",
         ),
         _tile(
             "allocated, peak",
-            _sized(most["allocated_peak_bytes"], any(row["peak_at_least"] for row in peaks)),
-            f"rank {most['rank']}, in {place(most['path'], most['step'])}",
+            _sized(headlines["allocated_peak_bytes"], headlines["peak_at_least"]),
+            f"rank {headlines['allocated_peak_rank']}, in {place(headlines['path'], headlines['step'])}",
         ),
     ]
-    for row in tables["imbalance"]:
-        if row["stage"] is None and row["measure"] == "allocated" and row["num_ranks"] > 1:
-            times = "-" if row["max_over_mean"] is None else f"{row['max_over_mean']:.2f} x"
-            tiles.append(_tile("imbalance", times, f"rank {row['max_rank']} against the mean of allocated"))
-    left = [row for row in tables["books_at_peak"] if row["account"] == "unexplained"]
-    known = [row for row in left if row["share_fraction"] is not None]
-    if known:
-        worst = max(known, key=lambda row: abs(row["share_fraction"]))
-        note = f"of device used at the peak, rank {worst['rank']}"
-        tiles.append(_tile("unexplained", f"{worst['share_fraction']:.2%}", note))
-    return [*tiles, *_replay_tile(tables["replay_check"])]
+    if headlines["allocated_max_rank"] is not None:
+        times = headlines["allocated_max_over_mean"]
+        note = f"rank {headlines['allocated_max_rank']} against the mean of allocated"
+        tiles.append(_tile("imbalance", "-" if times is None else f"{times:.2f} x", note))
+    if (share := headlines["unexplained_fraction"]) is not None:
+        note = f"of device used at the peak, rank {headlines['unexplained_rank']}"
+        tiles.append(_tile("unexplained", f"{share:.2%}", note))
+    return [*tiles, *_replay_tile(headlines)]
 
 
-def _replay_tile(rows: Sequence[Row]) -> list[Row]:
-    if not rows:
+def _replay_tile(headlines: Row) -> list[Row]:
+    num_ranks, checked = headlines["num_ranks"], headlines["num_checked"]
+    if not num_ranks:
         return []
-    checked = [row for row in rows if row["num_checks"]]
     if not checked:
         return [
             _tile("recording", "unchecked", "no allocator events were recorded, or no rank came to its end")
         ]
-    exact = [row for row in checked if row["is_exact"]]
     notes = ["ranks replay to the byte"]
-    if within := [row for row in checked if is_within(row)]:
-        most = max(row["inexact_bytes"] for row in within)
-        notes.append(f"{len(within)} within {most:,} bytes")
-    if len(checked) < len(rows):
-        notes.append(f"{len(rows) - len(checked)} ended before they could be compared")
-    return [_tile("recording", f"{len(exact)} of {len(checked)}", ", ".join(notes))]
+    if within := headlines["num_within"]:
+        notes.append(f"{within} within {headlines['inexact_bytes']:,} bytes")
+    if checked < num_ranks:
+        notes.append(f"{num_ranks - checked} ended before they could be compared")
+    return [_tile("recording", f"{headlines['num_exact']} of {checked}", ", ".join(notes))]
 
 
 def _tile(name: str, value: str | Markup, note: str) -> Row:

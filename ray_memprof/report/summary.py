@@ -32,18 +32,23 @@ def summary_lines(run_dir: Path) -> list[str]:
         ConfigError: `run_dir` is no run.
     """
     with database.open_run(run_dir) as connection:
-        return figure_lines(connection, diagnose.findings(connection))
+        return figure_lines(connection, diagnose.findings(connection), rows_of(connection, "headlines"))
 
 
-def figure_lines(connection: duckdb.DuckDBPyConnection, found: Sequence[diagnose.Finding]) -> list[str]:
-    """The same lines for a run that is open already and whose findings are known."""
-    return [
-        *_peaks(connection),
-        *_imbalance(connection),
-        *_books(connection),
-        *_replay(connection),
-        *_findings(found),
-    ]
+def figure_lines(
+    connection: duckdb.DuckDBPyConnection, found: Sequence[diagnose.Finding], headlines: list[dict[str, Any]]
+) -> list[str]:
+    """The same lines for a run that is open already.
+
+    Args:
+        connection: the run.
+        found: its findings.
+        headlines: the answer to the question headlines: one row, or none if nothing was recorded.
+    """
+    lines = _peaks(connection)
+    for row in headlines:
+        lines += [*_imbalance(row), *_books(row), *_replay(connection, row)]
+    return [*lines, *_findings(found)]
 
 
 def _peaks(connection: duckdb.DuckDBPyConnection) -> list[str]:
@@ -75,42 +80,43 @@ def _peak(row: dict[str, Any]) -> str:
     )
 
 
-def _imbalance(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    rows = [row for row in rows_of(connection, "imbalance") if row["stage"] is None and row["num_ranks"] > 1]
+def _imbalance(headlines: dict[str, Any]) -> list[str]:
     return [
-        f"imbalance: rank {row['max_rank']} peaks at {row['max_over_mean']:.2f} x the mean of {row['measure']}"
-        for row in rows
-        if row["measure"] in ("allocated", "device_used") and row["max_over_mean"] is not None
+        f"imbalance: rank {headlines[measure + '_max_rank']} peaks at {times:.2f} x the mean of {measure}"
+        for measure in ("allocated", "device_used")
+        if (times := headlines[f"{measure}_max_over_mean"]) is not None
     ]
 
 
-def _books(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    rows = [row for row in rows_of(connection, "books_at_peak") if row["account"] == "unexplained"]
-    known = [row for row in rows if row["share_fraction"] is not None]
-    if not known:
+def _books(headlines: dict[str, Any]) -> list[str]:
+    share = headlines["unexplained_fraction"]
+    if share is None:
         return []
-    worst = max(known, key=lambda row: abs(row["share_fraction"]))
     return [
-        f"books at the peak: unexplained at most {size_text(worst['bytes'])}, {worst['share_fraction']:.2%} of what is "
-        f"used on the device (rank {worst['rank']})"
+        f"books at the peak: unexplained at most {size_text(headlines['unexplained_bytes'])}, {share:.2%} of what is "
+        f"used on the device (rank {headlines['unexplained_rank']})"
     ]
 
 
-def _replay(connection: duckdb.DuckDBPyConnection) -> list[str]:
+def _replay(connection: duckdb.DuckDBPyConnection, headlines: dict[str, Any]) -> list[str]:
     rows = rows_of(connection, "replay_check")
-    checked = [row for row in rows if row["num_checks"]]
     if not rows:
         return []
-    if not checked:
+    if not headlines["num_checked"]:
         # A rank is checked when it ends by itself, with success or not.
         killed = any(row["status"] in KILLED for row in rows)
         why = "no rank came to its end" if killed else "no allocator events were recorded"
         return [f"replay: not checked: {why}"]
     lines = []
-    if exact := [row["rank"] for row in checked if row["is_exact"]]:
-        whose = f"{len(exact)} of {len(rows)} ranks" if len(checked) == len(rows) else rank_text(exact)
+    if headlines["num_exact"]:
+        is_whole = headlines["num_checked"] == len(rows)
+        whose = (
+            f"{headlines['num_exact']} of {len(rows)} ranks"
+            if is_whole
+            else rank_text([row["rank"] for row in rows if row["is_exact"]])
+        )
         lines.append(f"replay: exact to the byte on {whose}")
-    lines += [f"replay: {inexact_text(row)}" for row in checked if not row["is_exact"]]
+    lines += [f"replay: {inexact_text(row)}" for row in rows if row["num_checks"] and not row["is_exact"]]
     if missing := [row for row in rows if not row["num_checks"]]:
         lines.append(
             f"replay: not compared on {rank_text([row['rank'] for row in missing])}: {_why_not(missing)}"

@@ -16,7 +16,7 @@ from ray_memprof.driver.crew import Crew
 from ray_memprof.driver.interrupts import Interrupts
 from ray_memprof.driver.live import Live
 from ray_memprof.driver.run_state import RunState
-from ray_memprof.rank.log import lines_since
+from ray_memprof.rank.log import NOT_FOR_CONSOLE, lines_since
 from ray_memprof.rank.messages import Outcome, Whereabouts
 
 DIED = exceptions.ActorDiedError()
@@ -152,16 +152,20 @@ def test_more_than_one_answer_carries_is_told(
     assert said == [f"[rank 0] line {number}" for number in range(5)]
 
 
-def test_the_last_words_of_a_dead_rank_are_read_from_its_log(ray: FakeRay, actor: Actor) -> None:
+@pytest.mark.parametrize(
+    "beyond",
+    ["Fatal Python error: Segmentation fault\n\nThread 0x1:\n", f"{NOT_FOR_CONSOLE}\nTraceback (most\n"],
+)
+def test_the_last_words_of_a_dead_rank_are_read_from_its_log(ray: FakeRay, actor: Actor, beyond: str) -> None:
     said: list[str] = []
     crew = started(actor, said, log=actor.log)
     actor.write("begins\n")
     crew.beats()
     crew.beats()
-    actor.write("last\nFatal Python error: Segmentation fault\n\nThread 0x1:\n")
+    actor.write(f"Traceback of the program's own\nlast\n{beyond}")
     actor.is_dead = True
     crew.last_words()
-    assert said == ["[rank 0] begins", "[rank 0] last"]
+    assert said == ["[rank 0] begins", "[rank 0] Traceback of the program's own", "[rank 0] last"]
 
 
 def test_the_log_of_a_dead_rank_on_another_disk_is_not_looked_for(ray: FakeRay, actor: Actor) -> None:

@@ -190,23 +190,42 @@ def test_replay_check(tmp_path: Path) -> None:
         {"replayed_reserved_peak_bytes": 72},
         {"num_checks": 0, "status": "died"},
         {"inexact_bytes": 512, "peak_at_least": True},
+        {"inexact_bytes": 512, "max_error_bytes": 512, "replayed_reserved_peak_bytes": 580},
+        {"inexact_bytes": 512, "max_error_bytes": 512, "replayed_allocated_peak_bytes": 562},
+        {"inexact_bytes": 512, "max_error_bytes": 513},
+        {"inexact_bytes": 512, "num_lost_events": 1},
+        {"inexact_bytes": 512, "num_checks": 0},
     ]
     make_ranks(tmp_path, exact, *({**exact, **fault} for fault in faults))
     assert columns(tmp_path, "replay_check") == [
-        *("rank", "is_exact", "status", "num_events", "num_lost_events", "num_checks", "max_error_bytes"),
+        *(
+            "rank",
+            "is_exact",
+            "is_within",
+            "status",
+            "num_events",
+            "num_lost_events",
+            "num_checks",
+            "max_error_bytes",
+        ),
         *("inexact_bytes", "peak_at_least"),
         *("allocated_peak_bytes", "allocated_peak_error_bytes"),
         *("reserved_peak_bytes", "reserved_peak_error_bytes"),
         *("recorder_ns", "longest_pause_ns", "recorder_bytes"),
     ]
     assert answer(tmp_path, "replay_check") == [
-        (0, True, "ok", 9, 0, 3, 0, 0, False, 50, 0, 70, 0, 4, 2, 8),
-        (1, False, "ok", 9, 0, 3, 512, 0, False, 50, 0, 70, 0, 4, 2, 8),
-        (2, False, "ok", 9, 1, 3, 0, 0, False, 50, 0, 70, 0, 4, 2, 8),
-        (3, False, "ok", 9, 0, 3, 0, 0, False, 50, -1, 70, 0, 4, 2, 8),
-        (4, False, "ok", 9, 0, 3, 0, 0, False, 50, 0, 70, 2, 4, 2, 8),
-        (5, False, "died", 9, 0, 0, 0, 0, False, 50, 0, 70, 0, 4, 2, 8),
-        (6, False, "ok", 9, 0, 3, 0, 512, True, 50, 0, 70, 0, 4, 2, 8),
+        (0, True, False, "ok", 9, 0, 3, 0, 0, False, 50, 0, 70, 0, 4, 2, 8),
+        (1, False, False, "ok", 9, 0, 3, 512, 0, False, 50, 0, 70, 0, 4, 2, 8),
+        (2, False, False, "ok", 9, 1, 3, 0, 0, False, 50, 0, 70, 0, 4, 2, 8),
+        (3, False, False, "ok", 9, 0, 3, 0, 0, False, 50, -1, 70, 0, 4, 2, 8),
+        (4, False, False, "ok", 9, 0, 3, 0, 0, False, 50, 0, 70, 2, 4, 2, 8),
+        (5, False, False, "died", 9, 0, 0, 0, 0, False, 50, 0, 70, 0, 4, 2, 8),
+        (6, False, True, "ok", 9, 0, 3, 0, 512, True, 50, 0, 70, 0, 4, 2, 8),
+        (7, False, True, "ok", 9, 0, 3, 512, 512, False, 50, 0, 70, 510, 4, 2, 8),
+        (8, False, True, "ok", 9, 0, 3, 512, 512, False, 50, 512, 70, 0, 4, 2, 8),
+        (9, False, False, "ok", 9, 0, 3, 513, 512, False, 50, 0, 70, 0, 4, 2, 8),
+        (10, False, False, "ok", 9, 1, 3, 0, 512, False, 50, 0, 70, 0, 4, 2, 8),
+        (11, False, False, "ok", 9, 0, 0, 0, 512, False, 50, 0, 70, 0, 4, 2, 8),
     ]
 
 

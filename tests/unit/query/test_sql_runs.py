@@ -71,7 +71,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_nothing_recorded_gives_no_rows(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {}})
-    for name in ("run_overview", "measures", "host_memory", "activation_by_block"):
+    for name in ("run_overview", "measures", "host_memory", "activation_by_block", "headlines"):
         assert answer(tmp_path, name) == []
 
 
@@ -91,6 +91,72 @@ def test_a_run_that_ended_before_a_rank_recorded_is_a_run_nevertheless(tmp_path:
     make_ranks(tmp_path, run_id="r", status="failed", start_ns=1, end_ns=3)
     about = ("r", "", "", "", 0, None, None, "", "failed", "", 2)
     assert answer(tmp_path, "run_overview") == [(*about, None, None, None, False, None, None, None)]
+
+
+HEADLINES = [
+    *("allocated_peak_bytes", "allocated_peak_rank", "path", "step", "peak_at_least"),
+    *("device_used_peak_bytes", "device_used_peak_rank", "device_total_bytes", "num_samples"),
+    *("allocated_max_over_mean", "allocated_max_rank", "device_used_max_over_mean", "device_used_max_rank"),
+    *("unexplained_bytes", "unexplained_fraction", "unexplained_rank"),
+    *("num_ranks", "num_checked", "num_exact", "num_within", "inexact_bytes"),
+]
+
+
+def test_headlines_take_each_figure_from_the_rank_that_has_the_most(tmp_path: Path) -> None:
+    spans = {
+        0: span(1, "encode", (0, 9), allocated=(0, 0, 10), device_used=(0, 40, 40), num_samples=3),
+        1: span(4, "denoise", (0, 9), allocated=(0, 0, 24), device_used=(0, 60, 60), num_samples=2, step=7),
+        2: span(4, "decode", (0, 9), allocated=(0, 0, 24), device_used=(0, 50, 50), num_samples=0),
+        3: span(4, "late", (0, 9), allocated=(0, 0, 6), device_used=(0, 60, 60), num_samples=1),
+    }
+    # What is left of the device: 40 of 40, 25 of 60, -55 of 50 and 60 of 60.
+    context = {1: 35, 2: 105}
+    make_run(
+        tmp_path,
+        {
+            rank: {
+                "spans": [one],
+                "ledger": [blank("ledger", t_ns=0, account="context", bytes=context.get(rank, 0))],
+            }
+            for rank, one in spans.items()
+        },
+    )
+    exact = {"num_checks": 2, "device_total_bytes": 80}
+    make_ranks(
+        tmp_path,
+        exact,
+        {**exact, "device_total_bytes": 90},
+        {**exact, "inexact_bytes": 5, "peak_at_least": True},
+        {**exact, "inexact_bytes": 7, "num_lost_events": 1},
+        {**exact, "inexact_bytes": 6},
+        {**exact, "num_checks": 0},
+    )
+    assert columns(tmp_path, "headlines") == HEADLINES
+    assert answer(tmp_path, "headlines") == [
+        (
+            *(24, 1, "denoise", 7, True),
+            *(60, 1, 90, 2),
+            *(24 / 16, 1, 60 / 52.5, 1),
+            *(-55, -55 / 50, 2),
+            *(6, 5, 2, 2, 6),
+        )
+    ]
+
+
+def test_of_one_rank_no_imbalance_is_told_and_of_an_unmeasured_device_no_books(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {"spans": [span(1, "denoise", (0, 9), allocated=(0, 0, 10), num_samples=0)]}})
+    make_ranks(tmp_path, {"num_checks": 0})
+    (row,) = answer(tmp_path, "headlines")
+    told = dict(zip(HEADLINES, row, strict=True))
+    assert (told["allocated_peak_bytes"], told["num_ranks"], told["num_checked"]) == (10, 1, 0)
+    empty = ("allocated_max_over_mean", "allocated_max_rank", "unexplained_bytes", "unexplained_rank")
+    assert [told[name] for name in empty] == [None] * 4
+
+
+def test_headlines_of_ranks_that_recorded_nothing_tell_how_many_they_are(tmp_path: Path) -> None:
+    make_run(tmp_path, {0: {}})
+    make_ranks(tmp_path, {}, {})
+    assert answer(tmp_path, "headlines") == [(*(None,) * 16, 2, 0, 0, 0, 0)]
 
 
 def test_host_memory(run_dir: Path) -> None:

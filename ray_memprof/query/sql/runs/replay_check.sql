@@ -5,6 +5,9 @@
 --   is_exact                       checks were made, none was off by a byte, no
 --                                  event was lost, the peaks agree and every
 --                                  rule of the allocator was known
+--   is_within                      compared, and wrong only because a rule of
+--                                  the allocator is not known: no error
+--                                  exceeds inexact_bytes
 --   status                         how the rank ended: a rank that did not
 --                                  come to its end was not checked
 --   num_events, num_lost_events    allocator events
@@ -29,6 +32,14 @@ SELECT
         AND inexact_bytes = 0
         AND replayed_allocated_peak_bytes = allocated_peak_bytes
         AND replayed_reserved_peak_bytes = reserved_peak_bytes AS is_exact,
+    num_checks > 0
+        AND inexact_bytes > 0
+        AND num_lost_events = 0
+        AND GREATEST(
+            max_error_bytes,
+            ABS(replayed_allocated_peak_bytes - allocated_peak_bytes),
+            ABS(replayed_reserved_peak_bytes - reserved_peak_bytes)
+        ) <= inexact_bytes AS is_within,
     status,
     num_events,
     num_lost_events,
