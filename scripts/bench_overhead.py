@@ -24,10 +24,11 @@ import torch
 
 from ray_memprof.recorder.options import Level, RecordingOptions
 from ray_memprof.recorder.recording import recording
+from ray_memprof.recorder.spans import Relay, span
 from ray_memprof.recorder.status import ReplayCheck
 from wan.config import TASKS
 from wan.pipeline import Pipeline, Request, parse_size
-from wan.spans import span
+from wan.spans import listening
 
 LEVELS = ("off", "stage", "event")
 MIB = 2**20
@@ -60,7 +61,8 @@ def make(pipeline: Pipeline, request: Request, level: str, device: str) -> Run:
     with tempfile.TemporaryDirectory() as folder:
         options = None if level == "off" else options_for(level, Path(folder), device)
         ends: list[float] = []
-        with recording(options) if options is not None else nullcontext() as recorder:
+        relay = listening(Relay()) if options is not None else nullcontext()
+        with recording(options) if options is not None else nullcontext() as recorder, relay:
             synchronize(device)
             began = time.perf_counter()
             pipeline.generate(request, on_step=lambda step, steps: ends.append(time.perf_counter()))

@@ -33,8 +33,8 @@ from ray_memprof.recorder.meters.nvml import open_device
 from ray_memprof.recorder.recorder import DRAIN_EVENTS, Recorder
 from ray_memprof.recorder.rows import Parcel
 from ray_memprof.recorder.scribe import Scribe
+from ray_memprof.recorder.spans import listening, span
 from ray_memprof.store.rank_store import RankStore
-from wan.spans import listening, span
 
 MIB = 2**20
 WORK = 400_000

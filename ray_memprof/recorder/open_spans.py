@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from ray_memprof.recorder.meters.meter import Reading
 from ray_memprof.recorder.rows import SpanRecord
+from ray_memprof.recorder.spans import Attribute
 from ray_memprof.store.categories import component_of, stage_of
-from wan.spans import Attribute
 
 _BLOCKS = ("dit.", "t5.", "clip.", "comm.")
 """Prefixes of spans whose index, their own or that of the span around them, numbers a transformer block."""

@@ -26,9 +26,9 @@ from ray_memprof.recorder.owners import Stamp
 from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.rows import Collective, Parcel, Sample, SpanRecord
 from ray_memprof.recorder.scribe import Scribe
+from ray_memprof.recorder.spans import Attribute
 from ray_memprof.recorder.status import Beat, ReplayCheck
 from ray_memprof.store.categories import category_of
-from wan.spans import Attribute
 
 if TYPE_CHECKING:
     from ray_memprof.recorder.meters.nvml import OwnShare
@@ -54,7 +54,7 @@ _EVENT_BYTES = 500
 
 
 class Recorder:
-    """A wan.spans.Listener for the thread that runs the model; beat() and tick() may be called from others.
+    """A spans.Listener for the thread that runs the model; beat() and tick() may be called from others.
 
     Args:
         rank: whose spans these are.

@@ -21,7 +21,7 @@ from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.scribe import scribe_of
-from wan.spans import listening
+from ray_memprof.recorder.spans import counting_steps, listening
 
 
 @contextmanager
@@ -54,7 +54,7 @@ def recording(options: RecordingOptions, clock: Clock | None = None) -> Iterator
         samples = sampling(recorder, meter, device, options.sample_interval_s, clock=clock)
         try:
             with samples:
-                with listening(recorder), watching(recorder):
+                with listening(recorder), watching(recorder), counting_steps():
                     yield recorder
         finally:
             recorder.close()

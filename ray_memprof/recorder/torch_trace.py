@@ -21,8 +21,8 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule,
 
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.store.whole_file import replacing
-from wan.spans import Attribute, listening
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,7 +34,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
 )
 
-from wan.spans import span
+from ray_memprof.recorder.spans import span
 
 # torch's wrappers add these parts to the paths of the modules that they wrap.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_memprof.errors import EXIT_WORKLOAD, RunError
+from ray_memprof.recorder.spans import span
 from ray_memprof.store.categories import SCRIPT
-from wan.spans import span
 
 
 class ScriptFailed(RunError):

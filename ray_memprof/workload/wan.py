@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_memprof.config.run_config import RunConfig
+from ray_memprof.recorder.spans import Relay
 from ray_memprof.workload.listener import StepListener
 from wan.config import TASKS
 from wan.options import Options, describe
 from wan.parallel.environment import Place
-from wan.spans import span
+from wan.spans import listening, span
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,12 @@ def run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener
         device: of this rank, as torch names it.
         recorder: told when a step is done.
     """
+    # wan has spans of its own, since it knows nothing of the profiler.
+    with listening(Relay()):
+        _make_videos(config, place, device, recorder)
+
+
+def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepListener) -> None:
     from ray_memprof.config.wan_keys import KEYS, wan_options
     from wan.generate import make_pipeline, make_request, other_than_asked
 

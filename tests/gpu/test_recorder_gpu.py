@@ -29,7 +29,7 @@ from ray_memprof.config.load import load_config
 from ray_memprof.recorder.meters.nvml import open_device
 from ray_memprof.recorder.recording import recording
 from ray_memprof.recorder.options import RecordingOptions
-from wan.spans import span
+from ray_memprof.recorder.spans import span
 
 folder = Path(sys.argv[1])
 with open_device(index=0) as device:
@@ -62,8 +62,11 @@ from wan.pipeline import Pipeline, Request
 with span("device.init"):
     torch.zeros(1, device="cuda")
     torch.cuda.synchronize()
+from ray_memprof.recorder.spans import Relay
+from wan.spans import listening
 pipeline = Pipeline(TASKS["t2v-tiny"], ckpt_dir=None, device="cuda", precision="bf16")
-pipeline.generate(Request(prompt="a fox", steps=2))
+with listening(Relay()):
+    pipeline.generate(Request(prompt="a fox", steps=2))
 """
 # Shapes of one block of the 1.3B model at 480P, on two streams, with memory given back in between.
 BLOCKS = """

@@ -161,7 +161,7 @@ def test_a_program_that_records_history_itself_has_it_whole_and_so_have_we(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DUMP", str(tmp_path / "alone.pickle"))
-    program = "import torch\nfrom wan.spans import span\n" + OWN_HISTORY
+    program = "import torch\nfrom ray_memprof.recorder.spans import span\n" + OWN_HISTORY
     settings = {
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),

@@ -57,7 +57,7 @@ RUN = f"""{PLAN}
 import torch
 from ray_memprof.workload import dispatch
 from ray_memprof.recorder.meters.nvml import open_device
-from wan.spans import listening
+from ray_memprof.recorder.spans import listening
 
 class Meter:
     grown, depth, before = {{}}, 0, (0, 0)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from wan.spans import span
+from ray_memprof.recorder.spans import span
 
 HOARD_CHUNKS, HOARD_CHUNK_BYTES = 64, 64 * 2**20
 """4 GiB in 3 s: more than the threshold of the test leaves, and not more than a small host has."""

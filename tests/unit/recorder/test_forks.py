@@ -23,11 +23,11 @@ from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.recording import recording
 from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
+from ray_memprof.recorder.spans import listening, span
 from ray_memprof.recorder.torch_trace import StepTrace, TraceSchedule
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_files import table_dir
 from ray_memprof.workload.module_spans import naming_modules
-from wan.spans import listening, span
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)
 

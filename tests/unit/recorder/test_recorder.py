@@ -18,9 +18,9 @@ from ray_memprof.recorder.collectives import watching
 from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
+from ray_memprof.recorder.spans import listening, span
 from ray_memprof.recorder.status import Beat, ReplayCheck
 from ray_memprof.store.schema import SPANS
-from wan.spans import listening, span
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)
 COST = ("recorder_ns", "longest_pause_ns", "recorder_bytes")

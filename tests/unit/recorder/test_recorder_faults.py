@@ -17,7 +17,7 @@ from ray_memprof.recorder.problems import MOST_PROBLEMS, Problems
 from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
-from wan.spans import listening, span
+from ray_memprof.recorder.spans import listening, span
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)
 

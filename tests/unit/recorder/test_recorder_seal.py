@@ -7,8 +7,8 @@ from recorder_fakes import FakeMeter
 from test_recorder import Desk, at_work, beat
 
 from ray_memprof.recorder.recorder import Recorder
+from ray_memprof.recorder.spans import span
 from ray_memprof.recorder.status import Beat
-from wan.spans import span
 
 
 def test_beats_tell_where_the_model_is_to_any_thread() -> None:

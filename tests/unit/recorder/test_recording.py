@@ -12,11 +12,12 @@ import torch
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.recording import recording
+from ray_memprof.recorder.spans import Relay, listening, span
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_files import manifest_path, table_dir
+from wan import spans as wan_spans
 from wan.config import TASKS
 from wan.pipeline import Pipeline, Request
-from wan.spans import listening, span
 
 
 def options_of(folder: Path, **changes: Any) -> RecordingOptions:
@@ -25,7 +26,8 @@ def options_of(folder: Path, **changes: Any) -> RecordingOptions:
 
 def make_video() -> None:
     pipeline = Pipeline(TASKS["t2v-tiny"], ckpt_dir=None, device="cpu", precision="fp32")
-    pipeline.generate(Request(prompt="a fox", steps=2))
+    with wan_spans.listening(Relay()):
+        pipeline.generate(Request(prompt="a fox", steps=2))
 
 
 def rows_of(folder: Path, table: str) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ray_memprof.errors import DiskFull
+from ray_memprof.recorder.spans import span
 from ray_memprof.recorder.torch_trace import TraceSchedule, tracing
-from wan.spans import span
 
 # Some tests keep every step on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:Profiler won't be using warmup")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
+from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.workload.module_spans import naming_modules
-from wan.spans import Attribute, listening
 
 ONE = torch.ones(1, 2)
 

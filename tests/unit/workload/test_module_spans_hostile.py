@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.workload import module_spans as module
 from ray_memprof.workload.module_spans import ModuleSpans, naming_modules
-from wan.spans import Attribute, listening
 
 ONE = torch.ones(1, 2)
 

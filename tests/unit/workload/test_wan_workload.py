@@ -15,12 +15,12 @@ from ray_memprof.config.keys import Logging
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.rank.messages import RankFacts, RankPlan
+from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.workload import dispatch, wan
 from wan import options_here
 from wan.errors import InputError, MediaError
 from wan.inputs.media import read_image
 from wan.networks.text import encode_text
-from wan.spans import Attribute, listening
 
 STEPS = 2
 
