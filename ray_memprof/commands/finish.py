@@ -22,12 +22,25 @@ def finish(
     address: Annotated[
         str | None, typer.Option(help="Address of the Ray on its hosts. Default: the Ray that it had joined.")
     ] = None,
+    wait: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", help="How long to wait for ranks of a recorded program that still run."
+        ),
+    ] = 0.0,
 ) -> None:
     """Complete a run whose launcher was killed, or whose records are still on other hosts, and write its report."""
     from ray_memprof.store.find_run import find_run
 
     with told():
+        from ray_memprof.driver import recorded
         from ray_memprof.driver.finish import finish as make_whole
 
-        for line in make_whole(find_run(run), copies, address=address):
+        run_dir = find_run(run)
+        is_recorded = recorded.is_recorded(run_dir)
+        for line in (
+            recorded.complete(run_dir, wait_s=wait)
+            if is_recorded
+            else make_whole(run_dir, copies, address=address)
+        ):
             sys.stdout.write(visible(f"{line}\n"))

@@ -14,6 +14,8 @@ LOGS_DIR = "logs"
 TRACE_FILE = "rank{rank}.pt.trace.json"
 """TensorBoard looks for *.pt.trace.json, and takes what * stands for as the name of the worker."""
 LATEST_LINK = "latest"
+FINISH_LOG = f"{LOGS_DIR}/finish.log"
+"""Output of the process that completes a run after its program has failed."""
 _MOST_NAME_LETTERS = 120
 OPEN_STREAM = "open.arrows"
 PART_SUFFIX = ".parquet"
@@ -55,6 +57,16 @@ def manifest_path(run_dir: Path, rank: int) -> Path:
 def log_name(rank: int) -> str:
     """The path of a rank's log, relative to the run folder."""
     return f"{LOGS_DIR}/rank{rank}.log"
+
+
+def rank_file(rank: int) -> str:
+    """The path of what a rank without a launcher says of itself and of its end, relative to the run folder."""
+    return f"{LOGS_DIR}/rank{rank}.json"
+
+
+def announcement_name(key: str) -> str:
+    """Name of the file, beside the runs of one name, by which the ranks of one start find their common run folder."""
+    return f".start-{key}.json"
 
 
 def flight_record_name(rank: int | None = None) -> str:

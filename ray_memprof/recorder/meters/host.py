@@ -168,7 +168,8 @@ class HostMeter:
             if number is None:
                 self._num_allocs += 1
                 number = self._numbers[storage] = self._num_allocs
-                weakref.finalize(storage, self._change, number, 0)
+                # What lives until the process ends is not freed before.
+                weakref.finalize(storage, self._change, number, 0).atexit = False
         self._change(number, storage.nbytes())
 
     def _change(self, number: int, size: int) -> None:

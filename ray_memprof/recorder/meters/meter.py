@@ -63,7 +63,8 @@ class HostRss:
 
     def __init__(self) -> None:
         self._statm = os.open("/proc/self/statm", os.O_RDONLY)
-        weakref.finalize(self, os.close, self._statm)
+        # At the end of the process it is read until the recording has ended.
+        weakref.finalize(self, os.close, self._statm).atexit = False
 
     def read(self) -> int:
         """Bytes of this moment."""

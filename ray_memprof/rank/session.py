@@ -1,0 +1,270 @@
+"""The recording of a process that was started without the launcher, from its beginning to its end.
+
+    session = Session(settings, start_of(os.environ), program)
+    session.begin()                        # once torch is imported; never raises
+    session.end(error)                     # seals the rows and says how it ended; rank 0 has the run completed
+
+The folder of the run is made by rank 0 (store/joint_folder.py). Each rank writes its tables and logs/rankN.json there.
+What goes wrong here is one line on the standard error: the program runs on, recorded or not.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray_memprof.errors import RunError
+from ray_memprof.rank.settings import Program, Settings
+from ray_memprof.rank.starters import Start
+from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.store.categories import SCRIPT
+from ray_memprof.store.joint_folder import await_joint, make_joint, withdraw
+from ray_memprof.store.processes import is_alive
+from ray_memprof.store.run_files import FINISH_LOG, rank_file
+from ray_memprof.store.standing import RUNNING, driver_facts
+from ray_memprof.store.whole_file import replacing
+
+if TYPE_CHECKING:
+    from ray_memprof.recorder.recorder import Recorder
+    from ray_memprof.store.run_folder import RunFolder
+
+WAIT_S = 60.0
+"""Seconds that rank 0 waits at its end for the other ranks to end, as long as their processes run."""
+_LOOK_S = 0.1
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Session:
+    """One recording of this process.
+
+    Args:
+        settings: what is recorded, and where it goes.
+        start: which rank this is.
+        program: what runs, for the record.
+    """
+
+    def __init__(self, settings: Settings, start: Start, program: Program) -> None:
+        self._settings, self._start, self._program = settings, start, program
+        self._name = settings.run_name(program)
+        self._folder: RunFolder | None = None
+        self._recorder: Recorder | None = None
+        self._stack = ExitStack()
+        self._device, self._facts = "cpu", dict[str, Any]()
+        self._is_over = False
+        silent_in_children(self)
+
+    def forked(self) -> None:
+        """In a forked child: nothing is recorded, and nothing is left to end."""
+        self._is_over = True
+
+    @property
+    def run_dir(self) -> Path | None:
+        """The run folder; None: nothing is recorded."""
+        return None if self._recorder is None or self._folder is None else self._folder.path
+
+    def begin(self) -> None:
+        """Begin to record this thread."""
+        try:
+            self._begin()
+        except Exception as error:
+            self._say(f"nothing is recorded: {_line(error)}")
+            hint = getattr(error, "hint", "")
+            if hint:
+                self._say(f"hint: {hint}")
+            self._is_over = True
+            with suppress(Exception):
+                self._stack.close()
+
+    def _begin(self) -> None:
+        from ray_memprof.rank.device_of_process import device_of_process
+        from ray_memprof.recorder.recording import recording
+
+        found = device_of_process(self._start.local_rank, self._settings.device)
+        self._device = found.device
+        self._folder = self._make_folder()
+        self._facts = {**driver_facts(), **found.facts}
+        self._write(status=RUNNING)
+        options = found.options(self._folder.path, self._start.rank, self._settings)
+        self._recorder = self._stack.enter_context(recording(options))
+        self._stack.enter_context(_naming(self._settings.module_spans, self._recorder))
+        from ray_memprof.recorder.spans import span
+
+        self._stack.enter_context(span(SCRIPT))
+
+    def _make_folder(self) -> "RunFolder":
+        import yaml
+
+        output_dir, start = self._settings.folder(), self._start
+        if start.rank:
+            return await_joint(output_dir, self._name, start.key)
+        config = self._settings.config(self._program, start, self._device.partition(":")[0])
+        text = yaml.safe_dump(config, sort_keys=False)
+        folder = make_joint(output_dir, self._name, start.key, config_text=text, num_ranks=start.num_ranks)
+        folder.note(started_by="record")
+        return folder
+
+    def seal(self) -> None:
+        """Write what is recorded so far: the process is about to end without another word."""
+        if self._recorder is not None and not self._is_over:
+            self._recorder.seal()
+
+    def end(self, error: BaseException | None = None, exit_code: int | None = None) -> None:
+        """End the recording.
+
+        Args:
+            error: the exception that ended the program; None: it ended well, or by an exit code.
+            exit_code: of the program; None: 0.
+        """
+        if self._is_over or self._recorder is None:
+            return
+        self._is_over = True
+        try:
+            self._end(error, exit_code)
+        except Exception as failed:
+            self._say(f"the recording did not end as it should: {_line(failed)}")
+
+    def _end(self, error: BaseException | None, exit_code: int | None) -> None:
+        from ray_memprof.rank.outcome import outcome_of
+
+        recorder, start = self._recorder, self._start
+        assert recorder is not None
+        lost: BaseException | None = None
+        try:
+            self._stack.__exit__(*((type(error), error, error.__traceback__) if error else (None,) * 3))
+        except Exception as failed:  # what was measured could not all be written
+            if failed is not error:
+                lost = failed
+        if error is not None:
+            outcome = asdict(outcome_of(error, start.rank, recorder.failure(), free_bytes=self._free_bytes()))
+        elif exit_code:
+            outcome = {"status": "failed", "reason": f"the program ended with exit code {exit_code}"}
+        else:
+            outcome = {"status": "ok", "reason": ""}
+        # The process ends with the program's own code, whatever a launcher would make of the error.
+        outcome["exit_code"] = exit_code or 0
+        check = recorder.check()
+        ended = {
+            "check": None if check is None else asdict(check),
+            "problems": [*recorder.problems, *([_line(lost)] if lost else [])],
+            **_surroundings(),
+            "end_ns": time.time_ns(),
+        }
+        self._write(**outcome | ended)
+        is_ok = outcome["status"] == "ok"
+        if start.rank == 0:
+            withdraw(self._settings.folder(), self._name, start.key)
+        if start.num_ranks > 1 and not is_ok:
+            self._complete_later()
+        elif start.rank == 0:
+            self._complete()
+
+    def _free_bytes(self) -> int | None:
+        assert self._recorder is not None
+        total, used = self._facts.get("device_total_bytes"), self._recorder.device_used_at_failure()
+        return None if not total or used is None else max(0, total - used)
+
+    def _write(self, **facts: Any) -> None:
+        assert self._folder is not None
+        self._facts |= facts
+        path = self._folder.path / rank_file(self._start.rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"rank": self._start.rank, "local_rank": self._start.local_rank, **self._facts}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+
+    def _complete(self) -> None:
+        """Rank 0: wait for the others, and have the report written by a process of its own.
+
+        That process shares no modules with the program, whose packages may have the names of ours.
+        """
+        command, environ = self._finisher()
+        done = subprocess.run(
+            command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        for line in done.stdout.splitlines():
+            self._say(line)
+
+    def _complete_later(self) -> None:
+        """The first rank that failed: have the run completed once the others have ended, too.
+
+        They may wait for this rank until the starter has seen it end, and is about to kill them.
+        """
+        assert self._folder is not None
+        command, environ = self._finisher()
+        log = self._folder.path / FINISH_LOG
+        try:
+            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return
+        try:
+            subprocess.Popen(
+                command,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,  # signals to the job's process group do not end it
+            )
+        finally:
+            os.close(output)
+        self._say(f"the run is completed once all ranks have ended; see {log}")
+
+    def _finisher(self) -> tuple[list[str], dict[str, str]]:
+        """The command that completes the run, and its environment."""
+        assert self._folder is not None
+        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environ = {name: value for name, value in os.environ.items() if name != "RAY_MEMPROF"}
+        wait = ["--wait", str(WAIT_S)]
+        command = [sys.executable, "-P", "-m", "ray_memprof.cli", "finish", str(self._folder.path), *wait]
+        return command, environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+    def _say(self, text: str) -> None:
+        with suppress(Exception):  # a program may have closed its standard error
+            sys.stderr.write(f"ray-memprof: {text}\n")
+
+
+def still_running(run_dir: Path, num_ranks: int, *, wait_s: float = 0.0) -> list[int]:
+    """Ranks that have not said how they ended, and whose process still runs, after at most `wait_s`.
+
+    Of a rank on another host it cannot be seen whether it runs: it is waited for.
+    """
+    until = time.monotonic() + wait_s
+    while True:
+        left = [rank for rank in range(num_ranks) if _may_run(run_dir / rank_file(rank))]
+        if not left or time.monotonic() >= until:
+            return left
+        time.sleep(_LOOK_S)
+
+
+def _may_run(path: Path) -> bool:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False  # it never began to record
+    if facts["status"] != RUNNING:
+        return False
+    return facts["host"] != socket.gethostname() or is_alive(facts["pid"], facts["started"])
+
+
+def _naming(patterns: tuple[str, ...], recorder: "Recorder") -> Any:
+    from ray_memprof.workload.module_spans import naming_modules
+
+    return naming_modules(patterns, lambda text: recorder.problem(text))
+
+
+def _surroundings() -> dict[str, Any]:
+    from ray_memprof.rank.checks import versions
+    from ray_memprof.rank.environment import in_force
+
+    return {"versions": versions(), "environment": in_force(os.environ)}
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, RunError) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,104 @@
+"""What is recorded of a program that starts without the launcher, and where it goes.
+
+    settings = Settings(name="nanogpt", level="event")
+    settings.config_text(Program(path=Path("train.py"), args=("--steps", "9")), start, device="cuda")
+
+Needs neither torch nor Ray.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.rank.starters import Start
+from ray_memprof.recorder.options import Level
+from ray_memprof.store.run_files import trouble_with_name
+
+OUTPUT_DIR = "RAY_MEMPROF_DIR"
+"""Variable with the folder for runs, where no option names one."""
+_DEFAULT_DIR = "profiler_logs"
+_LEVELS = tuple(level for level in get_args(Level) if level != "torch_profiler")
+"""A trace needs a schedule of steps, which only a configuration has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """What is run: a file or a module, and its arguments."""
+
+    path: Path | None = None
+    module: str = ""
+    args: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its name without folders and suffix: "train" for src/train.py, "demo" for -m pkg.demo."""
+        if self.module:
+            return self.module.removesuffix(".__main__").rpartition(".")[2]
+        return "python" if self.path is None else self.path.stem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What is recorded, and where it goes."""
+
+    name: str = ""
+    """Of the run; "": the program's."""
+    level: Level = "event"
+    output_dir: Path | None = None
+    """None: RAY_MEMPROF_DIR of the environment, else profiler_logs."""
+    sample_interval_s: float = 0.1
+    module_spans: tuple[str, ...] = ()
+    device: str = ""
+    """cpu or cuda; "": cuda where torch sees a device."""
+
+    def checked(self) -> "Settings":
+        """The same settings.
+
+        Raises:
+            ConfigError: one of them cannot be used.
+        """
+        if self.name and (why := trouble_with_name(self.name)):
+            raise ConfigError(f"name {self.name!r} {why}")
+        if self.level not in _LEVELS:
+            raise ConfigError(f"level {self.level!r} is none of {', '.join(_LEVELS)}")
+        if self.device not in ("", "cpu", "cuda"):
+            raise ConfigError(f"device {self.device!r} is neither cpu nor cuda")
+        if not 0.001 <= self.sample_interval_s <= 3600:
+            raise ConfigError(
+                f"sample_interval_s {self.sample_interval_s} is not between 0.001 and 3600 seconds"
+            )
+        return self
+
+    def folder(self, environ: Mapping[str, str] = os.environ) -> Path:
+        """Where the folders of runs lie."""
+        return (self.output_dir or Path(environ.get(OUTPUT_DIR) or _DEFAULT_DIR)).absolute()
+
+    def run_name(self, program: Program) -> str:
+        """The name of the run: what the user gave, else the program's, as far as a folder may have that name."""
+        if self.name:
+            return self.name
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", program.name).strip("-._")
+        return "program" if trouble_with_name(name) else name
+
+    def config(self, program: Program, start: Start, device: str) -> dict[str, Any]:
+        """The run as a configuration of the launcher would have it, for config.yaml."""
+        return {
+            "name": self.run_name(program),
+            "workload": "script",
+            "ranks": start.num_ranks,
+            "script": {
+                **({"module": program.module} if program.module else {"path": str(program.path or "-")}),
+                "args": list(program.args),
+                "module_spans": list(self.module_spans),
+            },
+            "model_config": {"device": device},
+            "logging": {
+                "level": self.level,
+                "output_dir": str(self.folder()),
+                "sample_interval_s": self.sample_interval_s,
+            },
+        }

@@ -1,0 +1,76 @@
+"""Which rank this process is, by the environment of whatever started it: torchrun, srun, mpirun or a person.
+
+    start = start_of(os.environ)          # Start(rank=2, num_ranks=4, local_rank=2, key="5c1d...")
+
+Pure: takes a mapping, and needs neither torch nor Ray.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray_memprof.errors import ConfigError
+
+_STARTERS = {
+    "RANK": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "OMPI_COMM_WORLD_RANK": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "PMI_RANK": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    "SLURM_PROCID": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+}
+"""Variables with the number of the rank, how many there are, and its number on its host. The first starter counts.
+
+A program under torchrun inside a SLURM job is torchrun's. PMI_RANK: MPICH and Intel MPI.
+"""
+_OF_ONE_START = (
+    *("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"),
+    *("OMPI_MCA_ess_base_jobid", "PMIX_NAMESPACE", "PMI_JOBID", "SLURM_JOB_ID", "SLURM_STEP_ID"),
+)
+"""Variables that all ranks of one start have alike."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """The number of this process among those that were started together."""
+
+    rank: int = 0
+    num_ranks: int = 1
+    local_rank: int = 0
+    """Among those of its host."""
+    key: str = ""
+    """The same for all ranks of one start, different for another start that runs at the same time; "": one rank."""
+
+
+def start_of(environ: Mapping[str, str]) -> Start:
+    """What the environment says; without a word of any starter it is rank 0 of 1.
+
+    Raises:
+        ConfigError: a variable of a starter is missing or no number.
+    """
+    for name, names in _STARTERS.items():
+        # A person's shell inside a SLURM allocation has SLURM_PROCID=0 too, but no step of srun's.
+        if name not in environ or (name == "SLURM_PROCID" and "SLURM_STEP_ID" not in environ):
+            continue
+        rank, num_ranks, local_rank = (_number(environ, one, beside=name) for one in names)
+        if rank >= num_ranks:
+            raise ConfigError(
+                f"environment variable {names[0]} is {rank}, and {names[1]} is {num_ranks}",
+                hint="ranks are numbered from 0",
+            )
+        key = _key(environ, num_ranks) if num_ranks > 1 else ""
+        return Start(rank=rank, num_ranks=num_ranks, local_rank=local_rank, key=key)
+    return Start()
+
+
+def _number(environ: Mapping[str, str], name: str, *, beside: str) -> int:
+    text = environ.get(name, "")
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigError(
+            f"environment variable {name} is {text!r}, beside {beside}={environ[beside]}",
+            hint=f"set it as torchrun, srun or mpirun does, or unset {beside}",
+        )
+    return int(text)
+
+
+def _key(environ: Mapping[str, str], num_ranks: int) -> str:
+    known = [f"{name}={environ[name]}" for name in _OF_ONE_START if name in environ]
+    return hashlib.sha256("\n".join([str(num_ranks), *known]).encode()).hexdigest()[:16]

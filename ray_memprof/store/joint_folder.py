@@ -1,0 +1,106 @@
+"""How the ranks of one start come to one run folder without a launcher: rank 0 makes it, and announces it in a file.
+
+    folder = make_joint(output_dir, "nanogpt", key, config_text=text, num_ranks=8)      # rank 0
+    folder = await_joint(output_dir, "nanogpt", key)                                    # the other ranks
+
+The file lies beside the runs of that name, and goes when rank 0 ends. One that an earlier start left behind, because
+its rank 0 was killed, is told by its process, or on another host by its age.
+"""
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ray_memprof.errors import NeverArrived
+from ray_memprof.store.processes import is_alive
+from ray_memprof.store.run_files import announcement_name
+from ray_memprof.store.run_folder import RunFolder, is_run
+from ray_memprof.store.standing import driver_facts
+from ray_memprof.store.whole_file import replacing
+
+WAIT_S = 60.0
+"""Seconds that a rank waits for the folder: all ranks start together, but import torch at different speeds."""
+_FRESH_S = 120.0
+"""So long an announcement of another host counts: whether its process still runs cannot be seen from here."""
+_LOOK_S = 0.05
+
+
+def make_joint(output_dir: Path, name: str, key: str, *, config_text: str, num_ranks: int) -> RunFolder:
+    """Make the folder of a run and announce it; for rank 0.
+
+    Args:
+        output_dir: where runs lie.
+        name: of the run.
+        key: of the start; "": there is only this rank, and nothing is announced.
+        config_text: for config.yaml.
+        num_ranks: how many ranks the run has.
+
+    Raises:
+        PreflightFailed: it cannot be made.
+    """
+    folder = RunFolder.create(output_dir, name, config_text=config_text, num_ranks=num_ranks)
+    if key:
+        with replacing(_announcement(output_dir, name, key)) as temporary:
+            told = {"run_id": folder.run_id, "t_s": time.time(), **driver_facts()}
+            temporary.write_text(json.dumps(told), encoding="utf-8")
+    return folder
+
+
+def await_joint(
+    output_dir: Path,
+    name: str,
+    key: str,
+    *,
+    wait_s: float = WAIT_S,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> RunFolder:
+    """The folder that rank 0 of the same start has made, as soon as it is there.
+
+    Raises:
+        NeverArrived: it is not there after `wait_s`.
+    """
+    path = _announcement(output_dir, name, key)
+    until = clock() + wait_s
+    while True:
+        facts = _read(path)
+        if facts is not None and _is_of_now(facts):
+            folder = path.parent / facts["run_id"]
+            if is_run(folder, facts["run_id"]):
+                return RunFolder.open(folder)
+        if clock() >= until:
+            raise NeverArrived(
+                f"rank 0 made no run folder in {path.parent} within {wait_s:.0f} s",
+                hint="set --output-dir to a folder that all ranks share, or record each host by itself",
+            )
+        sleep(_LOOK_S)
+
+
+def withdraw(output_dir: Path, name: str, key: str) -> None:
+    """Remove the announcement: no rank of this start can come any more. Does nothing where there is none."""
+    if key:
+        with suppress(OSError):
+            _announcement(output_dir, name, key).unlink()
+
+
+def _announcement(output_dir: Path, name: str, key: str) -> Path:
+    return output_dir / name / announcement_name(key)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _is_of_now(facts: dict[str, Any]) -> bool:
+    """Whether the rank 0 that wrote this is of this start, and not one of an earlier start that was killed."""
+    if facts["host"] == socket.gethostname():
+        return bool(is_alive(facts["pid"], facts["started"]))
+    return bool(abs(time.time() - facts["t_s"]) <= _FRESH_S)
