@@ -48,7 +48,7 @@ def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepLis
 
     options = replace(wan_options(config), device=device)
     num_videos = config.optimization.batch_size
-    sys.stderr.write(describe(options) + "\n")
+    sys.stderr.write(describe(options, place.num_ranks) + "\n")
     if place.rank == 0:
         _check_outputs(options, num_videos)
     _start_device(options.device)

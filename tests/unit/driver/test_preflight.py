@@ -273,6 +273,16 @@ def test_ranks_on_the_cpu_are_described_as_such() -> None:
     ]
 
 
+@pytest.mark.parametrize("world_size", ["4", "many"])
+def test_the_launchers_own_world_size_says_nothing_of_the_ranks(
+    monkeypatch: pytest.MonkeyPatch, world_size: str
+) -> None:
+    given = config(parallel={"ulysses": 2}, generation={"base_seed": 3})
+    expected = shown(given, [], [])
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert shown(given, [], []) == expected
+
+
 def test_ranks_that_agree_have_nothing_to_be_told() -> None:
     assert disagreements([]) == []
     assert disagreements([{"torch": "2.11"}, {"torch": "2.11"}]) == []
