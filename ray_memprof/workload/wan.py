@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.recorder.spans import Relay
 from ray_memprof.workload.listener import StepListener
+from ray_memprof.workload.place import Place
 from wan.config import TASKS
 from wan.options import Options, describe
-from wan.parallel.environment import Place
 from wan.spans import listening, span
 
 if TYPE_CHECKING:
