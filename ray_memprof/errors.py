@@ -80,6 +80,14 @@ class LimitExceeded(RunError):
     exit_code = EXIT_LIMIT
 
 
+class WorkloadError(RunError):
+    """An error that the workload itself explains, with the exit code that it gives; wan's own errors become this."""
+
+    def __init__(self, message: str, *, hint: str = "", exit_code: int = EXIT_WORKLOAD) -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
 class DiskFull(RunError):
     """What was recorded could not be written (exit 15)."""
 

@@ -84,7 +84,7 @@ def run(options: Options) -> Path:
     with Progress(options.device, quiet=place.rank > 0) as progress, listening(progress):
         try:
             with joined(place, torch.device(options.device)):
-                progress.say(describe(options))
+                progress.say(describe(options, place.num_ranks))
                 # The pipeline comes first: it reads headers only, and refuses a wrong folder before a prompt model or
                 # an input is loaded.
                 pipeline = make_pipeline(options, num_ranks=place.num_ranks)

@@ -118,19 +118,18 @@ def ranks_here(num_ranks: int | None) -> int:
     return Place.of(os.environ).num_ranks if num_ranks is None else num_ranks
 
 
-def describe(options: Options) -> str:
-    """The run in one line, for the log."""
+def describe(options: Options, num_ranks: int = 1) -> str:
+    """The run in one line, for the log; with several ranks it ends with how they share the work."""
     task = TASKS[options.task]
     return (
         f"{task.name} {options.size} {options.frame_num} frames, {options.sample_steps} steps of "
         f"{options.sample_solver}, shift {options.sample_shift:g}, guidance {options.sample_guide_scale:g}, "
         f"seed {options.base_seed}, {options.precision} on {options.device}, weights {options.weights}, "
-        f"load {options.load_strategy}{_describe_ranks(options)}"
+        f"load {options.load_strategy}{_describe_ranks(options, num_ranks)}"
     )
 
 
-def _describe_ranks(options: Options) -> str:
-    num_ranks = Place.of(os.environ).num_ranks
+def _describe_ranks(options: Options, num_ranks: int) -> str:
     if num_ranks == 1:
         return ""
     sharded = [name for name in ("dit_fsdp", "t5_fsdp") if getattr(options, name)]

@@ -50,7 +50,6 @@ from ray_memprof.store.transfer import Remote
 from ray_memprof.supervision.awake import AwakeClock
 from ray_memprof.supervision.verdict import Verdict
 from ray_memprof.wording import rank_text
-from wan.errors import WanError
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Size of the object store of our own Ray: plans, beats and chunks of files go through it, tensors do not."""
@@ -389,13 +388,13 @@ def _totals() -> list[dict[str, float]]:
 
 @contextmanager
 def _explained(number: int, *, ranked: bool) -> Iterator[None]:
-    """Turn an error that Ray raises for an actor into a StartFailed, or into the actor's own RunError or WanError."""
+    """Turn an error that Ray raises for an actor into a StartFailed, or into the actor's own RunError."""
     who = f"rank {number}" if ranked else f"actor {number}"
     try:
         yield
     except exceptions.RayTaskError as error:
         # The text of a RayTaskError is a whole traceback; our error says it in one line, with a hint.
-        if isinstance(error.cause, RunError | WanError):
+        if isinstance(error.cause, RunError):
             raise error.cause from None
         raise StartFailed(f"{who} could not be set up: {_cause(error)}", hint=_setup_hint(error)) from error
     except exceptions.RayError as error:

@@ -24,7 +24,6 @@ from ray_memprof.store.run_files import LOGS_DIR, REPORT_FILE
 from ray_memprof.store.standing import NOTE_EVERY_S, progress_facts
 from ray_memprof.supervision.verdict import Verdict
 from ray_memprof.supervision.watch import Limits, interruption, watch
-from wan.errors import WanError
 
 if TYPE_CHECKING:
     from ray_memprof.driver.cluster import Cluster
@@ -117,7 +116,7 @@ def ending(state: RunState, live: Live, interrupts: Interrupts) -> Iterator[None
         verdict = interruption(error.number)
     except Interrupted as error:
         verdict = interruption(error.number)
-    except (RunError, WanError) as error:
+    except RunError as error:
         verdict = verdict_of(error, state)
     except Exception as error:
         if interrupts.last_signal:  # Ray's compiled code turns Abandoned into a SystemError

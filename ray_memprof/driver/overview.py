@@ -68,6 +68,7 @@ def _what(config: RunConfig) -> str:
 
     num_videos = config.optimization.batch_size
     batch = f", {num_videos} videos" if num_videos > 1 else ""
+    # Nothing of the ranks here: _how() says how they share the work.
     return f"{config.name}: {describe_options(wan_options(config))}{batch}"
 
 

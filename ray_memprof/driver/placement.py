@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.rank.messages import RankFacts, RankPlan
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.plan import RankPlan
 
 LOOPBACK = "127.0.0.1"
 

@@ -25,7 +25,6 @@ from ray_memprof.recorder.status import ReplayCheck
 from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.supervision.verdict import Verdict
-from wan.errors import WanError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,7 +225,7 @@ class RunState:
         return self.verdict
 
 
-def verdict_of(error: RunError | WanError, state: RunState) -> Verdict:
+def verdict_of(error: RunError, state: RunState) -> Verdict:
     """The verdict on a run that ended by `error`, before its ranks ran or after they had ended."""
     status: Status = "never_started" if state.verdict is None else "failed"
     return Verdict(status=status, exit_code=error.exit_code, reason=str(error), hint=error.hint)

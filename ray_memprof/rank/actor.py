@@ -24,9 +24,10 @@ import ray
 
 from ray_memprof.rank import environment
 from ray_memprof.rank.log import CLOSED, NOT_FOR_CONSOLE, dump_flight_record, lines_since, open_log
-from ray_memprof.rank.messages import Outcome, RankFacts, RankPlan, Whereabouts
+from ray_memprof.rank.messages import Outcome, RankFacts, Whereabouts
 from ray_memprof.rank.network import explained, interface_of
 from ray_memprof.rank.outcome import outcome_of
+from ray_memprof.rank.plan import RankPlan
 from ray_memprof.rank.work import Work
 from ray_memprof.recorder.clock import Clock, kernel
 from ray_memprof.recorder.collectives import joined

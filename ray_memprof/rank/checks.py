@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager
 from importlib import metadata
 
 from ray_memprof.errors import PreflightFailed
-from ray_memprof.rank.messages import RankFacts, RankPlan
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.plan import RankPlan
 from ray_memprof.recorder.meters.nvml import Device, Holder, open_device
 from ray_memprof.wording import size_text
 

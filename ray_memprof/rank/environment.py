@@ -11,8 +11,8 @@ like the others.
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from ray_memprof.rank.messages import RankPlan
 from ray_memprof.rank.network import socket_variables
+from ray_memprof.rank.plan import RankPlan
 from ray_memprof.store.run_files import flight_record_name
 from wan.levers import ALLOCATOR_SETTINGS
 from wan.parallel.environment import set_defaults

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from ray_memprof.rank.messages import RankPlan
+from ray_memprof.rank.plan import RankPlan
 from ray_memprof.store.run_files import flight_record_name, log_name
 
 CLOSED = (ValueError, AttributeError)

@@ -12,7 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_memprof.rank.messages import Outcome, RankPlan
+from ray_memprof.rank.messages import Outcome
+from ray_memprof.rank.plan import RankPlan
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 _CONNECTING = re.compile(

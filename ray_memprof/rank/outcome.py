@@ -7,11 +7,17 @@ Pure, and without torch unless the workload has imported it.
 
 import errno
 
-from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_DISK_FULL, EXIT_HOST_OOM, EXIT_WORKLOAD, RunError
+from ray_memprof.errors import (
+    EXIT_DEVICE_OOM,
+    EXIT_DISK_FULL,
+    EXIT_HOST_OOM,
+    EXIT_WORKLOAD,
+    RunError,
+    WorkloadError,
+)
 from ray_memprof.rank.messages import Outcome, Status
 from ray_memprof.rank.shortage import ALLOCATOR, Shortage, headline, shortage_of
 from ray_memprof.wording import place, size_text
-from wan.errors import DeviceMemoryError, WanError
 
 Failure = tuple[str, int, int, int]
 """Path of the innermost span that the error left, its step, allocated and reserved bytes."""
@@ -31,20 +37,21 @@ def outcome_of(
     if isinstance(error, SystemExit) and error.code in (None, 0):
         return Outcome(rank=rank, status="ok")
     path, step, allocated, reserved = failure or ("", -1, 0, 0)
-    short = None if isinstance(error, RunError) else shortage_of(error, free_bytes)
+    raised = _raised(error)
+    short = None if isinstance(raised, RunError) else shortage_of(raised, free_bytes)
     status, code, reason = _meaning(error, short)
-    if status == "oom" and not isinstance(error, DeviceMemoryError):
+    if status == "oom" and not _explains_oom(error):
         assert short is not None
         held = _held(short, allocated, reserved, free_bytes)
         reason = f"device out of memory in {place(path or None, step if step >= 0 else None)}: {held}"
-    if short is not None and short.error is not error and not isinstance(error, DeviceMemoryError):
-        reason += f"; then {_named(error)}"
+    if short is not None and short.error is not raised and not _explains_oom(error):
+        reason += f"; then {_named(raised)}"
     return Outcome(
         rank=rank,
         status=status,
         exit_code=code,
         reason=reason,
-        hint=error.hint if isinstance(error, WanError | RunError) else "",
+        hint=error.hint if isinstance(error, RunError) else "",
         path=path,
         step=step,
         allocated_bytes=allocated,
@@ -54,15 +61,25 @@ def outcome_of(
     )
 
 
+def _raised(error: BaseException) -> BaseException:
+    """The error as the workload raised it."""
+    return error.__cause__ or error if isinstance(error, WorkloadError) else error
+
+
+def _explains_oom(error: BaseException) -> bool:
+    """Whether the workload itself says in `error` that the device ran out of memory."""
+    return isinstance(error, WorkloadError) and error.exit_code == EXIT_DEVICE_OOM
+
+
 def _meaning(error: BaseException, short: Shortage | None) -> tuple[Status, int, str]:
     """Status, exit code and text of an error."""
-    if isinstance(error, DeviceMemoryError):
-        return "oom", error.exit_code, headline(error)
+    if _explains_oom(error):
+        return "oom", EXIT_DEVICE_OOM, headline(error)
     if short is not None and short.where == "device":
         return "oom", EXIT_DEVICE_OOM, short.line
     if short is not None:
         return "host_oom", EXIT_HOST_OOM, f"host memory ran out: {short.line}"
-    if isinstance(error, WanError | RunError):
+    if isinstance(error, RunError):
         return "failed", error.exit_code, headline(error)
     is_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     return "failed", EXIT_DISK_FULL if is_disk else EXIT_WORKLOAD, _named(error)

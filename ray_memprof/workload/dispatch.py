@@ -4,24 +4,23 @@
         dispatch.run(config, place, recorder, ...)       # on this thread; returns when the workload has ended
 
 The environment must be set already. Leaves what the workload writes, and at level torch_profiler a trace. Errors pass
-through: rank/outcome.py turns them into an Outcome. For a script, nothing of our package wan is imported here.
+through, those of wan as a WorkloadError: rank/outcome.py turns them into an Outcome. For a script, only those parts of
+our package wan are imported that need no torch.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ray_memprof.config.keys import Logging
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.store.run_files import TRACE_DIR, TRACE_FILE
 from ray_memprof.workload.listener import StepListener
+from ray_memprof.workload.place import Place
+from ray_memprof.workload.wan_errors import translated
 
-if TYPE_CHECKING:
-    from wan.parallel.environment import Place
 
-
-def run(config: RunConfig, place: "Place", recorder: StepListener, *, device: str, run_dir: Path) -> None:
+def run(config: RunConfig, place: Place, recorder: StepListener, *, device: str, run_dir: Path) -> None:
     """Run the workload of `config` to its end, on this thread.
 
     Args:
@@ -31,7 +30,8 @@ def run(config: RunConfig, place: "Place", recorder: StepListener, *, device: st
         device: of this rank, as torch names it.
         run_dir: where traces go, unless logging.trace_path says otherwise.
     """
-    with _traced(config.logging, trace_file(config.logging, run_dir, place.rank), recorder):
+    # A script may use wan, too.
+    with translated(), _traced(config.logging, trace_file(config.logging, run_dir, place.rank), recorder):
         if config.workload == "script":
             _run_script(config, recorder)
         else:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.recorder.spans import Relay
 from ray_memprof.workload.listener import StepListener
+from ray_memprof.workload.place import Place
 from wan.config import TASKS
 from wan.options import Options, describe
-from wan.parallel.environment import Place
 from wan.spans import listening, span
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepLis
 
     options = replace(wan_options(config), device=device)
     num_videos = config.optimization.batch_size
-    sys.stderr.write(describe(options) + "\n")
+    sys.stderr.write(describe(options, place.num_ranks) + "\n")
     if place.rank == 0:
         _check_outputs(options, num_videos)
     _start_device(options.device)

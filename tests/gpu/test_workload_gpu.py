@@ -35,7 +35,8 @@ import json, sys
 from pathlib import Path
 
 from ray_memprof.config.load import from_mapping
-from ray_memprof.rank.messages import RankFacts, RankPlan
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.plan import RankPlan
 
 facts = RankFacts(node_id="n", host="h", node_ip="i", pid=1, gpu_index=0, gpu_uuid=sys.argv[1])
 config = from_mapping(json.loads(sys.argv[2]), source="test")

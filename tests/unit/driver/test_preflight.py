@@ -19,7 +19,8 @@ from ray_memprof.driver.overview import describe, disagreements, gaps
 from ray_memprof.driver.preflight import check_driver, needed_bytes
 from ray_memprof.errors import EXIT_DISK_FULL, EXIT_PREFLIGHT, DiskFull, PreflightFailed
 from ray_memprof.rank.checks import check_gpu, check_rank, process_name, versions
-from ray_memprof.rank.messages import RankFacts, RankPlan
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.plan import RankPlan
 from ray_memprof.recorder.meters.nvml import Device, Holder
 
 MIB, GIB = 2**20, 2**30
@@ -271,6 +272,16 @@ def test_ranks_on_the_cpu_are_described_as_such() -> None:
         "   0  alpha  none, on the CPU",
         "   1  alpha  none, on the CPU",
     ]
+
+
+@pytest.mark.parametrize("world_size", ["4", "many"])
+def test_the_launchers_own_world_size_says_nothing_of_the_ranks(
+    monkeypatch: pytest.MonkeyPatch, world_size: str
+) -> None:
+    given = config(parallel={"ulysses": 2}, generation={"base_seed": 3})
+    expected = shown(given, [], [])
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+    assert shown(given, [], []) == expected
 
 
 def test_ranks_that_agree_have_nothing_to_be_told() -> None:

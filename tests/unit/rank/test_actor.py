@@ -16,7 +16,8 @@ from ray_memprof.config.run_config import RunConfig
 from ray_memprof.rank import log as rank_log
 from ray_memprof.rank.actor import Rank
 from ray_memprof.rank.log import lines_since
-from ray_memprof.rank.messages import Outcome, RankFacts, RankPlan
+from ray_memprof.rank.messages import Outcome, RankFacts
+from ray_memprof.rank.plan import RankPlan
 
 
 def test_an_empty_log_says_nothing(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from ray_memprof.config.load import from_mapping
-from ray_memprof.rank.messages import Outcome, RankFacts, RankPlan
+from ray_memprof.rank.messages import Outcome, RankFacts
 from ray_memprof.rank.network import explained, interface_of, socket_variables
+from ray_memprof.rank.plan import RankPlan
 
 REFUSED = (
     "RuntimeError: Gloo connectFullMesh failed with connect: Connection refused, remote=[127.0.1.1]:40001"

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from ray_memprof.errors import DiskFull
+from ray_memprof.errors import DiskFull, WorkloadError
 from ray_memprof.rank.messages import Outcome
 from ray_memprof.rank.outcome import outcome_of
-from wan.errors import DeviceMemoryError, WeightsError
 
 GIB = 2**30
 FAILURE = ("denoise/dit.block", 3, 5 * GIB, 6 * GIB)
@@ -52,10 +51,10 @@ def test_device_out_of_memory_outside_every_span() -> None:
         (ValueError("a wrong number: 42\nmore"), failed(16, "ValueError: a wrong number: 42")),
         (KeyboardInterrupt(), failed(16, "KeyboardInterrupt")),
         (SystemExit(3), failed(16, "SystemExit: 3")),
-        (WeightsError("no vae.pth", hint="get it"), failed(3, "no vae.pth", "get it")),
+        (WorkloadError("no vae.pth", hint="get it", exit_code=3), failed(3, "no vae.pth", "get it")),
         (DiskFull("/x: full", hint="make room"), failed(15, "/x: full", "make room")),
         (
-            DeviceMemoryError("the device ran out", hint="try less"),
+            WorkloadError("the device ran out", hint="try less", exit_code=11),
             Outcome(rank=2, status="oom", exit_code=11, reason="the device ran out", hint="try less"),
         ),
         (
@@ -112,6 +111,32 @@ def test_the_error_that_the_program_made_of_it_is_told_too() -> None:
         0,
         "device out of memory in denoise of step 0: allocated 5.00 GiB, reserved 6.00 GiB, asked 2.00 GiB; "
         "then SystemExit: step 0 failed",
+    )
+
+
+def test_an_error_of_the_workload_made_of_a_shortage_is_told_by_the_name_it_had_there() -> None:
+    class PromptError(Exception):
+        pass
+
+    def workload() -> None:
+        try:
+            raise torch.OutOfMemoryError(OOM)
+        except RuntimeError as error:
+            raise PromptError("no prompt") from error
+
+    try:
+        try:
+            workload()
+        except PromptError as error:
+            raise WorkloadError("no prompt", hint="shorten it", exit_code=5) from error
+    except WorkloadError as error:
+        found = outcome_of(error, 2, ("encode.text", -1, 5 * GIB, 6 * GIB))
+    assert (found.status, found.exit_code, found.hint, found.reason) == (
+        "oom",
+        11,
+        "shorten it",
+        "device out of memory in encode.text: allocated 5.00 GiB, reserved 6.00 GiB, asked 2.00 GiB; "
+        "then PromptError: no prompt",
     )
 
 

@@ -276,6 +276,15 @@ def test_a_run_is_described_in_one_line() -> None:
     )
 
 
+def test_how_ranks_share_the_work_is_described_by_their_number_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = parse([*TINY, "--ulysses_size", "2", "--t5_fsdp"], num_ranks=2)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+
+    assert describe(options, 2) == (
+        f"{describe(options)}, 2 ranks: ulysses 2 x ring 1 (native), t5_fsdp, VAE split"
+    )
+
+
 def test_a_warning_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     warn("--x does nothing")
 

@@ -14,11 +14,13 @@ import torch
 from ray_memprof.config.keys import Logging
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.rank.messages import RankFacts, RankPlan
+from ray_memprof.errors import WorkloadError
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.plan import RankPlan
 from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.workload import dispatch, wan
 from wan import options_here
-from wan.errors import InputError, MediaError
+from wan.errors import MediaError
 from wan.inputs.media import read_image
 from wan.networks.text import encode_text
 
@@ -128,16 +130,20 @@ def test_a_host_too_small_for_the_video_is_told_in_the_keys_of_the_configuration
 ) -> None:
     given = config()  # checked where there was room; a rank may run on another host
     monkeypatch.setattr(options_here, "memory_bytes", lambda: 1024)
-    with pytest.raises(InputError, match=r"^generation\.frame_num 1: the video alone takes "):
+    with pytest.raises(WorkloadError, match=r"^generation\.frame_num 1: the video alone takes ") as raised:
         run(plan(given, tmp_path))
+    assert raised.value.exit_code == 2
 
 
 def test_a_file_that_could_not_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
     recorder = Recorder()
     given = config(generation={"save_file": str(tmp_path / "absent" / "out.png")})
     (tmp_path / "absent").write_text("not a folder")
-    with listening(recorder), pytest.raises(MediaError):
+    with listening(recorder), pytest.raises(WorkloadError) as raised:
         run_plan(plan(given, tmp_path), recorder)
+    cause = raised.value.__cause__
+    assert isinstance(cause, MediaError)
+    assert (str(raised.value), raised.value.hint, raised.value.exit_code) == (str(cause), cause.hint, 4)
     assert recorder.stages == []
 
 
@@ -240,6 +246,20 @@ def test_a_script_is_run_with_its_arguments_inside_one_span(tmp_path: Path) -> N
     )
     recorder = run(plan(given, tmp_path))
     assert (recorder.stages, recorder.steps) == (["script"], [])
+
+
+def test_an_error_of_wan_that_a_script_lets_pass_keeps_its_text_hint_and_exit_code(tmp_path: Path) -> None:
+    path = tmp_path / "job.py"
+    path.write_text(
+        "from wan.errors import WeightsError\nraise WeightsError('t5.pth: cut off', hint='load it')\n"
+    )
+    given = from_mapping(
+        {"name": "x", "workload": "script", "script": {"path": str(path)}, "model_config": {"device": "cpu"}},
+        source="test",
+    )
+    with pytest.raises(WorkloadError) as raised:
+        run(plan(given, tmp_path))
+    assert (str(raised.value), raised.value.hint, raised.value.exit_code) == ("t5.pth: cut off", "load it", 3)
 
 
 RANK_OF_TWO = """
