@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from ray_memprof.rank import environment
+from ray_memprof.rank import environment, variables
 from ray_memprof.rank.log import CLOSED, NOT_FOR_CONSOLE, dump_flight_record, lines_since, open_log
 from ray_memprof.rank.messages import Outcome, RankFacts, Whereabouts
 from ray_memprof.rank.network import explained, interface_of
@@ -95,13 +95,13 @@ class Rank:
         """Get ready to run: open the log, set the environment, import torch (which takes seconds), and check."""
         plan, shared = _with_folder(plan)
         self._plan, self._log = plan, open_log(plan)
-        variables = environment.rank_environment(
+        wanted = environment.rank_environment(
             plan,
             os.environ,
             num_cores=len(os.sched_getaffinity(os.getpid())),
             interface=interface_of(plan.facts.node_ip),
         )
-        os.environ.update(variables)
+        os.environ.update(wanted)
         import torch  # noqa: F401 - after the environment is set, but before the first span, which must not include it
 
         from ray_memprof.rank.checks import check_rank
@@ -110,7 +110,7 @@ class Rank:
         return Prepared(
             run_dir=plan.run_dir,
             shared=shared,
-            environment=environment.in_force(os.environ) | environment.shown(variables),
+            environment=variables.in_force(os.environ) | variables.shown(wanted),
             checks=checks,
         )
 
@@ -176,7 +176,7 @@ class Rank:
             explained(outcome, plan, os.environ),
             check=None if done is None else done.check(),
             problems=() if done is None else done.problems,
-            environment=environment.in_force(os.environ),
+            environment=variables.in_force(os.environ),
         )
 
     @ray.method(concurrency_group="control")

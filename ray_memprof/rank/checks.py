@@ -5,15 +5,13 @@
 A rank makes no CUDA context here, so all memory in use on its GPU belongs to other processes.
 """
 
-import platform
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from importlib import metadata
 
 from ray_memprof.errors import PreflightFailed
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.rank.plan import RankPlan
+from ray_memprof.rank.versions import Checks, versions
 from ray_memprof.recorder.meters.nvml import Device, Holder, open_device
 from ray_memprof.wording import size_text
 
@@ -21,7 +19,6 @@ MAX_HELD_BYTES = 2**30
 """Most memory that may be in use on a GPU before the run: an idle GPU shows a few hundred MiB, a forgotten job shows
 gigabytes."""
 OpenDevice = Callable[..., AbstractContextManager[Device | None]]
-Checks = dict[str, str | int]
 
 
 def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
@@ -105,23 +102,3 @@ def process_name(pid: int) -> str:
         return str(psutil.Process(pid).name())
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return "a process not visible here"
-
-
-def versions() -> Checks:
-    """The versions of all software that decides where memory goes; "" for software that is not there."""
-    import torch
-
-    found: Checks = {
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda or "",
-        "cudnn": "",
-        "nccl": "",
-        "ray": metadata.version("ray"),
-    }
-    if torch.version.cuda is not None:
-        # Not torch.backends.cudnn.version(): it starts CUDA, before the recorder runs.
-        found["cudnn"] = ".".join(map(str, torch._C._cudnn.getRuntimeVersion()))
-        found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-    return found

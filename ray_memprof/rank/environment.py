@@ -2,14 +2,13 @@
 
     environ = rank_environment(plan, os.environ, num_cores=16)      # pure: takes and gives plain mappings
 
-A rank inherits the environment of its own node. From the driver's environment it gets only the names in FORWARDED, and
-only if the node has no value of its own: a host may need another NCCL_SOCKET_IFNAME, and its own PATH and
+A rank inherits the environment of its own node. From the driver's environment it gets only what variables.FORWARDED
+names, and only if the node has no value of its own: a host may need another NCCL_SOCKET_IFNAME, and its own PATH and
 LD_LIBRARY_PATH. Variables that wan.generate would set itself under torchrun are set here too, so that they are recorded
 like the others.
 """
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
 from ray_memprof.rank.network import socket_variables
 from ray_memprof.rank.plan import RankPlan
@@ -17,38 +16,11 @@ from ray_memprof.store.run_files import flight_record_name
 from wan.levers import ALLOCATOR_SETTINGS
 from wan.parallel.environment import set_defaults
 
-FORWARDED = (
-    "NCCL_*",
-    "TORCH_*",
-    "PYTORCH_*",
-    "GLOO_*",
-    "CUDA_*",
-    "CUDNN_*",
-    "CUBLAS_*",
-    "HF_*",
-    "DASH_*",
-    "TOKENIZERS_PARALLELISM",
-    "OMP_NUM_THREADS",
-)
-"""Names of variables that ranks get from the driver. DASH_*: for the service that extends prompts."""
-NEVER_FORWARDED = ("CUDA_VISIBLE_DEVICES",)
-"""Ray decides about these GPUs, and each node has its own list."""
-
-_SECRET = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD"))
 _FLIGHT_RECORDS = 2000
 """How many collectives NCCL's flight recorder keeps: torch's own default, set here so that it cannot become 0."""
 _LOOPBACK = "lo"
 _INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _THREADS = "OMP_NUM_THREADS"
-
-
-def forwarded(environ: Mapping[str, str]) -> dict[str, str]:
-    """The part of the driver's environment that the ranks get."""
-    return {
-        name: value
-        for name, value in sorted(environ.items())
-        if name not in NEVER_FORWARDED and any(fnmatchcase(name, pattern) for pattern in FORWARDED)
-    }
 
 
 def rank_environment(
@@ -132,20 +104,4 @@ def _torchrun(plan: RankPlan) -> dict[str, str]:
         "TORCHELASTIC_MAX_RESTARTS": "0",
         # Rank 0 holds the store itself, and torch's rendezvous joins it there.
         "TORCHELASTIC_USE_AGENT_STORE": "False",
-    }
-
-
-def in_force(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that affect the memory of a rank, whether the node, the driver or the workload has set them.
-
-    The values of secrets are left out, so the result may be written into a run folder.
-    """
-    return shown(forwarded(environ))
-
-
-def shown(environ: Mapping[str, str]) -> dict[str, str]:
-    """`environ` as it may be written into a run folder: values of secrets left out."""
-    return {
-        name: "(set, not recorded)" if _SECRET & set(name.upper().split("_")) else value
-        for name, value in sorted(environ.items())
     }

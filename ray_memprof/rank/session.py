@@ -14,8 +14,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 WAIT_S = 60.0
 """Seconds that rank 0 waits at its end for the other ranks to end, as long as their processes run."""
 _LOOK_S = 0.1
+_num_sessions: Counter[str] = Counter()
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,6 +54,10 @@ class Session:
     def __init__(self, settings: Settings, start: Start, program: Program) -> None:
         self._settings, self._start, self._program = settings, start, program
         self._name = settings.run_name(program)
+        if start.key:
+            # Ranks that record twice under one name must not join the folder of the first time.
+            _num_sessions[self._name] += 1
+            self._start = replace(start, key=f"{start.key}-{_num_sessions[self._name]}")
         self._folder: RunFolder | None = None
         self._recorder: Recorder | None = None
         self._stack = ExitStack()
@@ -259,8 +265,8 @@ def _naming(patterns: tuple[str, ...], recorder: "Recorder") -> Any:
 
 
 def _surroundings() -> dict[str, Any]:
-    from ray_memprof.rank.checks import versions
-    from ray_memprof.rank.environment import in_force
+    from ray_memprof.rank.variables import in_force
+    from ray_memprof.rank.versions import versions
 
     return {"versions": versions(), "environment": in_force(os.environ)}
 

@@ -9,7 +9,7 @@ Needs neither torch nor Ray.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -54,6 +54,33 @@ class Settings:
     module_spans: tuple[str, ...] = ()
     device: str = ""
     """cpu or cuda; "": cuda where torch sees a device."""
+
+    @classmethod
+    def of(cls, values: Any) -> "Settings":
+        """Settings from the content of a YAML file.
+
+        Raises:
+            ConfigError: it is no mapping, or a key or a value cannot be used.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError("the file of settings is no mapping", hint="name: run1")
+        known = {field.name for field in fields(cls)}
+        if unknown := [key for key in values if key not in known]:
+            raise ConfigError(
+                f"there is no setting {unknown[0]!r}", hint=f"there are {', '.join(sorted(known))}"
+            )
+        given = {key: value for key, value in values.items() if value is not None}
+        for key in ("name", "level", "device", "output_dir"):
+            if not isinstance(given.get(key, ""), str):
+                raise ConfigError(f"{key} {given[key]!r} is no text")
+        spans, interval = given.get("module_spans", ()), given.get("sample_interval_s", 0.1)
+        if not isinstance(spans, list | tuple) or not all(isinstance(one, str) for one in spans):
+            raise ConfigError(f"module_spans {spans!r} is no list of texts")
+        if isinstance(interval, bool) or not isinstance(interval, int | float):
+            raise ConfigError(f"sample_interval_s {interval!r} is no number")
+        if "output_dir" in given:
+            given["output_dir"] = Path(given["output_dir"])
+        return cls(**given | {"module_spans": tuple(spans), "sample_interval_s": float(interval)}).checked()
 
     def checked(self) -> "Settings":
         """The same settings.

@@ -55,9 +55,3 @@ def without_our_frames(trace: TracebackType | None, ours: Path) -> TracebackType
 def _is_of_caller(trace: TracebackType, ours: Path) -> bool:
     file = trace.tb_frame.f_code.co_filename
     return file.startswith(("<frozen runpy>", f"{ours}{os.sep}")) or file == runpy.__file__
-
-
-def ends_with(error: SystemExit) -> int:
-    """The exit code that Python ends with for this SystemExit: a text or another object means 1."""
-    code = error.code
-    return 0 if code is None else code & 0xFF if isinstance(code, int) else 1

@@ -20,7 +20,7 @@ from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import ConfigError
 from ray_memprof.query import questions
-from ray_memprof.rank.environment import FORWARDED
+from ray_memprof.rank.variables import FORWARDED
 from ray_memprof.store.schema import TABLES
 from wan.levers import ALLOCATOR_SETTINGS
 

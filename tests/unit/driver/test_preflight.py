@@ -18,9 +18,10 @@ from ray_memprof.config.run_config import RunConfig
 from ray_memprof.driver.overview import describe, disagreements, gaps
 from ray_memprof.driver.preflight import check_driver, needed_bytes
 from ray_memprof.errors import EXIT_DISK_FULL, EXIT_PREFLIGHT, DiskFull, PreflightFailed
-from ray_memprof.rank.checks import check_gpu, check_rank, process_name, versions
+from ray_memprof.rank.checks import check_gpu, check_rank, process_name
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.rank.plan import RankPlan
+from ray_memprof.rank.versions import versions
 from ray_memprof.recorder.meters.nvml import Device, Holder
 
 MIB, GIB = 2**20, 2**30

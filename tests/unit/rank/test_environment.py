@@ -5,9 +5,10 @@ from typing import Any
 
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.rank.environment import forwarded, in_force, rank_environment, shown
+from ray_memprof.rank.environment import rank_environment
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.rank.plan import RankPlan
+from ray_memprof.rank.variables import forwarded, in_force, shown
 from wan.levers import ALLOCATOR_SETTINGS
 
 FACTS = RankFacts(node_id="n1", host="h", node_ip="10.0.0.1", pid=1, gpu_index=3, visible_device="3")

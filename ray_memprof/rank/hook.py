@@ -1,0 +1,92 @@
+"""Records processes that nobody starts through us, where the environment asks for it: RAY_MEMPROF=1.
+
+    RAY_MEMPROF=1 torchrun --nproc_per_node 8 train.py
+    RAY_MEMPROF=settings.yaml accelerate launch train.py
+
+torch calls load() at the end of `import torch`, in every process: it is an entry point of the group torch.backends. A
+process is recorded if a starter gave it a rank, or as soon as it starts CUDA. A settings file has the keys name, level,
+output_dir, module_spans, sample_interval_s and device. Nothing here may break the import: it catches everything.
+"""
+
+import os
+import sys
+
+VARIABLE = "RAY_MEMPROF"
+
+
+def load() -> None:
+    """Record this process, if it is one that is asked for."""
+    asked = os.environ.get(VARIABLE, "")
+    if asked in ("", "0"):
+        return
+    try:
+        _load(asked)
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"ray-memprof: {VARIABLE}={asked}: nothing is recorded: {text}\n")
+
+
+def _load(asked: str) -> None:
+    import multiprocessing
+
+    # Workers of a DataLoader that are spawned import torch, too, and inherit the variables of their rank.
+    # And a program under ray_memprof.record is recorded already.
+    if multiprocessing.current_process().daemon or "ray_memprof.rank.process_end" in sys.modules:
+        return
+    from ray_memprof.rank.process_end import ProcessEnd
+    from ray_memprof.rank.session import Session
+    from ray_memprof.rank.starters import start_of
+
+    settings, start = _settings(asked), start_of(os.environ)
+    session = Session(settings, start, _program())
+    ProcessEnd(session).listen()
+    if start.key or "RANK" in os.environ:
+        session.begin()
+    else:
+        _when_cuda_starts(session.begin)
+
+
+def _when_cuda_starts(begin: "Callable[[], None]") -> None:
+    """Call `begin` when the process starts CUDA: elastic agents and tools import torch, and never do."""
+    import torch
+
+    if torch.version.cuda is not None:
+        torch.cuda._lazy_call(begin)
+
+
+def _settings(asked: str) -> "Settings":
+    from pathlib import Path
+
+    from ray_memprof.errors import ConfigError
+    from ray_memprof.rank.settings import Settings
+
+    if asked == "1":
+        return Settings()
+    import yaml
+
+    try:
+        found = yaml.safe_load(Path(asked).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"the file of settings cannot be read: {error}") from error
+    return Settings.of(found)
+
+
+def _program() -> "Program":
+    """What runs in this process, as far as Python knows."""
+    from pathlib import Path
+
+    from ray_memprof.rank.settings import Program
+
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    if spec is not None:
+        return Program(module=spec.name, args=tuple(sys.argv[1:]))
+    first = sys.argv[0] if sys.argv else ""
+    is_file = first not in ("", "-c", "-") and Path(first).is_file()
+    return Program(path=Path(first) if is_file else None, args=tuple(sys.argv[1:]))
+
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself takes longer to import than all of this
+    from collections.abc import Callable
+
+    from ray_memprof.rank.settings import Program, Settings
