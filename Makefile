@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-gpu check mutants format demo constraints clean
+.PHONY: help env test test-gpu check programs mutants format demo constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(STAMP)  ## run the tests that are not slow
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not slow'
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not slow and not programs'
 
 test-gpu: $(STAMP)  ## run the tests that need a CUDA device, one after the other
 	$(BIN)/python -m pytest -m gpu
@@ -35,7 +35,10 @@ check: $(STAMP)  ## all that CI asks for: lint, formatting, types, import contra
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not programs'
+
+programs: $(STAMP)  ## start and record small programs of every kind, as users start theirs; CI runs it, too
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m programs
 
 mutants: $(STAMP)  ## change the code at random and see whether a test fails; MUTANTS="--area sql --num 100 --seed 7"
 	$(BIN)/python scripts/mutants.py $(MUTANTS)

@@ -54,6 +54,8 @@ def _run(session: Session, program: Program) -> int:
             trace = main_program.without_our_frames(error.__traceback__, Path(__file__).resolve().parent)
             sys.excepthook(type(error), error.with_traceback(trace), trace)
             return code
+        finally:
+            session.missed("the program did not import torch")
     return 0
 
 

@@ -12,6 +12,8 @@ import os
 import sys
 
 VARIABLE = "RAY_MEMPROF"
+_RECORDED = "RAY_MEMPROF_RANK"
+"""Set in a process that records, and so in its children: the number of its rank."""
 
 
 def load() -> None:
@@ -27,23 +29,27 @@ def load() -> None:
 
 
 def _load(asked: str) -> None:
-    import multiprocessing
-
-    # Workers of a DataLoader that are spawned import torch, too, and inherit the variables of their rank.
-    # And a program under ray_memprof.record is recorded already.
-    if multiprocessing.current_process().daemon or "ray_memprof.rank.process_end" in sys.modules:
-        return
+    if "ray_memprof.rank.process_end" in sys.modules:
+        return  # the program runs under ray_memprof.record
     from ray_memprof.rank.process_end import ProcessEnd
     from ray_memprof.rank.session import Session
     from ray_memprof.rank.starters import start_of
 
     settings, start = _settings(asked), start_of(os.environ)
+    # Workers of a DataLoader, and whatever else a rank starts, import torch too, and inherit the variables of the rank.
+    if os.environ.get(_RECORDED, "") == str(start.rank):
+        return
     session = Session(settings, start, _program())
     ProcessEnd(session).listen()
-    if start.key or "RANK" in os.environ:
+
+    def begin() -> None:
+        os.environ[_RECORDED] = str(start.rank)
         session.begin()
+
+    if start.key or "RANK" in os.environ:
+        begin()
     else:
-        _when_cuda_starts(session.begin)
+        _when_cuda_starts(begin)
 
 
 def _when_cuda_starts(begin: "Callable[[], None]") -> None:

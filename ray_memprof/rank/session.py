@@ -62,7 +62,7 @@ class Session:
         self._recorder: Recorder | None = None
         self._stack = ExitStack()
         self._device, self._facts = "cpu", dict[str, Any]()
-        self._is_over = False
+        self._has_begun = self._is_over = False
         silent_in_children(self)
 
     def forked(self) -> None:
@@ -75,7 +75,10 @@ class Session:
         return None if self._recorder is None or self._folder is None else self._folder.path
 
     def begin(self) -> None:
-        """Begin to record this thread."""
+        """Begin to record this thread; a second call does nothing."""
+        if self._has_begun:
+            return
+        self._has_begun = True
         try:
             self._begin()
         except Exception as error:
@@ -115,6 +118,11 @@ class Session:
         folder.note(started_by="record")
         return folder
 
+    def missed(self, why: str) -> None:
+        """Say that nothing is recorded, if begin() was not called."""
+        if not self._has_begun:
+            self._say(f"nothing is recorded: {why}")
+
     def seal(self) -> None:
         """Write what is recorded so far: the process is about to end without another word."""
         if self._recorder is not None and not self._is_over:
@@ -152,6 +160,8 @@ class Session:
             outcome = {"status": "failed", "reason": f"the program ended with exit code {exit_code}"}
         else:
             outcome = {"status": "ok", "reason": ""}
+        if isinstance(error, KeyboardInterrupt):
+            outcome["status"] = "interrupted"
         # The process ends with the program's own code, whatever a launcher would make of the error.
         outcome["exit_code"] = exit_code or 0
         check = recorder.check()
