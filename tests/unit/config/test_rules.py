@@ -316,6 +316,22 @@ def test_the_options_of_a_bare_configuration_are_those_of_wan_generate() -> None
     assert wan_options(bare) == parse(flags.split())
 
 
+@pytest.mark.parametrize(("given", "num_draws"), [({}, 1), ({"base_seed": -1}, 1), ({"base_seed": 0}, 0)])
+def test_only_a_seed_that_is_not_given_is_drawn_and_only_once(
+    given: dict[str, int], num_draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(least: int, most: int) -> int:
+        drawn.append(most)
+        return 7
+
+    monkeypatch.setattr("random.randint", draw)
+    config = loaded(generation=given)
+    wan_options(config)
+    assert (len(drawn), config.generation.base_seed) == (num_draws, 7 * num_draws)
+
+
 # --------------------------------------------------------------------------------
 # torch.profiler
 
