@@ -19,7 +19,7 @@ from ray_memprof.errors import PreflightFailed
 from ray_memprof.store.private_folder import private_folder, user_folder
 from ray_memprof.store.run_files import CONFIG_FILE, LATEST_LINK, LOGS_DIR, RUN_FILE
 from ray_memprof.store.standing import RUNNING, driver_facts
-from ray_memprof.store.whole_file import disk_error
+from ray_memprof.store.whole_file import disk_error, write_whole_text
 
 
 @dataclass(slots=True)
@@ -84,11 +84,8 @@ class RunFolder:
     def write(self, text: str, *parts: str) -> Path:
         """Leave a text file, all of it or none; returns its path. Raises DiskFull."""
         path = self.path.joinpath(*parts)
-        replacement = path.with_name(f"{path.name}.tmp")
         try:
-            # A traceback may quote names that are no valid text, and a locale may know only ASCII.
-            replacement.write_text(text, encoding="utf-8", errors="backslashreplace")
-            replacement.replace(path)
+            write_whole_text(path, text)
         except OSError as error:
             raise disk_error("the driver", path, error) from error
         return path

@@ -86,6 +86,13 @@ def test_note_that_cannot_be_written(tmp_path: Path) -> None:
         folder.note(status="ok")
 
 
+def test_a_text_that_cannot_be_written_leaves_nothing_half_done(tmp_path: Path) -> None:
+    folder = new(tmp_path)
+    with pytest.raises(DiskFull, match=r"the driver: cannot write .*logs: Is a directory"):
+        folder.write("text", "logs")
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "logs", "run.json"]
+
+
 def test_folder_on_a_node(tmp_path: Path) -> None:
     assert node_folder(tmp_path, "run") == tmp_path / "run"
     assert node_folder(None, "run").parts[-2:] == (f"ray_memprof-{os.geteuid()}", "run")
