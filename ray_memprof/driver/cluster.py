@@ -41,9 +41,9 @@ from ray_memprof.driver.placement import node_names, rank_order, rank_plans
 from ray_memprof.driver.ray_errors import first_line, in_one_line
 from ray_memprof.driver.run_state import Elsewhere, RunState
 from ray_memprof.errors import GpusBusy, NeverArrived, RunError, StartFailed
-from ray_memprof.rank.actor import CONTROL, Prepared, Rank
+from ray_memprof.rank.actor import CONTROL, Rank
 from ray_memprof.rank.environment import forwarded
-from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.messages import Prepared, RankFacts
 from ray_memprof.recorder.clock import kernel, offset
 from ray_memprof.store.run_files import log_name
 from ray_memprof.store.transfer import Remote

@@ -7,7 +7,6 @@ A run that failed, or never started, is still a run: it has a row, with status a
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,7 +17,6 @@ import wan
 from ray_memprof.config.load import effective_yaml
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.driver.repository import commit_text, repository
-from ray_memprof.errors import EXIT_BUG, RunError
 from ray_memprof.rank.messages import Outcome, RankFacts, Status
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.status import ReplayCheck
@@ -223,19 +221,3 @@ class RunState:
     def _ended(self) -> Verdict:
         assert self.verdict is not None, "settle() comes first"
         return self.verdict
-
-
-def verdict_of(error: RunError, state: RunState) -> Verdict:
-    """The verdict on a run that ended by `error`, before its ranks ran or after they had ended."""
-    status: Status = "never_started" if state.verdict is None else "failed"
-    return Verdict(status=status, exit_code=error.exit_code, reason=str(error), hint=error.hint)
-
-
-def verdict_of_bug(error: BaseException, log: Path) -> Verdict:
-    """The verdict on a run that ended by a bug of ray-memprof."""
-    return Verdict(
-        status="failed",
-        exit_code=EXIT_BUG,
-        reason=f"internal error: {type(error).__name__}: {str(error).partition(os.linesep)[0]}",
-        hint=f"please report it, with {log}",
-    )

@@ -6,10 +6,13 @@ Pure. The first error is not always the cause: a rank may report a broken connec
 that rank is known.
 """
 
+import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ray_memprof import errors
@@ -142,6 +145,28 @@ def judge(news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection
             hint += _beside(told.values())
     return Verdict(
         status=status, exit_code=code, reason=reason, hint=hint, ranks=ranks, outcomes=told, losses=losses
+    )
+
+
+def interruption(number: int) -> Verdict:
+    """The verdict on a run that signal `number` ended."""
+    name = signal.Signals(number).name
+    return Verdict(status="interrupted", exit_code=128 + number, reason=f"interrupted by {name}")
+
+
+def verdict_of(error: errors.RunError, *, has_started: bool) -> Verdict:
+    """The verdict on a run that ended by `error` of the driver; `has_started`: after its ranks had run."""
+    status: Status = "failed" if has_started else "never_started"
+    return Verdict(status=status, exit_code=error.exit_code, reason=str(error), hint=error.hint)
+
+
+def verdict_of_bug(error: BaseException, log: Path) -> Verdict:
+    """The verdict on a run that ended by a bug of ray-memprof; `log` holds the traceback."""
+    return Verdict(
+        status="failed",
+        exit_code=errors.EXIT_BUG,
+        reason=f"internal error: {type(error).__name__}: {str(error).partition(os.linesep)[0]}",
+        hint=f"please report it, with {log}",
     )
 
 

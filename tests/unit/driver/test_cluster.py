@@ -16,8 +16,7 @@ from ray_memprof.driver.interrupts import Interrupted, Interrupts
 from ray_memprof.driver.live import Live
 from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import StartFailed
-from ray_memprof.rank.actor import Prepared
-from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.messages import Prepared, RankFacts
 from ray_memprof.recorder.clock import Clock, kernel
 from ray_memprof.supervision.verdict import Verdict
 
