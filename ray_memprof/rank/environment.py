@@ -14,8 +14,7 @@ from fnmatch import fnmatchcase
 from ray_memprof.rank.network import socket_variables
 from ray_memprof.rank.plan import RankPlan
 from ray_memprof.store.run_files import flight_record_name
-from wan.levers import ALLOCATOR_SETTINGS
-from wan.parallel.environment import set_defaults
+from wan.parallel.environment import growing_segments, set_defaults
 
 FORWARDED = (
     "NCCL_*",
@@ -103,10 +102,8 @@ def _of_wan(plan: RankPlan, environ: Mapping[str, str]) -> dict[str, str]:
         return wanted
     if plan.world_size > 1:
         set_defaults(wanted)
-    # If the user has set the allocator's settings under either name, they stay.
-    is_set = any(name in environ or name in plan.environment for name in ALLOCATOR_SETTINGS)
-    if config.optimization.expandable_segments and not is_set:
-        wanted[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+    if config.optimization.expandable_segments:
+        wanted |= growing_segments({**environ, **plan.environment})
     return wanted
 
 
