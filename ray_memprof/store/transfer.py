@@ -20,6 +20,7 @@ from ray_memprof.store.run_files import (
     name_in_run,
 )
 from ray_memprof.store.whole_file import driver_writing, replacing
+from ray_memprof.wording import rank_text
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -83,7 +84,7 @@ def receive(run_dir: Path, remote: Remote) -> None:
         TransportError: the remote's iterator ended early; files that were complete stay.
         ValueError: a path that leads out of the run folder.
     """
-    whole = f"of ranks {', '.join(map(str, remote.ranks))} are in {remote.where}"
+    whole = f"of {rank_text(remote.ranks)} are in {remote.where}"
     with driver_writing(run_dir, whole):
         for name, chunks in groupby(remote.chunks, key=itemgetter(0)):
             path = _inside(run_dir, name)

@@ -184,7 +184,7 @@ def _stacks(places: Mapping[int, Whereabouts]) -> dict[int, str]:
 
 
 def _never_met(absent: tuple[int, ...], limits: Limits, places: Mapping[int, Whereabouts]) -> Verdict:
-    who = f"waiting for ranks {list(absent)}" if absent else "all ranks wait and do not find each other"
+    who = f"waiting for {rank_text(absent)}" if absent else "all ranks wait and do not find each other"
     return Verdict(
         status="never_started",
         exit_code=errors.EXIT_NEVER_ARRIVED,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.errors import DiskFull, PreflightFailed
+from ray_memprof.errors import ConfigError, DiskFull, PreflightFailed
 from ray_memprof.store.processes import started
 from ray_memprof.store.run_folder import RunFolder, is_run, make_node_folder, node_folder
 
@@ -107,3 +107,18 @@ def test_what_others_could_foresee_on_a_node_is_private(
         assert folder == node_folder(scratch_dir, "run") == make_node_folder(scratch_dir, "run")
         assert folder.stat().st_mode & 0o777 == 0o700
     assert (tmp_path / f"ray_memprof-{os.geteuid()}").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "cannot be read: "), (None, "is missing or empty"), ("[]", "is missing or empty")],
+)
+def test_a_folder_whose_run_json_is_damaged_is_refused_in_one_line(
+    tmp_path: Path, text: str | None, reason: str
+) -> None:
+    folder = new(tmp_path)
+    (folder.path / "run.json").unlink()
+    if text is not None:
+        (folder.path / "run.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"run\.json {reason}"):
+        RunFolder.open(folder.path)
