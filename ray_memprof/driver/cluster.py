@@ -39,7 +39,7 @@ from ray_memprof.driver.interrupts import Interrupted, Interrupts
 from ray_memprof.driver.live import Live
 from ray_memprof.driver.overview import describe, gaps
 from ray_memprof.driver.placement import node_names, rank_order, rank_plans
-from ray_memprof.driver.ray_errors import first_line, in_one_line
+from ray_memprof.driver.ray_errors import in_one_line
 from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import GpusBusy, NeverArrived, RunError, StartFailed
 from ray_memprof.rank.actor import CONTROL, Rank
@@ -50,7 +50,7 @@ from ray_memprof.store.run_files import log_name
 from ray_memprof.store.transfer import Remote
 from ray_memprof.supervision.awake import AwakeClock
 from ray_memprof.supervision.verdict import Verdict
-from ray_memprof.wording import rank_text
+from ray_memprof.wording import error_line, first_line, rank_text
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Size of the object store of our own Ray: plans, beats and chunks of files go through it, tensors do not."""
@@ -395,7 +395,7 @@ def _cause(error: Exception) -> str:
     """The innermost reason: the error that Ray wrapped, else the last line of Ray's text that names an error."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
-        return f"{type(cause).__name__}: {first_line(cause)}"
+        return error_line(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next(
         (line for line in reversed(lines) if "Error" in line.partition(":")[0]), lines[0] if lines else ""

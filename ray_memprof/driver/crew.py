@@ -21,11 +21,12 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from ray_memprof.driver.ray_errors import exit_detail, first_line, host_memory, tells_of_node
+from ray_memprof.driver.ray_errors import exit_detail, host_memory, tells_of_node
 from ray_memprof.rank.log import NOT_FOR_CONSOLE, lines_since
 from ray_memprof.rank.messages import Outcome, Whereabouts
 from ray_memprof.recorder.status import Beat
 from ray_memprof.supervision.verdict import Loss
+from ray_memprof.wording import first_line
 
 Address = tuple[str, int]
 """Host and port."""

@@ -11,7 +11,7 @@ like the others.
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from ray_memprof.rank.network import socket_variables
+from ray_memprof.rank.network import GLOO, NCCL, socket_variables
 from ray_memprof.rank.plan import RankPlan
 from ray_memprof.store.run_files import flight_record_name
 from wan.parallel.environment import growing_segments, set_defaults
@@ -37,7 +37,6 @@ _SECRET = frozenset(("TOKEN", "KEY", "SECRET", "PASSWORD"))
 _FLIGHT_RECORDS = 2000
 """How many collectives NCCL's flight recorder keeps: torch's own default, set here so that it cannot become 0."""
 _LOOPBACK = "lo"
-_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -86,7 +85,7 @@ def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": records,
         # The ranks of one node meet on loopback, which other hosts cannot reach; their data still use shared memory and
         # NVLink.
-        **(dict.fromkeys(_INTERFACES, _LOOPBACK) if plan.num_nodes == 1 else {}),
+        **(dict.fromkeys((GLOO, NCCL), _LOOPBACK) if plan.num_nodes == 1 else {}),
         # Without this CUDA puts the fastest GPU first, and its index 0 may be another GPU than index 0 of NVML and Ray.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         **sockets,

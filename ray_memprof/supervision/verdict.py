@@ -6,7 +6,6 @@ Pure. The first error is not always the cause: a rank may report a broken connec
 that rank is known.
 """
 
-import os
 import re
 import signal
 from collections import Counter
@@ -19,7 +18,7 @@ from ray_memprof import errors
 from ray_memprof.rank.messages import Outcome, Status
 from ray_memprof.recorder.status import Beat
 from ray_memprof.store.run_files import log_name
-from ray_memprof.wording import rank_text
+from ray_memprof.wording import error_line, rank_text
 
 LossKind = Literal["died", "unreachable", "node", "host_oom"]
 """How a rank was lost that could not report itself: its process ended, it cannot be reached, its node is gone, or the
@@ -165,7 +164,7 @@ def verdict_of_bug(error: BaseException, log: Path) -> Verdict:
     return Verdict(
         status="failed",
         exit_code=errors.EXIT_BUG,
-        reason=f"internal error: {type(error).__name__}: {str(error).partition(os.linesep)[0]}",
+        reason=f"internal error: {error_line(error)}",
         hint=f"please report it, with {log}",
     )
 

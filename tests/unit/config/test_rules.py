@@ -342,7 +342,10 @@ def test_a_profile_of_no_step_is_refused() -> None:
         "logging.profiler.wait (2) + logging.profiler.warmup (2) leave none of the 4 denoise steps to trace",
         "lower them, or raise generation.sample_steps",
     )
-    assert warnings(loaded(logging=logging, generation={"sample_steps": 5})) == []
+    assert warnings(loaded(logging=logging, generation={"sample_steps": 5})) == [
+        "logging.profiler asks for 7 steps (wait 2, warmup 2, active 3), the run makes 5: traces will be short"
+    ]
+    assert warnings(loaded(logging=logging, generation={"sample_steps": 7})) == []
     assert loaded(logging=logging, generation={"sample_steps": 4}, optimization={"batch_size": 2})
     assert loaded(logging={**logging, "level": "event"}, generation={"sample_steps": 4})
     assert loaded(logging={**logging, "profile_memory": False}, generation={"sample_steps": 4})

@@ -114,6 +114,15 @@ def test_nobody_asks_a_node_that_is_lost(cluster: Cluster, monkeypatch: pytest.M
         next(iter(remotes[0].chunks))
 
 
+def test_a_host_with_several_nodes_is_named_with_its_node(cluster: Cluster) -> None:
+    cluster.nodes[2:] = 2 * ["host-b (0123)"]
+    verdict = Verdict(status="lost", ranks=(2, 3))
+    assert [one.where for one in cluster.remotes(verdict)] == ["host-b (0123):/scratch/x"]
+    assert [one.facts() for one in cluster.elsewhere()] == [
+        {"host": "host-b", "node_ip": "1", "folder": "/scratch/x", "ranks": (2, 3)}
+    ]
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
