@@ -94,8 +94,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
                 verdict = ending.supervise(cluster, state, live, interrupts)
                 ending.settle(state, verdict, live)
                 state.problems += cluster.end(verdict)
-                recorded = range(config.num_ranks if config.logging.profile_memory else 0)
-                gathered = gather(state.folder.path, recorded, cluster.remotes(verdict))
+                gathered = gather(state.folder.path, config.recorded_ranks, cluster.remotes(verdict))
                 state.problems += [*gathered.problems, *cluster.clear(gathered.received)]
                 state.elsewhere = cluster.elsewhere(gathered.received)
         if not state.is_abandoned:

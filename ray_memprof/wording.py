@@ -4,6 +4,7 @@ size_text(18_628_102_656)        # "17.35 GiB"; GiB and MiB are 1024^3 and 1024^
 parse_size("30 GiB")             # 32_212_254_720
 rank_text([0, 2, 5])             # "ranks 0, 2 and 5"
 place("denoise/step", 3)         # "denoise/step of step 3"
+error_line(KeyError("a"))        # "KeyError: 'a'"
 visible("\x1b[2Jname")          # the escape sequence is written out, so that a terminal does not obey it
 """
 
@@ -107,3 +108,24 @@ def change_text(change: float | None, base: float | None, unit: str) -> str:
     # With a negative base the factor would be negative.
     is_share = share < _TIMES or base < 0
     return f"{sign}{text}, {share:+.1%}" if is_share else f"{sign}{text}, x {share + 1:,.0f}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of the text of an error; "" if it has none."""
+    return str(error).strip().partition("\n")[0].rstrip()
+
+
+def error_line(error: BaseException, text: str | None = None) -> str:
+    """The kind of an error and what happened, in one line: "KeyError: 'a'".
+
+    Args:
+        error: any.
+        text: what happened; None: the first line of the text of the error.
+    """
+    text = first_line(error) if text is None else text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def profiler_text(*, wait: int, warmup: int, active: int) -> str:
+    """How many steps the schedule of torch.profiler asks for, for messages."""
+    return f"logging.profiler asks for {wait + warmup + active} steps (wait {wait}, warmup {warmup}, active {active})"

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING
 
 from wan.config import TASKS
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
-from wan.levers import ALLOCATOR_SETTINGS
 from wan.options import FLAGS, Names, Options, describe, parse, warn
 from wan.options_check import check, layout_of
 from wan.options_here import check_memory
-from wan.parallel.environment import Place, set_defaults
+from wan.parallel.environment import Place, growing_segments, set_defaults
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,15 +59,14 @@ def run(options: Options) -> Path:
     """Make the video that `options` asks for; returns the file that the first rank writes."""
     place = Place.of(os.environ)
     path = options.save_file or _default_path(options)
-    # torch reads this variable when CUDA starts, so it is set before. What the user set stays, under either name.
-    if options.expandable_segments and not any(name in os.environ for name in ALLOCATOR_SETTINGS):
-        os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+    if options.expandable_segments:  # before CUDA starts
+        os.environ.update(growing_segments(os.environ))
     if place.num_ranks > 1:
         set_defaults(os.environ)
     import torch
 
     from wan.inputs import media
-    from wan.parallel.group import joined
+    from wan.parallel.group import joined, meet
     from wan.progress import Progress
     from wan.spans import listening, span
 
@@ -88,7 +86,7 @@ def run(options: Options) -> Path:
                 # The pipeline comes first: it reads headers only, and refuses a wrong folder before a prompt model or
                 # an input is loaded.
                 pipeline = make_pipeline(options, num_ranks=place.num_ranks)
-                options = _agreed(options, place)
+                options = agreed(options, place)
                 # Only the first rank says what differs from what was asked for.
                 request = make_request(options, say=progress.say)
                 if told := other_than_asked(request, options):
@@ -98,6 +96,7 @@ def run(options: Options) -> Path:
                     _tell_of_frames(video)
                     with span("save"):
                         media.save(video, path, fps=TASKS[options.task].fps)
+                meet(place)  # no rank leaves while another still works
         except (RuntimeError, MemoryError) as error:
             exhausted = _exhausted(error, progress.where, options)
             if exhausted is None:
@@ -118,7 +117,7 @@ def _tell_of_frames(video: "Tensor") -> None:
         )
 
 
-def _agreed(options: Options, place: Place) -> Options:
+def agreed(options: Options, place: Place) -> Options:
     """`options` with the seed and the extended prompt of the first rank: each process would make its own."""
     if place.num_ranks == 1:
         return options

@@ -11,13 +11,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from wan.config import (
     TASKS,
     Language,
     Method,
     Solver,
+    Task,
 )
 from wan.flags import flag_parser
 from wan.levers import Levers, LoadStrategy, Precision
@@ -94,23 +95,38 @@ def parse(argv: Sequence[str], *, num_ranks: int | None = None) -> Options:
         InputError: what cannot be parsed.
     """
     values = vars(flag_parser().parse_args(argv))
-    task = TASKS[values["task"]]
     levers = Levers(**{name: values.pop(name) for name in Levers.__dataclass_fields__})
-    defaults = {
-        "size": task.sizes[0],
+    defaults = defaults_of(TASKS[values["task"]], values["size"], ranks_here(num_ranks))
+    values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
+    if values["base_seed"] < 0:
+        values["base_seed"] = drawn_seed()
+    return Options(**values, levers=levers)
+
+
+def defaults_of(task: Task, size: str | None, num_ranks: int) -> dict[str, Any]:
+    """The values of the options that depend on the task, by the name of the option.
+
+    Args:
+        task: of the run.
+        size: width*height that the user asks for; None: the first of the task.
+        num_ranks: of the run.
+    """
+    size = size or task.sizes[0]
+    return {
+        "size": size,
         "frame_num": task.frame_num,
         "sample_steps": task.sample_steps,
+        "sample_shift": task.default_shift(size),
         "sample_guide_scale": task.sample_guide_scale,
         "prompt": DEFAULT_PROMPTS[task.dit.model_type],
         # With "full", several ranks would keep as many copies of a whole network in host memory.
-        "load_strategy": "full" if ranks_here(num_ranks) == 1 else "block",
+        "load_strategy": "full" if num_ranks == 1 else "block",
     }
-    values = {name: defaults.get(name) if value is None else value for name, value in values.items()}
-    if values["sample_shift"] is None:
-        values["sample_shift"] = task.default_shift(values["size"])
-    if values["base_seed"] < 0:
-        values["base_seed"] = random.randint(0, MAX_SEED)
-    return Options(**values, levers=levers)
+
+
+def drawn_seed() -> int:
+    """A random seed, for a user who does not care which."""
+    return random.randint(0, MAX_SEED)
 
 
 def ranks_here(num_ranks: int | None) -> int:

@@ -22,6 +22,7 @@ from itertools import islice
 from typing import Any
 
 from ray_memprof.allocator.doubt import DEFAULT_POOL, Doubt, Pool
+from ray_memprof.allocator.ranges import parts_outside
 from ray_memprof.allocator.replay import Segment
 from ray_memprof.allocator.rules import MIN_BLOCK_BYTES, SMALL_BYTES, Rules, exact_size
 
@@ -270,10 +271,7 @@ def _cut(ranges: dict[int, _Range], first: int, last: int) -> None:
         if not is_expandable or end <= first or start >= last:
             continue
         del ranges[start]
-        if start < first:
-            ranges[start] = first, True, pool
-        if last < end:
-            ranges[last] = end, True, pool
+        ranges |= {begin: (until, True, pool) for begin, until in parts_outside(start, end, first, last)}
 
 
 def _join(ranges: dict[int, _Range], first: int, last: int, pool: Pool | None) -> None:

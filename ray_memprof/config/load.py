@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from ray_memprof.config import faults, rules, wan_keys, yaml_file
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import ConfigError
+from wan.options import drawn_seed
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -53,16 +54,11 @@ def _resolved(config: RunConfig) -> RunConfig:
     generation = config.generation
     if config.workload == "wan":
         options = wan_keys.wan_options(config)
-        names = (
-            "size",
-            "frame_num",
-            "prompt",
-            "sample_steps",
-            "sample_shift",
-            "sample_guide_scale",
-            "base_seed",
-        )
-        generation = generation.model_copy(update={name: getattr(options, name) for name in names})
+        names = ("size", "frame_num", "prompt", "sample_steps", "sample_shift", "sample_guide_scale")
+        values = {name: getattr(options, name) for name in names}
+        if generation.base_seed < 0:
+            values["base_seed"] = drawn_seed()
+        generation = generation.model_copy(update=values)
     return config.model_copy(
         update={"ranks": config.num_ranks, "generation": generation, "parallel": parallel, "ray": ray}
     )

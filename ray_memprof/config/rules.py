@@ -16,6 +16,7 @@ from ray_memprof.config.keys import Profiler
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.config.wan_keys import check_wan
 from ray_memprof.errors import ConfigError
+from ray_memprof.wording import profiler_text
 from wan.config import LARGEST_SEED, TASKS
 
 
@@ -129,16 +130,23 @@ def _check_batch(config: RunConfig) -> None:
 
 def _check_profiler(config: RunConfig) -> None:
     """Refuse a schedule in which no step is kept, since its trace would be empty."""
-    steps = config.generation.sample_steps or TASKS[config.model.task].sample_steps
-    steps *= config.optimization.batch_size
-    logging, profiler = config.logging, config.logging.profiler
-    traces = logging.profile_memory and logging.level == "torch_profiler"
-    if traces and profiler.wait + profiler.warmup >= steps:
+    steps, profiler = _num_steps(config), config.logging.profiler
+    if _is_traced(config) and profiler.wait + profiler.warmup >= steps:
         raise ConfigError(
             f"logging.profiler.wait ({profiler.wait}) + logging.profiler.warmup ({profiler.warmup}) leave none of "
             f"the {steps} denoise steps to trace",
             hint="lower them, or raise generation.sample_steps",
         )
+
+
+def _num_steps(config: RunConfig) -> int:
+    """Denoise steps of all videos."""
+    steps = config.generation.sample_steps or TASKS[config.model.task].sample_steps
+    return steps * config.optimization.batch_size
+
+
+def _is_traced(config: RunConfig) -> bool:
+    return config.logging.profile_memory and config.logging.level == "torch_profiler"
 
 
 def warnings(config: RunConfig) -> list[str]:
@@ -167,6 +175,10 @@ def _wan_warnings(config: RunConfig) -> list[str]:
         found.append("parallel.vae split has no effect with one rank")
     if config.num_ranks == 1 and config.parallel.backend == "xfuser":
         found.append("parallel.backend xfuser has no effect with one rank")
+    asked, made = config.logging.profiler, _num_steps(config)
+    if _is_traced(config) and asked.wait + asked.warmup + asked.active > made:
+        text = profiler_text(wait=asked.wait, warmup=asked.warmup, active=asked.active)
+        found.append(f"{text}, the run makes {made}: traces will be short")
     return found
 
 

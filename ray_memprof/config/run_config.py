@@ -46,6 +46,11 @@ class RunConfig(Section):
     """Runs that differ from this one in a few keys; see matrix.py."""
 
     @property
+    def recorded_ranks(self) -> range:
+        """The ranks that leave records."""
+        return range(self.num_ranks if self.logging.profile_memory else 0)
+
+    @property
     def num_ranks(self) -> int:
         """The number of ranks; if `ranks` is not given, it comes from other keys."""
         shared = self.parallel.group_size if self.workload == "wan" else 1

@@ -6,14 +6,15 @@
 Takes a RunConfig, writes no file; imports no torch.
 """
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import ConfigError
+from wan.config import TASKS
 from wan.errors import InputError
 from wan.levers import Levers
-from wan.options import Options, parse
+from wan.options import Options, defaults_of
 from wan.options_check import check
 
 # Flags of wan.generate whose key has another name; all other keys have the name of their flag.
@@ -40,15 +41,18 @@ KEYS = {"ranks": "ranks"} | {
 
 
 def wan_options(config: RunConfig) -> Options:
-    """The options that the wan workload runs with; a base_seed below 0 is drawn here."""
-    given = {flag: value for flag, value in _values(config).items() if value is not None}
-    if given["base_seed"] < 0:
-        del given["base_seed"]
-    size = config.generation.size
-    flags = ["--task", config.model.task, *([f"--size={size}"] if size is not None else [])]
-    defaults = parse(flags, num_ranks=config.num_ranks)
-    levers = Levers(**{lever.name: given.pop(lever.name) for lever in fields(Levers)})
-    return replace(defaults, **given, levers=levers)
+    """The options that the wan workload runs with, the task's defaults filled in; pure.
+
+    A base_seed below 0 stays: load_config draws the seed of a run, once.
+    """
+    # load_config fills in parallel.vae only after the rules have been checked; no rule depends on it.
+    defaults = defaults_of(TASKS[config.model.task], config.generation.size, config.num_ranks)
+    defaults["vae_parallel"] = "split"
+    values: dict[str, Any] = {
+        flag: defaults.get(flag) if value is None else value for flag, value in _values(config).items()
+    }
+    levers = Levers(**{lever.name: values.pop(lever.name) for lever in fields(Levers)})
+    return Options(**values, levers=levers)
 
 
 def _values(config: RunConfig) -> dict[str, Any]:

@@ -34,22 +34,23 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from ray_memprof.driver import capacity, node_tasks, own_ray
 from ray_memprof.driver.crew import Address, Crew
+from ray_memprof.driver.elsewhere import Elsewhere
 from ray_memprof.driver.interrupts import Interrupted, Interrupts
 from ray_memprof.driver.live import Live
 from ray_memprof.driver.overview import describe, gaps
 from ray_memprof.driver.placement import node_names, rank_order, rank_plans
-from ray_memprof.driver.ray_errors import first_line, in_one_line
-from ray_memprof.driver.run_state import Elsewhere, RunState
+from ray_memprof.driver.ray_errors import in_one_line
+from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import GpusBusy, NeverArrived, RunError, StartFailed
-from ray_memprof.rank.actor import CONTROL, Prepared, Rank
-from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.actor import CONTROL, Rank
+from ray_memprof.rank.messages import Prepared, RankFacts
 from ray_memprof.rank.variables import forwarded
 from ray_memprof.recorder.clock import kernel, offset
 from ray_memprof.store.run_files import log_name
 from ray_memprof.store.transfer import Remote
 from ray_memprof.supervision.awake import AwakeClock
 from ray_memprof.supervision.verdict import Verdict
-from ray_memprof.wording import rank_text
+from ray_memprof.wording import error_line, first_line, rank_text
 
 OBJECT_STORE_BYTES = 512 * 2**20
 """Size of the object store of our own Ray: plans, beats and chunks of files go through it, tensors do not."""
@@ -256,7 +257,7 @@ class Cluster:
             self._check_interrupts()
             if pending and clock() >= until:
                 missing = [refs.index(ref) for ref in pending]
-                who = f"ranks {missing}" if self.nodes else f"{len(missing)} of {len(refs)} actors"
+                who = rank_text(missing) if self.nodes else f"{len(missing)} of {len(refs)} actors"
                 raise NeverArrived(
                     f"waiting for {who}: no answer to {method}() within {limit_s:g} s",
                     hint="a slow disk or a busy host: raise ray.timeouts.init_s",
@@ -300,49 +301,38 @@ class Cluster:
         """The folders of nodes that do not share the run folder; a file is sent only when its chunks are read."""
         lost = self._lost_nodes(verdict)
         limit_s = self.config.ray.timeouts.collect_s
-        remotes = []
-        for (node_id, folder), ranks in self._far().items():
-            chunks = node_tasks.chunks(node_id, folder, ranks, limit_s=limit_s)
-            if node_id in lost:
-                chunks = node_tasks.unreachable()
-            remotes.append(
-                Remote(where=f"{self.nodes[ranks[0]]}:{folder}", ranks=tuple(ranks), chunks=chunks)
-            )
-        return remotes
+        return [one.remote(node_id, limit_s=limit_s, is_lost=node_id in lost) for node_id, one in self._far()]
 
     def clear(self, received: Collection[int]) -> list[str]:
         """Remove from other nodes the files that have been collected; returns a line for each that stays there."""
-        problems = []
-        for (node_id, folder), ranks in self._far().items():
-            done = [rank for rank in ranks if rank in received]
-            if not done:
-                continue
-            limit_s = self.config.ray.timeouts.collect_s
-            if reason := node_tasks.remove(node_id, folder, done, limit_s=limit_s):
-                where = f"{self.nodes[ranks[0]]}:{folder}"
-                problems.append(f"{rank_text(done)}: collected, and still in {where}: {reason}")
-        return problems
+        limit_s = self.config.ray.timeouts.collect_s
+        return [
+            line for node_id, one in self._far() if (line := one.clear(node_id, received, limit_s=limit_s))
+        ]
 
     def elsewhere(self, received: Collection[int] = ()) -> list[Elsewhere]:
         """The folders on other nodes that hold records of ranks, unless `received` names all their ranks."""
-        return [
-            Elsewhere(
-                host=self.facts[ranks[0]].host,
-                node_ip=self.facts[ranks[0]].node_ip,
-                folder=folder,
-                ranks=tuple(ranks),
-            )
-            for (_, folder), ranks in self._far().items()
-            if not set(ranks) <= set(received)
-        ]
+        return [one for _, one in self._far() if not set(one.ranks) <= set(received)]
 
-    def _far(self) -> dict[tuple[str, Path], list[int]]:
-        """The ranks that do not write into the run folder, by node and folder."""
+    def _far(self) -> list[tuple[str, Elsewhere]]:
+        """The folders that are not the run folder, each with the id of its node."""
         far: dict[tuple[str, Path], list[int]] = {}
         for rank, ready in enumerate(self.prepared):
             if not ready.shared:
                 far.setdefault((self.facts[rank].node_id, ready.run_dir), []).append(rank)
-        return far
+        return [
+            (
+                node_id,
+                Elsewhere(
+                    host=self.facts[ranks[0]].host,
+                    node=self.nodes[ranks[0]],
+                    node_ip=self.facts[ranks[0]].node_ip,
+                    folder=folder,
+                    ranks=tuple(ranks),
+                ),
+            )
+            for (node_id, folder), ranks in far.items()
+        ]
 
     def _lost_nodes(self, verdict: Verdict) -> set[str]:
         return {self.facts[rank].node_id for rank in verdict.ranks} if verdict.status == "lost" else set()
@@ -405,7 +395,7 @@ def _cause(error: Exception) -> str:
     """The innermost reason: the error that Ray wrapped, else the last line of Ray's text that names an error."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, Exception):
-        return f"{type(cause).__name__}: {first_line(cause)}"
+        return error_line(cause)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next(
         (line for line in reversed(lines) if "Error" in line.partition(":")[0]), lines[0] if lines else ""

@@ -21,11 +21,12 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from ray_memprof.driver.ray_errors import exit_detail, first_line, host_memory, tells_of_node
+from ray_memprof.driver.ray_errors import exit_detail, host_memory, tells_of_node
 from ray_memprof.rank.log import NOT_FOR_CONSOLE, lines_since
 from ray_memprof.rank.messages import Outcome, Whereabouts
 from ray_memprof.recorder.status import Beat
 from ray_memprof.supervision.verdict import Loss
+from ray_memprof.wording import first_line
 
 Address = tuple[str, int]
 """Host and port."""
@@ -68,7 +69,7 @@ class Crew:
         self._questions: dict[Any, int] = {}
         self._beats: dict[int, Beat] = {}
         self._asked = -math.inf
-        self._log: Any = None
+        self._log_question: Any = None
         self._log_offset = 0
         self._left: set[int] = set()
         self._silent: set[int] = set()
@@ -109,10 +110,10 @@ class Crew:
         return self._beats
 
     def _echo(self) -> None:
-        if self._log is None:
-            self._log = self._actors[0].said.remote(self._log_offset)
-        elif _ready([self._log], 0):
-            answer, self._log = _answer(self._log), None
+        if self._log_question is None:
+            self._log_question = self._actors[0].said.remote(self._log_offset)
+        elif _ready([self._log_question], 0):
+            answer, self._log_question = _answer(self._log_question), None
             if answer is not None:
                 self._pass_on(*answer)
 
@@ -125,14 +126,14 @@ class Crew:
         """Pass on all that rank 0 has written by now; if rank 0 does not answer, the rest is in its log only."""
         until = time.monotonic() + (_STUCK_S if 0 in self._left else _LAST_WORDS_S)
         # A question may still be open that was asked before the end: its answer may not hold the last lines.
-        question, is_last = self._log, self._log is None
+        question, is_last = self._log_question, self._log_question is None
         while True:
             question = question or self._actors[0].said.remote(self._log_offset, whole=False)
             if not _ready([question], max(0.0, until - time.monotonic())):
-                self._log = question
+                self._log_question = question
                 return
             answer, before = _answer(question), self._log_offset
-            question = self._log = None
+            question = self._log_question = None
             if answer is None:
                 self._read_out()
                 return

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from ray_memprof.driver.interrupts import Abandoned, Interrupted, Interrupts
 from ray_memprof.driver.live import Live
-from ray_memprof.driver.run_state import RunState, verdict_of, verdict_of_bug
+from ray_memprof.driver.run_state import RunState
 from ray_memprof.driver.troubles import Troubles
 from ray_memprof.errors import DiskFull, RunError
 from ray_memprof.recorder.status import Beat
 from ray_memprof.store.run_files import LOGS_DIR, REPORT_FILE
 from ray_memprof.store.standing import NOTE_EVERY_S, progress_facts
-from ray_memprof.supervision.verdict import Verdict
-from ray_memprof.supervision.watch import Limits, interruption, watch
+from ray_memprof.supervision.verdict import Verdict, interruption, verdict_of, verdict_of_bug
+from ray_memprof.supervision.watch import Limits, watch
 
 if TYPE_CHECKING:
     from ray_memprof.driver.cluster import Cluster
@@ -91,7 +91,7 @@ def settle(state: RunState, verdict: Verdict, live: Live) -> None:
         state.settle(verdict)
     except DiskFull as error:
         if verdict.status == "ok":
-            verdict = verdict_of(error, state)
+            verdict = verdict_of(error, has_started=state.verdict is not None)
             _tell(verdict, live)
         else:
             state.problems.append(str(error))
@@ -117,7 +117,7 @@ def ending(state: RunState, live: Live, interrupts: Interrupts) -> Iterator[None
     except Interrupted as error:
         verdict = interruption(error.number)
     except RunError as error:
-        verdict = verdict_of(error, state)
+        verdict = verdict_of(error, has_started=state.verdict is not None)
     except Exception as error:
         if interrupts.last_signal:  # Ray's compiled code turns Abandoned into a SystemError
             state.is_abandoned = True

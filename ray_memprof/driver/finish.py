@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ray_memprof.config.load import load_config
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.driver.run_state import Elsewhere, RunState
+from ray_memprof.driver.elsewhere import Elsewhere
+from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import EXIT_KILLED, ConfigError, StartFailed
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.report import derive
@@ -26,7 +27,6 @@ from ray_memprof.store.run_tables import write_driver_tables
 from ray_memprof.store.standing import RUNNING, standing
 from ray_memprof.store.transfer import Remote, send
 from ray_memprof.supervision.verdict import Verdict
-from ray_memprof.wording import rank_text
 
 _NO_VERDICT = "the launcher ended without a verdict: it was killed, or its host was"
 
@@ -98,8 +98,7 @@ def _state(run_dir: Path) -> RunState:
 
 
 def _gather(state: RunState, remotes: Sequence[Remote]) -> Gathered:
-    recorded = range(state.config.num_ranks if state.config.logging.profile_memory else 0)
-    return gather(state.folder.path, recorded, remotes)
+    return gather(state.folder.path, state.config.recorded_ranks, remotes)
 
 
 def _copied(state: RunState, folder: Path) -> Remote:
@@ -142,20 +141,9 @@ def _from_hosts(state: RunState) -> Gathered:
             hint="start Ray there again (ray start --address ...), or copy that folder here and name it with --from",
         )
     there = [one for one in state.elsewhere if one not in missing]
-    gathered = _gather(state, [
-        Remote(
-            where=str(one),
-            ranks=one.ranks,
-            chunks=node_tasks.chunks(nodes[one.node_ip], one.folder, one.ranks, limit_s=limit_s),
-        )
-        for one in there
-    ])  # fmt: skip
-    problems = [*gathered.problems]
-    for one in there:
-        done = [rank for rank in one.ranks if rank in gathered.received]
-        if done and (reason := node_tasks.remove(nodes[one.node_ip], one.folder, done, limit_s=limit_s)):
-            problems.append(f"{rank_text(done)}: collected, and still in {one}: {reason}")
-    return replace(gathered, problems=tuple(problems))
+    gathered = _gather(state, [one.remote(nodes[one.node_ip], limit_s=limit_s) for one in there])
+    stay = [one.clear(nodes[one.node_ip], gathered.received, limit_s=limit_s) for one in there]
+    return replace(gathered, problems=(*gathered.problems, *filter(None, stay)))
 
 
 def _note(state: RunState, gathered: Gathered) -> None:

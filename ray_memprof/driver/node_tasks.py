@@ -19,10 +19,10 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_memprof.driver.ray_errors import first_line
 from ray_memprof.store import transfer
 from ray_memprof.store.processes import is_alive
 from ray_memprof.store.transfer import Chunk, TransportError
+from ray_memprof.wording import first_line
 
 _POLL_S = 0.05
 _START_S = 10.0

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.driver.preflight import MIB, needed_bytes
+from ray_memprof.driver.preflight import needed_bytes
 from ray_memprof.rank.messages import RankFacts
-from ray_memprof.wording import rank_text, size_text
+from ray_memprof.wording import MIB, rank_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

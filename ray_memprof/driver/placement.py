@@ -30,9 +30,10 @@ def rank_plans(
     facts: Sequence[RankFacts], config: RunConfig, run_id: str, run_dir: Path, environment: Mapping[str, str]
 ) -> list[RankPlan]:
     """A plan for each rank; `facts` in rank order."""
-    nodes = list(dict.fromkeys(one.node_id for one in facts))
+    places = node_places(facts)
+    num_nodes = len({one.node_id for one in facts})
     # On one host, loopback is out of reach for other hosts and needs no correct host name or interface.
-    master_addr = LOOPBACK if len(nodes) <= 1 else facts[0].node_ip
+    master_addr = LOOPBACK if num_nodes <= 1 else facts[0].node_ip
     plans = []
     for rank, one in enumerate(facts):
         mates = [other for other, fact in enumerate(facts) if fact.node_id == one.node_id]
@@ -42,10 +43,10 @@ def rank_plans(
                 config=config,
                 rank=rank,
                 world_size=len(facts),
-                local_rank=mates.index(rank),
+                local_rank=places[rank][1],
                 local_world_size=len(mates),
-                node=nodes.index(one.node_id),
-                num_nodes=len(nodes),
+                node=places[rank][0],
+                num_nodes=num_nodes,
                 visible_devices=tuple(
                     facts[mate].visible_device for mate in mates if facts[mate].visible_device
                 ),
@@ -56,6 +57,18 @@ def rank_plans(
             )
         )
     return plans
+
+
+def node_places(facts: Sequence[RankFacts]) -> list[tuple[int, int]]:
+    """The number of each rank's node, in rank order, and its number among the ranks there; `facts` in rank order."""
+    nodes = list(dict.fromkeys(one.node_id for one in facts))
+    num_there = [0] * len(nodes)
+    places = []
+    for one in facts:
+        node = nodes.index(one.node_id)
+        places.append((node, num_there[node]))
+        num_there[node] += 1
+    return places
 
 
 def node_names(facts: Sequence[RankFacts]) -> list[str]:

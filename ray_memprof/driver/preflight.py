@@ -12,9 +12,9 @@ from pathlib import Path
 from ray_memprof.config.rules import warnings
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import DiskFull, PreflightFailed
+from ray_memprof.wording import MIB
 from wan.config import TASKS
 
-MIB = 2**20
 # For the estimate of disk space. The tiny task on the CPU, where no operations are fused, makes 1,100 per block.
 _ALLOCS_PER_BLOCK = 1_200
 _EVENTS_PER_ALLOC = 3  # allocated, free requested, freed
@@ -35,7 +35,7 @@ def check_driver(config: RunConfig, run_dir: Path) -> list[str]:
             f"{run_dir}: {free / MIB:,.0f} MiB are free, about {needed / MIB:,.0f} MiB will be written",
             hint="set logging.output_dir to another disk, or logging.level to stage",
         )
-    return warnings(config) + _short_trace(config)
+    return warnings(config)
 
 
 def _check_writable(run_dir: Path) -> None:
@@ -77,20 +77,3 @@ def _num_steps(config: RunConfig) -> int:
     steps = config.generation.sample_steps
     assert steps is not None  # filled in when the configuration was loaded
     return steps
-
-
-def _short_trace(config: RunConfig) -> list[str]:
-    """A warning where torch.profiler waits for more steps than the run makes."""
-    logging, asked = config.logging, config.logging.profiler
-    if config.workload != "wan" or logging.level != "torch_profiler" or not logging.profile_memory:
-        return []
-    needed, made = (
-        asked.wait + asked.warmup + asked.active,
-        _num_steps(config) * config.optimization.batch_size,
-    )
-    if needed <= made:
-        return []
-    return [
-        f"logging.profiler asks for {needed} steps (wait {asked.wait}, warmup {asked.warmup}, active "
-        f"{asked.active}), the run makes {made}: traces will be short"
-    ]

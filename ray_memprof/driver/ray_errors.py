@@ -42,11 +42,6 @@ def tells_of_node(text: str) -> bool:
     return _NODE_DIED.search(text) is not None
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of the text of an error."""
-    return str(error).strip().partition("\n")[0]
-
-
 def in_one_line(error: BaseException) -> str:
     """The whole text of an error as one line, cut to _LINE characters: Ray spreads one sentence over several lines.
 

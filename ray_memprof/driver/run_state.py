@@ -7,8 +7,7 @@ A run that failed, or never started, is still a run: it has a row, with status a
 """
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,43 +16,17 @@ from typing import Any
 import wan
 from ray_memprof.config.load import effective_yaml
 from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.elsewhere import Elsewhere
+from ray_memprof.driver.placement import node_places
 from ray_memprof.driver.repository import commit_text, repository
-from ray_memprof.errors import EXIT_BUG, RunError
 from ray_memprof.rank.messages import Outcome, RankFacts, Status
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.status import ReplayCheck
 from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.run_folder import RunFolder
+from ray_memprof.store.run_tables import source_of
 from ray_memprof.supervision.verdict import Verdict
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Elsewhere:
-    """A folder on another host whose records have not been collected yet."""
-
-    host: str
-    node_ip: str
-    folder: Path
-    ranks: tuple[int, ...]
-
-    def __str__(self) -> str:
-        """Host and folder in one word, for people."""
-        return f"{self.host}:{self.folder}"
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> "Elsewhere":
-        """Made from its entry in run.json."""
-        return cls(
-            host=facts["host"],
-            node_ip=facts["node_ip"],
-            folder=Path(facts["folder"]),
-            ranks=tuple(facts["ranks"]),
-        )
-
-    def facts(self) -> dict[str, Any]:
-        """Its entry in run.json."""
-        return {**asdict(self), "folder": str(self.folder)}
-
+from wan.parallel.layout import Layout
 
 _NO_CHECK = ReplayCheck(**dict.fromkeys(ReplayCheck.__dataclass_fields__, 0))
 
@@ -152,7 +125,7 @@ class RunState:
         return {
             "run_id": self.folder.run_id,
             "name": self.config.name,
-            "source": "cpu" if self.config.model.device == "cpu" else "cuda",
+            "source": source_of(self.config.model.device),
             "workload": self.config.workload,
             "num_ranks": self.config.num_ranks,
             "config": json.dumps(self.config.model_dump(mode="json", by_alias=True)),
@@ -168,21 +141,26 @@ class RunState:
 
     def rank_rows(self) -> list[dict[str, Any]]:
         """The rows of the table ranks; empty if the ranks never got their places."""
-        return [self._rank_row(rank) for rank in range(len(self.facts))]
+        parallel = self.config.parallel
+        layout = Layout(ranks=self.config.num_ranks, ulysses=parallel.ulysses, ring=parallel.ring)
+        rows = []
+        for rank, (node, local_rank) in enumerate(node_places(self.facts)):
+            ulysses, ring = layout.coordinates(rank)
+            where = {"node": node, "local_rank": local_rank, "ulysses": ulysses, "ring": ring}
+            rows.append(self._rank_row(rank) | where)
+        return rows
 
     def _rank_row(self, rank: int) -> dict[str, Any]:
+        """The row of a rank, without its place on the node and in the layout."""
         verdict, facts, parallel = self._ended(), self.facts[rank], self.config.parallel
-        nodes = list(dict.fromkeys(one.node_id for one in self.facts))
         outcome, beat = self._outcome(rank), verdict.beats.get(rank)
         is_sharded = parallel.dit_fsdp or parallel.t5_fsdp
         return {
             "rank": rank,
-            "node": nodes.index(facts.node_id),
             "node_id": facts.node_id,
             "host": facts.host,
             "clock_offset_ns": self.clock_offsets_ns.get(rank, 0),
             "pid": facts.pid,
-            "local_rank": sum(one.node_id == facts.node_id for one in self.facts[:rank]),
             "gpu_index": facts.gpu_index,
             "gpu_uuid": facts.gpu_uuid,
             "gpu_name": facts.gpu_name,
@@ -190,9 +168,6 @@ class RunState:
             # The recorder sees every event, so its replay is exact and complete.
             "inexact_bytes": 0,
             "peak_at_least": False,
-            # The ranks of a Ulysses group are neighbours: their all-to-all is the heaviest traffic.
-            "ulysses": rank % parallel.ulysses,
-            "ring": rank // parallel.ulysses % parallel.ring,
             "fsdp": rank if is_sharded else 0,
             "status": outcome.status,
             "exit_code": outcome.exit_code,
@@ -223,19 +198,3 @@ class RunState:
     def _ended(self) -> Verdict:
         assert self.verdict is not None, "settle() comes first"
         return self.verdict
-
-
-def verdict_of(error: RunError, state: RunState) -> Verdict:
-    """The verdict on a run that ended by `error`, before its ranks ran or after they had ended."""
-    status: Status = "never_started" if state.verdict is None else "failed"
-    return Verdict(status=status, exit_code=error.exit_code, reason=str(error), hint=error.hint)
-
-
-def verdict_of_bug(error: BaseException, log: Path) -> Verdict:
-    """The verdict on a run that ended by a bug of ray-memprof."""
-    return Verdict(
-        status="failed",
-        exit_code=EXIT_BUG,
-        reason=f"internal error: {type(error).__name__}: {str(error).partition(os.linesep)[0]}",
-        hint=f"please report it, with {log}",
-    )

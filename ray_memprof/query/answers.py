@@ -93,7 +93,7 @@ def _copy(rows: "pa.Table", form: Form, path: Path) -> None:
     """Write rows with DuckDB, which can write every type that a question can have."""
     import duckdb
 
-    from ray_memprof.query.ask import first_line
+    from ray_memprof.wording import first_line
 
     if form is Form.JSON:
         rows = _finite(rows)

@@ -21,6 +21,7 @@ from ray_memprof.query import database, questions
 from ray_memprof.store.find_run import find_run
 from ray_memprof.store.run_files import TABLES_DIR
 from ray_memprof.store.schema import TABLES
+from ray_memprof.wording import first_line
 
 
 def runs_of(pattern: str) -> list[Path]:
@@ -107,11 +108,6 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def first_line(error: duckdb.Error) -> str:
-    """The first line of DuckDB's message, without the excerpt of the SQL below it."""
-    return next(line.strip() for line in str(error).splitlines() if line.strip())
 
 
 def _statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:

@@ -36,10 +36,10 @@ from ray_memprof.query.questions import (
     named,
     question,
 )
-from ray_memprof.store.run_files import DATABASE_FILE, PART_SUFFIX, TABLES_DIR, TEMPORARY_SUFFIX
+from ray_memprof.store.run_files import DATABASE_FILE, PART_SUFFIX, TABLES_DIR
 from ray_memprof.store.schema import OLDEST_SCHEMA_VERSION, SCHEMA_VERSION, TABLES, Table
 from ray_memprof.store.standing import run_row
-from ray_memprof.store.whole_file import disk_error, replace
+from ray_memprof.store.whole_file import disk_error, run_file
 
 LARGE_TABLES = ("allocs", "stacks")
 _ADDED = {"ranks": "clock_offset_ns", "spans": "device_used_bound_bytes"}
@@ -70,19 +70,16 @@ def build(run_dir: Path) -> Path:
         DiskFull: no room for the file.
     """
     path = run_dir / DATABASE_FILE
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    temporary.unlink(missing_ok=True)
     try:
-        _write(run_dir.absolute(), temporary.absolute())
-        replace(temporary, path)
-    except OSError as error:
-        raise disk_error("the driver", path, error) from error
+        with run_file(path) as temporary:
+            temporary.unlink(
+                missing_ok=True
+            )  # a process that was killed may have left it; DuckDB would open it
+            _write(run_dir.absolute(), temporary.absolute())
     except duckdb.IOException as error:
         if "No space left" not in str(error):
             raise
         raise disk_error("the driver", path, OSError(str(error))) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

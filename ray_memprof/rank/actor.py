@@ -24,7 +24,7 @@ import ray
 
 from ray_memprof.rank import environment, variables
 from ray_memprof.rank.log import CLOSED, NOT_FOR_CONSOLE, dump_flight_record, lines_since, open_log
-from ray_memprof.rank.messages import Outcome, RankFacts, Whereabouts
+from ray_memprof.rank.messages import Outcome, Prepared, RankFacts, Whereabouts
 from ray_memprof.rank.network import explained, interface_of
 from ray_memprof.rank.outcome import outcome_of
 from ray_memprof.rank.plan import RankPlan
@@ -42,20 +42,6 @@ CONTROL = {"control": 2}
 """Number of threads that answer while run() is busy: if one call hangs, the other thread answers the next."""
 _BACKLOG = 2048
 """How many ranks may connect to the store at the same time: torch's own number."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Prepared:
-    """What a rank answers once it is ready to run."""
-
-    run_dir: Path
-    """Where this rank writes: the run folder, or a scratch folder of its node if ray.scratch_dir is set or the run
-    folder is not there."""
-    shared: bool
-    """Whether run_dir is the run folder itself."""
-    environment: dict[str, str]
-    checks: dict[str, Any]
-    """From checks.check_rank: versions of what this rank imports, and so on."""
 
 
 class Rank:

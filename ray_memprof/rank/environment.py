@@ -10,16 +10,14 @@ like the others.
 
 from collections.abc import Mapping
 
-from ray_memprof.rank.network import socket_variables
+from ray_memprof.rank.network import GLOO, NCCL, socket_variables
 from ray_memprof.rank.plan import RankPlan
 from ray_memprof.store.run_files import flight_record_name
-from wan.levers import ALLOCATOR_SETTINGS
-from wan.parallel.environment import set_defaults
+from wan.parallel.environment import growing_segments, set_defaults
 
 _FLIGHT_RECORDS = 2000
 """How many collectives NCCL's flight recorder keeps: torch's own default, set here so that it cannot become 0."""
 _LOOPBACK = "lo"
-_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _THREADS = "OMP_NUM_THREADS"
 
 
@@ -59,7 +57,7 @@ def _defaults(plan: RankPlan, interface: str) -> dict[str, str]:
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": records,
         # The ranks of one node meet on loopback, which other hosts cannot reach; their data still use shared memory and
         # NVLink.
-        **(dict.fromkeys(_INTERFACES, _LOOPBACK) if plan.num_nodes == 1 else {}),
+        **(dict.fromkeys((GLOO, NCCL), _LOOPBACK) if plan.num_nodes == 1 else {}),
         # Without this CUDA puts the fastest GPU first, and its index 0 may be another GPU than index 0 of NVML and Ray.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         **sockets,
@@ -75,10 +73,8 @@ def _of_wan(plan: RankPlan, environ: Mapping[str, str]) -> dict[str, str]:
         return wanted
     if plan.world_size > 1:
         set_defaults(wanted)
-    # If the user has set the allocator's settings under either name, they stay.
-    is_set = any(name in environ or name in plan.environment for name in ALLOCATOR_SETTINGS)
-    if config.optimization.expandable_segments and not is_set:
-        wanted[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
+    if config.optimization.expandable_segments:
+        wanted |= growing_segments({**environ, **plan.environment})
     return wanted
 
 

@@ -7,7 +7,6 @@ If the disk of the log is full, output is dropped: otherwise any print() of the 
 because its output is kept in a file.
 """
 
-import errno
 import faulthandler
 import io
 import os
@@ -19,6 +18,7 @@ from typing import TextIO
 
 from ray_memprof.rank.plan import RankPlan
 from ray_memprof.store.run_files import flight_record_name, log_name
+from ray_memprof.store.whole_file import is_full
 
 CLOSED = (ValueError, AttributeError)
 """What sys.stdout or sys.stderr may raise if the program has closed it or replaced it by another object."""
@@ -30,8 +30,6 @@ _MAX_SAID_BYTES = 64 * 1024
 _MAX_BEHIND_BYTES = 16 * _MAX_SAID_BYTES
 """How far the answers may lag behind the log, which is some seconds of output. Older lines are skipped, so that the
 newest can be seen."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Forgiving(io.FileIO):
@@ -45,7 +43,7 @@ class _Forgiving(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in _FULL:
+            if not is_full(error):
                 raise
             return memoryview(data).nbytes
 

@@ -5,7 +5,8 @@ What the driver sends to a rank is in plan.py.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from ray_memprof.recorder.status import Group, ReplayCheck
 
@@ -34,6 +35,20 @@ class RankFacts:
     device_total_bytes: int = 0
     visible_device: str = ""
     """How CUDA_VISIBLE_DEVICES names this GPU on its node: an index or a UUID."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What a rank answers once it is ready to run."""
+
+    run_dir: Path
+    """Where this rank writes: the run folder, or a scratch folder of its node if ray.scratch_dir is set or the run
+    folder is not there."""
+    shared: bool
+    """Whether run_dir is the run folder itself."""
+    environment: dict[str, str]
+    checks: dict[str, Any]
+    """From checks.check_rank: versions of what this rank imports, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

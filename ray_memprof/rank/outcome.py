@@ -5,8 +5,6 @@
 Pure, and without torch unless the workload has imported it.
 """
 
-import errno
-
 from ray_memprof.errors import (
     EXIT_DEVICE_OOM,
     EXIT_DISK_FULL,
@@ -17,7 +15,8 @@ from ray_memprof.errors import (
 )
 from ray_memprof.rank.messages import Outcome, Status
 from ray_memprof.rank.shortage import ALLOCATOR, Shortage, headline, shortage_of
-from ray_memprof.wording import place, size_text
+from ray_memprof.store.whole_file import is_full
+from ray_memprof.wording import error_line, place, size_text
 
 Failure = tuple[str, int, int, int]
 """Path of the innermost span that the error left, its step, allocated and reserved bytes."""
@@ -81,7 +80,7 @@ def _meaning(error: BaseException, short: Shortage | None) -> tuple[Status, int,
         return "host_oom", EXIT_HOST_OOM, f"host memory ran out: {short.line}"
     if isinstance(error, RunError):
         return "failed", error.exit_code, headline(error)
-    is_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_disk = isinstance(error, OSError) and is_full(error)
     return "failed", EXIT_DISK_FULL if is_disk else EXIT_WORKLOAD, _named(error)
 
 
@@ -97,5 +96,4 @@ def _held(short: Shortage, allocated_bytes: int, reserved_bytes: int, free_bytes
 
 
 def _named(error: BaseException) -> str:
-    text = headline(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return error_line(error, headline(error))

@@ -19,6 +19,7 @@ from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.meters.nvml import Device
 from ray_memprof.recorder.rows import Sample
+from ray_memprof.wording import error_line
 
 RELIEVE_S = 0.1
 """Seconds between two moments when the recorder may take waiting events: many come, and there is little room."""
@@ -166,7 +167,7 @@ class Sampler:
         return True
 
     def _note(self, what: str, error: Exception) -> None:
-        self._hearer.problem(f"{what}: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        self._hearer.problem(f"{what}: {error_line(error)}")
 
 
 def sample(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.meters.nvml import OwnShare
 from ray_memprof.recorder.rows import Sample
+from ray_memprof.wording import error_line
 
 _TRIES = 3
 """How often, at most, the figures of allocator and driver are read until both are of the same moment."""
@@ -52,9 +53,7 @@ class Others:
                 own = self._share.read(reading.device_used, reading.reserved, is_on=self._meter.is_on)
             except Exception as error:  # if raised, the span at this boundary would be lost
                 own = None
-                self._problem(
-                    f"the driver could not be asked what this process holds: {type(error).__name__}: {error}"
-                )
+                self._problem(f"the driver could not be asked what this process holds: {error_line(error)}")
             if own is None:
                 self.bytes = None
                 if self._meter.is_on and self._outside is not None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.wording import error_line
 
 MOST_PROBLEMS = 100
 """Lines that are kept; later ones are only counted."""
@@ -50,8 +51,7 @@ class Problems:
 
     def note(self, what: str, error: Exception) -> None:
         """Keep what failed and why, in one line."""
-        why = " ".join(str(error).strip().partition("\n")[0].split())
-        self.add(f"{what}: {type(error).__name__}{': ' + why if why else ''}")
+        self.add(f"{what}: {' '.join(error_line(error).split())}")
 
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:

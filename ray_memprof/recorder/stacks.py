@@ -4,6 +4,7 @@ from ray_memprof.allocator.replay import (
     Event,
 )
 from ray_memprof.store.rank_store import RankStore
+from ray_memprof.store.schema import stack_columns
 
 
 class Stacks:
@@ -27,8 +28,5 @@ class Stacks:
     def flush(self) -> None:
         """Write the stacks that are new."""
         if self._new:
-            names = ("stack_id", "frame", "function", "file", "line")
-            self._store.append(
-                "stacks", dict(zip(names, map(list, zip(*self._new, strict=True)), strict=True))
-            )
+            self._store.append("stacks", stack_columns(self._new))
             self._new.clear()

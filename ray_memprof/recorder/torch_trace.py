@@ -23,6 +23,7 @@ from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.store.whole_file import replacing
+from ray_memprof.wording import profiler_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,8 +144,7 @@ class StepTrace:
 
     def _warn(self) -> None:
         asked = self._schedule
-        needed = asked.wait + asked.warmup + asked.active
-        if self._num_steps >= needed:
+        if self._num_steps >= asked.wait + asked.warmup + asked.active:
             return
         kept = max(0, self._num_steps - asked.wait - asked.warmup)
         left = (
@@ -153,8 +153,8 @@ class StepTrace:
             else "no trace is left"
         )
         sys.stderr.write(
-            f"warning: logging.profiler asks for {needed} steps (wait {asked.wait}, warmup {asked.warmup}, "
-            f"active {asked.active}), {self._num_steps} were made: {left}\n"
+            f"warning: {profiler_text(wait=asked.wait, warmup=asked.warmup, active=asked.active)}, "
+            f"{self._num_steps} were made: {left}\n"
         )
 
     def _make(self) -> profile:

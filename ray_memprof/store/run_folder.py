@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.errors import PreflightFailed
+from ray_memprof.errors import ConfigError, PreflightFailed
 from ray_memprof.store.private_folder import private_folder, user_folder
 from ray_memprof.store.run_files import CONFIG_FILE, LATEST_LINK, LOGS_DIR, RUN_FILE
+from ray_memprof.store.run_json import read_facts, run_facts
 from ray_memprof.store.standing import RUNNING, driver_facts
-from ray_memprof.store.whole_file import disk_error
+from ray_memprof.store.whole_file import disk_error, write_whole_text
 
 
 @dataclass(slots=True)
@@ -72,8 +73,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """Open the folder of an existing run."""
-        facts = json.loads((path / RUN_FILE).read_text(encoding="utf-8"))
+        """Open the folder of an existing run. Raises ConfigError."""
+        facts = run_facts(path)
+        if facts is None:
+            raise ConfigError(f"{path / RUN_FILE} is missing or empty", hint="if it is a copy, copy it again")
         return cls(path, facts["run_id"], facts)
 
     def note(self, **facts: Any) -> None:
@@ -84,11 +87,8 @@ class RunFolder:
     def write(self, text: str, *parts: str) -> Path:
         """Leave a text file, all of it or none; returns its path. Raises DiskFull."""
         path = self.path.joinpath(*parts)
-        replacement = path.with_name(f"{path.name}.tmp")
         try:
-            # A traceback may quote names that are no valid text, and a locale may know only ASCII.
-            replacement.write_text(text, encoding="utf-8", errors="backslashreplace")
-            replacement.replace(path)
+            write_whole_text(path, text)
         except OSError as error:
             raise disk_error("the driver", path, error) from error
         return path
@@ -96,10 +96,7 @@ class RunFolder:
 
 def is_run(path: Path, run_id: str) -> bool:
     """Whether `path` is the folder of that run that the driver made, and not one of the same name on another disk."""
-    try:
-        return bool(json.loads((path / RUN_FILE).read_text())["run_id"] == run_id)
-    except FileNotFoundError:
-        return False
+    return (read_facts(path) or {}).get("run_id") == run_id
 
 
 def node_folder(scratch_dir: Path | None, run_id: str) -> Path:

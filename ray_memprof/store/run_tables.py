@@ -21,6 +21,11 @@ from ray_memprof.store.schema import SCHEMA_VERSION, TABLES
 from ray_memprof.store.whole_file import driver_writing
 
 
+def source_of(device: str | None) -> str:
+    """The source of a run in the table runs, by the device in its configuration."""
+    return "cpu" if device == "cpu" else "cuda"
+
+
 def write_driver_tables(run_dir: Path, run: Mapping[str, Any], ranks: Iterable[Mapping[str, Any]]) -> None:
     """Write the tables runs and ranks, as schema.py has them; each row of `ranks` has its "rank" too.
 

@@ -4,7 +4,9 @@ One folder per run, `tables/<table>/rank=N/part-*.parquet`; `rank` is the partit
 (CUDA), cpu and predicted runs fill the same columns; only runs.source differs.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -269,6 +271,13 @@ STACKS = Table(
         Column("line", pa.int32(), "", "in it"),
     ),
 )
+
+
+def stack_columns(rows: Iterable[tuple[int, int, str, str, int]]) -> dict[str, list[Any]]:
+    """Columns of the table stacks, from rows in its order of columns; at least one row."""
+    columns = zip(*rows, strict=True)
+    return {column.name: list(values) for column, values in zip(STACKS.columns, columns, strict=True)}
+
 
 TABLES = {table.name: table for table in (RUNS, RANKS, SPANS, ALLOCS, SAMPLES, COLLECTIVES, LEDGER, STACKS)}
 RANK_TABLES = ("spans", "allocs", "samples", "collectives", "ledger", "stacks")

@@ -12,11 +12,11 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ray_memprof.errors import ConfigError
 from ray_memprof.store.processes import is_alive, started
-from ray_memprof.store.run_files import CONFIG_FILE, RUN_FILE
+from ray_memprof.store.run_files import CONFIG_FILE
+from ray_memprof.store.run_json import Facts, run_facts
+from ray_memprof.store.run_tables import source_of
 from ray_memprof.store.schema import SCHEMA_VERSION
 
 RUNNING = "running"
@@ -27,9 +27,8 @@ NOTE_EVERY_S = 5.0
 """Seconds between two notes of progress in run.json."""
 _SILENT_S = 6 * NOTE_EVERY_S
 """After so many seconds, the text says how long ago the last sign of life was."""
-_GONE = "its driver ended before the run did"
-
-Facts = dict[str, Any]
+DRIVER_GONE = "its driver ended before the run did"
+"""Reason of such a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +46,11 @@ class Standing:
     def text(self) -> str:
         """For people: "running, step 12 of 50"."""
         return f"{self.status}, {self.reason}" if self.status == RUNNING else f"{self.status}: {self.reason}"
+
+
+def ending_text(status: str) -> str:
+    """What is said of a run that has another status than ok."""
+    return "has not ended" if status == RUNNING else "did not end well"
 
 
 def driver_facts() -> Facts:
@@ -70,13 +74,13 @@ def standing(run_dir: Path, now_ns: int | None = None) -> Standing | None:
     Raises:
         ConfigError: run.json cannot be read.
     """
-    facts = _facts(run_dir)
+    facts = run_facts(run_dir)
     if facts is None or facts.get("status") != RUNNING:
         return None
     progress = facts.get("progress") or {}
     last_ns = int(progress.get("t_ns") or facts.get("start_ns") or 0)
     if _is_gone(facts.get("driver")):
-        return Standing(LEFT, _GONE, last_ns)
+        return Standing(LEFT, DRIVER_GONE, last_ns)
     silent_s = ((time.time_ns() if now_ns is None else now_ns) - last_ns) / 1e9
     return Standing(RUNNING, _how_far(progress, silent_s), last_ns)
 
@@ -86,12 +90,12 @@ def run_row(run_dir: Path) -> Facts | None:
     found = standing(run_dir)
     if found is None:
         return None
-    facts, config = _facts(run_dir) or {}, _config(run_dir)
+    facts, config = run_facts(run_dir) or {}, _config(run_dir)
     device = (config.get("model_config") or {}).get("device")
     return {
         "run_id": str(facts.get("run_id", run_dir.name)),
         "name": str(facts.get("name", run_dir.parent.name)),
-        "source": "cpu" if device == "cpu" else "cuda",
+        "source": source_of(device),
         "workload": str(config.get("workload", "wan")),
         "num_ranks": int(facts.get("num_ranks", 0)),
         "config": json.dumps(config, default=str),
@@ -105,17 +109,6 @@ def run_row(run_dir: Path) -> Facts | None:
         "reason": found.reason,
         "schema_version": SCHEMA_VERSION,
     }
-
-
-def _facts(run_dir: Path) -> Facts | None:
-    path = run_dir / RUN_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", hint="if it is a copy, copy it again") from error
-    return found if isinstance(found, dict) else None
 
 
 def _config(run_dir: Path) -> Facts:

@@ -6,21 +6,21 @@
 Knows no network: the caller brings the chunks from the node.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ray_memprof.store.run_files import (
     LOGS_DIR,
     TABLES_DIR,
-    TEMPORARY_SUFFIX,
     TRACE_DIR,
     manifest_path,
     name_in_run,
 )
-from ray_memprof.store.whole_file import driver_writing, replace
+from ray_memprof.store.whole_file import driver_writing, replacing
+from ray_memprof.wording import rank_text
 
 CHUNK_BYTES = 8 * 2**20
 
@@ -84,49 +84,14 @@ def receive(run_dir: Path, remote: Remote) -> None:
         TransportError: the remote's iterator ended early; files that were complete stay.
         ValueError: a path that leads out of the run folder.
     """
-    whole = f"of ranks {', '.join(map(str, remote.ranks))} are in {remote.where}"
+    whole = f"of {rank_text(remote.ranks)} are in {remote.where}"
     with driver_writing(run_dir, whole):
-        files = _Files(run_dir)
-        try:
-            for name, data in remote.chunks:
-                files.write(name, data)
-            files.finish()
-        finally:
-            files.drop()
-
-
-class _Files:
-    """One file after the other, each under a temporary name until the next one begins."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self._run_dir, self._name = run_dir, ""
-        self._file: Any = None
-
-    def write(self, name: str, data: bytes) -> None:
-        if name != self._name:
-            self.finish()
-            path = _inside(self._run_dir, name)
+        for name, chunks in groupby(remote.chunks, key=itemgetter(0)):
+            path = _inside(run_dir, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(path.with_name(path.name + TEMPORARY_SUFFIX), "wb")  # noqa: SIM115 - several calls
-            self._name = name
-        self._file.write(data)
-
-    def finish(self) -> None:
-        if self._file is None:
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        replace(Path(self._file.name), self._run_dir / self._name)
-        self._file = None
-
-    def drop(self) -> None:
-        """Remove the file that is not complete."""
-        if self._file is None:
-            return
-        # Removed before it is closed: closing writes what is buffered, and fails again on a full disk.
-        Path(self._file.name).unlink()
-        self._file.close()
+            with replacing(path) as temporary, open(temporary, "wb") as file:
+                for _, data in chunks:
+                    file.write(data)
 
 
 def _inside(run_dir: Path, name: str) -> Path:

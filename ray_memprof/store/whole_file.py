@@ -123,6 +123,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+def write_whole_text(path: Path, text: str) -> None:
+    """Leave a text file, all of it or none."""
+    with replacing(path) as temporary:
+        # A traceback may quote names that are no valid text, and a locale may know only ASCII.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
 @contextmanager
 def run_file(path: Path) -> Iterator[Path]:
     """Like replacing(), for files that the driver makes from the tables of a run.

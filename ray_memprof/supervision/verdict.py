@@ -7,16 +7,18 @@ that rank is known.
 """
 
 import re
+import signal
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from ray_memprof import errors
 from ray_memprof.rank.messages import Outcome, Status
 from ray_memprof.recorder.status import Beat
 from ray_memprof.store.run_files import log_name
-from ray_memprof.wording import rank_text
+from ray_memprof.wording import error_line, rank_text
 
 LossKind = Literal["died", "unreachable", "node", "host_oom"]
 """How a rank was lost that could not report itself: its process ended, it cannot be reached, its node is gone, or the
@@ -142,6 +144,28 @@ def judge(news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection
             hint += _beside(told.values())
     return Verdict(
         status=status, exit_code=code, reason=reason, hint=hint, ranks=ranks, outcomes=told, losses=losses
+    )
+
+
+def interruption(number: int) -> Verdict:
+    """The verdict on a run that signal `number` ended."""
+    name = signal.Signals(number).name
+    return Verdict(status="interrupted", exit_code=128 + number, reason=f"interrupted by {name}")
+
+
+def verdict_of(error: errors.RunError, *, has_started: bool) -> Verdict:
+    """The verdict on a run that ended by `error` of the driver; `has_started`: after its ranks had run."""
+    status: Status = "failed" if has_started else "never_started"
+    return Verdict(status=status, exit_code=error.exit_code, reason=str(error), hint=error.hint)
+
+
+def verdict_of_bug(error: BaseException, log: Path) -> Verdict:
+    """The verdict on a run that ended by a bug of ray-memprof; `log` holds the traceback."""
+    return Verdict(
+        status="failed",
+        exit_code=errors.EXIT_BUG,
+        reason=f"internal error: {error_line(error)}",
+        hint=f"please report it, with {log}",
     )
 
 

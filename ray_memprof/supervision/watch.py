@@ -6,7 +6,6 @@ Uses neither Ray nor torch: `ranks` says with plain values which ranks have ende
 longer than the given seconds. verdict.py decides what a failure means, hang.py what a standstill means.
 """
 
-import signal
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -17,7 +16,7 @@ from ray_memprof.recorder.status import Beat
 from ray_memprof.supervision import verdict
 from ray_memprof.supervision.awake import AwakeClock
 from ray_memprof.supervision.hang import Progress, suspects
-from ray_memprof.supervision.verdict import Loss, Verdict
+from ray_memprof.supervision.verdict import Loss, Verdict, interruption
 from ray_memprof.wording import rank_text
 
 POLL_S = 0.2
@@ -185,7 +184,7 @@ def _stacks(places: Mapping[int, Whereabouts]) -> dict[int, str]:
 
 
 def _never_met(absent: tuple[int, ...], limits: Limits, places: Mapping[int, Whereabouts]) -> Verdict:
-    who = f"waiting for ranks {list(absent)}" if absent else "all ranks wait and do not find each other"
+    who = f"waiting for {rank_text(absent)}" if absent else "all ranks wait and do not find each other"
     return Verdict(
         status="never_started",
         exit_code=errors.EXIT_NEVER_ARRIVED,
@@ -194,9 +193,3 @@ def _never_met(absent: tuple[int, ...], limits: Limits, places: Mapping[int, Whe
         ranks=absent,
         stacks=_stacks(places),
     )
-
-
-def interruption(number: int) -> Verdict:
-    """The verdict on a run that signal `number` ended."""
-    name = signal.Signals(number).name
-    return Verdict(status="interrupted", exit_code=128 + number, reason=f"interrupted by {name}")

@@ -35,6 +35,7 @@ from torch.nn.modules.module import (
 )
 
 from ray_memprof.recorder.spans import span
+from ray_memprof.wording import error_line
 
 # torch's wrappers add these parts to the paths of the modules that they wrap.
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -255,8 +256,7 @@ class ModuleSpans:
             self._note(error)
 
     def _note(self, error: Exception) -> None:
-        text = str(error).partition("\n")[0]
-        self._problem(f"a module could not be named: {type(error).__name__}: {text}")
+        self._problem(f"a module could not be named: {error_line(error)}")
 
     def _is_wanted(self, parts: list[str]) -> bool:
         return len(parts) == 1 or any(

@@ -7,8 +7,6 @@ names.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +18,7 @@ from ray_memprof.workload.listener import StepListener
 from ray_memprof.workload.place import Place
 from wan.config import TASKS
 from wan.options import Options, describe
+from wan.parallel.environment import Place as WanPlace
 from wan.spans import listening, span
 
 if TYPE_CHECKING:
@@ -43,8 +42,11 @@ def run_wan(config: RunConfig, place: Place, device: str, recorder: StepListener
 
 
 def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepListener) -> None:
+    import torch
+
     from ray_memprof.config.wan_keys import KEYS, wan_options
-    from wan.generate import make_pipeline, make_request, other_than_asked
+    from wan.generate import agreed, make_pipeline, make_request, other_than_asked
+    from wan.parallel.group import joined
 
     options = replace(wan_options(config), device=device)
     num_videos = config.optimization.batch_size
@@ -52,11 +54,15 @@ def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepLis
     if place.rank == 0:
         _check_outputs(options, num_videos)
     _start_device(options.device)
-    with _process_group(config, place, device):
+    timeout = timedelta(seconds=config.ray.timeouts.process_group_s)
+    wan_place = WanPlace(rank=place.rank, local_rank=place.local_rank, num_ranks=place.num_ranks)
+    with joined(wan_place, torch.device(device), timeout=timeout):
         _warm_up(options)
         # First: this reads only headers, and refuses a wrong folder before a prompt model or an input is loaded.
         pipeline = make_pipeline(options, num_ranks=place.num_ranks, names=KEYS)
-        options = _with_one_prompt(options, place)
+        # The seed is the configuration's, so the ranks only have to agree on a prompt that is extended.
+        if options.use_prompt_extend:
+            options = agreed(options, wan_place)
         request = make_request(options)
         if told := other_than_asked(request, options):
             sys.stderr.write(told + "\n")
@@ -76,32 +82,6 @@ def _start_device(device: str) -> None:
         torch.empty(1, device=device)
         if device != "cpu":
             torch.cuda.synchronize()
-
-
-@contextmanager
-def _process_group(config: RunConfig, place: Place, device: str) -> Iterator[None]:
-    """The default group of torch.distributed, if there is more than one rank."""
-    if place.num_ranks == 1:
-        yield
-        return
-    import torch
-    from torch import distributed
-
-    with span("comm.init"):
-        distributed.init_process_group(
-            "gloo" if device == "cpu" else "nccl",
-            rank=place.rank,
-            world_size=place.num_ranks,
-            timeout=timedelta(seconds=config.ray.timeouts.process_group_s),
-            # With a device id the communicator is made in this span, not in the first stage that sends something.
-            device_id=None if device == "cpu" else torch.device(device),
-        )
-        # The first collective makes NCCL's connections, so a missing rank is noticed here.
-        distributed.barrier()
-    yield
-    # Called after success only. After a failure other ranks may wait in a collective that never ends, and this call
-    # would wait, too. Instead the rank reports its error, and the driver ends every process.
-    distributed.destroy_process_group()
 
 
 def _warm_up(options: Options) -> None:
@@ -131,20 +111,6 @@ def _dtypes(options: Options) -> "tuple[torch.dtype, ...]":
         if TASKS[options.task].clip is not None:
             used.append(torch.float16)
     return tuple(dict.fromkeys(used))
-
-
-def _with_one_prompt(options: Options, place: Place) -> Options:
-    """Extend the prompt on rank 0 only: all ranks make one video, and a service may answer each rank differently."""
-    if not options.use_prompt_extend:
-        return options
-    from wan.generate import make_prompt
-
-    prompts = [make_prompt(options) if place.rank == 0 else ""]
-    if place.num_ranks > 1:
-        from torch import distributed
-
-        distributed.broadcast_object_list(prompts, src=0)
-    return replace(options, prompt=prompts[0], use_prompt_extend=False)
 
 
 def _check_outputs(options: Options, num_videos: int) -> None:

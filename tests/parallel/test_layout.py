@@ -91,3 +91,8 @@ def test_slabs_of_a_rank_lie_side_by_side(
 ) -> None:
     wanted = [[None if part is None else Window(*part) for part in share] for share in expected]
     assert rounds(length, slabs, ranks) == wanted
+
+
+def test_ranks_of_a_ulysses_group_are_neighbours_and_groups_follow_one_another_in_a_ring() -> None:
+    layout = Layout(ranks=8, ulysses=2, ring=2)
+    assert [layout.coordinates(rank) for rank in range(5)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0)]

@@ -84,7 +84,7 @@ def test_8_a_rank_never_joins(tmp_path: Path) -> None:
     limits = {"num_gpus": 4, "timeouts": {"init_s": init_s, "stall_s": 600.0}}
     code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "never", "--at-rank", 2], ray=limits))
 
-    reason = "waiting for ranks [2]: not met within 15 s"
+    reason = "waiting for rank 2: not met within 15 s"
     assert (code, *run.verdict()) == (23, 23, "never_started", reason)
     assert run.facts["culprits"] == [2]
     assert "time.sleep(3600)" in (run.run_dir / "logs" / "rank2.stack.txt").read_text()

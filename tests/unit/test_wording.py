@@ -3,7 +3,7 @@
 import pytest
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.wording import GIB, MIB, parse_size, size_text
+from ray_memprof.wording import GIB, MIB, error_line, parse_size, size_text
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,23 @@ def test_anything_else_is_refused(text: str) -> None:
     assert (str(raised.value), raised.value.hint) == (
         f"{text!r} is no size",
         "a number and its unit: 30 GiB, 500 MB or 4096 B; GiB are 1024^3 bytes, GB are 1000^3",
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n a wrong number: 42 \nmore"), "ValueError: a wrong number: 42"),
+        (KeyError("a"), "KeyError: 'a'"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+def test_an_error_in_one_line(error: BaseException, line: str) -> None:
+    assert error_line(error) == line
+
+
+def test_an_error_whose_text_is_given() -> None:
+    assert (error_line(ValueError("x"), "y"), error_line(ValueError("x"), "")) == (
+        "ValueError: y",
+        "ValueError",
     )

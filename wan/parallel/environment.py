@@ -1,7 +1,8 @@
-"""The environment variables that torchrun sets, and those that this package sets for NCCL.
+"""The environment variables that torchrun sets, and those that this package sets for NCCL and the allocator.
 
     place = Place.of(os.environ)                   # Place(rank=0, local_rank=0, num_ranks=1) without torchrun
     set_defaults(os.environ)                       # before the first CUDA or NCCL call
+    os.environ.update(growing_segments(os.environ))
 
 The variables are set where the user has not set them, before CUDA starts:
 
@@ -17,6 +18,7 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from wan.errors import InputError
+from wan.levers import ALLOCATOR_SETTINGS
 
 NCCL_DEFAULTS = {"NCCL_BUFFSIZE": str(2**20), "NCCL_NVLS_ENABLE": "0"}
 
@@ -55,3 +57,12 @@ def set_defaults(environ: MutableMapping[str, str]) -> None:
     """Set the variables with which NCCL needs less device memory; what the user has set stays."""
     for name, value in NCCL_DEFAULTS.items():
         environ.setdefault(name, value)
+
+
+def growing_segments(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables to add to `environ` so that the CUDA allocator grows its segments; torch reads them once.
+
+    None if the user has set the allocator's settings, under either of their names.
+    """
+    is_set = any(name in environ for name in ALLOCATOR_SETTINGS)
+    return {} if is_set else {ALLOCATOR_SETTINGS[0]: "expandable_segments:True"}

@@ -44,6 +44,11 @@ class Layout:
         """Whether a rank holds a part of the tokens only."""
         return self.ulysses * self.ring > 1
 
+    def coordinates(self, rank: int) -> tuple[int, int]:
+        """The number of `rank` in its Ulysses group, and the number of that group in the ring."""
+        # The ranks of a Ulysses group are neighbours: their all-to-all is the heaviest traffic.
+        return rank % self.ulysses, rank // self.ulysses % self.ring
+
     def check(self, task: str, num_heads: int, names: Mapping[str, str] | None = None) -> None:
         """Refuse what cannot run.
 

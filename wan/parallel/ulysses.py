@@ -33,7 +33,7 @@ class SplitAttention(Attention):
         layout = ranks.layout
         self.head_ranks = layout.ulysses
         self._ranks, self._tokens = ranks, tokens
-        self._group, self._place = divmod(ranks.rank, layout.ulysses)
+        self._place, self._group = layout.coordinates(ranks.rank)
         first = self._group * layout.ulysses
         self._members = range(first, first + layout.ulysses)
         self._under_way: Pending | None = None

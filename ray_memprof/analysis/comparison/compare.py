@@ -23,7 +23,7 @@ from ray_memprof.analysis.comparison.limits import Check, check, parse
 from ray_memprof.errors import ConfigError
 from ray_memprof.query.ask import opened
 from ray_memprof.query.bounds import caveats
-from ray_memprof.store.standing import LEFT, RUNNING
+from ray_memprof.store.standing import DRIVER_GONE, LEFT, ending_text
 from ray_memprof.store.wholeness import lacking
 from ray_memprof.wording import rank_text
 
@@ -191,9 +191,9 @@ def _refuse_failed(sides: Sequence[Side]) -> None:
     """Refuse a run that failed: its peaks may be low because it ended early, so a limit that holds says nothing."""
     for side in sides:
         if side.status != "ok":
-            how = "has not ended" if side.status == RUNNING else "did not end well"
             raise ConfigError(
-                f"{side.label} {how} ({side.status}): its figures cannot be checked against a limit",
+                f"{side.label} {ending_text(side.status)} ({side.status}): its figures cannot be checked against a "
+                "limit",
                 hint="--allow-failed checks them anyway",
             )
 
@@ -252,7 +252,7 @@ def _side(connection: duckdb.DuckDBPyConnection, number: int, folder: Path, labe
     ranks = [row[0] for row in connection.execute(f"SELECT DISTINCT rank FROM run{number}.spans").fetchall()]
     wanted = connection.execute(f"SELECT num_ranks FROM run{number}.runs").fetchall()
     # A driver that was killed wrote no row.
-    row: Row = rows[0] if rows else {"status": LEFT, "reason": "its driver ended before the run did"}
+    row: Row = rows[0] if rows else {"status": LEFT, "reason": DRIVER_GONE}
     return Side(
         label=label,
         name=folder.parent.name,

@@ -11,7 +11,7 @@ from typing import Any
 from ray_memprof.analysis.comparison.compare import Comparison, Moved, Row, moved_of
 from ray_memprof.analysis.comparison.limits import check_line
 from ray_memprof.query.answers import Shown, columns_text
-from ray_memprof.store.standing import RUNNING
+from ray_memprof.store.standing import ending_text
 from ray_memprof.wording import change_text, number_text, rank_text
 
 SHOWN = ("peak_allocated", "peak_reserved", "peak_device_used", "duration")
@@ -49,8 +49,8 @@ def warnings(compared: Comparison) -> Iterator[str]:
     """What a reader must know before trusting the figures, one line each."""
     for side in compared.sides:
         if side.status != "ok":
-            how = "has not ended" if side.status == RUNNING else "did not end well"
-            yield f"warning: {side.label} {how} ({side.status}: {side.reason}): its figures end there"
+            ended = f"{side.label} {ending_text(side.status)} ({side.status}: {side.reason})"
+            yield f"warning: {ended}: its figures end there"
         for line in side.lacking:
             yield f"warning: {side.label} is not whole: {line}"
         for line in side.bounds:

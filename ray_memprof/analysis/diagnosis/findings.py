@@ -15,7 +15,7 @@ import pyarrow as pa
 from ray_memprof.analysis.diagnosis.diagnose import RULES, Finding, findings, lines
 from ray_memprof.query.ask import opened
 from ray_memprof.query.bounds import caveats
-from ray_memprof.store.standing import LEFT, RUNNING
+from ray_memprof.store.standing import DRIVER_GONE, LEFT, RUNNING
 
 _SCHEMA = pa.schema(
     [
@@ -61,7 +61,7 @@ def diagnosed(run_dir: Path) -> Diagnosed:
     with opened([run_dir], is_apart=True) as connection:
         ended = connection.execute("SELECT status, reason FROM runs").fetchall()
         # A driver that was killed wrote no row.
-        status, reason = ended[0] if ended else (LEFT, "its driver ended before the run did")
+        status, reason = ended[0] if ended else (LEFT, DRIVER_GONE)
         ((has_spans, has_events),) = connection.execute(
             "SELECT EXISTS (SELECT 1 FROM spans), EXISTS (SELECT 1 FROM allocs)"
         ).fetchall()

@@ -28,7 +28,7 @@ from ray_memprof.formats.torch_snapshot.spool import Chunk
 from ray_memprof.store.categories import category_of, component_of
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_files import manifest_path, table_dir
-from ray_memprof.store.schema import RANK_TABLES
+from ray_memprof.store.schema import RANK_TABLES, stack_columns
 
 NO_TEXT = "imported"
 """Name of the span for a stretch of events without a text."""
@@ -284,8 +284,7 @@ def _stack_rows(stacks: Sequence[tuple[FrameLine, ...]]) -> Iterator[dict[str, l
     """Columns of the table stacks, a thousand stacks at a time."""
     for several in batched(enumerate(stacks), 1000):
         rows = [(number, index, *frame) for number, frames in several for index, frame in enumerate(frames)]
-        names = ("stack_id", "frame", "function", "file", "line")
-        yield dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+        yield stack_columns(rows)
 
 
 def batched(items: Iterable[Any], length: int) -> Iterator[list[Any]]:

@@ -61,7 +61,7 @@ from ray_memprof.store.gather import gather
 from ray_memprof.store.run_files import CONFIG_FILE, LOGS_DIR, RUN_FILE, TABLES_DIR, manifest_path, table_dir
 from ray_memprof.store.run_tables import write_driver_tables
 from ray_memprof.store.schema import RANK_TABLES
-from ray_memprof.store.whole_file import disk_error
+from ray_memprof.store.whole_file import disk_error, write_whole_text
 from ray_memprof.wording import size_text
 
 MAX_TEXTS = 10_000
@@ -398,9 +398,9 @@ def _write_facts(imported: list[Imported], run_dir: Path, name: str, problems: l
     }
     write_driver_tables(run_dir, run, [_rank_row(one) for one in imported])
     facts = {**run, "config": config, "environment": environment, "problems": problems}
-    (run_dir / RUN_FILE).write_text(json.dumps({**facts, "versions": {}, "hint": ""}, indent=2) + "\n")
+    write_whole_text(run_dir / RUN_FILE, json.dumps({**facts, "versions": {}, "hint": ""}, indent=2) + "\n")
     # JSON is YAML too.
-    (run_dir / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    write_whole_text(run_dir / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
 def _reason(one: Imported) -> str:

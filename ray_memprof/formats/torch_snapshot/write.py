@@ -26,6 +26,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_memprof.allocator.ranges import parts_outside
+from ray_memprof.allocator.rules import exact_size
 from ray_memprof.errors import ConfigError
 from ray_memprof.formats.torch_snapshot.pickle_writer import PickleWriter, integer
 from ray_memprof.query.ask import opened
@@ -159,7 +161,7 @@ class _HostPlaces:
         """The address of the tensor of an event."""
         number: int = row["address"]
         if row["action"] == "alloc":
-            room = max(1, -(-row["size_bytes"] // 512)) * 512
+            room = exact_size(row["size_bytes"])
             if not self._free.get(room):
                 self._free[room] = [self.end]
                 self.end += room
@@ -302,10 +304,8 @@ class _Held:
             if end <= first or start >= last:
                 continue
             del self._mapped[start]
-            if start < first:
-                self._mapped[start] = first - start, stream
-            if last < end:
-                self._mapped[last] = end - last, stream
+            parts = parts_outside(start, end, first, last)
+            self._mapped |= {begin: (until - begin, stream) for begin, until in parts}
 
     def segments(self) -> Iterator[Row]:
         """Segments as a snapshot has them, by address; each block comes with the row that made it."""

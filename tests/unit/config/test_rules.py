@@ -316,6 +316,22 @@ def test_the_options_of_a_bare_configuration_are_those_of_wan_generate() -> None
     assert wan_options(bare) == parse(flags.split())
 
 
+@pytest.mark.parametrize(("given", "num_draws"), [({}, 1), ({"base_seed": -1}, 1), ({"base_seed": 0}, 0)])
+def test_only_a_seed_that_is_not_given_is_drawn_and_only_once(
+    given: dict[str, int], num_draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(least: int, most: int) -> int:
+        drawn.append(most)
+        return 7
+
+    monkeypatch.setattr("random.randint", draw)
+    config = loaded(generation=given)
+    wan_options(config)
+    assert (len(drawn), config.generation.base_seed) == (num_draws, 7 * num_draws)
+
+
 # --------------------------------------------------------------------------------
 # torch.profiler
 
@@ -326,7 +342,10 @@ def test_a_profile_of_no_step_is_refused() -> None:
         "logging.profiler.wait (2) + logging.profiler.warmup (2) leave none of the 4 denoise steps to trace",
         "lower them, or raise generation.sample_steps",
     )
-    assert warnings(loaded(logging=logging, generation={"sample_steps": 5})) == []
+    assert warnings(loaded(logging=logging, generation={"sample_steps": 5})) == [
+        "logging.profiler asks for 7 steps (wait 2, warmup 2, active 3), the run makes 5: traces will be short"
+    ]
+    assert warnings(loaded(logging=logging, generation={"sample_steps": 7})) == []
     assert loaded(logging=logging, generation={"sample_steps": 4}, optimization={"batch_size": 2})
     assert loaded(logging={**logging, "level": "event"}, generation={"sample_steps": 4})
     assert loaded(logging={**logging, "profile_memory": False}, generation={"sample_steps": 4})

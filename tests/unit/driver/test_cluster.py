@@ -16,8 +16,7 @@ from ray_memprof.driver.interrupts import Interrupted, Interrupts
 from ray_memprof.driver.live import Live
 from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import StartFailed
-from ray_memprof.rank.actor import Prepared
-from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.messages import Prepared, RankFacts
 from ray_memprof.recorder.clock import Clock, kernel
 from ray_memprof.supervision.verdict import Verdict
 
@@ -113,6 +112,15 @@ def test_nobody_asks_a_node_that_is_lost(cluster: Cluster, monkeypatch: pytest.M
     assert [(one.where, one.ranks) for one in remotes] == [("host-b:/scratch/x", (2, 3))]
     with pytest.raises(Exception, match="the node is lost"):
         next(iter(remotes[0].chunks))
+
+
+def test_a_host_with_several_nodes_is_named_with_its_node(cluster: Cluster) -> None:
+    cluster.nodes[2:] = 2 * ["host-b (0123)"]
+    verdict = Verdict(status="lost", ranks=(2, 3))
+    assert [one.where for one in cluster.remotes(verdict)] == ["host-b (0123):/scratch/x"]
+    assert [one.facts() for one in cluster.elsewhere()] == [
+        {"host": "host-b", "node_ip": "1", "folder": "/scratch/x", "ranks": (2, 3)}
+    ]
 
 
 @pytest.mark.parametrize(

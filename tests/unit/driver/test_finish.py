@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,8 +14,9 @@ from typer.testing import CliRunner
 
 from ray_memprof.cli import app
 from ray_memprof.config.run_config import RunConfig
+from ray_memprof.driver.elsewhere import Elsewhere
 from ray_memprof.driver.finish import finish
-from ray_memprof.driver.run_state import Elsewhere, RunState
+from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import ConfigError
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.supervision.verdict import Verdict
@@ -163,10 +163,10 @@ def test_a_folder_that_is_not_one_of_its_hosts_is_refused(tmp_path: Path, fault:
         shutil.rmtree(folder / "tables")
     else:
         folder = state.folder.path
-    before = asdict(state.elsewhere[0])
+    before = state.elsewhere[0].facts()
     with pytest.raises(ConfigError, match="--from"):
         finish(state.folder.path, [folder])
-    assert facts_of(state)["elsewhere"] == [{**before, "folder": str(before["folder"]), "ranks": [1]}]
+    assert facts_of(state)["elsewhere"] == [{**before, "ranks": [1]}]
 
 
 def test_a_ray_of_its_own_is_gone(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.driver.placement import node_names, rank_order, rank_plans
+from ray_memprof.driver.placement import node_names, node_places, rank_order, rank_plans
 from ray_memprof.rank.messages import RankFacts
 
 CONFIG = RunConfig(name="test")
@@ -75,3 +75,11 @@ def test_names_of_nodes_tell_them_apart() -> None:
 
     assert node_names(alike) == ["h (aaaaaaaa)", "h (bbbbbbbb)"]
     assert node_names(different) == ["one", "two"]
+
+
+def test_ranks_of_a_node_are_numbered_there_wherever_its_other_ranks_are() -> None:
+    facts = [
+        RankFacts(node_id=node, host="h", node_ip="1", pid=1, gpu_index=index)
+        for index, node in enumerate("baabc")
+    ]
+    assert node_places(facts) == [(0, 0), (1, 0), (1, 1), (0, 1), (2, 0)]

@@ -347,7 +347,7 @@ def test_a_full_disk_of_the_driver_says_where_the_records_are(
         gather(tmp_path / "here", [1], [remote(there, 1)])
     assert str(raised.value) == (
         "the driver: cannot write /run/some-file: No space left on device; "
-        f"the records of ranks 1 are in b:{there}"
+        f"the records of rank 1 are in b:{there}"
     )
     assert not list((tmp_path / "here").rglob("*.tmp"))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.errors import DiskFull, PreflightFailed
+from ray_memprof.errors import ConfigError, DiskFull, PreflightFailed
 from ray_memprof.store.processes import started
 from ray_memprof.store.run_folder import RunFolder, is_run, make_node_folder, node_folder
 
@@ -86,6 +86,13 @@ def test_note_that_cannot_be_written(tmp_path: Path) -> None:
         folder.note(status="ok")
 
 
+def test_a_text_that_cannot_be_written_leaves_nothing_half_done(tmp_path: Path) -> None:
+    folder = new(tmp_path)
+    with pytest.raises(DiskFull, match=r"the driver: cannot write .*logs: Is a directory"):
+        folder.write("text", "logs")
+    assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "logs", "run.json"]
+
+
 def test_folder_on_a_node(tmp_path: Path) -> None:
     assert node_folder(tmp_path, "run") == tmp_path / "run"
     assert node_folder(None, "run").parts[-2:] == (f"ray_memprof-{os.geteuid()}", "run")
@@ -100,3 +107,18 @@ def test_what_others_could_foresee_on_a_node_is_private(
         assert folder == node_folder(scratch_dir, "run") == make_node_folder(scratch_dir, "run")
         assert folder.stat().st_mode & 0o777 == 0o700
     assert (tmp_path / f"ray_memprof-{os.geteuid()}").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "cannot be read: "), (None, "is missing or empty"), ("[]", "is missing or empty")],
+)
+def test_a_folder_whose_run_json_is_damaged_is_refused_in_one_line(
+    tmp_path: Path, text: str | None, reason: str
+) -> None:
+    folder = new(tmp_path)
+    (folder.path / "run.json").unlink()
+    if text is not None:
+        (folder.path / "run.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"run\.json {reason}"):
+        RunFolder.open(folder.path)

@@ -1,9 +1,19 @@
 """Whose fault an error is: a peer's, or the rank's own."""
 
+from pathlib import Path
+
 import pytest
 
+from ray_memprof.errors import DiskFull
 from ray_memprof.rank.messages import Outcome
-from ray_memprof.supervision.verdict import is_peer_error, judge
+from ray_memprof.supervision.verdict import (
+    Verdict,
+    interruption,
+    is_peer_error,
+    judge,
+    verdict_of,
+    verdict_of_bug,
+)
 
 STORE = "[Rank 1] is setting up NCCL communicator and retrieving ncclUniqueId from [0] by key '0'"
 
@@ -70,3 +80,28 @@ def test_a_rank_that_names_itself_is_named_once() -> None:
     assert judge(full[:1], ("a", "a")).reason == "rank 1: cannot write /x: No space left on device"
     # The first of several speaks.
     assert judge(full, ("a", "a")).reason == "rank 1: cannot write /x: No space left on device"
+
+
+@pytest.mark.parametrize(("has_started", "status"), [(False, "never_started"), (True, "failed")])
+def test_an_error_of_the_driver_is_the_verdict_with_its_own_code_and_hint(
+    has_started: bool, status: str
+) -> None:
+    error = DiskFull("/x: full", hint="make room")
+    assert verdict_of(error, has_started=has_started) == Verdict(
+        status=status,  # type: ignore[arg-type] # one of Status
+        exit_code=15,
+        reason="/x: full",
+        hint="make room",
+    )
+
+
+def test_a_bug_is_told_in_one_line_with_the_file_of_its_traceback() -> None:
+    found = verdict_of_bug(KeyError("a\nb"), Path("logs/driver.log"))
+    assert (found.exit_code, found.reason) == (1, "internal error: KeyError: 'a\\nb'")
+    assert verdict_of_bug(ValueError("a\nb"), Path("d.log")).reason == "internal error: ValueError: a"
+    assert found.hint == "please report it, with logs/driver.log"
+
+
+def test_a_signal_is_the_verdict_with_the_code_that_a_shell_reports() -> None:
+    found = interruption(15)
+    assert (found.status, found.exit_code, found.reason) == ("interrupted", 143, "interrupted by SIGTERM")

@@ -114,7 +114,7 @@ def test_a_rank_that_does_not_come_to_the_meeting_is_named() -> None:
     ranks = Ranks(beats=meeting(0, 1, 2), stacks={3: IN_MODEL})
     verdict = watched(ranks)
 
-    assert told(verdict) == ("never_started", 23, "waiting for ranks [3]: not met within 30 s", (3,))
+    assert told(verdict) == ("never_started", 23, "waiting for rank 3: not met within 30 s", (3,))
     assert verdict.stacks == {3: IN_MODEL}
     assert LIMITS.init_s <= ranks.now < LIMITS.init_s + 2
 
@@ -143,7 +143,7 @@ def test_a_rank_that_stops_to_get_ready_is_named() -> None:
     beats[2] = [(float(second), -1 - second, "comm.init") for second in range(int(LIVES))]
     beats[0] = beats[1] = beats[2]
     ranks = Ranks(beats=beats)
-    assert told(watched(ranks))[2:] == ("waiting for ranks [3]: not met within 30 s", (3,))
+    assert told(watched(ranks))[2:] == ("waiting for rank 3: not met within 30 s", (3,))
     assert 50.0 + LIMITS.init_s <= ranks.now < 50.0 + LIMITS.init_s + 2
 
 

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,24 @@ def test_an_error_of_wan_that_a_script_lets_pass_keeps_its_text_hint_and_exit_co
     with pytest.raises(WorkloadError) as raised:
         run(plan(given, tmp_path))
     assert (str(raised.value), raised.value.hint, raised.value.exit_code) == ("t5.pth: cut off", "load it", 3)
+
+
+def test_the_process_group_is_left_only_after_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failure other ranks may wait in a collective that never ends: leaving the group would wait for them."""
+    calls: list[Any] = []
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group", lambda backend, **given: calls.append((backend, given))
+    )
+    monkeypatch.setattr("torch.distributed.barrier", lambda: calls.append("barrier"))
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: calls.append("destroy"))
+    monkeypatch.setattr("wan.generate.make_pipeline", lambda *_, **given: calls.append("made") or 1 / 0)
+    given = config(parallel={"ulysses": 2}, ray={"timeouts": {"process_group_s": 7}})
+    with pytest.raises(ZeroDivisionError):
+        run(plan(given, tmp_path, rank=1, local_rank=1, world_size=2, local_world_size=2))
+    joined = {"rank": 1, "world_size": 2, "timeout": timedelta(seconds=7), "device_id": None}
+    assert calls == [("gloo", joined), "barrier", "made"]
 
 
 RANK_OF_TWO = """
