@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_tables import Row, blank, event, make_ranks, make_run, span
+from run_tables import Row, event, make_ranks, make_run, span
 from test_run_page import Outline, drawn, outline
 
 from ray_memprof.errors import ConfigError
@@ -23,7 +23,7 @@ def rank_rows(*stacks: list[tuple[str, str, int]]) -> dict[str, list[Row]]:
     ]
     events.append(event(len(stacks), "alloc", 3, "weight", address=len(stacks), span_id=1))
     rows = [
-        blank("stacks", stack_id=number, frame=index, function=function, file=file, line=line)
+        {"stack_id": number, "frame": index, "function": function, "file": file, "line": line}
         for number, frames in enumerate(stacks)
         for index, (function, file, line) in enumerate(frames)
     ]
@@ -129,12 +129,12 @@ def test_of_many_ranks_some_are_drawn_and_any_other_can_be_asked_for(tmp_path: P
 
 
 def test_a_deep_and_wide_run_makes_a_page_of_bounded_size(tmp_path: Path) -> None:
-    """GIVEN a stack of 10,000 frames and 2,000 stacks of 20 frames each that share only the outermost."""
+    """GIVEN a stack of 10,000 frames and 5,000 stacks of 20 frames each that share only the outermost."""
     long = "/a/very/long/path/" + "x" * 1000
     deep = [("walk", "tree.py", number) for number in range(10_000)]
     wide = [
         [(f"f{number}", f"{long}/{number}.py", level) for level in range(19)] + [("main", "run.py", 1)]
-        for number in range(2_000)
+        for number in range(5_000)
     ]
     make_run(tmp_path, {0: rank_rows(deep, *wide)})
     html = flame_page.render(tmp_path)
@@ -142,7 +142,7 @@ def test_a_deep_and_wide_run_makes_a_page_of_bounded_size(tmp_path: Path) -> Non
     assert len(found.scripts["data-flames-0"]) < 10**6
     (trace,) = drawn(found)["flames-0"]["data"]
     assert len(trace["ids"]) == flame.MOST_FRAMES
-    total = 5 * 2_001 + 3
+    total = 5 * 5_001 + 3
     assert trace["values"][0] == total
     # Each of the others is in a frame that is drawn: the bytes inside of a frame are at most its own.
     inside = [0] * len(trace["ids"])
@@ -150,7 +150,7 @@ def test_a_deep_and_wide_run_makes_a_page_of_bounded_size(tmp_path: Path) -> Non
         if parent:
             inside[int(parent)] += size
     assert all(held <= size for held, size in zip(inside, trace["values"], strict=True))
-    num_frames = 1 + flame.MOST_LEVELS + 1 + 19 * 2_000 + 2
+    num_frames = 1 + flame.MOST_LEVELS + 1 + 19 * 5_000 + 2
     assert f"{num_frames - flame.MOST_FRAMES:,} frames are too small to be drawn." in html
     left_out = 10_000 - flame.OUTER_LEVELS - flame.INNER_LEVELS
     assert f"{left_out:,} frames in the middle of very deep stacks are left out." in html
