@@ -147,6 +147,15 @@ def test_stacks_are_written_once(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_stack_may_have_more_frames_than_16_bits_count(tmp_path: Path) -> None:
+    frames = [{"name": "f", "filename": "a.py", "line": line} for line in range(33_000)]
+    events = [event("segment_alloc", 0, 2 * MIB, frames=[]), event("alloc", 0, 512, frames=frames)]
+
+    import_snapshots([write(tmp_path / "rank0.pickle", snapshot(events, []))], tmp_path / "run", "x")
+
+    assert rows(tmp_path / "run", "stacks")[-1] == (0, 32_999, "f", "a.py", 32_999)
+
+
 def test_a_frame_of_compiled_code_has_the_name_of_its_node(tmp_path: Path) -> None:
     # GIVEN frames as augment_with_fx_traces leaves them, and some whose node is no name
     frame = {"name": "forward", "filename": "fx_generated_ab.py", "line": 3, "fx_node_op": "call_function"}
