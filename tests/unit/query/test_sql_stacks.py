@@ -101,13 +101,11 @@ def test_alive_at_peak_by_frame(run_dir: Path) -> None:
         (0, "main", "run.py", 1, 100, 0, 4, 0),
         (0, "forward", "model.py", 3, 60, 60, 2, 2),
         (0, "linear", TORCH, 9, 60, 0, 2, 0),
-        (0, "linear", CPP, 0, 60, 0, 2, 0),
         (0, "forward", "model.py", 4, 20, 20, 1, 1),
         (0, "walk", "tree.py", 7, 20, 20, 1, 1),
         (0, "walk", "tree.py", 8, 20, 0, 1, 0),
         (0, "backward", TORCH, 5, 8, 8, 1, 1),
         (0, "apply", TORCH, 6, 8, 0, 1, 0),
-        (0, "", "??", 0, 8, 0, 1, 0),
         (1, "main", "run.py", 1, 7, 7, 1, 1),
     ]
 
@@ -120,9 +118,7 @@ def test_alive_at_peak_by_file(run_dir: Path) -> None:
         (0, "run.py", 100, 0, 4, 0),
         (0, "model.py", 80, 80, 3, 3),
         (0, TORCH, 68, 8, 3, 1),
-        (0, CPP, 60, 0, 2, 0),
         (0, "tree.py", 20, 20, 1, 1),
-        (0, "??", 8, 0, 1, 0),
         (1, "run.py", 7, 7, 1, 1),
     ]
 
@@ -139,6 +135,26 @@ def test_a_tensor_whose_stack_was_lost_keeps_its_bytes(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {"allocs": [event(1, "alloc", 9, address=1, stack_id=5)]}})
     assert answer(tmp_path, "alive_at_peak_by_stack") == [(0, 5, None, None, None, None, None, 9, 1)]
     assert answer(tmp_path, "alive_at_peak_by_frame") == []
+
+
+def test_frames_of_cpp_count_in_stacks_that_have_no_others(tmp_path: Path) -> None:
+    """GIVEN a backward pass on a thread of C++, and Python frames that torch puts behind the end of the C++ ones."""
+    stacks = [
+        *stack(0, ("malloc", "??", 0), ("call", CPP, 5), ("_start", "??", 0)),
+        *stack(1, ("malloc", "??", 0), ("to", TORCH, 1), ("_start", "??", 0), ("main", "run.py", 2)),
+    ]
+    events = [event(number, "alloc", 4 + number, address=number, stack_id=number) for number in (0, 1)]
+    make_run(tmp_path, {0: {"allocs": events, "stacks": stacks}})
+    assert answer(tmp_path, "alive_at_peak_by_frame") == [
+        (0, "main", "run.py", 2, 5, 5, 1, 1),
+        (0, "to", TORCH, 1, 5, 0, 1, 0),
+        (0, "malloc", "??", 0, 4, 4, 1, 1),
+        (0, "call", CPP, 5, 4, 0, 1, 0),
+        (0, "_start", "??", 0, 4, 0, 1, 0),
+    ]
+    assert [row[1:4] for row in answer(tmp_path, "alive_at_peak_by_file")] == [
+        ("run.py", 5, 5), (TORCH, 5, 0), ("??", 4, 4), (CPP, 4, 0)
+    ]  # fmt: skip
 
 
 def test_an_address_that_is_used_again_counts_for_its_last_stack(tmp_path: Path) -> None:

@@ -73,6 +73,13 @@ def test_every_rank_has_a_graph_and_a_search(tmp_path: Path) -> None:
         assert text not in html
 
 
+def test_frames_of_cpp_are_drawn_where_there_are_no_others(tmp_path: Path) -> None:
+    mixed = [("malloc", "??", 0), ("f", "a.py", 2), ("_start", "??", 0), ("main", "run.py", 1)]
+    make_run(tmp_path, {0: rank_rows(mixed, [("malloc", "??", 0), ("run", "thread.cpp", 4)])})
+    found = outline(flame_page.render(tmp_path))
+    assert labels(found) == ["rank 0, 0.0 MiB", "main", "run", "f", "malloc", "no Python stack", "denoise"]
+
+
 def test_one_rank_can_be_shown_alone(tmp_path: Path) -> None:
     make_run(tmp_path, {0: TWO, 1: NONE})
     found = outline(flame_page.render(tmp_path, rank=1))

@@ -1,11 +1,11 @@
 -- Which files of code allocated what was alive at the peak of each rank?
--- One row = a file in Python stacks on a rank. A rank without Python stacks has
--- no rows.
+-- One row = a file in Python stacks on a rank. A rank without Python stacks
+-- has no rows. Frames of C++ count only in stacks that have no others.
 --   rank             of the run
 --   file             path
 --   total_bytes      alive, with a frame of the file anywhere in their stack
---   self_bytes       of these, with the file in the innermost Python frame that
---                    is not torch's own; they add up over the files
+--   self_bytes       of these, with the file in the innermost Python frame
+--                    that is not torch's own; they add up over the files
 --   num_tensors      how many make up total_bytes
 --   num_self_tensors how many make up self_bytes
 WITH alive AS (
@@ -13,6 +13,7 @@ WITH alive AS (
         rank,
         stack_id,
         ANY_VALUE(frame) AS frame,
+        ANY_VALUE(frame_order(file)) AS own_order,
         SUM(bytes)::BIGINT AS bytes,
         SUM(num_tensors)::BIGINT AS num_tensors
     FROM alive_at_peak_by_stack
@@ -31,6 +32,8 @@ places AS (
     FROM stacks
     INNER JOIN alive
         ON stacks.rank = alive.rank AND stacks.stack_id = alive.stack_id
+    -- torch does not put C++ frames and Python frames in one order.
+    WHERE frame_order(stacks.file) < 2 OR alive.own_order = 2
     GROUP BY stacks.rank, stacks.stack_id, stacks.file
 )
 

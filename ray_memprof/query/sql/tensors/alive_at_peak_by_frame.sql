@@ -1,6 +1,6 @@
 -- Which lines of code allocated what was alive at the peak of each rank?
 -- One row = a frame of Python stacks on a rank. A rank without Python stacks
--- has no rows.
+-- has no rows. Frames of C++ count only in stacks that have no others.
 --   rank             of the run
 --   function, file, line
 --                    of the frame
@@ -15,6 +15,7 @@ WITH alive AS (
         rank,
         stack_id,
         ANY_VALUE(frame) AS frame,
+        ANY_VALUE(frame_order(file)) AS own_order,
         SUM(bytes)::BIGINT AS bytes,
         SUM(num_tensors)::BIGINT AS num_tensors
     FROM alive_at_peak_by_stack
@@ -35,6 +36,8 @@ places AS (
     FROM stacks
     INNER JOIN alive
         ON stacks.rank = alive.rank AND stacks.stack_id = alive.stack_id
+    -- torch does not put C++ frames and Python frames in one order.
+    WHERE frame_order(stacks.file) < 2 OR alive.own_order = 2
     GROUP BY
         stacks.rank,
         stacks.stack_id,
