@@ -3,6 +3,7 @@
     $ ray-memprof launch configs/baseline.yaml
     $ ray-memprof query peak_by_rank
     $ ray-memprof compare baseline memory_opt
+    $ ray-memprof flame latest
     $ ray-memprof export latest --format perfetto
     $ ray-memprof import dump/rank*.pickle --name theirs
 
@@ -12,7 +13,7 @@ An error of the user is printed as one line and a hint; the exit code is that of
 import typer
 
 from ray_memprof import launch
-from ray_memprof.commands import compare, diagnose, export, finish, import_, query, report
+from ray_memprof.commands import compare, diagnose, export, finish, flame, import_, query, report
 
 app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__.split("\n")[0]
@@ -22,6 +23,7 @@ app.command("query")(query.query)
 app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)
 app.command("compare")(compare.compare)
+app.command("flame")(flame.flame)
 app.command("export")(export.export)
 app.command("import")(import_.import_)
 app.command("finish")(finish.finish)

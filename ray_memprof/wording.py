@@ -68,6 +68,11 @@ def rank_text(ranks: Iterable[int]) -> str:
     return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
 
 
+def frame_name(function: str, node: str | None) -> str:
+    """The function of a frame, with the node of the FX graph that its line runs, if any: "forward [linear_1]"."""
+    return f"{function} [{node}]" if node else function
+
+
 def visible(text: str) -> str:
     """`text` with its control characters written as Python escapes, so that a terminal does not obey them."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

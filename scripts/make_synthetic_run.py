@@ -199,6 +199,24 @@ def _figures(what: str, curve: Any, first: Any, last: Any) -> dict[str, Any]:
     }
 
 
+def _stacks(spans: dict[str, Any], allocs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The stack of each event, and the table stacks: a stack for each path, with a frame for each span in it."""
+    paths = spans["path"].dictionary.to_pylist()
+    of_span = dict(zip(spans["span_id"].tolist(), spans["path"].indices.to_pylist(), strict=True))
+    is_alloc = pc.equal(allocs["action"].cast(pa.string()), "alloc").to_pylist()
+    stack_ids = [
+        of_span.get(span_id) if taken else None
+        for span_id, taken in zip(allocs["span_id"].tolist(), is_alloc, strict=True)
+    ]
+    rows = [
+        (stack_id, frame, name, f"wan/{name.split('.')[0]}.py", 100 - 10 * frame)
+        for stack_id, path in enumerate(paths)
+        for frame, name in enumerate(reversed(path.split("/")))
+    ]
+    names = ("stack_id", "frame", "function", "file", "line")
+    return pa.array(stack_ids, pa.int32()), dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+
+
 def make_rank(
     run_dir: Path,
     rank: int,
@@ -210,12 +228,17 @@ def make_rank(
     variant: Variant = PLAIN,
     level: str = "event",
 ) -> None:
-    """The store of one rank; one that dies leaves its last rows in open streams. Level stage keeps no events."""
+    """The store of one rank; one that dies leaves its last rows in open streams.
+
+    Level stage keeps no events, level stack keeps a stack of each allocation too.
+    """
     rows = Rows(rank, events, blocks, variant)
     spans = rows.spans()
     tables = {"spans": spans, "samples": rows.samples(), "ledger": rows.ledger_rows()}
     if level != "stage":
         tables["allocs"] = rows.allocs()
+    if level == "stack":
+        tables["allocs"]["stack_id"], tables["stacks"] = _stacks(spans, tables["allocs"])
     if ranks > 1:
         tables["collectives"] = rows.collectives(spans, ranks)
     store = RankStore(run_dir, rank)
@@ -313,7 +336,10 @@ def main() -> None:
         "--blocks", type=int, default=30, help="of the transformer: 120 events a block and step"
     )
     parser.add_argument(
-        "--level", choices=["stage", "event"], default="event", help="stage: spans without events"
+        "--level",
+        choices=["stage", "event", "stack"],
+        default="event",
+        help="stage: spans without events; stack: events with stacks",
     )
     parser.add_argument("--finish", action="store_true", help="gather, build run.duckdb, write the report")
     args = parser.parse_args()

@@ -260,7 +260,7 @@ def make_run(folder: Path, name: str) -> Path:
     """A finished run of that name, without the files that nothing here reads."""
     run_dir = folder / name / RUN_ID
     run_dir.mkdir(parents=True)
-    make_synthetic_run.make(run_dir, RANKS, EVENTS, blocks=BLOCKS, variant=RUNS[name])
+    make_synthetic_run.make(run_dir, RANKS, EVENTS, blocks=BLOCKS, variant=RUNS[name], level="stack")
     gather.gather(run_dir, range(RANKS))
     run, ranks = make_synthetic_run.driver_rows(run_dir, RANKS)
     run_tables.write_driver_tables(run_dir, {**run, "name": name}, ranks)

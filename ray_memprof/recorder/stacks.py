@@ -1,10 +1,26 @@
-"""Numbers for Python stacks: the same frames, the same number."""
+"""Numbers for Python stacks: the same frames, the same number.
+
+    stacks = Stacks(store)
+    stacks.number(event)                  # its frames are written once, by flush()
+
+Takes events of the allocator; leaves the table stacks. Frames of an FX graph have the name of the graph's node too,
+where torch keeps it: torch.fx.experimental._config.enrich_profiler_metadata.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch._utils
 
 from ray_memprof.allocator.replay import (
     Event,
 )
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.schema import stack_columns
+from ray_memprof.wording import frame_name
+
+# Not public: a later torch may have it elsewhere. Without it frames have no names of nodes.
+_add_nodes = getattr(torch._utils, "_augment_frames", None)
 
 
 class Stacks:
@@ -22,7 +38,7 @@ class Stacks:
             return None
         if frames not in self._numbers:
             number = self._numbers[frames] = len(self._numbers)
-            self._new += [(number, index, *frame) for index, frame in enumerate(frames)]
+            self._new += [(number, index, *frame) for index, frame in enumerate(_with_nodes(event["frames"]))]
         return self._numbers[frames]
 
     def flush(self) -> None:
@@ -30,3 +46,15 @@ class Stacks:
         if self._new:
             self._store.append("stacks", stack_columns(self._new))
             self._new.clear()
+
+
+def _with_nodes(frames: Sequence[dict[str, Any]]) -> list[tuple[str, str, int]]:
+    """Frames as rows, with the names of nodes."""
+    # Copies: the program may have asked for the same frames.
+    told = [dict(frame) for frame in frames]
+    if _add_nodes is not None:
+        _add_nodes(told)
+    return [
+        (frame_name(frame["name"], frame.get("fx_node_name")), frame["filename"], frame["line"])
+        for frame in told
+    ]

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from ray_memprof.query.bounds import is_unsampled
 from ray_memprof.report import plots
+from ray_memprof.report.flame import clipped
 from ray_memprof.wording import GIB, place, visible
 
 _TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
@@ -52,6 +53,7 @@ def environment() -> jinja2.Environment:
         place=place,
         utc=_utc,
         data=_data,
+        clipped=clipped,
     )
     return made
 

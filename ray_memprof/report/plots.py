@@ -86,11 +86,24 @@ def frame(slices: Sequence[Row], peaks: Sequence[Row]) -> Frame:
     )
 
 
-def chosen(peaks: Sequence[Row], failed: Iterable[int] = (), most: int = MOST_RANKS) -> list[int]:
-    """Ranks with figures of their own: all, or those that failed, rank 0, the emptiest rank and the fullest ones."""
+def chosen(
+    peaks: Sequence[Row],
+    failed: Iterable[int] = (),
+    most: int = MOST_RANKS,
+    *,
+    by: str = "device_used_peak_bytes",
+) -> list[int]:
+    """Ranks with figures of their own: all, or those that failed, rank 0, the emptiest rank and the fullest ones.
+
+    Args:
+        peaks: a row for each rank.
+        failed: ranks that did not end well.
+        most: the most ranks.
+        by: the column that says how full a rank was.
+    """
     if len(peaks) <= most:
         return [row["rank"] for row in peaks]
-    by_size = [row["rank"] for row in sorted(peaks, key=lambda row: -row["device_used_peak_bytes"])]
+    by_size = [row["rank"] for row in sorted(peaks, key=lambda row: -row[by])]
     ranks = {row["rank"] for row in peaks}
     wanted = dict.fromkeys([*(rank for rank in failed if rank in ranks), 0, by_size[-1], *by_size])
     return sorted([rank for rank in wanted if rank in ranks][:most])

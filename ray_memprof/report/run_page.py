@@ -26,6 +26,7 @@ from ray_memprof.query.ask import opened
 from ray_memprof.query.bounds import is_unsampled
 from ray_memprof.query.questions import rows_of
 from ray_memprof.report import plots
+from ray_memprof.report.flame_page import flames_of, panels_of, told_of
 from ray_memprof.report.page import environment, gib, packed_plotly
 from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
 from ray_memprof.store.schema import RUNS
@@ -39,6 +40,7 @@ CONTENTS = {
     "timeline_by_account": "Memory over time",
     "books_at_peak": "Books at the peak",
     "alive_at_peak": "Alive at the peak",
+    "alive_at_peak_by_stack": "Flame graph",
     "peak_by_stage": "Stages and ranks",
     "imbalance": "Imbalance",
     "steps": "Steps",
@@ -131,6 +133,8 @@ def _facts(known: Known) -> Row:
         whole["imbalance"] = []
     tables = {name: _of(rows, shown) if name in PER_RANK else rows for name, rows in whole.items()}
     figures, panels = _figures(connection, tables, whole, shown, few)
+    flames = flames_of(connection, shown, tables["alive_at_peak_by_stack"], tables["alive_at_peak"])
+    figures |= {name: one.figure for name, one in told_of(flames).items()}
     listed, left_out = _listed(tables)
     contents = {name: title for name, title in CONTENTS.items() if name == "peak_by_rank" or whole[name]}
     return {
@@ -149,6 +153,8 @@ def _facts(known: Known) -> Row:
         "plotly": packed_plotly() if figures else "",
         "beside": None,
         "findings": known.findings,
+        "flames": panels_of(flames),
+        "told": told_of(flames),
         "left_out": left_out,
         "most_drawn_steps": plots.MOST_POINTS,
         "num_drawn_steps": max(

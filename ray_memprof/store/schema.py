@@ -265,7 +265,7 @@ STACKS = Table(
     "a frame of a Python stack",
     (
         Column("stack_id", pa.int32(), "", "same for the same frames within a rank"),
-        Column("frame", pa.int16(), "", "0 is the innermost"),
+        Column("frame", pa.int32(), "", "0 is the innermost"),
         _word("function", "name"),
         _word("file", "path"),
         Column("line", pa.int32(), "", "in it"),

@@ -454,7 +454,8 @@ class PickleStream(Window):
         line = found.get("name"), found.get("filename"), found.get("line")
         if tuple(map(type, line)) != (str, str, int) or not -(2**31) <= line[2] < 2**31:  # type: ignore[operator]
             self._refuse("has frames without name, filename and line")
-        frame.number = self._known.frame(line)  # type: ignore[arg-type]
+        # Frames of compiled code have it, in snapshots that were taken with augment_with_fx_traces.
+        frame.number = self._known.frame(line, found.get("fx_node_name"))  # type: ignore[arg-type]
 
     def _end_block(self, found: dict[str, Any]) -> None:
         single = len(self._stack) > 1 and type(self._stack[-2]) is Blocks

@@ -8,6 +8,8 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from ray_memprof.wording import frame_name
+
 FrameLine: TypeAlias = tuple[str, str, int]
 """Function, file, line."""
 TOP_KEYS = ("segments", "device_traces", "allocator_settings", "ray_memprof")
@@ -20,6 +22,8 @@ MOST_KEYS = 32
 SETTINGS_KEYS = ("allocator_settings", "ray_memprof")
 _STATES = ("inactive", "active_allocated", "active_pending_free")
 _NO_PLACE = 2**64 - 1
+_MOST_NAME_LETTERS = 1000
+"""The most letters of a frame's function and node together: a small file could name a long text in many frames."""
 ENTRY_BYTES = 100
 """Memory of a dictionary's entry, about."""
 
@@ -90,8 +94,11 @@ class KnownStacks:
         self.kept_bytes = 0
         """Memory that they take, about."""
 
-    def frame(self, line: FrameLine) -> int:
-        """The number of a frame."""
+    def frame(self, line: FrameLine, node: object = None) -> int:
+        """The number of a frame; `node` is the name of the FX graph's node that its line runs, if it is a text."""
+        if type(node) is str and len(node) + len(line[0]) <= _MOST_NAME_LETTERS:
+            line = frame_name(line[0], node), *line[1:]
+            self.kept_bytes += len(line[0])
         before = len(self._frames)
         number = self._frames.setdefault(line, before)
         if len(self._frames) > before:

@@ -9,6 +9,7 @@ const NARROW = 600;
 const byId = (id) => document.getElementById(id);
 const figureOf = (holder) => JSON.parse(byId(`data-${holder.dataset.figure}`).textContent);
 const drawn = new Set();
+const changes = new Map(); // by id of a figure: a function that changes the figure before it is drawn
 let library = null;
 
 function plotly() {
@@ -95,6 +96,7 @@ function layoutOf(figure, width, styles) {
 
 function draw(holder, width) {
   const figure = figureOf(holder);
+  changes.get(holder.dataset.figure)?.(figure);
   const styles = getComputedStyle(document.documentElement);
   const traces = figure.data.map((trace) => themed(inGib(trace, figure.data[0], holder.clientWidth < NARROW), styles));
   // Only named buttons: the others of plotly.js may change, and one of them sends data away.

@@ -57,7 +57,7 @@ def refusal(*arguments: object) -> tuple[int, list[str], str]:
 
 def test_every_command_has_a_line_of_help() -> None:
     text = call("--help").stdout
-    for name in ("launch", "query", "diagnose", "report", "compare", "export", "import"):
+    for name in ("launch", "query", "diagnose", "report", "compare", "flame", "export", "import"):
         assert f" {name} " in text
         assert call(name, "--help").exit_code == 0
 

@@ -147,6 +147,32 @@ def test_stacks_are_written_once(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_stack_may_have_more_frames_than_16_bits_count(tmp_path: Path) -> None:
+    frames = [{"name": "f", "filename": "a.py", "line": line} for line in range(33_000)]
+    events = [event("segment_alloc", 0, 2 * MIB, frames=[]), event("alloc", 0, 512, frames=frames)]
+
+    import_snapshots([write(tmp_path / "rank0.pickle", snapshot(events, []))], tmp_path / "run", "x")
+
+    assert rows(tmp_path / "run", "stacks")[-1] == (0, 32_999, "f", "a.py", 32_999)
+
+
+def test_a_frame_of_compiled_code_has_the_name_of_its_node(tmp_path: Path) -> None:
+    # GIVEN frames as augment_with_fx_traces leaves them, and some whose node is no name
+    frame = {"name": "forward", "filename": "fx_generated_ab.py", "line": 3, "fx_node_op": "call_function"}
+    nodes: list[Any] = ["linear_1", "add", None, 7, "n" * 2000, ""]
+    frames = [[{**frame, "fx_node_name": node, "fx_original_trace": "x = a + b"}] for node in nodes]
+    events = [event("segment_alloc", 0, 2 * MIB, frames=[])]
+    events += [event("alloc", 512 * number, 512, frames=one) for number, one in enumerate(frames)]
+
+    import_snapshots([write(tmp_path / "rank0.pickle", snapshot(events, []))], tmp_path / "run", "x")
+
+    # THEN a node tells lines apart, and what is no name changes nothing
+    assert [row[2] for row in rows(tmp_path / "run", "stacks")] == [
+        "forward [linear_1]", "forward [add]", "forward"
+    ]  # fmt: skip
+    assert [row[0] for row in rows(tmp_path / "run", "allocs", 0, "stack_id")] == [None, 0, 1, 2, 2, 2, 2]
+
+
 def test_an_oom_and_a_handle_of_64_bits(tmp_path: Path) -> None:
     out = {"action": "oom", "size": 5 * MIB, "device_free": 3, "stream": 2**64 - 1, "time_us": 1}
     path = write(tmp_path / "a.pickle", snapshot([out], []))

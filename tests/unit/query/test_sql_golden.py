@@ -52,7 +52,7 @@ SPANS = [
 EVENTS = [
     event(1, "segment_alloc", 4096, span_id=1),
     event(2, "alloc", 20, "weight", address=1, span_id=2),
-    event(22, "alloc", 42, "activation", address=2, span_id=4),
+    event(22, "alloc", 42, "activation", address=2, span_id=4, stack_id=0),
     event(23, "free_requested", 42, "activation", address=2, span_id=4),
     event(24, "free_completed", 42, "activation", address=2, span_id=4),
     event(42, "alloc", 1, "activation", address=2, span_id=6),
@@ -67,6 +67,7 @@ WHOLE: dict[str, list[Row]] = {
     "samples": SAMPLES,
     "ledger": [blank("ledger", t_ns=3, account="nccl", bytes=5)],
     "collectives": [blank("collectives", op="all_reduce", group="world", group_size=2, bytes=4)],
+    "stacks": [blank("stacks", function="forward", file="dit.py", line=7)],
 }
 FAILED = [{**row, "failed": True} for row in SPANS[2:4]]
 RUNS: dict[str, dict[int, dict[str, list[Row]]]] = {

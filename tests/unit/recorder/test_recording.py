@@ -114,6 +114,24 @@ def test_level_stack_names_the_lines_that_allocate_on_the_cpu_too(tmp_path: Path
     assert recorder.problems == ()
 
 
+def test_level_stack_names_the_node_of_a_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.fx.experimental._config.enrich_profiler_metadata", True)
+    graph = torch.fx.symbolic_trace(Doubled())
+    with recording(options_of(tmp_path, level="stack")), span("decode"):
+        kept = graph(torch.ones(256))
+    functions = [row["function"] for row in rows_of(tmp_path, "stacks") if "fx_generated" in row["file"]]
+    assert functions == ["forward [add]", "forward [relu]"]
+    assert kept.shape == (256,)
+
+
+class Doubled(torch.nn.Module):
+    """A graph of two nodes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Shape as `x`."""
+        return torch.relu(x + x)
+
+
 def test_what_threads_allocate_belongs_to_the_span_that_is_open(tmp_path: Path) -> None:
     held: list[torch.Tensor] = []
     with recording(options_of(tmp_path)), span("script"), span("train_step"):

@@ -179,6 +179,23 @@ def test_stacks_are_written_once_and_before_who_needs_them() -> None:
     assert [row["stack_id"] for row in store.rows["allocs"]] == [0, None, 0, None]
 
 
+def test_the_name_of_a_node_is_not_written_into_the_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GIVEN a torch that knows the node of a frame, and one that has no such function."""
+
+    def name_nodes(frames: list[dict[str, Any]]) -> None:
+        frames[0]["fx_node_name"] = "add_1"
+
+    frames = [{"name": "forward", "filename": "fx_generated_ab.py", "line": 1}]
+    for known, function in ((name_nodes, "forward [add_1]"), (None, "forward")):
+        monkeypatch.setattr("ray_memprof.recorder.stacks._add_nodes", known)
+        store = FakeStore()
+        stacks = Stacks(store)  # type: ignore[arg-type]
+        assert stacks.number(event("alloc", 1, 7, frames=frames)) == 0
+        stacks.flush()
+        assert [row["function"] for row in store.rows["stacks"]] == [function]
+    assert frames == [{"name": "forward", "filename": "fx_generated_ab.py", "line": 1}]
+
+
 def test_an_error_of_the_store_ends_the_writing_and_is_kept() -> None:
     store = FakeStore(room=1)
     scribe = Scribe(store, Replay(), categories={})  # type: ignore[arg-type]

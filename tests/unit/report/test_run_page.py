@@ -18,7 +18,7 @@ from ray_memprof.report.run_page import write_run_page
 from ray_memprof.report.summary import summary_lines
 
 GIB = 2**30
-VOID = {"meta"}
+VOID = {"input", "meta"}
 
 
 class Outline(HTMLParser):
@@ -47,7 +47,7 @@ class Outline(HTMLParser):
             value.removeprefix("#")
             for name, value in attributes
             if value
-            and (name in ("aria-controls", "aria-labelledby") or (name == "href" and value[0] == "#"))
+            and (name in ("aria-controls", "aria-labelledby", "for") or (name == "href" and value[0] == "#"))
         ]
         if tag == "script":
             self.scripts[given.get("id") or "code"] = ""

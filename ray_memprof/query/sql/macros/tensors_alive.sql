@@ -5,6 +5,7 @@
 --   rank, stage      of the moment
 --   span_id          span in which it was allocated; 0: none
 --   category         what it is for
+--   stack_id         Python stack that allocated it, in stacks; null: none
 --   requested_bytes  what was asked for
 --   size_bytes       as the allocator counts it
 CREATE MACRO tensors_alive(moments) AS TABLE
@@ -25,6 +26,8 @@ SELECT
     -- An empty text stands for null, which ARG_MAX would skip.
     NULLIF(ARG_MAX(COALESCE(allocs.category, ''), allocs.seq), '')
         AS category,
+    NULLIF(ARG_MAX(COALESCE(allocs.stack_id, -1), allocs.seq), -1)
+        AS stack_id,
     ARG_MAX(allocs.requested_bytes, allocs.seq) AS requested_bytes,
     ARG_MAX(IF(allocs.action = 'alloc', allocs.size_bytes, 0), allocs.seq)
         AS size_bytes

@@ -1,0 +1,137 @@
+"""flame.html: what was alive at the peak of every rank as flame graphs, in one file that opens offline.
+
+    write_flame_page(Path("profiler_logs/baseline/latest"), Path("flame.html"), rank=0)
+    $ ray-memprof flame baseline --rank 0
+
+Takes the questions alive_at_peak_by_stack and alive_at_peak; the graphs come from flame.py. Leaves the whole page, or
+none after an error.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.query.ask import opened
+from ray_memprof.query.questions import rows_of
+from ray_memprof.report import plots
+from ray_memprof.report.flame import MOST_STACKS, Flame, Step, flame_by_span, flame_by_stack, frame_step
+from ray_memprof.report.page import environment, packed_plotly
+from ray_memprof.store.schema import RUNS
+from ray_memprof.store.whole_file import whole_file
+from ray_memprof.wording import rank_text
+
+TEMPLATE = "flame.html.j2"
+HOW_TO_RECORD = "logging.level event or stack records them"
+
+Row = dict[str, Any]
+
+
+def write_flame_page(run_dir: Path, path: Path, rank: int | None = None) -> Path:
+    """Write the page; returns its path.
+
+    Args:
+        run_dir: the run.
+        path: the file.
+        rank: the only rank to show; None: all ranks, or those that tell most of many.
+
+    Raises:
+        ConfigError: `run_dir` is no run, or has no allocator events of the rank.
+        DiskFull: no room for the page.
+    """
+    html = render(run_dir, rank)
+    with whole_file(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return path
+
+
+def render(run_dir: Path, rank: int | None = None) -> str:
+    """The page as text."""
+    with opened([run_dir], is_apart=True) as connection:
+        runs = connection.sql("FROM runs").to_arrow_table().to_pylist()
+        by_stack = rows_of(connection, "alive_at_peak_by_stack")
+        found = list(dict.fromkeys(row["rank"] for row in by_stack))
+        _check(run_dir, found, rank)
+        ranks = _shown(connection) if rank is None else [rank]
+        drawn = flames_of(connection, ranks, by_stack, rows_of(connection, "alive_at_peak"))
+    # A driver that was killed wrote no row.
+    run: Row = runs[0] if runs else dict.fromkeys(RUNS.schema.names)
+    facts: Row = {"run": run, "run_dir": run_dir, "num_ranks": len(found), "questions": {}, "left_out": {}}
+    told = told_of(drawn)
+    figures = {name: one.figure for name, one in told.items()}
+    facts |= {"flames": panels_of(drawn), "told": told, "figures": figures, "plotly": packed_plotly()}
+    return environment().get_template(TEMPLATE).render(**facts)
+
+
+def flames_of(
+    connection: duckdb.DuckDBPyConnection,
+    ranks: Sequence[int],
+    by_stack: Sequence[Row],
+    by_span: Sequence[Row],
+) -> list[Flame]:
+    """The graphs of some ranks; a rank without Python stacks is drawn by its spans.
+
+    Args:
+        connection: to the run.
+        ranks: those to draw; those without rows have no graph.
+        by_stack: rows of alive_at_peak_by_stack.
+        by_span: rows of alive_at_peak.
+    """
+    drawn = []
+    for rank in ranks:
+        rows = [row for row in by_stack if row["rank"] == rank]
+        stack_ids = [row["stack_id"] for row in rows[:MOST_STACKS] if row["stack_id"] is not None]
+        if stack_ids:
+            drawn.append(flame_by_stack(rank, rows, _frames(connection, rank, stack_ids)))
+        elif rows:
+            drawn.append(flame_by_span(rank, [row for row in by_span if row["rank"] == rank]))
+    return drawn
+
+
+def panels_of(drawn: Sequence[Flame]) -> list[tuple[str, str]]:
+    """Name and id of each graph's figure, in order."""
+    return [(f"rank {one.rank}", f"flames-{number}") for number, one in enumerate(drawn)]
+
+
+def told_of(drawn: Sequence[Flame]) -> dict[str, Flame]:
+    """The graphs by the ids of their figures, for what a page says below each."""
+    return {name: one for (_, name), one in zip(panels_of(drawn), drawn, strict=True)}
+
+
+def _frames(
+    connection: duckdb.DuckDBPyConnection, rank: int, stack_ids: Sequence[int]
+) -> dict[int, list[Step]]:
+    """The frames of stacks, the outermost first."""
+    frames: dict[int, list[Step]] = {}
+    # Most frames are in many stacks.
+    known: dict[tuple[Any, ...], Step] = {}
+    found = connection.execute("FROM stack_frames(?, ?)", [rank, sorted(set(stack_ids))])
+    while rows := found.fetchmany(100_000):
+        for stack_id, *frame in rows:
+            place = tuple(frame)
+            if place not in known:
+                known[place] = frame_step(*place)
+            frames.setdefault(stack_id, []).append(known[place])
+    return frames
+
+
+def _check(run_dir: Path, found: Sequence[int], rank: int | None) -> None:
+    """Refuse a run or a rank of which nothing was alive at a peak.
+
+    Raises:
+        ConfigError: there is nothing to draw.
+    """
+    if not found:
+        raise ConfigError(f"{run_dir} has no allocator events", hint=HOW_TO_RECORD)
+    if rank is not None and rank not in found:
+        hint = f"{HOW_TO_RECORD}; this run has them of {rank_text(found)}"
+        raise ConfigError(f"{run_dir} has no allocator events of rank {rank}", hint=hint)
+
+
+def _shown(connection: duckdb.DuckDBPyConnection) -> list[int]:
+    """The ranks with a graph: all, or those that failed, rank 0, the emptiest and the fullest of many."""
+    failed = connection.execute("SELECT rank FROM ranks WHERE status != 'ok' ORDER BY rank").fetchall()
+    peaks = rows_of(connection, "peak_event")
+    return plots.chosen(peaks, [row[0] for row in failed], by="allocated_bytes")
