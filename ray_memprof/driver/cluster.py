@@ -113,7 +113,7 @@ class Cluster:
         self._state.problems += gaps(checks)
         self._state.elsewhere = self.elsewhere()
         self._state.note()
-        self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True)), ()))
+        self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True))))
         self._tell_folders()
         address = self._all("open_store", [()])[0]
         first = self.prepared[0]
