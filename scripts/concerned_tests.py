@@ -75,7 +75,10 @@ class Concerned:
             if stem in words:
                 yield path
             if path.parent.parent == reader.parent:
-                yield from (path, path.with_suffix(".py"))  # a rule's words are found by the name of its query
+                yield from (
+                    path,
+                    path.with_suffix(".py"),
+                )  # a rule's words are found by the name of its query
 
 
 def _names(text: str) -> tuple[set[str], set[str]]:

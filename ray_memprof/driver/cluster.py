@@ -58,7 +58,7 @@ _POLL_S = 0.2
 _SAY_EVERY_S = 10.0
 _CONNECT_S = 10.0
 _NOT_THERE = (
-    "is it running there? `ray status` on that node tells; leave ray.address out for a Ray of our own"
+    "is it running there? `ray status` on that node shows it; leave ray.address out for a Ray of our own"
 )
 _CLOCK_TRIPS = 7
 """How often a host is asked for its time; the quickest answer counts, and takes well under a millisecond."""

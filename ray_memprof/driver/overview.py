@@ -54,9 +54,7 @@ def describe(
         shown = ("python", "torch", "cuda", "cudnn", "nccl", "driver", "ray")
         lines.append(", ".join(f"{name} {checks[0][name]}" for name in shown if checks[0].get(name)))
     texts = [Text(line) for line in lines]
-    warned = [
-        Text(f"warning: {line}", style="yellow") for line in [*disagreements(checks), *gaps(checks)]
-    ]
+    warned = [Text(f"warning: {line}", style="yellow") for line in [*disagreements(checks), *gaps(checks)]]
     return Group(*texts, *([_places(ranks)] if ranks else []), *warned)
 
 

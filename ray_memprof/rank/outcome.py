@@ -74,7 +74,7 @@ def _held(short: Shortage, allocated_bytes: int, reserved_bytes: int, free_bytes
     if free_bytes is not None:
         parts.append(f"free {size_text(free_bytes)}")
     if short.asked or short.who == ALLOCATOR:
-        parts.append(f"asked {short.asked or 'an amount torch does not tell'}")
+        parts.append(f"asked {short.asked or 'an amount that torch does not report'}")
     held = ", ".join(parts)
     return held if short.who == ALLOCATOR else f"{short.who} got none ({short.line}), {held}"
 

@@ -195,7 +195,7 @@ def sample(
             utilisation = device.utilisation()
             own, others = split(device, os.getpid())
         except Exception as error:  # the rest of the row is worth having
-            note("the driver did not tell all of a sample", error)
+            note("the driver did not report all of a sample", error)
     return Sample(
         t_ns=t_ns,
         device_used_bytes=used,

@@ -140,8 +140,7 @@ class Recorder:
         reading = self._read()
         record = self._open.record(name, attributes, reading)
         self._open.append(record)
-        if self._scribe is not None and self._scribe.error is None:  # else nothing removes them again
-            self._scribe.categories[record.span_id] = category_of(name)
+        self._parcel.categories[record.span_id] = category_of(name)
         self._stamp(record.span_id)
         self._sequence += 1
         if record.step is not None:

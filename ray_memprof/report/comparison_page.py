@@ -7,6 +7,8 @@ Takes what compare.py found and the question `measures` of every run; figures co
 whole page, or none after an error.
 """
 
+import sys
+import traceback
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -23,6 +25,7 @@ from ray_memprof.analysis.comparison.compare import (
     moved_of,
 )
 from ray_memprof.analysis.comparison.text import LEAST_FRACTION, SHOWN, check_lines
+from ray_memprof.errors import RunError
 from ray_memprof.query import database
 from ray_memprof.report import comparison_plots, plots
 from ray_memprof.report.page import environment, packed_plotly
@@ -76,6 +79,18 @@ def write_matrix(run_dirs: Sequence[Path], path: Path) -> Path | None:
     return write_comparison_page(
         compare([run_dir for run_dir in run_dirs if (run_dir / TABLES_DIR).is_dir()]), path
     )
+
+
+def set_side_by_side(folders: Sequence[Path], page: Path) -> None:
+    """Write the page that compares the runs of a matrix; an error is only a warning, since the runs are complete."""
+    try:
+        if write_matrix(folders, page) is not None:
+            sys.stderr.write(f"comparison: {page.absolute()}\n")
+    except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, RunError | OSError | KeyboardInterrupt):  # a bug: print where it is
+            traceback.print_exc()
+        text = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"warning: the runs are not compared: {text}\n")
 
 
 def render(compared: Comparison) -> str:

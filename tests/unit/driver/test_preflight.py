@@ -166,7 +166,7 @@ def test_without_a_gpu_a_cuda_run_is_refused() -> None:
 
 def test_without_the_drivers_library_it_is_said_that_nothing_can_be_told() -> None:
     assert check_gpu(2, facts(2), devices=no_device) == {
-        "nvml": "not available: who holds memory of this GPU cannot be told"
+        "nvml": "not available: who holds memory of this GPU is not known"
     }
 
 

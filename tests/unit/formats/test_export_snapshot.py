@@ -123,7 +123,9 @@ def test_what_is_written(tmp_path: Path) -> None:
 
 
 def test_of_both_variables_the_one_that_torch_reads_gives_the_settings(tmp_path: Path) -> None:
-    given = dict(zip(reversed(SETTINGS_VARIABLES), ("max_split_size_mb:1", "max_split_size_mb:2"), strict=True))
+    given = dict(
+        zip(reversed(SETTINGS_VARIABLES), ("max_split_size_mb:1", "max_split_size_mb:2"), strict=True)
+    )
     run_dir = make_ranks(recorded(tmp_path), {}, config="{}", environment=json.dumps(given))
     found = pickle.loads(write_snapshot(run_dir, 0, tmp_path / "rank0.pickle").read_bytes())
     assert found["allocator_settings"]["max_split_size"] == 2 * MIB

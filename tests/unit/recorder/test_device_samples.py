@@ -255,7 +255,7 @@ def test_a_driver_that_fails_once_costs_its_own_figures_and_no_row() -> None:
     bench.look(3)
     assert [row.utilisation_fraction for row in bench.rows] == [0.5, None, 0.5]
     assert [row.process_used_bytes for row in bench.rows] == [30, None, 30]
-    assert bench.problems == ["the driver did not tell all of a sample: RuntimeError: GPU is lost"]
+    assert bench.problems == ["the driver did not report all of a sample: RuntimeError: GPU is lost"]
 
 
 def test_what_the_recorder_raises_does_not_end_the_sampling() -> None:
