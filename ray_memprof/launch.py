@@ -101,7 +101,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
                 state.elsewhere = cluster.elsewhere(gathered.received)
         if not state.is_abandoned:
             with ending.ending(state, live, interrupts):
-                ending.write(state, live)
+                ending.write_results(state, live)
         live.summary(ending.summary(state))
     return state.exit_code, state.folder.path
 

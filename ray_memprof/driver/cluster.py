@@ -123,11 +123,11 @@ class Cluster:
 
     def _raylets(self) -> dict[int, Address]:
         """The raylet's address for each rank that is on another node than this process."""
-        places = {
+        addresses = {
             node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()
         }
         ours = ray.get_runtime_context().get_node_id()
-        return {rank: places[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
+        return {rank: addresses[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
 
     def _clock_offsets(self) -> dict[int, int]:
         """How far each rank's clock is ahead of ours, in ns; all ranks under one kernel share a clock."""

@@ -55,7 +55,7 @@ def describe(
         lines.append(", ".join(f"{name} {checks[0][name]}" for name in shown if checks[0].get(name)))
     texts = [Text(line) for line in lines]
     warned = [Text(f"warning: {line}", style="yellow") for line in [*disagreements(checks), *gaps(checks)]]
-    return Group(*texts, *([_places(ranks)] if ranks else []), *warned)
+    return Group(*texts, *([_gpu_table(ranks)] if ranks else []), *warned)
 
 
 def _what(config: RunConfig) -> str:
@@ -80,7 +80,7 @@ def _how(config: RunConfig) -> str:
     return f"{ranks}{by}, recording {level}, about {needed_bytes(config) / MIB:,.0f} MiB on disk"
 
 
-def _places(ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]) -> "RenderableType":
+def _gpu_table(ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]) -> "RenderableType":
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

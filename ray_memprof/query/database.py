@@ -100,7 +100,7 @@ def _write(run_dir: Path, target: Path) -> None:
             database.unlink(missing_ok=True)
 
 
-def limits(run_dir: Path) -> list[str]:
+def what_clients_cannot(run_dir: Path) -> list[str]:
     """Lines for people on what other clients cannot do with run.duckdb in its present folder; most often none."""
     if _PARTS_FOLDERS not in str(run_dir.absolute()):
         return []

@@ -10,7 +10,7 @@ import errno
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_DISK_FULL, EXIT_HOST_OOM, EXIT_WORKLOAD, RunError
 from ray_memprof.rank.messages import Outcome, Status
 from ray_memprof.rank.shortage import ALLOCATOR, Shortage, headline, shortage_of
-from ray_memprof.wording import place, size_text
+from ray_memprof.wording import size_text, span_text
 from wan.errors import DeviceMemoryError, WanError
 
 Failure = tuple[str, int, int, int]
@@ -36,7 +36,7 @@ def outcome_of(
     if status == "oom" and not isinstance(error, DeviceMemoryError):
         assert short is not None
         held = _held(short, allocated, reserved, free_bytes)
-        reason = f"device out of memory in {place(path or None, step if step >= 0 else None)}: {held}"
+        reason = f"device out of memory in {span_text(path or None, step if step >= 0 else None)}: {held}"
     if short is not None and short.error is not error and not isinstance(error, DeviceMemoryError):
         reason += f"; then {_named(error)}"
     return Outcome(

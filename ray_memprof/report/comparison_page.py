@@ -34,7 +34,7 @@ from ray_memprof.store.whole_file import whole_file
 from ray_memprof.wording import change_text, number_text
 
 TEMPLATE = "compare.html.j2"
-FIGURES = {
+NUMBERS = {
     "peak_device_used": "device used, peak",
     "peak_reserved": "reserved, peak",
     "peak_allocated": "allocated, peak",
@@ -104,7 +104,7 @@ def render(compared: Comparison) -> str:
         "sides": sides,
         "failed": [side for side in sides if side.status != "ok"],
         "notes": _notes(sides),
-        "headings": list(FIGURES.values()),
+        "headings": list(NUMBERS.values()),
         "whole": _whole(measured),
         "stages": stages,
         "by_stage": [
@@ -171,11 +171,11 @@ def _size(measured: Measured, stage: str | None, measure: str) -> int | None:
 
 
 def _whole(measured: Sequence[Measured]) -> list[list[Row]]:
-    """A line for each run with a cell for each of FIGURES; the change is against the first run."""
+    """A line for each run with a cell for each of NUMBERS; the change is against the first run."""
     return [
         [
             _cell(one.get((None, name)), None if one is measured[0] else measured[0].get((None, name)))
-            for name in FIGURES
+            for name in NUMBERS
         ]
         for one in measured
     ]

@@ -31,7 +31,7 @@ from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
 from ray_memprof.store.schema import RUNS
 from ray_memprof.store.standing import LEFT, RUNNING
 from ray_memprof.store.whole_file import run_file
-from ray_memprof.wording import GIB, at_least, place
+from ray_memprof.wording import GIB, at_least, span_text
 
 TEMPLATE = "report.html.j2"
 CONTENTS = {
@@ -319,7 +319,7 @@ def _tiles(headlines: Row) -> list[Row]:
         _tile(
             "allocated, peak",
             _sized(headlines["allocated_peak_bytes"], headlines["peak_at_least"]),
-            f"rank {headlines['allocated_peak_rank']}, in {place(headlines['path'], headlines['step'])}",
+            f"rank {headlines['allocated_peak_rank']}, in {span_text(headlines['path'], headlines['step'])}",
         ),
     ]
     if headlines["allocated_max_rank"] is not None:
