@@ -2,13 +2,12 @@
 
     python -m ray_memprof.launch configs/baseline.yaml --set generation.sample_steps=4
 
-Leaves profiler_logs/<name>/<run_id>/ (store/run_folder.py lists what is in it), also if the run fails. The exit codes
+Leaves profiler_logs/<name>/<run_id>/ (store/run_files.py lists what is in it), also if the run fails. The exit codes
 are in errors.py; a configuration that cannot be used is refused in a second, before Ray and torch are imported.
 """
 
 import json
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +62,8 @@ def main(
                 break
         else:
             if expanded.page is not None:
+                from ray_memprof.report.comparison_page import set_side_by_side
+
                 set_side_by_side(folders, expanded.page)
     except RunError as error:
         sys.stderr.write(visible(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")))
@@ -99,23 +100,9 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
                 state.elsewhere = cluster.elsewhere(gathered.received)
         if not state.is_abandoned:
             with ending.ending(state, live, interrupts):
-                ending.write(state, live)
+                ending.write_results(state, live)
         live.summary(ending.summary(state))
     return state.exit_code, state.folder.path
-
-
-def set_side_by_side(folders: list[Path], page: Path) -> None:
-    """Write the page that compares the runs of a matrix; an error is only a warning, since the runs are complete."""
-    from ray_memprof.report.comparison_page import write_matrix
-
-    try:
-        if write_matrix(folders, page) is not None:
-            sys.stderr.write(f"comparison: {page.absolute()}\n")
-    except (Exception, KeyboardInterrupt) as error:
-        if not isinstance(error, RunError | OSError | KeyboardInterrupt):  # a bug: print where it is
-            traceback.print_exc()
-        text = " ".join(str(error).split()) or type(error).__name__
-        sys.stderr.write(f"warning: the runs are not compared: {text}\n")
 
 
 if __name__ == "__main__":

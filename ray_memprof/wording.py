@@ -1,9 +1,9 @@
-r"""How sizes, ranks, places and changes are written in messages, tables and pages, and how a size is read.
+r"""How sizes, ranks, spans and changes are written in messages, tables and pages, and how a size is read.
 
 size_text(18_628_102_656)        # "17.35 GiB"; GiB and MiB are 1024^3 and 1024^2 bytes, as in nvidia-smi
 parse_size("30 GiB")             # 32_212_254_720
 rank_text([0, 2, 5])             # "ranks 0, 2 and 5"
-place("denoise/step", 3)         # "denoise/step of step 3"
+span_text("denoise/step", 3)     # "denoise/step of step 3"
 error_line(KeyError("a"))        # "KeyError: 'a'"
 visible("\x1b[2Jname")          # the escape sequence is written out, so that a terminal does not obey it
 """
@@ -78,7 +78,7 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def place(path: str | None, step: int | None) -> str:
+def span_text(path: str | None, step: int | None) -> str:
     """A span and its step, in words; `path` is None outside of all spans."""
     if path is None:
         return "no span"

@@ -5,11 +5,11 @@
     python scripts/bench_sql.py --large              # 256 ranks x 400 k events: 102 M rows
     python scripts/bench_sql.py --pickle             # running peak of 1 M events, SQL beside pickle and a loop
 
-Run it with the package importable (`make env`, or PYTHONPATH=.). Every question is asked as db.query() does: opening
-the run reads the small tables that the question needs from Parquet, then it runs once. Both are timed, on connections
-of their own, and the median of --repeats is given; files are in the page cache. With --large, each question has a
-process of its own, with DuckDB's memory_limit at --memory-limit; resident memory is the kernel's own high-water mark
-(VmHWM) and counts the interpreter and its libraries. With --pickle, the same rank is exported as a torch snapshot;
+Run it with the package importable (`make env`, or PYTHONPATH=.). Every question is asked as database.query() does:
+opening the run reads the small tables that the question needs from Parquet, then it runs once. Both are timed, on
+connections of their own, and the median of --repeats is given; files are in the page cache. With --large, each question
+has a process of its own, with DuckDB's memory_limit at --memory-limit; resident memory is the kernel's own high-water
+mark (VmHWM) and counts the interpreter and its libraries. With --pickle, the same rank is exported as a torch snapshot;
 pickle.load and a loop in Python give the peak of its events, and the question peak_event gives the same peak from the
 tables: once with the spans to guide it, and once without spans, when it must follow every event. Runs that it makes are
 deleted at the end.

@@ -72,8 +72,13 @@ class Concerned:
             names, words = names | more, words | said
         yield from (path for name, path in self._modules.items() if name in names)
         for stem, path in self._questions.items():
-            if stem in words or path.parent.parent == reader.parent:
+            if stem in words:
                 yield path
+            if path.parent.parent == reader.parent:
+                yield from (
+                    path,
+                    path.with_suffix(".py"),
+                )  # a rule's words are found by the name of its query
 
 
 def _names(text: str) -> tuple[set[str], set[str]]:

@@ -41,7 +41,7 @@ RUN_ID = "20270115-080000-0000"
 """The time of make_synthetic_run.START_NS."""
 MOST_ROWS, MOST_TURNED, WIDEST = 6, 3, 120
 """Most rows of an example; most rows of a turned one; an example that is wider than this is turned."""
-COMPARE_ORDER = ("figures", "places", "moves", "figure")
+COMPARE_ORDER = ("run_values", "compared", "moves", "value", "stage_peaks")
 TYPES = {
     **{"bool": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint64": "UBIGINT"},
     **{"float": "FLOAT", "string": "VARCHAR", "dictionary": "VARCHAR"},
@@ -204,7 +204,7 @@ def example(answer: pa.Table) -> list[str]:
 
 def turned(answer: pa.Table) -> list[str]:
     """One line for each column, with the rows side by side."""
-    names = answers.Shown("column", answer.column_names, is_figure=False)
+    names = answers.Shown("column", answer.column_names, is_number=False)
     cells = [
         answers.Shown(
             f"row {number}", [answers.cell(name, value, row.get("unit")) for name, value in row.items()]

@@ -120,7 +120,7 @@ class BeforeTrace:
         return Doubt(
             setting=is_mixed,
             pools=bool(pools - {None, DEFAULT_POOL}),
-            limits=not all(name in settings or (conf and name not in conf[0]) for name in _LIMITS),
+            size_rules=not all(name in settings or (conf and name not in conf[0]) for name in _LIMITS),
         )
 
     def is_expandable(self, final: Sequence[Segment]) -> bool:
@@ -145,7 +145,7 @@ class BeforeTrace:
             here = Doubt(
                 setting=doubt.setting,
                 pools=doubt.pools and pool != DEFAULT_POOL,
-                limits=doubt.limits,
+                size_rules=doubt.size_rules,
                 everything=doubt.everything,
             )
             blocks = self._blocks(start, end, inside, known, rules, here)
@@ -241,7 +241,7 @@ class BeforeTrace:
                 behind = address
         rest = behind - end
         if rest < MIN_BLOCK_BYTES:
-            if doubt.limits or doubt.everything:
+            if doubt.size_rules or doubt.everything:
                 self.doubt_bytes += max(behind, end) - elder.address - exact_size(elder.requested)
             return max(behind, end) - elder.address
         self.doubt_bytes += _untold(wanted, rest, rules, doubt)
@@ -252,7 +252,7 @@ def _untold(wanted: int, rest: int, rules: Rules, doubt: Doubt) -> int:
     """Return by how much of the `rest` behind a block its size may differ from what the settings say."""
     if doubt.pools or doubt.everything:
         return rest
-    if doubt.limits:
+    if doubt.size_rules:
         return doubt.most(wanted, rest) - wanted
     if wanted <= SMALL_BYTES:
         return 0

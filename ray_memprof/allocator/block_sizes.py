@@ -237,7 +237,7 @@ class BlockSizes:
         owner = self._owner_of_left(address)
         if owner is None:
             return self._from_middle(address)
-        if owner.address + owner.least != address and not self.doubt.limits:
+        if owner.address + owner.least != address and not self.doubt.size_rules:
             self._num_contradictions += 1
         self._settle(owner, address - owner.address)
         return self._free.take(address)
@@ -282,7 +282,7 @@ class BlockSizes:
         is_told = by_setting is not None and (by_setting is False or self._by_pool(segment) is not None)
         if by_setting is None:
             block.size = wanted if self._is_on or (self._is_on is None and plain == wanted) else available
-        if self.doubt.everything or self.doubt.limits:
+        if self.doubt.everything or self.doubt.size_rules:
             block.least, block.most = exact_size(requested), self.doubt.most(wanted, rest)
             if block.size > block.most:
                 block.size = wanted
@@ -403,7 +403,7 @@ class BlockSizes:
         if block is None or block.size == size == block.least == block.most:
             return
         if block.least <= size <= block.most and block.least < block.most:
-            if size not in (block.least, block.most) and not self.doubt.limits:
+            if size not in (block.least, block.most) and not self.doubt.size_rules:
                 self._num_contradictions += 1
             self._settle(block, size)
         elif size >= block.least:

@@ -1,6 +1,6 @@
 """Which of the allocator's rules a snapshot leaves open, and by how much a block's size may differ because of that.
 
-    doubt = Doubt(limits=True)
+    doubt = Doubt(size_rules=True)
     doubt.most(wanted, rest)               # bytes that a block can have taken at most
 
 Takes the settings and pools of a snapshot; writes nothing.
@@ -28,14 +28,14 @@ class Doubt:
     """expandable_segments was not the same all the time."""
     pools: bool = False
     """There are pools beside the default one."""
-    limits: bool = False
+    size_rules: bool = False
     """The snapshot lacks how sizes are rounded, and from which size on blocks are kept whole."""
     everything: bool = False
     """What the settings say has been proved wrong."""
 
     def __bool__(self) -> bool:
         """Whether there is any doubt."""
-        return self.setting or self.pools or self.limits or self.everything
+        return self.setting or self.pools or self.size_rules or self.everything
 
     def most(self, wanted: int, rest: int) -> int:
         """Return the most bytes a block can have taken, of its own and of the `rest` behind, if limits are unknown."""

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+SETTINGS_VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""Environment variables: torch reads the first, and the second only where the first is absent."""
 MIN_BLOCK_BYTES = 512
 SMALL_BYTES = 2**20
 """Requests up to this come from the small pool, which splits to the last 512 bytes; the large pool keeps a

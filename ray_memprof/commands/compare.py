@@ -37,8 +37,8 @@ def compare(
 ) -> None:
     """Compare runs with the first of them: the whole run, every rank and every span.
 
-    With --fail-if: exit code 30 if a limit is exceeded. A limit is [PLACE.]MEASURE > [+]AMOUNT, or the same with <; it
-    is exceeded if that is true. `ray-memprof query measures` lists the measures. A place is rankN, mean, or a span as
+    With --fail-if: exit code 30 if a limit is exceeded. A limit is [WHERE.]MEASURE > [+]AMOUNT, or the same with <; it
+    is exceeded if that is true. `ray-memprof query measures` lists the measures. WHERE is rankN, mean, or a span as
     the table names it. With a sign or % the amount is a change against the base.
     """
     with told():

@@ -58,7 +58,7 @@ _POLL_S = 0.2
 _SAY_EVERY_S = 10.0
 _CONNECT_S = 10.0
 _NOT_THERE = (
-    "is it running there? `ray status` on that node tells; leave ray.address out for a Ray of our own"
+    "is it running there? `ray status` on that node shows it; leave ray.address out for a Ray of our own"
 )
 _CLOCK_TRIPS = 7
 """How often a host is asked for its time; the quickest answer counts, and takes well under a millisecond."""
@@ -113,7 +113,7 @@ class Cluster:
         self._state.problems += gaps(checks)
         self._state.elsewhere = self.elsewhere()
         self._state.note()
-        self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True)), ()))
+        self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True))))
         self._tell_folders()
         address = self._all("open_store", [()])[0]
         first = self.prepared[0]
@@ -123,11 +123,11 @@ class Cluster:
 
     def _raylets(self) -> dict[int, Address]:
         """The raylet's address for each rank that is on another node than this process."""
-        places = {
+        addresses = {
             node["NodeID"]: (node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes()
         }
         ours = ray.get_runtime_context().get_node_id()
-        return {rank: places[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
+        return {rank: addresses[one.node_id] for rank, one in enumerate(self.facts) if one.node_id != ours}
 
     def _clock_offsets(self) -> dict[int, int]:
         """How far each rank's clock is ahead of ours, in ns; all ranks under one kernel share a clock."""

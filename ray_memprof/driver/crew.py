@@ -79,7 +79,7 @@ class Crew:
         # A raylet that cannot be reached now would look like a lost node later. So it is not checked during the run;
         # for those ranks only Ray says whether the node is lost.
         silent = self.lost(_RAYLET_S)
-        self._raylets = {rank: place for rank, place in self._raylets.items() if rank not in silent}
+        self._raylets = {rank: address for rank, address in self._raylets.items() if rank not in silent}
         self._runs = {actor.run.remote(address): rank for rank, actor in enumerate(self._actors)}
         self._left = set(range(len(self._actors)))
 
@@ -156,26 +156,28 @@ class Crew:
         questions = {self._actors[rank].where.remote(): rank for rank in sorted(self._left)}
         answers = {questions[ref]: _answer(ref) for ref in _ready(questions, wait_s)}
         self._silent = set(questions.values()) - answers.keys()
-        return {rank: place for rank, place in answers.items() if place is not None}
+        return {rank: found for rank, found in answers.items() if found is not None}
 
     def lost(self, wait_s: float) -> frozenset[int]:
         """The ranks whose node is gone: its raylet accepts no connection. Ray itself needs up to half a minute."""
         if not self._raylets:
             return frozenset()
-        places = list(set(self._raylets.values()))
-        with ThreadPoolExecutor(min(len(places), _MOST_LOOKS)) as pool:
-            listening = set(compress(places, pool.map(lambda place: _listens(place, wait_s), places)))
-        return frozenset(rank for rank, place in self._raylets.items() if place not in listening)
+        addresses = list(set(self._raylets.values()))
+        with ThreadPoolExecutor(min(len(addresses), _MOST_LOOKS)) as pool:
+            listening = set(
+                compress(addresses, pool.map(lambda address: _listens(address, wait_s), addresses))
+            )
+        return frozenset(rank for rank, address in self._raylets.items() if address not in listening)
 
     def seal(self, wait_s: float) -> None:
         """Ask the ranks that still run to write their open records, except those that did not answer where()."""
         _ready([self._actors[rank].stop.remote() for rank in self._left - self._silent], wait_s)
 
 
-def _listens(place: Address, wait_s: float) -> bool:
-    """Whether a process listens at `place`: the kernel accepts connections for a busy process, not for a dead one."""
+def _listens(address: Address, wait_s: float) -> bool:
+    """Whether a process listens at `address`: the kernel accepts connections for a busy process, not for a dead one."""
     try:
-        with socket.create_connection(place, timeout=wait_s):
+        with socket.create_connection(address, timeout=wait_s):
             return True
     except OSError:
         return False

@@ -23,7 +23,7 @@ from ray_memprof.recorder.status import Beat
 from ray_memprof.store.run_files import LOGS_DIR, REPORT_FILE
 from ray_memprof.store.standing import NOTE_EVERY_S, progress_facts
 from ray_memprof.supervision.verdict import Verdict, interruption, verdict_of, verdict_of_bug
-from ray_memprof.supervision.watch import Limits, watch
+from ray_memprof.supervision.watch import Timeouts, watch
 
 if TYPE_CHECKING:
     from ray_memprof.driver.cluster import Cluster
@@ -56,7 +56,7 @@ def supervise(cluster: "Cluster", state: RunState, live: Live, interrupts: Inter
         cluster.crew,
         nodes=cluster.nodes,
         home=cluster.home,
-        limits=Limits(
+        timeouts=Timeouts(
             init_s=timeouts.init_s,
             stall_s=timeouts.stall_s,
             grace_s=timeouts.grace_s,
@@ -132,11 +132,11 @@ def ending(state: RunState, live: Live, interrupts: Interrupts) -> Iterator[None
 
 def _bug(error: Exception, state: RunState) -> Verdict:
     """The verdict on an error of our own, in one line; writes its traceback into a file. Call it in an except block."""
-    log = state.folder.write(traceback.format_exc(), LOGS_DIR, _DRIVER_LOG)
+    log = state.folder.write_text(traceback.format_exc(), LOGS_DIR, _DRIVER_LOG)
     return verdict_of_bug(error, log)
 
 
-def write(state: RunState, live: Live) -> None:
+def write_results(state: RunState, live: Live) -> None:
     """Write the tables of the driver and all files that are derived from the records of the ranks."""
     from ray_memprof.report.derive import derived
     from ray_memprof.store.run_tables import write_driver_tables
@@ -147,7 +147,7 @@ def write(state: RunState, live: Live) -> None:
         write_driver_tables(run_dir, state.run_row(), state.rank_rows())
         for line in derived(run_dir, state.problems):
             # Kept one by one, so that these lines are printed even if the report cannot be written.
-            state.figures.append(line)
+            state.measured.append(line)
     state.note()  # again, with the seconds of this stage
 
 
@@ -158,4 +158,4 @@ def summary(state: RunState) -> list[str]:
     lines += [f"warning: {line}" for line in state.problems]
     path = state.folder.path
     report = path / REPORT_FILE
-    return [*lines, *state.figures, f"report: {report}" if report.exists() else f"run folder: {path}"]
+    return [*lines, *state.measured, f"report: {report}" if report.exists() else f"run folder: {path}"]

@@ -39,7 +39,7 @@ MOST_RANKS = 24
 """With more ranks, the table shows the HALF ranks furthest behind, the HALF ranks with most device used, and rank 0;
 the others are only counted."""
 HALF = 8
-_MOST_PLACES = 3
+_MOST_STAGES = 3
 
 
 class _Console(Console):
@@ -196,7 +196,7 @@ class Live:
         if len(ranks) == len(self._beats):
             return [table]
         others = [beat for rank, beat in enumerate(self._beats) if rank not in ranks]
-        return [table, Text(f"and {len(others):,} more ranks: {_places(others)}")]
+        return [table, Text(f"and {len(others):,} more ranks: {_stage_counts(others)}")]
 
 
 def shown_ranks(beats: Sequence[Beat | None]) -> list[int]:
@@ -210,15 +210,15 @@ def shown_ranks(beats: Sequence[Beat | None]) -> list[int]:
     return sorted({0, *behind, *fullest})
 
 
-def _places(beats: Sequence[Beat | None]) -> str:
-    """The places where ranks are, each with the number of ranks there, most ranks first."""
-    counts = Counter(map(_place, beats))
-    told = [f"{visible(place)} ({count:,})" for place, count in counts.most_common(_MOST_PLACES)]
-    left = counts.total() - sum(count for _, count in counts.most_common(_MOST_PLACES))
+def _stage_counts(beats: Sequence[Beat | None]) -> str:
+    """The stages in which ranks are, each with the number of ranks there, most ranks first."""
+    counts = Counter(map(_stage_text, beats))
+    told = [f"{visible(stage)} ({count:,})" for stage, count in counts.most_common(_MOST_STAGES)]
+    left = counts.total() - sum(count for _, count in counts.most_common(_MOST_STAGES))
     return ", ".join([*told, f"elsewhere ({left:,})"] if left else told)
 
 
-def _place(beat: Beat | None) -> str:
+def _stage_text(beat: Beat | None) -> str:
     if beat is None:
         return "waiting"
     return f"{beat.stage} {_step(beat)}" if beat.step >= 0 else beat.stage or "between stages"

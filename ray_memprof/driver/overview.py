@@ -1,6 +1,6 @@
 """The run on one screen, before it begins: what runs, where, with which versions, and warnings about it.
 
-    console.print(describe(config, [(facts, checks), ...], notes))
+    console.print(describe(config, [(facts, checks), ...]))
 
 Takes the configuration and what every rank reported about itself; writes no file.
 """
@@ -42,7 +42,7 @@ def disagreements(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
 
 
 def describe(
-    config: RunConfig, ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]], notes: Sequence[str]
+    config: RunConfig, ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]
 ) -> "RenderableType":
     """The run on one screen, for a rich console: what runs, where, with which versions, and warnings about it."""
     from rich.console import Group
@@ -53,10 +53,9 @@ def describe(
     if checks:
         shown = ("python", "torch", "cuda", "cudnn", "nccl", "driver", "ray")
         lines.append(", ".join(f"{name} {checks[0][name]}" for name in shown if checks[0].get(name)))
-    told = [*notes, *disagreements(checks), *gaps(checks)]
     texts = [Text(line) for line in lines]
-    warned = [Text(f"warning: {line}", style="yellow") for line in told]
-    return Group(*texts, *([_places(ranks)] if ranks else []), *warned)
+    warned = [Text(f"warning: {line}", style="yellow") for line in [*disagreements(checks), *gaps(checks)]]
+    return Group(*texts, *([_gpu_table(ranks)] if ranks else []), *warned)
 
 
 def _what(config: RunConfig) -> str:
@@ -82,7 +81,7 @@ def _how(config: RunConfig) -> str:
     return f"{ranks}{by}, recording {level}, about {needed_bytes(config) / MIB:,.0f} MiB on disk"
 
 
-def _places(ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]) -> "RenderableType":
+def _gpu_table(ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]) -> "RenderableType":
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)

@@ -54,7 +54,7 @@ class RunState:
     """What has not been collected from other hosts; `ray-memprof finish` can bring it in."""
     stages_s: dict[str, float] = field(default_factory=dict)
     """Seconds that each stage of starting and ending the run took, and the time to its first step."""
-    figures: list[str] = field(default_factory=list)
+    measured: list[str] = field(default_factory=list)
     """What was measured, as the lines of report/summary.py; empty if nothing could be derived."""
     is_abandoned: bool = False
     """Whether a second signal came: nothing more is collected or derived."""
@@ -90,7 +90,7 @@ class RunState:
             lines = (f"rank {rank}: {text}" for text in outcome.problems)
             self.problems += [line for line in lines if line not in self.problems]
         for rank, stack in verdict.stacks.items():
-            self.folder.write(stack, LOGS_DIR, f"rank{rank}.stack.txt")
+            self.folder.write_text(stack, LOGS_DIR, f"rank{rank}.stack.txt")
         self.folder.note(
             status=verdict.status,
             exit_code=verdict.exit_code,

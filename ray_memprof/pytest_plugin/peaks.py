@@ -114,7 +114,7 @@ def watched() -> Iterator[PeakWatch]:
 
 
 def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
-    """The peak of a run, with the place of the peak, the first finding of the diagnosis, and the path of the report.
+    """The peak of a run, with the span of the peak, the first finding of the diagnosis, and the path of the report.
 
     Args:
         run_dir: the folder of the run.
@@ -128,7 +128,7 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
     from ray_memprof.query import database, questions
     from ray_memprof.query.bounds import is_lower_bound
     from ray_memprof.store.run_files import REPORT_FILE
-    from ray_memprof.wording import place
+    from ray_memprof.wording import span_text
 
     name = run_dir.parent.name
     with database.open_run(run_dir) as connection:
@@ -139,10 +139,10 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
         unsure = {int(row["rank"]) for row in rows if is_lower_bound(row, measure)}
         fullest = max(peaks, key=lambda one: (peaks[one], -one))
         who = rank if isinstance(rank, int) else fullest
-        stage, path, step = _place(connection, who, measure, peaks[who])
+        stage, path, step = _span_of_peak(connection, who, measure, peaks[who])
         found = diagnose.lines(diagnose.findings(connection), most=1)
     report = run_dir / REPORT_FILE
-    where = f"stage {stage}, {place(path, step)}" if stage else "no span"
+    where = f"stage {stage}, {span_text(path, step)}" if stage else "no span"
     details = (
         f"rank {who} has {at_least(size_text(peaks[who]), who in unsure)} in {where}",
         *found,
@@ -153,7 +153,7 @@ def of_run(run_dir: Path, measure: str, rank: str | int) -> Measured:
     return Measured(peaks[who], f"{name}, rank {who}", details)
 
 
-def _place(
+def _span_of_peak(
     connection: "duckdb.DuckDBPyConnection", rank: int, measure: str, peak: int
 ) -> tuple[str | None, str | None, int | None]:
     """Stage, path and step of the innermost span in which `measure` reached `peak`; None: outside of all spans."""

@@ -164,7 +164,7 @@ def table_text(rows: "pa.Table", width: int | None = None) -> str:
     columns = []
     for field, column in zip(rows.schema, shown.columns, strict=True):
         cells = [cell(field.name, value, unit) for value, unit in zip(_values(column), units, strict=True)]
-        columns.append(Shown(field.name, cells, is_figure(field.type)))
+        columns.append(Shown(field.name, cells, is_number(field.type)))
     text = columns_text(columns, width)
     if rows.num_rows > MOST_ROWS:
         text += f"{rows.num_rows - MOST_ROWS:,} more rows; --format csv, json or parquet has all of them\n"
@@ -184,7 +184,7 @@ def _values(column: "pa.ChunkedArray") -> list[Any]:
             return [row[0] for row in connection.execute("SELECT v::VARCHAR FROM answer").fetchall()]
 
 
-def is_figure(kind: "pa.DataType") -> bool:
+def is_number(kind: "pa.DataType") -> bool:
     """Whether values of this type are aligned at the right."""
     import pyarrow as pa
 
@@ -197,7 +197,7 @@ class Shown:
 
     name: str
     cells: Sequence[str]
-    is_figure: bool = True
+    is_number: bool = True
 
 
 def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
@@ -208,7 +208,7 @@ def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        shown.add_column(column.name, justify="right" if column.is_figure else "left", overflow="fold")
+        shown.add_column(column.name, justify="right" if column.is_number else "left", overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
         shown.add_row(*map(visible, cells))
     console = Console(width=width or _WIDEST, color_system=None, highlight=False, markup=False, emoji=False)

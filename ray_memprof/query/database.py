@@ -1,7 +1,7 @@
 """A run as a database: its tables, and one view for each question in sql/.
 
-    db.build(run_dir)                                     # writes run.duckdb, for any DuckDB client
-    db.query(run_dir, "peak_by_rank").to_pylist()         # no run.duckdb needed
+    build(run_dir)                                        # writes run.duckdb, for any DuckDB client
+    query(run_dir, "peak_by_rank").to_pylist()            # no run.duckdb needed
     $ duckdb profiler_logs/baseline/latest/run.duckdb "FROM peak_by_rank"
 
 run.duckdb holds the tables themselves, except the large ones (allocs, stacks: 2 to 6 bytes a row in Parquet, 24 here),
@@ -97,7 +97,7 @@ def _write(run_dir: Path, target: Path) -> None:
             database.unlink(missing_ok=True)
 
 
-def limits(run_dir: Path) -> list[str]:
+def what_clients_cannot(run_dir: Path) -> list[str]:
     """Lines for people on what other clients cannot do with run.duckdb in its present folder; most often none."""
     if _PARTS_FOLDERS not in str(run_dir.absolute()):
         return []

@@ -62,7 +62,7 @@ def check_gpu(
     """What NVML reports about the GPU of a rank; raises PreflightFailed if others hold too much of its memory."""
     with devices(uuid=facts.gpu_uuid, index=facts.gpu_index) as device:
         if device is None:
-            return {"nvml": "not available: who holds memory of this GPU cannot be told"}
+            return {"nvml": "not available: who holds memory of this GPU is not known"}
         held, holders = device.used_bytes(), device.holders()
         if held > MAX_HELD_BYTES:
             raise PreflightFailed(

@@ -58,6 +58,6 @@ def explained(outcome: Outcome, plan: RankPlan, environ: Mapping[str, str]) -> O
         outcome,
         reason=f"{outcome.reason} (this rank: {here}; rank 0: {plan.master_addr}:{plan.master_port})",
         hint=outcome.hint
-        or f"no rank told a cause of its own. If ranks cannot reach one another, set {name} on each host to the "
+        or f"no rank reported its own cause. If ranks cannot reach one another, set {name} on each host to the "
         f"interface that reaches the others; the logs of all ranks are in logs/",
     )

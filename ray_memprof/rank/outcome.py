@@ -16,7 +16,7 @@ from ray_memprof.errors import (
 from ray_memprof.rank.messages import Outcome, Status
 from ray_memprof.rank.shortage import ALLOCATOR, Shortage, headline, shortage_of
 from ray_memprof.store.whole_file import is_full
-from ray_memprof.wording import error_line, place, size_text
+from ray_memprof.wording import error_line, size_text, span_text
 
 Failure = tuple[str, int, int, int]
 """Path of the innermost span that the error left, its step, allocated and reserved bytes."""
@@ -42,7 +42,7 @@ def outcome_of(
     if status == "oom" and not _explains_oom(error):
         assert short is not None
         held = _held(short, allocated, reserved, free_bytes)
-        reason = f"device out of memory in {place(path or None, step if step >= 0 else None)}: {held}"
+        reason = f"device out of memory in {span_text(path or None, step if step >= 0 else None)}: {held}"
     if short is not None and short.error is not raised and not _explains_oom(error):
         reason += f"; then {_named(raised)}"
     return Outcome(
@@ -90,7 +90,7 @@ def _held(short: Shortage, allocated_bytes: int, reserved_bytes: int, free_bytes
     if free_bytes is not None:
         parts.append(f"free {size_text(free_bytes)}")
     if short.asked or short.who == ALLOCATOR:
-        parts.append(f"asked {short.asked or 'an amount torch does not tell'}")
+        parts.append(f"asked {short.asked or 'an amount that torch does not report'}")
     held = ", ".join(parts)
     return held if short.who == ALLOCATOR else f"{short.who} got none ({short.line}), {held}"
 

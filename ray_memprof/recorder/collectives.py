@@ -33,7 +33,7 @@ _passed: Counter[Group] = Counter()
 """For each pair of ranks, the sends and receives of batches called inside watching(): NCCL does not report them."""
 
 
-class Hearer(Protocol):
+class CollectiveListener(Protocol):
     """The part of the recorder that is told of collectives."""
 
     def begin_collective(self) -> Reading | None:
@@ -49,30 +49,30 @@ class Hearer(Protocol):
 
 
 @contextmanager
-def watching(hearer: Hearer) -> Iterator[None]:
-    """Tell `hearer` of every collective called inside the block."""
+def watching(listener: CollectiveListener) -> Iterator[None]:
+    """Tell `listener` of every collective called inside the block."""
     import torch.distributed as dist
 
     if not dist.is_available():
         yield
         return
-    ear = _Ear()
+    calls = _Calls()
     modules = (dist, dist.distributed_c10d)
     originals = {op: getattr(dist, op) for op in OPS if hasattr(dist, op)}  # *_single exist since torch 2.13
     for op, original in originals.items():
-        watched = _watched(op, original, hearer, ear)
+        watched = _watched(op, original, listener, calls)
         for module in modules:
             setattr(module, op, watched)
     try:
         yield
     finally:
-        ear.is_shut = True  # a module that imported a function by name inside the block keeps the wrapper
+        calls.is_shut = True  # a module that imported a function by name inside the block keeps the wrapper
         for op, original in originals.items():
             for module in modules:
                 setattr(module, op, original)
 
 
-class _Ear:
+class _Calls:
     """Shut (collectives are ignored) while one runs, because those that it calls are part of it, and after the end."""
 
     __slots__ = ("is_shut",)
@@ -81,7 +81,9 @@ class _Ear:
         self.is_shut = False
 
 
-def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -> Callable[..., Any]:
+def _watched(
+    op: str, original: Callable[..., Any], listener: CollectiveListener, calls: _Calls
+) -> Callable[..., Any]:
     parameters = list(inspect.signature(original).parameters)
     place = parameters.index("group") if "group" in parameters else -1
 
@@ -90,22 +92,22 @@ def _watched(op: str, original: Callable[..., Any], hearer: Hearer, ear: _Ear) -
         if op == _BATCH:
             with suppress(Exception):  # torch itself raises what is wrong with a batch
                 _count_batch(kwargs.get("p2p_op_list", args and args[0]))
-        before = None if ear.is_shut else hearer.begin_collective()
+        before = None if calls.is_shut else listener.begin_collective()
         if before is None:
             return original(*args, **kwargs)
-        ear.is_shut = True
+        calls.is_shut = True
         try:
             result = original(*args, **kwargs)
         finally:
-            ear.is_shut = False
+            calls.is_shut = False
         try:
             group = _group_of(op, args, kwargs, place, result)
             name, size = _describe(group)
             num_bytes = _num_bytes(args, kwargs)
         except Exception as error:  # a program's own classes may lack attributes that torch does not need
-            hearer.problem(f"group and bytes of {op} are unknown: {type(error).__name__}")
+            listener.problem(f"group and bytes of {op} are unknown: {type(error).__name__}")
             name, size, num_bytes = "", 0, 0
-        hearer.end_collective(before, op=op, num_bytes=num_bytes, group=name, group_size=size)
+        listener.end_collective(before, op=op, num_bytes=num_bytes, group=name, group_size=size)
         return result
 
     return watched

@@ -32,7 +32,7 @@ _QUICK_NS = 1_000_000
 """A longer reading was interrupted: a span may have ended between its time and its figures. It is taken again."""
 
 
-class Hearer(Protocol):
+class SampleListener(Protocol):
     """The part of the recorder that is told of samples."""
 
     def tick(self, sample: Sample, *, is_whole: bool) -> None:
@@ -52,18 +52,23 @@ class Hearer(Protocol):
 
 @contextmanager
 def sampling(
-    hearer: Hearer, meter: Meter, device: Device | None, interval_s: float, *, clock: Clock | None = None
+    listener: SampleListener,
+    meter: Meter,
+    device: Device | None,
+    interval_s: float,
+    *,
+    clock: Clock | None = None,
 ) -> Iterator[None]:
-    """Tell `hearer` of a sample every `interval_s` seconds while the block runs.
+    """Tell `listener` of a sample every `interval_s` seconds while the block runs.
 
     Args:
-        hearer: is told of each sample, on the thread that takes it.
+        listener: is told of each sample, on the thread that takes it.
         meter: the meter of the rank.
         device: the rank's device through NVML; None: only the meter is asked.
         interval_s: seconds between two samples.
         clock: the clock that the meter uses too.
     """
-    sampler = Sampler(hearer, meter, device, clock or Clock(), interval_s)
+    sampler = Sampler(listener, meter, device, clock or Clock(), interval_s)
     thread = threading.Thread(target=sampler.work, name="sampler", daemon=True)
     pid = os.getpid()
     thread.start()
@@ -74,16 +79,21 @@ def sampling(
             sampler.done.set()
             thread.join(END_S)  # a driver that does not answer must not keep the program here
             if thread.is_alive():
-                hearer.problem(f"the last sample was not taken within {END_S:g} s, it is missing")
+                listener.problem(f"the last sample was not taken within {END_S:g} s, it is missing")
 
 
 class Sampler:
     """Takes samples; never raises. See sampling() for its arguments."""
 
     def __init__(
-        self, hearer: Hearer, meter: Meter, device: Device | None, clock: Clock, interval_s: float = RELIEVE_S
+        self,
+        listener: SampleListener,
+        meter: Meter,
+        device: Device | None,
+        clock: Clock,
+        interval_s: float = RELIEVE_S,
     ) -> None:
-        self._hearer, self._meter, self._device, self._clock = hearer, meter, device, clock
+        self._listener, self._meter, self._device, self._clock = listener, meter, device, clock
         self._interval_s, self._patience_s = interval_s, min(interval_s, RELIEVE_S)
         self._last: Reading | None = None
         self._outside = 0
@@ -119,9 +129,9 @@ class Sampler:
             if self._last is None or (self._device is None and not is_fresh):
                 return
             row = sample(self._last, self._device, t_ns=t_ns, is_fresh=is_fresh, note=self._note)
-            self._hearer.tick(row, is_whole=is_whole)
+            self._listener.tick(row, is_whole=is_whole)
             if is_fresh:
-                self._hearer.relieve()
+                self._listener.relieve()
         except Exception as error:
             self._note("a sample could not be taken", error)
 
@@ -132,7 +142,7 @@ class Sampler:
         try:
             if self._answers():
                 self._meter.peek()  # this tells the recorder how many events wait
-                self._hearer.relieve()
+                self._listener.relieve()
         except Exception as error:
             self._note("events that wait could not be taken", error)
 
@@ -167,7 +177,7 @@ class Sampler:
         return True
 
     def _note(self, what: str, error: Exception) -> None:
-        self._hearer.problem(f"{what}: {error_line(error)}")
+        self._listener.problem(f"{what}: {error_line(error)}")
 
 
 def sample(
@@ -196,7 +206,7 @@ def sample(
             utilisation = device.utilisation()
             own, others = split(device, os.getpid())
         except Exception as error:  # the rest of the row is worth having
-            note("the driver did not tell all of a sample", error)
+            note("the driver did not report all of a sample", error)
     return Sample(
         t_ns=t_ns,
         device_used_bytes=used,

@@ -1,7 +1,7 @@
 """The open spans of the model's thread: which is inside which, their attributes, and where an exception came from.
 
 opened = OpenSpans(recorder.problem)
-opened.append(opened.record("dit.block", {"index": 3}, reading))
+opened.append(opened.opened_span("dit.block", {"index": 3}, reading))
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class OpenSpans(list[SpanRecord]):
         self._failure: tuple[str, int, Reading] | None = None
         self._failed_into = 0
 
-    def record(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
-        """Return the record of a span that begins now; attributes that it lacks come from the span around it."""
+    def opened_span(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
+        """Return a span that begins now; attributes that it lacks come from the span around it."""
         around = self[-1] if self else None
         self._num_spans += 1
         block = self._number(attributes, "index", around.block if around else None)
@@ -70,25 +70,25 @@ class OpenSpans(list[SpanRecord]):
             return self[-1]
         return next((one for one in reversed(self) if one.name == name), None)
 
-    def drop(self, record: SpanRecord) -> None:
-        """Remove `record`, if it is still open."""
-        if self and self[-1] is record:
+    def drop(self, span: SpanRecord) -> None:
+        """Remove `span`, if it is still open."""
+        if self and self[-1] is span:
             self.pop()
             return
-        self[:] = [one for one in self if one is not record]
+        self[:] = [one for one in self if one is not span]
         for one in self:
-            if one.parent_id == record.span_id:  # it goes on; its peaks now count for the span around both
-                one.parent_id = record.parent_id
+            if one.parent_id == span.span_id:  # it goes on; its peaks now count for the span around both
+                one.parent_id = span.parent_id
 
-    def note_end(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
+    def note_end(self, span: SpanRecord, reading: Reading, failed: bool) -> None:
         """Keep where an exception came from, until the span around it ends without one: then it was handled."""
         if failed:
-            if self._failure is None or record.span_id != self._failed_into:
+            if self._failure is None or span.span_id != self._failed_into:
                 # This is not the span around the one that failed last: the exception is a new one, and the earlier one
                 # was handled.
-                self._failure = (record.path, -1 if record.step is None else record.step, reading)
-            self._failed_into = record.parent_id
-        elif self._failure is not None and record.span_id == self._failed_into:
+                self._failure = (span.path, -1 if span.step is None else span.step, reading)
+            self._failed_into = span.parent_id
+        elif self._failure is not None and span.span_id == self._failed_into:
             self._failure = None
 
     def failure(self) -> tuple[str, int, int, int] | None:

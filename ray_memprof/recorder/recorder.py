@@ -138,14 +138,13 @@ class Recorder:
         if self._is_sealed:
             return
         reading = self._read()
-        record = self._open.record(name, attributes, reading)
-        self._open.append(record)
-        if self._scribe is not None and self._scribe.error is None:  # else nothing removes them again
-            self._scribe.categories[record.span_id] = category_of(name)
-        self._stamp(record.span_id)
+        span = self._open.opened_span(name, attributes, reading)
+        self._open.append(span)
+        self._parcel.categories[span.span_id] = category_of(name)
+        self._stamp(span.span_id)
         self._sequence += 1
-        if record.step is not None:
-            self._step = record.step
+        if span.step is not None:
+            self._step = span.step
         self._settle(began)
 
     def _stamp(self, span_id: int) -> None:
@@ -161,35 +160,35 @@ class Recorder:
         """The innermost span of that name ends."""
         if not self._hears():
             return
-        began, record = time.perf_counter_ns(), None
+        began, span = time.perf_counter_ns(), None
         try:
             with self._lock:
-                record = self._open.named(name)
-                if record is not None:  # None: the recording ended first, and has closed the span
-                    self._exit(record, failed, began)
+                span = self._open.named(name)
+                if span is not None:  # None: the recording ended first, and has closed the span
+                    self._exit(span, failed, began)
         except BaseException as error:
-            if record is not None:
-                self._open.drop(record)
+            if span is not None:
+                self._open.drop(span)
                 self._stamp_innermost()  # or later events would be booked to a span without a row
             if not isinstance(error, Exception):  # raised by a signal's handler
                 raise
             self._problems.note("a span was not ended as it should be", error)
 
-    def _exit(self, record: SpanRecord, failed: bool, began: int) -> None:
+    def _exit(self, span: SpanRecord, failed: bool, began: int) -> None:
         reading = self._read()
-        self._open.note_end(record, reading, failed)
-        self._close_span(record, reading, failed)
+        self._open.note_end(span, reading, failed)
+        self._close_span(span, reading, failed)
         self._stamp_innermost()
         self._sequence += 1
         if not self._open:
             self._step = -1
         self._settle(began)
 
-    def _close_span(self, record: SpanRecord, reading: Reading, failed: bool) -> None:
-        self._open.drop(record)
-        record.end, record.failed = reading, failed
-        self._parcel.spans.append(record)
-        self._ledger.close(record.path)
+    def _close_span(self, span: SpanRecord, reading: Reading, failed: bool) -> None:
+        self._open.drop(span)
+        span.end, span.failed = reading, failed
+        self._parcel.spans.append(span)
+        self._ledger.close(span.path)
 
     def _measure(self) -> Reading:
         """Read the meter. Where nothing is kept, peaks are not reset: the program may look at its own peaks."""
@@ -199,16 +198,16 @@ class Recorder:
         """Read the meter, and book what changed since the last reading to the innermost open span."""
         reading = (look or self._measure)()
         self._others.look(reading)
-        record = self._open[-1] if self._open else None
-        if record is not None:
-            record.note_reading(reading)
+        span = self._open[-1] if self._open else None
+        if span is not None:
+            span.note_reading(reading)
             if reading.allocated_peak >= 0:
-                record.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
+                span.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
         self._parcel.ledger += self._ledger.book(
             reading,
             is_on=self._meter.is_on,
-            span_id=record.span_id if record else 0,
-            path=record.path if record else "",
+            span_id=span.span_id if span else 0,
+            path=span.path if span else "",
             others=self._others.bytes,
             account=account,
         )
@@ -253,7 +252,7 @@ class Recorder:
         assert self._last is not None
         known_ns = max(self._sampled_ns, self._last.t_ns - LATE_NS)
         # The spans are in the order in which they ended.
-        num = bisect_right(parcel.spans, known_ns, key=lambda record: record.end.t_ns if record.end else 0)
+        num = bisect_right(parcel.spans, known_ns, key=lambda span: span.end.t_ns if span.end else 0)
         parcel.spans, self._parcel.spans = parcel.spans[:num], parcel.spans[num:]
 
     def on_step(self, step: int, steps: int) -> None:
@@ -314,12 +313,12 @@ class Recorder:
             self._others.note(sample)
             self._parcel.samples.append(sample)
             self._sampled_ns = max(self._sampled_ns, sample.t_ns)
-            for record in reversed(self._parcel.spans):
-                if record.end is not None and record.end.t_ns < sample.t_ns:
+            for span in reversed(self._parcel.spans):
+                if span.end is not None and span.end.t_ns < sample.t_ns:
                     break
-                record.note_sample(sample, is_whole=is_whole)
-            for record in self._open:
-                record.note_sample(sample, is_whole=is_whole)
+                span.note_sample(sample, is_whole=is_whole)
+            for span in self._open:
+                span.note_sample(sample, is_whole=is_whole)
 
     def relieve(self) -> None:
         """Take the waiting events, if a span lasts so long that they must be taken inside it.
@@ -380,13 +379,13 @@ class Recorder:
     def beat(self) -> Beat:
         """A sign of life, from any thread."""
         # Without the lock, which a flush that waits for the disk may hold. So the list is read only once.
-        record = next(iter(self._open[-1:]), None)
+        span = next(iter(self._open[-1:]), None)
         reading, scribe = self._last, self._scribe
         return Beat(
             rank=self._rank,
             sequence=self._sequence,
-            path=record.path if record else "",
-            stage=record.stage if record else "",
+            path=span.path if span else "",
+            stage=span.stage if span else "",
             step=self._step,
             num_steps=self._num_steps,
             allocated_bytes=reading.allocated if reading else 0,

@@ -1,4 +1,4 @@
-"""Limits how much the writing thread works: little while a model needs Python's lock, and later without limit.
+"""Limits how much the writing thread works: only a little as long as a model needs Python's lock, then without limit.
 
     restraint = Restraint()
     for piece in pieces:

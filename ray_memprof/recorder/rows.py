@@ -108,7 +108,10 @@ class Parcel:
     batch: Batch | None = None
     stamps: Sequence[Stamp] = ()
     """The stamps that the model's thread was given while the events of `batch` happened."""
+    categories: dict[int, str] = field(default_factory=dict)
+    """Of the spans that began, by number: what their allocations are for."""
     spans: list[SpanRecord] = field(default_factory=list)
+    """Those that ended."""
     ledger: list[Entry] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)

@@ -44,7 +44,8 @@ class Scribe:
     Args:
         store: where rows go.
         replay: follows the events.
-        categories: of the spans whose rows are not written yet; the recorder adds them, the scribe takes them out.
+        categories: of the spans whose rows are not written yet, where the replay looks them up; only the scribe's own
+            thread changes it.
         stacks: numbers the Python stacks of events, where the meter takes them.
         device_total_bytes: no bound of device memory is larger; 0: no limit.
         problems: where it notes what it could not write; a full disk is kept in `error` instead.
@@ -139,6 +140,7 @@ class Scribe:
 
     def _write(self, parcel: Parcel) -> None:
         batch, spans = parcel.batch, parcel.spans
+        self.categories.update(parcel.categories)
         # First the rows that need no replay: a process that is killed loses less.
         for table, rows in (
             ("ledger", parcel.ledger),

@@ -8,7 +8,7 @@ Pure, and cheap enough for every beat: some microseconds for a deep stack.
 
 from types import FrameType
 
-_MEETING = ("init_process_group", "distributed_c10d.py")
+_JOINING_FRAME = ("init_process_group", "distributed_c10d.py")
 """Function and file in which torch waits for all ranks."""
 MEETING = "comm.init"
 """The span in which ranks wait for each other."""
@@ -35,7 +35,7 @@ class Moves:
 
 def is_meeting(frame: FrameType | None) -> bool:
     """Whether the thread waits for others in torch's init_process_group."""
-    name, file = _MEETING
+    name, file = _JOINING_FRAME
     while frame is not None:
         if frame.f_code.co_name == name and frame.f_code.co_filename.endswith(file):
             return True

@@ -7,6 +7,8 @@ Takes what compare.py found and the question `measures` of every run; figures co
 whole page, or none after an error.
 """
 
+import sys
+import traceback
 from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -23,6 +25,7 @@ from ray_memprof.analysis.comparison.compare import (
     moved_of,
 )
 from ray_memprof.analysis.comparison.text import LEAST_FRACTION, SHOWN, check_lines
+from ray_memprof.errors import RunError
 from ray_memprof.query import database
 from ray_memprof.report import comparison_plots, plots
 from ray_memprof.report.page import environment, packed_plotly
@@ -31,7 +34,7 @@ from ray_memprof.store.whole_file import whole_file
 from ray_memprof.wording import change_text, number_text
 
 TEMPLATE = "compare.html.j2"
-FIGURES = {
+NUMBERS = {
     "peak_device_used": "device used, peak",
     "peak_reserved": "reserved, peak",
     "peak_allocated": "allocated, peak",
@@ -78,6 +81,18 @@ def write_matrix(run_dirs: Sequence[Path], path: Path) -> Path | None:
     )
 
 
+def set_side_by_side(folders: Sequence[Path], page: Path) -> None:
+    """Write the page that compares the runs of a matrix; an error is only a warning, since the runs are complete."""
+    try:
+        if write_matrix(folders, page) is not None:
+            sys.stderr.write(f"comparison: {page.absolute()}\n")
+    except (Exception, KeyboardInterrupt) as error:
+        if not isinstance(error, RunError | OSError | KeyboardInterrupt):  # a bug: print where it is
+            traceback.print_exc()
+        text = " ".join(str(error).split()) or type(error).__name__
+        sys.stderr.write(f"warning: the runs are not compared: {text}\n")
+
+
 def render(compared: Comparison) -> str:
     """The page as text; its figures are always those of all ranks, even if only one rank was compared."""
     sides = compared.sides
@@ -89,7 +104,7 @@ def render(compared: Comparison) -> str:
         "sides": sides,
         "failed": [side for side in sides if side.status != "ok"],
         "notes": _notes(sides),
-        "headings": list(FIGURES.values()),
+        "headings": list(NUMBERS.values()),
         "whole": _whole(measured),
         "stages": stages,
         "by_stage": [
@@ -156,11 +171,11 @@ def _size(measured: Measured, stage: str | None, measure: str) -> int | None:
 
 
 def _whole(measured: Sequence[Measured]) -> list[list[Row]]:
-    """A line for each run with a cell for each of FIGURES; the change is against the first run."""
+    """A line for each run with a cell for each of NUMBERS; the change is against the first run."""
     return [
         [
             _cell(one.get((None, name)), None if one is measured[0] else measured[0].get((None, name)))
-            for name in FIGURES
+            for name in NUMBERS
         ]
         for one in measured
     ]

@@ -15,7 +15,7 @@ from ray_memprof.query.ask import opened
 from ray_memprof.query.questions import rows_of
 from ray_memprof.report import run_page
 from ray_memprof.report.run_page import write_run_page
-from ray_memprof.report.summary import figure_lines
+from ray_memprof.report.summary import number_lines
 
 
 def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
@@ -26,12 +26,12 @@ def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
         problems: lines on what is missing of the run; what cannot be done in its folder is added.
     """
     database.build(run_dir)
-    problems += database.limits(run_dir)
+    problems += database.what_clients_cannot(run_dir)
     # The run is opened once and diagnosed once: with a thousand ranks each of the two takes ten seconds.
     with opened([run_dir], is_apart=True) as connection:
         found = findings(connection)
         headlines = rows_of(connection, "headlines")
-        yield from figure_lines(connection, found, headlines)
+        yield from number_lines(connection, found, headlines)
         write_memory_events(run_dir)
         write_run_page(run_dir, problems, known=run_page.Known(connection, found, headlines))
 

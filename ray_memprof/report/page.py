@@ -19,7 +19,7 @@ from markupsafe import Markup
 from ray_memprof.query.bounds import is_unsampled
 from ray_memprof.report import plots
 from ray_memprof.report.flame import clipped
-from ray_memprof.wording import GIB, place, visible
+from ray_memprof.wording import GIB, span_text, visible
 
 _TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
 """Keys of a figure whose texts come from a run; all other texts are written in this package."""
@@ -50,7 +50,7 @@ def environment() -> jinja2.Environment:
         unsampled=is_unsampled,
         seconds=_seconds,
         share=_share,
-        place=place,
+        span_text=span_text,
         utc=_utc,
         data=_data,
         clipped=clipped,

@@ -2,9 +2,9 @@
 
     write_run_page(run_dir)
 
-Takes the tables of a run, finished or failed; every number comes from a question in sql/, every figure from plots.py.
-Leaves report.html. Its text and tables need no script; plotly.js, which is in the file, draws the figures. The page
-fetches nothing.
+Takes the tables of a run, finished or failed; every size, time and count comes from a question in sql/, every figure
+from plots.py. Leaves report.html. Its text and tables need no script; plotly.js, which is in the file, draws the
+figures. The page fetches nothing.
 """
 
 import json
@@ -19,8 +19,8 @@ from typing import Any
 import duckdb
 from markupsafe import Markup
 
+from ray_memprof.analysis.comparison.stage_peaks import stage_peaks
 from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
-from ray_memprof.errors import ConfigError
 from ray_memprof.query import questions
 from ray_memprof.query.ask import opened
 from ray_memprof.query.bounds import is_unsampled
@@ -32,7 +32,7 @@ from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
 from ray_memprof.store.schema import RUNS
 from ray_memprof.store.standing import LEFT, RUNNING
 from ray_memprof.store.whole_file import run_file
-from ray_memprof.wording import GIB, at_least, place
+from ray_memprof.wording import GIB, at_least, span_text
 
 TEMPLATE = "report.html.j2"
 CONTENTS = {
@@ -65,7 +65,15 @@ MEASURES = {"device_used": "device used", "reserved": "reserved", "allocated": "
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
-Panels = dict[str, list[tuple[str, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tab:
+    """A figure of a part: the words on its tab, and its id on the page."""
+
+    name: str
+    id: str
+    figure: plots.Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,23 @@ class Known:
     connection: duckdb.DuckDBPyConnection
     findings: Sequence[Finding]
     headlines: Sequence[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A part of the report: the answer to a question, and its figures."""
+
+    name: str
+    """Of the question."""
+    title: str
+    question: str
+    """In words."""
+    is_listed: bool
+    """Whether there is something to show in this part."""
+    rows: Sequence[Row]
+    num_left_out: int
+    """Rows that the table does not show."""
+    figures: Sequence[Tab]
 
 
 def write_run_page(
@@ -109,7 +134,7 @@ def render(
     else:
         facts = _facts(known)
     if beside is not None:
-        facts["beside"] = _beside(facts, beside)
+        facts["beside"] = stage_peaks(run_dir, beside)
         facts["contents"]["beside"] = "Predicted and measured"
     config = run_dir / CONFIG_FILE
     facts["config"] = config.read_text(encoding="utf-8") if config.exists() else ""
@@ -132,11 +157,12 @@ def _facts(known: Known) -> Row:
     if len(ranks) < 2:
         whole["imbalance"] = []
     tables = {name: _of(rows, shown) if name in PER_RANK else rows for name, rows in whole.items()}
-    figures, panels = _figures(connection, tables, whole, shown, few)
+    drawn = _figures(connection, tables, whole, shown, few)
+    figures = {tab.id: tab.figure for tabs in drawn.values() for tab in tabs}
     flames = flames_of(connection, shown, tables["alive_at_peak_by_stack"], tables["alive_at_peak"])
     figures |= {name: one.figure for name, one in told_of(flames).items()}
-    listed, left_out = _listed(tables)
-    contents = {name: title for name, title in CONTENTS.items() if name == "peak_by_rank" or whole[name]}
+    sections = {name: _section(name, tables[name], whole[name], drawn.get(name, ())) for name in CONTENTS}
+    contents = {name: one.title for name, one in sections.items() if one.is_listed}
     return {
         "run": run,
         "is_running": run["status"] == RUNNING,
@@ -145,7 +171,7 @@ def _facts(known: Known) -> Row:
         "ranks": ranks,
         "shown": shown,
         "versions": json.loads(run["versions"] or "{}"),
-        "questions": {name: questions.headline(name) for name in CONTENTS},
+        "sections": sections,
         "contents": contents,
         "details": DETAILS,
         "tiles": list(chain.from_iterable(map(_tiles, known.headlines))),
@@ -155,13 +181,10 @@ def _facts(known: Known) -> Row:
         "findings": known.findings,
         "flames": panels_of(flames),
         "told": told_of(flames),
-        "left_out": left_out,
         "most_drawn_steps": plots.MOST_POINTS,
         "num_drawn_steps": max(
             Counter((row["rank"], row["stage"]) for row in tables["steps"]).values(), default=0
         ),
-        **panels,
-        **listed,
     }
 
 
@@ -179,15 +202,25 @@ def _ask_of(connection: duckdb.DuckDBPyConnection, name: str, ranks: Sequence[in
     )
 
 
-def _listed(tables: Tables) -> tuple[Tables, dict[str, int]]:
-    """The tables of PER_RANK cut to the rows that tell most, the others whole; and how many rows are left out."""
-    listed, left_out = dict(tables), {}
-    for name, rows in tables.items():
-        if name not in PER_RANK or len(rows) <= MOST_ROWS:
-            continue
-        listed[name] = telling(rows, MOST_ROWS)
-        left_out[name] = len(rows) - len(listed[name])
-    return listed, left_out
+def _section(name: str, rows: list[Row], whole: Sequence[Row], figures: Sequence[Tab]) -> Section:
+    """The part of a question; a table of PER_RANK is cut to the rows that tell most.
+
+    Args:
+        name: of the question.
+        rows: of the ranks that are shown.
+        whole: of all ranks.
+        figures: in the order of their tabs.
+    """
+    listed = telling(rows, MOST_ROWS) if name in PER_RANK and len(rows) > MOST_ROWS else rows
+    return Section(
+        name=name,
+        title=CONTENTS[name],
+        question=questions.headline(name),
+        is_listed=bool(whole) or name == "peak_by_rank",
+        rows=listed,
+        num_left_out=len(rows) - len(listed),
+        figures=figures,
+    )
 
 
 def telling(rows: Sequence[Row], most: int) -> list[Row]:
@@ -213,37 +246,36 @@ def _figures(
     whole: Tables,
     shown: Sequence[int],
     few: Sequence[int],
-) -> tuple[dict[str, plots.Figure], Panels]:
-    """Figures by id; and for parts with tabs the figure of each tab, as (name, id) in order.
+) -> dict[str, list[Tab]]:
+    """The figures of each part, in the order of their tabs.
 
     The ranks `shown` have figures of their own; the ranks `few` are lines in the figure of all ranks.
     """
-    panels = {
-        "timelines": _timelines(connection, tables, whole["peak_by_rank"], shown, few),
-        "treemaps": [
-            (f"rank {rank}", plots.alive(rows)) for rank, rows in _by_rank(tables["alive_at_peak"]).items()
-        ],
-        "heats": [],
-    }
-    if whole["peak_by_stage"]:
-        panels["heats"] = [
-            (name, plots.heat(whole["peak_by_stage"], measure)) for measure, name in MEASURES.items()
-        ]
-    figures = {
-        f"{part}-{number}": one for part, listed in panels.items() for number, (_, one) in enumerate(listed)
-    }
-    named = {
-        part: [(name, f"{part}-{number}") for number, (name, _) in enumerate(listed)]
-        for part, listed in panels.items()
+    peaks = whole["peak_by_stage"]
+    drawn = {
+        "timeline_by_account": _tabs(
+            "timelines", _timelines(connection, tables, whole["peak_by_rank"], shown, few)
+        ),
+        "alive_at_peak": _tabs(
+            "treemaps",
+            [(f"rank {rank}", plots.alive(rows)) for rank, rows in _by_rank(tables["alive_at_peak"]).items()],
+        ),
+        "peak_by_stage": _tabs(
+            "heats", [(name, plots.heat(peaks, measure)) for measure, name in MEASURES.items() if peaks]
+        ),
     }
     if tables["books_at_peak"]:
-        figures["books"] = plots.books(tables["books_at_peak"])
+        drawn["books_at_peak"] = [Tab("", "books", plots.books(tables["books_at_peak"]))]
     compared = [row for row in tables["imbalance"] if row["measure"] == "allocated" and row["num_ranks"] > 1]
     if compared:
-        figures["imbalance"] = plots.imbalance(compared)
+        drawn["imbalance"] = [Tab("", "imbalance", plots.imbalance(compared))]
     if tables["steps"]:
-        figures["steps"] = plots.steps(tables["steps"], shown)
-    return figures, named
+        drawn["steps"] = [Tab("", "steps", plots.steps(tables["steps"], shown))]
+    return drawn
+
+
+def _tabs(prefix: str, named: Sequence[tuple[str, plots.Figure]]) -> list[Tab]:
+    return [Tab(name, f"{prefix}-{number}", figure) for number, (name, figure) in enumerate(named)]
 
 
 def _timelines(
@@ -293,7 +325,7 @@ def _tiles(headlines: Row) -> list[Row]:
         _tile(
             "allocated, peak",
             _sized(headlines["allocated_peak_bytes"], headlines["peak_at_least"]),
-            f"rank {headlines['allocated_peak_rank']}, in {place(headlines['path'], headlines['step'])}",
+            f"rank {headlines['allocated_peak_rank']}, in {span_text(headlines['path'], headlines['step'])}",
         ),
     ]
     if headlines["allocated_max_rank"] is not None:
@@ -328,23 +360,3 @@ def _tile(name: str, value: str | Markup, note: str) -> Row:
 
 def _sized(size: int, is_at_least: bool) -> Markup:
     return Markup(at_least(gib(size) + " GiB", is_at_least))
-
-
-def _beside(facts: Row, other_dir: Path) -> Row:
-    """Peaks by stage of this run and of another run of the same configuration."""
-    with opened([other_dir], is_apart=True) as connection:
-        runs = _ask(connection, "FROM runs")
-        there = {(row["rank"], row["stage"]): row for row in rows_of(connection, "peak_by_stage")}
-    if not runs or runs[0]["source"] == facts["run"]["source"]:
-        raise ConfigError(
-            f"{other_dir} cannot be set beside this run: it must have another source, and that must be known",
-            hint="set a predicted run beside a measured one",
-        )
-    rows = []
-    for row in facts["peak_by_stage"]:
-        other = there.get((row["rank"], row["stage"]), {}).get("allocated_peak_bytes")
-        here = row["allocated_peak_bytes"]
-        share = None if other is None or not here else (other - here) / here
-        listed = {"rank": row["rank"], "stage": row["stage"], "here_bytes": here, "there_bytes": other}
-        rows.append({**listed, "difference_fraction": share})
-    return {"run_id": runs[0]["run_id"], "source": runs[0]["source"], "rows": rows}

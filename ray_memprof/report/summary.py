@@ -15,7 +15,7 @@ from ray_memprof.analysis.diagnosis import diagnose
 from ray_memprof.query import database
 from ray_memprof.query.bounds import inexact_text, is_unsampled, lower_bounds
 from ray_memprof.query.questions import rows_of
-from ray_memprof.wording import at_least, place, rank_text, size_text
+from ray_memprof.wording import at_least, rank_text, size_text, span_text
 
 MOST_RANKS = 16
 """The most ranks that are listed; of a larger run these are the fullest."""
@@ -32,10 +32,10 @@ def summary_lines(run_dir: Path) -> list[str]:
         ConfigError: `run_dir` is no run.
     """
     with database.open_run(run_dir) as connection:
-        return figure_lines(connection, diagnose.findings(connection), rows_of(connection, "headlines"))
+        return number_lines(connection, diagnose.findings(connection), rows_of(connection, "headlines"))
 
 
-def figure_lines(
+def number_lines(
     connection: duckdb.DuckDBPyConnection, found: Sequence[diagnose.Finding], headlines: list[dict[str, Any]]
 ) -> list[str]:
     """The same lines for a run that is open already.
@@ -76,7 +76,7 @@ def _peak(row: dict[str, Any]) -> str:
     )
     return (
         f"rank {row['rank']}: peak allocated {tensors}, reserved {reserved}, "
-        f"device used {at_least(size_text(used), is_unsampled(row))}{share}, in {place(row['path'], row['step'])}"
+        f"device used {at_least(size_text(used), is_unsampled(row))}{share}, in {span_text(row['path'], row['step'])}"
     )
 
 

@@ -9,7 +9,8 @@
 | activation | anywhere else |
 
 `cache`, what the VAE carries from one chunk to the next, depends on how long a tensor lives and not on the span that
-allocates it: such tensors are recorded as activations of vae.chunk, and sql/vae_cache.sql finds those that outlive it.
+allocates it: such tensors are recorded as activations of vae.chunk, and the question tensors/vae_cache.sql finds
+those that outlive it.
 """
 
 SCRIPT = "script"

@@ -54,7 +54,7 @@ class RunFolder:
             )
         try:
             (folder.path / LOGS_DIR).mkdir(parents=True)
-            folder.write(config_text, CONFIG_FILE)
+            folder.write_text(config_text, CONFIG_FILE)
             point(link, run_id)
             folder.note(
                 run_id=run_id,
@@ -82,9 +82,9 @@ class RunFolder:
     def note(self, **facts: Any) -> None:
         """Add to run.json; a reader sees the old file or the new one. Raises DiskFull."""
         self.facts |= facts
-        self.write(json.dumps(self.facts, indent=2) + "\n", RUN_FILE)
+        self.write_text(json.dumps(self.facts, indent=2) + "\n", RUN_FILE)
 
-    def write(self, text: str, *parts: str) -> Path:
+    def write_text(self, text: str, *parts: str) -> Path:
         """Leave a text file, all of it or none; returns its path. Raises DiskFull."""
         path = self.path.joinpath(*parts)
         try:

@@ -2,7 +2,7 @@
 
     progress = Progress(range(4), now=clock())
     progress.look(beats, done=(), now=clock())
-    if progress.stalled_s(now=clock()) >= 300: suspects(places, beats, ranks)
+    if progress.stalled_s(now=clock()) >= 300: suspects(whereabouts, beats, ranks)
 
 Pure. A run hangs when no rank makes progress. It does not hang while one rank works for minutes and the others wait for
 it, or while one rank is still starting up.
@@ -86,7 +86,7 @@ class Suspicion:
 
 
 def suspects(
-    places: Mapping[int, Whereabouts], beats: Mapping[int, Beat], ranks: Collection[int]
+    whereabouts: Mapping[int, Whereabouts], beats: Mapping[int, Beat], ranks: Collection[int]
 ) -> Suspicion:
     """Which of `ranks` are to blame, when all of them stand still. The first test that finds any decides.
 
@@ -98,13 +98,13 @@ def suspects(
     4. Ranks that are a step behind.
     5. All ranks.
     """
-    if silent := tuple(rank for rank in ranks if rank not in places):
+    if silent := tuple(rank for rank in ranks if rank not in whereabouts):
         return Suspicion(ranks=silent, why=f"{'does' if len(silent) == 1 else 'do'} not answer")
-    if found := _absent_from_collective({rank: places[rank] for rank in ranks}):
+    if found := _absent_from_collective({rank: whereabouts[rank] for rank in ranks}):
         return found
-    outside = tuple(rank for rank in ranks if not in_collective(places[rank].stack))
+    outside = tuple(rank for rank in ranks if not in_collective(whereabouts[rank].stack))
     if outside and len(outside) < len(ranks):
-        where = last_frame(places[outside[0]].stack)
+        where = last_frame(whereabouts[outside[0]].stack)
         return Suspicion(ranks=outside, why=f"in no collective while the others wait: {where}")
     steps = {rank: beats[rank].step if rank in beats else -1 for rank in ranks}
     first, last = min(steps.values(), default=-1), max(steps.values(), default=-1)
@@ -112,7 +112,7 @@ def suspects(
         behind = tuple(rank for rank, step in steps.items() if step == first)
         where = f"at step {first}" if first >= 0 else "in no step"
         return Suspicion(ranks=behind, why=f"{where} while others are at step {last}")
-    return Suspicion(ranks=tuple(ranks), why=_all_places({rank: places[rank].stack for rank in ranks}))
+    return Suspicion(ranks=tuple(ranks), why=_all_places({rank: whereabouts[rank].stack for rank in ranks}))
 
 
 def _all_places(stacks: Mapping[int, str]) -> str:
@@ -125,13 +125,13 @@ def _all_places(stacks: Mapping[int, str]) -> str:
     return f"at several places, none known to be behind: rank {min(frames)} at {first}, rank {one} at {frames[one]}"
 
 
-def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | None:
+def _absent_from_collective(whereabouts: Mapping[int, Whereabouts]) -> Suspicion | None:
     """The ranks for which others wait in a group, and which wait for no rank themselves; None: all counts are equal.
 
     A rank that has called more collectives of a group than another rank waits for that rank, or soon will. Only calls
     are counted: if a kernel hangs on a rank that has made as many calls as the others, the counts do not show it.
     """
-    called = _calls(places)
+    called = _calls(whereabouts)
     numbers: dict[Group, list[int]] = {}
     for calls in called.values():
         for group, number in calls.items():
@@ -154,12 +154,12 @@ def _absent_from_collective(places: Mapping[int, Whereabouts]) -> Suspicion | No
     number = called[first][group]
     keeps = "keeps the others waiting" if len(free) == 1 else f"keep the others waiting, rank {first}"
     after = f"{number} call{'' if number == 1 else 's'} in group {group.name}, others {most[group]}"
-    return Suspicion(ranks=tuple(free), why=f"{keeps} after {after}: {last_frame(places[first].stack)}")
+    return Suspicion(ranks=tuple(free), why=f"{keeps} after {after}: {last_frame(whereabouts[first].stack)}")
 
 
-def _calls(places: Mapping[int, Whereabouts]) -> dict[int, dict[Group, int]]:
+def _calls(whereabouts: Mapping[int, Whereabouts]) -> dict[int, dict[Group, int]]:
     """For each rank, how many collectives of each of its groups it has called."""
-    called = {rank: dict(place.joined) for rank, place in places.items()}
+    called = {rank: dict(place.joined) for rank, place in whereabouts.items()}
     # A dict, not a set, so that the same hang always gets the same message.
     for group in dict.fromkeys(group for calls in called.values() for group in calls):
         if group.second_rank is not None:

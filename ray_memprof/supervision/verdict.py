@@ -215,8 +215,8 @@ def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[St
     """Status, exit code, reason and hint for ranks that could not report."""
     who = rank_text(ranks)
     if first.kind == "node":
-        places = sorted({nodes[rank] for rank in ranks})
-        reason = f"node {', '.join(places)} lost, with {who}"
+        lost = sorted({nodes[rank] for rank in ranks})
+        reason = f"node {', '.join(lost)} lost, with {who}"
         return (
             "lost",
             errors.EXIT_NODE_LOST,

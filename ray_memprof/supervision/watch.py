@@ -1,6 +1,6 @@
 """Watches the ranks until all have ended well or one has made the run fail; the result is a Verdict.
 
-    verdict = watch(ranks, nodes=("a", "a", "b", "b"), limits=Limits(...), clock=time.monotonic, ...)
+    verdict = watch(ranks, nodes=("a", "a", "b", "b"), timeouts=Timeouts(...), clock=time.monotonic, ...)
 
 Uses neither Ray nor torch: `ranks` says with plain values which ranks have ended and where each is, and never blocks
 longer than the given seconds. verdict.py decides what a failure means, hang.py what a standstill means.
@@ -30,7 +30,7 @@ NODE_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class Timeouts:
     """Seconds; keys of ray.timeouts."""
 
     init_s: float
@@ -60,7 +60,7 @@ def watch(
     *,
     nodes: Sequence[str],
     home: str = "",
-    limits: Limits,
+    timeouts: Timeouts,
     clock: Callable[[], float],
     interrupted: Callable[[], int],
     show: Callable[[Mapping[int, Beat]], None],
@@ -71,14 +71,14 @@ def watch(
         ranks: answers for all ranks of the run.
         nodes: name of the node of each rank.
         home: the node of the driver, which cannot be lost; "" if no rank is on it.
-        limits: time limits.
+        timeouts: keys of ray.timeouts.
         clock: seconds that only grow.
         interrupted: returns the number of the signal that asks for an end; 0: none.
         show: called with the beats at every poll.
     """
     away = frozenset(rank for rank, node in enumerate(nodes) if node != home)
     awake = AwakeClock(clock)
-    watched = _Watch(ranks, nodes, away, limits, awake, interrupted)
+    watched = _Watch(ranks, nodes, away, timeouts, awake, interrupted)
     progress = Progress(range(len(nodes)), now=awake())
     while True:
         failures = watched.hear(POLL_S)
@@ -106,7 +106,7 @@ class _Watch:
     nodes: Sequence[str]
     away: Collection[int]
     """Ranks on other nodes than the driver's."""
-    limits: Limits
+    timeouts: Timeouts
     clock: AwakeClock
     interrupted: Callable[[], int]
     outcomes: dict[int, Outcome] = field(default_factory=dict)
@@ -145,8 +145,8 @@ class _Watch:
     def _grace_s(self, failures: Sequence[Outcome | Loss]) -> float:
         # A node that shuts down normally may live a second longer than its processes.
         if verdict.is_unclear(failures) or verdict.died_together(failures, self.nodes, self.away):
-            return self.limits.node_grace_s
-        return self.limits.grace_s
+            return self.timeouts.node_grace_s
+        return self.timeouts.grace_s
 
     def _is_clear(self, failures: Sequence[Outcome | Loss]) -> bool:
         """True once all ranks have reported and no death may still turn out to be a lost node."""
@@ -155,41 +155,43 @@ class _Watch:
 
     def stuck(self, progress: Progress, beats: Mapping[int, Beat]) -> Verdict | None:
         """The verdict on ranks that live but make no progress; None: they may go on."""
-        limits, now = self.limits, self.clock()
+        timeouts, now = self.timeouts, self.clock()
         if self.clock.woke_s() < WAKE_S:
             return None
-        never_met = progress.meeting_s(now=now) >= limits.init_s
-        if not never_met and progress.stalled_s(now=now) < limits.stall_s:
+        never_met = progress.meeting_s(now=now) >= timeouts.init_s
+        if not never_met and progress.stalled_s(now=now) < timeouts.stall_s:
             return None
         # A host that loses power closes no connection: the other ranks just wait, and so does Ray.
         if lost := self._lost():
             return verdict.judge([], self.nodes, lost)
         if never_met:
-            return _never_met(progress.absent(), limits, self.ranks.where(WHERE_S))
-        places = self.ranks.where(WHERE_S)
+            return _never_met(progress.absent(), timeouts, self.ranks.where(WHERE_S))
+        whereabouts = self.ranks.where(WHERE_S)
         left = [rank for rank in range(progress.num_ranks) if rank not in self.outcomes]
-        found = suspects(places, beats, left)
+        found = suspects(whereabouts, beats, left)
         return Verdict(
             status="hung",
             exit_code=errors.EXIT_HANG,
-            reason=f"{rank_text(found.ranks)} {found.why}; no rank made progress for {limits.stall_s:g} s",
+            reason=f"{rank_text(found.ranks)} {found.why}; no rank made progress for {timeouts.stall_s:g} s",
             hint="logs/rankN.stack.txt says where every rank was; a step that takes longer: raise ray.timeouts.stall_s",
             ranks=found.ranks,
-            stacks=_stacks(places),
+            stacks=_stacks(whereabouts),
         )
 
 
-def _stacks(places: Mapping[int, Whereabouts]) -> dict[int, str]:
-    return {rank: place.stack for rank, place in places.items()}
+def _stacks(whereabouts: Mapping[int, Whereabouts]) -> dict[int, str]:
+    return {rank: place.stack for rank, place in whereabouts.items()}
 
 
-def _never_met(absent: tuple[int, ...], limits: Limits, places: Mapping[int, Whereabouts]) -> Verdict:
+def _never_met(
+    absent: tuple[int, ...], timeouts: Timeouts, whereabouts: Mapping[int, Whereabouts]
+) -> Verdict:
     who = f"waiting for {rank_text(absent)}" if absent else "all ranks wait and do not find each other"
     return Verdict(
         status="never_started",
         exit_code=errors.EXIT_NEVER_ARRIVED,
-        reason=f"{who}: not met within {limits.init_s:g} s",
+        reason=f"{who}: not met within {timeouts.init_s:g} s",
         hint="logs/rankN.stack.txt says where every rank was; a slower start: raise ray.timeouts.init_s",
         ranks=absent,
-        stacks=_stacks(places),
+        stacks=_stacks(whereabouts),
     )

@@ -4,8 +4,8 @@
         dispatch.run(config, place, recorder, ...)       # on this thread; returns when the workload has ended
 
 The environment must be set already. Leaves what the workload writes, and at level torch_profiler a trace. Errors pass
-through, those of wan as a WorkloadError: rank/outcome.py turns them into an Outcome. For a script, only those parts of
-our package wan are imported that need no torch.
+through, those of wan as a WorkloadError: rank/outcome.py turns them into an Outcome. For a script, nothing of our
+package wan is imported but what the configuration is made of, wan.config and wan.levers: neither imports torch.
 """
 
 from collections.abc import Iterator
@@ -60,5 +60,5 @@ def _run_script(config: RunConfig, recorder: StepListener) -> None:
     from ray_memprof.workload.script import run_script
 
     script = config.script
-    assert script is not None  # config.py refuses workload: script without one
+    assert script is not None  # config/rules.py refuses workload: script without one
     run_script(script.path, script.args, script.module_spans, lambda text: recorder.problem(text))

@@ -208,7 +208,7 @@ def test_another_allocator_is_told_and_counted(tmp_path: Path, monkeypatch: pyte
     told = recorded(tmp_path, 'with span("denoise"):\n    kept = torch.zeros(10_000_000, device="cuda")')
     say("cudaMallocAsync", told)
     assert told["problems"] == [
-        "the allocator (cudaMallocAsync) tells no events, its counters alone are recorded"
+        "the allocator (cudaMallocAsync) reports no events, only its counters are recorded"
     ]
     (row,) = rows_of(tmp_path, "spans")
     assert row["allocated_peak_bytes"] >= 40_000_000

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from ray_memprof.rank.messages import Outcome, Whereabouts
 from ray_memprof.recorder.status import Beat, Group
 from ray_memprof.supervision.verdict import Loss, LossKind, Verdict
-from ray_memprof.supervision.watch import Limits, watch
+from ray_memprof.supervision.watch import Timeouts, watch
 
 STALLED = {rank: [(0.0, 5, "denoise")] for rank in range(4)}
-LIMITS = Limits(init_s=30.0, stall_s=10.0, grace_s=1.0, node_grace_s=3.0)
+TIMEOUTS = Timeouts(init_s=30.0, stall_s=10.0, grace_s=1.0, node_grace_s=3.0)
 RESET = "RuntimeError: [gloo/transport/tcp/pair.cc:547] Connection reset by peer"
 IN_COLLECTIVE = '  File "/x/torch/distributed/distributed_c10d.py", line 3, in all_reduce\n    work.wait()\n'
 IN_MODEL = '  File "/x/model.py", line 7, in forward\n    hang()\n'
@@ -108,7 +108,7 @@ def watched(
         ranks,
         nodes=nodes,
         home=home,
-        limits=LIMITS,
+        timeouts=TIMEOUTS,
         clock=ranks.clock,
         interrupted=lambda: 2 if ranks.now >= signal_at else 0,
         show=lambda beats: None,

@@ -22,17 +22,22 @@ PROGRAM = """
 import importlib, json, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
-print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+print(json.dumps(sorted(sys.modules)))
 """
 
 
-def packages_after_importing(*names: str) -> set[str]:
-    """The top-level packages that a fresh interpreter holds after importing `names`."""
+def modules_after_importing(*names: str) -> set[str]:
+    """The modules that a fresh interpreter holds after importing `names`."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *names], capture_output=True, text=True, cwd=WAN.parent, timeout=100
     )
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def packages_after_importing(*names: str) -> set[str]:
+    """The top-level packages of these modules."""
+    return {name.partition(".")[0] for name in modules_after_importing(*names)}
 
 
 def test_importing_nothing_brings_none_of_the_packages_in_question() -> None:
@@ -48,3 +53,8 @@ def test_wan_imports_nothing_of_the_profiler() -> None:
     absent: set[str] = NEED_TRITON if importlib.util.find_spec("triton") is None else set()
     modules = [name for name in MODULES if name not in absent]
     assert packages_after_importing(*modules) & PROFILER_SIDE == set()
+
+
+def test_what_runs_a_script_imports_no_more_of_wan_than_the_configuration_needs() -> None:
+    found = modules_after_importing("ray_memprof.workload.dispatch", "ray_memprof.workload.script")
+    assert {name for name in found if name.partition(".")[0] == "wan"} == {"wan", "wan.config", "wan.levers"}

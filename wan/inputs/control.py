@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wan.inputs import clip, media
+from wan.inputs import media, video_file
 from wan.inputs.conditioning import vace_frame_num
 
 
@@ -34,8 +34,8 @@ def read_control(video: Path, mask: Path | None, *, frame_num: int) -> Control:
     A mask of one frame, image or video, holds for all. Raises MediaError for a file that cannot be read, InputError
     for a mask whose suffix is neither image nor video.
     """
-    shown = whole = clip.look(video)
-    moving = None if mask is None or media.is_still(mask) else clip.look(mask)
+    shown = whole = video_file.look(video)
+    moving = None if mask is None or media.is_still(mask) else video_file.look(mask)
     told = []
     if moving is not None and moving.num_frames not in (1, whole.num_frames):
         shown = whole.first(moving.num_frames)
@@ -44,15 +44,15 @@ def read_control(video: Path, mask: Path | None, *, frame_num: int) -> Control:
             f"the first {shown.num_frames} of both are used"
         )
     num_made = vace_frame_num(shown.num_frames, frame_num)
-    numbers = clip.spread(shown, num_made)
+    numbers = video_file.spread(shown, num_made)
     told += _told_of_length(video, shown.num_frames, num_made, frame_num)
     if mask is not None and moving is None:
         masks = media.read_mask(mask, frame_num=1)
     elif moving is not None:
-        masks = media.as_mask(clip.read(moving, numbers if moving.num_frames > 1 else [0]))
+        masks = media.as_mask(video_file.read(moving, numbers if moving.num_frames > 1 else [0]))
     else:
         masks = None
-    return Control(video=clip.read(whole, numbers), mask=masks, told=tuple(told))
+    return Control(video=video_file.read(whole, numbers), mask=masks, told=tuple(told))
 
 
 def _told_of_length(video: Path, num_shown: int, num_made: int, frame_num: int) -> list[str]:

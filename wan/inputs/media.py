@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from wan.errors import InputError, MediaError
-from wan.inputs import clip
-from wan.inputs.clip import VIDEO_SUFFIXES, Pixels, check_source, import_av
+from wan.inputs import video_file
 from wan.inputs.files import what_is_at
+from wan.inputs.video_file import VIDEO_SUFFIXES, Pixels, check_source, import_av
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,13 +91,13 @@ def read_video(path: Path, *, frame_num: int, min_frames: int = 1) -> Tensor:
     Its frame rate does not matter, and frames are not blended. Raises MediaError when the file is missing, empty,
     damaged, no video, or shorter than `min_frames`.
     """
-    found = clip.look(path)
+    found = video_file.look(path)
     if found.num_frames < min_frames:
         raise MediaError(
             f"video {path} has {found.num_frames} frames, {min_frames} are needed",
             hint="use a longer video or a smaller frame_num",
         )
-    return clip.read(found, clip.spread(found, min(found.num_frames, frame_num)))
+    return video_file.read(found, video_file.spread(found, min(found.num_frames, frame_num)))
 
 
 def is_still(path: Path) -> bool:

@@ -152,7 +152,7 @@ def expected_shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in module.named_parameters()}
 
 
-def place(module: nn.Module, name: str, tensor: torch.Tensor) -> nn.Parameter:
+def put(module: nn.Module, name: str, tensor: torch.Tensor) -> nn.Parameter:
     """Make `tensor` the parameter `name` (dotted) of `module`, without gradients; returns the parameter."""
     owner, _, leaf = name.rpartition(".")
     parameter = nn.Parameter(tensor, requires_grad=False)
@@ -176,7 +176,7 @@ def materialize(
     for name, placeholder in list(module.named_parameters()):
         target = torch.empty(placeholder.shape, dtype=dtype or placeholder.dtype, device=device)
         source.read_into(prefix + name, target)
-        place(module, name, target)
+        put(module, name, target)
     source.release()
 
 

@@ -27,10 +27,10 @@ DIT_INDEX_FILE = "diffusion_pytorch_model.safetensors.index.json"
 VAE_FILE = "Wan2.1_VAE.pth"
 TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 CLIP_FILE = "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth"
-TOKENIZER_FILE = "google/umt5-xxl/tokenizer.json"
+TOKENIZER_PATH = "google/umt5-xxl/tokenizer.json"
 
 # What every task reads besides the DiT; only the tasks that read pictures ask for CLIP, later.
-_COMMON_FILES = (VAE_FILE, TEXT_FILE, TOKENIZER_FILE)
+_COMMON_FILES = (VAE_FILE, TEXT_FILE, TOKENIZER_PATH)
 _SHARD = re.compile(r"diffusion_pytorch_model-(\d+)-of-(\d+)\.safetensors")
 _WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 _UNFINISHED_SUFFIXES = (".incomplete", ".part", ".partial", ".aria2", ".crdownload", ".download", ".tmp")

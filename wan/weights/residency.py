@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wan.levers import LoadStrategy
 from wan.spans import span
-from wan.weights.fill import Source, expected_shapes, materialize, place
+from wan.weights.fill import Source, expected_shapes, materialize, put
 from wan.weights.streaming import Streamer
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -148,7 +148,7 @@ class Component(Generic[Module]):
         if self._strategy == "block":
             # So whoever still refers to the module keeps no memory alive.
             for name, parameter in list(module.named_parameters()):
-                place(module, name, torch.empty_like(parameter, device="meta"))
+                put(module, name, torch.empty_like(parameter, device="meta"))
             self._is_loaded = False
         self._is_ready = False
         empty_cache(self.device)

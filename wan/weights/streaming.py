@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wan.weights.fill import Source, place
+from wan.weights.fill import Source, put
 
 NUM_PLACES = 2
 """Blocks on the device at a time: one computes while the next one arrives."""
@@ -37,7 +37,7 @@ class Streamer:
             if parameter not in self.parameters:
                 target = torch.empty(parameter.shape, dtype=parameter.dtype)
                 source.read_into(name, target)
-                place(module, name, target)
+                put(module, name, target)
         source.release()
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._places: list[Tensor] = []
@@ -129,7 +129,7 @@ class _Unit:
         for name, placeholder in named:
             view = self.host[start : start + placeholder.numel()].view(placeholder.shape)
             source.read_into(prefix + name, view)
-            self.parameters.append(place(module, name, view))
+            self.parameters.append(put(module, name, view))
             start += placeholder.numel()
         if pin:
             pin_in_place(self.host)

@@ -3,8 +3,8 @@
     compared = compare([Path("profiler_logs/a/latest"), Path("profiler_logs/b/latest")], ["peak_device_used > +2%"])
     $ ray-memprof compare a b --fail-if 'peak_device_used > +2%'
 
-Figures are the measures of query/sql/peaks/measures.sql, for the whole run, for every rank, and for every span path
-over all its visits. For several ranks there are two figures: the worst and the mean. Runs need not have the same
+The numbers are the measures of query/sql/peaks/measures.sql, for the whole run, for every rank, and for every span path
+over all its visits. For several ranks there are two values: the worst and the mean. Runs need not have the same
 ranks, spans or source. Writes no file.
 """
 
@@ -90,7 +90,7 @@ class Moved:
     only_in: str | None
     """The only one of the two that has it, base or other; None: both have it."""
     share: float
-    """The largest share_fraction of its measures: a change as a share of the figure of the whole base run."""
+    """The largest share_fraction of its measures: a change as a share of the value of the whole base run."""
     measures: dict[str, Row]
     """Rows of sql/moves.sql by measure, in their order."""
 
@@ -155,7 +155,7 @@ def compare(
 
 
 def as_facts(compared: Comparison) -> Row:
-    """The whole comparison for JSON; figures in bytes and counts are whole numbers if they can be."""
+    """The whole comparison for JSON; bytes and counts are whole numbers if they can be."""
     return {
         "runs": [asdict(side) for side in compared.sides],
         "differences": [asdict(one) for one in compared.differences],
@@ -210,19 +210,19 @@ def _refuse_partial(sides: Sequence[Side]) -> None:
 
 
 def _gather(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side], rank: int | None) -> None:
-    """Make the temporary tables that the questions of sql/ read: sides, figures and places."""
+    """Make the temporary tables that the questions of sql/ read: sides, run_values and compared."""
     names, run_ids = [side.name for side in sides], [side.run_id for side in sides]
     connection.register("sides", pa.table({"run": range(len(sides)), "name": names, "run_id": run_ids}))
     of_rank = "" if rank is None else f" WHERE rank = {rank:d}"
     for number, side in enumerate(sides):
-        begin = "INSERT INTO figures" if number else "CREATE TEMP TABLE figures AS"
+        begin = "INSERT INTO run_values" if number else "CREATE TEMP TABLE run_values AS"
         # The views of each single run are in a schema of its own.
         connection.execute(f"SET schema = 'run{number}'")
-        connection.execute(f"{begin} SELECT {number} AS run, * FROM (\n{_text('figures')}\n){of_rank}")
+        connection.execute(f"{begin} SELECT {number} AS run, * FROM (\n{_text('run_values')}\n){of_rank}")
         if rank is not None:
             _refuse_unknown(connection, number, side, rank)
     connection.execute("SET schema = 'main'")
-    connection.execute(f"CREATE TEMP TABLE places AS\n{_text('places')}")
+    connection.execute(f"CREATE TEMP TABLE compared AS\n{_text('compared')}")
 
 
 def _refuse_unknown(connection: duckdb.DuckDBPyConnection, number: int, side: Side, rank: int) -> None:

@@ -1,12 +1,13 @@
-"""Limits on what a comparison of runs may show: parsed from text, then checked against the figures of the runs.
+"""Limits on what a comparison of runs may show: parsed from text, then checked against the numbers of the runs.
 
     parse("peak_device_used > +2%")                # of the worst rank: it grew by more than this
     parse("denoise.peak_allocated > +100 MiB")     # in a stage, or in any span path that compare lists
     parse("rank3.peak_reserved > 16 GiB")          # of one rank: the value itself, not its change against the base
     parse("mean.denoise.duration > +0.5 s")        # of the mean over the ranks
 
-An amount with a sign is a change against the base; a percentage always needs a sign. Measures and places are those of
-compare. If one of the two runs lacks the figure, this is an error of the user, and the limit does not count as held.
+An amount with a sign is a change against the base; a percentage always needs a sign. Measures, ranks and spans are
+those of compare. If one of the two runs lacks the value, this is an error of the user, and the limit does not count as
+held.
 """
 
 import difflib
@@ -84,7 +85,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class _Figure:
+class _Measured:
     value: float
     rank: int | None
     unit: str
@@ -99,7 +100,7 @@ def parse(text: str) -> Limit:
     found = _LIMIT.fullmatch(text)
     if found is None:
         raise ConfigError(
-            f"--fail-if {text!r} is no limit", hint=f"[PLACE.]MEASURE > [+]AMOUNT, as in {_EXAMPLE}"
+            f"--fail-if {text!r} is no limit", hint=f"[WHERE.]MEASURE > [+]AMOUNT, as in {_EXAMPLE}"
         )
     sign, unit = found["sign"], found["unit"]
     if unit == "%" and not sign:
@@ -140,7 +141,7 @@ def check(
     labels: list[str],
     unsure: Mapping[int, Collection[int]] | None = None,
 ) -> Check:
-    """Check a limit against a run, with the table `places` of compare.
+    """Check a limit against a run, with the table `compared` of compare.
 
     Args:
         connection: has the table.
@@ -152,8 +153,8 @@ def check(
     Raises:
         ConfigError: the run lacks the figure, the base lacks it though the limit needs it, or the unit does not fit.
     """
-    there = _figure(connection, limit, run)
-    base = _figure(connection, limit, 0)
+    there = _measured(connection, limit, run)
+    base = _measured(connection, limit, 0)
     if there is None or (base is None and limit.is_change):
         raise _lacking(connection, limit, labels[run if there is None else 0])
     if limit.unit not in (there.unit, "%"):
@@ -176,29 +177,29 @@ def check(
 
 
 def _is_vague(limit: Limit, run: int, unsure: Mapping[int, Collection[int]]) -> bool:
-    """Whether the figure of a run is a lower bound; that of the worst rank is one if any rank's is one."""
+    """Whether the value of a run is a lower bound; that of the worst rank is one if any rank's is one."""
     ranks = unsure.get(run, ())
     return limit.measure in _TENSORS and (bool(ranks) if limit.rank is None else limit.rank in ranks)
 
 
-def _figure(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int) -> _Figure | None:
+def _measured(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int) -> _Measured | None:
     asked = {"run": run, "measure": limit.measure, "path": limit.path, "rank": limit.rank}
-    text = (Path(__file__).parent / "sql" / "figure.sql").read_text(encoding="utf-8")
+    text = (Path(__file__).parent / "sql" / "value.sql").read_text(encoding="utf-8")
     rows = connection.execute(text, asked).fetchall()
     if not rows:
         return None
     ((value, mean, rank, unit),) = rows
     if limit.is_mean:
         value, rank = mean, None
-    # NaN and infinity are no figures: a comparison with NaN is never true, so its limit would always hold.
+    # NaN and infinity are no numbers: a comparison with NaN is never true, so its limit would always hold.
     if value is None or not math.isfinite(value):
         return None
-    return _Figure(value, rank if limit.rank is None else limit.rank, unit)
+    return _Measured(value, rank if limit.rank is None else limit.rank, unit)
 
 
 def _lacking(connection: duckdb.DuckDBPyConnection, limit: Limit, label: str) -> ConfigError:
-    """An error that says what is missing: the measure, the place, or only this run's figure for them."""
-    measures = _column(connection, "SELECT DISTINCT measure FROM places ORDER BY measure")
+    """An error that says what is missing: the measure, the rank or span, or only this run's value for them."""
+    measures = _column(connection, "SELECT DISTINCT measure FROM compared ORDER BY measure")
     start = f"--fail-if {limit.text!r}: "
     if limit.measure not in measures:
         near = difflib.get_close_matches(limit.measure, measures, n=1)
@@ -206,11 +207,11 @@ def _lacking(connection: duckdb.DuckDBPyConnection, limit: Limit, label: str) ->
         return ConfigError(f"{start}there is no measure {limit.measure!r}", hint=hint)
     whole = "" if limit.path is None else f" in {limit.path!r}"
     of = " as a mean over ranks" if limit.is_mean else "" if limit.rank is None else f" of rank {limit.rank}"
-    asked = "SELECT DISTINCT path FROM places WHERE measure = ? AND path IS NOT NULL ORDER BY path"
+    asked = "SELECT DISTINCT path FROM compared WHERE measure = ? AND path IS NOT NULL ORDER BY path"
     paths = _column(connection, asked, limit.measure)
     near = difflib.get_close_matches(limit.path or "", paths, n=1)
     if limit.path is not None and limit.path not in paths:
-        hint = f"did you mean {near[0]}?" if near else "ray-memprof compare --format csv lists every place"
+        hint = f"did you mean {near[0]}?" if near else "ray-memprof compare --format csv lists every span"
     elif limit.is_mean:
         hint = "it is of all ranks together: leave out `mean.`"
     elif limit.path is None and paths and limit.rank is None:

@@ -74,19 +74,19 @@ def _runs(compared: Comparison) -> list[Shown]:
         "folder": lambda side: side.folder,
     }
     columns = [
-        Shown(name, [str(of(side)) or "-" for side in sides], is_figure=name == "ranks")
+        Shown(name, [str(of(side)) or "-" for side in sides], is_number=name == "ranks")
         for name, of in told.items()
     ]
-    return [Shown("", ["base", *("other" for _ in sides[1:])], is_figure=False), *columns]
+    return [Shown("", ["base", *("other" for _ in sides[1:])], is_number=False), *columns]
 
 
 def _settings(compared: Comparison, most: int, width: int | None) -> list[str]:
     listed = compared.differences[:most]
     if not listed:
         return ["configuration, environment and versions are the same\n"]
-    columns = [Shown("key", [one.key for one in listed], is_figure=False)]
+    columns = [Shown("key", [one.key for one in listed], is_number=False)]
     for number, side in enumerate(compared.sides):
-        columns.append(Shown(side.label, [_short(one.values[number]) for one in listed], is_figure=False))
+        columns.append(Shown(side.label, [_short(one.values[number]) for one in listed], is_number=False))
     text = columns_text(columns, width) + _more(compared.differences, most, "settings")
     return [f"set differently, or of another version\n{text}"]
 
@@ -109,7 +109,7 @@ def _whole(compared: Comparison, rows: Sequence[Row]) -> list[Shown]:
                 lines.setdefault((row["measure"], True), {})[row["run"]] = row
     names = [("  mean over ranks" if is_mean else measure) for measure, is_mean in lines]
     base = [_base_cell(of_run, is_mean) for (_, is_mean), of_run in lines.items()]
-    columns = [Shown("measure", names, is_figure=False), Shown(compared.sides[0].label, base)]
+    columns = [Shown("measure", names, is_number=False), Shown(compared.sides[0].label, base)]
     for number, side in enumerate(compared.sides[1:], 1):
         cells = [_cells(of_run.get(number), is_mean) for (_, is_mean), of_run in lines.items()]
         columns += [
@@ -164,7 +164,7 @@ def _spans(spans: Sequence[Moved], against: str, most: int, width: int | None) -
 
 def _pivot(what: str, listed: Sequence[Moved], width: int | None) -> str:
     """A line for each rank or path, with the value and the change of each measure."""
-    columns = [Shown(what, [str(getattr(one, what)) for one in listed], is_figure=what == "rank")]
+    columns = [Shown(what, [str(getattr(one, what)) for one in listed], is_number=what == "rank")]
     for measure in SHOWN:
         cells = [_cells(one.measures.get(measure), is_mean=False) for one in listed]
         columns += [
@@ -175,7 +175,7 @@ def _pivot(what: str, listed: Sequence[Moved], width: int | None) -> str:
 
 
 def _alone(spans: Sequence[Moved], key: str, width: int | None) -> str:
-    columns = [Shown("path", [str(one.path) for one in spans], is_figure=False)]
+    columns = [Shown("path", [str(one.path) for one in spans], is_number=False)]
     for measure in ("num_spans", *SHOWN):
         rows = [one.measures.get(measure) for one in spans]
         cells = ["-" if row is None else number_text(row[key], row["unit"]) for row in rows]

@@ -9,26 +9,12 @@ the questions of query/sql/ and the tables of evidence/, which are made once. Le
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import duckdb
 
 from ray_memprof.analysis.diagnosis.row_text import Row
-from ray_memprof.analysis.diagnosis.rules import (
-    decode_peaks,
-    decodes_alone,
-    encode_peaks,
-    ffn_hidden,
-    fragments,
-    holds_more,
-    nccl_holds,
-    out_of_memory,
-    outside_grows,
-    retries,
-    starts_late,
-    t5_stays,
-    weights_fp32,
-)
 
 _HERE = Path(__file__).parent
 EVIDENCE = ("settings", "stage_peaks", "ooms", "skews", "alive", "grown")
@@ -67,21 +53,13 @@ class Rule:
     knob: Callable[[Row], str]
 
 
-RULES: tuple[Rule, ...] = (
-    Rule("out_of_memory", out_of_memory.sentence, out_of_memory.knob),
-    Rule("retries", retries.sentence, retries.knob),
-    Rule("t5_stays", t5_stays.sentence, t5_stays.knob),
-    Rule("weights_fp32", weights_fp32.sentence, weights_fp32.knob),
-    Rule("ffn_hidden", ffn_hidden.sentence, ffn_hidden.knob),
-    Rule("encode_peaks", encode_peaks.sentence, encode_peaks.knob),
-    Rule("decodes_alone", decodes_alone.sentence, decodes_alone.knob),
-    Rule("decode_peaks", decode_peaks.sentence, decode_peaks.knob),
-    Rule("holds_more", holds_more.sentence, holds_more.knob),
-    Rule("nccl_holds", nccl_holds.sentence, nccl_holds.knob),
-    Rule("fragments", fragments.sentence, fragments.knob),
-    Rule("outside_grows", outside_grows.sentence, outside_grows.knob),
-    Rule("starts_late", starts_late.sentence, starts_late.knob),
-)
+def _rule(name: str) -> Rule:
+    words = import_module(f"{__package__}.rules.{name}")
+    return Rule(name, words.sentence, words.knob)
+
+
+RULES = tuple(_rule(path.stem) for path in sorted((_HERE / "rules").glob("*.sql")))
+"""Every rule, by name: the order in which they are asked changes nothing, because findings are sorted."""
 
 
 def rule_text(name: str) -> str:

@@ -72,10 +72,6 @@ class PickleWriter:
         opening = b"]" + self._remember(key)
         return opening + (b"(" + b"".join(map(self.value, value)) + b"e" if value else b"")
 
-    def has(self, key: tuple[str, Any]) -> bool:
-        """Whether shared() was called with this key."""
-        return key in self._references
-
     def _remember(self, key: Any) -> bytes:
         index = len(self._references)
         self._references[key] = b"h" + bytes([index]) if index < 256 else b"j" + index.to_bytes(4, "little")

@@ -1,7 +1,7 @@
 """Finds the rank of a memory snapshot from its path and from the devices that have events in it.
 
     files = files_by_rank([Path("dump/rank3.pickle"), Path("dump/rank7.pickle")])    # {3: ..., 7: ...}
-    place([(3, {0: 120, 3: 8000}), (7, {7: 9000})])                                   # [{0: 8, 3: 3}, {7: 7}]
+    numbered([(3, {0: 120, 3: 8000}), (7, {7: 9000})])                                   # [{0: 8, 3: 3}, {7: 7}]
 
 The rank is the number after the word "rank" (rank3, rank_3, Rank 3, rank=3) in the name of the file, or else in the
 nearest folder that has one. Gaps between ranks stay. If no path names a rank, the files are numbered from 0 in natural
@@ -140,7 +140,7 @@ def _fault(path: Path) -> str:
         return f"cannot be read: {error}"
 
 
-def place(files: Sequence[tuple[int, Mapping[int, int]]], *, named: bool) -> list[dict[int, int]]:
+def numbered(files: Sequence[tuple[int, Mapping[int, int]]], *, named: bool) -> list[dict[int, int]]:
     """For each file, the rank of each of its devices.
 
     Args:

@@ -47,7 +47,7 @@ from ray_memprof.formats.torch_snapshot.event_shapes import Run
 from ray_memprof.formats.torch_snapshot.events_to_rows import Rows, Written
 from ray_memprof.formats.torch_snapshot.pickle_reader import PickleStream
 from ray_memprof.formats.torch_snapshot.pickle_window import NotASnapshot
-from ray_memprof.formats.torch_snapshot.rank_numbers import check_files, files_by_rank, gaps, place
+from ray_memprof.formats.torch_snapshot.rank_numbers import check_files, files_by_rank, gaps, numbered
 from ray_memprof.formats.torch_snapshot.snapshot_parts import (
     Blocks,
     FrameLine,
@@ -176,7 +176,7 @@ def _import_all(files: Mapping[int, Path], run_dir: Path, *, named: bool) -> lis
                 pool.shutdown(cancel_futures=True)
                 raise
     counted = [{one.device: one.written.num_events for one in several} for several in found]
-    placed = place(list(zip(files, counted, strict=True)), named=named)
+    placed = numbered(list(zip(files, counted, strict=True)), named=named)
     imported = [
         _adopt(one, folder, run_dir, ranks[one.device])
         for several, ranks, folder in zip(found, placed, folders, strict=True)

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_memprof.allocator.ranges import parts_outside
-from ray_memprof.allocator.rules import exact_size
+from ray_memprof.allocator.rules import SETTINGS_VARIABLES, exact_size
 from ray_memprof.errors import ConfigError
 from ray_memprof.formats.torch_snapshot.pickle_writer import PickleWriter, integer
 from ray_memprof.query.ask import opened
@@ -133,8 +133,8 @@ class _Source:
         for one in self._config.get("imported", ()):
             if one["rank"] == self.rank:
                 return dict(one["allocator_settings"])
-        names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-        conf = next((self._environment[name] for name in names if name in self._environment), "")
+        given = (self._environment[name] for name in SETTINGS_VARIABLES if name in self._environment)
+        conf = next(given, "")
         pairs = dict(pair.split(":", 1) for pair in conf.split(",") if ":" in pair)
         limit, steps = pairs.get("max_split_size_mb", ""), pairs.get("roundup_power2_divisions", "0")
         # If the divisions differ by size they are left out: a reader must not take sizes as known.

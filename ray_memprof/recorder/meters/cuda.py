@@ -185,7 +185,7 @@ class CudaMeter:
             return
         if backend != "native" and self.has_events:
             self.has_events = False
-            self._problems.add(f"the allocator ({backend}) tells no events, its counters alone are recorded")
+            self._problems.add(f"the allocator ({backend}) reports no events, only its counters are recorded")
 
     def _read_stats(self) -> dict[str, Any]:
         """Return the allocator's counters, or the last known ones where it fails; {}: it has none."""

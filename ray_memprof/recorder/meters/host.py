@@ -35,7 +35,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
-class _Ear(TorchDispatchMode):
+class _Operations(TorchDispatchMode):
     """Sees the operations of the thread that enters it: torch has a stack of modes for every thread."""
 
     def __init__(self, meter: "HostMeter") -> None:
@@ -84,7 +84,7 @@ class HostMeter:
         # Storages may be freed by the garbage collector, inside any line of this thread or another one.
         self._lock = threading.RLock()
         self._host_rss = HostRss()
-        self._ear: _Ear | None = None
+        self._operations: _Operations | None = None
         self._replaced: list[tuple[Any, str, Any, Any]] = []
         self._frames: dict[tuple[Any, int], dict[str, Any]] = {}
         silent_in_children(self)
@@ -103,14 +103,14 @@ class HostMeter:
         self.is_counting = True
         self._replace(torch.UntypedStorage, "resize_", self._resized())
         self._replace(threading.Thread, "start", self._hearing(threading.Thread.start))
-        self._ear = _Ear(self)
-        self._ear.__enter__()  # type: ignore[no-untyped-call]
+        self._operations = _Operations(self)
+        self._operations.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """End; call it on the thread that called start()."""
-        if self._ear is not None:
-            self._ear.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self._ear = None
+        if self._operations is not None:
+            self._operations.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._operations = None
         for owner, name, original, ours in self._replaced:
             # Other code that replaced ours still calls it; ours counts nothing then.
             if getattr(owner, name) is ours:
@@ -133,7 +133,7 @@ class HostMeter:
                 def run_heard() -> None:
                     with suppress(AttributeError):
                         del thread.run  # only this thread's own attribute; the class still has run()
-                    with _Ear(meter):
+                    with _Operations(meter):
                         run()
 
                 thread.run = run_heard  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ LABELS = ["before", "after"]
 
 
 @pytest.fixture
-def places() -> "Iterator[duckdb.DuckDBPyConnection]":  # in quotes: else DuckDB complains of leaks
+def compared() -> "Iterator[duckdb.DuckDBPyConnection]":  # in quotes: else DuckDB complains of leaks
     """The table of that name: two runs, the second of which lacks the stage decode and rank 1."""
     rows = [
         # run, path, rank, measure, unit, value, mean_value, max_rank
@@ -41,8 +41,8 @@ def places() -> "Iterator[duckdb.DuckDBPyConnection]":  # in quotes: else DuckDB
         "max_rank BIGINT"
     )
     with duckdb.connect() as connection:
-        connection.execute(f"CREATE TABLE places ({columns})")
-        connection.executemany("INSERT INTO places VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        connection.execute(f"CREATE TABLE compared ({columns})")
+        connection.executemany("INSERT INTO compared VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         yield connection
 
 
@@ -83,7 +83,7 @@ def test_what_a_limit_says(
 
 
 EXAMPLE = (
-    "[PLACE.]MEASURE > [+]AMOUNT, as in 'peak_device_used > +2%', 'denoise.peak_allocated > +100 MiB', "
+    "[WHERE.]MEASURE > [+]AMOUNT, as in 'peak_device_used > +2%', 'denoise.peak_allocated > +100 MiB', "
     "'rank0.peak_reserved > 16 GiB'"
 )
 
@@ -148,14 +148,14 @@ def test_an_unknown_unit_is_refused() -> None:
     ],
 )
 def test_a_limit_is_held_against_the_figure(
-    places: "duckdb.DuckDBPyConnection", text: str, bound: float, is_exceeded: bool
+    compared: "duckdb.DuckDBPyConnection", text: str, bound: float, is_exceeded: bool
 ) -> None:
-    found = check(places, parse(text), 1, LABELS)
+    found = check(compared, parse(text), 1, LABELS)
     assert (found.bound, found.is_exceeded) == (pytest.approx(bound, rel=1e-12), is_exceeded)
 
 
-def test_a_check_has_both_values_and_whose_it_is(places: "duckdb.DuckDBPyConnection") -> None:
-    assert check(places, parse("peak_allocated > +1 MiB"), 1, LABELS) == Check(
+def test_a_check_has_both_values_and_whose_it_is(compared: "duckdb.DuckDBPyConnection") -> None:
+    assert check(compared, parse("peak_allocated > +1 MiB"), 1, LABELS) == Check(
         limit="peak_allocated > +1 MiB",
         run=1,
         is_exceeded=True,
@@ -165,8 +165,8 @@ def test_a_check_has_both_values_and_whose_it_is(places: "duckdb.DuckDBPyConnect
         bound=101.0 * MIB,
         rank=0,
     )
-    assert check(places, parse("nccl > 2 GiB"), 1, LABELS).base_value is None
-    assert check(places, parse("mean.peak_allocated > +1%"), 1, LABELS).rank is None
+    assert check(compared, parse("nccl > 2 GiB"), 1, LABELS).base_value is None
+    assert check(compared, parse("mean.peak_allocated > +1%"), 1, LABELS).rank is None
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_check_has_both_values_and_whose_it_is(places: "duckdb.DuckDBPyConnect
         (
             "zzz.duration > 1 s",
             "after has no duration in 'zzz'",
-            "ray-memprof compare --format csv lists every place",
+            "ray-memprof compare --format csv lists every span",
         ),
         # Known, but not of this run: no silent pass.
         (
@@ -209,10 +209,10 @@ def test_a_check_has_both_values_and_whose_it_is(places: "duckdb.DuckDBPyConnect
     ],
 )
 def test_a_limit_without_its_figure_is_an_error(
-    places: "duckdb.DuckDBPyConnection", text: str, message: str, hint: str
+    compared: "duckdb.DuckDBPyConnection", text: str, message: str, hint: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        check(places, parse(text), 1, LABELS)
+        check(compared, parse(text), 1, LABELS)
     assert (str(caught.value), caught.value.hint) == (f"--fail-if {text!r}: {message}", hint)
 
 
@@ -226,10 +226,10 @@ def test_a_limit_without_its_figure_is_an_error(
     ],
 )
 def test_a_unit_that_does_not_fit_is_an_error(
-    places: "duckdb.DuckDBPyConnection", text: str, message: str, hint: str
+    compared: "duckdb.DuckDBPyConnection", text: str, message: str, hint: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        check(places, parse(text), 1, LABELS)
+        check(compared, parse(text), 1, LABELS)
     assert (str(caught.value), caught.value.hint) == (f"--fail-if {text!r} {message}", hint)
 
 
@@ -257,13 +257,13 @@ UNKNOWN = {1: [0]}
     ],
 )
 def test_a_limit_does_not_hold_where_nobody_knows(
-    places: "duckdb.DuckDBPyConnection",
+    compared: "duckdb.DuckDBPyConnection",
     text: str,
     unsure: dict[int, list[int]],
     is_exceeded: bool,
     is_unknown: bool,
 ) -> None:
-    found = check(places, parse(text), 1, LABELS, unsure)
+    found = check(compared, parse(text), 1, LABELS, unsure)
     assert (found.is_exceeded, found.is_unknown) == (is_exceeded, is_unknown)
     assert check_line(found, "after").startswith("limit not known: ") == is_unknown
 
@@ -271,17 +271,17 @@ def test_a_limit_does_not_hold_where_nobody_knows(
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 @pytest.mark.parametrize("run", [0, 1])
 def test_a_figure_that_is_no_number_is_none(
-    places: "duckdb.DuckDBPyConnection", value: float | None, run: int
+    compared: "duckdb.DuckDBPyConnection", value: float | None, run: int
 ) -> None:
-    places.execute("UPDATE places SET value = ?, mean_value = ? WHERE run = ?", [value, value, run])
+    compared.execute("UPDATE compared SET value = ?, mean_value = ? WHERE run = ?", [value, value, run])
     for text in ("peak_allocated > +2%", "peak_allocated < -2%", "mean.peak_allocated > +2%"):
         with pytest.raises(ConfigError, match=f"{LABELS[run]} has no peak_allocated"):
-            check(places, parse(text), 1, LABELS)
+            check(compared, parse(text), 1, LABELS)
 
 
-def test_a_line_has_both_values_and_the_bound(places: "duckdb.DuckDBPyConnection") -> None:
+def test_a_line_has_both_values_and_the_bound(compared: "duckdb.DuckDBPyConnection") -> None:
     lines = [
-        check_line(check(places, parse(text), 1, LABELS), "after")
+        check_line(check(compared, parse(text), 1, LABELS), "after")
         for text in ("peak_allocated > +1 MiB", "nccl > 2 GiB", "mean.encode.text.duration > +1%")
     ]
     assert lines == [

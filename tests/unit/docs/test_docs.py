@@ -1,8 +1,10 @@
 """docs/: generated pages are those of the code, and the tour names what exists and figures that were measured."""
 
+import ast
 import inspect
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -206,3 +208,28 @@ def test_the_tour_explains_every_argument_of_the_mark() -> None:
 def test_no_table_names_a_column_twice() -> None:
     names = {table.name: [column.name for column in table.columns] for table in TABLES.values()}
     assert names == {table: list(dict.fromkeys(columns)) for table, columns in names.items()}
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Every docstring of the packages, the scripts and the tests, each with its file."""
+    for folder in ("ray_memprof", "wan", "scripts", "tests"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                    yield str(path.relative_to(ROOT)), ast.get_docstring(node) or ""
+
+
+def test_every_file_that_a_docstring_names_exists() -> None:
+    folders = ("ray_memprof", "wan", "scripts", "tests")
+    files = "".join(
+        f"/{path.relative_to(ROOT)}\n" for folder in folders for path in (ROOT / folder).rglob("*.*")
+    )
+    # The files of any rule, a person's own program, and a file of Python's library.
+    others = {"NAME.py", "NAME.sql", "train.py", "Lib/pickletools.py"}
+    missing = {
+        (path, name)
+        for path, text in docstrings()
+        for name in re.findall(r"[\w./]*\w\.(?:py|sql)\b", text)
+        if f"/{name}\n" not in files and name not in others
+    }
+    assert missing == set()

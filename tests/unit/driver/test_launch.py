@@ -7,10 +7,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from ray_memprof import launch
 from ray_memprof.driver.interrupts import Abandoned
 from ray_memprof.launch import app
 
 CPU2 = Path(__file__).parents[3] / "configs" / "cpu2.yaml"
+MOST_LINES = 120
 SCRIPT = "name: x\nworkload: script\nscript: {path: a.py, module_spans: [own]}\n"
 
 
@@ -23,6 +25,10 @@ def dry_run(config: Path, text: str, *flags: str) -> tuple[int, str, str]:
     config.write_text(text)
     done = CliRunner().invoke(app, [str(config), "--dry-run", *flags])
     return done.exit_code, done.stdout, done.stderr
+
+
+def test_the_file_to_read_first_is_short() -> None:
+    assert len(Path(launch.__file__).read_text(encoding="utf-8").splitlines()) <= MOST_LINES
 
 
 def test_without_flags_the_file_is_in_effect(config: Path) -> None:

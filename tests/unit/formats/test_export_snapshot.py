@@ -1,5 +1,6 @@
 """An exported snapshot is what torch's tools and the public viewer read, and comes back as the rows it was made of."""
 
+import json
 import pickle
 import pickletools
 from pathlib import Path
@@ -12,6 +13,7 @@ from snapshots import Simulation, write
 from torch.cuda import _memory_viz
 from typer.testing import CliRunner
 
+from ray_memprof.allocator.rules import SETTINGS_VARIABLES
 from ray_memprof.cli import app
 from ray_memprof.errors import ConfigError
 from ray_memprof.formats.torch_snapshot.read import import_snapshots
@@ -19,6 +21,7 @@ from ray_memprof.formats.torch_snapshot.write import recorded_ranks, write_snaps
 from ray_memprof.query import database
 from ray_memprof.store.run_files import table_dir
 from ray_memprof.store.schema import SCHEMA_VERSION
+from wan.levers import ALLOCATOR_SETTINGS
 
 MIB = 2**20
 VIEWER = frozenset(
@@ -117,6 +120,19 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert found["ray_memprof"] == {
         "schema_version": SCHEMA_VERSION, "run_id": "", "rank": 0, "source": ""
     }  # fmt: skip
+
+
+def test_of_both_variables_the_one_that_torch_reads_gives_the_settings(tmp_path: Path) -> None:
+    given = dict(
+        zip(reversed(SETTINGS_VARIABLES), ("max_split_size_mb:1", "max_split_size_mb:2"), strict=True)
+    )
+    run_dir = make_ranks(recorded(tmp_path), {}, config="{}", environment=json.dumps(given))
+    found = pickle.loads(write_snapshot(run_dir, 0, tmp_path / "rank0.pickle").read_bytes())
+    assert found["allocator_settings"]["max_split_size"] == 2 * MIB
+
+
+def test_the_order_of_the_variables_is_that_of_wan() -> None:
+    assert SETTINGS_VARIABLES == ALLOCATOR_SETTINGS
 
 
 def simulated(tmp_path: Path, seed: int, *, expandable: bool, operations: int = 400) -> Path:

@@ -9,7 +9,7 @@ from ray_memprof.formats.torch_snapshot.rank_numbers import (
     check_files,
     files_by_rank,
     gaps,
-    place,
+    numbered,
     rank_in,
 )
 
@@ -17,7 +17,7 @@ from ray_memprof.formats.torch_snapshot.rank_numbers import (
 def test_no_file() -> None:
     with pytest.raises(NotASnapshot, match="no file to import"):
         files_by_rank([])
-    assert place([], named=False) == []
+    assert numbered([], named=False) == []
     assert gaps([]) == ""
 
 
@@ -145,7 +145,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_rank_for_each_device(
     files: list[tuple[int, dict[int, int]]], named: bool, ranks: list[dict[int, int]]
 ) -> None:
-    assert place(files, named=named) == ranks
+    assert numbered(files, named=named) == ranks
 
 
 @pytest.mark.parametrize(

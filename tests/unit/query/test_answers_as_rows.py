@@ -150,7 +150,7 @@ def test_a_long_table_says_how_much_it_leaves_out() -> None:
 
 def test_a_narrow_terminal_folds_lines_and_loses_nothing() -> None:
     text = columns_text(
-        [Shown("path", ["denoise/dit.forward/dit.block"], is_figure=False), Shown("n", ["1"])], 20
+        [Shown("path", ["denoise/dit.forward/dit.block"], is_number=False), Shown("n", ["1"])], 20
     )
     assert max(map(len, text.splitlines())) <= 20
     assert "".join(text.splitlines()[2:]).replace(" ", "").replace("1", "") == "denoise/dit.forward/dit.block"
@@ -206,7 +206,7 @@ def test_a_path_is_a_file_whatever_its_name_looks_like(
 
 
 def test_text_is_shown_as_it_is() -> None:
-    assert columns_text([Shown("name", [":x: [bold]"], is_figure=False)]).split()[2:] == [":x:", "[bold]"]
+    assert columns_text([Shown("name", [":x: [bold]"], is_number=False)]).split()[2:] == [":x:", "[bold]"]
 
 
 def test_two_columns_called_unit_are_columns_as_others() -> None:

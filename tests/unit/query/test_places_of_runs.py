@@ -164,8 +164,8 @@ def test_folders_of_letters_that_mean_something_elsewhere(
 
 
 def test_a_database_that_duckdb_cannot_open_where_it_lies_is_told() -> None:
-    assert database.limits(Path("/tmp/rank=7/a?b")) == []
-    assert database.limits(Path("/tmp/a\\b")) == [
+    assert database.what_clients_cannot(Path("/tmp/rank=7/a?b")) == []
+    assert database.what_clients_cannot(Path("/tmp/a\\b")) == [
         "DuckDB opens no database below a folder with a backslash in its name: /tmp/a\\b/run.duckdb is whole "
         "and can be opened once it is moved; ray-memprof can ask the run in its present folder"
     ]

@@ -41,7 +41,8 @@ def test_device_out_of_memory_outside_every_span() -> None:
     reason = outcome_of(torch.OutOfMemoryError("CUDA error: out of memory"), 2, None).reason
 
     assert reason == (
-        "device out of memory in no span: allocated 0.0 MiB, reserved 0.0 MiB, asked an amount torch does not tell"
+        "device out of memory in no span: allocated 0.0 MiB, reserved 0.0 MiB, "
+        "asked an amount that torch does not report"
     )
 
 

@@ -21,7 +21,7 @@ NOW = Reading(1, 0, 0, 0, 0, 0, -1, -1, -1, 0, 0, 0)
 
 
 class Notebook:
-    """A hearer that keeps what it is told."""
+    """A listener that keeps what it is told."""
 
     def __init__(self, *, deaf: bool = False) -> None:
         self.lines: list[tuple[str, int, int]] = []
@@ -165,7 +165,7 @@ def test_an_error_of_the_block_puts_every_function_back() -> None:
 
 
 @pytest.mark.usefixtures("group")
-def test_a_hearer_that_does_not_listen_costs_the_call_nothing() -> None:
+def test_a_listener_that_records_nothing_costs_the_call_nothing() -> None:
     notebook = Notebook(deaf=True)
     with watching(notebook):
         dist.all_reduce(kib())

@@ -300,7 +300,7 @@ def test_an_allocator_without_events_is_counted(cuda: FakeCuda) -> None:
     assert (meter.has_events, cuda.calls, drain(meter)) == (False, [], Batch([], None))
     assert meter.read().allocated_peak == KIB
     assert problems.texts == (
-        "the allocator (cudaMallocAsync) tells no events, its counters alone are recorded",
+        "the allocator (cudaMallocAsync) reports no events, only its counters are recorded",
     )
 
 

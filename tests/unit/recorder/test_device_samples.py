@@ -105,7 +105,7 @@ def test_a_driver_that_names_no_process_tells_neither() -> None:
 
 
 @dataclass
-class Hearer:
+class Listener:
     """Keeps what it is told: rows, those whose allocator's figures are old, and problems."""
 
     rows: list[Sample] = field(default_factory=list)
@@ -134,31 +134,31 @@ class Hearer:
 
 
 def test_rows_come_from_a_thread_that_ends_with_the_block() -> None:
-    hearer = Hearer()
-    with sampling(hearer, FakeMeter(), None, 0.001):  # type: ignore[arg-type]
-        assert hearer.enough.wait(20)
-    num_rows = len(hearer.rows)
-    assert ({at_once(row) for row in hearer.rows}, hearer.threads) == ({ROW}, {"sampler"})
-    assert hearer.num_reliefs == num_rows
+    listener = Listener()
+    with sampling(listener, FakeMeter(), None, 0.001):  # type: ignore[arg-type]
+        assert listener.enough.wait(20)
+    num_rows = len(listener.rows)
+    assert ({at_once(row) for row in listener.rows}, listener.threads) == ({ROW}, {"sampler"})
+    assert listener.num_reliefs == num_rows
     assert "sampler" not in {thread.name for thread in threading.enumerate()}
-    assert len(hearer.rows) == num_rows
+    assert len(listener.rows) == num_rows
 
 
 def test_an_allocator_that_does_not_answer_is_not_asked_and_rows_go_on() -> None:
-    hearer, meter = Hearer(), FakeMeter(stuck=True)
-    with sampling(hearer, meter, FakeDevice(), 0.001):  # type: ignore[arg-type]
-        assert hearer.enough.wait(20)
-    assert (meter.num_looks, hearer.rows, hearer.num_reliefs) == (1, [], 0)
-    assert {(row.allocated_bytes, row.device_used_bytes) for row in hearer.old} == {(2, 50)}
+    listener, meter = Listener(), FakeMeter(stuck=True)
+    with sampling(listener, meter, FakeDevice(), 0.001):  # type: ignore[arg-type]
+        assert listener.enough.wait(20)
+    assert (meter.num_looks, listener.rows, listener.num_reliefs) == (1, [], 0)
+    assert {(row.allocated_bytes, row.device_used_bytes) for row in listener.old} == {(2, 50)}
 
 
 def test_between_rare_samples_the_recorder_is_relieved(monkeypatch: pytest.MonkeyPatch) -> None:
     """GIVEN one sample an hour THEN events do not wait for an hour."""
     monkeypatch.setattr(device_samples, "RELIEVE_S", 0.001)
-    hearer, meter = Hearer(), FakeMeter()
-    with sampling(hearer, meter, None, 3600.0):  # type: ignore[arg-type]
-        assert hearer.enough.wait(20)
-    assert (hearer.rows, meter.num_looks >= 1 + hearer.num_reliefs) == ([], True)
+    listener, meter = Listener(), FakeMeter()
+    with sampling(listener, meter, None, 3600.0):  # type: ignore[arg-type]
+        assert listener.enough.wait(20)
+    assert (listener.rows, meter.num_looks >= 1 + listener.num_reliefs) == ([], True)
 
 
 def test_a_thread_that_mostly_waits_is_met_while_it_gets_on() -> None:
@@ -169,11 +169,11 @@ def test_a_thread_that_mostly_waits_is_met_while_it_gets_on() -> None:
             self.num_asked += 1
             return self.num_asked == 5
 
-    hearer = Hearer()
-    sampler = Sampler(hearer, Seldom(), None, Clock(), 20.0)  # type: ignore[arg-type]
+    listener = Listener()
+    sampler = Sampler(listener, Seldom(), None, Clock(), 20.0)  # type: ignore[arg-type]
     sampler._patience_s = 20.0
     sampler.look()
-    assert (len(hearer.rows), hearer.num_reliefs) == (1, 1)
+    assert (len(listener.rows), listener.num_reliefs) == (1, 1)
 
 
 def test_a_driver_that_never_answers_does_not_keep_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,15 +185,15 @@ def test_a_driver_that_never_answers_does_not_keep_the_program(monkeypatch: pyte
             entered.set()
             return not leave.wait(60)
 
-    hearer = Hearer()
-    with sampling(hearer, Hangs(), None, 0.001):  # type: ignore[arg-type]
+    listener = Listener()
+    with sampling(listener, Hangs(), None, 0.001):  # type: ignore[arg-type]
         assert entered.wait(20)
-    assert hearer.problems == ["the last sample was not taken within 0.05 s, it is missing"]
+    assert listener.problems == ["the last sample was not taken within 0.05 s, it is missing"]
     leave.set()
 
 
 def test_a_block_that_fails_ends_the_thread_at_once() -> None:
-    with pytest.raises(KeyError), sampling(Hearer(), FakeMeter(), None, 1000.0):  # type: ignore[arg-type]
+    with pytest.raises(KeyError), sampling(Listener(), FakeMeter(), None, 1000.0):  # type: ignore[arg-type]
         raise KeyError
     assert "sampler" not in {thread.name for thread in threading.enumerate()}
 
@@ -216,7 +216,7 @@ class Failing:
 
 
 @dataclass
-class Bench(Hearer):
+class Bench(Listener):
     """A sampler whose looks are taken one by one."""
 
     meter: FakeMeter = field(default_factory=FakeMeter)
@@ -255,7 +255,7 @@ def test_a_driver_that_fails_once_costs_its_own_figures_and_no_row() -> None:
     bench.look(3)
     assert [row.utilisation_fraction for row in bench.rows] == [0.5, None, 0.5]
     assert [row.process_used_bytes for row in bench.rows] == [30, None, 30]
-    assert bench.problems == ["the driver did not tell all of a sample: RuntimeError: GPU is lost"]
+    assert bench.problems == ["the driver did not report all of a sample: RuntimeError: GPU is lost"]
 
 
 def test_what_the_recorder_raises_does_not_end_the_sampling() -> None:

@@ -69,6 +69,29 @@ def without_cost(check: ReplayCheck | None) -> ReplayCheck:
     return replace(check, **dict.fromkeys(COST, 0))
 
 
+class Watched(dict[int, str]):
+    """A dictionary that notes which threads change it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+
+    def _note(self) -> None:
+        self.threads.add(threading.current_thread().name)
+
+    def __setitem__(self, key: int, value: str) -> None:
+        self._note()
+        super().__setitem__(key, value)
+
+    def update(self, *given: Any, **named: Any) -> None:
+        self._note()
+        super().update(*given, **named)
+
+    def pop(self, *given: Any) -> Any:
+        self._note()
+        return super().pop(*given)
+
+
 # --------------------------------------------------------------------------------
 # Rows
 
@@ -159,6 +182,17 @@ def test_a_peak_between_two_spans_is_the_one_around_them_alone() -> None:
             pass
     peaks = {path: row["allocated_peak_bytes"] for path, row in desk.spans.items()}
     assert peaks == {"denoise/dit.embed": 1, "denoise/dit.head": 1, "denoise": 51}
+
+
+def test_only_the_thread_that_writes_changes_what_the_replay_looks_up() -> None:
+    categories = Watched()
+    replay = Replay(category_of=lambda span_id: categories.get(span_id, "activation"))
+    recorder = Recorder(0, FakeMeter(), Scribe(FakeStore(), replay, categories=categories))  # type: ignore[arg-type]
+    recorder.start()
+    with listening(recorder), span("load"):
+        pass
+    recorder.close()
+    assert (categories.threads, categories) == ({"scribe"}, {})
 
 
 def test_events_name_their_span_and_the_category_of_its_name() -> None:

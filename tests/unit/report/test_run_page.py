@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import pytest
 from run_tables import blank, make_ranks, make_run, span
 
+from ray_memprof.analysis.comparison.stage_peaks import StagePeaks, stage_peaks
 from ray_memprof.errors import ConfigError
 from ray_memprof.report import run_page
 from ray_memprof.report.run_page import write_run_page
@@ -363,12 +364,21 @@ def test_of_256_ranks_the_telling_ones_are_drawn_and_the_range_of_all(tmp_path: 
 
 def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
     for name, source, size in (("measured", "cuda", 4 * GIB), ("predicted", "predicted", 3 * GIB)):
-        spans = [span(1, "denoise", (0, 9), allocated=(0, 0, size))]
+        spans = [span(1, "denoise", (0, 9), allocated=(0, 0, size)), span(2, name, (9, 10))]
         make_ranks(
             make_run(tmp_path / name, {0: {"spans": spans}}), {}, run_id=name, source=source, status="ok"
         )
+    names = ("stage", "here_bytes", "there_bytes", "difference_fraction")
     html = run_page.render(tmp_path / "measured", beside=tmp_path / "predicted")
     assert "Predicted and measured" in outline(html).headings
+    assert stage_peaks(tmp_path / "measured", tmp_path / "predicted") == StagePeaks(
+        "predicted",
+        "predicted",
+        [
+            dict(zip(names, ("denoise", 4 * GIB, 3 * GIB, -0.25), strict=True), rank=0),
+            dict(zip(names, ("measured", 0, None, None), strict=True), rank=0),
+        ],
+    )
     (row,) = re.findall(r"<tr>.*<td>-25.00%</td></tr>", html)
     assert re.findall(r">(\d\.\d\d)<", row) == ["4.00", "3.00"]
     with pytest.raises(ConfigError, match="it must have another source"):

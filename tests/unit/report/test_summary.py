@@ -1,4 +1,4 @@
-"""The weightiest findings at the end of the summary; test_report.py has its other lines."""
+"""The weightiest findings at the end of the summary; test_run_page.py has its other lines."""
 
 from pathlib import Path
 

@@ -17,6 +17,7 @@ FILES = {
     "ray_memprof/query/sql/macros/is_stage.sql": "CREATE MACRO is_stage AS 1",
     "ray_memprof/query/sql/time/steps.sql": "FROM books",
     "ray_memprof/analysis/diagnosis/rules/retries.sql": "FROM steps",
+    "ray_memprof/analysis/diagnosis/rules/retries.py": "",
     "tests/tables.py": "from ray_memprof.query.database import QUESTIONS",
     "tests/unit/test_alone.py": "",
     "tests/unit/test_db.py": "from tables import make",
@@ -48,6 +49,7 @@ def test_a_tree_without_tests(tmp_path: Path) -> None:
         ("ray_memprof/query/sql/device/books.sql", ["sql_books"], ["db"]),
         ("ray_memprof/query/sql/time/steps.sql", [], ["a_rule", "db"]),
         ("ray_memprof/analysis/diagnosis/rules/retries.sql", ["a_rule"], ["diagnosis"]),
+        ("ray_memprof/analysis/diagnosis/rules/retries.py", [], ["diagnosis"]),
         ("ray_memprof/query/sql/macros/is_stage.sql", [], ["sql_books"]),
     ],
 )

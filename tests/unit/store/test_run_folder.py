@@ -46,7 +46,7 @@ def test_latest_that_is_a_folder_is_left_alone_and_told_of_before_anything_is_ma
 
 
 def test_text_that_is_no_text_is_written_all_the_same(tmp_path: Path) -> None:
-    path = new(tmp_path).write("caf\u00e9 \udcff", "logs", "driver.log")
+    path = new(tmp_path).write_text("caf\u00e9 \udcff", "logs", "driver.log")
     assert path.read_bytes() == "caf\u00e9 \\udcff".encode()
 
 

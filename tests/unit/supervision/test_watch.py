@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 import pytest
 from supervised import (
-    LIMITS,
     NODE_LOST,
     RESET,
     STALLED,
+    TIMEOUTS,
     TWO_NODES,
     Ranks,
     beat,
@@ -42,7 +42,7 @@ def test_death_weighs_more_than_a_peer_that_complains_whatever_comes_first(first
     ranks = Ranks(list(zip(times, events, strict=True)))
 
     assert told(watched(ranks)) == ("died", 10, "rank 2: process died", (2,))
-    assert ranks.now <= 1.0 + LIMITS.grace_s + POLL_S
+    assert ranks.now <= 1.0 + TIMEOUTS.grace_s + POLL_S
 
 
 def test_death_that_comes_within_the_long_grace_only() -> None:
@@ -58,7 +58,7 @@ def test_peers_complain_and_nobody_tells_why() -> None:
 
     assert told(verdict) == ("failed", 16, f"ranks 1 and 3: {RESET}", (1, 3))
     assert verdict.hint.startswith("it lost another rank, and none reported why")
-    assert ranks.now == pytest.approx(1.0 + LIMITS.node_grace_s)
+    assert ranks.now == pytest.approx(1.0 + TIMEOUTS.node_grace_s)
 
 
 def test_device_oom_weighs_more_than_a_peer() -> None:
@@ -177,7 +177,7 @@ def test_a_death_on_a_node_that_is_there_waits_no_longer_than_the_grace() -> Non
     ranks = Ranks([(1.0, lost(2)), (1.01, failed(3, RESET))])
 
     assert told(watched(ranks, nodes=TWO_NODES)) == ("died", 10, "rank 2: process died", (2,))
-    assert ranks.now <= 1.0 + LIMITS.grace_s + POLL_S
+    assert ranks.now <= 1.0 + TIMEOUTS.grace_s + POLL_S
 
 
 def test_deaths_on_the_node_of_the_driver_are_not_waited_for() -> None:
@@ -226,7 +226,7 @@ def test_beats_are_shown() -> None:
     shown: list[Mapping[int, Beat]] = []
     ranks = Ranks([(1.0, ok(0))], beats={0: [(0.0, 1, "denoise")]})
     verdict = watch(
-        ranks, nodes=("a",), limits=LIMITS, clock=ranks.clock, interrupted=lambda: 0, show=shown.append
+        ranks, nodes=("a",), timeouts=TIMEOUTS, clock=ranks.clock, interrupted=lambda: 0, show=shown.append
     )
 
     assert shown[0] == {0: beat(0, 1)} == verdict.beats

@@ -4,10 +4,10 @@ import pytest
 from supervised import (
     IN_COLLECTIVE,
     IN_MODEL,
-    LIMITS,
     NODE_LOST,
     RESET,
     STALLED,
+    TIMEOUTS,
     TWO_NODES,
     Ranks,
     failed,
@@ -28,7 +28,7 @@ def test_hang_names_the_rank_outside_a_collective() -> None:
     where = 'File "/x/model.py", line 7, in forward'
     reason = f"rank 2 in no collective while the others wait: {where}; no rank made progress for 10 s"
     assert (told(verdict), verdict.stacks) == (("hung", 12, reason, (2,)), stacks)
-    assert ranks.now < LIMITS.stall_s + 2
+    assert ranks.now < TIMEOUTS.stall_s + 2
 
 
 def test_hang_names_the_rank_that_has_not_called_the_collective_of_the_others() -> None:
@@ -116,7 +116,7 @@ def test_a_rank_that_does_not_come_to_the_meeting_is_named() -> None:
 
     assert told(verdict) == ("never_started", 23, "waiting for rank 3: not met within 30 s", (3,))
     assert verdict.stacks == {3: IN_MODEL}
-    assert LIMITS.init_s <= ranks.now < LIMITS.init_s + 2
+    assert TIMEOUTS.init_s <= ranks.now < TIMEOUTS.init_s + 2
 
 
 def getting_ready(until: float) -> dict[int, list[tuple[float, int, str]]]:
@@ -133,7 +133,7 @@ LIVES = 200.0
 
 def test_a_rank_that_gets_ready_holds_the_clock_of_those_that_wait_for_it() -> None:
     ranks = Ranks([(95.0 + rank, ok(rank)) for rank in range(4)], beats=getting_ready(until=90.0))
-    assert LIMITS.init_s < 90.0
+    assert TIMEOUTS.init_s < 90.0
     assert watched(ranks).status == "ok"
 
 
@@ -144,7 +144,7 @@ def test_a_rank_that_stops_to_get_ready_is_named() -> None:
     beats[0] = beats[1] = beats[2]
     ranks = Ranks(beats=beats)
     assert told(watched(ranks))[2:] == ("waiting for rank 3: not met within 30 s", (3,))
-    assert 50.0 + LIMITS.init_s <= ranks.now < 50.0 + LIMITS.init_s + 2
+    assert 50.0 + TIMEOUTS.init_s <= ranks.now < 50.0 + TIMEOUTS.init_s + 2
 
 
 def test_all_have_come_and_the_last_of_them_late() -> None:
@@ -177,7 +177,7 @@ def test_a_hang_is_seen_though_the_supervisor_was_stopped() -> None:
         beats=STALLED, stacks=dict.fromkeys(range(4), IN_COLLECTIVE), sleeps={5.0: 400.0, 8.0: 400.0}
     )
     assert watched(ranks).status == "hung"
-    assert LIMITS.stall_s <= ranks.now < LIMITS.stall_s + WAKE_S + 2
+    assert TIMEOUTS.stall_s <= ranks.now < TIMEOUTS.stall_s + WAKE_S + 2
 
 
 def test_news_that_came_while_the_supervisor_slept_is_heard_before_the_verdict() -> None:

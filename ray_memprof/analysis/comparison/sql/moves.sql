@@ -7,7 +7,7 @@
 --   level            run, rank or span
 --   path             of the spans; null: the whole run
 --   rank             null: over all ranks
---   measure, unit    as in figures
+--   measure, unit    as in run_values
 --   base_value       in the base, in that unit; null: the base has none
 --   value            in the other run; null: that run has none
 --   change           value - base_value; null where one of them is null
@@ -17,13 +17,13 @@
 --   mean_change      mean_value - base_mean
 --   max_rank         rank that value is of; null: it is of no single rank
 --   only_in          the only side that has it: base or other; null: both do
---   share_fraction   size of the change / figure of the whole base run. Rows
+--   share_fraction   size of the change / value of the whole base run. Rows
 --                    are ordered by it; null: this measure does not count for
 --                    the order. If only one side has a span, the whole
 --                    duration is its change.
 WITH shown AS (
     SELECT run, path, rank, measure, unit, value, mean_value, max_rank
-    FROM places
+    FROM compared
     WHERE path IS NULL OR rank IS NULL
 ),
 

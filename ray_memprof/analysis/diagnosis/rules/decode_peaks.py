@@ -1,7 +1,7 @@
 """Decoding makes the peak."""
 
-from ray_memprof.analysis.diagnosis.levers import more_vae_slabs
 from ray_memprof.analysis.diagnosis.row_text import Row, above_next
+from ray_memprof.analysis.diagnosis.settings_text import more_vae_slabs
 
 
 def sentence(row: Row) -> str:

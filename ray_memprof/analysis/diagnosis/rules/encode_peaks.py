@@ -1,7 +1,7 @@
 """Encoding the text makes the peak."""
 
-from ray_memprof.analysis.diagnosis.levers import t5_away
 from ray_memprof.analysis.diagnosis.row_text import Row, above_next
+from ray_memprof.analysis.diagnosis.settings_text import t5_away
 
 
 def sentence(row: Row) -> str:

@@ -1,7 +1,7 @@
 """The hidden layer of the feed-forward is alive when denoise peaks."""
 
-from ray_memprof.analysis.diagnosis.levers import more_ffn_chunks
 from ray_memprof.analysis.diagnosis.row_text import Row
+from ray_memprof.analysis.diagnosis.settings_text import more_ffn_chunks
 from ray_memprof.wording import rank_text, size_text
 
 

@@ -1,7 +1,7 @@
 """More is reserved than was ever in use at once."""
 
-from ray_memprof.analysis.diagnosis.levers import LOOK, expandable
 from ray_memprof.analysis.diagnosis.row_text import Row
+from ray_memprof.analysis.diagnosis.settings_text import LOOK, expandable
 from ray_memprof.wording import rank_text, size_text
 
 

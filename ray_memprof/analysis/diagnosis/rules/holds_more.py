@@ -1,7 +1,7 @@
 """A rank holds more than the typical one."""
 
-from ray_memprof.analysis.diagnosis.levers import LOOK
 from ray_memprof.analysis.diagnosis.row_text import Row, verb, who
+from ray_memprof.analysis.diagnosis.settings_text import LOOK
 from ray_memprof.wording import size_text
 
 

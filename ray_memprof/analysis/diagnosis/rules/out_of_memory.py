@@ -1,7 +1,7 @@
 """What ended the run: a rank ran out of device memory."""
 
-from ray_memprof.analysis.diagnosis.levers import LOOK, expandable, wan_levers
 from ray_memprof.analysis.diagnosis.row_text import Row, who
+from ray_memprof.analysis.diagnosis.settings_text import LOOK, expandable, wan_settings
 from ray_memprof.wording import size_text
 
 _SEGMENT_BYTES = 20 * 2**20
@@ -47,13 +47,13 @@ def knob(row: Row) -> str:
             return f"what else runs on that device: other processes hold {size_text(others)}"
         if free + unused >= asked and not row["is_expandable"]:
             return expandable(row)
-    levers = wan_levers(row) if row["workload"] == "wan" else []
+    levers = wan_settings(row) if row["workload"] == "wan" else []
     return "; or ".join(levers) or f"the largest of what is alive: {LOOK}"
 
 
 def _for_others(row: Row) -> str:
     """What to change if memory was requested from the device itself, which cannot use what torch's allocator keeps."""
-    levers = wan_levers(row) if row["workload"] == "wan" else []
+    levers = wan_settings(row) if row["workload"] == "wan" else []
     if row["reserved_bytes"] > row["bytes"]:
         levers.insert(
             0,

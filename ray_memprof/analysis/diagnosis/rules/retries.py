@@ -1,7 +1,7 @@
 """The allocator had to flush its cache: the device was full."""
 
-from ray_memprof.analysis.diagnosis.levers import LOOK, expandable
 from ray_memprof.analysis.diagnosis.row_text import Row
+from ray_memprof.analysis.diagnosis.settings_text import LOOK, expandable
 from ray_memprof.wording import rank_text, size_text
 
 

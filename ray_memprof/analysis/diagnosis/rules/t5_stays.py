@@ -1,7 +1,7 @@
 """The text encoder is still on the device in the denoise loop."""
 
-from ray_memprof.analysis.diagnosis.levers import t5_away
 from ray_memprof.analysis.diagnosis.row_text import Row
+from ray_memprof.analysis.diagnosis.settings_text import t5_away
 from ray_memprof.wording import rank_text, size_text
 
 

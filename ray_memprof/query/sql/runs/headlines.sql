@@ -1,4 +1,4 @@
--- What does everybody want to know first of a run?
+-- What are the main numbers of a run?
 -- One row = the run; no row if nothing of it was recorded.
 --   allocated_peak_bytes      the most that a rank held in tensors; null: no
 --                             span and no sample was recorded

@@ -16,7 +16,7 @@ from wan.config import TASKS
 from wan.errors import WeightsError
 from wan.weights import checkpoint
 from wan.weights.checkpoint import DIT_FILE, DIT_INDEX_FILE, TEXT_FILE, VAE_FILE
-from wan.weights.fill import load, place
+from wan.weights.fill import load, put
 
 TASK = TASKS["t2v-tiny"]
 SHARDS = ("a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors")
@@ -302,8 +302,8 @@ def test_a_tensor_is_placed_under_a_dotted_name() -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     tensor = torch.ones(2)
 
-    parameter = place(module, "1.bias", tensor)
-    outer = place(module[0], "bias", tensor)
+    parameter = put(module, "1.bias", tensor)
+    outer = put(module[0], "bias", tensor)
 
     assert module[1].bias is parameter
     assert module[0].bias is outer

@@ -15,14 +15,14 @@ from wan.weights.folder import (
     DIT_FILE,
     DIT_INDEX_FILE,
     TEXT_FILE,
-    TOKENIZER_FILE,
+    TOKENIZER_PATH,
     VAE_FILE,
     refuse_unusable,
     refuse_wrong,
 )
 
 TASK = TASKS["t2v-1.3B"]
-OFFICIAL = (DIT_FILE, VAE_FILE, TEXT_FILE, TOKENIZER_FILE)
+OFFICIAL = (DIT_FILE, VAE_FILE, TEXT_FILE, TOKENIZER_PATH)
 HINT = "give the official folder of t2v-1.3B: Wan2.1-T2V-1.3B"
 ONE_FILE = f"checkpoints in one file, as other programs use them, are not read; {HINT}"
 
@@ -186,7 +186,7 @@ def test_half_a_download(tmp_path: Path, name: str) -> None:
     put(tmp_path, name, VAE_FILE)
     assert refusal(tmp_path) == (
         f"folder {tmp_path} is downloaded in part: {name}",
-        f"let the download go on to its end: {DIT_FILE}, {TEXT_FILE}, {TOKENIZER_FILE} are missing",
+        f"let the download go on to its end: {DIT_FILE}, {TEXT_FILE}, {TOKENIZER_PATH} are missing",
     )
 
 

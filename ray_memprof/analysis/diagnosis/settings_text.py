@@ -8,7 +8,7 @@ from ray_memprof.analysis.diagnosis.row_text import Row
 LOOK = "ray-memprof query alive_at_peak, and largest_allocations"
 
 
-def wan_levers(row: Row) -> list[str]:
+def wan_settings(row: Row) -> list[str]:
     """Settings that would make the largest part of a wan run smaller, except those that are set already."""
     component, several = row["component"], row["num_ranks"] > 1
     is_loading = row["stage"].startswith(("load.", "residency."))

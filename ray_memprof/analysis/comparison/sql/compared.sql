@@ -1,16 +1,16 @@
--- What is each figure of the compared runs, over all ranks and on each rank?
+-- What is each value of the compared runs, over all ranks and on each rank?
 -- One row = a measure of a run at a path (null: the whole run), over all ranks
 -- (rank null) or on one rank.
 --   run          number of the run, 0 is the base
 --   path, rank, measure, unit
---                as in figures
+--                as in run_values
 --   value        over all ranks: of the worst rank, as `measures` has it
---   mean_value   mean over the ranks; null: single ranks have no such figure
+--   mean_value   mean over the ranks; null: single ranks have no such value
 --   max_rank     the lowest rank with this value; null: it is of no single
 --                rank, like the time from the first start to the last end
 WITH ranked AS (
     SELECT run, path, rank, measure, unit, value
-    FROM figures
+    FROM run_values
     WHERE rank IS NOT NULL
 ),
 
@@ -27,7 +27,7 @@ over_ranks AS (
         AVG(value) FILTER (WHERE rank IS NOT NULL) AS mean_value,
         ARG_MIN(rank, (-value, rank)) FILTER (WHERE rank IS NOT NULL)
             AS max_rank
-    FROM figures
+    FROM run_values
     GROUP BY run, path, measure, unit
 )
 

@@ -1,4 +1,4 @@
--- What are the figures of one run, for the run, its spans and its ranks?
+-- What are the values of one run, for the run, its spans and its ranks?
 -- One row = a measure of the whole run (path null) or of a span path, on one
 -- rank or (rank null) of the worst rank, as `measures` has it.
 --   path     names from the outermost span inwards; null: the whole run

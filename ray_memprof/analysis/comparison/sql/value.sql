@@ -1,10 +1,10 @@
--- Which value has the figure of one run that a limit is set for?
--- One row = the figure; no row if the run has no such figure.
+-- Which value has a run for what a limit is set for?
+-- One row = the value; no row if the run has no such value.
 --   value, mean_value, max_rank, unit
---               as in places
+--               as in compared
 -- Parameters: run, measure, path and rank.
 SELECT value, mean_value, max_rank, unit
-FROM places
+FROM compared
 WHERE
     run = $run
     AND measure = $measure

@@ -1,4 +1,4 @@
-"""wan.inputs.clip: every frame by its number, upright, whatever clock, container and name the file has; or one line."""
+"""wan.inputs.video_file: every frame by its number, upright, whatever clock, container and name the file has."""
 
 import builtins
 import os
@@ -16,27 +16,27 @@ from hypothesis import strategies as st
 
 from wan import host
 from wan.errors import EXIT_MEDIA, MediaError
-from wan.inputs import clip
+from wan.inputs import video_file
 
 av = pytest.importorskip("av")
 
 LEVELS = [0, 20, 40, 60, 80, 100, 120, 140]
 
 
-def clip_of(*starts_s: float, frame_s: float = 1.0) -> clip.Clip:
-    return clip.Clip(path=Path("x.mp4"), starts_s=starts_s, frame_s=frame_s)
+def clip_of(*starts_s: float, frame_s: float = 1.0) -> video_file.Clip:
+    return video_file.Clip(path=Path("x.mp4"), starts_s=starts_s, frame_s=frame_s)
 
 
 def levels(path: Path, numbers: list[int] | None = None) -> list[int]:
     """The greys of the frames with these numbers, or of all, to the nearest ten."""
-    found = clip.look(path)
-    video = clip.read(found, list(range(found.num_frames)) if numbers is None else numbers)
+    found = video_file.look(path)
+    video = video_file.read(found, list(range(found.num_frames)) if numbers is None else numbers)
     return [round((frame.mean().item() + 1) * 127.5 / 10) * 10 for frame in video.unbind(1)]
 
 
 def shown(path: Path) -> Pixels:
     """The first frame as bytes [H, W, 3]."""
-    video = clip.read(clip.look(path), [0])
+    video = video_file.read(video_file.look(path), [0])
     return video[:, 0].add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
 
 
@@ -54,22 +54,22 @@ def refusal(path: Path) -> str:
 
 
 def test_one_frame_is_the_first() -> None:
-    assert clip.spread(clip_of(0.0), 1) == [0]
-    assert clip.spread(clip_of(0.0, 1.0, 2.0), 1) == [0]
+    assert video_file.spread(clip_of(0.0), 1) == [0]
+    assert video_file.spread(clip_of(0.0, 1.0, 2.0), 1) == [0]
 
 
 def test_a_still_of_one_frame_is_repeated() -> None:
-    assert clip.spread(clip_of(0.0), 3) == [0, 0, 0]
+    assert video_file.spread(clip_of(0.0), 3) == [0, 0, 0]
 
 
 def test_frames_are_those_on_screen_at_equally_distant_moments() -> None:
     # GIVEN frames shown at 0, 1, 2 and 10 s, the last for 2 s: the moments are 0, 2.75, 5.5, 8.25 and 11 s
-    assert clip.spread(clip_of(0.0, 1.0, 2.0, 10.0, frame_s=2.0), 5) == [0, 2, 2, 2, 3]
+    assert video_file.spread(clip_of(0.0, 1.0, 2.0, 10.0, frame_s=2.0), 5) == [0, 2, 2, 2, 3]
 
 
 def test_of_two_frames_at_one_moment_the_ending_one_is_taken_as_in_the_release() -> None:
     # The moments are 0, 1.25 and 2.5; 1.25 is where frame 0 ends and frame 1 begins.
-    assert clip.spread(clip_of(0.0, 1.25, frame_s=2.5), 3) == [0, 0, 1]
+    assert video_file.spread(clip_of(0.0, 1.25, frame_s=2.5), 3) == [0, 0, 1]
 
 
 def release_numbers(num_there: int, fps: int, num_made: int) -> list[int]:
@@ -87,7 +87,7 @@ def test_frames_are_those_of_the_release(num_there: int, fps: int, quarter: int)
     num_made = min(4 * quarter, (num_there - 1) // 4 * 4) + 1
     steady = clip_of(*(index / fps for index in range(num_there)), frame_s=1 / fps)
 
-    numbers = clip.spread(steady, num_made)
+    numbers = video_file.spread(steady, num_made)
 
     # THEN they are the release's, but for moments that fall on the border of two frames to the last bit
     expected = release_numbers(num_there, fps, num_made)
@@ -106,7 +106,7 @@ def test_frames_are_read_by_number_whatever_the_rate(tmp_path: Path, suffix: str
     path = write_frames(tmp_path / f"clip{suffix}", map(grey, LEVELS), fps=fps)
     assert levels(path) == LEVELS
     assert levels(path, [0, 3, 3, 7]) == [0, 60, 60, 140]
-    assert clip.spread(clip.look(path), 5) == [0, 1, 3, 5, 7]
+    assert video_file.spread(video_file.look(path), 5) == [0, 1, 3, 5, 7]
 
 
 # --------------------------------------------------------------------------------
@@ -114,39 +114,39 @@ def test_frames_are_read_by_number_whatever_the_rate(tmp_path: Path, suffix: str
 
 
 def test_a_clock_of_its_own_counts() -> None:
-    assert list(clip._starts([], 1.0)) == [0.0]
-    assert list(clip._starts([5.0, 6.0, 9.0], 1.0)) == [0.0, 1.0, 4.0]
+    assert list(video_file._starts([], 1.0)) == [0.0]
+    assert list(video_file._starts([5.0, 6.0, 9.0], 1.0)) == [0.0, 1.0, 4.0]
 
 
 def test_a_clock_that_is_missing_stands_or_goes_back_is_stood_in_for() -> None:
-    assert list(clip._starts([None, None, 3.0], 0.5)) == [0.0, 0.5, 1.0]
-    assert list(clip._starts([7.0, 7.0, 8.0], 0.5)) == [0.0, 0.5, 1.5]
-    assert list(clip._starts([7.0, 8.0, 0.0, 1.0], 0.5)) == [0.0, 1.0, 1.5, 2.5]
+    assert list(video_file._starts([None, None, 3.0], 0.5)) == [0.0, 0.5, 1.0]
+    assert list(video_file._starts([7.0, 7.0, 8.0], 0.5)) == [0.0, 0.5, 1.5]
+    assert list(video_file._starts([7.0, 8.0, 0.0, 1.0], 0.5)) == [0.0, 1.0, 1.5, 2.5]
 
 
 def test_the_rate_is_the_average_or_the_guessed_or_the_usual_one() -> None:
     def stream(average: Fraction | None, guessed: Fraction | None) -> Any:
         return SimpleNamespace(average_rate=average, guessed_rate=guessed)
 
-    assert clip._rate(stream(Fraction(30), Fraction(60))) == 30
-    assert clip._rate(stream(Fraction(0), Fraction(60))) == 60
-    assert clip._rate(stream(None, None)) == 25
+    assert video_file._rate(stream(Fraction(30), Fraction(60))) == 30
+    assert video_file._rate(stream(Fraction(0), Fraction(60))) == 60
+    assert video_file._rate(stream(None, None)) == 25
 
 
 def test_a_variable_rate(tmp_path: Path) -> None:
     times = [0, 1, 2, 3, 4, 5, 6, 100]
     path = write_frames(tmp_path / "vfr.mkv", map(grey, LEVELS), times=times, time_base=Fraction(1, 10))
-    found = clip.look(path)
+    found = video_file.look(path)
     assert found.starts_s == pytest.approx([time / 10 for time in times])
     assert levels(path) == LEVELS
-    assert set(clip.spread(found, 5)) == {0, 6, 7}
+    assert set(video_file.spread(found, 5)) == {0, 6, 7}
 
 
 def test_a_stream_without_times(tmp_path: Path) -> None:
     path = write_frames(tmp_path / "raw.h264", map(grey, LEVELS), fps=25)
-    found = clip.look(path)
+    found = video_file.look(path)
     assert found.starts_s == pytest.approx([index / 25 for index in range(8)])
-    assert levels(path, clip.spread(found, 5)) == [0, 20, 60, 100, 140]
+    assert levels(path, video_file.spread(found, 5)) == [0, 20, 60, 100, 140]
 
 
 def test_a_clock_that_starts_again(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_clock_that_starts_again(tmp_path: Path) -> None:
         for index, part in enumerate((LEVELS[:4], LEVELS[4:]))
     ]
     path = joined(tmp_path / "joined.ts", *parts)
-    found = clip.look(path)
+    found = video_file.look(path)
     assert found.starts_s == pytest.approx([index / 8 for index in range(8)], abs=0.01)
     assert levels(path) == LEVELS
 
@@ -251,8 +251,8 @@ def two_sizes(folder: Path, height: int, width: int) -> Path:
 
 def test_another_size_of_the_same_shape_is_scaled_to_the_first(tmp_path: Path) -> None:
     path = two_sizes(tmp_path, 64, 128)
-    found = clip.look(path)
-    assert clip.read(found, range(5)).shape == (3, 5, 32, 64)
+    found = video_file.look(path)
+    assert video_file.read(found, range(5)).shape == (3, 5, 32, 64)
     assert levels(path) == [40, 40, 40, 80, 80]
 
 
@@ -398,8 +398,8 @@ def test_damaged_files_are_read_or_told(
     path = folder / "damaged.mp4"
     path.write_bytes(whole[: data.draw(st.integers(1, len(whole)))])
     try:
-        found = clip.look(path)
-        video = clip.read(found, clip.spread(found, 5))
+        found = video_file.look(path)
+        video = video_file.read(found, video_file.spread(found, 5))
     except MediaError as error:
         assert "\n" not in str(error)
     else:
@@ -417,18 +417,18 @@ def test_what_the_host_cannot_hold_is_told(tmp_path: Path, monkeypatch: pytest.M
     path = write_frames(tmp_path / "x.mp4", [grey(0, 32, 64)] * 5)
     one_bytes = 3 * 32 * 64 * 4
     monkeypatch.setattr(host, "memory_bytes", lambda: 4 * one_bytes)
-    assert clip.read(clip.look(path), [0, 1, 2, 3]).shape == (3, 4, 32, 64)
+    assert video_file.read(video_file.look(path), [0, 1, 2, 3]).shape == (3, 4, 32, 64)
     with pytest.raises(MediaError, match=r"5 frame\(s\) of 64x32 take 0.0 GiB in fp32, this host has 0.0"):
-        clip.read(clip.look(path), [0, 1, 2, 3, 4])
+        video_file.read(video_file.look(path), [0, 1, 2, 3, 4])
     monkeypatch.setattr(host, "memory_bytes", lambda: one_bytes - 1)
     with pytest.raises(MediaError, match=r"1 frame\(s\) of 64x32"):
-        clip.read(clip.look(path), [0])
+        video_file.read(video_file.look(path), [0])
 
 
 def test_gib_are_gib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "memory_bytes", lambda: 24 * 2**30)
     with pytest.raises(MediaError) as caught:
-        clip._room(Path("x.mp4"), 81, 2**14, 2**14)
+        video_file._room(Path("x.mp4"), 81, 2**14, 2**14)
     assert str(caught.value) == (
         "video x.mp4: 81 frame(s) of 16384x16384 take 243.0 GiB in fp32, this host has 24.0"
     )
@@ -441,15 +441,15 @@ def test_pixels_too_wide_for_the_host(tmp_path: Path, monkeypatch: pytest.Monkey
     path = write_frames(tmp_path / "x.mp4", [grey(0)], prepare=stretched)
     monkeypatch.setattr(host, "memory_bytes", lambda: 2**16)
     with pytest.raises(MediaError, match=r"1 frame\(s\) of 512x16 take"):
-        clip.read(clip.look(path), [0])
+        video_file.read(video_file.look(path), [0])
 
 
 def test_a_file_that_shrinks_between_two_looks(tmp_path: Path) -> None:
     path = write_frames(tmp_path / "x.mp4", map(grey, LEVELS))
-    found = clip.look(path)
+    found = video_file.look(path)
     write_frames(path, map(grey, LEVELS[:3]))
     with pytest.raises(MediaError, match="has changed while it was read"):
-        clip.read(found, [0, 7])
+        video_file.read(found, [0, 7])
 
 
 def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -462,5 +462,5 @@ def test_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(builtins, "__import__", no_av)
     with pytest.raises(MediaError, match="PyAV") as caught:
-        clip.look(tmp_path / "out.mp4")
+        video_file.look(tmp_path / "out.mp4")
     assert caught.value.hint == "pip install av"
