@@ -89,11 +89,11 @@ def run(options: Options) -> Path:
                 options = agreed(options, place)
                 # Only the first rank says what differs from what was asked for.
                 request = make_request(options, say=progress.say)
-                if told := other_than_asked(request, options):
-                    progress.say(told)
+                if difference := other_than_asked(request, options):
+                    progress.say(difference)
                 video = pipeline.generate(request, on_step=progress.step)
                 if video is not None:
-                    _tell_of_frames(video)
+                    _say_odd_frames(video)
                     with span("save"):
                         media.save(video, path, fps=TASKS[options.task].fps)
                 meet(place)  # no rank leaves while another still works
@@ -107,7 +107,7 @@ def run(options: Options) -> Path:
     return path
 
 
-def _tell_of_frames(video: "Tensor") -> None:
+def _say_odd_frames(video: "Tensor") -> None:
     from wan.finite import num_not_finite_frames
 
     if bad := num_not_finite_frames(video):
@@ -199,7 +199,7 @@ def make_request(options: Options, *, say: Callable[[str], None] = _to_stderr) -
     if options.src_video is not None:
         control = read_control(options.src_video, options.src_mask, frame_num=options.frame_num)
         video, mask = control.video, control.mask
-        for line in control.told:
+        for line in control.lines:
             say(line)
     return Request(
         prompt=make_prompt(options),

@@ -443,8 +443,8 @@ def decide(
     sizes = BlockSizes(replay, doubt, (pool_of(event.get("pool_id")) for event in made))
     sizes.start_live(segments)
     sizes.follow(actions, [event.get("addr", 0) for event in events], [event["size"] for event in events])
-    told = [{**one, "pool": pool_of(one.get("segment_pool_id"))} for one in segments]
-    return sizes.conclude(told).decided
+    in_pools = [{**one, "pool": pool_of(one.get("segment_pool_id"))} for one in segments]
+    return sizes.conclude(in_pools).decided
 
 
 def _most(open_blocks: "array[int]") -> int:

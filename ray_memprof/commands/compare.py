@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, flush, say, told, unread_is_fine
+from ray_memprof.commands.terminal import OUT, RUN, errors_as_lines, flush, say, unread_is_fine
 from ray_memprof.errors import ConfigError, LimitExceeded
 from ray_memprof.query.answers import Form, write_answer, write_text
 
@@ -41,7 +41,7 @@ def compare(
     is exceeded if that is true. `ray-memprof query measures` lists the measures. WHERE is rankN, mean, or a span as
     the table names it. With a sign or % the amount is a change against the base.
     """
-    with told():
+    with errors_as_lines():
         from ray_memprof.analysis.comparison import compare as comparing
         from ray_memprof.analysis.comparison.text import check_lines, warnings
         from ray_memprof.store.find_run import find_run

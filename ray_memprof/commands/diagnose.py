@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, RUNS, say_standing, told
+from ray_memprof.commands.terminal import OUT, RUN, RUNS, errors_as_lines, say_standing
 from ray_memprof.query.answers import Form, write_answer, write_text
 
 
-class Told(StrEnum):
+class FindingsForm(StrEnum):
     """How findings are written."""
 
     TEXT = "text"
@@ -24,21 +24,21 @@ class Told(StrEnum):
 def diagnose(
     run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: latest.")] = None,
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
-    format: Annotated[Told, typer.Option(help="How to write the findings.")] = Told.TEXT,  # noqa: A002 - the option's name
+    format: Annotated[FindingsForm, typer.Option(help="How to write the findings.")] = FindingsForm.TEXT,  # noqa: A002 - the option's name
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
 ) -> None:
     """Say in sentences what makes the peak of a run so high, and what to change."""
-    with told():
+    with errors_as_lines():
         from ray_memprof.analysis.diagnosis.findings import diagnosed, found_rows, found_text
         from ray_memprof.query.ask import find_runs
         from ray_memprof.store.whole_file import check_target
 
         check_target(out)
         run_dirs = find_runs(run, runs)
-        if format is not Told.TEXT:  # the text says it itself
+        if format is not FindingsForm.TEXT:  # the text says it itself
             say_standing(run_dirs)
         found = [diagnosed(run_dir) for run_dir in run_dirs]
-        if format is Told.TEXT:
+        if format is FindingsForm.TEXT:
             write_text(found_text(found, is_named=runs is not None), out)
         else:
             write_answer(found_rows(found), Form(format.value), out)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import told
+from ray_memprof.commands.terminal import errors_as_lines
 from ray_memprof.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def export(
     """Write a run in the format of another tool."""
     from ray_memprof.store.find_run import find_run
 
-    with told():
+    with errors_as_lines():
         if name is not None and format is not Format.CSV:
             raise ConfigError(f"--name {name} goes with --format csv, not {format.value}")
         run_dir = find_run(run)

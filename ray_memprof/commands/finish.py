@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import told
+from ray_memprof.commands.terminal import errors_as_lines
 from ray_memprof.wording import visible
 
 
@@ -32,7 +32,7 @@ def finish(
     """Complete a run whose launcher was killed, or whose records are still on other hosts, and write its report."""
     from ray_memprof.store.find_run import find_run
 
-    with told():
+    with errors_as_lines():
         from ray_memprof.driver import recorded
         from ray_memprof.driver.finish import finish as make_whole
 

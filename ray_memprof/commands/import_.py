@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import say, told
+from ray_memprof.commands.terminal import errors_as_lines, say
 from ray_memprof.errors import ConfigError
 
 
@@ -24,11 +24,11 @@ def import_(
     from ray_memprof.store.run_files import LATEST_LINK, REPORT_FILE, trouble_with_name
     from ray_memprof.store.run_folder import new_run_id, point
 
-    with told():
+    with errors_as_lines():
         if trouble := trouble_with_name(name):
             raise ConfigError(f"--name {name!r}: {trouble}")
         run_dir = (output_dir / name / new_run_id()).absolute()
-        for line in import_snapshots(files, run_dir, name, tell=_say_line, derive=derive):
+        for line in import_snapshots(files, run_dir, name, say=_say_line, derive=derive):
             _say_line(f"warning: {line}")
         point(run_dir.parent / LATEST_LINK, run_dir.name)
         sys.stdout.write(f"report: {run_dir / REPORT_FILE}\n")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, RUNS, say_standing, told
+from ray_memprof.commands.terminal import OUT, RUN, RUNS, errors_as_lines, say_standing
 from ray_memprof.errors import ConfigError
 from ray_memprof.query.answers import Form, write_answer, write_text
 
@@ -23,7 +23,7 @@ def query(
     show_sql: Annotated[bool, typer.Option("--sql", help="Show the SQL of the question.")] = False,
 ) -> None:
     """Answer a question about one or several runs, given by its name or in SQL."""
-    with told():
+    with errors_as_lines():
         from ray_memprof.query.ask import ask, find_runs, question_lines, sql_of
         from ray_memprof.store.whole_file import check_target
 

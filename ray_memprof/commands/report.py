@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, say_standing, told
+from ray_memprof.commands.terminal import RUN, errors_as_lines, say_standing
 
 
 def report(
@@ -18,7 +18,7 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html of a run again."""
-    with told():
+    with errors_as_lines():
         from ray_memprof.report.run_page import write_run_page
         from ray_memprof.store.find_run import find_run
         from ray_memprof.store.run_files import REPORT_FILE

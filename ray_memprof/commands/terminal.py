@@ -1,6 +1,6 @@
 """What all commands share on a terminal: an error of the user as one line and a hint, and pipes that close early.
 
-    with told():
+    with errors_as_lines():
         ...                               # an error here ends in "error: ...", "hint: ..." and its exit code
 
 Answers go to the standard output, all other messages to the standard error.
@@ -24,7 +24,7 @@ OUT = "File to write instead of the standard output."
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def errors_as_lines() -> Iterator[None]:
     """Print an error of the user, or a full disk, as one line and a hint; a reader that left early is no error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
@@ -35,7 +35,7 @@ def told() -> Iterator[None]:
             yield
             flush()
     except RunError as error:
-        _tell_error(error)
+        _say_error(error)
         raise typer.Exit(error.exit_code) from error
     except OSError as error:
         from ray_memprof.store.whole_file import is_full
@@ -43,11 +43,11 @@ def told() -> Iterator[None]:
         if not is_full(error):
             raise
         full = _unwritten(error)
-        _tell_error(full)
+        _say_error(full)
         raise typer.Exit(full.exit_code) from error
 
 
-def _tell_error(error: RunError) -> None:
+def _say_error(error: RunError) -> None:
     say(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
 
 

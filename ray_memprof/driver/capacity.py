@@ -1,7 +1,7 @@
 """Whether a cluster can hold the ranks: never, not now, or yes. Checked before Ray's scheduler is asked for anything.
 
     check_capacity(config, nodes)          # raises NotEnoughGpus if the cluster can never hold them
-    told = shortage(config, free)          # "" if it can hold them now
+    short = shortage(config, free)          # "" if it can hold them now
 
 Pure: `nodes` holds the total resources of each node, `free` those of the cluster that nobody has booked. The check is
 needed because Ray waits for ever for resources that the cluster can never provide.

@@ -114,7 +114,7 @@ class Cluster:
         self._state.elsewhere = self.elsewhere()
         self._state.note()
         self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True))))
-        self._tell_folders()
+        self._say_folders()
         address = self._all("open_store", [()])[0]
         first = self.prepared[0]
         log = first.run_dir / log_name(0) if first.shared else None
@@ -268,7 +268,7 @@ class Cluster:
         if self._interrupts.signal:
             raise Interrupted(self._interrupts.signal)
 
-    def _tell_folders(self) -> None:
+    def _say_folders(self) -> None:
         """Say which nodes do not write into the run folder, so that people know where the files are until the end."""
         far = {self.nodes[rank]: one.run_dir for rank, one in enumerate(self.prepared) if not one.shared}
         for node, folder in far.items():

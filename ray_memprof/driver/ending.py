@@ -86,19 +86,19 @@ def _note_progress(state: RunState, beats: Mapping[int, Beat]) -> None:
 
 def settle(state: RunState, verdict: Verdict, live: Live) -> None:
     """Write the verdict to the console and into run.json before anything else is done."""
-    _tell(verdict, live)
+    _say_verdict(verdict, live)
     try:
         state.settle(verdict)
     except DiskFull as error:
         if verdict.status == "ok":
             verdict = verdict_of(error, has_started=state.verdict is not None)
-            _tell(verdict, live)
+            _say_verdict(verdict, live)
         else:
             state.problems.append(str(error))
         state.verdict = verdict
 
 
-def _tell(verdict: Verdict, live: Live) -> None:
+def _say_verdict(verdict: Verdict, live: Live) -> None:
     if verdict.status != "ok":
         live.say(f"error: {verdict.reason}")
         if verdict.hint:

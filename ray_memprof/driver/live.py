@@ -79,7 +79,7 @@ class Live:
         self._pace = Pace(config.optimization.batch_size, clock)
         self._clock, self._stage = clock, ""
         self._stages_s = {} if stages_s is None else stages_s
-        self._told: tuple[str, int] = ("", -1)
+        self._said: tuple[str, int] = ("", -1)
         self._last_line = float("-inf")
         self._live: rich_live.Live | None = None
         if self._console.is_terminal and not plain:
@@ -146,26 +146,26 @@ class Live:
             return
         self._pace.see(first)
         if self._live is None:
-            self._tell(first)
+            self._say_progress(first)
 
-    def _tell(self, first: Beat) -> None:
+    def _say_progress(self, first: Beat) -> None:
         """Write a line if rank 0 entered a stage or reached the next multiple of log_interval since the last line.
 
         If less than LINE_EVERY_S has passed, nothing is written now: a later beat writes the line.
         """
-        stage, mark = self._told
+        stage, mark = self._said
         steps = -1 if first.step < 0 else first.step - first.step % self._log_interval
         now = self._clock()
         if (first.stage, steps) == (stage, mark) or now - self._last_line < LINE_EVERY_S:
             return
         if not first.stage:
             return
-        self._told, self._last_line = (first.stage, steps), now
+        self._said, self._last_line = (first.stage, steps), now
         self.say(f"  {self._line(first)}")
 
     def _line(self, first: Beat) -> str:
         step = f" {_step(first)}" if first.step >= 0 else ""
-        left = f", {told}" if (told := self._pace.told()) else ""
+        left = f", {pace}" if (pace := self._pace.text()) else ""
         known = [beat for beat in self._beats if beat is not None]
         most = max(known, key=lambda beat: beat.device_used_bytes)
         held = (
@@ -181,7 +181,7 @@ class Live:
             parts += self._table()
         if self._pace.num_total > 0:
             bar = ProgressBar(total=self._pace.num_total, completed=self._pace.num_done, width=_BAR_WIDTH)
-            parts += [bar, Text(self._pace.told())]
+            parts += [bar, Text(self._pace.text())]
         if self._stage:
             parts.append(Text(f"{self._stage} ..."))
         return Group(*parts)
@@ -213,9 +213,9 @@ def shown_ranks(beats: Sequence[Beat | None]) -> list[int]:
 def _stage_counts(beats: Sequence[Beat | None]) -> str:
     """The stages in which ranks are, each with the number of ranks there, most ranks first."""
     counts = Counter(map(_stage_text, beats))
-    told = [f"{visible(stage)} ({count:,})" for stage, count in counts.most_common(_MOST_STAGES)]
+    counted = [f"{visible(stage)} ({count:,})" for stage, count in counts.most_common(_MOST_STAGES)]
     left = counts.total() - sum(count for _, count in counts.most_common(_MOST_STAGES))
-    return ", ".join([*told, f"elsewhere ({left:,})"] if left else told)
+    return ", ".join([*counted, f"elsewhere ({left:,})"] if left else counted)
 
 
 def _stage_text(beat: Beat | None) -> str:

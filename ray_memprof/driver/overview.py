@@ -34,10 +34,10 @@ def disagreements(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
         for rank, one in enumerate(checks):
             ranks_with.setdefault(one.get(name, ""), []).append(rank)
         if len(ranks_with) > 1:
-            told = "; ".join(
+            versions = "; ".join(
                 f"{value or 'none'} in {rank_text(ranks)}" for value, ranks in ranks_with.items()
             )
-            lines.append(f"{name} differs: {told}")
+            lines.append(f"{name} differs: {versions}")
     return lines
 
 

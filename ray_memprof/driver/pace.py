@@ -47,7 +47,7 @@ class Pace:
         """Steps that are over."""
         return self._num_steps * self._video + max(self._step, 0) + self._between
 
-    def told(self) -> str:
+    def text(self) -> str:
         """The pace and the time left, in words; empty until two steps were seen."""
         if not self._seconds_per_step:
             return ""

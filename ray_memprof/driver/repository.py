@@ -26,14 +26,14 @@ def repository(path: Path) -> dict[str, Any] | None:
     """
     path = path.absolute()
     folder = path if path.is_dir() else path.parent
-    told = _git(folder, "rev-parse", "--show-toplevel", "HEAD")
+    answer = _git(folder, "rev-parse", "--show-toplevel", "HEAD")
     if (
-        told is None
-        or len(told.splitlines()) != 2
+        answer is None
+        or len(answer.splitlines()) != 2
         or _git(folder, "check-ignore", "-q", str(path)) is not None
     ):
         return None
-    top, commit = told.splitlines()
+    top, commit = answer.splitlines()
     is_followed = bool(_git(folder, "ls-files", "--", str(path)))
     if path.is_dir() and not is_followed:
         return None

@@ -34,14 +34,14 @@ class Troubles:
         self, state: RunState, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._state, self._say, self._clock = state, say, clock
-        self._told = set[str]()
+        self._said = set[str]()
         self._looked: float | None = None
 
     def look(self, beats: Iterable[Beat]) -> None:
         """Check the problems that the ranks report and, every LOOK_S seconds, the disk of the run folder."""
         for beat in beats:
             if beat.problem:
-                self._tell(
+                self._say_once(
                     f"{beat.problem}; what rank {beat.rank} measured after that is lost", ". The run goes on"
                 )
         now = self._clock()
@@ -53,13 +53,13 @@ class Troubles:
         folder = self._state.folder.path
         with suppress(OSError):  # the code that writes there will report the cause
             if shutil.disk_usage(folder).free < LEFT_BYTES:
-                self._tell(
+                self._say_once(
                     f"the disk of {folder} is full", ": make room before the run ends, or its report is lost"
                 )
 
-    def _tell(self, line: str, more: str) -> None:
+    def _say_once(self, line: str, more: str) -> None:
         """Record `line` and print it together with `more`, which is true only at this moment."""
-        if line not in self._told:
-            self._told.add(line)
+        if line not in self._said:
+            self._said.add(line)
             self._state.problems.append(line)
             self._say(f"warning: {line}{more}")

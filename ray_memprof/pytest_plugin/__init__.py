@@ -159,18 +159,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 def _judge(item: pytest.Item, found: Sequence[tuple[Limit, "Measured"]]) -> None:
     """Fail with one or more lines for each limit that is exceeded; what was measured also goes into JUnit's file."""
-    told = []
+    lines = []
     for limit, measured in found:
         item.user_properties.append((f"gpu_{limit.measure}_peak_bytes", measured.bytes))
         if measured.bytes > limit.bytes:
             over = size_text(measured.bytes - limit.bytes)
-            told.append(
+            lines.append(
                 f"{measured.who}: {limit.measure} peaks at {_exact(measured.bytes)}, {over} over the limit of "
                 f"{_exact(limit.bytes)}"
             )
-            told += [f"  {line}" for line in measured.details]
-    if told:
-        pytest.fail("\n".join(told), pytrace=False)
+            lines += [f"  {line}" for line in measured.details]
+    if lines:
+        pytest.fail("\n".join(lines), pytrace=False)
 
 
 def _exact(num_bytes: int) -> str:

@@ -35,8 +35,8 @@ def run_launch(launch: Launch, output_dir: Path, root: Path) -> Path:
     if code != 0:
         ended = f"did not end within {launch.timeout_s:g} s" if code is None else f"ended with exit {code}"
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        told = [f"  {line}" for line in lines if line.startswith(("error:", "hint:"))]
-        pytest.fail("\n".join([f"{launch.path} {ended}", *told, f"  log: {log}"]), pytrace=False)
+        shown = [f"  {line}" for line in lines if line.startswith(("error:", "hint:"))]
+        pytest.fail("\n".join([f"{launch.path} {ended}", *shown, f"  log: {log}"]), pytrace=False)
     return (output_dir / launch.config.name / "latest").resolve()
 
 

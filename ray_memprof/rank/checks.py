@@ -67,7 +67,7 @@ def check_gpu(
         if held > MAX_HELD_BYTES:
             raise PreflightFailed(
                 f"rank {rank} on {facts.host}: GPU {facts.gpu_index} ({device.name()}) has {size_text(held)} in use "
-                f"before the run, {_told(held, holders)}",
+                f"before the run, {_holders_text(held, holders)}",
                 hint=f"end them, or use other GPUs: at most {size_text(MAX_HELD_BYTES)} may be in use",
             )
         checks: Checks = {"driver": driver(), "held_bytes": held}
@@ -78,7 +78,7 @@ def check_gpu(
         return checks | {"num_holders": len(holders)}
 
 
-def _told(held_bytes: int, holders: Sequence[Holder] | None) -> str:
+def _holders_text(held_bytes: int, holders: Sequence[Holder] | None) -> str:
     """Which processes hold the memory, the largest first, and how much belongs to processes not visible here."""
     if holders is None:
         return "by processes that the driver does not name"

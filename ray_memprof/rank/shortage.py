@@ -89,7 +89,7 @@ def shortage_of(error: BaseException, free_bytes: int | None = None) -> Shortage
             device with an error that does not mention memory.
     """
     errors = list(chain(error))
-    found = next((found for one in errors if (found := _told_by(one)) is not None), None)
+    found = next((found for one in errors if (found := _shortage_in(one)) is not None), None)
     if found is None and free_bytes is not None and free_bytes < SCARCE_BYTES:
         found = next((found for one in errors if (found := _left_without(one)) is not None), None)
     return found
@@ -134,7 +134,7 @@ def _nccl_line(lines: list[str]) -> str:
     return f"{kind}: {' '.join(said)}" if said else kind
 
 
-def _told_by(error: BaseException) -> Shortage | None:
+def _shortage_in(error: BaseException) -> Shortage | None:
     text = str(error)
     where = _where(error, text)
     if where is None:

@@ -88,13 +88,13 @@ class WallTimes:
         if self.rate == 1.0:
             shift = self.now_ns - self.wall_ns
             return [time_ns + shift for time_ns in times_ns]
-        told, latest = [], self.since_ns
+        times, latest = [], self.since_ns
         for time_ns in times_ns:
             # If the clock was set back by more than the time since torch was loaded, the line runs backwards.
             age_ns = max(0, (self.wall_ns - time_ns) / self.rate) if abs(self.rate) > 1e-6 else 0
             latest = max(latest, self.now_ns - int(age_ns))
-            told.append(latest)
-        return told
+            times.append(latest)
+        return times
 
 
 def _both() -> tuple[int, int]:
@@ -136,10 +136,10 @@ def offset(ours: Clock, theirs: Callable[[], int], num_trips: int) -> Offset:
     found: Offset | None = None
     for _ in range(num_trips):
         before = ours.now_ns()
-        told = theirs()
+        their_ns = theirs()
         trip = ours.now_ns() - before
         if found is None or trip // 2 < found.error_ns:
             # The other host answered at some time during the trip; the middle is wrong by half of the trip at most.
-            found = Offset(told - before - trip // 2, trip // 2)
+            found = Offset(their_ns - before - trip // 2, trip // 2)
     assert found is not None
     return found

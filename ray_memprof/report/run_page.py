@@ -10,7 +10,7 @@ figures. The page fetches nothing.
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import nlargest
 from itertools import chain, islice
 from pathlib import Path
@@ -134,7 +134,11 @@ def render(
     else:
         facts = _facts(known)
     if beside is not None:
-        facts["beside"] = stage_peaks(run_dir, beside)
+        listed = {(row["rank"], row["stage"]) for row in facts["sections"]["peak_by_stage"].rows}
+        found = stage_peaks(run_dir, beside)
+        facts["beside"] = replace(
+            found, rows=[row for row in found.rows if (row["rank"], row["stage"]) in listed]
+        )
         facts["contents"]["beside"] = "Predicted and measured"
     config = run_dir / CONFIG_FILE
     facts["config"] = config.read_text(encoding="utf-8") if config.exists() else ""

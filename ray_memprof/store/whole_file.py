@@ -41,7 +41,7 @@ def check_target(path: Path | None) -> None:
             with tempfile.TemporaryFile(dir=folder):  # only trying it tells
                 pass
     except OSError as error:
-        raise _told(path, error) from error
+        raise _write_error(path, error) from error
 
 
 def is_full(error: OSError) -> bool:
@@ -65,7 +65,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise _told(path, error) from error
+        raise _write_error(path, error) from error
 
 
 def _is_special(path: Path) -> bool:
@@ -98,7 +98,7 @@ def _end_of_links(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _told(path: Path, error: OSError) -> RunError:
+def _write_error(path: Path, error: OSError) -> RunError:
     if is_full(error):
         return disk_error("export", path, error, instead="write to another one")
     reason = os.strerror(error.errno) if error.errno else str(error)
@@ -183,5 +183,5 @@ def driver_writing(run_dir: Path, records: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        told = disk_error("the driver", Path(error.filename or run_dir), error)
-        raise DiskFull(f"{told}; the records {records}", hint=told.hint) from error
+        found = disk_error("the driver", Path(error.filename or run_dir), error)
+        raise DiskFull(f"{found}; the records {records}", hint=found.hint) from error

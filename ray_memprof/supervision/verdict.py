@@ -130,20 +130,20 @@ def judge(news: Sequence[Outcome | Loss], nodes: Sequence[str], lost: Collection
     """
     known = _nodes_lost(news, nodes, lost)
     losses = {one.rank: one for one in known if isinstance(one, Loss)}
-    told = {one.rank: one for one in known if isinstance(one, Outcome)}
+    outcomes = {one.rank: one for one in known if isinstance(one, Outcome)}
     heaviest = max(_weight(one) for one in known)
     culprits = [one for one in known if _weight(one) == heaviest]
     ranks = tuple(sorted(one.rank for one in culprits))
     first = culprits[0]
     if isinstance(first, Outcome):
         alike = [one.rank for one in culprits if isinstance(one, Outcome) and one.reason == first.reason]
-        status, code, reason, hint = _told(first, sorted(alike), heaviest)
+        status, code, reason, hint = _from_outcome(first, sorted(alike), heaviest)
     else:
         status, code, reason, hint = _lost(first, ranks, nodes)
         if first.kind == "died":
-            hint += _beside(told.values())
+            hint += _beside(outcomes.values())
     return Verdict(
-        status=status, exit_code=code, reason=reason, hint=hint, ranks=ranks, outcomes=told, losses=losses
+        status=status, exit_code=code, reason=reason, hint=hint, ranks=ranks, outcomes=outcomes, losses=losses
     )
 
 
@@ -201,7 +201,7 @@ def _nodes_lost(
     return found + [Loss(rank=rank, kind="node") for rank in sorted(set(lost) - heard)]
 
 
-def _told(outcome: Outcome, ranks: Sequence[int], weight: int) -> tuple[Status, int, str, str]:
+def _from_outcome(outcome: Outcome, ranks: Sequence[int], weight: int) -> tuple[Status, int, str, str]:
     """Status, exit code, reason and hint for ranks that reported the same error themselves."""
     hint = outcome.hint or f"the traceback is in {log_name(outcome.rank)}"
     if weight == _PEER and not outcome.hint:
@@ -236,11 +236,11 @@ def _lost(first: Loss, ranks: tuple[int, ...], nodes: Sequence[str]) -> tuple[St
     return "died", errors.EXIT_RANK_DIED, reason, hint
 
 
-def _beside(told: Iterable[Outcome]) -> str:
+def _beside(outcomes: Iterable[Outcome]) -> str:
     """What the hint adds about a rank that reported an error of its own beside the death; "" if there is none.
 
     Either may have caused the other, and the order of the news does not decide it: a rank seals its records before it
     reports, and Ray reports a death at once or, on a busy host, a second later.
     """
-    own = next((one for one in told if _weight(one) == _FAILED), None)
+    own = next((one for one in outcomes if _weight(one) == _FAILED), None)
     return "" if own is None else f"; rank {own.rank} failed too, perhaps first: {own.reason}"

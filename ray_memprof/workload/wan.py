@@ -64,8 +64,8 @@ def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepLis
         if options.use_prompt_extend:
             options = agreed(options, wan_place)
         request = make_request(options)
-        if told := other_than_asked(request, options):
-            sys.stderr.write(told + "\n")
+        if difference := other_than_asked(request, options):
+            sys.stderr.write(difference + "\n")
         for index in range(num_videos):
             video = pipeline.generate(replace(request, seed=request.seed + index), on_step=recorder.on_step)
             if video is not None and options.save_file is not None:

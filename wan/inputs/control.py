@@ -24,7 +24,7 @@ class Control:
     """[3, F, H, W] fp32 in [-1, 1], F = 4n+1."""
     mask: Tensor | None
     """[1, F, H, W] fp32 in [0, 1], or [1, 1, H, W]: one mask for all frames."""
-    told: tuple[str, ...]
+    lines: tuple[str, ...]
     """A line for each thing that differs from what was asked for, in terms of the flags."""
 
 
@@ -36,26 +36,26 @@ def read_control(video: Path, mask: Path | None, *, frame_num: int) -> Control:
     """
     shown = whole = video_file.look(video)
     moving = None if mask is None or media.is_still(mask) else video_file.look(mask)
-    told = []
+    lines = []
     if moving is not None and moving.num_frames not in (1, whole.num_frames):
         shown = whole.first(moving.num_frames)
-        told.append(
+        lines.append(
             f"warning: --src_video {video} has {whole.num_frames} frames, --src_mask {mask} {moving.num_frames}: "
             f"the first {shown.num_frames} of both are used"
         )
     num_made = vace_frame_num(shown.num_frames, frame_num)
     numbers = video_file.spread(shown, num_made)
-    told += _told_of_length(video, shown.num_frames, num_made, frame_num)
+    lines += _length_lines(video, shown.num_frames, num_made, frame_num)
     if mask is not None and moving is None:
         masks = media.read_mask(mask, frame_num=1)
     elif moving is not None:
         masks = media.as_mask(video_file.read(moving, numbers if moving.num_frames > 1 else [0]))
     else:
         masks = None
-    return Control(video=video_file.read(whole, numbers), mask=masks, told=tuple(told))
+    return Control(video=video_file.read(whole, numbers), mask=masks, lines=tuple(lines))
 
 
-def _told_of_length(video: Path, num_shown: int, num_made: int, frame_num: int) -> list[str]:
+def _length_lines(video: Path, num_shown: int, num_made: int, frame_num: int) -> list[str]:
     if num_made < frame_num:
         return [f"warning: --src_video {video} has {num_shown} frames: {num_made} are made, not {frame_num}"]
     if num_made < num_shown:

@@ -55,7 +55,7 @@ def open_image(path: Path) -> "Image":
     from PIL import Image, ImageOps
 
     check_source(path)
-    with _told_as_media_error(path), Image.open(path) as image:
+    with _as_media_error(path), Image.open(path) as image:
         return _as_rgb(ImageOps.exif_transpose(image))
 
 
@@ -64,7 +64,7 @@ def _read_still(path: Path) -> Tensor:
     from PIL import Image
 
     check_source(path)
-    with _told_as_media_error(path), Image.open(path) as image:
+    with _as_media_error(path), Image.open(path) as image:
         num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1:
         raise MediaError(
@@ -75,7 +75,7 @@ def _read_still(path: Path) -> Tensor:
 
 
 @contextmanager
-def _told_as_media_error(path: Path) -> Iterator[None]:
+def _as_media_error(path: Path) -> Iterator[None]:
     try:
         yield
     except MemoryError:

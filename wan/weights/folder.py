@@ -70,8 +70,8 @@ def refuse_wrong(task: Task, folder: Path) -> None:
     if not missing:
         return
     names = sorted(entry.name for entry in os.scandir(folder))
-    for told in (_other_layout, _elsewhere, _not_complete, _single_file):
-        if found := told(task, folder, names):
+    for look in (_other_layout, _elsewhere, _not_complete, _single_file):
+        if found := look(task, folder, names):
             raise WeightsError(found.what, hint=found.hint)
     if len(missing) <= len(_COMMON_FILES):
         return

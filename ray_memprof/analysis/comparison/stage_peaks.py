@@ -34,12 +34,12 @@ def stage_peaks(run_dir: Path, other_dir: Path) -> StagePeaks:
         ConfigError: one of both is no run, or the other has the same source, or its source is not known.
     """
     with opened([run_dir, other_dir]) as connection:
-        here = connection.execute("SELECT source FROM run0.runs").fetchone()
-        there = connection.execute("SELECT run_id, source FROM run1.runs").fetchone()
-        if there is None or (here is not None and there[1] == here[0]):
+        here = connection.execute("SELECT source FROM run0.runs").fetchall()
+        there = connection.execute("SELECT run_id, source FROM run1.runs").fetchall()
+        if not there or (here and there[0][1] == here[0][0]):
             raise ConfigError(
                 f"{other_dir} cannot be set beside this run: it must have another source, and that must be known",
                 hint="set a predicted run beside a measured one",
             )
         rows = connection.sql(_SQL.read_text(encoding="utf-8")).to_arrow_table().to_pylist()
-    return StagePeaks(run_id=there[0], source=there[1], rows=rows)
+    return StagePeaks(run_id=there[0][0], source=there[0][1], rows=rows)

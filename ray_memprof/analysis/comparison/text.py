@@ -65,7 +65,7 @@ def check_lines(compared: Comparison) -> Iterator[str]:
 
 def _runs(compared: Comparison) -> list[Shown]:
     sides = compared.sides
-    told: dict[str, Callable[[Any], object]] = {
+    values: dict[str, Callable[[Any], object]] = {
         "run": lambda side: side.label,
         "status": lambda side: side.status,
         "source": lambda side: side.source,
@@ -75,7 +75,7 @@ def _runs(compared: Comparison) -> list[Shown]:
     }
     columns = [
         Shown(name, [str(of(side)) or "-" for side in sides], is_number=name == "ranks")
-        for name, of in told.items()
+        for name, of in values.items()
     ]
     return [Shown("", ["base", *("other" for _ in sides[1:])], is_number=False), *columns]
 
@@ -101,9 +101,9 @@ def _whole(compared: Comparison, rows: Sequence[Row]) -> list[Shown]:
     is_wide = compared.rank is None and any(side.num_ranks > 1 for side in compared.sides)
     lines: dict[tuple[str, bool], dict[int, Row]] = {}
     whole = [row for row in rows if row["level"] == "run"]
-    told = {row["measure"] for row in whole if row["base_value"] or row["value"]}
+    measured = {row["measure"] for row in whole if row["base_value"] or row["value"]}
     for row in whole:
-        if row["measure"] in told:
+        if row["measure"] in measured:
             lines.setdefault((row["measure"], False), {})[row["run"]] = row
             if is_wide and row["measure"] in SHOWN:
                 lines.setdefault((row["measure"], True), {})[row["run"]] = row

@@ -99,7 +99,7 @@ def import_snapshots(
     paths: Sequence[Path],
     run_dir: Path,
     name: str,
-    tell: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
     *,
     derive: Callable[[Path, list[str]], object] = lambda run_dir, problems: None,
 ) -> list[str]:
@@ -109,7 +109,7 @@ def import_snapshots(
         paths: a file for each rank, or for each process if a process worked on several devices.
         run_dir: the folder to make.
         name: of the run.
-        tell: takes a line for each rank, with its file and device, and a second line if it ran out of memory.
+        say: takes a line for each rank, with its file and device, and a second line if it ran out of memory.
         derive: writes what is derived from the tables; may add to what is doubtful.
 
     Raises:
@@ -125,7 +125,7 @@ def import_snapshots(
         raise disk_error("import", run_dir, error, instead=_INSTEAD) from error
     try:
         imported = _import_all(files, run_dir, named=named)
-        _tell_ranks(imported, tell, is_counted=not named and len(files) > 1)
+        _say_ranks(imported, say, is_counted=not named and len(files) > 1)
         problems = [line for one in imported for line in one.problems]
         _write_facts(imported, run_dir, name, problems)
         derive(run_dir, problems)
@@ -141,15 +141,15 @@ def import_snapshots(
     return problems
 
 
-def _tell_ranks(imported: list[Imported], tell: Callable[[str], None], *, is_counted: bool) -> None:
+def _say_ranks(imported: list[Imported], say: Callable[[str], None], *, is_counted: bool) -> None:
     for one in imported:
-        tell(f"rank {one.rank}: {one.path}, {_device_name(one)}")
+        say(f"rank {one.rank}: {one.path}, {_device_name(one)}")
         if reason := _reason(one):
-            tell(f"rank {one.rank}: {reason}")
+            say(f"rank {one.rank}: {reason}")
     if is_counted:
-        tell("the paths name no ranks (rank0, rank_1, ...): they are numbered in natural order")
+        say("the paths name no ranks (rank0, rank_1, ...): they are numbered in natural order")
     if missing := gaps([one.rank for one in imported]):
-        tell(f"there is no file of rank {missing}")
+        say(f"there is no file of rank {missing}")
 
 
 def _device_name(one: Imported) -> str:

@@ -295,7 +295,7 @@ def pace_of(num_videos: int, *seen: tuple[float, int, int]) -> tuple[int, int, s
     for now, step, num_steps in seen:
         clock.now = now
         pace.see(beat(step=step, num_steps=num_steps))
-    return pace.num_done, pace.num_total, pace.told()
+    return pace.num_done, pace.num_total, pace.text()
 
 
 def test_no_step_has_no_pace() -> None:

@@ -288,7 +288,7 @@ def test_a_rank_that_ran_out_of_memory(tmp_path: Path) -> None:
     ]
 
     told: list[str] = []
-    import_snapshots(paths, tmp_path / "run", "x", tell=told.append)
+    import_snapshots(paths, tmp_path / "run", "x", say=told.append)
 
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     reason = (

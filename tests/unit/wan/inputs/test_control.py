@@ -39,7 +39,7 @@ def test_a_video_alone(tmp_path: Path) -> None:
     control = read_control(boxes(tmp_path / "v.mp4", 9, 16), None, frame_num=9)
     assert control.video.shape == (3, 9, 32, 160)
     assert control.mask is None
-    assert control.told == ()
+    assert control.lines == ()
 
 
 @pytest.mark.parametrize(("video_fps", "mask_fps"), [(30, 16), (16, 30), (24, 24), (60, 8)])
@@ -63,7 +63,7 @@ def test_frames_of_one_number_belong_together_whatever_the_rates(
 
 def test_frames_are_spread_over_the_clip_and_that_is_told(tmp_path: Path) -> None:
     control = read_control(boxes(tmp_path / "v.mp4", 40, 16), None, frame_num=9)
-    assert control.told == ("  src_video: 9 of its 40 frames are used, evenly over the clip",)
+    assert control.lines == ("  src_video: 9 of its 40 frames are used, evenly over the clip",)
 
 
 @pytest.mark.parametrize(("num_video", "num_mask"), [(9, 5), (5, 9), (6, 9)])
@@ -79,7 +79,7 @@ def test_the_shorter_of_the_two_decides_and_that_is_told(
     assert control.video.shape[1] == control.mask.shape[1] == 5
     assert all(covered(control.video, control.mask))
     shorter = min(num_video, num_mask)
-    warning, *rest = control.told
+    warning, *rest = control.lines
     assert warning == (
         f"warning: --src_video {video} has {num_video} frames, --src_mask {mask} {num_mask}: "
         f"the first {shorter} of both are used"
@@ -92,7 +92,7 @@ def test_fewer_frames_than_asked_for_are_told(tmp_path: Path, given: int, made: 
     video = boxes(tmp_path / "v.mp4", given, 16)
     control = read_control(video, None, frame_num=9)
     assert control.video.shape[1] == made
-    assert control.told == (f"warning: --src_video {video} has {given} frames: {made} are made, not 9",)
+    assert control.lines == (f"warning: --src_video {video} has {given} frames: {made} are made, not 9",)
 
 
 def test_a_mask_of_one_frame_holds_for_all(tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_mask_of_one_frame_holds_for_all(tmp_path: Path) -> None:
         assert control.mask is not None
         assert control.mask.shape == (1, 1, 32, 160)
         assert control.mask[0, 0, 16].round().tolist() == [0.0] * 144 + [1.0] * SIDE
-        assert control.told == ()
+        assert control.lines == ()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
