@@ -8,6 +8,8 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from ray_memprof.wording import shortened
+
 FrameLine: TypeAlias = tuple[str, str, int]
 """Function, file, line."""
 TOP_KEYS = ("segments", "device_traces", "allocator_settings", "ray_memprof")
@@ -193,5 +195,4 @@ def shown(value: object) -> str:
     """A value as a message shows it: always short."""
     if not isinstance(value, int | str):
         return f"a {type(value).__name__}" if type(value) in (float, tuple, dict, list) else "something else"
-    text = ascii(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return shortened(ascii(value), 40)
