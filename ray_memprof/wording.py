@@ -8,6 +8,7 @@ error_line(KeyError("a"))        # "KeyError: 'a'"
 visible("\x1b[2Jname")          # the escape sequence is written out, so that a terminal does not obey it
 """
 
+import difflib
 import re
 from collections.abc import Iterable
 from fractions import Fraction
@@ -134,3 +135,19 @@ def error_line(error: BaseException, text: str | None = None) -> str:
 def profiler_text(*, wait: int, warmup: int, active: int) -> str:
     """How many steps the schedule of torch.profiler asks for, for messages."""
     return f"logging.profiler asks for {wait + warmup + active} steps (wait {wait}, warmup {warmup}, active {active})"
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, cut to at most `most` characters."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known word that was probably meant; None: none is similar enough."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The hint for a word that is not known: the nearest known one, else `otherwise`."""
+    near = nearest(word, known)
+    return f"did you mean {near}?" if near else otherwise

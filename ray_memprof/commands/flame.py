@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, say_standing, told
+from ray_memprof.commands.terminal import RUN, errors_as_lines, say_standing
 
 
 def flame(
@@ -20,7 +20,7 @@ def flame(
     rank: Annotated[int | None, typer.Option(min=0, help="Show only this rank.")] = None,
 ) -> None:
     """Write a flame graph of what was alive at the peak, by Python stack."""
-    with told():
+    with errors_as_lines():
         from ray_memprof.report.flame_page import write_flame_page
         from ray_memprof.store.find_run import find_run
         from ray_memprof.store.run_files import FLAME_FILE

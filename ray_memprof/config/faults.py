@@ -7,7 +7,6 @@
 Takes a ValidationError and the model that raised it; leaves nothing.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from ray_memprof.errors import ConfigError
+from ray_memprof.wording import did_you_mean, nearest, shortened
 
 Loc = tuple[int | str, ...]
 
@@ -88,8 +88,7 @@ def _explain(fault: Any, key: str, model: type[BaseModel]) -> tuple[str, str]:
 def _value_hint(kind: str, value: Any, context: Mapping[str, str]) -> str:
     if kind == "literal_error":
         words = context["expected"].replace(" or ", ", ").split(", ")
-        close = difflib.get_close_matches(str(value), words, n=1)
-        return f"did you mean {close[0]}?" if close else ""
+        return did_you_mean(str(value), words)
     if kind == "string_type" and isinstance(value, bool):
         return "quote it; YAML takes yes, no, on and off for true or false"
     if kind == "string_type" and isinstance(value, int | float):
@@ -115,8 +114,7 @@ def shown(value: Any) -> str:
     """A value as YAML writes it, cut to fit a line."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(repr(value), 60)
 
 
 def _nearest_key(loc: Loc, model: type[BaseModel]) -> str:
@@ -127,8 +125,8 @@ def _nearest_key(loc: Loc, model: type[BaseModel]) -> str:
     siblings = [key for key in known if key.rpartition(".")[0] == section]
     for candidates, cutoff in ((known, 1.0), (siblings, 0.55), (known, 0.55)):
         by_name = {key.rpartition(".")[2]: key for key in reversed(candidates)}
-        if close := difflib.get_close_matches(name, by_name, n=1, cutoff=cutoff):
-            return f"did you mean {by_name[close[0]]}?"
+        if near := nearest(name, by_name, cutoff=cutoff):
+            return f"did you mean {by_name[near]}?"
     return f"known here: {', '.join(siblings)}"
 
 

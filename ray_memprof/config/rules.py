@@ -7,7 +7,6 @@
 Bounds of single keys are in keys.py; rules that wan.generate shares are in wan.options (see wan_keys.py).
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from ray_memprof.config.keys import Profiler
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.config.wan_keys import check_wan
 from ray_memprof.errors import ConfigError
-from ray_memprof.wording import profiler_text
+from ray_memprof.wording import did_you_mean, profiler_text
 from wan.config import LARGEST_SEED, TASKS
 
 
@@ -106,10 +105,9 @@ def _check_matrix(config: RunConfig) -> None:
 
 def _check_task(config: RunConfig) -> None:
     if (task := config.model.task) not in TASKS:
-        close = difflib.get_close_matches(task, TASKS, n=1)
         raise ConfigError(
             f"model_config.task {task!r} is not a task",
-            hint=f"did you mean {close[0]}?" if close else f"use one of {', '.join(TASKS)}",
+            hint=did_you_mean(task, TASKS, otherwise=f"use one of {', '.join(TASKS)}"),
         )
 
 

@@ -14,7 +14,7 @@ import duckdb
 from ray_memprof.errors import ConfigError
 from ray_memprof.query import questions
 from ray_memprof.query.answers import without_formulas
-from ray_memprof.query.ask import opened
+from ray_memprof.query.database import open_run
 from ray_memprof.store.schema import TABLES
 from ray_memprof.store.whole_file import check_target, whole_file
 
@@ -33,7 +33,7 @@ def write_csv(run_dir: Path, path: Path, name: str | None = None, rank: int | No
         DiskFull: no room for the file.
     """
     check_target(path if name else path / "runs.csv")
-    with opened([run_dir], is_apart=True) as connection:
+    with open_run(run_dir) as connection:
         if name is not None:
             if name not in TABLES:
                 questions.question(name)  # refuses unknown names

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_memprof.query import questions
-from ray_memprof.query.ask import opened
+from ray_memprof.query.database import open_run
 from ray_memprof.store.run_files import EVENTS_FILE
 from ray_memprof.store.whole_file import check_target, run_file, whole_file
 
@@ -40,8 +40,8 @@ def write_memory_events(run_dir: Path, path: Path | None = None) -> Path:
     """
     check_target(path)
     text = questions.question("memory_events")
-    with opened([run_dir], is_apart=True, only=text) as connection:
-        rows = connection.sql(text).to_arrow_table().to_pylist()
+    with open_run(run_dir, text) as connection:
+        rows = questions.rows_of(connection, "memory_events")
     lines = ",\n".join(json.dumps(to_event(row)) for row in rows)
     own = run_dir / EVENTS_FILE
     with run_file(own) if path is None else whole_file(path) as temporary:

@@ -17,7 +17,7 @@ from typing import Any
 import duckdb
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.ask import opened
+from ray_memprof.query.database import open_run
 from ray_memprof.store.whole_file import check_target, whole_file
 
 SLICES = 4000
@@ -36,7 +36,7 @@ def write_perfetto(run_dir: Path, path: Path, rank: int | None = None) -> Path:
         DiskFull: no room for the file.
     """
     check_target(path)
-    with opened([run_dir], is_apart=True) as connection:
+    with open_run(run_dir) as connection:
         events = _events(connection, run_dir, rank)
         with whole_file(path) as temporary, open(temporary, "wb") as file:
             _write(file, path.suffix == ".gz", events)

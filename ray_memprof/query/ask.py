@@ -9,8 +9,7 @@ With --runs every row says which run it is from (run_id, name). answers.py write
 
 import glob
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -53,7 +52,7 @@ def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Ta
     Raises:
         ConfigError: no such question, no such run, or SQL that DuckDB refuses.
     """
-    if not _is_utf8(text):
+    if not database.is_utf8(text):
         raise ConfigError("the SQL is refused: it is not UTF-8", hint="write the letter as chr(number)")
     name = text.strip()
     is_name = re.fullmatch(r"\w+", name) is not None
@@ -64,50 +63,13 @@ def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Ta
     if is_name:
         # The question's own text and not a FROM of its view: only the text is sure to keep the order of the rows.
         sql = questions.question(name) if is_apart and name in questions.QUESTIONS else f"FROM {name}"
-    with opened(run_dirs, is_apart=is_apart, only=sql if is_name else None) as connection:
+    only = sql if is_name else None
+    runs = database.open_run(run_dirs[0], only) if is_apart else database.open_runs(run_dirs)
+    with runs as connection:
         try:
             return _statement(connection, sql).to_arrow_table()
         except duckdb.Error as error:
             raise _refused(error) from error
-
-
-@contextmanager
-def opened(
-    run_dirs: Sequence[Path], *, is_apart: bool = False, only: str | None = None
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open runs with database.open_runs or, if `is_apart`, the single run with database.open_run.
-
-    An error of DuckDB, as for a file that is no Parquet, becomes a ConfigError. `only` is the argument of
-    database.open_run, for the single run.
-
-    Raises:
-        ConfigError: no such run, or one that cannot be read.
-    """
-    for run_dir in run_dirs:
-        if not _is_utf8(str(run_dir.resolve())):
-            raise ConfigError(
-                f"{str(run_dir)!r} cannot be read: its name is not UTF-8", hint="rename the folder"
-            )
-    with ExitStack() as stack:
-        try:
-            connection = stack.enter_context(
-                database.open_run(run_dirs[0], only) if is_apart else database.open_runs(run_dirs)
-            )
-        except duckdb.Error as error:  # the user's SQL has not run yet: the files are at fault
-            raise ConfigError(
-                f"{', '.join(map(str, run_dirs))} cannot be read: {first_line(error)}",
-                hint="if it is a copy, copy the whole folder again",
-            ) from error
-        yield connection
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a text is UTF-8, as DuckDB needs it; Python keeps other bytes of arguments and names as surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _statement(connection: duckdb.DuckDBPyConnection, sql: str) -> duckdb.DuckDBPyRelation:

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from ray_memprof.query.questions import rows_of
+from ray_memprof.query.questions import fetched, rows_of
 from ray_memprof.wording import rank_text
 
 
@@ -30,7 +30,7 @@ def is_lower_bound(row: dict[str, Any], measure: str) -> bool:
 
 def caveats(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Lines that say which peaks of a run are lower bounds and why, and how far the replay of a rank may be wrong."""
-    rows = connection.sql("FROM rank_peaks() ORDER BY rank").to_arrow_table().to_pylist()
+    rows = fetched(connection, "FROM rank_peaks() ORDER BY rank")
     inexact = [row for row in rows_of(connection, "replay_check") if row["is_within"]]
     return [*lower_bounds(rows), *map(inexact_text, inexact)]
 

@@ -40,6 +40,7 @@ from ray_memprof.store.run_files import DATABASE_FILE, PART_SUFFIX, TABLES_DIR
 from ray_memprof.store.schema import OLDEST_SCHEMA_VERSION, SCHEMA_VERSION, TABLES, Table
 from ray_memprof.store.standing import run_row
 from ray_memprof.store.whole_file import disk_error, run_file
+from ray_memprof.wording import first_line
 
 LARGE_TABLES = ("allocs", "stacks")
 _ADDED = {"ranks": "clock_offset_ns", "spans": "device_used_bound_bytes"}
@@ -126,10 +127,11 @@ def open_run(run_dir: Path, only: str | None = None) -> Iterator[duckdb.DuckDBPy
     is not made. This saves most of the time that opening takes.
 
     Raises:
-        ConfigError: `run_dir` is no run, or one of a newer version.
+        ConfigError: `run_dir` is no run, one of a newer version, or one that cannot be read.
     """
     with duckdb.connect() as connection:
-        _fill(connection, run_dir, _literal(str(_plain(run_dir.resolve()))), only)
+        with _reading([run_dir]):
+            _fill(connection, run_dir, _literal(str(_plain(run_dir.resolve()))), only)
         yield connection
 
 
@@ -140,17 +142,48 @@ def open_runs(run_dirs: Sequence[Path]) -> Iterator[duckdb.DuckDBPyConnection]:
     The tables and views of each single run are also in a schema of its own: run0, run1 and so on, in the order given.
 
     Raises:
-        ConfigError: one of them is no run, or one of another version.
+        ConfigError: one of them is no run, one of another version, or one that cannot be read.
     """
     with duckdb.connect() as connection:
-        for number, run_dir in enumerate(run_dirs):
-            add_run(connection, run_dir, f"run{number}")
-        for name in (*TABLES, *QUESTIONS):
-            parts = " UNION ALL ".join(
-                _of_run(connection, f"run{number}", name, run_dir) for number, run_dir in enumerate(run_dirs)
-            )
-            connection.execute(f"CREATE VIEW main.{name} AS {parts}")
+        with _reading(run_dirs):
+            _fill_side_by_side(connection, run_dirs)
         yield connection
+
+
+def _fill_side_by_side(connection: duckdb.DuckDBPyConnection, run_dirs: Sequence[Path]) -> None:
+    for number, run_dir in enumerate(run_dirs):
+        add_run(connection, run_dir, f"run{number}")
+    for name in (*TABLES, *QUESTIONS):
+        parts = " UNION ALL ".join(
+            _of_run(connection, f"run{number}", name, run_dir) for number, run_dir in enumerate(run_dirs)
+        )
+        connection.execute(f"CREATE VIEW main.{name} AS {parts}")
+
+
+@contextmanager
+def _reading(run_dirs: Sequence[Path]) -> Iterator[None]:
+    """Turn an error of DuckDB into a ConfigError in one line: the files are at fault, for no SQL of a user has run."""
+    for run_dir in run_dirs:
+        if not is_utf8(str(run_dir.resolve())):
+            raise ConfigError(
+                f"{str(run_dir)!r} cannot be read: its name is not UTF-8", hint="rename the folder"
+            )
+    try:
+        yield
+    except duckdb.Error as error:
+        raise ConfigError(
+            f"{', '.join(map(str, run_dirs))} cannot be read: {first_line(error)}",
+            hint="if it is a copy, copy the whole folder again",
+        ) from error
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text is UTF-8, as DuckDB needs it; Python keeps other bytes of arguments and names as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def add_run(connection: duckdb.DuckDBPyConnection, run_dir: Path, schema: str) -> None:

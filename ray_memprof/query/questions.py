@@ -6,9 +6,8 @@
 Takes the files of sql/ and its macros; leaves nothing.
 """
 
-import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import duckdb
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.store.schema import TABLES
+from ray_memprof.wording import did_you_mean
 
 SQL_DIR = Path(__file__).parent / "sql"
 TOPICS = ("peaks", "tensors", "device", "time", "runs")
@@ -63,8 +63,7 @@ def question(name: str) -> str:
         ConfigError: there is no such question.
     """
     if name not in QUESTIONS:
-        near = difflib.get_close_matches(name, QUESTIONS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(QUESTIONS)}"
+        hint = did_you_mean(name, QUESTIONS, otherwise=f"there are {', '.join(QUESTIONS)}")
         raise ConfigError(f"there is no question {name!r}", hint=hint)
     return _FILES[name].read_text(encoding="utf-8")
 
@@ -95,10 +94,26 @@ def named(text: str) -> set[str]:
     return found
 
 
-def rows_of(connection: duckdb.DuckDBPyConnection, name: str) -> list[dict[str, Any]]:
-    """The rows of a question that is asked of an open run.
+def rows_of(
+    connection: duckdb.DuckDBPyConnection, name: str, ranks: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """The rows of a question that is asked of an open run, in its order.
+
+    Args:
+        connection: to the run.
+        name: of the question.
+        ranks: only rows of these ranks; nothing is computed for the others. None: of all.
 
     Raises:
         ConfigError: there is no question of that name.
     """
-    return connection.sql(question(name)).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+    text = question(name)
+    if ranks is None:
+        return fetched(connection, text)
+    listed = ", ".join(map(str, ranks))
+    return fetched(connection, f"SELECT * FROM ({text}\n) WHERE rank IN ({listed})") if ranks else []
+
+
+def fetched(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+    """The rows that `sql` returns."""
+    return connection.sql(sql).to_arrow_table().to_pylist()  # type: ignore[no-any-return]

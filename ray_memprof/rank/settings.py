@@ -35,7 +35,7 @@ class Program:
 
     @property
     def name(self) -> str:
-        """Its name without folders and suffix: "train" for src/train.py, "demo" for -m pkg.demo."""
+        """Its name without folders and suffix: "train" for a file train.py in any folder, "demo" for -m pkg.demo."""
         if self.module:
             return self.module.removesuffix(".__main__").rpartition(".")[2]
         return "python" if self.path is None else self.path.stem

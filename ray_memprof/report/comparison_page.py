@@ -31,7 +31,7 @@ from ray_memprof.report import comparison_plots, plots
 from ray_memprof.report.page import environment, packed_plotly
 from ray_memprof.store.run_files import TABLES_DIR, table_dir
 from ray_memprof.store.whole_file import whole_file
-from ray_memprof.wording import change_text, number_text
+from ray_memprof.wording import change_text, number_text, shortened
 
 TEMPLATE = "compare.html.j2"
 NUMBERS = {
@@ -225,7 +225,7 @@ def _others(difference: Difference, sides: Sequence[Side]) -> list[tuple[str, st
 def _clipped(value: str | None) -> str:
     if not value:
         return "not set" if value is None else "empty"
-    return value if len(value) <= MOST_LETTERS else f"{value[: MOST_LETTERS - 3]}..."
+    return shortened(value, MOST_LETTERS)
 
 
 def _moves(compared: Comparison) -> tuple[list[Row], int]:

@@ -14,11 +14,11 @@ from typing import Any
 import duckdb
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.ask import opened
+from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.flame import MOST_STACKS, Flame, Step, flame_by_span, flame_by_stack, frame_step
-from ray_memprof.report.page import environment, packed_plotly
+from ray_memprof.report.page import Tab, environment, packed_plotly
 from ray_memprof.store.schema import RUNS
 from ray_memprof.store.whole_file import whole_file
 from ray_memprof.wording import rank_text
@@ -49,7 +49,7 @@ def write_flame_page(run_dir: Path, path: Path, rank: int | None = None) -> Path
 
 def render(run_dir: Path, rank: int | None = None) -> str:
     """The page as text."""
-    with opened([run_dir], is_apart=True) as connection:
+    with open_run(run_dir) as connection:
         runs = connection.sql("FROM runs").to_arrow_table().to_pylist()
         by_stack = rows_of(connection, "alive_at_peak_by_stack")
         found = list(dict.fromkeys(row["rank"] for row in by_stack))
@@ -90,14 +90,14 @@ def flames_of(
     return drawn
 
 
-def panels_of(drawn: Sequence[Flame]) -> list[tuple[str, str]]:
-    """Name and id of each graph's figure, in order."""
-    return [(f"rank {one.rank}", f"flames-{number}") for number, one in enumerate(drawn)]
+def panels_of(drawn: Sequence[Flame]) -> list[Tab]:
+    """The tabs of the graphs, in order."""
+    return [Tab(f"rank {one.rank}", f"flames-{number}", one.figure) for number, one in enumerate(drawn)]
 
 
 def told_of(drawn: Sequence[Flame]) -> dict[str, Flame]:
     """The graphs by the ids of their figures, for what a page says below each."""
-    return {name: one for (_, name), one in zip(panels_of(drawn), drawn, strict=True)}
+    return {tab.id: one for tab, one in zip(panels_of(drawn), drawn, strict=True)}
 
 
 def _frames(

@@ -8,6 +8,7 @@ A page fetches nothing. This module writes no file; run_page.py and comparison_p
 import base64
 import gzip
 import json
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,15 @@ def packed_plotly() -> str:
 
     # A fixed time in the gzip header, so that the same run makes the same page.
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Tab:
+    """A figure of a part: the words on its tab, and its id on the page."""
+
+    name: str
+    id: str
+    figure: plots.Figure
 
 
 def environment() -> jinja2.Environment:

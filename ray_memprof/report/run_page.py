@@ -22,12 +22,12 @@ from markupsafe import Markup
 from ray_memprof.analysis.comparison.stage_peaks import stage_peaks
 from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
 from ray_memprof.query import questions
-from ray_memprof.query.ask import opened
 from ray_memprof.query.bounds import is_unsampled
-from ray_memprof.query.questions import rows_of
+from ray_memprof.query.database import open_run
+from ray_memprof.query.questions import fetched, rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.flame_page import flames_of, panels_of, told_of
-from ray_memprof.report.page import environment, gib, packed_plotly
+from ray_memprof.report.page import Tab, environment, gib, packed_plotly
 from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
 from ray_memprof.store.schema import RUNS
 from ray_memprof.store.standing import LEFT, RUNNING
@@ -65,15 +65,6 @@ MEASURES = {"device_used": "device used", "reserved": "reserved", "allocated": "
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
-
-
-@dataclass(frozen=True, slots=True)
-class Tab:
-    """A figure of a part: the words on its tab, and its id on the page."""
-
-    name: str
-    id: str
-    figure: plots.Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +120,7 @@ def render(
 ) -> str:
     """The report as text."""
     if known is None:
-        with opened([run_dir], is_apart=True) as connection:
+        with open_run(run_dir) as connection:
             facts = _facts(Known(connection, findings(connection), rows_of(connection, "headlines")))
     else:
         facts = _facts(known)
@@ -148,15 +139,15 @@ def render(
 
 def _facts(known: Known) -> Row:
     connection = known.connection
-    runs = _ask(connection, "FROM runs")
+    runs = fetched(connection, "FROM runs")
     # A driver that was killed wrote no row.
     run: Row = runs[0] if runs else dict.fromkeys(RUNS.schema.names)
-    ranks = _ask(connection, "FROM ranks ORDER BY rank")
+    ranks = fetched(connection, "FROM ranks ORDER BY rank")
     whole = {name: rows_of(connection, name) for name in OF_ALL_RANKS}
     failed = [row["rank"] for row in ranks if row["status"] != "ok"]
     peaks = whole["peak_by_rank"]
     shown = plots.chosen(peaks, failed)
-    whole |= {name: _ask_of(connection, name, shown) for name in CONTENTS if name not in OF_ALL_RANKS}
+    whole |= {name: rows_of(connection, name, shown) for name in CONTENTS if name not in OF_ALL_RANKS}
     few = plots.chosen(peaks, failed, plots.MOST_LINES) if len(shown) < len(peaks) else shown
     if len(ranks) < 2:
         whole["imbalance"] = []
@@ -190,20 +181,6 @@ def _facts(known: Known) -> Row:
             Counter((row["rank"], row["stage"]) for row in tables["steps"]).values(), default=0
         ),
     }
-
-
-def _ask(connection: duckdb.DuckDBPyConnection, text: str) -> list[Row]:
-    return connection.sql(text).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
-
-
-def _ask_of(connection: duckdb.DuckDBPyConnection, name: str, ranks: Sequence[int]) -> list[Row]:
-    """The rows that a question returns for some ranks, in its order; nothing is computed for the other ranks."""
-    listed = ", ".join(map(str, ranks))
-    return (
-        _ask(connection, f"SELECT * FROM ({questions.question(name)}\n) WHERE rank IN ({listed})")
-        if ranks
-        else []
-    )
 
 
 def _section(name: str, rows: list[Row], whole: Sequence[Row], figures: Sequence[Tab]) -> Section:
@@ -289,11 +266,11 @@ def _timelines(
     shown: Sequence[int],
     few: Sequence[int],
 ) -> list[tuple[str, plots.Figure]]:
-    slices = _ask_of(connection, "timeline", shown)
+    slices = rows_of(connection, "timeline", shown)
     if not slices:
         return []
-    frame = plots.frame(_ask(connection, f"SELECT {_REACH} FROM timeline"), peaks)
-    bands = _by_rank(_ask_of(connection, "stage_bands", shown))
+    frame = plots.frame(fetched(connection, f"SELECT {_REACH} FROM timeline"), peaks)
+    bands = _by_rank(rows_of(connection, "stage_bands", shown))
     moments, of_rank = _by_rank(tables["timeline_by_account"]), _by_rank(slices)
     figures = [
         (f"rank {rank}", plots.area(moments.get(rank, []), of_rank[rank], bands.get(rank, []), frame))

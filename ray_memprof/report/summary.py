@@ -1,18 +1,16 @@
 """The last lines of a run on the console: peak per rank, imbalance, checks of books and replay, and findings.
 
-    for line in summary_lines(run_dir): ...
+    for line in figure_lines(connection, findings, headlines): ...
 
-Takes the tables of a run, finished or failed; leaves nothing.
+Takes a run that is open, finished or failed; leaves nothing.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from ray_memprof.analysis.diagnosis import diagnose
-from ray_memprof.query import database
 from ray_memprof.query.bounds import inexact_text, is_unsampled, lower_bounds
 from ray_memprof.query.questions import rows_of
 from ray_memprof.wording import at_least, rank_text, size_text, span_text
@@ -25,20 +23,10 @@ KILLED = ("died", "hung", "lost", "interrupted")
 """The status of ranks that ended in a way after which nothing could be checked."""
 
 
-def summary_lines(run_dir: Path) -> list[str]:
-    """What a reader of the console wants to know when a run has ended.
-
-    Raises:
-        ConfigError: `run_dir` is no run.
-    """
-    with database.open_run(run_dir) as connection:
-        return number_lines(connection, diagnose.findings(connection), rows_of(connection, "headlines"))
-
-
 def number_lines(
     connection: duckdb.DuckDBPyConnection, found: Sequence[diagnose.Finding], headlines: list[dict[str, Any]]
 ) -> list[str]:
-    """The same lines for a run that is open already.
+    """What a reader of the console wants to know when a run has ended.
 
     Args:
         connection: the run.

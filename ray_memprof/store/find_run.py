@@ -8,11 +8,11 @@
 Names are looked for in profiler_logs of the working directory; a run folder with that path is taken first.
 """
 
-import difflib
 from pathlib import Path
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.store.run_files import LATEST_LINK, TABLES_DIR
+from ray_memprof.wording import did_you_mean
 
 OUTPUT_DIR = Path("profiler_logs")
 """Default of logging.output_dir."""
@@ -52,7 +52,7 @@ def _hint(text: str, output_dir: Path) -> str:
     if not runs:
         return f"there are no runs in {output_dir.absolute()}; give the path of a run folder"
     names = dict.fromkeys(run.split("/")[0] for run in runs)
-    near = difflib.get_close_matches(text, [*names, *runs], n=1)
+    near = did_you_mean(text, [*names, *runs])
     listed = ", ".join(runs[: -_MOST_LISTED - 1 : -1])
     more = f" and {len(runs) - _MOST_LISTED} older ones" if len(runs) > _MOST_LISTED else ""
-    return (f"did you mean {near[0]}? " if near else "") + f"runs: {listed}{more}"
+    return (f"{near} " if near else "") + f"runs: {listed}{more}"

@@ -57,4 +57,7 @@ def test_wan_imports_nothing_of_the_profiler() -> None:
 
 def test_what_runs_a_script_imports_no_more_of_wan_than_the_configuration_needs() -> None:
     found = modules_after_importing("ray_memprof.workload.dispatch", "ray_memprof.workload.script")
-    assert {name for name in found if name.partition(".")[0] == "wan"} == {"wan", "wan.config", "wan.levers"}
+    assert {name for name in found if name.partition(".")[0] == "wan"} == {
+        *("wan", "wan.config", "wan.levers"),
+        "wan.errors",  # a script that uses wan may raise them
+    }

@@ -3,7 +3,7 @@
 import pytest
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.wording import GIB, MIB, error_line, parse_size, size_text
+from ray_memprof.wording import GIB, MIB, did_you_mean, error_line, parse_size, shortened, size_text
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,12 @@ def test_an_error_whose_text_is_given() -> None:
         "ValueError: y",
         "ValueError",
     )
+
+
+def test_a_text_is_cut_only_if_it_is_too_long() -> None:
+    assert (shortened("abcdef", 6), shortened("abcdefg", 6)) == ("abcdef", "abc...")
+
+
+def test_the_nearest_known_word_is_a_hint() -> None:
+    assert did_you_mean("peek", ["peak", "books"]) == "did you mean peak?"
+    assert did_you_mean("xyz", ["peak"], otherwise="there is peak") == "there is peak"

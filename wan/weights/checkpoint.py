@@ -29,6 +29,7 @@ from wan.weights.folder import (
     TEXT_FILE,
     VAE_FILE,
     folder_hint,
+    listed,
     refuse_unusable,
     trouble_with_ckpt_dir,
 )
@@ -43,7 +44,6 @@ from wan.weights.keymap import (
 # A mapping is dropped before more than this is read through it: pages of a file stay in the process as long as the
 # mapping does, and would add up to a second copy of the model.
 MAPPED_LIMIT_BYTES = 2**30
-_NUM_NAMED = 3
 
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 _SAFETENSORS_FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
@@ -292,9 +292,7 @@ class FileSource:
 
 def _list(kind: str, keys: list[str], describe: Callable[[str], str]) -> str:
     """The first few of `keys`, described, and how many more there are; nothing when there are none."""
-    named = ", ".join(describe(key) for key in keys[:_NUM_NAMED])
-    more = f" and {len(keys) - _NUM_NAMED} more" if len(keys) > _NUM_NAMED else ""
-    return f"{len(keys)} {kind}: {named}{more}" if keys else ""
+    return f"{len(keys)} {kind}: {listed([describe(key) for key in keys])}" if keys else ""
 
 
 def open_dit(task: Task, ckpt_dir: Path) -> FileSource:

@@ -75,7 +75,7 @@ def refuse_wrong(task: Task, folder: Path) -> None:
             raise WeightsError(found.what, hint=found.hint)
     if len(missing) <= len(_COMMON_FILES):
         return
-    what = f"has nothing of a Wan2.1 checkpoint: no {_list(missing)}" if names else "is empty"
+    what = f"has nothing of a Wan2.1 checkpoint: no {listed(missing)}" if names else "is empty"
     raise WeightsError(f"folder {folder} {what}", hint=folder_hint(task))
 
 
@@ -153,7 +153,7 @@ def _elsewhere(task: Task, folder: Path, names: list[str]) -> Trouble | None:
     # If there are several, the hint names the one with the published name.
     named = fitting if len(fitting) == 1 else [one for one in fitting if one.name == task.repo]
     return Trouble(
-        f"folder {folder} {what}: {_list([str(one) for one in fitting])} {where}",
+        f"folder {folder} {what}: {listed([str(one) for one in fitting])} {where}",
         f"give {named[0]}" if len(named) == 1 else folder_hint(task),
     )
 
@@ -184,15 +184,15 @@ def _not_complete(task: Task, folder: Path, names: list[str]) -> Trouble | None:
         unfinished += sorted(str(path.relative_to(folder)) for path in cache.rglob("*.incomplete"))
     if unfinished:
         return Trouble(
-            f"folder {folder} is downloaded in part: {_list(unfinished)}",
-            f"let the download go on to its end: {_list(_missing(folder))} are missing",
+            f"folder {folder} is downloaded in part: {listed(unfinished)}",
+            f"let the download go on to its end: {listed(_missing(folder))} are missing",
         )
     shards = [match for name in names if (match := _SHARD.fullmatch(name))]
     if not shards:
         return None
     num_shards = int(shards[0][2])
     absent = sorted(set(range(1, num_shards + 1)) - {int(shard[1]) for shard in shards})
-    also = f", nor the shards {_list([str(number) for number in absent])} of {num_shards}" if absent else ""
+    also = f", nor the shards {listed([str(number) for number in absent])} of {num_shards}" if absent else ""
     return Trouble(
         f"folder {folder} holds {len(shards)} shards of a DiT and no {DIT_INDEX_FILE}{also}",
         "download the index too: it is a small file of the same repository",
@@ -204,9 +204,10 @@ def _single_file(task: Task, folder: Path, names: list[str]) -> Trouble | None:
     files = [name for name in names if name.endswith(_WEIGHT_SUFFIXES) and name not in official]
     if not files or len(names) > len(files) + len(official):
         return None
-    return Trouble(f"folder {folder} holds {_list(files)}, not the official files", _hint_for_one_file(task))
+    return Trouble(f"folder {folder} holds {listed(files)}, not the official files", _hint_for_one_file(task))
 
 
-def _list(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first few of `names`, and how many more there are."""
     more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
     return ", ".join(names[:_NUM_NAMED]) + more

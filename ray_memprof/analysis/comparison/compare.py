@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from ray_memprof.analysis.comparison.limits import Check, check, parse
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.ask import opened
 from ray_memprof.query.bounds import caveats
+from ray_memprof.query.database import open_runs
 from ray_memprof.store.standing import DRIVER_GONE, LEFT, ending_text
 from ray_memprof.store.wholeness import lacking
 from ray_memprof.wording import rank_text
@@ -136,7 +136,7 @@ def compare(
     parsed = [parse(text) for text in limits]
     folders = [path.resolve() for path in run_dirs]
     _refuse_alone_or_twice(folders)
-    with opened(folders) as connection:
+    with open_runs(folders) as connection:
         sides = _sides(connection, folders)
         if parsed and not allow_failed:
             _refuse_failed(sides)

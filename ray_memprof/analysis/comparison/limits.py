@@ -10,7 +10,6 @@ those of compare. If one of the two runs lacks the value, this is an error of th
 held.
 """
 
-import difflib
 import math
 import operator
 import re
@@ -21,7 +20,7 @@ from pathlib import Path
 import duckdb
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.wording import change_text, number_text, parse_size
+from ray_memprof.wording import change_text, did_you_mean, number_text, parse_size
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
@@ -202,16 +201,15 @@ def _lacking(connection: duckdb.DuckDBPyConnection, limit: Limit, label: str) ->
     measures = _column(connection, "SELECT DISTINCT measure FROM compared ORDER BY measure")
     start = f"--fail-if {limit.text!r}: "
     if limit.measure not in measures:
-        near = difflib.get_close_matches(limit.measure, measures, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(measures)}"
+        hint = did_you_mean(limit.measure, measures, otherwise=f"there are {', '.join(measures)}")
         return ConfigError(f"{start}there is no measure {limit.measure!r}", hint=hint)
     whole = "" if limit.path is None else f" in {limit.path!r}"
     of = " as a mean over ranks" if limit.is_mean else "" if limit.rank is None else f" of rank {limit.rank}"
     asked = "SELECT DISTINCT path FROM compared WHERE measure = ? AND path IS NOT NULL ORDER BY path"
     paths = _column(connection, asked, limit.measure)
-    near = difflib.get_close_matches(limit.path or "", paths, n=1)
     if limit.path is not None and limit.path not in paths:
-        hint = f"did you mean {near[0]}?" if near else "ray-memprof compare --format csv lists every span"
+        every = "ray-memprof compare --format csv lists every span"
+        hint = did_you_mean(limit.path, paths, otherwise=every)
     elif limit.is_mean:
         hint = "it is of all ranks together: leave out `mean.`"
     elif limit.path is None and paths and limit.rank is None:

@@ -12,7 +12,7 @@ from ray_memprof.analysis.comparison.compare import Comparison, Moved, Row, move
 from ray_memprof.analysis.comparison.limits import check_line
 from ray_memprof.query.answers import Shown, columns_text
 from ray_memprof.store.standing import ending_text
-from ray_memprof.wording import change_text, number_text, rank_text
+from ray_memprof.wording import change_text, number_text, rank_text, shortened
 
 SHOWN = ("peak_allocated", "peak_reserved", "peak_device_used", "duration")
 """Measures that are shown for ranks and spans; --format csv has more."""
@@ -93,7 +93,7 @@ def _settings(compared: Comparison, most: int, width: int | None) -> list[str]:
 
 def _short(value: str | None) -> str:
     text = "-" if value is None else " ".join(value.split())
-    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 3]}..."
+    return shortened(text, MOST_LETTERS)
 
 
 def _whole(compared: Comparison, rows: Sequence[Row]) -> list[Shown]:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from ray_memprof.analysis.diagnosis.diagnose import RULES, Finding, findings, lines
-from ray_memprof.query.ask import opened
 from ray_memprof.query.bounds import caveats
+from ray_memprof.query.database import open_run
 from ray_memprof.store.standing import DRIVER_GONE, LEFT, RUNNING
 
 _SCHEMA = pa.schema(
@@ -58,7 +58,7 @@ def diagnosed(run_dir: Path) -> Diagnosed:
     Raises:
         ConfigError: `run_dir` is no run, or cannot be read.
     """
-    with opened([run_dir], is_apart=True) as connection:
+    with open_run(run_dir) as connection:
         ended = connection.execute("SELECT status, reason FROM runs").fetchall()
         # A driver that was killed wrote no row.
         status, reason = ended[0] if ended else (LEFT, DRIVER_GONE)

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-from ray_memprof.wording import frame_name
+from ray_memprof.wording import frame_name, shortened
 
 FrameLine: TypeAlias = tuple[str, str, int]
 """Function, file, line."""
@@ -200,5 +200,4 @@ def shown(value: object) -> str:
     """A value as a message shows it: always short."""
     if not isinstance(value, int | str):
         return f"a {type(value).__name__}" if type(value) in (float, tuple, dict, list) else "something else"
-    text = ascii(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return shortened(ascii(value), 40)

@@ -30,7 +30,7 @@ from ray_memprof.allocator.ranges import parts_outside
 from ray_memprof.allocator.rules import SETTINGS_VARIABLES, exact_size
 from ray_memprof.errors import ConfigError
 from ray_memprof.formats.torch_snapshot.pickle_writer import PickleWriter, integer
-from ray_memprof.query.ask import opened
+from ray_memprof.query.database import open_run
 from ray_memprof.store.run_files import PART_SUFFIX, table_dir
 from ray_memprof.store.schema import SCHEMA_VERSION
 from ray_memprof.store.whole_file import check_target, whole_file
@@ -92,7 +92,7 @@ class _Source:
     def __init__(self, run_dir: Path, rank: int) -> None:
         self.rank = rank
         self._parts = sorted(table_dir(run_dir, "allocs", rank).glob(f"*{PART_SUFFIX}"))
-        with opened([run_dir], is_apart=True) as connection:
+        with open_run(run_dir) as connection:
             if not self._parts:
                 found = connection.execute("SELECT DISTINCT rank FROM spans ORDER BY rank").fetchall()
                 ranks = ", ".join(str(row[0]) for row in found) or "none"

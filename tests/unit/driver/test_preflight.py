@@ -279,9 +279,9 @@ def test_the_launchers_own_world_size_says_nothing_of_the_ranks(
     monkeypatch: pytest.MonkeyPatch, world_size: str
 ) -> None:
     given = config(parallel={"ulysses": 2}, generation={"base_seed": 3})
-    expected = shown(given, [], [])
+    expected = shown(given, [])
     monkeypatch.setenv("WORLD_SIZE", world_size)
-    assert shown(given, [], []) == expected
+    assert shown(given, []) == expected
 
 
 def test_ranks_that_agree_have_nothing_to_be_told() -> None:

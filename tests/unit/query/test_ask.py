@@ -13,7 +13,6 @@ from ray_memprof.query import database, questions
 from ray_memprof.query.ask import (
     ask,
     find_runs,
-    opened,
     question_lines,
     runs_of,
     sql_of,
@@ -165,12 +164,12 @@ def test_a_damaged_part_is_told_in_a_line(runs: list[Path]) -> None:
     assert message.startswith(f"{runs[0]} cannot be read: ") and part.name in message
     assert "\n" not in message
     assert hint == "if it is a copy, copy the whole folder again"
-    with pytest.raises(ConfigError, match="cannot be read"), opened(runs):
+    with pytest.raises(ConfigError, match="cannot be read"), database.open_runs(runs):
         pass
 
 
 def test_a_run_is_open_only_inside_the_block(runs: list[Path]) -> None:
-    with opened(runs[:1], is_apart=True) as connection:
+    with database.open_run(runs[0]) as connection:
         assert connection.execute("SELECT COUNT(*) FROM spans").fetchall() == [(2,)]
     with pytest.raises(duckdb.ConnectionException):
         connection.execute("SELECT 1")

@@ -261,3 +261,22 @@ def test_analysis_imports_no_torch_and_no_ray() -> None:
         [sys.executable, "-c", program, *ANALYSIS], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_a_damaged_run_is_told_in_a_line_however_it_is_opened(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, {0: {"spans": [span(1, "denoise", (0, 9))]}})
+    part = next(run_dir.glob("tables/spans/rank=0/*.parquet"))
+    part.write_bytes(part.read_bytes()[:40])
+    for opening in (database.open_run(run_dir), database.open_runs([run_dir])):
+        with pytest.raises(ConfigError, match=r"^[^\n]* cannot be read: [^\n]*$"), opening:
+            pass
+
+
+def test_rows_of_some_ranks_keep_the_order_of_the_question(tmp_path: Path) -> None:
+    run_dir = make_run(tmp_path, {rank: {"spans": [span(1, "denoise", (0, 9))]} for rank in range(3)})
+    with database.open_run(run_dir) as connection:
+        every = questions.rows_of(connection, "peak_by_stage")
+        assert questions.rows_of(connection, "peak_by_stage", [2, 0]) == [
+            row for row in every if row["rank"] != 1
+        ]
+        assert questions.rows_of(connection, "peak_by_stage", []) == []

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_tables import Row, answer, blank, event, make_ranks, make_run, span
+from run_tables import Row, answer, blank, event, make_ranks, make_run, span, summary_lines
 
 from ray_memprof.formats.memory_events import write_memory_events
 from ray_memprof.query import database, questions
 from ray_memprof.report import run_page
-from ray_memprof.report.summary import summary_lines
 
 HERE = Path(__file__).parent
 

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_tables import answer, blank, make_ranks, make_run, span
+from run_tables import answer, blank, make_ranks, make_run, span, summary_lines
 
 from ray_memprof.report import comparison_plots, plots, run_page
-from ray_memprof.report.summary import summary_lines
 from ray_memprof.store.schema import TABLES
 
 GIB = 2**30

@@ -10,13 +10,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from run_tables import blank, make_ranks, make_run, span
+from run_tables import blank, make_ranks, make_run, span, summary_lines
 
 from ray_memprof.analysis.comparison.stage_peaks import StagePeaks, stage_peaks
 from ray_memprof.errors import ConfigError
 from ray_memprof.report import run_page
 from ray_memprof.report.run_page import write_run_page
-from ray_memprof.report.summary import summary_lines
 
 GIB = 2**30
 VOID = {"input", "meta"}

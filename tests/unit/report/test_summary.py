@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-from run_tables import make_run, span
+from run_tables import make_run, span, summary_lines
 
 from ray_memprof.analysis.diagnosis import diagnose
 from ray_memprof.analysis.diagnosis.diagnose import Finding
-from ray_memprof.report.summary import summary_lines
 
 
 def findings(number: int) -> list[Finding]:
