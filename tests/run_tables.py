@@ -9,7 +9,7 @@ import pyarrow as pa
 from ray_memprof.analysis.diagnosis import diagnose
 from ray_memprof.query.database import open_run, query
 from ray_memprof.query.questions import rows_of
-from ray_memprof.report.summary import figure_lines
+from ray_memprof.report.summary import number_lines
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_tables import write_driver_tables
 from ray_memprof.store.schema import TABLES
@@ -85,4 +85,4 @@ def columns(run_dir: Path, name: str) -> list[str]:
 def summary_lines(run_dir: Path) -> list[str]:
     """The last lines that a run prints."""
     with open_run(run_dir) as connection:
-        return figure_lines(connection, diagnose.findings(connection), rows_of(connection, "headlines"))
+        return number_lines(connection, diagnose.findings(connection), rows_of(connection, "headlines"))

@@ -1,6 +1,6 @@
 """The last lines of a run on the console: peak per rank, imbalance, checks of books and replay, and findings.
 
-    for line in figure_lines(connection, findings, headlines): ...
+    for line in number_lines(connection, findings, headlines): ...
 
 Takes a run that is open, finished or failed; leaves nothing.
 """
