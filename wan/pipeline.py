@@ -21,7 +21,7 @@ from wan.inputs import conditioning
 from wan.levers import Levers, LoadStrategy, Precision
 from wan.networks.dit import WanDit
 from wan.networks.image import encode_image
-from wan.networks.text import encode_text, load_tokenizer
+from wan.networks.text import encode_text
 from wan.parallel import Layout
 from wan.parallel import vae as split_vae
 from wan.parallel.ranks import Ranks
@@ -29,6 +29,7 @@ from wan.sampler import Sampler
 from wan.sampler import check as check_schedule
 from wan.spans import span
 from wan.weights.folder import refuse_wrong
+from wan.weights.tokenizer import load_tokenizer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from wan.config import NEGATIVE_PROMPT, TASKS, TextConfig
 from wan.levers import Levers
-from wan.networks.text import Tokenizer
 from wan.pipeline import Conditions, Pipeline, Request, parse_size
 from wan.spans import Attribute, listening
+from wan.weights.tokenizer import Tokenizer
 
 VIDEO_TASKS = ("t2v-tiny", "i2v-tiny", "flf2v-tiny", "vace-tiny")
 PARTS_OF_NETWORKS = ("dit.block", "dit.vace_block", "dit.head", "vae.", "t5.", "clip.")
