@@ -22,12 +22,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from ray_memprof.recorder.options import Level, RecordingOptions
+from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.recording import recording
 from ray_memprof.recorder.spans import Relay, span
 from ray_memprof.recorder.status import ReplayCheck
-from wan.config import TASKS
-from wan.pipeline import Pipeline, Request, parse_size
+from ray_memprof.store.level import Level
+from wan.config import TASKS, sides_of
+from wan.pipeline import Pipeline, Request
 from wan.spans import listening
 
 LEVELS = ("off", "stage", "event")
@@ -86,7 +87,7 @@ def compare(arguments: argparse.Namespace) -> None:
         task, ckpt_dir=None, device=arguments.device, load_strategy="block", offload_model=False,
         precision="fp32" if tiny else "bf16",
     )  # fmt: skip
-    request = Request(prompt="a red fox", steps=arguments.steps, size=parse_size(task.sizes[0]))
+    request = Request(prompt="a red fox", steps=arguments.steps, size=sides_of(task.sizes[0]))
     make(pipeline, request, "off", arguments.device)
     ratios: dict[str, list[float]] = {level: [] for level in LEVELS[1:]}
     runs: dict[str, list[Run]] = {level: [] for level in LEVELS}

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 from wan.config import TASKS, ClipConfig, DitConfig, Task
 from wan.networks.dit import WanDit
 from wan.networks.image import build_image_encoder
-from wan.networks.text import TOKENIZER_DIR, build_text_encoder
+from wan.networks.text import build_text_encoder
 from wan.networks.vae.network import WanVae
 from wan.weights.checkpoint import (
     CLIP_FILE,
@@ -45,6 +45,7 @@ from wan.weights.keymap import (
     text_origin,
     vae_origin,
 )
+from wan.weights.tokenizer import TOKENIZER_DIR
 
 COMPONENTS = ("dit", "vae", "text", "clip", "tokenizer")
 SHARD_BYTES = 9_900_000_000

@@ -159,6 +159,12 @@ class Task:
         return (self.vae.z_dim, (frame_num - 1) // stride_t + 1, height // stride_h, width // stride_w)
 
 
+def sides_of(size: str) -> tuple[int, int]:
+    """Width and height in pixels of a size: "1280*720"."""
+    width, height = size.split("*")
+    return int(width), int(height)
+
+
 SIZES_480P = ("832*480", "480*832")
 SIZES_720P = ("1280*720", "720*1280")
 

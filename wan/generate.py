@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wan.config import TASKS
+from wan.config import TASKS, sides_of
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
 from wan.options import FLAGS, Names, Options, describe, parse, warn
 from wan.options_check import check, layout_of
@@ -190,7 +190,7 @@ def make_request(options: Options, *, say: Callable[[str], None] = _to_stderr) -
     """
     from wan.inputs import media
     from wan.inputs.control import read_control
-    from wan.pipeline import Request, parse_size
+    from wan.pipeline import Request
 
     def image(path: Path | None) -> "Tensor | None":
         return None if path is None else media.read_image(path)
@@ -204,7 +204,7 @@ def make_request(options: Options, *, say: Callable[[str], None] = _to_stderr) -
     return Request(
         prompt=make_prompt(options),
         negative_prompt=options.negative_prompt,
-        size=parse_size(options.size),
+        size=sides_of(options.size),
         frame_num=options.frame_num,
         solver=options.sample_solver,
         steps=options.sample_steps,

@@ -11,6 +11,7 @@ from wan.config import (
     MIN_SHIFT,
     TASKS,
     Task,
+    sides_of,
 )
 from wan.errors import InputError
 from wan.options import FLAGS, Names, Options, ranks_here
@@ -124,7 +125,7 @@ def _check_shape(options: Options, task: Task, names: Names) -> None:
 
 def _check_length(options: Options, task: Task, names: Names) -> None:
     _, height, width = task.dit.patch_size
-    frames, rows, columns = task.latent_shape(*_sides(options), options.frame_num)[1:]
+    frames, rows, columns = task.latent_shape(*sides_of(options.size), options.frame_num)[1:]
     tokens_a_frame = rows * columns // (height * width)
     if frames * tokens_a_frame > MAX_TOKENS:
         most = (MAX_TOKENS // tokens_a_frame - 1) * task.vae.stride[0] + 1
@@ -133,11 +134,6 @@ def _check_length(options: Options, task: Task, names: Names) -> None:
             f"attention counts at most {MAX_TOKENS:,}",
             hint=f"use at most {most}; 81 is the length the model was made for",
         )
-
-
-def _sides(options: Options) -> tuple[int, int]:
-    width, height = options.size.split("*")
-    return int(width), int(height)
 
 
 def _is_small_size(size: str) -> bool:

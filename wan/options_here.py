@@ -3,7 +3,7 @@
 check_here(options)      # InputError: a file or folder that cannot be read, a video that cannot be held
 """
 
-from wan.config import TASKS
+from wan.config import TASKS, sides_of
 from wan.errors import InputError
 from wan.host import memory_bytes
 from wan.inputs.files import CHECK_PATH, is_absent, trouble_with_file
@@ -26,7 +26,7 @@ def check_here(options: Options, names: Names) -> None:
 
 def check_memory(options: Options, names: Names) -> None:
     """Refuse a video that the memory of this host could not hold, whatever would make it. Raises InputError."""
-    width, height = (int(side) for side in options.size.split("*"))
+    width, height = sides_of(options.size)
     frame_bytes, there = 3 * 4 * width * height, memory_bytes()
     if frame_bytes * options.frame_num > there:
         stride = TASKS[options.task].vae.stride[0]

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from wan.components import Components
-from wan.config import LARGEST_SEED, MAX_GUIDE_SCALE, NEGATIVE_PROMPT, Solver, Task
+from wan.config import LARGEST_SEED, MAX_GUIDE_SCALE, NEGATIVE_PROMPT, Solver, Task, sides_of
 from wan.errors import InputError
 from wan.finite import FirstNotFinite
 from wan.inputs import conditioning
 from wan.levers import Levers, LoadStrategy, Precision
 from wan.networks.dit import WanDit
 from wan.networks.image import encode_image
-from wan.networks.text import encode_text, load_tokenizer
+from wan.networks.text import encode_text
 from wan.parallel import Layout
 from wan.parallel import vae as split_vae
 from wan.parallel.ranks import Ranks
@@ -29,6 +29,7 @@ from wan.sampler import Sampler
 from wan.sampler import check as check_schedule
 from wan.spans import span
 from wan.weights.folder import refuse_wrong
+from wan.weights.tokenizer import load_tokenizer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -186,7 +187,7 @@ class Pipeline:
 
     def condition(self, request: Request) -> Conditions:
         """Image, frames or control video as the DiT reads them."""
-        width, height = request.size or parse_size(self.task.sizes[0])
+        width, height = request.size or sides_of(self.task.sizes[0])
         frame_num = self.task.frame_num if request.frame_num is None else request.frame_num
         kind = self.task.dit.model_type
         if kind == "t2v":
@@ -312,7 +313,7 @@ def _guided(
 
 def _schedule(request: Request, task: Task) -> tuple[int, float]:
     """Steps and shift."""
-    width, height = request.size or parse_size(task.sizes[0])
+    width, height = request.size or sides_of(task.sizes[0])
     default = task.default_shift(f"{width}*{height}")
     steps = task.sample_steps if request.steps is None else request.steps
     return steps, default if request.shift is None else request.shift
@@ -344,9 +345,3 @@ def _refuse(request: Request, task: Task) -> None:
             raise InputError(
                 f"{name} is missing: {task.name} starts from it", hint=f"give Request({name}=...)"
             )
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """'1280*720' to width and height."""
-    width, height = size.split("*")
-    return int(width), int(height)

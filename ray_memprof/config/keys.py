@@ -13,15 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from ray_memprof.store.level import Level
 from ray_memprof.store.run_files import trouble_with_name
 from wan.config import Language, Method, Solver
 from wan.levers import LoadStrategy, Precision
+from wan.parallel.layout import Backend, VaeRanks
 
 Weights = Literal["random", "checkpoint"]
 Device = Literal["cuda", "cpu"]
-VaePlace = Literal["rank0", "split"]
-Backend = Literal["native", "xfuser"]
-Level = Literal["stage", "event", "stack", "torch_profiler"]
 Placement = Literal["pack", "strict_pack", "spread"]
 
 
@@ -149,7 +148,7 @@ class Parallel(Section):
     """Shard the diffusion transformer over all ranks."""
     t5_fsdp: bool = False
     """Shard the text encoder over all ranks."""
-    vae: VaePlace | None = None
+    vae: VaeRanks | None = None
     """rank0: rank 0 decodes; split: each rank decodes its columns. None: split with several ranks, else rank0."""
     backend: Backend = "native"
     """Which attention runs: native is this package's, xfuser that of xfuser."""

@@ -7,10 +7,8 @@ Plain data, without torch, so that a launcher, a test and a program that records
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-Level = Literal["stage", "event", "stack", "torch_profiler"]
-"""How much is recorded: docs/profiling.md says what each keeps and costs."""
+from ray_memprof.store.level import Level
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

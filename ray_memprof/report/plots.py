@@ -255,7 +255,7 @@ def alive(rows: Sequence[Row]) -> Figure:
     nodes: dict[str, Row] = {"all": _node("alive at the peak", "alive at the peak", "", "shade2")}
     for row in rows:
         component, category = row["component"] or "no component", row["category"] or "uncategorised"
-        path = row["path"] or "outside any span"
+        path = row["path"] or "no span"
         parent = "all"
         nodes[parent]["bytes"] += row["bytes"]
         steps = (

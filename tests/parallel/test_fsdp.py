@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wan.config import TASKS
 from wan.networks.dit import WanDit
-from wan.networks.text import build_text_encoder, encode_text, load_tokenizer
+from wan.networks.text import build_text_encoder, encode_text
 from wan.parallel import Layout
 from wan.parallel.fsdp import Sharded, SplitTable
 from wan.parallel.ranks import Ranks
@@ -22,6 +22,7 @@ from wan.weights.fill import (
     random_dit,
     random_text,
 )
+from wan.weights.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
 DIT = TASKS["vace-tiny"].dit

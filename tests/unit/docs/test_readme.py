@@ -99,6 +99,25 @@ def test_the_map_has_a_paragraph_for_every_room(package: str) -> None:
     assert [room for room, first in firsts if (folder / room / first).is_file()] == told
 
 
+@pytest.mark.parametrize("package", ["ray_memprof", "wan"])
+def test_the_map_names_every_file_outside_the_rooms(package: str) -> None:
+    part = section("architecture", f"The rooms of `{package}/`")
+    outside = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
+    assert outside - set(re.findall(r"`(\w+\.py)`", part)) == set()
+
+
+@pytest.mark.parametrize("folder", ["scripts", "tests", "docs"])
+def test_the_map_names_what_other_folders_hold(folder: str) -> None:
+    part = section("architecture", "Other folders")
+    held = {path.name for path in (ROOT / folder).glob("*") if path.suffix in ("", ".py", ".md", ".sh")}
+    held -= {"__pycache__", "architecture.md"}
+    if folder == "tests":  # its files outside folders are helpers
+        held = {name for name in held if "." not in name}
+    named = re.findall(r"[\w*]+(?:\.\w+)?", part)
+    patterns = [re.escape(name).replace(r"\*", ".*") for name in named]
+    assert [name for name in held if not any(re.fullmatch(pattern, name) for pattern in patterns)] == []
+
+
 def test_every_flag_is_one_that_generate_knows() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "wan.generate", "--help"],

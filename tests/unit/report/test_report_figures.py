@@ -70,7 +70,7 @@ def test_what_was_alive_adds_up_at_every_level() -> None:
         "all|dit|activation|a/b": 2,
         "all|no component": 1,
         "all|no component|weight": 1,
-        "all|no component|weight|outside any span": 1,
+        "all|no component|weight|no span": 1,
     }
     assert trace["labels"][5] == "b, 0.0 MiB"
 

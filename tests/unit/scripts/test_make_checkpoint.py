@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from wan.config import TASKS, Task
 from wan.networks.dit import WanDit
 from wan.networks.image import build_image_encoder
-from wan.networks.text import TOKENIZER_DIR, build_text_encoder, load_tokenizer
+from wan.networks.text import build_text_encoder
 from wan.networks.vae.network import WanVae
 from wan.weights import checkpoint
 from wan.weights.checkpoint import (
@@ -34,6 +34,7 @@ from wan.weights.fill import (
     random_text,
     random_vae,
 )
+from wan.weights.tokenizer import TOKENIZER_DIR, load_tokenizer
 
 make_checkpoint = import_script("make_checkpoint")
 

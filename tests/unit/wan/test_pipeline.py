@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from wan.config import NEGATIVE_PROMPT, TASKS, TextConfig
+from wan.config import NEGATIVE_PROMPT, TASKS, TextConfig, sides_of
 from wan.levers import Levers
-from wan.networks.text import Tokenizer
-from wan.pipeline import Conditions, Pipeline, Request, parse_size
+from wan.pipeline import Conditions, Pipeline, Request
 from wan.spans import Attribute, listening
+from wan.weights.tokenizer import Tokenizer
 
 VIDEO_TASKS = ("t2v-tiny", "i2v-tiny", "flf2v-tiny", "vace-tiny")
 PARTS_OF_NETWORKS = ("dit.block", "dit.vace_block", "dit.head", "vae.", "t5.", "clip.")
@@ -254,7 +254,7 @@ def test_without_conditions_the_network_gets_no_extra_input() -> None:
 
 
 def test_a_size_is_width_by_height() -> None:
-    assert parse_size("1280*720") == (1280, 720)
+    assert sides_of("1280*720") == (1280, 720)
 
 
 # --------------------------------------------------------------------------------
