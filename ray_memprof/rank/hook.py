@@ -56,8 +56,17 @@ def _when_cuda_starts(begin: "Callable[[], None]") -> None:
     """Call `begin` when the process starts CUDA: elastic agents and tools import torch, and never do."""
     import torch
 
+    start: Callable[[], None] = torch.cuda._lazy_init
+
+    def starting() -> None:
+        start()
+        # Not by torch.cuda._lazy_call: what is called there holds a lock that the recorder's threads would wait for.
+        if torch.cuda.is_initialized():
+            torch.cuda._lazy_init = start
+            begin()
+
     if torch.version.cuda is not None:
-        torch.cuda._lazy_call(begin)
+        torch.cuda._lazy_init = starting
 
 
 def _settings(asked: str) -> "Settings":

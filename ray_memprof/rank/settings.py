@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.rank.starters import Start
-from ray_memprof.recorder.options import Level
+from ray_memprof.store.level import Level
 from ray_memprof.store.run_files import trouble_with_name
 
 OUTPUT_DIR = "RAY_MEMPROF_DIR"

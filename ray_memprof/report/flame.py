@@ -110,7 +110,7 @@ def frame_step(function: str, file: str, line: int, frame_order: int) -> Step:
 
 def _spans(path: str | None) -> list[Step]:
     if path is None:
-        return [Step("outside any span", "", "shade2")]
+        return [Step("no span", "", "shade2")]
     return [Step(name, "span", _span_colour(name)) for name in path.split("/")]
 
 

@@ -17,7 +17,7 @@ import torch
 from wan.config import TextConfig
 from wan.errors import WeightsError
 from wan.inputs.files import is_absent
-from wan.weights.folder import TOKENIZER_FILE, refuse_unusable
+from wan.weights.folder import TOKENIZER_PATH, refuse_unusable
 
 TOKENIZER_DIR = "google/umt5-xxl"
 _PAD, _EOS, _NUM_SPECIAL = 0, 1, 3
@@ -40,7 +40,7 @@ def load_tokenizer(ckpt_dir: Path | None, config: TextConfig) -> Tokenizer:
     """
     if ckpt_dir is None:
         return lambda prompts: _tokenize_bytes(prompts, config.text_len)
-    path = ckpt_dir / TOKENIZER_FILE
+    path = ckpt_dir / TOKENIZER_PATH
     if is_absent(path):
         raise WeightsError(
             f"no such tokenizer: {path}", hint=f"copy the folder {TOKENIZER_DIR} of the official checkpoint"

@@ -48,7 +48,7 @@ def test_frames_are_drawn_from_the_outermost_inwards_and_add_up() -> None:
         "rank 0/no Python stack": GIB + 16,
         "rank 0/no Python stack/load": GIB,
         "rank 0/no Python stack/load/dit": GIB,
-        "rank 0/no Python stack/outside any span": 16,
+        "rank 0/no Python stack/no span": 16,
         "rank 0/main": 15,
         "rank 0/main/f": 14,
         "rank 0/main/f/g": 10,
@@ -87,8 +87,8 @@ def test_without_stacks_spans_components_and_categories_are_drawn() -> None:
         "rank 1/denoise/dit.block/dit": 8,
         "rank 1/denoise/dit.block/dit/activation": 8,
         "rank 1/denoise/uncategorised": 2,
-        "rank 1/outside any span": 1,
-        "rank 1/outside any span/weight": 1,
+        "rank 1/no span": 1,
+        "rank 1/no span/weight": 1,
     }
     assert not drawn.has_stacks
 

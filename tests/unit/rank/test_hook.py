@@ -1,0 +1,83 @@
+"""The entry point of torch: what it does where CUDA starts later, and that it never breaks the import."""
+
+import threading
+
+import pytest
+import torch
+
+from ray_memprof.rank import hook
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A CUDA that starts when it is asked to; what happened, in order."""
+    happened: list[str] = []
+    lock = threading.RLock()
+
+    def lazy_init() -> None:
+        with lock:
+            if "cuda" not in happened:
+                happened.append("cuda")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lazy_init)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: "cuda" in happened)
+    return happened
+
+
+def test_recording_begins_when_cuda_has_started_and_its_threads_may_use_cuda(cuda: list[str]) -> None:
+    def begin() -> None:
+        thread = threading.Thread(target=lambda: torch.cuda._lazy_init(), daemon=True)
+        thread.start()
+        thread.join(5)
+        cuda.append("waits for ever" if thread.is_alive() else "begins")
+
+    hook._when_cuda_starts(begin)
+    assert cuda == []
+    torch.cuda._lazy_init()
+    torch.cuda._lazy_init()
+    assert cuda == ["cuda", "begins"]
+
+
+def test_a_cuda_that_cannot_start_is_not_recorded_and_its_error_passes(
+    cuda: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", fails)
+    hook._when_cuda_starts(lambda: cuda.append("begins"))
+    with pytest.raises(RuntimeError, match="no driver"):
+        torch.cuda._lazy_init()
+    assert cuda == []
+
+
+def test_without_cuda_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    before = torch.cuda._lazy_init
+    hook._when_cuda_starts(lambda: None)
+    assert torch.cuda._lazy_init is before
+
+
+@pytest.mark.parametrize("value", [None, "", "0"])
+def test_off_is_off(monkeypatch: pytest.MonkeyPatch, value: str | None) -> None:
+    if value is None:
+        monkeypatch.delenv("RAY_MEMPROF", raising=False)
+    else:
+        monkeypatch.setenv("RAY_MEMPROF", value)
+    monkeypatch.setattr(hook, "_load", lambda asked: pytest.fail("it was loaded"))
+    hook.load()
+
+
+def test_no_error_of_ours_breaks_the_import(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(asked: str) -> None:
+        raise KeyError("odd\nlines")
+
+    monkeypatch.setenv("RAY_MEMPROF", "1")
+    monkeypatch.setattr(hook, "_load", fails)
+    hook.load()
+    err = capsys.readouterr().err
+    assert err.startswith("ray-memprof: RAY_MEMPROF=1: nothing is recorded: ")
+    assert err.count("\n") == 1
