@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_memprof.errors import RunError
+from ray_memprof.errors import ConfigError, RunError
 from ray_memprof.rank.settings import Program, Settings
 from ray_memprof.rank.starters import Start
 from ray_memprof.recorder.forks import silent_in_children
@@ -39,6 +39,8 @@ WAIT_S = 60.0
 """Seconds that rank 0 waits at its end for the other ranks to end, as long as their processes run."""
 _LOOK_S = 0.1
 _num_sessions: Counter[str] = Counter()
+_active: "Session | None" = None
+"""The recording that goes on: two at once would take each other's events."""
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -52,8 +54,10 @@ class Session:
     """
 
     def __init__(self, settings: Settings, start: Start, program: Program) -> None:
-        self._settings, self._start, self._program = settings, start, program
-        self._name = settings.run_name(program)
+        self._settings, self._start = settings, start
+        # The program may change its working folder later.
+        self._program = replace(program, path=None if program.path is None else program.path.absolute())
+        self._output_dir, self._name = settings.folder(), settings.run_name(program)
         if start.key:
             # Ranks that record twice under one name must not join the folder of the first time.
             _num_sessions[self._name] += 1
@@ -67,7 +71,8 @@ class Session:
 
     def forked(self) -> None:
         """In a forked child: nothing is recorded, and nothing is left to end."""
-        self._is_over = True
+        global _active
+        self._is_over, _active = True, None
 
     @property
     def run_dir(self) -> Path | None:
@@ -91,6 +96,9 @@ class Session:
                 self._stack.close()
 
     def _begin(self) -> None:
+        global _active
+        if _active is not None:
+            raise ConfigError("this process is recorded already", hint=f"in {_active.run_dir}")
         from ray_memprof.rank.device_of_process import device_of_process
         from ray_memprof.recorder.recording import recording
 
@@ -105,16 +113,19 @@ class Session:
         from ray_memprof.recorder.spans import span
 
         self._stack.enter_context(span(SCRIPT))
+        _active = self
 
     def _make_folder(self) -> "RunFolder":
         import yaml
 
-        output_dir, start = self._settings.folder(), self._start
+        start = self._start
         if start.rank:
-            return await_joint(output_dir, self._name, start.key)
+            return await_joint(self._output_dir, self._name, start.key)
         config = self._settings.config(self._program, start, self._device.partition(":")[0])
         text = yaml.safe_dump(config, sort_keys=False)
-        folder = make_joint(output_dir, self._name, start.key, config_text=text, num_ranks=start.num_ranks)
+        folder = make_joint(
+            self._output_dir, self._name, start.key, config_text=text, num_ranks=start.num_ranks
+        )
         folder.note(started_by="record")
         return folder
 
@@ -146,6 +157,8 @@ class Session:
     def _end(self, error: BaseException | None, exit_code: int | None) -> None:
         from ray_memprof.rank.outcome import outcome_of
 
+        global _active
+        _active = None
         recorder, start = self._recorder, self._start
         assert recorder is not None
         lost: BaseException | None = None
@@ -174,7 +187,7 @@ class Session:
         self._write(**outcome | ended)
         is_ok = outcome["status"] == "ok"
         if start.rank == 0:
-            withdraw(self._settings.folder(), self._name, start.key)
+            withdraw(self._output_dir, self._name, start.key)
         if start.num_ranks > 1 and not is_ok:
             self._complete_later()
         elif start.rank == 0:
@@ -201,7 +214,13 @@ class Session:
         """
         command, environ = self._finisher()
         done = subprocess.run(
-            command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
         )
         for line in done.stdout.splitlines():
             self._say(line)

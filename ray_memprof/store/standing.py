@@ -82,6 +82,8 @@ def standing(run_dir: Path, now_ns: int | None = None) -> Standing | None:
     if _is_gone(facts.get("driver")):
         return Standing(LEFT, DRIVER_GONE, last_ns)
     silent_s = ((time.time_ns() if now_ns is None else now_ns) - last_ns) / 1e9
+    if facts.get("started_by") == "record":  # nobody watches its steps
+        return Standing(RUNNING, f"for {_ago(silent_s)} now", last_ns)
     return Standing(RUNNING, _how_far(progress, silent_s), last_ns)
 
 

@@ -256,3 +256,30 @@ def test_a_folder_that_cannot_be_written_leaves_the_program_unrecorded(start: St
     )
     assert (done.code, done.out) == (0, "ran\n")
     assert "ray-memprof: nothing is recorded: " in done.err
+
+
+def test_a_block_that_a_recorded_program_records_itself_is_told_and_runs(start: Start) -> None:
+    text = f"""{MODEL}
+import os, ray_memprof
+with ray_memprof.recording("inner"):
+    train()
+child = os.fork()
+if child == 0:
+    with ray_memprof.recording("child") as run:
+        train()
+    os._exit(0 if run.run_dir else 9)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = start(*RECORD, "main.py", files={"main.py": text})
+    assert (done.code, done.out) == (0, "0\n"), done.err
+    assert "ray-memprof: nothing is recorded: this process is recorded already" in done.err
+    assert sorted(path.name for path in (done.folder / "profiler_logs").iterdir()) == ["child", "main"]
+
+
+def test_the_program_may_change_its_folder(start: Start) -> None:
+    text = "import os\nos.makedirs('deep/er')\nos.chdir('deep/er')\n" + MODEL + "train()\n"
+    done = start(*RECORD, "--output-dir", "runs", "main.py", files={"main.py": text})
+    assert (done.code, list((done.folder / "deep" / "er").iterdir())) == (0, []), done.err
+    (run,) = (done.folder / "runs" / "main").glob("2*")
+    assert (run / "report.html").is_file()
+    assert f"path: {done.folder / 'main.py'}" in (run / "config.yaml").read_text()

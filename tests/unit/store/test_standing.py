@@ -77,6 +77,14 @@ def test_how_far_a_run_is(tmp_path: Path, progress: dict[str, Any] | None, reaso
     assert found.text == f"running, {reason}"
 
 
+def test_of_a_program_that_its_ranks_record_themselves_only_the_time_is_known(tmp_path: Path) -> None:
+    run_dir = a_run(tmp_path / "a", started_by="record")
+    found = standing(run_dir, NOW_NS + 299 * 10**9)
+    assert found is not None and found.text == "running, for 5 min now"
+    found = standing(a_run(tmp_path / "b", started_by="record", driver=gone()), NOW_NS)
+    assert found is not None and found.text == "unknown: its driver ended before the run did"
+
+
 def test_a_driver_that_was_killed_does_not_run_for_ever(tmp_path: Path) -> None:
     reused = {**driver_facts(), "started": started(os.getpid()) - 1000}
     for number, driver in enumerate((gone(), reused)):
