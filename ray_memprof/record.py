@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_memprof.errors import EXIT_CONFIG, EXIT_INTERRUPTED, ConfigError
+from ray_memprof.errors import EXIT_CONFIG, ConfigError
 from ray_memprof.rank.command_line import parsed
 from ray_memprof.rank.process_end import ProcessEnd, exit_code_of
 from ray_memprof.rank.session import Session
@@ -45,15 +45,13 @@ def _run(session: Session, program: Program) -> int:
                 main_program.run_module(program.module, program.args)
             else:
                 main_program.run_path(program.path, program.args)
-        except SystemExit as error:
-            end.note(exit_code=exit_code_of(error.code))
-            raise
         except BaseException as error:
-            code = EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-            end.note(error, exit_code=code)
-            trace = main_program.without_our_frames(error.__traceback__, Path(__file__).resolve().parent)
-            sys.excepthook(type(error), error.with_traceback(trace), trace)
-            return code
+            end.note(None if isinstance(error, SystemExit) else error, exit_code=exit_code_of(error))
+            ours = Path(__file__).resolve().parent
+            hook, trace = sys.excepthook, main_program.without_our_frames(error.__traceback__, ours)
+            # Python calls it with the frames of this function, too.
+            sys.excepthook = lambda kind, error, _: hook(kind, error.with_traceback(trace), trace)
+            raise
         finally:
             session.missed("the program did not import torch")
     return 0
@@ -78,7 +76,7 @@ def recording(
         device: cpu or cuda; "": cuda where torch sees a device.
 
     Raises:
-        ConfigError: an argument cannot be used.
+        ConfigError: an argument, or what the environment says of the rank, cannot be used.
     """
     settings = Settings(
         name=name,
@@ -92,7 +90,7 @@ def recording(
     try:
         yield session
     except BaseException as error:
-        session.end(error, exit_code=1)
+        session.end(None if isinstance(error, SystemExit) else error, exit_code_of(error))
         raise
     session.end()
 

@@ -6,8 +6,11 @@ Takes a folder with the tables of the ranks and logs/rankN.json. Leaves what a l
 ranks, run.duckdb, memory_events.json and report.html. Imports no Ray; a second call changes nothing.
 """
 
+import fcntl
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +51,29 @@ def complete(run_dir: Path, *, wait_s: float = 0.0) -> list[str]:
         ConfigError: a rank still runs.
         DiskFull: no room in the run folder.
     """
-    folder = RunFolder.open(run_dir)
-    num_ranks = folder.facts["num_ranks"]
+    num_ranks = RunFolder.open(run_dir).facts["num_ranks"]
     if left := still_running(run_dir, num_ranks, wait_s=wait_s):
         raise ConfigError(
-            f"{rank_text(left)} of {run_dir.parent.name}/{run_dir.name} still run",
-            hint="the run is completed when the program ends",
+            f"{run_dir.parent.name}/{run_dir.name} has not ended: still running: {rank_text(left)}",
+            hint="wait until they have ended, or say how long to wait: --wait SECONDS",
         )
+    with _alone(run_dir):
+        return _completed(RunFolder.open(run_dir))
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Wait until no other process completes this run: ranks that end at the same time may each start one."""
+    held = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _completed(folder: RunFolder) -> list[str]:
+    run_dir, num_ranks = folder.path, folder.facts["num_ranks"]
     ranks = [_told(run_dir, rank) for rank in range(num_ranks)]
     gathered = gather(run_dir, range(num_ranks))
     problems = [f"rank {one['rank']}: {line}" for one in ranks for line in one.get("problems", ())]
@@ -104,7 +123,10 @@ def _verdict(ranks: Sequence[dict[str, Any]]) -> Verdict:
     A starter kills the other ranks when one has failed. So a rank that ended without a word is the cause only if no
     other rank has an error of its own.
     """
-    if all(one["status"] == "ok" for one in ranks):
+    # A rank that was not recorded says nothing against the run.
+    if all(one["status"] in ("ok", "never_started") for one in ranks) and any(
+        one["status"] == "ok" for one in ranks
+    ):
         return Verdict(status="ok")
     told = [
         Outcome(rank=one["rank"], status=one["status"], exit_code=one["exit_code"], reason=one["reason"])

@@ -62,6 +62,6 @@ def _program(module: list[str] | None, rest: list[str]) -> Program:
             "no program is named", hint="python -m ray_memprof.record [options] train.py [arguments]"
         )
     path = Path(rest[0])
-    if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file", hint="a module is named with -m")
+    if not path.exists():
+        raise ConfigError(f"{path}: there is no such file or folder", hint="a module is named with -m")
     return Program(path=path, args=tuple(rest[1:]))

@@ -12,8 +12,6 @@ import os
 import sys
 
 VARIABLE = "RAY_MEMPROF"
-_RECORDED = "RAY_MEMPROF_RANK"
-"""Set in a process that records, and so in its children: the number of its rank."""
 
 
 def load() -> None:
@@ -29,27 +27,22 @@ def load() -> None:
 
 
 def _load(asked: str) -> None:
-    if "ray_memprof.rank.process_end" in sys.modules:
-        return  # the program runs under ray_memprof.record
     from ray_memprof.rank.process_end import ProcessEnd
-    from ray_memprof.rank.session import Session
+    from ray_memprof.rank.session import RECORDED, Session, is_claimed
     from ray_memprof.rank.starters import start_of
 
-    settings, start = _settings(asked), start_of(os.environ)
     # Workers of a DataLoader, and whatever else a rank starts, import torch too, and inherit the variables of the rank.
-    if os.environ.get(_RECORDED, "") == str(start.rank):
+    # A program under ray_memprof.record is about to be recorded.
+    if RECORDED in os.environ or is_claimed():
         return
+    settings, start = _settings(asked), start_of(os.environ)
     session = Session(settings, start, _program())
     ProcessEnd(session).listen()
-
-    def begin() -> None:
-        os.environ[_RECORDED] = str(start.rank)
+    # The variables of srun and mpirun are also in what they start torchrun with.
+    if "RANK" in os.environ:
         session.begin()
-
-    if start.key or "RANK" in os.environ:
-        begin()
     else:
-        _when_cuda_starts(begin)
+        _when_cuda_starts(session.begin)
 
 
 def _when_cuda_starts(begin: "Callable[[], None]") -> None:

@@ -1,19 +1,20 @@
 """Ends a recording with its process, however the program ends it: well, by an exception, by sys.exit or by os._exit.
 
-    watch = ProcessEnd(session)          # before the program registers anything with atexit
-    watch.note(error, exit_code=1)       # whoever runs the program and knows how it ended
+    end = ProcessEnd(session)            # before the program registers anything with atexit
+    end.note(error, exit_code=1)         # whoever runs the program and knows how it ended
 
 A process that a signal kills says nothing; what its recorder wrote until then is kept all the same.
 """
 
 import atexit
 import os
+import signal
 import sys
 import threading
 from contextlib import suppress
-from types import TracebackType
 from typing import NoReturn
 
+from ray_memprof.errors import EXIT_INTERRUPTED
 from ray_memprof.rank.session import Session
 
 
@@ -28,7 +29,9 @@ class ProcessEnd:
         self._session = session
         self._error: BaseException | None = None
         self._exit_code: int | None = None
-        self._leave = os._exit
+        self._listens = False
+        self._leave, self._pid = os._exit, os.getpid()
+        atexit.register(self._end_by_interrupt)
         # atexit runs in the reverse order: after what the program registers, and when its other threads have ended.
         atexit.register(self._end)
         os._exit = self._at_once
@@ -39,32 +42,58 @@ class ProcessEnd:
 
     def listen(self) -> None:
         """Learn from Python itself how a program ends that nobody here runs."""
-        hook, leave = sys.excepthook, sys.exit
+        self._listens = True
+        leave = sys.exit
 
-        def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-            self.note(error, exit_code=1)
-            hook(kind, error, trace)
-
-        def leaving(status: object = None, /) -> None:
+        def exit(status: object = None, /) -> NoReturn:
             if threading.current_thread() is threading.main_thread():
-                self.note(exit_code=exit_code_of(status))
+                self.note(exit_code=code_of(status))
             leave(status)  # type: ignore[arg-type] # as Python takes it: any object
 
-        sys.excepthook, sys.exit = told, leaving  # type: ignore[assignment]
+        # pickle finds a function by these names.
+        exit.__module__, exit.__qualname__ = "sys", "exit"
+        sys.exit = exit
 
     def _end(self) -> None:
+        if self._listens and not self._is_child() and not (sys.flags.interactive or hasattr(sys, "ps1")):
+            # Python keeps the exception that ended the main program; one at a prompt ends nothing.
+            error = getattr(sys, "last_value", None)
+            if error is not None:
+                self.note(error, exit_code_of(error))
         self._session.end(self._error, self._exit_code)
+
+    def _end_by_interrupt(self) -> None:
+        """End by SIGINT after a KeyboardInterrupt, as Python does; code that ran since has made Python forget it."""
+        if isinstance(self._error, KeyboardInterrupt) and not self._is_child():
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(Exception):
+                    stream.flush()
+            with suppress(Exception):
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.kill(self._pid, signal.SIGINT)
+
+    def _is_child(self) -> bool:
+        return os.getpid() != self._pid
 
     def _at_once(self, status: int) -> NoReturn:
         """os._exit ends the process without another word, atexit included."""
-        with suppress(Exception):
-            if threading.current_thread() is threading.main_thread():
-                self._session.end(exit_code=status)
-            else:
-                self._session.seal()
-        self._leave(status)
+        try:
+            with suppress(Exception):
+                if threading.current_thread() is threading.main_thread():
+                    self._session.end(exit_code=status)
+                else:
+                    self._session.leave(status)
+        finally:
+            self._leave(status)
 
 
-def exit_code_of(status: object) -> int:
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a process that this exception ends."""
+    if isinstance(error, SystemExit):
+        return code_of(error.code)
+    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def code_of(status: object) -> int:
     """The exit code that Python ends with for sys.exit(status): a text or another object means 1."""
     return 0 if status is None else status & 0xFF if isinstance(status, int) else 1

@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
@@ -27,7 +28,7 @@ from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.store.categories import SCRIPT
 from ray_memprof.store.joint_folder import await_joint, make_joint, withdraw
 from ray_memprof.store.processes import is_alive
-from ray_memprof.store.run_files import FINISH_LOG, rank_file
+from ray_memprof.store.run_files import FINISH_LOG, TABLES_DIR, rank_file
 from ray_memprof.store.standing import RUNNING, driver_facts
 from ray_memprof.store.whole_file import replacing
 
@@ -35,13 +36,25 @@ if TYPE_CHECKING:
     from ray_memprof.recorder.recorder import Recorder
     from ray_memprof.store.run_folder import RunFolder
 
-WAIT_S = 60.0
+RECORDED = "RAY_MEMPROF_RANK"
+"""Set in a process that records, and so in its children, which are not recorded: the number of its rank."""
+WAIT_S = 10.0
 """Seconds that rank 0 waits at its end for the other ranks to end, as long as their processes run."""
+LATER_S = 3600.0
+"""The same for the process in the background that completes a run."""
 _LOOK_S = 0.1
+_SILENT_S = 60.0
+"""A rank of another host that has written nothing for so long has ended."""
 _num_sessions: Counter[str] = Counter()
+_num_made = 0
 _active: "Session | None" = None
 """The recording that goes on: two at once would take each other's events."""
 _ROOT = Path(__file__).resolve().parents[2]
+
+
+def is_claimed() -> bool:
+    """Whether something in this process records, or is about to."""
+    return _num_made > 0
 
 
 class Session:
@@ -67,6 +80,8 @@ class Session:
         self._stack = ExitStack()
         self._device, self._facts = "cpu", dict[str, Any]()
         self._has_begun = self._is_over = False
+        global _num_made
+        _num_made += 1
         silent_in_children(self)
 
     def forked(self) -> None:
@@ -81,7 +96,7 @@ class Session:
 
     def begin(self) -> None:
         """Begin to record this thread; a second call does nothing."""
-        if self._has_begun:
+        if self._has_begun or self._is_over:
             return
         self._has_begun = True
         try:
@@ -94,11 +109,22 @@ class Session:
             self._is_over = True
             with suppress(Exception):
                 self._stack.close()
+            with suppress(Exception):
+                if self._folder is not None:
+                    self._write(
+                        status="failed", exit_code=0, reason=f"not recorded: {_line(error)}", end_ns=0
+                    )
 
     def _begin(self) -> None:
         global _active
         if _active is not None:
-            raise ConfigError("this process is recorded already", hint=f"in {_active.run_dir}")
+            raise ConfigError("this process is recorded already", hint=f"its run folder is {_active.run_dir}")
+        if threading.current_thread() is not threading.main_thread():
+            raise ConfigError(
+                "recording began on another thread than the main thread",
+                hint="import torch on the main thread first",
+            )
+        os.environ[RECORDED] = str(self._start.rank)
         from ray_memprof.rank.device_of_process import device_of_process
         from ray_memprof.recorder.recording import recording
 
@@ -131,12 +157,19 @@ class Session:
 
     def missed(self, why: str) -> None:
         """Say that nothing is recorded, if begin() was not called."""
-        if not self._has_begun:
+        if not (self._has_begun or self._is_over):
             self._say(f"nothing is recorded: {why}")
 
-    def seal(self) -> None:
-        """Write what is recorded so far: the process is about to end without another word."""
-        if self._recorder is not None and not self._is_over:
+    def leave(self, exit_code: int) -> None:
+        """Another thread than the main thread is about to end the process: say so, and write what is recorded."""
+        if self._recorder is None or self._is_over:
+            return
+        reason = (
+            "" if exit_code == 0 else f"the program ended with exit code {exit_code}, on a thread of its own"
+        )
+        status = "ok" if exit_code == 0 else "failed"
+        self._write(status=status, exit_code=exit_code, reason=reason, end_ns=time.time_ns())
+        if self._recorder.answers():  # the main thread may hang in the allocator, and this thread must not
             self._recorder.seal()
 
     def end(self, error: BaseException | None = None, exit_code: int | None = None) -> None:
@@ -188,10 +221,13 @@ class Session:
         is_ok = outcome["status"] == "ok"
         if start.rank == 0:
             withdraw(self._output_dir, self._name, start.key)
-        if start.num_ranks > 1 and not is_ok:
+        if start.rank == 0 and (is_ok or start.num_ranks == 1):
+            left = still_running(self._run_folder(), start.num_ranks, wait_s=WAIT_S)
+            if not left:
+                self._complete()
+                return
+        if start.rank == 0 or not is_ok:
             self._complete_later()
-        elif start.rank == 0:
-            self._complete()
 
     def _free_bytes(self) -> int | None:
         assert self._recorder is not None
@@ -206,6 +242,10 @@ class Session:
         about = {"rank": self._start.rank, "local_rank": self._start.local_rank, **self._facts}
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+
+    def _run_folder(self) -> Path:
+        assert self._folder is not None
+        return self._folder.path
 
     def _complete(self) -> None:
         """Rank 0: wait for the others, and have the report written by a process of its own.
@@ -226,9 +266,9 @@ class Session:
             self._say(line)
 
     def _complete_later(self) -> None:
-        """The first rank that failed: have the run completed once the others have ended, too.
+        """Have the run completed in the background once all ranks have ended.
 
-        They may wait for this rank until the starter has seen it end, and is about to kill them.
+        Where this rank has failed, others may wait for it until the starter has seen it end, and kills them.
         """
         assert self._folder is not None
         command, environ = self._finisher()
@@ -255,7 +295,7 @@ class Session:
         assert self._folder is not None
         paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environ = {name: value for name, value in os.environ.items() if name != "RAY_MEMPROF"}
-        wait = ["--wait", str(WAIT_S)]
+        wait = ["--wait", str(LATER_S)]
         command = [sys.executable, "-P", "-m", "ray_memprof.cli", "finish", str(self._folder.path), *wait]
         return command, environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
@@ -267,24 +307,28 @@ class Session:
 def still_running(run_dir: Path, num_ranks: int, *, wait_s: float = 0.0) -> list[int]:
     """Ranks that have not said how they ended, and whose process still runs, after at most `wait_s`.
 
-    Of a rank on another host it cannot be seen whether it runs: it is waited for.
+    A rank on another host counts as running while its files grow.
     """
     until = time.monotonic() + wait_s
     while True:
-        left = [rank for rank in range(num_ranks) if _may_run(run_dir / rank_file(rank))]
+        left = [rank for rank in range(num_ranks) if _may_run(run_dir, rank)]
         if not left or time.monotonic() >= until:
             return left
         time.sleep(_LOOK_S)
 
 
-def _may_run(path: Path) -> bool:
+def _may_run(run_dir: Path, rank: int) -> bool:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        facts = json.loads((run_dir / rank_file(rank)).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False  # it never began to record
     if facts["status"] != RUNNING:
         return False
-    return facts["host"] != socket.gethostname() or is_alive(facts["pid"], facts["started"])
+    if facts["host"] == socket.gethostname():
+        return is_alive(facts["pid"], facts["started"])
+    # Its recorder writes every few seconds.
+    files = [*run_dir.glob(f"{TABLES_DIR}/*/rank={rank}/*"), run_dir / rank_file(rank)]
+    return time.time() - max(file.stat().st_mtime for file in files if file.exists()) < _SILENT_S
 
 
 def _naming(patterns: tuple[str, ...], recorder: "Recorder") -> Any:

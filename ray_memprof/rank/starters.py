@@ -14,8 +14,8 @@ from ray_memprof.errors import ConfigError
 _STARTERS = {
     "RANK": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     "OMPI_COMM_WORLD_RANK": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    "PMI_RANK": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
     "SLURM_PROCID": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "PMI_RANK": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 }
 """Variables with the number of the rank, how many there are, and its number on its host. The first starter counts.
 
@@ -44,13 +44,15 @@ def start_of(environ: Mapping[str, str]) -> Start:
     """What the environment says; without a word of any starter it is rank 0 of 1.
 
     Raises:
-        ConfigError: a variable of a starter is missing or no number.
+        ConfigError: the number of ranks is missing, or a variable is no number.
     """
     for name, names in _STARTERS.items():
         # A person's shell inside a SLURM allocation has SLURM_PROCID=0 too, but no step of srun's.
         if name not in environ or (name == "SLURM_PROCID" and "SLURM_STEP_ID" not in environ):
             continue
-        rank, num_ranks, local_rank = (_number(environ, one, beside=name) for one in names)
+        rank, num_ranks = (_number(environ, one, beside=name) for one in names[:2])
+        # Not every starter says it; then each rank sees its own device alone, or there is one rank a host.
+        local_rank = _number(environ, names[2], beside=name) if names[2] in environ else 0
         if rank >= num_ranks:
             raise ConfigError(
                 f"environment variable {names[0]} is {rank}, and {names[1]} is {num_ranks}",
@@ -65,7 +67,9 @@ def _number(environ: Mapping[str, str], name: str, *, beside: str) -> int:
     text = environ.get(name, "")
     if not (text.isascii() and text.isdecimal()):
         raise ConfigError(
-            f"environment variable {name} is {text!r}, beside {beside}={environ[beside]}",
+            f"environment variable {name} is {text!r}, and {beside} is {environ[beside]!r}"
+            if name in environ
+            else f"environment variable {name} is not set, and {beside} is {environ[beside]!r}",
             hint=f"set it as torchrun, srun or mpirun does, or unset {beside}",
         )
     return int(text)

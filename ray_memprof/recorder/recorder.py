@@ -341,6 +341,10 @@ class Recorder:
             return True
         return self._last is not None and self._meter.pending(self._last) >= RELIEF_EVENTS
 
+    def answers(self) -> bool:
+        """Whether seal() returns soon on this thread: the model's thread may hang in the allocator."""
+        return self._meter.answers()
+
     def seal(self, wait_s: float = SEAL_S) -> None:
         """End the recording because the process is about to be killed; from any thread. Waits for the disk.
 

@@ -5,7 +5,8 @@
 
 The environment must be set already. Leaves what the workload writes, and at level torch_profiler a trace. Errors pass
 through, those of wan as a WorkloadError: rank/outcome.py turns them into an Outcome. For a script, nothing of our
-package wan is imported but what the configuration is made of, wan.config and wan.levers: neither imports torch.
+package wan is imported but what the configuration is made of, wan.config, wan.levers and wan.parallel.layout, and
+wan.errors: none of them imports torch.
 """
 
 from collections.abc import Iterator

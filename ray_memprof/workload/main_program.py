@@ -1,42 +1,61 @@
 """Run a file or a module as the main program of this process, as `python FILE` or `python -m MODULE` does.
 
-    code, error = run_main(path=Path("train.py"), args=("--steps", "9"))
+    run_path(Path("train.py"), ("--steps", "9"))
 
-The program is __main__, with its arguments in sys.argv, and its folder (or for a module the working folder) first on
-sys.path.
+Nothing is taken back at the end: threads and atexit handlers of the program still run then, and find their __main__,
+sys.argv and sys.path as they know them. So this is for a process that ends with the program.
 """
 
+import io
 import os
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
-
-@contextmanager
-def as_main_program(argv: Sequence[str], first: str) -> Iterator[None]:
-    """Inside the block sys.argv is `argv`, and `first` is first on sys.path."""
-    before = sys.argv, sys.path
-    sys.argv, sys.path = list(argv), [first, *sys.path]
-    try:
-        yield
-    finally:
-        sys.argv, sys.path = before
+_callers: list[ModuleType | None] = []
+"""The main modules before: their code still runs, and needs its names."""
 
 
 def run_path(path: Path, args: Sequence[str]) -> None:
-    """Run a Python file to its end; its exceptions pass through."""
-    # As `python script.py` does, links are resolved for the search path only.
-    with as_main_program([str(path), *args], str(path.resolve().parent)):
-        runpy.run_path(str(path), run_name="__main__")
+    """Run a Python file, or a folder that has a main program, to its end; its exceptions pass through."""
+    file = os.path.abspath(path)
+    main = _fresh_main()
+    sys.argv = [str(path), *args]
+    _put_first(file if os.path.isdir(file) else os.path.dirname(os.path.realpath(file)))
+    if os.path.isdir(file):
+        runpy._run_module_as_main("__main__", alter_argv=False)  # type: ignore[attr-defined] # what Python itself calls
+        return
+    main.__file__, main.__loader__ = file, SourceFileLoader("__main__", file)
+    with io.open_code(file) as source:
+        code = compile(source.read(), file, "exec")
+    exec(code, main.__dict__)
 
 
 def run_module(module: str, args: Sequence[str]) -> None:
-    """Run a module, or a package's __main__, to its end; its exceptions pass through."""
-    with as_main_program([module, *args], os.getcwd()):
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    """Run a module, or a package's __main__, to its end; its exceptions pass through.
+
+    One that is not there ends in Python's own line and exit code.
+    """
+    _fresh_main()
+    sys.argv = [module, *args]
+    runpy._run_module_as_main(module)  # type: ignore[attr-defined] # what `python -m` itself calls
+
+
+def _fresh_main() -> ModuleType:
+    _callers.append(sys.modules.get("__main__"))
+    main = ModuleType("__main__")
+    main.__dict__.update(__builtins__=__builtins__, __annotations__={}, __cached__=None)
+    sys.modules["__main__"] = main
+    return main
+
+
+def _put_first(folder: str) -> None:
+    """Put `folder` in the place of the working folder, which `python -m` has put first on sys.path."""
+    if not sys.flags.safe_path:
+        sys.path[:1] = [folder]
 
 
 def without_our_frames(trace: TracebackType | None, ours: Path) -> TracebackType | None:
@@ -46,10 +65,9 @@ def without_our_frames(trace: TracebackType | None, ours: Path) -> TracebackType
         trace: of the exception.
         ours: the folder of the code that called the program.
     """
-    left = trace
-    while left is not None and _is_of_caller(left, ours):
-        left = left.tb_next
-    return left or trace
+    while trace is not None and _is_of_caller(trace, ours):
+        trace = trace.tb_next
+    return trace
 
 
 def _is_of_caller(trace: TracebackType, ours: Path) -> bool:

@@ -7,6 +7,7 @@ similar variables in the environment already. module_spans.py opens spans for it
 """
 
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -18,7 +19,6 @@ from typing import Any
 from ray_memprof.errors import EXIT_WORKLOAD, RunError
 from ray_memprof.recorder.spans import span
 from ray_memprof.store.categories import SCRIPT
-from ray_memprof.workload.main_program import run_path
 
 
 class ScriptFailed(RunError):
@@ -50,10 +50,10 @@ def run_script(
     from ray_memprof.workload.module_spans import naming_modules
 
     naming = naming_modules(module_spans, problem)
-    with _signals_ignored_off_the_main_thread(), naming:
+    with _as_main_program(path, args), _signals_ignored_off_the_main_thread(), naming:
         with span(SCRIPT):  # around everything, so that allocations outside of modules have a span, too
             try:
-                run_path(path, args)
+                runpy.run_path(str(path), run_name="__main__")
             except SystemExit as ended:
                 _judge(path, ended.code)
 
@@ -66,6 +66,17 @@ def _judge(path: Path, code: str | int | None) -> None:
     raise ScriptFailed(
         f"{path.name} ended with exit code {status}{text}", hint="its output is in the rank's log"
     )
+
+
+@contextmanager
+def _as_main_program(path: Path, args: Sequence[str]) -> Iterator[None]:
+    argv, search = sys.argv, sys.path
+    # As `python script.py` does, links are resolved for the search path only.
+    sys.argv, sys.path = [str(path), *args], [str(path.resolve().parent), *search]
+    try:
+        yield
+    finally:
+        sys.argv, sys.path = argv, search
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import sys
 from importlib import metadata
 
 import pytest
-from conftest import MODEL, TORCHRUN, Start
+from programs import MODEL, TORCHRUN, Start
 
 ONE_RANK = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
 ON = {"RAY_MEMPROF": "1"}
@@ -51,12 +51,32 @@ def test_all_ranks_of_torchrun_are_one_run_and_its_agent_none(start: Start) -> N
         ("sys.exit(3)", 3, "rank 0: the program ended with exit code 3"),
         ("raise ValueError('no luck')", 1, "rank 0: ValueError: no luck"),
         ("os._exit(4)", 4, "rank 0: the program ended with exit code 4"),
+        ("os.kill(os.getpid(), 2)", -2, "rank 0: KeyboardInterrupt"),
     ],
 )
 def test_how_the_program_ended_is_known(start: Start, end: str, code: int, reason: str) -> None:
     text = MODEL + f"import os, sys\ntrain()\n{end}\n"
     done = start(sys.executable, "main.py", files={"main.py": text}, environ=ONE_RANK | ON)
     assert (done.code, done.facts["reason"]) == (code, reason)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "status"),
+    [
+        ("sys.excepthook = lambda *given: None\nraise ValueError('no luck')", 1, "failed"),
+        ("import pickle\nassert pickle.loads(pickle.dumps(sys.exit)) is sys.exit", 0, "ok"),
+    ],
+)
+def test_a_program_may_have_hooks_of_its_own(start: Start, end: str, code: int, status: str) -> None:
+    text = MODEL + f"import sys\ntrain()\n{end}\n"
+    done = start(sys.executable, "main.py", files={"main.py": text}, environ=ONE_RANK | ON)
+    assert (done.code, done.facts["status"]) == (code, status), done.err
+
+
+def test_what_starts_the_ranks_inside_a_job_is_not_recorded(start: Start) -> None:
+    job = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    done = start(*TORCHRUN, "main.py", files={"main.py": MODEL + "train()"}, environ=ON | job)
+    assert (done.code, done.facts["status"], done.facts["num_ranks"]) == (0, "ok", 2), done.err
 
 
 def test_settings_come_from_a_file(start: Start) -> None:

@@ -1,9 +1,10 @@
 """python -m ray_memprof.record with programs of every kind: they run as they would alone, and are recorded."""
 
+import sys
 import time
 
 import pytest
-from conftest import MODEL, RECORD, TORCHRUN, Start
+from programs import MODEL, RECORD, TORCHRUN, Start
 
 DDP = """
 import os, torch.distributed as dist
@@ -15,14 +16,18 @@ model = torch.nn.parallel.DistributedDataParallel(model)
 def test_a_script_sees_itself_as_python_would_start_it(start: Start) -> None:
     told = """
 import json, sys
-print(json.dumps([__name__, __file__, sys.argv, sys.path[0] == sys.argv[3], __spec__ is None]))
+print(json.dumps([__name__, __file__, sys.argv, sys.path[0], __spec__ is None, sorted(globals())]))
 print(sorted({name.partition(".")[0] for name in sys.modules} & {"ray", "wan", "duckdb", "pydantic", "typer", "rich"}))
 """
     done = start(
         *RECORD, "src/train.py", "--steps", "9", "--name", files={"src/train.py": MODEL + "train()" + told}
     )
     first, second = done.out.splitlines()
-    assert first.startswith('["__main__", "src/train.py", ["src/train.py", "--steps", "9", "--name"]')
+    alone = start(sys.executable, "src/train.py", "--steps", "9", "--name", files={})
+    assert first == alone.out.splitlines()[0]
+    assert first.startswith(
+        f'["__main__", "{done.folder}/src/train.py", ["src/train.py", "--steps", "9", "--name"]'
+    )
     assert second == "[]"
     assert (done.code, done.facts["status"], done.facts["name"]) == (0, "ok", "train")
     (overview,) = done.ask("run_overview")
@@ -72,14 +77,15 @@ def test_a_module_runs_as_with_python_m(start: Start, name: str) -> None:
         ("sys.exit('no luck')", 1, "rank 0: the program ended with exit code 1"),
         ("os._exit(4)", 4, "rank 0: the program ended with exit code 4"),
         ("raise ValueError('no luck')", 1, "rank 0: ValueError: no luck"),
-        ("raise KeyboardInterrupt", 130, "rank 0: KeyboardInterrupt"),
+        ("raise SystemExit(5)", 5, "rank 0: the program ended with exit code 5"),
+        ("os.kill(os.getpid(), 2)", -2, "rank 0: KeyboardInterrupt"),
     ],
 )
 def test_the_exit_code_is_the_programs_own(start: Start, end: str, code: int, reason: str) -> None:
     done = start(*RECORD, "main.py", files={"main.py": MODEL + f"import os, sys\ntrain()\n{end}\n"})
     assert done.code == code
-    assert (done.facts["reason"], done.facts["exit_code"]) == (reason, code)
-    assert done.facts["status"] == ("ok" if code == 0 else "interrupted" if code == 130 else "failed")
+    assert (done.facts["reason"], done.facts["exit_code"]) == (reason, 130 if code == -2 else code)
+    assert done.facts["status"] == ("ok" if code == 0 else "interrupted" if code == -2 else "failed")
     assert done.ask("peak_by_rank")[0]["allocated_peak_bytes"] > 2**20
     assert (done.run_dir / "report.html").is_file()
 
@@ -89,7 +95,7 @@ def test_a_traceback_has_the_frames_of_the_program_alone(start: Start) -> None:
     done = start(*RECORD, "main.py", files={"main.py": text})
     files = [line for line in done.err.splitlines() if line.startswith("  File ")]
     assert len(files) == 2
-    assert all('"main.py"' in line for line in files)
+    assert all(f'"{done.folder}/main.py"' in line for line in files)
 
 
 def test_a_program_that_is_killed_leaves_what_it_recorded(start: Start) -> None:
@@ -283,3 +289,77 @@ def test_the_program_may_change_its_folder(start: Start) -> None:
     (run,) = (done.folder / "runs" / "main").glob("2*")
     assert (run / "report.html").is_file()
     assert f"path: {done.folder / 'main.py'}" in (run / "config.yaml").read_text()
+
+
+LATE = "lambda: (__import__('beside'), pickle.dumps(Thing()), print(sys.argv))"
+
+
+@pytest.mark.parametrize(
+    ("text", "out"),
+    [
+        # What still runs when the last line has run finds the program as it was.
+        (f"threading.Timer(0.5, {LATE}).start()", "['main.py', 'a']"),
+        (f"atexit.register({LATE})", "['main.py', 'a']"),
+        (
+            "os.chdir('/')\nprint(open(__file__).readline().strip(), Path(__file__).parent.name != '')",
+            "# first True",
+        ),
+        ("print(importlib.util.find_spec('shadow'))", "None"),
+        ("print(torch.compile(double, backend='eager', fullgraph=True)(torch.ones(2)).sum().item())", "4.0"),
+    ],
+)
+def test_a_program_runs_as_it_would_alone(start: Start, text: str, out: str) -> None:
+    head = "# first\nimport atexit, importlib.util, os, pickle, sys, threading\nfrom pathlib import Path\n"
+    program = head + MODEL + "class Thing: pass\ndef double(x):\n    return x * 2\ntrain()\n" + text + "\n"
+    files = {
+        "app/main.py": program,
+        "main.py": program,
+        "beside.py": "",
+        "app/beside.py": "",
+        "shadow.py": "",
+    }
+    if "shadow" in text:
+        recorded = start(*RECORD, "app/main.py", "a", files=files)
+        alone = start(sys.executable, "app/main.py", "a", files={})
+    else:
+        recorded = start(*RECORD, "main.py", "a", files=files)
+        alone = start(sys.executable, "main.py", "a", files={})
+    assert (recorded.code, recorded.out) == (alone.code, alone.out) == (0, out + "\n"), recorded.err
+
+
+def test_a_folder_with_a_main_program_and_a_module_that_is_not_there(start: Start) -> None:
+    done = start(
+        *RECORD, "app", "a", files={"app/__main__.py": MODEL + "train()\nimport sys\nprint(sys.argv)"}
+    )
+    assert (done.code, done.out, done.facts["status"]) == (0, "['app', 'a']\n", "ok"), done.err
+    absent = start(*RECORD, "-m", "nowhere.main", files={})
+    assert absent.code == 1
+    assert "No module named" in absent.err
+    assert "Traceback" not in absent.err
+
+
+def test_torch_imported_on_another_thread_is_told(start: Start) -> None:
+    text = """
+import threading
+thread = threading.Thread(target=__import__, args=("torch",))
+thread.start()
+thread.join()
+print("ran")
+"""
+    done = start(*RECORD, "main.py", files={"main.py": text})
+    assert (done.code, done.out) == (0, "ran\n")
+    assert "nothing is recorded: recording began on another thread than the main thread" in done.err
+
+
+def test_a_forked_child_that_is_the_first_to_import_torch_runs_unrecorded(start: Start) -> None:
+    text = """
+import os
+child = os.fork()
+if child == 0:
+    import torch
+    os._exit(6)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = start(*RECORD, "main.py", files={"main.py": text})
+    assert (done.code, done.out) == (0, "6\n")
+    assert not (done.folder / "profiler_logs").exists()

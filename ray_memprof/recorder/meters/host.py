@@ -42,6 +42,11 @@ class _Operations(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._meter = meter
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Whether torch.compile works beside this mode; else it would refuse to compile the program."""
+        return True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

@@ -3,6 +3,8 @@
 import json
 import os
 import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +91,9 @@ def test_completing_it_again_changes_nothing(tmp_path: Path) -> None:
         # Here it is what the others lost.
         ((failed(PEER), KILLED), ("died", 10, "rank 1: process died: ", [1])),
         ((failed(PEER), ok()), ("failed", 1, f"rank 0: {PEER}", [0])),
-        ((ok(), None), ("died", 10, "rank 1: process died: it recorded nothing", [1])),
+        # A rank that was not recorded says nothing against the run.
+        ((ok(), None), ("ok", 0, "", [])),
+        ((None, None), ("died", 10, "ranks 0 and 1: process died: it recorded nothing", [0, 1])),
         (
             (ok() | {"status": "oom", "exit_code": 1, "reason": "out of memory"}, ok()),
             ("oom", 1, "rank 0: out", [0]),
@@ -109,10 +113,25 @@ def test_the_cause_is_named(
 def test_a_run_that_goes_on_is_not_completed(tmp_path: Path) -> None:
     here = {"host": socket.gethostname(), "pid": os.getpid(), "started": started(os.getpid())}
     run_dir = make(tmp_path, here, ok(), {"host": f"not-{socket.gethostname()}"})
-    with pytest.raises(ConfigError, match=r"^ranks 0 and 2 of nano/\S+ still run$"):
+    with pytest.raises(ConfigError, match=r"^nano/\S+ has not ended: still running: ranks 0 and 2$"):
         complete(run_dir)
     assert RunFolder.open(run_dir).facts["status"] == "running"
     assert not (run_dir / "tables" / "runs").exists()
+
+
+def test_a_silent_rank_of_another_host_has_ended(tmp_path: Path) -> None:
+    run_dir = make(tmp_path, ok(), {"host": f"not-{socket.gethostname()}"})
+    for file in [*run_dir.glob("tables/*/rank=1/*"), run_dir / "logs/rank1.json"]:
+        os.utime(file, (time.time() - 3600,) * 2)
+    complete(run_dir)
+    assert verdict(run_dir)[0] == "died"
+
+
+def test_two_that_complete_a_run_at_the_same_time_do_it_one_after_the_other(tmp_path: Path) -> None:
+    run_dir = make(tmp_path, ok(), ok())
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(complete, [run_dir, run_dir])
+    assert first == second
 
 
 def test_what_went_wrong_with_the_recording_is_told_by_rank(tmp_path: Path) -> None:

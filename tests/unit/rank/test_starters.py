@@ -43,6 +43,11 @@ def test_torchrun_inside_a_job_counts_and_a_shell_of_a_job_is_no_rank() -> None:
     assert start_of(shell) == Start()
 
 
+def test_a_starter_that_names_no_local_rank_is_one_all_the_same() -> None:
+    assert start_of({"RANK": "1", "WORLD_SIZE": "2"}).local_rank == 0
+    assert start_of({**SLURM, "PMI_RANK": "9", "PMI_SIZE": "16"}).rank == 3
+
+
 def test_one_rank_of_torchrun_needs_nobody_else() -> None:
     assert start_of({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}).key == ""
 
@@ -64,10 +69,10 @@ def test_the_key_is_alike_for_all_ranks_of_a_start_and_for_no_other_start() -> N
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"WORLD_SIZE": None}, "environment variable WORLD_SIZE is '', beside RANK=5"),
-        ({"LOCAL_RANK": None}, "environment variable LOCAL_RANK is '', beside RANK=5"),
-        ({"RANK": "one"}, "environment variable RANK is 'one', beside RANK=one"),
-        ({"RANK": "-1"}, "environment variable RANK is '-1', beside RANK=-1"),
+        ({"WORLD_SIZE": None}, "environment variable WORLD_SIZE is not set, and RANK is '5'"),
+        ({"LOCAL_RANK": "x"}, "environment variable LOCAL_RANK is 'x', and RANK is '5'"),
+        ({"RANK": "one"}, "environment variable RANK is 'one', and RANK is 'one'"),
+        ({"RANK": "-1"}, "environment variable RANK is '-1', and RANK is '-1'"),
         ({"WORLD_SIZE": "5"}, "environment variable RANK is 5, and WORLD_SIZE is 5"),
     ],
 )

@@ -89,7 +89,7 @@ def test_note_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_text_that_cannot_be_written_leaves_nothing_half_done(tmp_path: Path) -> None:
     folder = new(tmp_path)
     with pytest.raises(DiskFull, match=r"the driver: cannot write .*logs: Is a directory"):
-        folder.write("text", "logs")
+        folder.write_text("text", "logs")
     assert sorted(path.name for path in folder.path.iterdir()) == ["config.yaml", "logs", "run.json"]
 
 
