@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ray_memprof.errors import EXIT_CONFIG, ConfigError
 from ray_memprof.rank.command_line import parsed
-from ray_memprof.rank.process_end import ProcessEnd, exit_code_of
+from ray_memprof.rank.process_end import ProcessEnd
 from ray_memprof.rank.session import Session
 from ray_memprof.rank.settings import Program, Settings
 from ray_memprof.rank.starters import start_of
@@ -46,7 +46,9 @@ def _run(session: Session, program: Program) -> int:
             else:
                 main_program.run_path(program.path, program.args)
         except BaseException as error:
-            end.note(None if isinstance(error, SystemExit) else error, exit_code=exit_code_of(error))
+            end.note(
+                None if isinstance(error, SystemExit) else error, exit_code=main_program.exit_code_of(error)
+            )
             ours = Path(__file__).resolve().parent
             hook, trace = sys.excepthook, main_program.without_our_frames(error.__traceback__, ours)
             # Python calls it with the frames of this function, too.
@@ -90,7 +92,7 @@ def recording(
     try:
         yield session
     except BaseException as error:
-        session.end(None if isinstance(error, SystemExit) else error, exit_code_of(error))
+        session.end(None if isinstance(error, SystemExit) else error, main_program.exit_code_of(error))
         raise
     session.end()
 

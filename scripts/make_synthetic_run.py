@@ -23,7 +23,7 @@ from synthetic_player import Skew as Skew  # for those who want a Variant with o
 
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_files import table_dir
-from ray_memprof.store.schema import CATEGORIES
+from ray_memprof.store.schema import CATEGORIES, stack_columns
 
 START_NS = 1_800_000_000_000_000_000
 DEVICE_BYTES = 139 * 1024 * MIB
@@ -213,8 +213,7 @@ def _stacks(spans: dict[str, Any], allocs: dict[str, Any]) -> tuple[Any, dict[st
         for stack_id, path in enumerate(paths)
         for frame, name in enumerate(reversed(path.split("/")))
     ]
-    names = ("stack_id", "frame", "function", "file", "line")
-    return pa.array(stack_ids, pa.int32()), dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    return pa.array(stack_ids, pa.int32()), stack_columns(rows)
 
 
 def make_rank(

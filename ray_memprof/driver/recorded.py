@@ -7,32 +7,34 @@ ranks, run.duckdb, memory_events.json and report.html. Imports no Ray; a second 
 """
 
 import fcntl
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ray_memprof.driver.placement import node_places
+from ray_memprof.driver.rank_rows import rank_columns
 from ray_memprof.driver.repository import commit_text, repository
-from ray_memprof.errors import EXIT_RANK_DIED, ConfigError
-from ray_memprof.rank.messages import Outcome
-from ray_memprof.rank.session import still_running
+from ray_memprof.errors import EXIT_INTERRUPTED, EXIT_RANK_DIED, EXIT_TERMINATED, ConfigError
+from ray_memprof.rank.messages import Outcome, RankFacts
 from ray_memprof.recorder.status import ReplayCheck
 from ray_memprof.report import derive
 from ray_memprof.store.gather import gather
-from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE, rank_file
+from ray_memprof.store.rank_notes import rank_note, still_running
+from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
 from ray_memprof.store.run_folder import RunFolder
-from ray_memprof.store.run_tables import write_driver_tables
+from ray_memprof.store.run_tables import run_columns, write_driver_tables
 from ray_memprof.store.standing import RUNNING
 from ray_memprof.supervision.verdict import Loss, Verdict, is_peer_error, judge
 from ray_memprof.wording import rank_text
 
-_NO_CHECK = dict.fromkeys(ReplayCheck.__dataclass_fields__, 0)
-_NO_WORD = "its process ended without a word: it was killed, or its host was"
+_NO_WORD = "it was killed, or its host was"
 _NEVER = "it recorded nothing: it did not import torch, or ended before"
+_GPU = ("gpu_index", "gpu_uuid", "gpu_name", "device_total_bytes")
+_HOW = ("status", "exit_code", "reason", "path", "step", "oom_by", "oom_free_bytes")
 
 
 def is_recorded(run_dir: Path) -> bool:
@@ -74,122 +76,98 @@ def _alone(run_dir: Path) -> Iterator[None]:
 
 def _completed(folder: RunFolder) -> list[str]:
     run_dir, num_ranks = folder.path, folder.facts["num_ranks"]
-    ranks = [_told(run_dir, rank) for rank in range(num_ranks)]
+    notes = [rank_note(run_dir, rank) for rank in range(num_ranks)]
+    facts, outcomes = zip(*(_report(rank, note) for rank, note in enumerate(notes)), strict=True)
     gathered = gather(run_dir, range(num_ranks))
-    problems = [f"rank {one['rank']}: {line}" for one in ranks for line in one.get("problems", ())]
+    problems = [f"rank {one.rank}: {line}" for one in outcomes for line in one.problems]
     problems = list(dict.fromkeys([*problems, *gathered.problems]))
-    _note_end(folder, ranks, problems)
-    write_driver_tables(run_dir, _run_row(folder, ranks), [_rank_row(one, ranks) for one in ranks])
+    _note_end(folder, notes, _verdict(facts, outcomes, notes), problems)
+    config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    # How a program splits its work is its own affair; times of all hosts are taken as they are.
+    no_place = dict.fromkeys(("clock_offset_ns", "ulysses", "ring", "fsdp"), 0)
+    rows = [
+        {**rank_columns(*report), "node": node, "local_rank": (note or {}).get("local_rank", 0), **no_place}
+        for report, note, (node, _) in zip(
+            zip(facts, outcomes, strict=True), notes, node_places(facts), strict=True
+        )
+    ]
+    write_driver_tables(run_dir, run_columns(folder.facts, config), rows)
     lines = derive.derive(run_dir, problems)
     folder.note(problems=problems)
-    facts = folder.facts
-    ended = f"{facts['name']}: {facts['status']}" + (
-        f", exit {facts['exit_code']}" if facts["exit_code"] else ""
-    )
+    how = folder.facts
+    ended = f"{how['name']}: {how['status']}" + (f", exit {how['exit_code']}" if how["exit_code"] else "")
     return [ended, *(f"warning: {line}" for line in problems), *lines, f"report: {run_dir / REPORT_FILE}"]
 
 
-def _told(run_dir: Path, rank: int) -> dict[str, Any]:
-    """What a rank says of itself; one that was killed has not said how it ended."""
-    path = run_dir / rank_file(rank)
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {"rank": rank, "status": "never_started", "exit_code": EXIT_RANK_DIED, "reason": _NEVER}
-    if facts["status"] == RUNNING:
-        facts |= {"status": "died", "exit_code": EXIT_RANK_DIED, "reason": _NO_WORD}
-    return facts
+def _report(rank: int, note: Mapping[str, Any] | None) -> tuple[RankFacts, Outcome]:
+    """Where a rank was and how it ended; one that was killed has not said how."""
+    known = dict(note or {})
+    if note is None:
+        known |= {"status": "never_started", "exit_code": EXIT_RANK_DIED, "reason": _NEVER}
+    elif note["status"] == RUNNING:
+        known |= {"status": "died", "exit_code": EXIT_RANK_DIED, "reason": _NO_WORD}
+    host = known.get("host", "")
+    where = {"node_id": host, "host": host, "node_ip": "", "pid": known.get("pid", 0)}
+    gpu = {name: known[name] for name in _GPU if name in known}
+    check = known.get("check")
+    how = {name: known[name] for name in _HOW if name in known}
+    return (
+        RankFacts(**{"gpu_index": -1, **where, **gpu}),
+        Outcome(
+            **{**how, "rank": rank, "problems": tuple(known.get("problems", ()))},
+            check=None if check is None else ReplayCheck(**check),
+        ),
+    )
 
 
-def _note_end(folder: RunFolder, ranks: Sequence[dict[str, Any]], problems: list[str]) -> None:
-    """Write into run.json how the run ended: by the first rank that failed."""
-    verdict = _verdict(ranks)
-    ends = [one["end_ns"] for one in ranks if "end_ns" in one]
+def _note_end(
+    folder: RunFolder, notes: Sequence[Mapping[str, Any] | None], verdict: Verdict, problems: list[str]
+) -> None:
+    """Write into run.json how the run ended, and with what it ran."""
+    first = notes[0] or {}
+    path = yaml.safe_load((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))["script"].get("path", "-")
+    program = None if path == "-" else repository(Path(path))
     folder.note(
         status=verdict.status,
         exit_code=verdict.exit_code,
         reason=verdict.reason,
         culprits=list(verdict.ranks),
         problems=problems,
-        end_ns=max(ends, default=folder.facts["start_ns"]),
-        versions=ranks[0].get("versions", {}),
-        environment=ranks[0].get("environment", {}),
+        end_ns=max(
+            (note["end_ns"] for note in notes if note and note.get("end_ns")),
+            default=folder.facts["start_ns"],
+        ),
+        program_git=program,
+        git_commit=commit_text(program),
+        ray_memprof_git=repository(Path(__file__).parent),
+        versions=first.get("versions", {}),
+        environment=first.get("environment", {}),
     )
 
 
-def _verdict(ranks: Sequence[dict[str, Any]]) -> Verdict:
+def _verdict(
+    facts: Sequence[RankFacts], outcomes: Sequence[Outcome], notes: Sequence[Mapping[str, Any] | None]
+) -> Verdict:
     """How the run ended, by what its ranks say.
 
     A starter kills the other ranks when one has failed. So a rank that ended without a word is the cause only if no
     other rank has an error of its own.
     """
     # A rank that was not recorded says nothing against the run.
-    if all(one["status"] in ("ok", "never_started") for one in ranks) and any(
-        one["status"] == "ok" for one in ranks
+    if {one.status for one in outcomes} <= {"ok", "never_started"} and any(
+        one.status == "ok" for one in outcomes
     ):
         return Verdict(status="ok")
-    told = [
-        Outcome(rank=one["rank"], status=one["status"], exit_code=one["exit_code"], reason=one["reason"])
-        for one in sorted(ranks, key=lambda one: one.get("end_ns", 0))
-        if one["status"] != "ok" and "end_ns" in one
-    ]
-    own = [one for one in told if not is_peer_error(one)]
-    lost = [Loss(rank=one["rank"], kind="died", detail=_NO_WORD) for one in ranks if one["status"] == "died"]
-    never = [
-        Loss(rank=one["rank"], kind="died", detail=_NEVER)
-        for one in ranks
-        if one["status"] == "never_started"
-    ]
-    return judge(own or [*lost, *told] or never, [one.get("host", "") for one in ranks])
+    ends = {rank: note["end_ns"] for rank, note in enumerate(notes) if note and "end_ns" in note}
+    failed = sorted(
+        (one for one in outcomes if one.status != "ok" and one.rank in ends), key=lambda one: ends[one.rank]
+    )
+    own = [one for one in failed if not (is_peer_error(one) or _is_sent_away(one))]
+    lost = [Loss(rank=one.rank, kind="died", detail=one.reason) for one in outcomes if one.status == "died"]
+    never = [Loss(rank=one.rank, kind="died", detail=one.reason) for one in outcomes if one.rank not in ends]
+    return judge(own or [*lost, *failed] or never, [one.host for one in facts])
 
 
-def _run_row(folder: RunFolder, ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    config = yaml.safe_load((folder.path / CONFIG_FILE).read_text(encoding="utf-8"))
-    facts, script = folder.facts, config["script"]
-    found = repository(Path(script["path"])) if script.get("path", "-") != "-" else None
-    return {
-        "run_id": folder.run_id,
-        "name": facts["name"],
-        "source": config["model_config"]["device"],
-        "workload": "script",
-        "num_ranks": facts["num_ranks"],
-        "config": json.dumps(config),
-        "environment": json.dumps(facts["environment"]),
-        "git_commit": commit_text(found),
-        "versions": json.dumps(facts["versions"]),
-        "start_ns": facts["start_ns"],
-        "end_ns": facts["end_ns"],
-        "status": facts["status"],
-        "exit_code": facts["exit_code"],
-        "reason": facts["reason"],
-    }
-
-
-def _rank_row(one: dict[str, Any], ranks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    hosts = list(dict.fromkeys(other.get("host", "") for other in ranks))
-    return {
-        "rank": one["rank"],
-        "node": hosts.index(one.get("host", "")),
-        "node_id": one.get("host", ""),
-        "host": one.get("host", ""),
-        "clock_offset_ns": 0,
-        "pid": one.get("pid", 0),
-        "local_rank": one.get("local_rank", 0),
-        "gpu_index": one.get("gpu_index", -1),
-        "gpu_uuid": one.get("gpu_uuid", ""),
-        "gpu_name": one.get("gpu_name", ""),
-        "device_total_bytes": one.get("device_total_bytes", 0),
-        # The recorder sees every event from the start of CUDA on.
-        "inexact_bytes": 0,
-        "peak_at_least": False,
-        # How a program splits its work is its own affair.
-        **dict.fromkeys(("ulysses", "ring", "fsdp"), 0),
-        "status": one["status"],
-        "exit_code": one["exit_code"],
-        "reason": one["reason"],
-        "path": one.get("path", ""),
-        "step": one.get("step", -1),
-        "oom_by": one.get("oom_by"),
-        "oom_free_bytes": one.get("oom_free_bytes"),
-        **(one.get("check") or _NO_CHECK),
-    }
+def _is_sent_away(outcome: Outcome) -> bool:
+    """Whether a rank only followed the signal by which a starter ends all ranks."""
+    return outcome.status == "interrupted" or outcome.exit_code in (EXIT_INTERRUPTED, EXIT_TERMINATED)

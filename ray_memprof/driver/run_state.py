@@ -6,9 +6,8 @@
 A run that failed, or never started, is still a run: it has a row, with status and reason.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,15 @@ from ray_memprof.config.load import effective_yaml
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.driver.elsewhere import Elsewhere
 from ray_memprof.driver.placement import node_places
+from ray_memprof.driver.rank_rows import rank_columns
 from ray_memprof.driver.repository import commit_text, repository
 from ray_memprof.rank.messages import Outcome, RankFacts, Status
 from ray_memprof.recorder.clock import Clock
-from ray_memprof.recorder.status import ReplayCheck
 from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.run_folder import RunFolder
-from ray_memprof.store.run_tables import source_of
+from ray_memprof.store.run_tables import run_columns
 from ray_memprof.supervision.verdict import Verdict
 from wan.parallel.layout import Layout
-
-_NO_CHECK = ReplayCheck(**dict.fromkeys(ReplayCheck.__dataclass_fields__, 0))
 
 
 @dataclass
@@ -121,23 +118,18 @@ class RunState:
 
     def run_row(self) -> dict[str, Any]:
         """The row of this run in the table runs."""
-        verdict, facts = self._ended(), self.folder.facts
-        return {
-            "run_id": self.folder.run_id,
-            "name": self.config.name,
-            "source": source_of(self.config.model.device),
-            "workload": self.config.workload,
-            "num_ranks": self.config.num_ranks,
-            "config": json.dumps(self.config.model_dump(mode="json", by_alias=True)),
-            "environment": json.dumps(self.environment),
+        verdict = self._ended()
+        facts = {
+            **self.folder.facts,
+            "environment": self.environment,
             "git_commit": commit_text(self.repositories["program_git"]),
-            "versions": json.dumps(self.checks),
-            "start_ns": facts["start_ns"],
-            "end_ns": facts["end_ns"],
+            "versions": self.checks,
+            # A full disk may have kept them out of run.json.
             "status": verdict.status,
             "exit_code": verdict.exit_code,
             "reason": verdict.reason,
         }
+        return run_columns(facts, self.config.model_dump(mode="json", by_alias=True))
 
     def rank_rows(self) -> list[dict[str, Any]]:
         """The rows of the table ranks; empty if the ranks never got their places."""
@@ -154,29 +146,13 @@ class RunState:
         """The row of a rank, without its place on the node and in the layout."""
         verdict, facts, parallel = self._ended(), self.facts[rank], self.config.parallel
         outcome, beat = self._outcome(rank), verdict.beats.get(rank)
+        if beat is not None and not outcome.path:
+            outcome = replace(outcome, path=beat.path, step=beat.step)
         is_sharded = parallel.dit_fsdp or parallel.t5_fsdp
         return {
-            "rank": rank,
-            "node_id": facts.node_id,
-            "host": facts.host,
+            **rank_columns(facts, outcome),
             "clock_offset_ns": self.clock_offsets_ns.get(rank, 0),
-            "pid": facts.pid,
-            "gpu_index": facts.gpu_index,
-            "gpu_uuid": facts.gpu_uuid,
-            "gpu_name": facts.gpu_name,
-            "device_total_bytes": facts.device_total_bytes,
-            # The recorder sees every event, so its replay is exact and complete.
-            "inexact_bytes": 0,
-            "peak_at_least": False,
             "fsdp": rank if is_sharded else 0,
-            "status": outcome.status,
-            "exit_code": outcome.exit_code,
-            "reason": outcome.reason,
-            "path": outcome.path or (beat.path if beat else ""),
-            "step": outcome.step if outcome.path or beat is None else beat.step,
-            "oom_by": outcome.oom_by,
-            "oom_free_bytes": outcome.oom_free_bytes,
-            **asdict(outcome.check or _NO_CHECK),
         }
 
     def _outcome(self, rank: int) -> Outcome:

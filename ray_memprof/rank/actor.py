@@ -26,7 +26,7 @@ from ray_memprof.rank import environment, variables
 from ray_memprof.rank.log import CLOSED, NOT_FOR_CONSOLE, dump_flight_record, lines_since, open_log
 from ray_memprof.rank.messages import Outcome, Prepared, RankFacts, Whereabouts
 from ray_memprof.rank.network import explained, interface_of
-from ray_memprof.rank.outcome import outcome_of
+from ray_memprof.rank.outcome import free_at_failure, outcome_of
 from ray_memprof.rank.plan import RankPlan
 from ray_memprof.rank.work import Work
 from ray_memprof.recorder.clock import Clock, kernel
@@ -149,7 +149,7 @@ class Rank:
                         error,
                         plan.rank,
                         self._recorder.failure(),
-                        free_bytes=_free_bytes(plan, self._recorder),
+                        free_bytes=free_at_failure(self._recorder, plan.facts.device_total_bytes),
                     )
                     if outcome.status != "ok":
                         self._print_traceback()
@@ -244,12 +244,6 @@ def _listener(address: str) -> socket.socket:
         return socket.create_server(("", 0), backlog=_BACKLOG)
 
 
-def _free_bytes(plan: RankPlan, recorder: "Recorder") -> int | None:
-    """Free bytes on the device when an error left the innermost span; None: not known."""
-    total, used = plan.facts.device_total_bytes, recorder.device_used_at_failure()
-    return None if not total or used is None else max(0, total - used)
-
-
 def _first_beat(plan: RankPlan | None, sequence: int) -> Beat:
     return Beat(
         rank=-1 if plan is None else plan.rank,
@@ -275,12 +269,7 @@ def _gpu(name: str) -> dict[str, Any]:
     with open_device(uuid="" if name.isdigit() else name, index=index) as device:
         if device is None:  # Ray was told of a GPU that does not exist: ray.num_gpus on a host without GPUs
             return found
-        return found | {
-            "gpu_index": device.index(),
-            "gpu_uuid": device.uuid(),
-            "gpu_name": device.name(),
-            "device_total_bytes": device.total_bytes(),
-        }
+        return found | device.facts()
 
 
 def _with_folder(plan: RankPlan) -> tuple[RankPlan, bool]:

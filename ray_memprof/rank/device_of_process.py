@@ -16,7 +16,7 @@ from ray_memprof.recorder.options import RecordingOptions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
+class OwnDevice:
     """A device, and what is known of it."""
 
     device: str
@@ -41,7 +41,7 @@ class Found:
 _NO_GPU: dict[str, Any] = {"gpu_index": -1, "gpu_uuid": "", "gpu_name": "", "device_total_bytes": 0}
 
 
-def device_of_process(local_rank: int, asked: str = "") -> Found:
+def device_of_process(local_rank: int, asked: str = "") -> OwnDevice:
     """The device of a rank: that of its number on the host, or the only one that it may see.
 
     Args:
@@ -60,9 +60,9 @@ def device_of_process(local_rank: int, asked: str = "") -> Found:
             raise PreflightFailed(
                 f"torch {torch.__version__} sees no CUDA device", hint="record with --device cpu"
             )
-        return Found(device="cpu", facts=_NO_GPU)
+        return OwnDevice(device="cpu", facts=_NO_GPU)
     number = local_rank if local_rank < num_devices else 0
-    return Found(device=f"cuda:{number}", facts=_gpu(_nvml_index(number)))
+    return OwnDevice(device=f"cuda:{number}", facts=_gpu(_nvml_index(number)))
 
 
 def _nvml_index(number: int) -> int:
@@ -81,9 +81,4 @@ def _gpu(index: int) -> dict[str, Any]:
     with open_device(uuid="", index=index) as device:
         if device is None:
             return _NO_GPU | {"gpu_index": index}
-        return {
-            "gpu_index": device.index(),
-            "gpu_uuid": device.uuid(),
-            "gpu_name": device.name(),
-            "device_total_bytes": device.total_bytes(),
-        }
+        return device.facts()

@@ -5,6 +5,8 @@
 Pure, and without torch unless the workload has imported it.
 """
 
+from typing import TYPE_CHECKING
+
 from ray_memprof.errors import (
     EXIT_DEVICE_OOM,
     EXIT_DISK_FULL,
@@ -18,8 +20,22 @@ from ray_memprof.rank.shortage import ALLOCATOR, Shortage, headline, shortage_of
 from ray_memprof.store.whole_file import is_full
 from ray_memprof.wording import error_line, size_text, span_text
 
+if TYPE_CHECKING:
+    from ray_memprof.recorder.recorder import Recorder
+
 Failure = tuple[str, int, int, int]
 """Path of the innermost span that the error left, its step, allocated and reserved bytes."""
+
+
+def free_at_failure(recorder: "Recorder", total_bytes: int) -> int | None:
+    """Free bytes on the device when an error left the innermost span; None: not known.
+
+    Args:
+        recorder: saw the error.
+        total_bytes: of the device; 0: not known.
+    """
+    used = recorder.device_used_at_failure()
+    return None if not total_bytes or used is None else max(0, total_bytes - used)
 
 
 def outcome_of(

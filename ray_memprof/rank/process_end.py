@@ -14,8 +14,8 @@ import threading
 from contextlib import suppress
 from typing import NoReturn
 
-from ray_memprof.errors import EXIT_INTERRUPTED
 from ray_memprof.rank.session import Session
+from ray_memprof.workload.main_program import code_of, exit_code_of
 
 
 class ProcessEnd:
@@ -85,15 +85,3 @@ class ProcessEnd:
                     self._session.leave(status)
         finally:
             self._leave(status)
-
-
-def exit_code_of(error: BaseException) -> int:
-    """The exit code of a process that this exception ends."""
-    if isinstance(error, SystemExit):
-        return code_of(error.code)
-    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
-
-
-def code_of(status: object) -> int:
-    """The exit code that Python ends with for sys.exit(status): a text or another object means 1."""
-    return 0 if status is None else status & 0xFF if isinstance(status, int) else 1

@@ -8,10 +8,7 @@ The folder of the run is made by rank 0 (store/joint_folder.py). Each rank write
 What goes wrong here is one line on the standard error: the program runs on, recorded or not.
 """
 
-import json
 import os
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -22,15 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_memprof.errors import ConfigError, RunError
+from ray_memprof.rank.finisher import finish_later, finished
 from ray_memprof.rank.settings import Program, Settings
 from ray_memprof.rank.starters import Start
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.store.categories import SCRIPT
-from ray_memprof.store.joint_folder import await_joint, make_joint, withdraw
-from ray_memprof.store.processes import is_alive
-from ray_memprof.store.run_files import FINISH_LOG, TABLES_DIR, rank_file
-from ray_memprof.store.standing import RUNNING, driver_facts
-from ray_memprof.store.whole_file import replacing
+from ray_memprof.store.joint_folder import announce_failure, await_joint, make_joint, withdraw
+from ray_memprof.store.processes import process_facts
+from ray_memprof.store.rank_notes import note_rank, still_running
+from ray_memprof.store.standing import RUNNING
+from ray_memprof.wording import error_line, first_line
 
 if TYPE_CHECKING:
     from ray_memprof.recorder.recorder import Recorder
@@ -40,21 +38,14 @@ RECORDED = "RAY_MEMPROF_RANK"
 """Set in a process that records, and so in its children, which are not recorded: the number of its rank."""
 WAIT_S = 10.0
 """Seconds that rank 0 waits at its end for the other ranks to end, as long as their processes run."""
-LATER_S = 3600.0
-"""The same for the process in the background that completes a run."""
-_LOOK_S = 0.1
-_SILENT_S = 60.0
-"""A rank of another host that has written nothing for so long has ended."""
 _num_sessions: Counter[str] = Counter()
-_num_made = 0
 _active: "Session | None" = None
 """The recording that goes on: two at once would take each other's events."""
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 def is_claimed() -> bool:
     """Whether something in this process records, or is about to."""
-    return _num_made > 0
+    return bool(_num_sessions)
 
 
 class Session:
@@ -71,17 +62,15 @@ class Session:
         # The program may change its working folder later.
         self._program = replace(program, path=None if program.path is None else program.path.absolute())
         self._output_dir, self._name = settings.folder(), settings.run_name(program)
+        _num_sessions[self._name] += 1
         if start.key:
             # Ranks that record twice under one name must not join the folder of the first time.
-            _num_sessions[self._name] += 1
             self._start = replace(start, key=f"{start.key}-{_num_sessions[self._name]}")
         self._folder: RunFolder | None = None
         self._recorder: Recorder | None = None
         self._stack = ExitStack()
         self._device, self._facts = "cpu", dict[str, Any]()
         self._has_begun = self._is_over = False
-        global _num_made
-        _num_made += 1
         silent_in_children(self)
 
     def forked(self) -> None:
@@ -110,10 +99,11 @@ class Session:
             with suppress(Exception):
                 self._stack.close()
             with suppress(Exception):
+                if self._start.rank == 0 and self._start.key:  # the others need not wait for a folder
+                    announce_failure(self._output_dir, self._name, self._start.key, _line(error))
+            with suppress(Exception):
                 if self._folder is not None:
-                    self._write(
-                        status="failed", exit_code=0, reason=f"not recorded: {_line(error)}", end_ns=0
-                    )
+                    self._note(status="failed", exit_code=0, reason=f"not recorded: {_line(error)}", end_ns=0)
 
     def _begin(self) -> None:
         global _active
@@ -131,8 +121,8 @@ class Session:
         found = device_of_process(self._start.local_rank, self._settings.device)
         self._device = found.device
         self._folder = self._make_folder()
-        self._facts = {**driver_facts(), **found.facts}
-        self._write(status=RUNNING)
+        self._facts = {**process_facts(), **found.facts}
+        self._note(status=RUNNING)
         options = found.options(self._folder.path, self._start.rank, self._settings)
         self._recorder = self._stack.enter_context(recording(options))
         self._stack.enter_context(_naming(self._settings.module_spans, self._recorder))
@@ -168,9 +158,10 @@ class Session:
             "" if exit_code == 0 else f"the program ended with exit code {exit_code}, on a thread of its own"
         )
         status = "ok" if exit_code == 0 else "failed"
-        self._write(status=status, exit_code=exit_code, reason=reason, end_ns=time.time_ns())
+        self._note(status=status, exit_code=exit_code, reason=reason, end_ns=time.time_ns())
         if self._recorder.answers():  # the main thread may hang in the allocator, and this thread must not
             self._recorder.seal()
+        self._finish(is_ok=False)  # not here: the process ends at once
 
     def end(self, error: BaseException | None = None, exit_code: int | None = None) -> None:
         """End the recording.
@@ -188,11 +179,11 @@ class Session:
             self._say(f"the recording did not end as it should: {_line(failed)}")
 
     def _end(self, error: BaseException | None, exit_code: int | None) -> None:
-        from ray_memprof.rank.outcome import outcome_of
+        from ray_memprof.rank.outcome import free_at_failure, outcome_of
 
         global _active
         _active = None
-        recorder, start = self._recorder, self._start
+        recorder = self._recorder
         assert recorder is not None
         lost: BaseException | None = None
         try:
@@ -201,7 +192,8 @@ class Session:
             if failed is not error:
                 lost = failed
         if error is not None:
-            outcome = asdict(outcome_of(error, start.rank, recorder.failure(), free_bytes=self._free_bytes()))
+            free = free_at_failure(recorder, self._facts["device_total_bytes"])
+            outcome = asdict(outcome_of(error, self._start.rank, recorder.failure(), free_bytes=free))
         elif exit_code:
             outcome = {"status": "failed", "reason": f"the program ended with exit code {exit_code}"}
         else:
@@ -217,118 +209,38 @@ class Session:
             **_surroundings(),
             "end_ns": time.time_ns(),
         }
-        self._write(**outcome | ended)
-        is_ok = outcome["status"] == "ok"
-        if start.rank == 0:
-            withdraw(self._output_dir, self._name, start.key)
-        if start.rank == 0 and (is_ok or start.num_ranks == 1):
-            left = still_running(self._run_folder(), start.num_ranks, wait_s=WAIT_S)
-            if not left:
-                self._complete()
-                return
-        if start.rank == 0 or not is_ok:
-            self._complete_later()
+        self._note(**outcome | ended)
+        self._finish(is_ok=outcome["status"] == "ok")
 
-    def _free_bytes(self) -> int | None:
-        assert self._recorder is not None
-        total, used = self._facts.get("device_total_bytes"), self._recorder.device_used_at_failure()
-        return None if not total or used is None else max(0, total - used)
-
-    def _write(self, **facts: Any) -> None:
-        assert self._folder is not None
+    def _note(self, **facts: Any) -> None:
         self._facts |= facts
-        path = self._folder.path / rank_file(self._start.rank)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = {"rank": self._start.rank, "local_rank": self._start.local_rank, **self._facts}
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(about, indent=2, default=str) + "\n", encoding="utf-8")
+        note_rank(self._run_folder(), self._start.rank, local_rank=self._start.local_rank, **self._facts)
 
     def _run_folder(self) -> Path:
         assert self._folder is not None
         return self._folder.path
 
-    def _complete(self) -> None:
-        """Rank 0: wait for the others, and have the report written by a process of its own.
-
-        That process shares no modules with the program, whose packages may have the names of ours.
-        """
-        command, environ = self._finisher()
-        done = subprocess.run(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        for line in done.stdout.splitlines():
-            self._say(line)
-
-    def _complete_later(self) -> None:
-        """Have the run completed in the background once all ranks have ended.
+    def _finish(self, *, is_ok: bool) -> None:
+        """Have the run completed: by rank 0 if all ranks have ended well, else in the background.
 
         Where this rank has failed, others may wait for it until the starter has seen it end, and kills them.
         """
-        assert self._folder is not None
-        command, environ = self._finisher()
-        log = self._folder.path / FINISH_LOG
-        try:
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            return
-        try:
-            subprocess.Popen(
-                command,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # signals to the job's process group do not end it
-            )
-        finally:
-            os.close(output)
-        self._say(f"the run is completed once all ranks have ended; see {log}")
-
-    def _finisher(self) -> tuple[list[str], dict[str, str]]:
-        """The command that completes the run, and its environment."""
-        assert self._folder is not None
-        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environ = {name: value for name, value in os.environ.items() if name != "RAY_MEMPROF"}
-        wait = ["--wait", str(LATER_S)]
-        command = [sys.executable, "-P", "-m", "ray_memprof.cli", "finish", str(self._folder.path), *wait]
-        return command, environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        start, run_dir = self._start, self._run_folder()
+        if start.rank == 0:
+            withdraw(self._output_dir, self._name, start.key)
+        if start.rank == 0 and (is_ok or start.num_ranks == 1):
+            if not still_running(run_dir, start.num_ranks, wait_s=WAIT_S):
+                for line in finished(run_dir):
+                    self._say(line)
+                return
+        if start.rank == 0 or not is_ok:
+            log = finish_later(run_dir)
+            if log is not None:
+                self._say(f"the run is completed once all ranks have ended; see {log}")
 
     def _say(self, text: str) -> None:
         with suppress(Exception):  # a program may have closed its standard error
             sys.stderr.write(f"ray-memprof: {text}\n")
-
-
-def still_running(run_dir: Path, num_ranks: int, *, wait_s: float = 0.0) -> list[int]:
-    """Ranks that have not said how they ended, and whose process still runs, after at most `wait_s`.
-
-    A rank on another host counts as running while its files grow.
-    """
-    until = time.monotonic() + wait_s
-    while True:
-        left = [rank for rank in range(num_ranks) if _may_run(run_dir, rank)]
-        if not left or time.monotonic() >= until:
-            return left
-        time.sleep(_LOOK_S)
-
-
-def _may_run(run_dir: Path, rank: int) -> bool:
-    try:
-        facts = json.loads((run_dir / rank_file(rank)).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return False  # it never began to record
-    if facts["status"] != RUNNING:
-        return False
-    if facts["host"] == socket.gethostname():
-        return is_alive(facts["pid"], facts["started"])
-    # Its recorder writes every few seconds.
-    files = [*run_dir.glob(f"{TABLES_DIR}/*/rank={rank}/*"), run_dir / rank_file(rank)]
-    return time.time() - max(file.stat().st_mtime for file in files if file.exists()) < _SILENT_S
 
 
 def _naming(patterns: tuple[str, ...], recorder: "Recorder") -> Any:
@@ -345,5 +257,4 @@ def _surroundings() -> dict[str, Any]:
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, RunError) else f"{type(error).__name__}: {text}"
+    return first_line(error) if isinstance(error, RunError) else error_line(error)

@@ -11,6 +11,7 @@ A program may open spans on the thread that is recorded, which is its main threa
 recorded. The path of a span has the names of all spans around it. Needs no torch.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import ContextDecorator, contextmanager
 from types import TracebackType
@@ -37,11 +38,12 @@ _listeners: tuple[Listener, ...] = ()
 class Span(ContextDecorator):
     """What span() returns: a context manager that is used once, or a decorator that opens a span at each call."""
 
-    __slots__ = ("_attributes", "_heard", "_name")
+    __slots__ = ("_attributes", "_heard", "_name", "_step")
 
     def __init__(self, name: str, attributes: dict[str, Attribute]) -> None:
         self._name, self._attributes = name, attributes
         self._heard: tuple[Listener, ...] = ()
+        self._step: Span | None = None
 
     def _recreate_cm(self) -> "Span":
         # contextlib calls this for each call of a decorated function, which may call itself.
@@ -50,12 +52,16 @@ class Span(ContextDecorator):
     def __enter__(self) -> None:
         # Those who hear the span open hear it close, even if listeners come or leave inside.
         self._heard = _listeners
+        self._step = _steps.open_here()
         for listener in self._heard:
             listener.enter(self._name, self._attributes)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        step = _steps.open_here()
+        if step is not self._step and step is not self:
+            _steps.end()  # it was opened inside this span
         for listener in reversed(self._heard):
             listener.exit(self._name, kind is not None)
 
@@ -77,11 +83,17 @@ class _Steps:
     def __init__(self) -> None:
         self.number = 0
         self._open: Span | None = None
+        self._thread = 0
+
+    def open_here(self) -> Span | None:
+        """The step that this thread has opened, if any."""
+        return self._open if self._thread == threading.get_ident() else None
 
     def begin(self) -> None:
         self.end()
-        self._open = Span(STEP, {STEP: self.number})
-        self._open.__enter__()
+        one = Span(STEP, {STEP: self.number})
+        one.__enter__()
+        self._open, self._thread = one, threading.get_ident()
         self.number += 1
 
     def end(self) -> None:
@@ -94,7 +106,7 @@ _steps = _Steps()
 
 
 def step() -> None:
-    """Begin the next step: a span "step" that ends when the following step begins, or with the recording.
+    """Begin the next step: a span "step" that ends when the next one begins, or with the span around it.
 
     Steps are numbered from 0 in each recording. Where a step has a block of its own, span("step", step=number) does
     the same and ends with the block.

@@ -18,8 +18,7 @@ from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.flame import MOST_STACKS, Flame, Step, flame_by_span, flame_by_stack, frame_step
-from ray_memprof.report.page import Tab, environment, packed_plotly
-from ray_memprof.store.schema import RUNS
+from ray_memprof.report.page import Tab, environment, packed_plotly, run_of
 from ray_memprof.store.whole_file import whole_file
 from ray_memprof.wording import rank_text
 
@@ -50,15 +49,13 @@ def write_flame_page(run_dir: Path, path: Path, rank: int | None = None) -> Path
 def render(run_dir: Path, rank: int | None = None) -> str:
     """The page as text."""
     with open_run(run_dir) as connection:
-        runs = connection.sql("FROM runs").to_arrow_table().to_pylist()
+        run = run_of(connection)
         by_stack = rows_of(connection, "alive_at_peak_by_stack")
         found = list(dict.fromkeys(row["rank"] for row in by_stack))
         _check(run_dir, found, rank)
         ranks = _shown(connection) if rank is None else [rank]
         drawn = flames_of(connection, ranks, by_stack, rows_of(connection, "alive_at_peak"))
-    # A driver that was killed wrote no row.
-    run: Row = runs[0] if runs else dict.fromkeys(RUNS.schema.names)
-    facts: Row = {"run": run, "run_dir": run_dir, "num_ranks": len(found), "questions": {}, "left_out": {}}
+    facts: Row = {"run": run, "run_dir": run_dir, "num_ranks": len(found)}
     told = told_of(drawn)
     figures = {name: one.figure for name, one in told.items()}
     facts |= {"flames": panels_of(drawn), "told": told, "figures": figures, "plotly": packed_plotly()}

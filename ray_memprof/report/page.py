@@ -14,12 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import jinja2
 from markupsafe import Markup
 
 from ray_memprof.query.bounds import is_unsampled
+from ray_memprof.query.questions import fetched
 from ray_memprof.report import plots
 from ray_memprof.report.flame import clipped
+from ray_memprof.store.schema import RUNS
 from ray_memprof.wording import GIB, span_text, visible
 
 _TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
@@ -34,6 +37,12 @@ def packed_plotly() -> str:
 
     # A fixed time in the gzip header, so that the same run makes the same page.
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+def run_of(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """The row of an open run; each column is None if its driver was killed and wrote no row."""
+    rows = fetched(connection, "FROM runs")
+    return rows[0] if rows else dict.fromkeys(RUNS.schema.names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,8 @@ from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import fetched, rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.flame_page import flames_of, panels_of, told_of
-from ray_memprof.report.page import Tab, environment, gib, packed_plotly
+from ray_memprof.report.page import Tab, environment, gib, packed_plotly, run_of
 from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
-from ray_memprof.store.schema import RUNS
 from ray_memprof.store.standing import LEFT, RUNNING
 from ray_memprof.store.whole_file import run_file
 from ray_memprof.wording import GIB, at_least, span_text
@@ -139,9 +138,7 @@ def render(
 
 def _facts(known: Known) -> Row:
     connection = known.connection
-    runs = fetched(connection, "FROM runs")
-    # A driver that was killed wrote no row.
-    run: Row = runs[0] if runs else dict.fromkeys(RUNS.schema.names)
+    run = run_of(connection)
     ranks = fetched(connection, "FROM ranks ORDER BY rank")
     whole = {name: rows_of(connection, name) for name in OF_ALL_RANKS}
     failed = [row["rank"] for row in ranks if row["status"] != "ok"]

@@ -8,7 +8,6 @@ its rank 0 was killed, is told by its process, or on another host by its age.
 """
 
 import json
-import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_memprof.errors import NeverArrived
-from ray_memprof.store.processes import is_alive
+from ray_memprof.store.processes import has_ended, process_facts
 from ray_memprof.store.run_files import announcement_name
 from ray_memprof.store.run_folder import RunFolder, is_run
-from ray_memprof.store.standing import driver_facts
 from ray_memprof.store.whole_file import replacing
 
 WAIT_S = 60.0
@@ -44,10 +42,14 @@ def make_joint(output_dir: Path, name: str, key: str, *, config_text: str, num_r
     """
     folder = RunFolder.create(output_dir, name, config_text=config_text, num_ranks=num_ranks)
     if key:
-        with replacing(_announcement(output_dir, name, key)) as temporary:
-            told = {"run_id": folder.run_id, "t_s": time.time(), **driver_facts()}
-            temporary.write_text(json.dumps(told), encoding="utf-8")
+        _announce(output_dir, name, key, run_id=folder.run_id)
     return folder
+
+
+def announce_failure(output_dir: Path, name: str, key: str, why: str) -> None:
+    """Let the other ranks know that rank 0 makes no folder, so that none of them waits for it; raises OSError."""
+    (output_dir / name).mkdir(parents=True, exist_ok=True)
+    _announce(output_dir, name, key, failed=why)
 
 
 def await_joint(
@@ -62,20 +64,22 @@ def await_joint(
     """The folder that rank 0 of the same start has made, as soon as it is there.
 
     Raises:
-        NeverArrived: it is not there after `wait_s`.
+        NeverArrived: it is not there after `wait_s`, or rank 0 has said that there will be none.
     """
     path = _announcement(output_dir, name, key)
     until = clock() + wait_s
     while True:
         facts = _read(path)
         if facts is not None and _is_of_now(facts):
+            if "failed" in facts:
+                raise NeverArrived(f"rank 0 is not recorded: {facts['failed']}")
             folder = path.parent / facts["run_id"]
             if is_run(folder, facts["run_id"]):
                 return RunFolder.open(folder)
         if clock() >= until:
             raise NeverArrived(
                 f"rank 0 made no run folder in {path.parent} within {wait_s:.0f} s",
-                hint="set --output-dir to a folder that all ranks share, or record each host by itself",
+                hint="set --output-dir to a folder that all ranks share",
             )
         sleep(_LOOK_S)
 
@@ -85,6 +89,12 @@ def withdraw(output_dir: Path, name: str, key: str) -> None:
     if key:
         with suppress(OSError):
             _announcement(output_dir, name, key).unlink()
+
+
+def _announce(output_dir: Path, name: str, key: str, **what: str) -> None:
+    with replacing(_announcement(output_dir, name, key)) as temporary:
+        facts = {**what, "t_s": time.time(), **process_facts()}
+        temporary.write_text(json.dumps(facts), encoding="utf-8")
 
 
 def _announcement(output_dir: Path, name: str, key: str) -> Path:
@@ -101,6 +111,5 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _is_of_now(facts: dict[str, Any]) -> bool:
     """Whether the rank 0 that wrote this is of this start, and not one of an earlier start that was killed."""
-    if facts["host"] == socket.gethostname():
-        return bool(is_alive(facts["pid"], facts["started"]))
-    return bool(abs(time.time() - facts["t_s"]) <= _FRESH_S)
+    ended = has_ended(facts)
+    return abs(time.time() - facts["t_s"]) <= _FRESH_S if ended is None else not ended

@@ -17,9 +17,10 @@ from typing import Any
 
 from ray_memprof.errors import ConfigError, PreflightFailed
 from ray_memprof.store.private_folder import private_folder, user_folder
+from ray_memprof.store.processes import process_facts
 from ray_memprof.store.run_files import CONFIG_FILE, LATEST_LINK, LOGS_DIR, RUN_FILE
 from ray_memprof.store.run_json import read_facts, run_facts
-from ray_memprof.store.standing import RUNNING, driver_facts
+from ray_memprof.store.standing import RUNNING
 from ray_memprof.store.whole_file import disk_error, write_whole_text
 
 
@@ -62,7 +63,7 @@ class RunFolder:
                 num_ranks=num_ranks,
                 status=RUNNING,
                 start_ns=time.time_ns(),
-                driver=driver_facts(),
+                driver=process_facts(),
             )
         except OSError as error:
             raise PreflightFailed(

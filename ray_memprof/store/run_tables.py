@@ -5,6 +5,7 @@
 Leaves tables/runs/ and tables/ranks/.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,32 @@ from ray_memprof.store.schema import SCHEMA_VERSION, TABLES
 from ray_memprof.store.whole_file import driver_writing
 
 
-def source_of(device: str | None) -> str:
-    """The source of a run in the table runs, by the device in its configuration."""
-    return "cpu" if device == "cpu" else "cuda"
+def run_columns(facts: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of a run in the table runs.
+
+    Args:
+        facts: those of run.json.
+        config: the configuration of the run, as in config.yaml; what is missing in it has its default.
+    """
+    device = (config.get("model_config") or {}).get("device")
+    start_ns = int(facts.get("start_ns", facts["end_ns"]))
+    return {
+        "run_id": str(facts["run_id"]),
+        "name": str(facts["name"]),
+        "source": "cpu" if device == "cpu" else "cuda",
+        "workload": str(config.get("workload", "wan")),
+        "num_ranks": int(facts.get("num_ranks", 0)),
+        "config": json.dumps(config, default=str),
+        "environment": json.dumps(facts.get("environment", {})),
+        "git_commit": str(facts.get("git_commit", "")),
+        "versions": json.dumps(facts.get("versions", {})),
+        "start_ns": start_ns,
+        "end_ns": int(facts["end_ns"]),
+        "status": facts["status"],
+        "exit_code": int(facts["exit_code"]),
+        "reason": facts["reason"],
+        "schema_version": SCHEMA_VERSION,
+    }
 
 
 def write_driver_tables(run_dir: Path, run: Mapping[str, Any], ranks: Iterable[Mapping[str, Any]]) -> None:

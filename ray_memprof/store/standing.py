@@ -6,18 +6,14 @@
 Reads run.json, where the driver notes its process when the run begins, and progress every few seconds; writes nothing.
 """
 
-import json
-import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_memprof.store.processes import is_alive, started
+from ray_memprof.store.processes import has_ended
 from ray_memprof.store.run_files import CONFIG_FILE
 from ray_memprof.store.run_json import Facts, run_facts
-from ray_memprof.store.run_tables import source_of
-from ray_memprof.store.schema import SCHEMA_VERSION
+from ray_memprof.store.run_tables import run_columns
 
 RUNNING = "running"
 """Status in run.json until the run has ended; it stays if the launcher is killed."""
@@ -53,16 +49,6 @@ def ending_text(status: str) -> str:
     return "has not ended" if status == RUNNING else "did not end well"
 
 
-def driver_facts() -> Facts:
-    """Return what shows later, on the same host, whether this process still runs."""
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        # Another process may get the same number.
-        "started": started(os.getpid()),
-    }
-
-
 def progress_facts(stage: str, step: int, num_steps: int) -> Facts:
     """Return how far the run is now; step counts from 0, -1: not in a step; num_steps -1: not known."""
     return {"t_ns": time.time_ns(), "stage": stage, "step": step, "num_steps": num_steps}
@@ -79,7 +65,8 @@ def standing(run_dir: Path, now_ns: int | None = None) -> Standing | None:
         return None
     progress = facts.get("progress") or {}
     last_ns = int(progress.get("t_ns") or facts.get("start_ns") or 0)
-    if _is_gone(facts.get("driver")):
+    driver = facts.get("driver")
+    if driver and has_ended(driver):
         return Standing(LEFT, DRIVER_GONE, last_ns)
     silent_s = ((time.time_ns() if now_ns is None else now_ns) - last_ns) / 1e9
     if facts.get("started_by") == "record":  # nobody watches its steps
@@ -93,24 +80,8 @@ def run_row(run_dir: Path) -> Facts | None:
     if found is None:
         return None
     facts, config = run_facts(run_dir) or {}, _config(run_dir)
-    device = (config.get("model_config") or {}).get("device")
-    return {
-        "run_id": str(facts.get("run_id", run_dir.name)),
-        "name": str(facts.get("name", run_dir.parent.name)),
-        "source": source_of(device),
-        "workload": str(config.get("workload", "wan")),
-        "num_ranks": int(facts.get("num_ranks", 0)),
-        "config": json.dumps(config, default=str),
-        "environment": json.dumps(facts.get("environment", {})),
-        "git_commit": str(facts.get("git_commit", "")),
-        "versions": json.dumps(facts.get("versions", {})),
-        "start_ns": int(facts.get("start_ns", found.last_ns)),
-        "end_ns": found.last_ns,
-        "status": found.status,
-        "exit_code": -1,
-        "reason": found.reason,
-        "schema_version": SCHEMA_VERSION,
-    }
+    how = {"status": found.status, "exit_code": -1, "reason": found.reason, "end_ns": found.last_ns}
+    return run_columns({"run_id": run_dir.name, "name": run_dir.parent.name, **facts, **how}, config)
 
 
 def _config(run_dir: Path) -> Facts:
@@ -121,13 +92,6 @@ def _config(run_dir: Path) -> Facts:
     except (OSError, ValueError, yaml.YAMLError):
         return {}  # a run without a configuration can be queried all the same
     return found if isinstance(found, dict) else {}
-
-
-def _is_gone(driver: Facts | None) -> bool:
-    """Whether the driver is known to have ended; for a driver on another host this is never known."""
-    if not driver or driver.get("host") != socket.gethostname():
-        return False
-    return not is_alive(driver["pid"], driver["started"])
 
 
 def _how_far(progress: Facts, silent_s: float) -> str:

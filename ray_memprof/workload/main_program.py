@@ -15,6 +15,8 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from ray_memprof.errors import EXIT_INTERRUPTED
+
 _callers: list[ModuleType | None] = []
 """The main modules before: their code still runs, and needs its names."""
 
@@ -73,3 +75,15 @@ def without_our_frames(trace: TracebackType | None, ours: Path) -> TracebackType
 def _is_of_caller(trace: TracebackType, ours: Path) -> bool:
     file = trace.tb_frame.f_code.co_filename
     return file.startswith(("<frozen runpy>", f"{ours}{os.sep}")) or file == runpy.__file__
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a process that this exception ends."""
+    if isinstance(error, SystemExit):
+        return code_of(error.code)
+    return EXIT_INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+
+
+def code_of(status: object) -> int:
+    """The exit code that Python ends with for sys.exit(status): a text or another object means 1."""
+    return 0 if status is None else status & 0xFF if isinstance(status, int) else 1

@@ -19,6 +19,7 @@ from typing import Any
 from ray_memprof.errors import EXIT_WORKLOAD, RunError
 from ray_memprof.recorder.spans import span
 from ray_memprof.store.categories import SCRIPT
+from ray_memprof.workload.main_program import code_of
 
 
 class ScriptFailed(RunError):
@@ -60,9 +61,10 @@ def run_script(
 
 def _judge(path: Path, code: str | int | None) -> None:
     """Raise ScriptFailed unless `code` of SystemExit means success: None and 0 do, a text means exit code 1."""
-    if code is None or code == 0:
+    status = code_of(code)
+    if status == 0:
         return
-    status, text = (int(code), "") if isinstance(code, int) else (1, f": {code}" if code else "")
+    text = f": {code}" if code and not isinstance(code, int) else ""
     raise ScriptFailed(
         f"{path.name} ended with exit code {status}{text}", hint="its output is in the rank's log"
     )

@@ -59,7 +59,7 @@ from ray_memprof.formats.torch_snapshot.spool import MAX_TOTAL_BYTES, Spool
 from ray_memprof.formats.torch_snapshot.write import HOST_SOURCES, MARK, SPAN_FILE
 from ray_memprof.store.gather import gather
 from ray_memprof.store.run_files import CONFIG_FILE, LOGS_DIR, RUN_FILE, TABLES_DIR, manifest_path, table_dir
-from ray_memprof.store.run_tables import write_driver_tables
+from ray_memprof.store.run_tables import run_columns, write_driver_tables
 from ray_memprof.store.schema import RANK_TABLES
 from ray_memprof.store.whole_file import disk_error, write_whole_text
 from ray_memprof.wording import size_text
@@ -380,25 +380,22 @@ def _write_facts(imported: list[Imported], run_dir: Path, name: str, problems: l
         )
     reasons = [f"rank {one.rank}: {reason}" for one in imported if (reason := _reason(one))]
     environment = {"PYTORCH_CUDA_ALLOC_CONF": conf} if conf else {}
-    run = {
+    facts = {
         "run_id": run_dir.name,
         "name": name,
-        "source": sources.pop(),
-        "workload": "script",
         "num_ranks": len(imported),
-        "config": json.dumps(config),
-        "environment": json.dumps(environment),
-        "git_commit": "",
-        "versions": "{}",
+        "environment": environment,
         "start_ns": min(one.written.start_ns for one in imported),
         "end_ns": max(one.written.end_ns for one in imported),
         "status": "oom" if reasons else "ok",
         "exit_code": EXIT_DEVICE_OOM if reasons else EXIT_OK,
         "reason": reasons[0] if reasons else "",
     }
-    write_driver_tables(run_dir, run, [_rank_row(one) for one in imported])
-    facts = {**run, "config": config, "environment": environment, "problems": problems}
-    write_whole_text(run_dir / RUN_FILE, json.dumps({**facts, "versions": {}, "hint": ""}, indent=2) + "\n")
+    # Files name no configuration: what they are of shows in their content.
+    known = {"source": sources.pop(), "workload": "script"}
+    write_driver_tables(run_dir, run_columns(facts, config) | known, [_rank_row(one) for one in imported])
+    facts |= {**known, "config": config, "git_commit": "", "versions": {}, "hint": "", "problems": problems}
+    write_whole_text(run_dir / RUN_FILE, json.dumps(facts, indent=2) + "\n")
     # JSON is YAML too.
     write_whole_text(run_dir / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 

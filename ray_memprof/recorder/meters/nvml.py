@@ -36,6 +36,15 @@ class Device:
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
 
+    def facts(self) -> dict[str, Any]:
+        """Which GPU this is, in columns of the table ranks."""
+        return {
+            "gpu_index": self.index(),
+            "gpu_uuid": self.uuid(),
+            "gpu_name": self.name(),
+            "device_total_bytes": self.total_bytes(),
+        }
+
     def used_bytes(self) -> int:
         """In use by anybody, without what the driver keeps for itself: nvidia-smi's "used"."""
         return int(self._memory().used)

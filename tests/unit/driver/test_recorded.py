@@ -90,6 +90,15 @@ def test_completing_it_again_changes_nothing(tmp_path: Path) -> None:
         ((KILLED, failed("ValueError: no luck")), ("failed", 1, "rank 1: ValueError: no luck", [1])),
         # Here it is what the others lost.
         ((failed(PEER), KILLED), ("died", 10, "rank 1: process died: ", [1])),
+        # A starter that lost a rank sends the others away.
+        (
+            (failed("exit code 143", exit_code=143), KILLED),
+            ("died", 10, "rank 1: process died: ", [1]),
+        ),
+        (
+            (failed("KeyboardInterrupt") | {"status": "interrupted"}, KILLED),
+            ("died", 10, "rank 1: ", [1]),
+        ),
         ((failed(PEER), ok()), ("failed", 1, f"rank 0: {PEER}", [0])),
         # A rank that was not recorded says nothing against the run.
         ((ok(), None), ("ok", 0, "", [])),

@@ -1,5 +1,6 @@
 """Spans and steps that a program opens itself."""
 
+import threading
 from contextlib import ExitStack
 
 import pytest
@@ -72,6 +73,45 @@ def test_a_step_ends_when_the_next_begins_and_the_last_with_the_recording() -> N
             step()
     once = [*("+step step=0", "+forward", "-forward", "-step", "+step step=1", "-step"), "+save", "-save"]
     assert notebook.lines == 2 * [*once, "+step step=2", "-step"]
+
+
+def test_a_step_ends_with_the_span_in_which_it_began() -> None:
+    notebook = Notebook()
+    with listening(notebook), counting_steps():
+        with span("train"):
+            for _ in range(2):
+                step()
+                with span("forward"):
+                    pass
+        with span("evaluate"):
+            pass
+        step()
+        with span("inside"):
+            pass
+    once = ["+forward", "-forward", "-step"]
+    assert notebook.lines == [
+        *("+train", "+step step=0", *once, "+step step=1", *once, "-train"),
+        *("+evaluate", "-evaluate", "+step step=2", "+inside", "-inside", "-step"),
+    ]
+
+
+def test_a_span_of_another_thread_ends_no_step() -> None:
+    notebook = Notebook()
+
+    def work() -> None:
+        with span("other"):
+            begun.set()
+            stepped.wait(10)
+
+    begun, stepped = threading.Event(), threading.Event()
+    with listening(notebook), counting_steps():
+        thread = threading.Thread(target=work)
+        thread.start()
+        begun.wait(10)
+        step()
+        stepped.set()
+        thread.join()
+        assert notebook.lines == ["+other", "+step step=0", "-other"]
 
 
 def test_spans_of_another_package_are_relayed() -> None:

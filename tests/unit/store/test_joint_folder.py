@@ -11,7 +11,7 @@ import pytest
 
 from ray_memprof.errors import NeverArrived
 from ray_memprof.store import joint_folder
-from ray_memprof.store.joint_folder import await_joint, make_joint, withdraw
+from ray_memprof.store.joint_folder import announce_failure, await_joint, make_joint, withdraw
 from ray_memprof.store.run_folder import RunFolder
 
 
@@ -81,6 +81,14 @@ def test_a_folder_on_another_disk_under_the_same_path_is_not_joined(tmp_path: Pa
     announced(tmp_path, run_id="20260102-030405-abcd")
     with pytest.raises(NeverArrived):
         wait(tmp_path)
+
+
+def test_nobody_waits_for_a_rank_0_that_is_not_recorded(tmp_path: Path) -> None:
+    announce_failure(tmp_path, "nano", "k", "the disk is full")
+    with pytest.raises(NeverArrived, match="rank 0 is not recorded: the disk is full"):
+        await_joint(tmp_path, "nano", "k", wait_s=60, sleep=lambda seconds: pytest.fail("it waits"))
+    folder = make(tmp_path)
+    assert wait(tmp_path).path == folder.path
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])

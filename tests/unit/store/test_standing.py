@@ -22,8 +22,8 @@ from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import ConfigError
 from ray_memprof.recorder.status import Beat
 from ray_memprof.report import run_page
-from ray_memprof.store.processes import started
-from ray_memprof.store.standing import Standing, driver_facts, standing
+from ray_memprof.store.processes import process_facts, started
+from ray_memprof.store.standing import Standing, standing
 
 NOW_NS = 1_800_000_000 * 10**9
 SPANS = {"spans": [span(1, "denoise", (0, 10), step=0, allocated=(0, 0, 2**30))]}
@@ -40,7 +40,7 @@ def a_run(folder: Path, **facts: Any) -> Path:
     """A run folder as a driver leaves it before the run has ended; `facts` go on top of those of run.json."""
     make_run(folder, {0: SPANS})
     known = {"run_id": folder.name, "name": folder.parent.name, "num_ranks": 2, "status": "running"}
-    known |= {"start_ns": NOW_NS - 10**9, "driver": driver_facts()}
+    known |= {"start_ns": NOW_NS - 10**9, "driver": process_facts()}
     (folder / "run.json").write_text(json.dumps({**known, **facts}))
     (folder / "config.yaml").write_text("workload: script\nmodel_config:\n  device: cpu\n")
     return folder
@@ -86,7 +86,7 @@ def test_of_a_program_that_its_ranks_record_themselves_only_the_time_is_known(tm
 
 
 def test_a_driver_that_was_killed_does_not_run_for_ever(tmp_path: Path) -> None:
-    reused = {**driver_facts(), "started": started(os.getpid()) - 1000}
+    reused = {**process_facts(), "started": started(os.getpid()) - 1000}
     for number, driver in enumerate((gone(), reused)):
         run_dir = a_run(tmp_path / str(number), driver=driver, progress=at(3, 9))
         found = standing(run_dir, NOW_NS)
@@ -159,4 +159,4 @@ def test_the_driver_notes_itself_and_how_far_the_lowest_rank_is(tmp_path: Path) 
     found = standing(state.folder.path)
     assert found is not None and found.text == "running, step 5 of 9"
     facts = json.loads((state.folder.path / "run.json").read_text())
-    assert facts["driver"] == driver_facts()
+    assert facts["driver"] == process_facts()

@@ -10,42 +10,6 @@
 --                    that is not torch's own; they add up over the frames
 --   num_tensors      how many make up total_bytes
 --   num_self_tensors how many make up self_bytes
-WITH alive AS (
-    SELECT
-        rank,
-        stack_id,
-        ANY_VALUE(frame) AS frame,
-        ANY_VALUE(frame_order(file)) AS own_order,
-        SUM(bytes)::BIGINT AS bytes,
-        SUM(num_tensors)::BIGINT AS num_tensors
-    FROM alive_at_peak_by_stack
-    WHERE stack_id IS NOT NULL
-    GROUP BY rank, stack_id
-),
-
-places AS (
-    SELECT
-        stacks.rank,
-        stacks.stack_id,
-        stacks.function,
-        stacks.file,
-        stacks.line,
-        ANY_VALUE(alive.bytes) AS bytes,
-        ANY_VALUE(alive.num_tensors) AS num_tensors,
-        BOOL_OR(stacks.frame = alive.frame) AS is_self
-    FROM stacks
-    INNER JOIN alive
-        ON stacks.rank = alive.rank AND stacks.stack_id = alive.stack_id
-    -- torch does not put C++ frames and Python frames in one order.
-    WHERE frame_order(stacks.file) < 2 OR alive.own_order = 2
-    GROUP BY
-        stacks.rank,
-        stacks.stack_id,
-        stacks.function,
-        stacks.file,
-        stacks.line
-)
-
 SELECT
     rank,
     function,
@@ -55,6 +19,6 @@ SELECT
     SUM(IF(is_self, bytes, 0))::BIGINT AS self_bytes,
     SUM(num_tensors)::BIGINT AS num_tensors,
     SUM(IF(is_self, num_tensors, 0))::BIGINT AS num_self_tensors
-FROM places
+FROM frames_at_peak(alive_at_peak_by_stack)
 GROUP BY rank, function, file, line
 ORDER BY rank, total_bytes DESC, self_bytes DESC, file, line, function
