@@ -214,7 +214,7 @@ class Session:
 
     def _note(self, **facts: Any) -> None:
         self._facts |= facts
-        note_rank(self._run_folder(), self._start.rank, local_rank=self._start.local_rank, **self._facts)
+        note_rank(self._run_folder(), self._start.rank, {**self._facts, "local_rank": self._start.local_rank})
 
     def _run_folder(self) -> Path:
         assert self._folder is not None

@@ -1,12 +1,13 @@
 """What a rank without a launcher says of itself: logs/rankN.json, written when it begins and when it ends.
 
-note_rank(run_dir, 3, status="running", **process_facts())
+note_rank(run_dir, 3, {"status": "running", **process_facts()})
 rank_note(run_dir, 3)                        # None: it never began to record
 still_running(run_dir, num_ranks=8, wait_s=10)
 """
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ _SILENT_S = 60.0
 """A rank of another host that has written nothing for so long has ended: its recorder writes every few seconds."""
 
 
-def note_rank(run_dir: Path, rank: int, **facts: Any) -> None:
+def note_rank(run_dir: Path, rank: int, facts: Mapping[str, Any]) -> None:
     """Write what a rank says of itself, all of it or nothing; raises OSError."""
     path = run_dir / rank_file(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(
-            json.dumps({"rank": rank, **facts}, indent=2, default=str) + "\n", encoding="utf-8"
+            json.dumps({**facts, "rank": rank}, indent=2, default=str) + "\n", encoding="utf-8"
         )
 
 
