@@ -125,7 +125,7 @@ class Session:
         self._note(status=RUNNING)
         options = found.options(self._folder.path, self._start.rank, self._settings)
         self._recorder = self._stack.enter_context(recording(options))
-        self._stack.enter_context(_naming(self._settings.module_spans, self._recorder))
+        self._stack.enter_context(_observed(self._settings, self._recorder))
         from ray_memprof.recorder.spans import span
 
         self._stack.enter_context(span(SCRIPT))
@@ -243,10 +243,10 @@ class Session:
             sys.stderr.write(f"ray-memprof: {text}\n")
 
 
-def _naming(patterns: tuple[str, ...], recorder: "Recorder") -> Any:
-    from ray_memprof.workload.module_spans import naming_modules
+def _observed(settings: Settings, recorder: "Recorder") -> Any:
+    from ray_memprof.workload.observed import observed
 
-    return naming_modules(patterns, lambda text: recorder.problem(text))
+    return observed(recorder, settings.module_spans, settings.components)
 
 
 def _surroundings() -> dict[str, Any]:

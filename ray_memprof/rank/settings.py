@@ -9,7 +9,7 @@ Needs neither torch nor Ray.
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -52,6 +52,8 @@ class Settings:
     """None: RAY_MEMPROF_DIR of the environment, else profiler_logs."""
     sample_interval_s: float = 0.1
     module_spans: tuple[str, ...] = ()
+    components: Mapping[str, str] = field(default_factory=dict)
+    """Names of components, by the class of a module; see workload/module_names.py."""
     device: str = ""
     """cpu or cuda; "": cuda where torch sees a device."""
 
@@ -64,7 +66,7 @@ class Settings:
         """
         if not isinstance(values, dict):
             raise ConfigError("the file of settings is no mapping", hint="name: run1")
-        known = {field.name for field in fields(cls)}
+        known = {one.name for one in fields(cls)}
         if unknown := [key for key in values if key not in known]:
             raise ConfigError(
                 f"there is no setting {unknown[0]!r}", hint=f"there are {', '.join(sorted(known))}"
@@ -78,6 +80,13 @@ class Settings:
             raise ConfigError(f"module_spans {spans!r} is no list of texts")
         if isinstance(interval, bool) or not isinstance(interval, int | float):
             raise ConfigError(f"sample_interval_s {interval!r} is no number")
+        components = given.get("components", {})
+        if not isinstance(components, dict) or not all(
+            isinstance(one, str) and one for pair in components.items() for one in pair
+        ):
+            raise ConfigError(
+                f"components {components!r} is no mapping of classes to names", hint="WanModel: dit"
+            )
         if "output_dir" in given:
             given["output_dir"] = Path(given["output_dir"])
         return cls(**given | {"module_spans": tuple(spans), "sample_interval_s": float(interval)}).checked()
@@ -121,6 +130,7 @@ class Settings:
                 **({"module": program.module} if program.module else {"path": str(program.path or "-")}),
                 "args": list(program.args),
                 "module_spans": list(self.module_spans),
+                **({"components": dict(self.components)} if self.components else {}),
             },
             "model_config": {"device": device},
             "logging": {

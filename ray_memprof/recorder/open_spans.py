@@ -35,16 +35,17 @@ class OpenSpans(list[SpanRecord]):
         self._num_spans += 1
         block = self._number(attributes, "index", around.block if around else None)
         branch = attributes.get("branch", around.branch if around else None)
-        component = str(attributes["component"]) if "component" in attributes else None
+        component, module = _text(attributes, "component"), _text(attributes, "module")
         return SpanRecord(
             span_id=self._num_spans,
             parent_id=around.span_id if around else 0,
             name=name,
             path=f"{around.path}/{name}" if around else name,
-            stage=stage_of(name, around.stage if around else None, component),
+            stage=stage_of(name, around.stage if around else None, component, _text(attributes, "stage")),
             component=component_of(name, component, around.component if around else None),
             step=self._number(attributes, "step", around.step if around else None),
-            block=block if name.startswith(_BLOCKS) else None,
+            module=module,
+            block=block if module is not None or name.startswith(_BLOCKS) else None,
             branch=None if branch is None else str(branch),
             depth=len(self),
             start=reading,
@@ -102,3 +103,7 @@ class OpenSpans(list[SpanRecord]):
         """Return the device bytes in use when an exception left that span; None: no exception, or not known."""
         used = 0 if self._failure is None else self._failure[2].device_used
         return used if used > 0 else None
+
+
+def _text(attributes: dict[str, Attribute], key: str) -> str | None:
+    return str(attributes[key]) if key in attributes else None

@@ -1,116 +1,181 @@
-"""The span of an event that another thread made: the one that was open on the model's thread at that moment.
+"""Whose allocations are: claims on storages, and the events that allocated them.
 
-    owned(batch.events, parcel.stamps)
+    claims = Claims(meter)
+    claims.add(parameter, Owner("GPT.lm_head.weight", "GPT", "weight"))       # on any thread of the program
+    found = Owners()
+    rows = found.follow(columns, claims.taken())                              # on the thread that writes
 
-torch stamps an event with a text that was set for the thread that made it. Autograd's threads, and threads that a
-program starts itself, have no such text. But all threads write into one ring, in the order of time. So an event between
-two events of the model's thread belongs to the span of both, or to a span that was opened between them: then the clock
-decides, to the microsecond. If the system's clock was set meanwhile, the model's own events show by how much.
+A storage is often named long after it was allocated: a weight when its module is moved to the device or called, a
+gradient when the optimizer begins its step. So a claim says which storage a tensor has at a moment. The storage is
+looked up among the allocations that are alive then, by address and by the bytes that were asked for, and the row of
+the table `owners` names the event that allocated it.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-Stamp = tuple[int, int]
-"""When the model's thread got a new stamp, in microseconds of the wall clock, and the id of its span; 0: no span."""
-_NONE = ("", "0")
-"""Stamps that name no span: "" is of another thread, "0" of the model's thread outside of all spans."""
+from ray_memprof.allocator.replay import Columns
+from ray_memprof.recorder.meters.meter import Meter
+from ray_memprof.recorder.rows import Claim, Owner
+
+if TYPE_CHECKING:
+    import torch
+
+SLACK_US = 1000
+"""The clock of the events may be off by so much, either way: a claim may seem to come before its allocation."""
+_NEVER = 2**63
+_MANY = 4096
+"""So many freed allocations are remembered before old ones are looked for."""
 
 
-def owned(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> None:
-    """Give a span to the events whose stamp names none.
+class Claims:
+    """Takes claims from any thread; each costs 2 us.
 
     Args:
-        events: in the order of the ring; `user_metadata` of those without a span is set.
-        stamps: given to the model's thread while these events happened, in order; the first one was given before them.
+        meter: tells where the storage of a tensor is.
     """
-    if not any(span_id for _, span_id in stamps):
-        return
-    texts = [event.get("user_metadata", "") for event in events]
-    if not set(texts).intersection(_NONE):
-        return
-    times = [time_us for time_us, _ in stamps]
-    numbers = _numbers(stamps)
-    outside = numbers.pop("0", [])
-    # Each of these functions goes through all events, and the model waits for Python's lock meanwhile.
-    event_times = [event["time_us"] for event in events]
-    shift = _shift(texts, event_times, times, numbers)
-    places = _own_places(texts, event_times, times, numbers, shift)
-    limits = _next_places(places, len(stamps) - 1)
-    place = 0
-    for event, stamp, time_us, own, limit in zip(events, texts, event_times, places, limits, strict=True):
-        if own is not None:
-            place = own
-        elif stamp in _NONE:
-            now = time_us + shift
-            # "0" is of the model's thread only if that can have been outside of all spans by then.
-            ahead = outside[bisect_left(outside, place) : bisect_right(outside, limit)] if stamp else []
-            if ahead:
-                place = _last_reached(ahead, times, now)
-            else:
-                if place < limit:
-                    place = max(place, min(bisect_right(times, now) - 1, limit))
-                event["user_metadata"] = str(stamps[place][1])
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._claims: list[Claim] = []
+
+    def add(self, tensor: "torch.Tensor", owner: Owner) -> None:
+        """Say whose the storage of a tensor is, as it is now; ignored where the meter does not count the storage."""
+        found = self._meter.locate(tensor)
+        if found is not None:
+            self._claims.append(Claim(*found, owner))
+
+    def taken(self) -> list[Claim]:
+        """Take the claims so far."""
+        # No lock: another thread may append in the meantime, and its claim stays for the next time.
+        taken = self._claims[:]
+        del self._claims[: len(taken)]
+        return taken
 
 
-def _numbers(stamps: Sequence[Stamp]) -> dict[str, list[int]]:
-    """Return the numbers of each span's stamps: one when it begins, and one each time that a span inside it ends."""
-    numbers: dict[str, list[int]] = {}
-    for number, (_, span_id) in enumerate(stamps):
-        numbers.setdefault(str(span_id), []).append(number)
-    return numbers
+_Alive = list[Any]
+"""An allocation: number of its event, bytes asked for, its owner or None. A list, for one is made at every event."""
 
 
-def _last_reached(numbers: Sequence[int], times: Sequence[int], now: int) -> int:
-    """Return the last of these stamps that was given by `now`; the first one where the clock says that none was."""
-    reached = [number for number in numbers if times[number] <= now]
-    return reached[-1] if reached else numbers[0]
+@dataclass(slots=True)
+class OwnerRows:
+    """Columns of the table owners."""
+
+    seq: list[int] = field(default_factory=list)
+    t_ns: list[int] = field(default_factory=list)
+    owner: list[str] = field(default_factory=list)
+    component: list[str | None] = field(default_factory=list)
+    category: list[str] = field(default_factory=list)
+    dtype: list[str | None] = field(default_factory=list)
+
+    def note(self, seq: int, claim: Claim) -> None:
+        """Add a row."""
+        owner = claim.owner
+        self.seq.append(seq)
+        self.t_ns.append(claim.time_us * 1000)
+        self.owner.append(owner.name)
+        self.component.append(owner.component)
+        self.category.append(owner.category)
+        self.dtype.append(owner.dtype)
 
 
-def _shift(
-    texts: Sequence[str], event_times: Sequence[int], times: Sequence[int], numbers: dict[str, list[int]]
-) -> int:
-    """Return the microseconds to add to event times, so that the model's own events lie between their stamps."""
-    least, most = -(2**62), 2**62
-    alone = {text: found[0] for text, found in numbers.items() if len(found) == 1}
-    for text, time_us in zip(texts, event_times, strict=True):
-        number = alone.get(text)
-        if number is not None:
-            least = max(least, times[number] - time_us)
-            if number + 1 < len(times):
-                most = min(most, times[number + 1] - time_us)
-    return min(max(0, least), most) if least <= most else (least + most) // 2
+class Owners:
+    """Follows the allocations that are alive, and finds those that are claimed."""
 
+    def __init__(self) -> None:
+        self._alive: dict[int, _Alive] = {}
+        self._freed: dict[int, tuple[_Alive, int]] = {}
+        """Allocations that were freed of late, by address, and when."""
+        self._early: dict[int, Claim] = {}
+        """Claims whose allocation has not been seen yet, by address."""
 
-def _own_places(
-    texts: Sequence[str],
-    event_times: Sequence[int],
-    times: Sequence[int],
-    numbers: dict[str, list[int]],
-    shift: int,
-) -> list[int | None]:
-    """Return the number of each event's own stamp; None: it is of another thread, or outside of all spans."""
-    places: list[int | None] = []
-    place = 0
-    for text, time_us in zip(texts, event_times, strict=True):
-        found = numbers.get(text)
-        if found is None:
-            places.append(None)
-            continue
-        if len(found) == 1:
-            place = found[0]
+    def prime(self, columns: Columns) -> None:
+        """Take what was held before the first event."""
+        for action, address, seq, requested in zip(
+            columns.action, columns.address, columns.seq, columns.requested_bytes, strict=True
+        ):
+            if action == "alloc":
+                self._alive[address] = [seq, requested, None]
+
+    def follow(self, columns: Columns, claims: Sequence[Claim], shift_us: int = 0) -> OwnerRows:
+        """Follow events, and look up the claims made meanwhile.
+
+        Args:
+            columns: events in their order, with t_ns by their own clock.
+            claims: none was made later than the next events will be.
+            shift_us: microseconds by which the clock of the events is behind that of the claims.
+
+        Returns:
+            Rows of the table owners; t_ns is by the clock of the claims.
+        """
+        rows, alive, freed = OwnerRows(), self._alive, self._freed
+        waiting = deque(sorted(claims, key=lambda claim: claim.time_us))
+        next_ns = (waiting[0].time_us - shift_us + 1) * 1000 if waiting else _NEVER
+        t_ns = 0
+        for action, address, seq, t_ns, requested in zip(
+            columns.action, columns.address, columns.seq, columns.t_ns, columns.requested_bytes, strict=True
+        ):
+            while t_ns >= next_ns:
+                self._settle(waiting.popleft(), shift_us, rows)
+                next_ns = (waiting[0].time_us - shift_us + 1) * 1000 if waiting else _NEVER
+            if action == "alloc":
+                alive[address] = [seq, requested, None]
+                if address in self._early:
+                    self._meet(address, t_ns // 1000 + shift_us, rows)
+            elif action == "free_completed" and address in alive:
+                freed[address] = (alive.pop(address), t_ns // 1000 + shift_us)
+        for claim in waiting:
+            self._settle(claim, shift_us, rows)
+        self._forget(t_ns // 1000 + shift_us)
+        return rows
+
+    def _settle(self, claim: Claim, shift_us: int, rows: OwnerRows) -> None:
+        one = self._alive.get(claim.address)
+        if one is not None and one[1] == claim.bytes:
+            _name(one, claim, rows)
+            return
+        one, freed_us = self._freed.get(claim.address, (None, 0))
+        if one is not None and one[1] == claim.bytes and claim.time_us - freed_us <= SLACK_US:
+            _name(one, claim, rows)
         else:
-            place = _last_reached(found[bisect_left(found, place) :] or found[-1:], times, time_us + shift)
-        places.append(place)
-    return places
+            self._early[claim.address] = claim
+
+    def _meet(self, address: int, time_us: int, rows: OwnerRows) -> None:
+        """An allocation appears where one was claimed."""
+        claim, one = self._early.pop(address), self._alive[address]
+        if claim.bytes == one[1] and time_us - claim.time_us <= SLACK_US:
+            _name(one, claim, rows)
+
+    def _forget(self, time_us: int) -> None:
+        """Forget what no claim and no allocation can meet any more."""
+        if self._early:
+            self._early = {
+                address: claim
+                for address, claim in self._early.items()
+                if time_us - claim.time_us <= SLACK_US
+            }
+        if len(self._freed) > _MANY:
+            self._freed = {
+                address: (one, freed_us)
+                for address, (one, freed_us) in self._freed.items()
+                if time_us - freed_us <= SLACK_US
+            }
 
 
-def _next_places(places: Sequence[int | None], last: int) -> list[int]:
-    """Return for each event the stamp of the model's next event: its own stamp cannot be a later one."""
-    limits: list[int] = []
-    for place in reversed(places):
-        last = last if place is None else place
-        limits.append(last)
-    limits.reverse()
-    return limits
+def _name(one: _Alive, claim: Claim, rows: OwnerRows) -> None:
+    if one[2] != claim.owner:
+        one[2] = claim.owner
+        rows.note(one[0], claim)
+
+
+def plain_tensors(tensor: Any) -> "Iterable[torch.Tensor]":
+    """The tensors with storages that a tensor consists of: itself, or those inside a DTensor or a quantised one."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from plain_tensors(getattr(tensor, name))

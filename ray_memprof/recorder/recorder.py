@@ -16,21 +16,24 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ray_memprof.recorder.event_spans import Stamp
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.recorder.ledger import Ledger
 from ray_memprof.recorder.meters.guarded import Guarded
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.open_spans import OpenSpans
 from ray_memprof.recorder.others import Others
-from ray_memprof.recorder.owners import Stamp
+from ray_memprof.recorder.owners import Claims
 from ray_memprof.recorder.problems import Problems
-from ray_memprof.recorder.rows import Collective, Parcel, Sample, SpanRecord
+from ray_memprof.recorder.rows import Collective, Owner, Parcel, Sample, SpanRecord
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.spans import Attribute
 from ray_memprof.recorder.status import Beat, ReplayCheck
 from ray_memprof.store.categories import category_of
 
 if TYPE_CHECKING:
+    import torch
+
     from ray_memprof.recorder.meters.nvml import OwnShare
 
 DRAIN_EVENTS = 16_384
@@ -80,6 +83,7 @@ class Recorder:
         self._ledger = Ledger()
         self._open = OpenSpans(self.problem)
         self._parcel = Parcel()
+        self._claims = Claims(self._meter)
         self._stamps: list[Stamp] = [(0, 0)]
         self._sequence = self._begun_ns = 0
         self._step, self._num_steps = -1, -1
@@ -243,6 +247,8 @@ class Recorder:
             self._primed = True
             # Before the meter was on there were no events.
             parcel.base, parcel.base_ns = self._meter.base_segments(), self._begun_ns
+        # Before the events: all that was claimed has been allocated in these, or earlier.
+        parcel.claims = self._claims.taken()
         parcel.batch = self._meter.drain()
         parcel.stamps, self._stamps = self._stamps, self._stamps[-1:]
         self._scribe.deliver(parcel)
@@ -258,6 +264,11 @@ class Recorder:
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
         self._num_steps = steps
+
+    def claim(self, tensor: "torch.Tensor", owner: Owner) -> None:
+        """Name the owner of a tensor's storage, as it is now; from any thread, in 2 us."""
+        if self._scribe is not None:
+            self._claims.add(tensor, owner)
 
     def begin_collective(self) -> Reading | None:
         """Read the meter as a collective begins; None on other threads than the model's: nothing is recorded there."""

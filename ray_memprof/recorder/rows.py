@@ -8,8 +8,8 @@ from ray_memprof.allocator.replay import (
     Peaks,
     Segment,
 )
+from ray_memprof.recorder.event_spans import Stamp
 from ray_memprof.recorder.meters.meter import Batch, Reading
-from ray_memprof.recorder.owners import Stamp
 
 
 @dataclass(slots=True)
@@ -22,6 +22,7 @@ class SpanRecord:
     path: str
     stage: str
     component: str | None
+    module: str | None
     step: int | None
     block: int | None
     branch: str | None
@@ -97,6 +98,29 @@ class Entry:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose an allocation is, and what for."""
+
+    name: str
+    """Path of the parameter, the buffer or the module."""
+    component: str | None
+    category: str
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What was found at a moment: a storage and its owner."""
+
+    time_us: int
+    """By the clock of the events."""
+    address: int
+    bytes: int
+    """Of the storage: what was asked for when it was allocated."""
+    owner: Owner
+
+
 @dataclass(slots=True)
 class Parcel:
     """What the recorder hands over at once."""
@@ -108,6 +132,8 @@ class Parcel:
     batch: Batch | None = None
     stamps: Sequence[Stamp] = ()
     """The stamps that the model's thread was given while the events of `batch` happened."""
+    claims: list[Claim] = field(default_factory=list)
+    """Whose storages are, as found while these events happened."""
     categories: dict[int, str] = field(default_factory=dict)
     """Of the spans that began, by number: what their allocations are for."""
     spans: list[SpanRecord] = field(default_factory=list)

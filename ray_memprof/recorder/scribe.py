@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from ray_memprof.allocator.block_sizes import decide
@@ -18,11 +18,13 @@ from ray_memprof.allocator.replay import (
     Event,
     Peaks,
     Replay,
+    Segment,
 )
 from ray_memprof.errors import DiskFull
+from ray_memprof.recorder.event_spans import give_spans
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.options import RecordingOptions
-from ray_memprof.recorder.owners import Stamp, owned
+from ray_memprof.recorder.owners import Owners
 from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.restraint import Restraint
 from ray_memprof.recorder.rows import Parcel, SpanRecord
@@ -71,6 +73,7 @@ class Scribe:
         """What ended the writing; nothing is written after it."""
         self.problems = problems or Problems()
         self._inherited: dict[int, _Inherited] = {}
+        self._owners = Owners()
         self._restraint = Restraint()
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
@@ -153,12 +156,9 @@ class Scribe:
                 self._do(f"rows of {table} could not be written", partial(self._store.append, table, columns))
         if parcel.base:
             base, base_ns = parcel.base, parcel.base_ns
-            self._do(
-                "what was held before could not be written",
-                lambda: self._append_events(self.replay.prime(base, base_ns)),
-            )
+            self._do("what was held before could not be written", lambda: self._write_base(base, base_ns))
         if batch is not None and not self._do(
-            "events could not be written", lambda: self._write_events(batch, parcel.stamps, parcel.since)
+            "events could not be written", lambda: self._write_events(batch, parcel)
         ):
             self._num_known_lost += len(batch.events)
         if spans and self.error is None:
@@ -166,16 +166,26 @@ class Scribe:
         if parcel.seal and self.error is None:
             self._do("what was recorded could not be sealed", self._store.seal)
 
-    def _write_events(self, batch: Batch, stamps: Sequence[Stamp], since: float) -> None:
+    def _write_base(self, base: Sequence[Segment], base_ns: int) -> None:
+        columns = self.replay.prime(base, base_ns)
+        self._owners.prime(columns)
+        self._append_events(columns)
+
+    def _write_events(self, batch: Batch, parcel: Parcel) -> None:
         self._num_known_lost += batch.num_lost
+        shift_us, columns = 0, Columns()
+        if batch.events:
+            shift_us = give_spans(batch.events, parcel.stamps)
+            self._configure(batch)
+            columns = self._fed(batch.events, parcel.since)
+        owners = self._owners.follow(columns, parcel.claims, shift_us)
+        if batch.times is not None:
+            columns.t_ns, owners.t_ns = batch.times.ours(columns.t_ns), batch.times.ours(owners.t_ns)
+        if owners.seq:
+            self._store.append("owners", asdict(owners))
         if not batch.events:
             self._count_missing(batch)
             return
-        owned(batch.events, stamps)
-        self._configure(batch)
-        columns = self._fed(batch.events, since)
-        if batch.times is not None:
-            columns.t_ns = batch.times.ours(columns.t_ns)
         self._append_events(columns)
         self._check(batch)
 
@@ -255,8 +265,8 @@ class Scribe:
         self.categories.pop(span.span_id, None)
         return {
             "span_id": span.span_id, "parent_id": span.parent_id, "path": span.path, "name": span.name,
-            "stage": span.stage, "component": span.component, "step": span.step, "block": span.block,
-            "branch": span.branch, "depth": span.depth, "start_ns": start.t_ns, "end_ns": end.t_ns,
+            "stage": span.stage, "component": span.component, "module": span.module, "step": span.step,
+            "block": span.block, "branch": span.branch, "depth": span.depth, "start_ns": start.t_ns, "end_ns": end.t_ns,
             "failed": span.failed,
             "allocated_start_bytes": start.allocated, "allocated_end_bytes": end.allocated,
             "allocated_peak_bytes": peaks.allocated,

@@ -17,9 +17,9 @@ from contextlib import ContextDecorator, contextmanager
 from types import TracebackType
 from typing import Protocol
 
+from ray_memprof.store.categories import STEP
+
 Attribute = int | str
-STEP = "step"
-"""The span that step() opens, and the attribute that has its number."""
 
 
 class Listener(Protocol):
@@ -72,7 +72,8 @@ def span(name: str, **attributes: Attribute) -> Span:
     Args:
         name: of the span, such as "forward"; the same at every call.
         attributes: `step` is the number of a step, `component` the network whose memory this is, `index` the number of
-            a block of it. Spans inside inherit them.
+            a block of it: spans inside inherit these. `stage` is the stage that begins with it, `module` the path of a
+            module that is called.
     """
     return Span(name, attributes)
 
@@ -113,6 +114,11 @@ def step() -> None:
     """
     if _listeners:
         _steps.begin()
+
+
+def in_step() -> bool:
+    """Whether this thread is inside a step that step() has begun."""
+    return _steps.open_here() is not None
 
 
 def end_step() -> None:

@@ -4,8 +4,9 @@
 |---|---|
 | weight | load.* and residency.onload: parameters on their way in |
 | communication | comm.*: buffers of collectives and gathered shards |
+| temporary | backward and optimizer: what has no owner there |
 | workspace | warmup and device.init: what libraries keep for themselves (cuBLAS) |
-| output | save, and what the decode stage itself makes |
+| output | save, vae.decode, and what the decode stage itself makes |
 | activation | anywhere else |
 
 `cache`, what the VAE carries from one chunk to the next, depends on how long a tensor lives and not on the span that
@@ -15,12 +16,17 @@ those that outlive it.
 
 SCRIPT = "script"
 """The span around a whole script."""
+STEP = "step"
+"""The span of a step that a program names."""
 _BY_NAME = {
     "residency.onload": "weight",
     "warmup": "workspace",
     "device.init": "workspace",
     "decode": "output",
     "save": "output",
+    "vae.decode": "output",
+    "backward": "temporary",
+    "optimizer": "temporary",
 }
 _BY_PREFIX = {"load.": "weight", "comm.": "communication"}
 _COMPONENTS = ("t5", "clip", "vae", "dit")
@@ -31,6 +37,9 @@ _BY_STAGE = {
     "denoise": "dit",
     "decode": "vae",
 }
+
+_STAGES = {component: stage for stage, component in _BY_STAGE.items() if component != "vae"}
+_VAE_STAGES = {"encoder": "encode.video", "encode": "encode.video", "decoder": "decode", "decode": "decode"}
 
 
 def category_of(name: str) -> str:
@@ -59,14 +68,30 @@ def component_of(name: str, attribute: str | None, inherited: str | None) -> str
     return head if head in _COMPONENTS else _BY_STAGE.get(name, inherited)
 
 
-def stage_of(name: str, around: str | None, component: str | None) -> str:
+def stage_of(name: str, around: str | None, component: str | None, stage: str | None = None) -> str:
     """The stage that a span called `name` belongs to: the outermost span, or in a script its outermost module.
 
     Args:
         name: of the span.
         around: stage of the span around it, where there is one.
         component: attribute of the span, where it has one.
+        stage: attribute of the span, where it has one.
     """
     if around is None:
-        return name
-    return (component or name) if around == SCRIPT else around
+        return stage or name
+    if around != SCRIPT:
+        return around
+    # A step of a program has stages in it, and is none.
+    return SCRIPT if name == STEP else stage or component or name
+
+
+def stage_of_call(component: str, title: str) -> str:
+    """The stage of an outermost call of a module in a program: for a network of Wan2.1 what that network is for.
+
+    Args:
+        component: of the module.
+        title: its path from the component on: "vae.decoder".
+    """
+    if component == "vae":
+        return _VAE_STAGES.get(title.split(".")[1] if "." in title else "", component)
+    return _STAGES.get(component, component)

@@ -25,9 +25,13 @@ _MEASURED = ("allocated", "reserved", "active")
 
 ACCOUNTS = ("context", "nccl", "libraries", "others")
 """Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
-CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output", "before")
+CATEGORIES = (
+    "weight", "buffer", "gradient", "optimizer", "activation", "temporary", "communication", "workspace", "cache",
+    "output", "before",
+)  # fmt: skip
 """What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live.
-`before` is what was held before the first event."""
+Buffers, gradients and the state of optimizers are known by their owners. `before` is what was held before the first
+event, as far as it has no owner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +179,10 @@ SPANS = Table(
         _word("path", "names from the outermost span inwards, separated by slashes"),
         _word("name", "of the span itself"),
         _word("stage", "name of the outermost span"),
-        _word("component", "t5, clip, vae, dit or a module's name", nullable=True),
+        _word(
+            "component", "t5, clip, vae, dit, or the class of the program's outermost module", nullable=True
+        ),
+        _word("module", "path of the module that was called; null: the span is of no call", nullable=True),
         Column("step", pa.int32(), "", "denoise step, also for spans inside a step", True),
         Column("block", pa.int32(), "", "index of a transformer block", True),
         _word("branch", "cond or uncond", nullable=True),
@@ -218,6 +225,24 @@ ALLOCS = Table(
         Column("stack_id", pa.int32(), "", "into stacks; null where none was taken", True),
     ),
 )  # fmt: skip
+
+OWNERS = Table(
+    "owners",
+    "an allocation of which it was found out whose it is; the last row of an allocation counts",
+    (
+        _count("seq", "of the allocation, in allocs"),
+        _ns("t_ns", "when it was found out: wall clock, since 1970"),
+        _word(
+            "owner",
+            "path of the parameter, the buffer or the module; for optimizers with the name of the state",
+        ),
+        _word(
+            "component", "t5, clip, vae, dit, or the class of the program's outermost module", nullable=True
+        ),
+        _word("category", "what it is for, one of those of allocs"),
+        _word("dtype", "of its numbers, as torch names it", nullable=True),
+    ),
+)
 
 SAMPLES = Table(
     "samples",
@@ -279,6 +304,8 @@ def stack_columns(rows: Iterable[tuple[int, int, str, str, int]]) -> dict[str, l
     return {column.name: list(values) for column, values in zip(STACKS.columns, columns, strict=True)}
 
 
-TABLES = {table.name: table for table in (RUNS, RANKS, SPANS, ALLOCS, SAMPLES, COLLECTIVES, LEDGER, STACKS)}
-RANK_TABLES = ("spans", "allocs", "samples", "collectives", "ledger", "stacks")
+TABLES = {
+    table.name: table for table in (RUNS, RANKS, SPANS, ALLOCS, OWNERS, SAMPLES, COLLECTIVES, LEDGER, STACKS)
+}
+RANK_TABLES = ("spans", "allocs", "owners", "samples", "collectives", "ledger", "stacks")
 """Written by the ranks; runs and ranks are written by the driver."""

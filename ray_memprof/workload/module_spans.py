@@ -1,23 +1,23 @@
 """Spans for a script that opens none itself: forward hooks on torch.nn.Module open them, without changing the script.
 
     with naming_modules(("blocks.*", "head")):
-        ...                          # span("WanModel.blocks", component="WanModel.blocks.7") around a call of a block
+        ...                          # span("dit.blocks", component="dit", module="WanModel.blocks.7", index=7)
 
-A module that is called while no other module runs is an outermost module. Its component is the name of its class; the
-component of a module inside it is that name and the module's path in named_modules(). Outermost modules always get a
-span. A module inside them gets one if a pattern matches its path, with or without the class. fnmatch compares each part
-of the path: "blocks.*" matches every block, "blocks.*.attn" every block's attention. The name of a span is its
-component without the numbers, so that all blocks share one name.
+A module that is called while no other module runs always gets a span. A module inside it gets one if a pattern matches
+its path (see module_names.py), with or without its first part. fnmatch compares each part of the path: "blocks.*"
+matches every block, "blocks.*.attn" every block's attention. The name of a span is the path without the numbers, so
+that all blocks share one name; the first of the numbers is its index.
 
-The denoise loop of a script is not known. So the outermost of our spans carries `step`: how many calls of the same
-component came before it. A DiT that is called twice per step (with and without the prompt) counts two for each step.
+The denoise loop of a script is not known. So the outermost of our spans carries `step`: how many calls of the same name
+came before it. A DiT that is called twice per step (with and without the prompt) counts two for each step. In training
+it is the step of the optimizer; a program that calls ray_memprof.step() counts itself. The outermost span also carries
+its stage: that of Wan2.1 for components of Wan2.1, "forward" for a module in training, else the component.
 
 While the hooks are attached, a call of any module takes 2.5 us more; a call that opens a span takes 3.5 us more, plus
 the time of the listeners of spans.
 """
 
 import threading
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -34,12 +34,10 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
 )
 
-from ray_memprof.recorder.spans import span
+from ray_memprof.recorder.spans import Attribute, in_step, span
+from ray_memprof.store.categories import stage_of_call
 from ray_memprof.wording import error_line
-
-# torch's wrappers add these parts to the paths of the modules that they wrap.
-_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-
+from ray_memprof.workload.module_names import ModuleNames, Name
 
 # Raised by torch.utils.checkpoint inside a module once all that backward needs has been recomputed: no failure.
 _RECOMPUTED = "_StopRecomputationError"
@@ -54,20 +52,25 @@ def _unheard(text: str) -> None:
 
 
 @contextmanager
-def naming_modules(patterns: Sequence[str], problem: Callable[[str], None] = _unheard) -> Iterator[None]:
+def naming_modules(
+    patterns: Sequence[str],
+    problem: Callable[[str], None] = _unheard,
+    names: ModuleNames | None = None,
+) -> Iterator["ModuleSpans"]:
     """Inside the block, open a span for each call on this thread of an outermost module or one that a pattern matches.
 
     Args:
         patterns: see the docstring of this module.
         problem: called with a message if a call could not be named; no error is raised into the model.
+        names: of the modules; None: new ones.
     """
-    spans = ModuleSpans(patterns, problem)
+    spans = ModuleSpans(patterns, problem, ModuleNames() if names is None else names)
     attached = register_module_module_registration_hook(spans.attached)
     before = register_module_forward_pre_hook(spans.before)
     # Without always_call, the span of a module that raises would never end.
     after = register_module_forward_hook(spans.after, always_call=True)
     try:
-        yield
+        yield spans
     finally:
         after.remove()
         before.remove()
@@ -80,37 +83,51 @@ class _Call:
     """A module that is running."""
 
     module: Module
-    component: str | None
+    path: str
     span: AbstractContextManager[None] | None
     handled: BaseException | None
     """The exception that was being handled when the call began: it does not mean that the call failed."""
 
 
-@dataclass(slots=True)
-class _Known:
-    """A module that has a name."""
+class TrainingStep:
+    """The number of the step in training: it grows when a forward or backward pass comes after an optimizer's step."""
 
-    module: "weakref.ref[Module]"
-    path: str
-    is_wanted: bool
-    is_guess: bool
-    """Its place inside the outermost module is not known yet; the next walk may find it."""
+    def __init__(self) -> None:
+        self.number = 0
+        self.has_begun = False
+        """Whether there was a backward pass: until then nothing shows that the program trains."""
+        self.component = ""
+        """That was called last in training: backward and optimizer work for it."""
+        self._is_over = False
+
+    def end(self) -> None:
+        """An optimizer has made its step; others may do so, too, before the next begins."""
+        self._is_over = True
+
+    def attributes(self, *, begins: bool = True) -> dict[str, Attribute]:
+        """Attributes of a span of the step; `begins`: it belongs to the next step if this one is over."""
+        if begins and self._is_over:
+            self.number, self._is_over = self.number + 1, False
+        found: dict[str, Attribute] = {} if in_step() else {"step": self.number}
+        return found | ({"component": self.component} if self.component else {})
 
 
 class ModuleSpans:
     """The two hooks, and the calls that are open between them."""
 
-    def __init__(self, patterns: Sequence[str], problem: Callable[[str], None] = _unheard) -> None:
+    def __init__(self, patterns: Sequence[str], problem: Callable[[str], None], names: ModuleNames) -> None:
         self._patterns = [pattern.split(".") for pattern in patterns]
+        self._is_wanted: dict[str, bool] = {}
         self._thread = threading.get_ident()
         self._calls: list[_Call] = []
         self._num_open = 0
+        self._called_tops: set[str] = set()
         self._num_calls: Counter[str] = Counter()
-        # The key is the id, since a class may define any __eq__, or have no hash. The references are weak, so that a
-        # model that the script drops is freed.
-        self._known: dict[int, _Known] = {}
-        self._credit = self._num_walked = 0
+        self._names = names
         self._problem = problem
+        self.training_step = TrainingStep()
+        self.outermost_called: Callable[[Module, Name], None] = _nothing
+        """Called before the span of a module that is called while no other module runs."""
 
     def before(self, module: Module, args: Any) -> None:
         """Forward pre-hook: `module` is called."""
@@ -124,11 +141,14 @@ class ModuleSpans:
             self._note(error)
 
     def _begin(self, module: Module) -> None:
-        component = self._component(module)
+        name = self._names.named(module, self._calls[0].module if self._calls else None)
+        path = "" if name is None else name.path
         around = self._calls[-1] if self._calls else None
-        # A wrapper and the module that it wraps have the same component. Only the wrapper gets a span.
-        is_wrapped = around is not None and around.component == component and around.module is not module
-        call = _Call(module, component, None if is_wrapped else self._span(component), exception())
+        # A wrapper and the module that it wraps have the same path. Only the wrapper gets a span.
+        is_wrapped = around is not None and around.path == path and around.module is not module
+        call = _Call(
+            module, path, None if is_wrapped or name is None else self._span(module, name), exception()
+        )
         if call.span is not None:
             call.span.__enter__()
             self._num_open += 1
@@ -173,117 +193,65 @@ class ModuleSpans:
         else:
             call.span.__exit__(type(error), error, error.__traceback__)
 
-    def _span(self, component: str | None) -> AbstractContextManager[None] | None:
-        if component is None:
+    def _span(self, module: Module, name: Name) -> AbstractContextManager[None] | None:
+        if "." not in name.path:
+            self._called_tops.add(name.path)
+        if not self._wants(name) and not self._is_worked_through(name):
             return None
-        name = ".".join(part for part in component.split(".") if not part.isdigit())
-        if self._num_open:
-            return span(name, component=component)
-        step = self._num_calls[component]
-        self._num_calls[component] += 1
-        return span(name, component=component, step=step)
+        parts = name.title.split(".")
+        title = ".".join(part for part in parts if not part.isdigit())
+        attributes: dict[str, Attribute] = {"component": name.component, "module": name.path}
+        index = next((part for part in parts if part.isdigit()), None)
+        if index is not None:
+            attributes["index"] = int(index)
+        if not self._num_open:
+            self.outermost_called(module, name)
+            is_training = module.training and torch.is_grad_enabled()
+            attributes["stage"] = "forward" if is_training else stage_of_call(name.component, title)
+            self.training_step.component = name.component if is_training else ""
+            if is_training and self.training_step.has_begun:
+                attributes |= self.training_step.attributes()
+            else:
+                attributes |= self._next_call(title)
+        return span(title, **attributes)
 
-    def _component(self, module: Module) -> str | None:
-        self._credit += 1
-        known = self._find(module)
-        if known is None or (known.is_guess and self._may_walk()):
-            if self._calls:
-                self._look_again(module)
-            known = self._find(module)
-        if known is None:
-            self._learn(module, _kind(module), is_guess=bool(self._calls))
-            known = self._find(module)
-        return None if known is None or not known.is_wanted else known.path
+    def _is_worked_through(self, name: Name) -> bool:
+        """Whether no call goes on, and the module at the top is never called: the program calls the modules inside.
 
-    def _find(self, module: Module) -> "_Known | None":
-        known = self._known.get(id(module))
-        return known if known is not None and known.module() is module else None
-
-    def _may_walk(self) -> bool:
-        return bool(self._calls) and self._credit >= self._num_walked
-
-    def _look_again(self, module: Module) -> None:
-        """Walk the outermost module to find `module`, which the registration hook missed: it was written to _modules.
-
-        The time of a walk grows with the model, and a module that forward makes for one call is never found. So the
-        next walk waits until there were as many calls as the last walk visited modules: then a call costs the same on
-        average, however large the model is.
+        If the module at the top is called, too, then this is a module that backward calls again for its activations.
         """
-        if not self._may_walk():
-            return
-        self._credit = 0
-        self._learn(self._calls[0].module, self._path_of_outermost())
-        known = self._find(module)
-        if known is not None:
-            known.is_guess = False
+        return not self._num_open and name.path.partition(".")[0] not in self._called_tops
 
-    def _path_of_outermost(self) -> str:
-        outermost = self._calls[0].module
-        known = self._find(outermost)
-        return _kind(outermost) if known is None else known.path
+    def _next_call(self, title: str) -> dict[str, Attribute]:
+        number = self._num_calls[title]
+        self._num_calls[title] += 1
+        return {} if in_step() else {"step": number}
 
-    def _learn(self, top: Module, path: str, *, is_guess: bool = False) -> None:
-        """Name `top` by `path`, and all modules in it by `path` and their present names in torch."""
-        seen: set[int] = set()
-        waiting = [(top, path)]
-        while waiting:
-            module, path = waiting.pop()
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
-            self._remember(module, path, is_guess=is_guess)
-            inside = [(child, _join(path, name)) for name, child in _children(module)]
-            waiting += reversed(inside)  # so that the first child comes next, as in named_modules()
-        if not is_guess:
-            self._num_walked = len(seen)
+    def _wants(self, name: Name) -> bool:
+        """Whether a pattern matches; what was found out is kept, because it is asked at every call."""
+        known = self._is_wanted.get(name.path)
+        if known is None:
+            # A module without a place in another one gets a span wherever it is called.
+            known = self._is_wanted[name.path] = "." not in name.path or any(
+                _matches(parts, pattern) or _matches(parts[1:], pattern)
+                for parts in (name.path.split("."), name.title.split("."))
+                for pattern in self._patterns
+            )
+        return known
 
-    def _remember(self, module: Module, path: str, *, is_guess: bool) -> None:
-        key = id(module)
-        gone = weakref.ref(module, lambda _: self._known.pop(key, None))
-        self._known[key] = _Known(gone, path, self._is_wanted(path.split(".")), is_guess)
-
-    def attached(self, parent: Module, name: str, module: Module | None) -> None:
-        """Hook of torch: `module` becomes a child of `parent`; if `parent` has a name, `module` gets one, too."""
+    def attached(self, parent: Module, key: str, module: Module | None) -> None:
+        """Hook of torch: `module` becomes a child of `parent`."""
         try:
-            around = self._find(parent)
-            if around is None or not isinstance(module, Module):
-                return
-            known, num_walked = self._find(module), self._num_walked
-            if known is None or known.is_guess or "." not in known.path:  # else it keeps its first name
-                self._learn(module, _join(around.path, name), is_guess=around.is_guess)
-                self._num_walked = num_walked
+            self._names.attached(parent, key, module)
         except Exception as error:
             self._note(error)
 
     def _note(self, error: Exception) -> None:
         self._problem(f"a module could not be named: {error_line(error)}")
 
-    def _is_wanted(self, parts: list[str]) -> bool:
-        return len(parts) == 1 or any(
-            _matches(parts, pattern) or _matches(parts[1:], pattern) for pattern in self._patterns
-        )
 
-
-def _children(module: Module) -> list[tuple[str, Module]]:
-    """The child modules from torch's own _modules: a class may override named_modules() and attributes."""
-    inside = vars(module).get("_modules") or {}
-    return [(name, child) for name, child in inside.items() if isinstance(child, Module)]
-
-
-def _join(path: str, name: str) -> str:
-    return path if name in _WRAPPERS else f"{path}.{name}"
-
-
-def _kind(module: Module) -> str:
-    """The name of a module's class; for a wrapper the class inside it, for a ScriptModule the original class."""
-    seen = [module]
-    while inner := next((child for name, child in _children(module) if name in _WRAPPERS), None):
-        if any(one is inner for one in seen):
-            break
-        seen.append(module := inner)
-    if isinstance(module, torch.jit.ScriptModule):
-        return str(module.original_name)
-    return type(module).__name__
+def _nothing(module: Module, name: Name) -> None:
+    """Nobody wants to know."""
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -92,6 +92,10 @@ class FakeMeter:
     def base_segments(self) -> list[Any]:
         return []
 
+    def locate(self, tensor: Any) -> tuple[int, int, int] | None:
+        """A test names a storage by its address and bytes."""
+        return (1, *tensor)
+
     def peaks(self) -> tuple[int, int]:
         return self.top, self.top
 

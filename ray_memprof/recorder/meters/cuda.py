@@ -284,6 +284,15 @@ class CudaMeter:
         allocated, reserved, _ = self._tops(stats)
         return allocated, reserved
 
+    def locate(self, tensor: torch.Tensor) -> tuple[int, int, int] | None:
+        """Where the storage of a tensor is: wall clock in microseconds, address, bytes. None: no event tells of it."""
+        device = tensor.device
+        if not (self._is_on and self.has_events and device.type == "cuda" and device.index == self._index):
+            return None
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        return (time.time_ns() // 1000, address, storage.nbytes()) if address else None
+
     def stamp(self, span_id: int) -> None:
         """Events of this thread from now on carry `span_id`."""
         self._span = span_id

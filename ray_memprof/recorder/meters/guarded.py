@@ -120,6 +120,15 @@ class Guarded:
         """Return the meter's segments; none where it fails."""
         return list(self._ask("what was held before is unknown", self._meter.base_segments, []))
 
+    def locate(self, tensor: Any) -> tuple[int, int, int] | None:
+        """Where the storage of a tensor is; None also where the meter fails: some tensors have no storage."""
+        if self._is_broken:
+            return None
+        try:
+            return self._meter.locate(tensor)
+        except Exception:  # a fake tensor, or a class of the program's own, may refuse in any way
+            return None
+
     def peaks(self) -> tuple[int, int]:
         """Return the meter's peaks; zeros where it fails."""
         peaks: tuple[int, int] = self._ask("peaks could not be read", self._meter.peaks, (0, 0))

@@ -249,6 +249,16 @@ class HostMeter:
         """Most live bytes since the meter began, for allocated and reserved alike."""
         return self._whole_peak, self._whole_peak
 
+    def locate(self, tensor: torch.Tensor) -> tuple[int, int, int] | None:
+        """The number of the storage of a tensor and its bytes, with the time of now; None: it is not counted."""
+        if not (self.is_counting and self.has_events) or tensor.is_meta:
+            return None
+        storage = tensor.untyped_storage()
+        number, num_bytes = self._numbers.get(storage), storage.nbytes()
+        if number is None or not num_bytes:
+            return None
+        return self._clock.now_ns() // 1000, number, num_bytes
+
     def stamp(self, span_id: int) -> None:
         """Events from now on carry `span_id`."""
         self._stamp = str(span_id)

@@ -110,6 +110,12 @@ class Meter(Protocol):
     def base_segments(self) -> list[Any]:
         """Segments that the allocator held when recording began, as in a snapshot; often none."""
 
+    def locate(self, tensor: Any) -> tuple[int, int, int] | None:
+        """Where the storage of a tensor is: the time by the events' clock (us), its address there, and its bytes.
+
+        None: it is empty, or of another device, or there are no events. From any thread.
+        """
+
     def peaks(self) -> tuple[int, int]:
         """The meter's own peaks since it began: allocated and reserved bytes; level event only."""
 

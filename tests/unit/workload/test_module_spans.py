@@ -21,15 +21,16 @@ ONE = torch.ones(1, 2)
 
 
 class Notebook:
-    """Writes down the spans it hears: the component at both ends, the step, "!" where an exception left it."""
+    """Writes down the spans it hears: the module at both ends, the step, "!" where an exception left it."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._open: list[str] = []
 
     def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
-        assert set(attributes) <= {"component", "step"}
-        self._open.append(str(attributes["component"]))
+        assert set(attributes) <= {"component", "module", "step", "stage", "index"}
+        assert ("stage" in attributes) == ("step" in attributes)
+        self._open.append(str(attributes["module"]))
         assert name == self._name()
         step = f" {attributes['step']}" if "step" in attributes else ""
         self.lines.append(f"+{self._open[-1]}{step}")

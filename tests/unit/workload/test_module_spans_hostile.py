@@ -11,28 +11,34 @@ import torch
 from torch import Tensor, nn
 
 from ray_memprof.recorder.spans import Attribute, listening
-from ray_memprof.workload import module_spans as module
-from ray_memprof.workload.module_spans import ModuleSpans, naming_modules
+from ray_memprof.workload import module_names as module
+from ray_memprof.workload.module_names import ModuleNames
+from ray_memprof.workload.module_spans import naming_modules
 
 ONE = torch.ones(1, 2)
 
 
 class Ear:
-    """Components of the spans it hears begin."""
+    """Modules of the spans it hears begin."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
 
     def enter(self, name: str, attributes: dict[str, Attribute]) -> None:
-        self.heard.append(str(attributes["component"]))
+        self.heard.append(str(attributes["module"]))
 
     def exit(self, name: str, failed: bool) -> None:
         pass
 
 
-def heard(patterns: tuple[str, ...], call: Callable[[], Any], problems: list[str] | None = None) -> list[str]:
+def heard(
+    patterns: tuple[str, ...],
+    call: Callable[[], Any],
+    problems: list[str] | None = None,
+    names: ModuleNames | None = None,
+) -> list[str]:
     ear, told = Ear(), [] if problems is None else problems
-    with listening(ear), naming_modules(patterns, told.append):
+    with listening(ear), naming_modules(patterns, told.append, names):
         call()
     return ear.heard
 
@@ -56,46 +62,38 @@ def fresh(net: Net, x: Tensor) -> Tensor:
     return out
 
 
-@pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> list[ModuleSpans]:
-    """What naming_modules() makes, with the number of names given in `num_named`."""
-    made: list[ModuleSpans] = []
+class Counted(ModuleNames):
+    """Counts how many names it gives."""
 
-    class Counted(ModuleSpans):
-        num_named = 0
+    num_named = 0
 
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            made.append(self)
-
-        def _remember(self, *args: Any, **more: Any) -> None:
-            self.num_named += 1
-            super()._remember(*args, **more)
-
-    monkeypatch.setattr(module, "ModuleSpans", Counted)
-    return made
+    def _remember(self, *args: Any, **more: Any) -> None:
+        self.num_named += 1
+        super()._remember(*args, **more)
 
 
 # --------------------------------------------------------------------------------
 # Cost and memory
 
 
-def test_a_module_that_forward_makes_costs_no_walk_of_the_model(spans: list[ModuleSpans]) -> None:
-    net = Net(500, fresh)
-    with naming_modules(()):
+def test_a_module_that_forward_makes_costs_no_walk_of_the_model() -> None:
+    net, names = Net(500, fresh), Counted()
+    with naming_modules((), names=names):
         for _ in range(100):
             net(ONE)
     num_calls, num_modules = 100 * 502, 502
     # Each fresh one is named once; the model is walked when first called, and once for as many calls as it is large.
     most = 100 + num_modules * (1 + num_calls / num_modules)
-    assert 100 + num_modules <= spans[0].num_named <= most  # type: ignore[attr-defined]
+    assert 100 + num_modules <= names.num_named <= most
 
 
-def test_fifty_thousand_modules_are_walked_once(spans: list[ModuleSpans]) -> None:
-    net = Net(0)
+def test_fifty_thousand_modules_are_walked_once() -> None:
+    net, names = Net(0), Counted()
     net.blocks.extend(nn.Identity() for _ in range(50_000))
-    assert heard(("blocks.49999",), lambda: (net(ONE), net(ONE))) == ["Net", "Net.blocks.49999"] * 2
-    assert spans[0].num_named == 50_002  # type: ignore[attr-defined]
+    assert (
+        heard(("blocks.49999",), lambda: (net(ONE), net(ONE)), names=names) == ["Net", "Net.blocks.49999"] * 2
+    )
+    assert names.num_named == 50_002
 
 
 def test_a_chain_of_many_levels_is_named() -> None:
@@ -116,9 +114,7 @@ def test_a_chain_of_many_levels_is_named() -> None:
 
 
 @pytest.mark.parametrize("is_attached", [False, True])
-def test_a_script_that_makes_modules_for_ever_leaves_none_behind(
-    spans: list[ModuleSpans], is_attached: bool
-) -> None:
+def test_a_script_that_makes_modules_for_ever_leaves_none_behind(is_attached: bool) -> None:
     def act(net: Net, x: Tensor) -> Tensor:
         made = nn.Sequential(nn.Softmax(dim=-1), nn.Identity())
         if is_attached:
@@ -126,15 +122,15 @@ def test_a_script_that_makes_modules_for_ever_leaves_none_behind(
         out: Tensor = made(x)
         return out
 
-    net = Net(2, act)
-    with naming_modules(("extra.*",)):
+    net, names = Net(2, act), ModuleNames()
+    with naming_modules(("extra.*",), names=names):
         net(ONE)
         gc.collect()
-        num_known = len(spans[0]._known)
+        num_known = (len(names._known), len(names._places))
         for _ in range(50):
             net(ONE)
         gc.collect()
-        assert len(spans[0]._known) == num_known
+        assert (len(names._known), len(names._places)) == num_known
 
 
 # --------------------------------------------------------------------------------
@@ -270,7 +266,7 @@ def test_what_cannot_be_named_is_a_problem_and_never_an_error_of_the_model(
 
     net = Net(1)
     expected = net(ONE)
-    monkeypatch.setattr(module, "_children", fails)
+    monkeypatch.setattr(module, "children_of", fails)
     with naming_modules(("blocks.*",), problems.append):
         assert torch.equal(net(ONE), expected)
         net.blocks.append(nn.Linear(2, 2))

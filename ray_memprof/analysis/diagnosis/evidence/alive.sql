@@ -35,17 +35,15 @@ moments AS (
 SELECT
     tensors.rank,
     tensors.stage,
-    spans.component,
+    tensors.component,
     tensors.category,
     tensors.requested_bytes,
     SUM(tensors.size_bytes)::BIGINT AS bytes,
     COUNT(*) AS num_tensors
 FROM tensors_alive(moments) AS tensors
-LEFT JOIN spans
-    ON tensors.rank = spans.rank AND tensors.span_id = spans.span_id
 GROUP BY
     tensors.rank,
     tensors.stage,
-    spans.component,
+    tensors.component,
     tensors.category,
     tensors.requested_bytes

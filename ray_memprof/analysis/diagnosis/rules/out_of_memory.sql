@@ -41,16 +41,15 @@ WITH firsts AS (
 parts AS (
     SELECT
         tensors.rank,
-        spans.component,
+        tensors.component,
         tensors.category,
         SUM(tensors.size_bytes)::BIGINT AS bytes
     FROM tensors_alive(firsts) AS tensors
-    LEFT JOIN spans
-        ON tensors.rank = spans.rank AND tensors.span_id = spans.span_id
-    GROUP BY tensors.rank, spans.component, tensors.category
+    GROUP BY tensors.rank, tensors.component, tensors.category
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY tensors.rank
-        ORDER BY SUM(tensors.size_bytes) DESC, spans.component, tensors.category
+        ORDER BY
+            SUM(tensors.size_bytes) DESC, tensors.component, tensors.category
     ) = 1
 ),
 

@@ -6,8 +6,9 @@
 --   slice                from 0 to 399
 --   t_ns                 since 1970
 --   is_peak              it is the one with the most active memory
---   active_bytes         tensors in the allocator: the sum of the next eight
---   weight_bytes, activation_bytes, communication_bytes, workspace_bytes,
+--   active_bytes         tensors in the allocator: the sum of the next twelve
+--   weight_bytes, buffer_bytes, gradient_bytes, optimizer_bytes,
+--   activation_bytes, temporary_bytes, communication_bytes, workspace_bytes,
 --   cache_bytes, output_bytes, before_bytes
 --                        active by what the tensors are used for; before: held
 --                        before the first event
@@ -28,7 +29,11 @@ WITH from_events AS (
         reserved_bytes,
         STRUCT_PACK(
             weight_bytes,
+            buffer_bytes,
+            gradient_bytes,
+            optimizer_bytes,
             activation_bytes,
+            temporary_bytes,
             communication_bytes,
             workspace_bytes,
             cache_bytes,
@@ -256,7 +261,11 @@ SELECT
     booked.is_peak,
     booked.active_bytes,
     COALESCE(booked.categories.weight_bytes, 0) AS weight_bytes,
+    COALESCE(booked.categories.buffer_bytes, 0) AS buffer_bytes,
+    COALESCE(booked.categories.gradient_bytes, 0) AS gradient_bytes,
+    COALESCE(booked.categories.optimizer_bytes, 0) AS optimizer_bytes,
     COALESCE(booked.categories.activation_bytes, 0) AS activation_bytes,
+    COALESCE(booked.categories.temporary_bytes, 0) AS temporary_bytes,
     COALESCE(booked.categories.communication_bytes, 0) AS communication_bytes,
     COALESCE(booked.categories.workspace_bytes, 0) AS workspace_bytes,
     COALESCE(booked.categories.cache_bytes, 0) AS cache_bytes,
@@ -264,7 +273,11 @@ SELECT
     COALESCE(booked.categories.before_bytes, 0) AS before_bytes,
     booked.active_bytes
         - weight_bytes
+        - buffer_bytes
+        - gradient_bytes
+        - optimizer_bytes
         - activation_bytes
+        - temporary_bytes
         - communication_bytes
         - workspace_bytes
         - cache_bytes

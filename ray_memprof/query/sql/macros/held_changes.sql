@@ -8,21 +8,25 @@
 --   reserved         bytes added to reserved memory; negative: taken from it
 CREATE MACRO held_changes() AS TABLE
 SELECT
-    rank,
-    seq,
-    seq >> 5 AS batch,
-    t_ns,
-    span_id,
-    category,
-    CASE action
-        WHEN 'alloc' THEN size_bytes
-        WHEN 'free_completed' THEN -size_bytes
+    allocs.rank,
+    allocs.seq,
+    allocs.seq >> 5 AS batch,
+    allocs.t_ns,
+    allocs.span_id,
+    owned_category(allocs.category, named.category) AS category,
+    CASE allocs.action
+        WHEN 'alloc' THEN allocs.size_bytes
+        WHEN 'free_completed' THEN -allocs.size_bytes
         ELSE 0
     END AS active,
     CASE
-        WHEN action IN ('segment_alloc', 'segment_map') THEN size_bytes
-        WHEN action IN ('segment_free', 'segment_unmap') THEN -size_bytes
+        WHEN allocs.action IN ('segment_alloc', 'segment_map')
+            THEN allocs.size_bytes
+        WHEN allocs.action IN ('segment_free', 'segment_unmap')
+            THEN -allocs.size_bytes
         ELSE 0
     END AS reserved
 FROM allocs
-WHERE action != 'free_requested'
+LEFT JOIN owned_events() AS named
+    ON allocs.rank = named.rank AND allocs.seq = named.seq
+WHERE allocs.action != 'free_requested'

@@ -55,12 +55,10 @@ alive AS (
     SELECT
         tensors.rank,
         tensors.stage,
-        spans.component,
+        tensors.component,
         SUM(tensors.size_bytes)::BIGINT AS bytes
     FROM tensors_alive(peaks) AS tensors
-    LEFT JOIN spans
-        ON tensors.rank = spans.rank AND tensors.span_id = spans.span_id
-    GROUP BY tensors.rank, tensors.stage, spans.component
+    GROUP BY tensors.rank, tensors.stage, tensors.component
 ),
 
 -- If the peak of one of the two ranks is not known, nothing can be compared.

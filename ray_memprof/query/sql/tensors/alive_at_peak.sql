@@ -3,7 +3,7 @@
 -- The rows of a rank add up to its peak. A rank without allocator events has
 -- no rows.
 --   rank         of the run
---   component    t5, clip, vae, dit or a module's name; null: none
+--   component    t5, clip, vae, dit or the class of a module; null: none
 --   category     what the tensors are for (see vae_cache)
 --   path         span in which they were allocated; null: outside of any
 --   bytes        as the allocator counts them
@@ -18,21 +18,20 @@ WITH moments AS (
 alive AS (
     SELECT
         tensors.rank,
-        spans.component,
+        tensors.component,
         -- What an earlier chunk of the VAE has left behind.
         IF(
             tensors.category = 'activation'
-            AND spans.name = 'vae.chunk'
+            -- The name of the span is the last part of its path.
+            AND SPLIT_PART(tensors.path, '/', -1) = 'vae.chunk'
             AND tensors.span_id != moments.span_id,
             'cache',
             tensors.category
         ) AS category,
-        spans.path,
+        tensors.path,
         tensors.size_bytes
     FROM tensors_alive(moments) AS tensors
     INNER JOIN moments ON tensors.rank = moments.rank
-    LEFT JOIN spans
-        ON tensors.rank = spans.rank AND tensors.span_id = spans.span_id
 )
 
 SELECT

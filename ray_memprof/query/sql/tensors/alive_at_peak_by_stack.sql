@@ -21,13 +21,11 @@ alive AS (
     SELECT
         tensors.rank,
         tensors.stack_id,
-        spans.path,
+        tensors.path,
         SUM(tensors.size_bytes)::BIGINT AS bytes,
         COUNT(*) AS num_tensors
     FROM tensors_alive(moments) AS tensors
-    LEFT JOIN spans
-        ON tensors.rank = spans.rank AND tensors.span_id = spans.span_id
-    GROUP BY tensors.rank, tensors.stack_id, spans.path
+    GROUP BY tensors.rank, tensors.stack_id, tensors.path
 ),
 
 callers AS (

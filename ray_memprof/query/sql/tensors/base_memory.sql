@@ -1,17 +1,45 @@
 -- How much memory do the weights of each component take on each rank?
 -- One row = a component on a rank.
 --   rank            of the run
---   component       t5, clip, vae, dit
---   base_bytes      allocated memory that loading and moving in added, the
---                   most of all its stays
---   num_visits      how often it came to the device
+--   component       t5, clip, vae, dit, or the class of a program's module
+--   base_bytes      its parameters and buffers on the device, the most at once.
+--                   If none was found by name: allocated memory that loading
+--                   and moving in added, the most of all its stays
+--   num_visits      how often it came to the device; 0: it was made there
 --   load_ns         time that loading and moving in took, over all its stays
+WITH held AS (
+    SELECT
+        rank,
+        component,
+        SUM(bytes) OVER (PARTITION BY rank, component ORDER BY seq) AS bytes
+    FROM owned_events()
+    WHERE category IN ('weight', 'buffer') AND component IS NOT NULL
+),
+
+named AS (
+    SELECT rank, component, MAX(bytes)::BIGINT AS bytes
+    FROM held
+    GROUP BY rank, component
+),
+
+visits AS (
+    SELECT
+        rank,
+        component,
+        MAX(base_bytes) AS bytes,
+        COUNT(*) AS num_visits,
+        SUM(load_ns)::BIGINT AS load_ns
+    FROM component_visits
+    GROUP BY rank, component
+)
+
 SELECT
-    rank,
-    component,
-    MAX(base_bytes) AS base_bytes,
-    COUNT(*) AS num_visits,
-    SUM(load_ns)::BIGINT AS load_ns
-FROM component_visits
-GROUP BY rank, component
-ORDER BY rank, base_bytes DESC, component
+    COALESCE(named.rank, visits.rank) AS rank,
+    COALESCE(named.component, visits.component) AS component,
+    COALESCE(named.bytes, visits.bytes) AS base_bytes,
+    COALESCE(visits.num_visits, 0) AS num_visits,
+    COALESCE(visits.load_ns, 0) AS load_ns
+FROM named
+FULL JOIN visits
+    ON named.rank = visits.rank AND named.component = visits.component
+ORDER BY 1, base_bytes DESC, component

@@ -8,7 +8,8 @@
 --   t_ns                 since 1970
 --   active_bytes         tensors in the allocator
 --   reserved_bytes       held by the allocator
---   weight_bytes, activation_bytes, communication_bytes, workspace_bytes,
+--   weight_bytes, buffer_bytes, gradient_bytes, optimizer_bytes,
+--   activation_bytes, temporary_bytes, communication_bytes, workspace_bytes,
 --   cache_bytes, output_bytes, before_bytes
 --                        active memory by what it is used for (see vae_cache);
 --                        before: held before the first event
@@ -30,8 +31,13 @@ batches AS (
         SUM(active)::BIGINT AS active,
         SUM(reserved)::BIGINT AS reserved,
         SUM(active) FILTER (WHERE category = 'weight')::BIGINT AS weight,
+        SUM(active) FILTER (WHERE category = 'buffer')::BIGINT AS buffer,
+        SUM(active) FILTER (WHERE category = 'gradient')::BIGINT AS gradient,
+        SUM(active) FILTER (WHERE category = 'optimizer')::BIGINT AS optimizer,
         SUM(active) FILTER (WHERE category = 'activation')::BIGINT
             AS activation,
+        SUM(active) FILTER (WHERE category = 'temporary')::BIGINT
+            AS temporary,
         SUM(active) FILTER (WHERE category = 'communication')::BIGINT
             AS communication,
         SUM(active) FILTER (WHERE category = 'workspace')::BIGINT
@@ -153,7 +159,11 @@ pieces AS (
         batches.active,
         batches.reserved,
         batches.weight,
+        batches.buffer,
+        batches.gradient,
+        batches.optimizer,
         batches.activation,
+        batches.temporary,
         batches.communication,
         batches.workspace,
         batches.cache,
@@ -173,7 +183,11 @@ pieces AS (
         active,
         reserved,
         IF(category = 'weight', active, 0),
+        IF(category = 'buffer', active, 0),
+        IF(category = 'gradient', active, 0),
+        IF(category = 'optimizer', active, 0),
         IF(category = 'activation', active, 0),
+        IF(category = 'temporary', active, 0),
         IF(category = 'communication', active, 0),
         IF(category = 'workspace', active, 0),
         IF(category = 'cache', active, 0),
@@ -193,7 +207,11 @@ changes AS (
         SUM(pieces.active) AS active,
         SUM(pieces.reserved) AS reserved,
         SUM(pieces.weight) AS weight,
+        SUM(pieces.buffer) AS buffer,
+        SUM(pieces.gradient) AS gradient,
+        SUM(pieces.optimizer) AS optimizer,
         SUM(pieces.activation) AS activation,
+        SUM(pieces.temporary) AS temporary,
         SUM(pieces.communication) AS communication,
         SUM(pieces.workspace) AS workspace,
         SUM(pieces.cache) AS cache,
@@ -234,7 +252,11 @@ summed AS (
         SUM(changes.active) OVER upto AS active,
         SUM(changes.reserved) OVER upto AS reserved,
         SUM(changes.weight) OVER upto AS weight,
+        SUM(changes.buffer) OVER upto AS buffer,
+        SUM(changes.gradient) OVER upto AS gradient,
+        SUM(changes.optimizer) OVER upto AS optimizer,
         SUM(changes.activation) OVER upto AS activation,
+        SUM(changes.temporary) OVER upto AS temporary,
         SUM(changes.communication) OVER upto AS communication,
         SUM(changes.workspace) OVER upto AS workspace,
         SUM(changes.cache) OVER upto AS cache,
@@ -256,7 +278,11 @@ SELECT
     -- Host tensors have no segments: what they use is all that is held.
     GREATEST(reserved, active)::BIGINT AS reserved_bytes,
     COALESCE(weight, 0)::BIGINT AS weight_bytes,
+    COALESCE(buffer, 0)::BIGINT AS buffer_bytes,
+    COALESCE(gradient, 0)::BIGINT AS gradient_bytes,
+    COALESCE(optimizer, 0)::BIGINT AS optimizer_bytes,
     (COALESCE(activation, 0) - moved)::BIGINT AS activation_bytes,
+    COALESCE(temporary, 0)::BIGINT AS temporary_bytes,
     COALESCE(communication, 0)::BIGINT AS communication_bytes,
     COALESCE(workspace, 0)::BIGINT AS workspace_bytes,
     (COALESCE(cache, 0) + moved)::BIGINT AS cache_bytes,

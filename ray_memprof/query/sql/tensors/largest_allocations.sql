@@ -32,6 +32,7 @@ smallest AS (
 lives AS (
     SELECT
         allocs.rank,
+        allocs.seq,
         allocs.action,
         allocs.size_bytes,
         allocs.requested_bytes,
@@ -51,8 +52,8 @@ SELECT
     lives.rank,
     lives.size_bytes,
     MAX(lives.requested_bytes) AS requested_bytes,
-    lives.category,
-    spans.component,
+    owned_category(lives.category, named.category) AS category,
+    COALESCE(named.component, spans.component) AS component,
     spans.path,
     COUNT(*) AS num_allocs,
     IF(
@@ -60,17 +61,15 @@ SELECT
     )::BIGINT AS median_life_ns,
     COUNT(*) - COUNT(lives.life_ns) AS num_kept
 FROM lives
+LEFT JOIN alloc_owners() AS named
+    ON lives.rank = named.rank AND lives.seq = named.seq
 LEFT JOIN spans ON lives.rank = spans.rank AND lives.span_id = spans.span_id
 WHERE lives.action = 'alloc'
-GROUP BY
-    lives.rank,
-    lives.size_bytes,
-    lives.category,
-    spans.component,
-    spans.path
+GROUP BY ALL
 ORDER BY
     lives.rank,
     lives.size_bytes DESC,
     num_allocs DESC,
     spans.path,
-    lives.category
+    category,
+    component

@@ -5,7 +5,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_memprof.recorder.owners import owned
+from ray_memprof.recorder.event_spans import give_spans
 
 
 def event(time_us: int, stamp: str = "") -> dict[str, Any]:
@@ -13,7 +13,7 @@ def event(time_us: int, stamp: str = "") -> dict[str, Any]:
 
 
 def stamped(events: list[dict[str, Any]], stamps: list[tuple[int, int]]) -> list[str]:
-    owned(events, stamps)
+    give_spans(events, stamps)
     return [one["user_metadata"] for one in events]
 
 

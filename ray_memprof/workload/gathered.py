@@ -1,0 +1,148 @@
+"""Finds the buffers of DDP and FSDP2: what is gathered from other ranks or sent to them, copies of weights included.
+
+    with claiming_gathered(recorder.claim, problem):
+        ...                              # FSDP's gathered weights are communication, owner "blocks.7"
+
+Functions of torch that are not public are replaced inside the block by ones that call them and look at the result.
+Where a release of torch has none of that name, nothing is replaced: then gathered weights have no owner.
+"""
+
+import functools
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ray_memprof.recorder.rows import Owner
+from ray_memprof.recorder.spans import span
+from ray_memprof.wording import error_line
+
+BUCKETS = "comm.buckets"
+"""The span in which DDP makes the buckets that it reduces gradients in."""
+_FSDP2 = "torch.distributed.fsdp._fully_shard._fsdp_param_group"
+_DDP = ("__init__", "_rebuild_buckets")
+
+
+@contextmanager
+def claiming_gathered(
+    claim: Callable[[Tensor, Owner], None], problem: Callable[[str], None]
+) -> Iterator[None]:
+    """Claim the buffers of DDP and FSDP2 inside the block.
+
+    Args:
+        claim: is told of a tensor and the owner of its storage; from any thread.
+        problem: called with a message if something could not be claimed; no error is raised into the program.
+    """
+    if not dist.is_available():
+        yield
+        return
+    gathered = _Gathered(claim, problem)
+    gathered.watch_fsdp2()
+    gathered.watch_ddp()
+    try:
+        yield
+    finally:
+        gathered.close()
+
+
+class _Gathered:
+    def __init__(self, claim: Callable[[Tensor, Owner], None], problem: Callable[[str], None]) -> None:
+        self._claim_one, self._problem = claim, problem
+        self._thread = threading.get_ident()
+        self._replaced: list[tuple[Any, str, Any, Any]] = []
+        self._is_over = False
+
+    def _replace(self, owner: Any, name: str, ours: Any) -> None:
+        self._replaced.append((owner, name, getattr(owner, name), ours))
+        setattr(owner, name, ours)
+
+    def close(self) -> None:
+        self._is_over = True
+        for owner, name, original, ours in reversed(self._replaced):
+            if vars(owner).get(name) is ours:
+                setattr(owner, name, original)
+        self._replaced.clear()
+
+    def _claim(self, tensors: Any, params: Any) -> None:
+        owner = Owner(_owner_of(params), None, "communication")
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                self._claim_one(tensor, owner)
+
+    def _noted(self, tensors: Callable[[], Any], params: Any) -> None:
+        if self._is_over or torch.compiler.is_compiling():
+            return
+        try:
+            self._claim(tensors(), params)
+        except Exception as error:
+            self._problem(f"what FSDP has gathered is not known: {error_line(error)}")
+
+    def watch_fsdp2(self) -> None:
+        """The gathered shards of a group of parameters, the whole parameters, and what is reduced."""
+        try:
+            group = importlib.import_module(_FSDP2)
+            gather, copy_out, reduce = (
+                group.foreach_all_gather, group.foreach_all_gather_copy_out, group.foreach_reduce
+            )  # fmt: skip
+        except (ImportError, AttributeError):
+            return
+
+        @functools.wraps(gather)
+        def foreach_all_gather(fsdp_params: Any, *args: Any, **kwargs: Any) -> Any:
+            result = gather(fsdp_params, *args, **kwargs)
+            self._noted(lambda: () if result is None else (result.all_gather_output,), fsdp_params)
+            return result
+
+        @functools.wraps(copy_out)
+        def foreach_all_gather_copy_out(result: Any, fsdp_params: Any, *args: Any, **kwargs: Any) -> Any:
+            copied = copy_out(result, fsdp_params, *args, **kwargs)
+            self._noted(
+                lambda: [one for param in fsdp_params for one in param.all_gather_outputs], fsdp_params
+            )
+            return copied
+
+        @functools.wraps(reduce)
+        def foreach_reduce(fsdp_params: Any, *args: Any, **kwargs: Any) -> Any:
+            result = reduce(fsdp_params, *args, **kwargs)
+            self._noted(lambda: result[:1], fsdp_params)
+            return result
+
+        self._replace(group, "foreach_all_gather", foreach_all_gather)
+        self._replace(group, "foreach_all_gather_copy_out", foreach_all_gather_copy_out)
+        self._replace(group, "foreach_reduce", foreach_reduce)
+
+    def watch_ddp(self) -> None:
+        """DDP makes its buckets when it is built, and once more after the first step; C++ allocates them."""
+        reducer = getattr(dist, "Reducer", None)
+        for name in _DDP:
+            original = getattr(reducer, name, None)
+            if original is not None:
+                self._replace(reducer, name, self._bucketing(original))
+
+    def _bucketing(self, original: Any) -> Any:
+        def making_buckets(*args: Any, **kwargs: Any) -> Any:
+            if self._is_over or torch.compiler.is_compiling() or threading.get_ident() != self._thread:
+                return original(*args, **kwargs)
+            with span(BUCKETS):
+                return original(*args, **kwargs)
+
+        return functools.wraps(original)(making_buckets)
+
+
+def _owner_of(params: Any) -> str:
+    """The path that the names of a group's parameters share: that of its module."""
+    names = [name for param in params if (name := getattr(param, "_param_fqn", None))]
+    if not names:
+        return "FSDP"
+    parts = [name.split(".")[:-1] for name in names]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared) or "FSDP root"

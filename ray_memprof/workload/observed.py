@@ -1,0 +1,58 @@
+"""All that is found out about a program without changing it: spans of its modules and phases, owners of its tensors.
+
+with observed(recorder, ("blocks.*",)):
+train()
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from ray_memprof.recorder.rows import Owner
+from ray_memprof.workload.gathered import claiming_gathered
+from ray_memprof.workload.module_names import ModuleNames
+from ray_memprof.workload.module_spans import naming_modules
+from ray_memprof.workload.phases import naming_phases
+from ray_memprof.workload.tensor_owners import TensorOwners
+
+
+class Claimant(Protocol):
+    """The part of the recorder that is told of owners."""
+
+    def claim(self, tensor: Tensor, owner: Owner) -> None:
+        """Name the owner of a tensor's storage."""
+
+    def problem(self, text: str) -> None:
+        """Something is wrong with the recording."""
+
+
+@contextmanager
+def observed(
+    recorder: Claimant, patterns: Sequence[str] = (), components: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Name what runs on this thread inside the block, and whose its tensors are.
+
+    Args:
+        recorder: is told of owners and of problems; of spans it hears by itself.
+        patterns: for modules inside others that get spans of their own; see module_spans.py.
+        components: names of components by the class of a module; see module_names.py.
+    """
+    names = ModuleNames(components)
+    owners = TensorOwners(names, recorder.claim, recorder.problem)
+    with ExitStack() as stack:
+        stack.callback(owners.end)
+        for register in (
+            register_module_parameter_registration_hook, register_module_buffer_registration_hook
+        ):  # fmt: skip
+            stack.callback(register(owners.registered).remove)
+        stack.enter_context(claiming_gathered(recorder.claim, recorder.problem))
+        spans = stack.enter_context(naming_modules(patterns, recorder.problem, names))
+        spans.outermost_called = owners.outermost_called
+        stack.enter_context(naming_phases(names, spans.training_step, owners, recorder.problem))
+        yield

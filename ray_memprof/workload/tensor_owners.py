@@ -1,0 +1,166 @@
+"""Finds whose the storages of a program are: parameters and buffers of its modules, gradients, state of optimizers.
+
+    owners = TensorOwners(names, recorder.claim, problem)
+    owners.moved(model)                    # its parameters are on the device now: each is claimed under its path
+    owners.optimizer_steps(optimizer)      # the gradients are whole
+
+A storage is claimed when it can be found, which may be long after it was allocated; the recorder then names the
+allocation. Parameters are found when their module is made on the device, moved there or called; gradients when an
+optimizer begins its step, and at the end. To claim a storage takes 3 us.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+
+from ray_memprof.recorder.owners import plain_tensors
+from ray_memprof.recorder.rows import Owner
+from ray_memprof.wording import error_line
+from ray_memprof.workload.module_names import ModuleNames, Name, children_of, kind_of
+from ray_memprof.workload.phases import PhaseListener
+
+Claim = Callable[[Tensor, Owner], None]
+
+
+class TensorOwners(PhaseListener):
+    """Claims storages, as a listener of phases.
+
+    Args:
+        names: of the program's modules.
+        claim: is told of a tensor and the owner of its storage; from any thread.
+        problem: called with a message if something could not be claimed; no error is raised into the program.
+    """
+
+    def __init__(self, names: ModuleNames, claim: Claim, problem: Callable[[str], None]) -> None:
+        self._names, self._claim_one, self._problem = names, claim, problem
+        self._num_calls: Counter[str] = Counter()
+        self._is_changed = False
+        """Whether a parameter or a buffer was put into a module since the last walk."""
+        self._parameters: dict[int, tuple[weakref.ref[Tensor], Name, str]] = {}
+        self._num_states: dict[int, tuple[int, int]] = {}
+        """For each optimizer: its steps, and how many tensors its state had when they were claimed."""
+
+    def _noted(self, work: Callable[..., None], *args: Any) -> None:
+        try:
+            work(*args)
+        except Exception as error:
+            self._problem(f"the owner of a tensor is not known: {error_line(error)}")
+
+    def _claim(self, tensor: Any, path: str, component: str | None, category: str) -> None:
+        for one in plain_tensors(tensor):
+            dtype = str(one.dtype).removeprefix("torch.")
+            self._claim_one(one, Owner(path, component, category, dtype))
+
+    # ---- parameters and buffers
+
+    def registered(self, module: Module, key: str, tensor: Tensor | None) -> None:
+        """Hook of torch: a parameter or a buffer is put into a module."""
+        self._is_changed = True
+        if tensor is not None and tensor.device.type not in ("cpu", "meta"):
+            self._noted(self._claim_registered, module, key, tensor)
+
+    def _claim_registered(self, module: Module, key: str, tensor: Tensor) -> None:
+        name = self._names.find(module)
+        path, component = (kind_of(module), None) if name is None else (name.title, name.component)
+        self._claim(tensor, f"{path}.{key}", component, _category(tensor))
+
+    def moved(self, module: Module) -> None:
+        """Claim what a module holds, for its parameters are on another device now."""
+        self._noted(self._walk, module)
+
+    def outermost_called(self, module: Module, name: Name) -> None:
+        """Claim what a module holds: at the first call, the second, the fourth and so on, and after changes."""
+        self._num_calls[name.path] += 1
+        num = self._num_calls[name.path]
+        if self._is_changed or num & (num - 1) == 0:
+            self._is_changed = False
+            self._noted(self._walk, self._names.top_of(module))
+
+    def _walk(self, top: Module) -> None:
+        self._names.named(top)
+        done: set[int] = set()
+        waiting = [top]
+        while waiting:
+            module = waiting.pop()
+            if id(module) in done:
+                continue
+            done.add(id(module))
+            self._claim_held(module, done)
+            waiting += [child for _, child in reversed(children_of(module))]
+
+    def _claim_held(self, module: Module, done: set[int]) -> None:
+        name = self._names.named(module)
+        if name is None:
+            return
+        for held in ("_parameters", "_buffers"):
+            for key, tensor in list((vars(module).get(held) or {}).items()):
+                if isinstance(tensor, Tensor) and id(tensor) not in done:
+                    done.add(id(tensor))  # a tied parameter goes by its first name
+                    path = f"{name.title}.{key}"
+                    self._remember(tensor, name, path)
+                    self._claim(tensor, path, name.component, _category(tensor))
+
+    def _remember(self, tensor: Tensor, name: Name, path: str) -> None:
+        number = id(tensor)
+        known = self._parameters.get(number)
+        if isinstance(tensor, Parameter) and (known is None or known[0]() is not tensor):
+            gone: weakref.ref[Tensor] = weakref.ref(tensor, lambda _: self._parameters.pop(number, None))
+            self._parameters[number] = (gone, name, path)
+
+    # ---- gradients and optimizers
+
+    def optimizer_steps(self, optimizer: Optimizer) -> None:
+        """Claim the gradients of an optimizer's parameters."""
+        self._noted(self._claim_gradients, _parameters_of(optimizer))
+
+    def _claim_gradients(self, parameters: Iterable[Tensor]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                component, path = self._place_of(parameter)
+                self._claim(parameter.grad, path, component, "gradient")
+
+    def _place_of(self, parameter: Tensor) -> tuple[str | None, str]:
+        known = self._parameters.get(id(parameter))
+        if known is not None and known[0]() is parameter:
+            return known[1].component, known[2]
+        return None, f"parameter {list(parameter.shape)}"
+
+    def optimizer_stepped(self, optimizer: Optimizer) -> None:
+        """Claim the state of an optimizer: after its first steps, and whenever there is more of it."""
+        self._noted(self._claim_state, optimizer)
+
+    def _claim_state(self, optimizer: Optimizer) -> None:
+        num_steps, num_before = self._num_states.get(id(optimizer), (0, -1))
+        num = sum(len(state) for state in optimizer.state.values() if isinstance(state, dict))
+        self._num_states[id(optimizer)] = (num_steps + 1, num)
+        if num == num_before and num_steps & (num_steps - 1):
+            return
+        for parameter, state in optimizer.state.items():
+            if isinstance(state, dict) and isinstance(parameter, Tensor):
+                component, path = self._place_of(parameter)
+                for key, value in state.items():
+                    if isinstance(value, Tensor):
+                        self._claim(value, f"{path} {key}", component, "optimizer")
+
+    def end(self) -> None:
+        """Claim what parameters there are and the gradients that they have now: no step may come any more."""
+        alive: list[Tensor] = []
+        for gone, name, path in list(self._parameters.values()):
+            parameter = gone()
+            if parameter is not None:
+                alive.append(parameter)
+                self._noted(self._claim, parameter, path, name.component, "weight")
+        self._noted(self._claim_gradients, alive)
+
+
+def _category(tensor: Tensor) -> str:
+    return "weight" if isinstance(tensor, Parameter) else "buffer"
+
+
+def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    return [one for group in optimizer.param_groups for one in group["params"] if isinstance(one, Tensor)]
