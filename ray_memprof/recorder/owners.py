@@ -172,10 +172,13 @@ def _name(one: _Alive, claim: Claim, rows: OwnerRows) -> None:
 
 def plain_tensors(tensor: Any) -> "Iterable[torch.Tensor]":
     """The tensors with storages that a tensor consists of: itself, or those inside a DTensor or a quantised one."""
+    import torch
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     if not is_traceable_wrapper_subclass(tensor):
         yield tensor
         return
     for name in tensor.__tensor_flatten__()[0]:
-        yield from plain_tensors(getattr(tensor, name))
+        inside = getattr(tensor, name)
+        if isinstance(inside, torch.Tensor):  # a DTensor also names its mesh
+            yield from plain_tensors(inside)

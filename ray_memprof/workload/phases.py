@@ -140,7 +140,7 @@ class Phases:
             if not phases._hears():
                 return original(*args, **kwargs)
             phases._step.has_begun = True
-            with span("backward", **phases._step.attributes()):
+            with span("backward", stage="backward", **phases._step.attributes()):
                 return original(*args, **kwargs)
 
         return backward
@@ -192,7 +192,7 @@ class Phases:
             return
         self._noted(lambda: self._listener.optimizer_steps(optimizer))
         if self._hears():
-            opened = span("optimizer", **self._step.attributes(begins=False))
+            opened = span("optimizer", stage="optimizer", **self._step.attributes(begins=False))
             opened.__enter__()
             self._steps.append((optimizer, opened))
 
