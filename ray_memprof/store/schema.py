@@ -25,6 +25,9 @@ _MEASURED = ("allocated", "reserved", "active")
 
 ACCOUNTS = ("context", "nccl", "libraries", "others")
 """Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
+HOW_KNOWN = ("own", "growth", "formula", "none")
+"""How the bytes of a communicator are known: NCCL's own figure, growth across its calls, a formula that bounds them; or
+there are none, for its backend keeps nothing on the device."""
 CATEGORIES = ("weight", "activation", "communication", "workspace", "cache", "output", "before")
 """What tensors are for. No event is recorded as `cache`: the question vae_cache tells it from how long they live.
 `before` is what was held before the first event."""
@@ -249,6 +252,26 @@ COLLECTIVES = Table(
     ),
 )
 
+COMMUNICATORS = Table(
+    "communicators",
+    "a process group of a rank, whenever what is known of its memory has changed; the last row of a group counts",
+    (
+        _ns("t_ns", "wall clock, since 1970"),
+        _word("group", "name of the process group; empty: several, which nobody tells apart"),
+        _word("backend", "as torch names it: nccl, gloo ..."),
+        Column("group_size", pa.int32(), "", "ranks in it"),
+        _text("ranks", "these ranks, with ranges: 0-3,8"),
+        _count("num_calls", "collectives that it has counted, whatever code called them"),
+        _bytes(
+            "bytes", "device memory that it holds outside the allocator; null: not measured", nullable=True
+        ),
+        _bytes(
+            "shared_bytes", "of these: taken while a library may have been loaded, so in part perhaps its"
+        ),
+        _word("how_known", f"one of {', '.join(HOW_KNOWN)}; see the question nccl_by_communicator"),
+    ),
+)
+
 LEDGER = Table(
     "ledger",
     "a change of device memory outside the allocator, and the account that it is booked to",
@@ -279,6 +302,9 @@ def stack_columns(rows: Iterable[tuple[int, int, str, str, int]]) -> dict[str, l
     return {column.name: list(values) for column, values in zip(STACKS.columns, columns, strict=True)}
 
 
-TABLES = {table.name: table for table in (RUNS, RANKS, SPANS, ALLOCS, SAMPLES, COLLECTIVES, LEDGER, STACKS)}
-RANK_TABLES = ("spans", "allocs", "samples", "collectives", "ledger", "stacks")
+TABLES = {
+    table.name: table
+    for table in (RUNS, RANKS, SPANS, ALLOCS, SAMPLES, COLLECTIVES, COMMUNICATORS, LEDGER, STACKS)
+}
+RANK_TABLES = ("spans", "allocs", "samples", "collectives", "communicators", "ledger", "stacks")
 """Written by the ranks; runs and ranks are written by the driver."""
