@@ -21,28 +21,32 @@
 --   is_in_context  it took more than bytes, together with the CUDA context: the
 --                  books have that part as context
 --   formula_bytes  the most that its connections take on one host: 2 x 12 MiB
---                  for each of 32 channels (rings and trees), and 12 MiB a
---                  channel and peer if it sends from each to each. NCCL_BUFFSIZE
---                  and the limits on channels count. Without NCCL's kernels,
---                  and what making the first group takes (0.36 GiB on H200).
---                  null: no NCCL group
+--                  for each of 32 channels (rings and trees), and 12 MiB for
+--                  each channel and peer if it sends from each to each.
+--                  NCCL_BUFFSIZE and the limits on channels count. Without
+--                  NCCL's kernels, and without what making the first group
+--                  takes (0.36 GiB on H200). null: no NCCL group
 --   note           what to know of the bytes; null: nothing
-WITH set_up AS (
+WITH variables AS (
     SELECT
-        COALESCE(MAX(TRY_CAST(env ->> '$.NCCL_BUFFSIZE' AS BIGINT)), 4194304)
-            + 8388608 AS connection_bytes,
-        LEAST(
-            32,
-            COALESCE(MAX(TRY_CAST(env ->> '$.NCCL_MAX_NCHANNELS' AS BIGINT)), 32),
-            COALESCE(MAX(TRY_CAST(env ->> '$.NCCL_MAX_CTAS' AS BIGINT)), 32)
-        ) AS num_channels,
-        COALESCE(
-            MAX(TRY_CAST(env ->> '$.NCCL_MAX_P2P_NCHANNELS' AS BIGINT)), 32
-        ) AS num_p2p_channels
+        MAX(TRY_CAST(env ->> '$.NCCL_BUFFSIZE' AS BIGINT)) AS buffer_bytes,
+        MAX(TRY_CAST(env ->> '$.NCCL_MAX_NCHANNELS' AS BIGINT)) AS channels,
+        MAX(TRY_CAST(env ->> '$.NCCL_MAX_CTAS' AS BIGINT)) AS ctas,
+        MAX(TRY_CAST(env ->> '$.NCCL_MAX_P2P_NCHANNELS' AS BIGINT))
+            AS p2p_channels
     FROM (
         SELECT IF(JSON_VALID(environment), environment, '{}') AS env
         FROM runs
     )
+),
+
+-- LEAST skips nulls.
+set_up AS (
+    SELECT
+        COALESCE(buffer_bytes, 4194304) + 8388608 AS connection_bytes,
+        LEAST(32, channels, ctas) AS num_channels,
+        LEAST(32, channels, ctas, p2p_channels) AS num_p2p_channels
+    FROM variables
 ),
 
 recorded AS (
@@ -63,16 +67,24 @@ recorded AS (
     GROUP BY rank, "group"
 ),
 
--- A call is booked when it has returned. What its growth has beyond that is
--- the context, which was made inside it.
+made AS (
+    SELECT rank, MIN(t_ns) AS context_ns
+    FROM ledger
+    WHERE account = 'context'
+    GROUP BY rank
+),
+
+-- A call is booked when it has returned. Where the context was not there when
+-- it began, growth that was not booked to NCCL then is in the context.
 calls AS (
     SELECT
         collectives.rank,
         collectives."group" AS group_name,
         collectives.group_size,
         collectives.op,
-        collectives.non_torch_growth_bytes AS grown_bytes,
-        COALESCE(booked.bytes, 0) AS booked_bytes
+        COALESCE(booked.bytes, 0) AS booked_bytes,
+        collectives.non_torch_growth_bytes > booked_bytes
+            AND made.context_ns >= collectives.end_ns AS is_in_context
     FROM collectives
     LEFT JOIN (
         SELECT rank, t_ns, SUM(bytes) AS bytes
@@ -81,6 +93,7 @@ calls AS (
         GROUP BY rank, t_ns
     ) AS booked
         ON collectives.rank = booked.rank AND collectives.end_ns = booked.t_ns
+    LEFT JOIN made ON collectives.rank = made.rank
     WHERE collectives.group_size > 0
 ),
 
@@ -98,7 +111,7 @@ heard AS (
             OR op IN ('send', 'recv', 'gather', 'scatter', 'batch_isend_irecv')
         ) AS num_p2p,
         SUM(booked_bytes)::BIGINT AS grown_bytes,
-        COALESCE(BOOL_OR(grown_bytes > booked_bytes), FALSE) AS is_in_context
+        COALESCE(BOOL_OR(is_in_context), FALSE) AS is_in_context
     FROM calls
     GROUP BY rank, group_name
 ),
@@ -137,7 +150,19 @@ older AS (
 ),
 
 known AS (
-    SELECT * FROM recorded
+    SELECT
+        rank,
+        group_name,
+        backend,
+        ranks,
+        group_size,
+        num_calls,
+        bytes,
+        end_bytes,
+        how_known,
+        shared_bytes,
+        is_in_context
+    FROM recorded
     UNION ALL BY NAME
     SELECT
         rank,
@@ -185,8 +210,7 @@ bounded AS (
                     )
                     + IF(
                         heard.num_p2p > 0,
-                        (known.group_size - 1)
-                        * LEAST(set_up.num_channels, set_up.num_p2p_channels),
+                        (known.group_size - 1) * set_up.num_p2p_channels,
                         0
                     )
                 ),
