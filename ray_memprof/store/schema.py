@@ -261,7 +261,10 @@ COMMUNICATORS = Table(
         _word("backend", "as torch names it: nccl, gloo ..."),
         Column("group_size", pa.int32(), "", "ranks in it"),
         _text("ranks", "these ranks, with ranges: 0-3,8"),
-        _count("num_calls", "collectives that it has counted, whatever code called them"),
+        _count(
+            "num_calls",
+            "collectives that it has counted, whatever code called them; 0 for other backends than NCCL",
+        ),
         _bytes(
             "bytes", "device memory that it holds outside the allocator; null: not measured", nullable=True
         ),
