@@ -50,8 +50,6 @@ class _Group:
     bytes: int | None = 0
     shared: int = 0
     how: str = NONE
-    own: int = 0
-    """NCCL's own figure when it was last asked."""
     told: tuple[int | None, int, str, bool] | None = None
     """What its last row says."""
     told_calls: int = 0
@@ -70,9 +68,11 @@ class _Group:
 
     def hold(self, more: int, *, is_shared: bool) -> None:
         """Its memory has grown, or shrunk, by `more` bytes."""
-        if self.how != OWN and self.bytes is not None:
-            self.bytes = max(0, self.bytes + more)
-            self.shared = min(self.bytes, max(0, self.shared + more * (is_shared or more < 0)))
+        if self.bytes is None or (self.how == OWN and more > 0):  # NCCL's own figure knows better
+            return
+        self.bytes = max(0, self.bytes + more)
+        self.shared = min(self.bytes, max(0, self.shared + more * (is_shared or more < 0)))
+        if self.how == NONE:
             self.how = GROWTH
 
 
@@ -215,7 +215,7 @@ class Communicators:
                 self._is_new = True
 
     def _own_growth(self) -> int | None:
-        """By how much NCCL's own figures have grown since they were last asked; None: it has none."""
+        """By how much NCCL's own figures exceed what is known so far; None: it has none."""
         figures: list[tuple[_Group, int]] = []
         for group, known in zip(_groups(), self._known, strict=False):
             if known.is_in_use:
@@ -225,10 +225,10 @@ class Communicators:
                 figures.append((known, figure))
         if not figures:
             return None
-        grown = sum(figure - known.own for known, figure in figures)
+        # What was not measured is booked to the context already.
+        grown = sum(figure - (figure if known.bytes is None else known.bytes) for known, figure in figures)
         for known, figure in figures:
-            known.own = known.bytes = figure
-            known.shared, known.how = 0, OWN
+            known.bytes, known.shared, known.how = figure, 0, OWN
         self._is_new = True
         return max(0, grown)
 

@@ -263,7 +263,7 @@ COMMUNICATORS = Table(
         _text("ranks", "these ranks, with ranges: 0-3,8"),
         _count(
             "num_calls",
-            "collectives that it has counted, whatever code called them; 0 for other backends than NCCL",
+            "collectives that it has counted, whatever code called them; 0 if its backend is not NCCL",
         ),
         _bytes(
             "bytes", "device memory that it holds outside the allocator; null: not measured", nullable=True

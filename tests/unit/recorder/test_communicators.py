@@ -214,6 +214,23 @@ def test_a_thread_that_must_not_wait_does_not_ask_nccl(desk: Desk) -> None:
     group.calls = 1
     assert desk.book(900, may_ask=False) == {"nccl": 400}
     assert desk.rows() == [("0", 1, 400, 400, "growth")]
+    # WHEN it is asked later THEN nothing is booked twice
+    group.calls, group.total = 2, 410
+    assert desk.book(950) == {"nccl": 10, "libraries": 40}
+    assert desk.rows() == [("0", 2, 410, 0, "own")]
+    desk.groups = []
+    assert desk.book(560, account="nccl") == {"nccl": -390}
+    assert desk.rows() == [("0", 2, 20, 0, "own")]
+
+
+def test_a_figure_that_comes_late_does_not_count_what_the_context_has(desk: Desk) -> None:
+    desk.groups = [group := FakeGroup()]
+    desk.book(0, Where(False))
+    group.calls = 1
+    assert desk.book(900) == {"context": 900}
+    group.calls, group.total = 2, 380
+    assert desk.book(950) == {"libraries": 50}
+    assert desk.rows() == [("0", 2, 380, 0, "own")]
 
 
 def test_a_torch_without_the_figure_is_asked_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
