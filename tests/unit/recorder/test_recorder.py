@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from recorder_fakes import FakeMeter, FakeStore
 
 from ray_memprof.allocator.replay import Replay
 from ray_memprof.errors import DiskFull
-from ray_memprof.recorder import communicators
 from ray_memprof.recorder import recorder as module
 from ray_memprof.recorder.collectives import watching
 from ray_memprof.recorder.recorder import Recorder
@@ -313,56 +311,6 @@ def test_a_collective_is_a_row_with_the_growth_across_it(tmp_path: Path) -> None
         ("init_process_group", 0, 0, 1, 0), ("barrier", 1, 0, 1, 5), ("destroy_process_group", 0, 0, 0, 0)
     ]  # fmt: skip
     assert desk.ledger() == [(1, "libraries", 5), (1, "nccl", 5)]
-
-
-def test_a_process_group_is_a_row_and_growth_by_its_calls_is_nccls(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """GIVEN a program that makes its context first, then a communicator, both in one span: a sample lies between."""
-    calls = {"0": 0}
-    group = SimpleNamespace(
-        group_name="0",
-        bound_device_id=None,
-        size=lambda: 2,
-        name=lambda: "nccl",
-        _get_sequence_number_for_group=lambda: calls["0"],
-    )
-    monkeypatch.setattr(communicators, "_groups", lambda: [group])
-    desk = desk_of()
-    desk.meter.is_on = False
-    desk.recorder.start()
-    with listening(desk.recorder), span("script"):
-        desk.meter.is_on, desk.meter.device_used = True, 500
-        desk.recorder.tick(replace(SAMPLE, others_used_bytes=0), is_whole=False)
-        desk.recorder.tick(replace(SAMPLE, others_used_bytes=0))
-        calls["0"], desk.meter.device_used = 3, 1500
-        with span("forward"):
-            desk.meter.device_used += 70
-        calls["0"] = 4
-    desk.recorder.close()
-    assert desk.ledger() == [(1, "context", 500), (1, "nccl", 1000), (2, "libraries", 70)]
-    rows = [
-        (row["group"], row["backend"], row["num_calls"], row["bytes"], row["shared_bytes"], row["how_known"])
-        for row in desk.store.rows["communicators"]
-    ]
-    assert rows == [
-        ("0", "nccl", 0, 0, 0, "none"), ("0", "nccl", 3, 1000, 1000, "growth"), ("0", "nccl", 4, 1000, 1000, "growth"),
-    ]  # fmt: skip
-
-
-def test_a_context_is_not_booked_by_a_sample_inside_a_collective() -> None:
-    desk = desk_of()
-    desk.meter.is_on = False
-    desk.recorder.start()
-    with listening(desk.recorder):
-        before = desk.recorder.begin_collective()
-        assert before is not None
-        desk.meter.is_on, desk.meter.device_used = True, 800
-        desk.recorder.tick(replace(SAMPLE, others_used_bytes=0))
-        assert not desk.recorder._ledger.has_context
-        desk.recorder.end_collective(before, op="barrier", num_bytes=0, group="0", group_size=1)
-        assert desk.recorder._ledger.has_context
-    desk.recorder.close()
 
 
 # --------------------------------------------------------------------------------
