@@ -66,6 +66,7 @@ def recording(
     level: Level = "event",
     output_dir: str | Path | None = None,
     module_spans: Sequence[str] = (),
+    ranges: Sequence[str] = (),
     device: str = "",
 ) -> Iterator[Session]:
     """Record what this process does inside the block; under torchrun and the like every rank must do so.
@@ -75,6 +76,7 @@ def recording(
         level: stage, event or stack; see docs/profiling.md.
         output_dir: folder for runs; None: RAY_MEMPROF_DIR of the environment, else profiler_logs.
         module_spans: a span for each module whose name matches one of these patterns.
+        ranges: nvtx, record_function or both: a span for each range that the program names so.
         device: cpu or cuda; "": cuda where torch sees a device.
 
     Raises:
@@ -85,6 +87,7 @@ def recording(
         level=level,
         output_dir=None if output_dir is None else Path(output_dir),
         module_spans=tuple(module_spans),
+        ranges=tuple(ranges),
         device=device,
     ).checked()
     session = Session(settings, start_of(os.environ), Program())

@@ -175,6 +175,22 @@ class Rows:
             "non_torch_growth_bytes": np.zeros(num, int),
         }
 
+    def communicators(self, num_calls: int, ranks: int) -> dict[str, Any]:
+        """Columns of the table communicators: one group, which holds what is booked to NCCL."""
+        times = [time_us for _, time_us, _, account, _ in self.ledger if account == "nccl"]
+        held = sum(size for *_, account, size in self.ledger if account == "nccl")
+        return {
+            "t_ns": [START_NS + 1000 * int(max(times, default=0))],
+            "group": ["ulysses"],
+            "backend": ["nccl"],
+            "group_size": [ranks],
+            "ranks": [f"0-{ranks - 1}"],
+            "num_calls": [num_calls],
+            "bytes": [held],
+            "shared_bytes": [0],
+            "how_known": ["growth"],
+        }
+
 
 def _repeat(length: int, part: slice, times: int) -> tuple[Any, Any]:
     """Indices that repeat `part`, and for each the number of repeats before it."""
@@ -240,6 +256,7 @@ def make_rank(
         tables["allocs"]["stack_id"], tables["stacks"] = _stacks(spans, tables["allocs"])
     if ranks > 1:
         tables["collectives"] = rows.collectives(spans, ranks)
+        tables["communicators"] = rows.communicators(len(tables["collectives"]["op"]), ranks)
     store = RankStore(run_dir, rank)
     for name, columns in tables.items():
         for start in range(0, len(next(iter(columns.values()))), BATCH_ROWS):

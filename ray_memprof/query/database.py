@@ -276,7 +276,14 @@ def _complete(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str,
         if table == "spans" and "samples" not in wanted:
             connection.execute("DROP TABLE samples")
             _make_table(connection, run_dir, TABLES["samples"], folder, is_empty=False)
-        connection.execute((SQL_DIR / "older_runs" / f"{table}.sql").read_text(encoding="utf-8"))
+        connection.execute(_of_older_runs(table))
+    if "ledger" in wanted:  # no newer run has an account below zero, which is all that this looks for
+        connection.execute(_of_older_runs("ledger"))
+
+
+def _of_older_runs(table: str) -> str:
+    """The SQL that completes a table of an older run."""
+    return (SQL_DIR / "older_runs" / f"{table}.sql").read_text(encoding="utf-8")
 
 
 def _make_table(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.rank.settings import OUTPUT_DIR, Program, Settings
+from ray_memprof.rank.settings import OUTPUT_DIR, RANGES, Program, Settings
 
 
 def parsed(argv: Sequence[str]) -> tuple[Settings, Program]:
@@ -38,6 +38,13 @@ def parsed(argv: Sequence[str]) -> tuple[Settings, Program]:
         metavar="PATTERN",
         help="a span for each module whose name matches, such as 'blocks.*'; may be repeated",
     )
+    parser.add_argument(
+        "--ranges",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help=f"a span for each range of the program: {' or '.join(RANGES)}; may be repeated",
+    )
     parser.add_argument("--sample-interval-s", type=float, default=0.1, help="seconds between two samples")
     parser.add_argument("--device", default="", help="cpu or cuda; default: cuda where there is one")
     parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help="a module, and its arguments")
@@ -48,6 +55,7 @@ def parsed(argv: Sequence[str]) -> tuple[Settings, Program]:
         level=found.level,
         output_dir=found.output_dir,
         module_spans=tuple(found.module_spans),
+        ranges=tuple(found.ranges),
         sample_interval_s=found.sample_interval_s,
         device=found.device,
     ).checked()

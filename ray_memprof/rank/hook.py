@@ -5,7 +5,7 @@
 
 torch calls load() at the end of `import torch`, in every process: it is an entry point of the group torch.backends. A
 process is recorded if a starter gave it a rank, or as soon as it starts CUDA. A settings file has the keys name, level,
-output_dir, module_spans, sample_interval_s and device. Nothing here may break the import: it catches everything.
+output_dir, module_spans, ranges, sample_interval_s and device. Nothing here may break the import: everything is caught.
 """
 
 import os

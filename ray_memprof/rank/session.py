@@ -129,6 +129,12 @@ class Session:
         from ray_memprof.recorder.spans import span
 
         self._stack.enter_context(span(SCRIPT))
+        if (
+            self._settings.ranges
+        ):  # inside the span of the script: a range that is open at the end ends before it
+            from ray_memprof.workload.named_ranges import naming_ranges
+
+            self._stack.enter_context(naming_ranges(self._settings.ranges, self._recorder.problem))
         _active = self
 
     def _make_folder(self) -> "RunFolder":

@@ -21,6 +21,8 @@ from ray_memprof.store.run_files import trouble_with_name
 OUTPUT_DIR = "RAY_MEMPROF_DIR"
 """Variable with the folder for runs, where no option names one."""
 _DEFAULT_DIR = "profiler_logs"
+RANGES = ("nvtx", "record_function")
+"""Ranges that a program has named for other tools."""
 _LEVELS = tuple(level for level in get_args(Level) if level != "torch_profiler")
 """A trace needs a schedule of steps, which only a configuration has."""
 
@@ -54,6 +56,8 @@ class Settings:
     module_spans: tuple[str, ...] = ()
     components: Mapping[str, str] = field(default_factory=dict)
     """Names of components, by the class of a module; see workload/module_names.py."""
+    ranges: tuple[str, ...] = ()
+    """Of RANGES: these become spans, see workload/named_ranges.py. Not in config.yaml: the launcher has no such key."""
     device: str = ""
     """cpu or cuda; "": cuda where torch sees a device."""
 
@@ -75,9 +79,12 @@ class Settings:
         for key in ("name", "level", "device", "output_dir"):
             if not isinstance(given.get(key, ""), str):
                 raise ConfigError(f"{key} {given[key]!r} is no text")
-        spans, interval = given.get("module_spans", ()), given.get("sample_interval_s", 0.1)
-        if not isinstance(spans, list | tuple) or not all(isinstance(one, str) for one in spans):
-            raise ConfigError(f"module_spans {spans!r} is no list of texts")
+        interval = given.get("sample_interval_s", 0.1)
+        lists = {key: given.get(key, ()) for key in ("module_spans", "ranges")}
+        for key, value in lists.items():
+            if not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+                raise ConfigError(f"{key} {value!r} is no list of texts")
+            given[key] = tuple(value)
         if isinstance(interval, bool) or not isinstance(interval, int | float):
             raise ConfigError(f"sample_interval_s {interval!r} is no number")
         components = given.get("components", {})
@@ -89,7 +96,7 @@ class Settings:
             )
         if "output_dir" in given:
             given["output_dir"] = Path(given["output_dir"])
-        return cls(**given | {"module_spans": tuple(spans), "sample_interval_s": float(interval)}).checked()
+        return cls(**given | {"sample_interval_s": float(interval)}).checked()
 
     def checked(self) -> "Settings":
         """The same settings.
@@ -101,6 +108,8 @@ class Settings:
             raise ConfigError(f"name {self.name!r} {why}")
         if self.level not in _LEVELS:
             raise ConfigError(f"level {self.level!r} is none of {', '.join(_LEVELS)}")
+        if wrong := [kind for kind in self.ranges if kind not in RANGES]:
+            raise ConfigError(f"ranges {wrong[0]!r} is none of {', '.join(RANGES)}")
         if self.device not in ("", "cpu", "cuda"):
             raise ConfigError(f"device {self.device!r} is neither cpu nor cuda")
         if not 0.001 <= self.sample_interval_s <= 3600:

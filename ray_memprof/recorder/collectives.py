@@ -6,7 +6,8 @@
 A row has the bytes, the group, and by how much device memory grew outside the allocator across the call: NCCL takes
 its buffers when a group is made and when it is first used. Not recorded: isend and irecv on their own, functional
 collectives (torch.ops._c10d_functional), collectives that C++ starts, and functions that a module imported by name
-before the block (DeviceMesh imports new_group so). Memory that these take is counted in the span around them.
+before the block (DeviceMesh imports new_group so). Memory that these take is found by the number of calls that each
+group has counted (communicators.py).
 """
 
 import functools
@@ -28,6 +29,9 @@ OPS = (
     "reduce_scatter_tensor", "reduce_scatter_single", "all_to_all", "all_to_all_single", "send", "recv",
     "batch_isend_irecv",
 )  # fmt: skip
+_FROM_CPP = ("_verify_params_across_processes", "_broadcast_coalesced")
+"""Functions of C++ with which DistributedDataParallel begins: the first calls of its group, before the first span."""
+_MAKES_GROUP = ("init_process_group", "new_group")
 _BATCH = "batch_isend_irecv"
 _passed: Counter[Group] = Counter()
 """For each pair of ranks, the sends and receives of batches called inside watching(): NCCL does not report them."""
@@ -58,18 +62,18 @@ def watching(listener: CollectiveListener) -> Iterator[None]:
         return
     calls = _Calls()
     modules = (dist, dist.distributed_c10d)
-    originals = {op: getattr(dist, op) for op in OPS if hasattr(dist, op)}  # *_single exist since torch 2.13
-    for op, original in originals.items():
-        watched = _watched(op, original, listener, calls)
-        for module in modules:
-            setattr(module, op, watched)
+    # *_single exist since torch 2.13, and distributed_c10d lacks what comes from C++.
+    originals = {op: getattr(dist, op) for op in (*OPS, *_FROM_CPP) if hasattr(dist, op)}
+    places = [(module, op) for op in originals for module in modules if hasattr(module, op)]
+    watched = {op: _watched(op, original, listener, calls) for op, original in originals.items()}
+    for module, op in places:
+        setattr(module, op, watched[op])
     try:
         yield
     finally:
         calls.is_shut = True  # a module that imported a function by name inside the block keeps the wrapper
-        for op, original in originals.items():
-            for module in modules:
-                setattr(module, op, original)
+        for module, op in places:
+            setattr(module, op, originals[op])
 
 
 class _Calls:
@@ -84,7 +88,8 @@ class _Calls:
 def _watched(
     op: str, original: Callable[..., Any], listener: CollectiveListener, calls: _Calls
 ) -> Callable[..., Any]:
-    parameters = list(inspect.signature(original).parameters)
+    # Functions of C++ have no signature; the group comes first in those that are watched.
+    parameters = ["group"] if op in _FROM_CPP else list(inspect.signature(original).parameters)
     place = parameters.index("group") if "group" in parameters else -1
 
     @functools.wraps(original)
@@ -92,6 +97,8 @@ def _watched(
         if op == _BATCH:
             with suppress(Exception):  # torch itself raises what is wrong with a batch
                 _count_batch(kwargs.get("p2p_op_list", args and args[0]))
+        if op in _MAKES_GROUP and not calls.is_shut:
+            _make_context(kwargs.get("backend"), kwargs.get("device_id"))
         before = None if calls.is_shut else listener.begin_collective()
         if before is None:
             return original(*args, **kwargs)
@@ -103,7 +110,7 @@ def _watched(
         try:
             group = _group_of(op, args, kwargs, place, result)
             name, size = _describe(group)
-            num_bytes = _num_bytes(args, kwargs)
+            num_bytes = 0 if op == _FROM_CPP[0] else _num_bytes(args, kwargs)  # it passes shapes, not tensors
         except Exception as error:  # a program's own classes may lack attributes that torch does not need
             listener.problem(f"group and bytes of {op} are unknown: {type(error).__name__}")
             name, size, num_bytes = "", 0, 0
@@ -119,7 +126,22 @@ def _group_of(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], place: int
         return result
     if op == _BATCH:
         return kwargs.get("p2p_op_list", args and args[0])[0].group
-    return kwargs.get("group", args[place] if 0 <= place < len(args) else None)
+    return kwargs.get("group", args[place] if 0 <= place < len(args) else kwargs.get("process_group"))
+
+
+def _make_context(backend: Any, device: Any) -> None:
+    """Make the CUDA context if the call that follows will make it, so that its size is known apart from NCCL's.
+
+    A call with device_id makes the group's communicator at once, and the context before it. Nothing is made for a group
+    that has another backend, or whose call names no device.
+    """
+    import torch
+
+    with suppress(Exception):  # the call itself raises what is wrong with the device
+        if backend is not None and "nccl" not in str(backend):
+            return
+        if isinstance(device, torch.device) and device.type == "cuda":
+            torch.cuda.mem_get_info(device)
 
 
 def _count_batch(operations: Any) -> None:

@@ -4,7 +4,7 @@
 |---|---|
 | others | memory in use before this process made its CUDA context, and what other processes take later (NVML) |
 | context | growth while CUDA started: the device.init span, or the first reading after it |
-| nccl | growth across a collective, the making of a group, or a comm.* span |
+| nccl | growth across a collective, the making of a group, a comm.* span, or calls that C++ makes (communicators.py) |
 | libraries | growth in a span whose path runs for the first time: kernels and handles are loaded on first use |
 
 Growth anywhere else has no account: it is the difference between device memory and the sum of all accounts, and is
@@ -17,9 +17,23 @@ all accounts of this process fall to zero.
 """
 
 from collections import Counter
+from typing import NamedTuple
 
 from ray_memprof.recorder.meters.meter import Reading
 from ray_memprof.recorder.rows import Entry
+
+
+class Where(NamedTuple):
+    """What a booking needs to know besides the reading."""
+
+    is_on: bool
+    """Whether the program has started its device."""
+    span_id: int = 0
+    """Innermost open span since the last call; 0: none."""
+    path: str = ""
+    """Of that span."""
+    others: int | None = None
+    """Bytes of other processes; None: not known."""
 
 
 class Ledger:
@@ -33,19 +47,28 @@ class Ledger:
         self._has_context = False
         self._seen: set[str] = set()
 
+    @property
+    def has_context(self) -> bool:
+        """Whether the program's context is booked."""
+        return self._has_context
+
+    def is_first(self, where: Where) -> bool:
+        """Whether libraries may be loaded there: the span's path runs for the first time."""
+        return where.span_id > 0 and where.path not in self._seen
+
     def book(
-        self, reading: Reading, *, is_on: bool, span_id: int, path: str, others: int | None, account: str = ""
+        self, reading: Reading, where: Where, *, account: str = "", nccl: int | None = None
     ) -> list[Entry]:
         """Entries for what changed since the last call.
 
         Args:
             reading: taken just now.
-            is_on: whether the program has started its device.
-            span_id: innermost open span since the last call; 0: none.
-            path: of that span.
-            others: bytes of other processes; None: not known.
+            where: the span, and what others hold.
             account: the account to book the change to; "": decide by the span.
+            nccl: by how much NCCL's own figure has grown: at most that is NCCL's, and the rest is booked as above;
+                None: there is no such figure.
         """
+        is_on, span_id, path, others = where
         outside = reading.device_used - reading.reserved
         if is_on and self._has_context and others in (None, self.others):
             if outside == self.others + self._own and self._own > 0:
@@ -56,10 +79,12 @@ class Ledger:
             others = outside
         if others is not None:
             changes["others"], self.others = others - self.others, others
-        name = self._account(span_id, path, account, is_on=is_on)
+        name = self._account(where, account)
         grown = outside - self.others - self._own
         if grown >= 0:
-            changes[name] += grown
+            part = min(nccl or 0, grown)
+            changes["nccl"] += part
+            changes[name] += grown - part
         else:
             changes.update(self._given_back(name, -grown, is_told=others is not None))
         self._own = outside - self.others
@@ -80,18 +105,18 @@ class Ledger:
             self.others += changes["others"]
         return changes
 
-    def _account(self, span_id: int, path: str, account: str, *, is_on: bool) -> str:
-        if is_on and not self._has_context:
+    def _account(self, where: Where, account: str) -> str:
+        if where.is_on and not self._has_context:
             self._has_context = True
             return "context"
         if account:
             return account
-        name = path.rpartition("/")[2]
+        name = where.path.rpartition("/")[2]
         if name == "device.init":
             return "context"
         if name.startswith("comm."):
             return "nccl"
-        return "libraries" if span_id and path not in self._seen else ""
+        return "libraries" if self.is_first(where) else ""
 
     def close(self, path: str) -> None:
         """A span of this path ended: the next span of this path is not the first one."""

@@ -16,9 +16,10 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ray_memprof.recorder.communicators import Communicators
 from ray_memprof.recorder.event_spans import Stamp
 from ray_memprof.recorder.forks import silent_in_children
-from ray_memprof.recorder.ledger import Ledger
+from ray_memprof.recorder.ledger import Ledger, Where
 from ray_memprof.recorder.meters.guarded import Guarded
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.open_spans import OpenSpans
@@ -80,7 +81,8 @@ class Recorder:
         self._rank, self._scribe = rank, scribe
         self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
         self._others, self._others_began = Others(self._meter, share, self.problem), 0
-        self._ledger = Ledger()
+        self._ledger, self._groups = Ledger(), Communicators(self.problem)
+        self._is_in_collective = False
         self._open = OpenSpans(self.problem)
         self._parcel = Parcel()
         self._claims = Claims(self._meter)
@@ -198,7 +200,9 @@ class Recorder:
         """Read the meter. Where nothing is kept, peaks are not reset: the program may look at its own peaks."""
         return self._meter.peek() if self._scribe is None else self._meter.read()
 
-    def _read(self, account: str = "", *, look: Callable[[], Reading] | None = None) -> Reading:
+    def _read(
+        self, account: str = "", *, group: str = "", look: Callable[[], Reading] | None = None
+    ) -> Reading:
         """Read the meter, and book what changed since the last reading to the innermost open span."""
         reading = (look or self._measure)()
         self._others.look(reading)
@@ -207,14 +211,20 @@ class Recorder:
             span.note_reading(reading)
             if reading.allocated_peak >= 0:
                 span.peaks.fold(reading.allocated_peak, reading.reserved_peak, reading.active_peak)
-        self._parcel.ledger += self._ledger.book(
+        self._parcel.ledger += self._groups.book(
+            self._ledger,
             reading,
-            is_on=self._meter.is_on,
-            span_id=span.span_id if span else 0,
-            path=span.path if span else "",
-            others=self._others.bytes,
+            Where(
+                self._meter.is_on,
+                span.span_id if span else 0,
+                span.path if span else "",
+                self._others.bytes,
+            ),
             account=account,
+            group=group,
+            may_ask=look is None,
         )
+        self._parcel.communicators += self._groups.rows(reading.t_ns)
         self._last = reading
         return reading
 
@@ -278,7 +288,7 @@ class Recorder:
         try:
             with self._lock:
                 reading = self._read()
-                self._others_began = self._ledger.others
+                self._others_began, self._is_in_collective = self._ledger.others, True
                 self._spend(began)
                 return reading
         except Exception as error:
@@ -293,7 +303,7 @@ class Recorder:
             return  # the program has forked inside it
         began = time.perf_counter_ns()
         with self._problems.noting("a collective could not be recorded"), self._lock:
-            reading = self._read("nccl")
+            reading, self._is_in_collective = self._read("nccl", group=group), False
             grown = (reading.device_used - reading.reserved) - (before.device_used - before.reserved)
             grown -= self._ledger.others - self._others_began
             self._parcel.collectives.append(
@@ -323,6 +333,8 @@ class Recorder:
         with self._problems.noting("a sample could not be recorded"), self._lock:
             self._others.note(sample)
             self._parcel.samples.append(sample)
+            if is_whole and not self._ledger.has_context and self._meter.is_on:
+                self._book_context()
             self._sampled_ns = max(self._sampled_ns, sample.t_ns)
             for span in reversed(self._parcel.spans):
                 if span.end is not None and span.end.t_ns < sample.t_ns:
@@ -330,6 +342,14 @@ class Recorder:
                 span.note_sample(sample, is_whole=is_whole)
             for span in self._open:
                 span.note_sample(sample, is_whole=is_whole)
+
+    def _book_context(self) -> None:
+        """Book the context as soon as a sample sees it: later a communicator may have been made on it.
+
+        A collective that failed leaves _is_in_collective set. Then the context is booked at the next reading.
+        """
+        if self._scribe is not None and not self._is_in_collective and self._groups.is_quiet():
+            self._read(look=self._meter.peek)
 
     def relieve(self) -> None:
         """Take the waiting events, if a span lasts so long that they must be taken inside it.
@@ -383,6 +403,7 @@ class Recorder:
         reading = self._read(look=self._meter.peek)
         while self._open:
             self._close_span(self._open[-1], reading, failed=True)
+        self._parcel.communicators += self._groups.rows(reading.t_ns, is_last=True)
         self._is_sealed = True
         done = threading.Event()
         self._parcel.seal, self._parcel.done = True, done
@@ -435,6 +456,7 @@ class Recorder:
                 reading = self._read()
                 while self._open:
                     self._close_span(self._open[-1], reading, failed=True)
+                self._parcel.communicators += self._groups.rows(reading.t_ns, is_last=True)
                 self._flush()
                 peaks = self._meter.peaks() if self._meter.has_events else (0, 0)
                 # Inside the lock: what a late sample handed over after the end mark would vanish without a word.

@@ -3,8 +3,8 @@
     with recording(RecordingOptions(run_dir=run_dir, rank=0, device="cuda:0")) as recorder:
         train()
 
-Leaves tables/{spans,allocs,samples,collectives,ledger,stacks}/rank=N/ in the run folder. A full disk is raised when the
-block ends; any other failure becomes a line of `problems`.
+Leaves tables/{spans,allocs,samples,collectives,communicators,ledger,stacks}/rank=N/ in the run folder. A full disk is
+raised when the block ends; any other failure becomes a line of `problems`.
 """
 
 import os

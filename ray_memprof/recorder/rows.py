@@ -121,6 +121,21 @@ class Claim:
     owner: Owner
 
 
+@dataclass(frozen=True, slots=True)
+class Communicator:
+    """A row of the communicators table."""
+
+    t_ns: int
+    group: str
+    backend: str
+    group_size: int
+    ranks: str
+    num_calls: int
+    bytes: int | None
+    shared_bytes: int
+    how_known: str
+
+
 @dataclass(slots=True)
 class Parcel:
     """What the recorder hands over at once."""
@@ -140,6 +155,7 @@ class Parcel:
     """Those that ended."""
     ledger: list[Entry] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
+    communicators: list[Communicator] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     seal: bool = False
     """Turn what is written so far into sealed parts."""

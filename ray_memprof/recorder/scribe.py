@@ -148,6 +148,7 @@ class Scribe:
         for table, rows in (
             ("ledger", parcel.ledger),
             ("collectives", parcel.collectives),
+            ("communicators", parcel.communicators),
             ("samples", parcel.samples),
         ):
             if rows and self.error is None:

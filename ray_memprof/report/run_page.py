@@ -47,6 +47,7 @@ CONTENTS = {
     "activation_by_stage": "Activation by stage",
     "fragmentation": "Fragmentation and fluctuation",
     "model_switching": "Model switching",
+    "nccl_by_communicator": "NCCL by communicator",
     "collectives_summary": "Collectives",
     "replay_check": "Replay check",
 }

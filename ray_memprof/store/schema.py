@@ -25,6 +25,9 @@ _MEASURED = ("allocated", "reserved", "active")
 
 ACCOUNTS = ("context", "nccl", "libraries", "others")
 """Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
+HOW_KNOWN = ("own", "growth", "formula", "none")
+"""How the bytes of a communicator are known: NCCL's own figure, growth across its calls, a formula that bounds them; or
+there are none, for its backend keeps nothing on the device."""
 CATEGORIES = (
     "weight", "buffer", "gradient", "optimizer", "activation", "temporary", "communication", "workspace", "cache",
     "output", "before",
@@ -274,6 +277,29 @@ COLLECTIVES = Table(
     ),
 )
 
+COMMUNICATORS = Table(
+    "communicators",
+    "a process group of a rank, whenever what is known of its memory has changed; the last row of a group counts",
+    (
+        _ns("t_ns", "wall clock, since 1970"),
+        _word("group", "name of the process group; empty: several, which nobody tells apart"),
+        _word("backend", "as torch names it: nccl, gloo ..."),
+        Column("group_size", pa.int32(), "", "ranks in it"),
+        _text("ranks", "these ranks, with ranges: 0-3,8"),
+        _count(
+            "num_calls",
+            "collectives that it has counted, whatever code called them; 0 if its backend is not NCCL",
+        ),
+        _bytes(
+            "bytes", "device memory that it holds outside the allocator; null: not measured", nullable=True
+        ),
+        _bytes(
+            "shared_bytes", "of these: taken while a library may have been loaded, so in part perhaps its"
+        ),
+        _word("how_known", f"one of {', '.join(HOW_KNOWN)}; see the question nccl_by_communicator"),
+    ),
+)
+
 LEDGER = Table(
     "ledger",
     "a change of device memory outside the allocator, and the account that it is booked to",
@@ -305,7 +331,8 @@ def stack_columns(rows: Iterable[tuple[int, int, str, str, int]]) -> dict[str, l
 
 
 TABLES = {
-    table.name: table for table in (RUNS, RANKS, SPANS, ALLOCS, OWNERS, SAMPLES, COLLECTIVES, LEDGER, STACKS)
+    table.name: table
+    for table in (RUNS, RANKS, SPANS, ALLOCS, OWNERS, SAMPLES, COLLECTIVES, COMMUNICATORS, LEDGER, STACKS)
 }
-RANK_TABLES = ("spans", "allocs", "owners", "samples", "collectives", "ledger", "stacks")
+RANK_TABLES = ("spans", "allocs", "owners", "samples", "collectives", "communicators", "ledger", "stacks")
 """Written by the ranks; runs and ranks are written by the driver."""

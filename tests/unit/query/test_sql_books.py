@@ -69,7 +69,7 @@ def test_books(run_dir: Path) -> None:
 
 def test_books_at_peak(run_dir: Path) -> None:
     assert columns(run_dir, "books_at_peak") == [
-        *("rank", "t_ns", "path", "account", "bytes", "share_fraction", "device_used_bytes")
+        *("rank", "t_ns", "path", "account", "bytes", "share_fraction", "device_used_bytes", "note")
     ]
     accounts = {
         "active": 80,
@@ -82,8 +82,8 @@ def test_books_at_peak(run_dir: Path) -> None:
     }
     # Two boundaries are at 245. Without events, the most inside the span that ends there counts.
     assert answer(run_dir, "books_at_peak") == [
-        *((0, 60, "denoise", account, size, size / 245, 245) for account, size in accounts.items()),
-        *((1, 0, "denoise", account, 0, None, 0) for account in accounts),
+        *((0, 60, "denoise", account, size, size / 245, 245, None) for account, size in accounts.items()),
+        *((1, 0, "denoise", account, 0, None, 0, None) for account in accounts),
     ]
 
 
@@ -165,7 +165,7 @@ def test_the_device_is_full_where_it_was_measured(tmp_path: Path) -> None:
     )
     held = {"active": 49, "cached": 51, "context": 25, "nccl": 0, "libraries": 0, "others": 0}
     assert answer(tmp_path, "books_at_peak") == [
-        (0, 45, None, account, size, size / 140, 140)
+        (0, 45, None, account, size, size / 140, 140, None)
         for account, size in (*held.items(), ("unexplained", 15))
     ]
 

@@ -66,6 +66,7 @@ WHOLE: dict[str, list[Row]] = {
     "samples": SAMPLES,
     "ledger": [blank("ledger", t_ns=3, account="nccl", bytes=5)],
     "collectives": [blank("collectives", op="all_reduce", group="world", group_size=2, bytes=4)],
+    "communicators": [blank("communicators", group="world", backend="nccl", group_size=2, bytes=5)],
     "stacks": [blank("stacks", function="forward", file="dit.py", line=7)],
 }
 FAILED = [{**row, "failed": True} for row in SPANS[2:4]]
@@ -96,7 +97,7 @@ ANSWERS = {
             (rank, 55, 55, False, None, 9 * 55, 3, None, 0, 0, None, None, None) for rank in (0, 1)
         ],
         "books_at_peak": [
-            (rank, 55, None, account, size, size / (9 * 55), 9 * 55)
+            (rank, 55, None, account, size, size / (9 * 55), 9 * 55, None)
             for rank in (0, 1)
             for account, size in (
                 *(("active", 55), ("cached", 0), ("context", 0), ("nccl", 0)),

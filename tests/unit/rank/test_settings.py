@@ -62,6 +62,7 @@ def test_the_configuration_can_be_launched(tmp_path: Path) -> None:
         ({"name": "a", "level": "stack", "device": "cpu"}, Settings(name="a", level="stack", device="cpu")),
         ({"output_dir": "x", "sample_interval_s": 1}, Settings(output_dir=Path("x"), sample_interval_s=1.0)),
         ({"module_spans": ["a", "b"]}, Settings(module_spans=("a", "b"))),
+        ({"ranges": ["nvtx", "record_function"]}, Settings(ranges=("nvtx", "record_function"))),
     ],
 )
 def test_a_file_of_settings(values: dict[str, Any], expected: Settings) -> None:
@@ -77,6 +78,8 @@ def test_a_file_of_settings(values: dict[str, Any], expected: Settings) -> None:
         ({"name": 5}, "name 5 is no text"),
         ({"name": "a b"}, "name 'a b' must be letters"),
         ({"level": "torch_profiler"}, "level 'torch_profiler' is none of stage, event, stack"),
+        ({"ranges": "nvtx"}, "ranges 'nvtx' is no list of texts"),
+        ({"ranges": ["nvtx", "itt"]}, "ranges 'itt' is none of nvtx, record_function"),
         ({"device": "tpu"}, "device 'tpu' is neither cpu nor cuda"),
         ({"sample_interval_s": True}, "sample_interval_s True is no number"),
         ({"sample_interval_s": float("nan")}, "sample_interval_s nan is not between"),

@@ -157,6 +157,49 @@ def test_a_collective_that_fails_is_no_line_and_the_next_one_is() -> None:
 
 
 @pytest.mark.usefixtures("group")
+def test_what_ddp_calls_in_cpp_when_it_begins_is_heard() -> None:
+    notebook = Notebook()
+    with watching(notebook):
+        before = dict(vars(dist))
+        torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 2, bias=False))
+    assert notebook.lines == [("_verify_params_across_processes", 0, 1), ("_broadcast_coalesced", 32, 1)]
+    assert notebook.problems == []
+    assert dist._broadcast_coalesced is not before["_broadcast_coalesced"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "made"),
+    [
+        ({}, []),
+        ({"device_id": torch.device("cuda", 1)}, ["cuda:1"]),
+        ({"device_id": torch.device("cuda", 1), "backend": "cpu:gloo,cuda:nccl"}, ["cuda:1"]),
+        ({"device_id": torch.device("cuda", 1), "backend": "gloo"}, []),
+        ({"device_id": torch.device("cpu")}, []),
+    ],
+)
+def test_a_group_that_makes_the_context_at_once_finds_it_made(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], made: list[str]
+) -> None:
+    """GIVEN a call that makes the CUDA context and a communicator THEN the context is there before the reading."""
+    order: list[str] = []
+
+    def new_group(ranks: Any = None, backend: Any = None, device_id: Any = None) -> None:
+        order.append("called")
+
+    class Reader(Notebook):
+        def begin_collective(self) -> Reading | None:
+            order.append("read")
+            return NOW
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: order.append(str(device)))
+    monkeypatch.setattr(dist, "new_group", new_group)
+    monkeypatch.setattr(dist.distributed_c10d, "new_group", new_group)
+    with watching(Reader()):
+        dist.new_group(**arguments)
+    assert order == [*made, "read", "called"]
+
+
+@pytest.mark.usefixtures("group")
 def test_an_error_of_the_block_puts_every_function_back() -> None:
     before = dist.all_reduce
     with pytest.raises(KeyError), watching(Notebook()):

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_memprof.recorder.ledger import Ledger
+from ray_memprof.recorder.ledger import Ledger, Where
 from ray_memprof.recorder.meters.meter import Reading
 from ray_memprof.recorder.rows import Entry
 
@@ -21,14 +21,10 @@ def book(
     span: tuple[int, str] = (0, ""),
     others: int | None = None,
     account: str = "",
+    nccl: int | None = None,
 ) -> list[tuple[str, int]]:
     entries = ledger.book(
-        reading(device_used, reserved),
-        is_on=is_on,
-        span_id=span[0],
-        path=span[1],
-        others=others,
-        account=account,
+        reading(device_used, reserved), Where(is_on, *span, others), account=account, nccl=nccl
     )
     assert all((entry.t_ns, entry.span_id) == (5, span[0]) for entry in entries)
     return [(entry.account, entry.bytes) for entry in entries]
@@ -49,7 +45,7 @@ def test_an_empty_device_has_no_entries() -> None:
 
 
 def test_an_entry_names_its_moment_and_its_span() -> None:
-    entries = Ledger().book(reading(7, t_ns=3), is_on=True, span_id=2, path="device.init", others=None)
+    entries = Ledger().book(reading(7, t_ns=3), Where(True, 2, "device.init"))
     assert entries == [Entry(t_ns=3, span_id=2, account="context", bytes=7)]
 
 
@@ -95,6 +91,16 @@ def test_growth_in_a_path_that_runs_for_the_first_time_is_a_librarys() -> None:
     # THEN growth in its second run has no account, and no later entry makes up for it
     assert book(ledger, 550, span=(2, "denoise/dit.block")) == []
     assert book(ledger, 560, span=(3, "decode")) == [("libraries", 10)]
+
+
+def test_what_nccl_itself_reports_is_nccls_and_the_rest_is_booked_by_the_span() -> None:
+    ledger = Ledger()
+    book(ledger, 0, is_on=False)
+    assert sorted(book(ledger, 900, nccl=360)) == [("context", 540), ("nccl", 360)]
+    assert sorted(book(ledger, 1000, span=(1, "denoise"), nccl=30)) == [("libraries", 70), ("nccl", 30)]
+    # more than the device has grown by, when something else has shrunk: no account holds what is not there
+    assert book(ledger, 1010, span=(1, "denoise"), nccl=50) == [("nccl", 10)]
+    assert book(ledger, 1050, nccl=0, account="nccl") == [("nccl", 40)]
 
 
 def test_growth_outside_every_span_has_no_account() -> None:

@@ -6,7 +6,8 @@
 --   component   null
 --   bytes       the most on any of them
 --   is_peak     true: the bytes are what the buffers hold at the peak
---   num_groups  process groups that the ranks made, the most of any rank
+--   num_groups  process groups of the ranks that hold memory or may, the most
+--               of any rank
 --   buffer_bytes
 --               NCCL_BUFFSIZE as it was in the ranks; NCCL's default of 4 MiB
 --               if it was not set, or is no number
@@ -17,9 +18,11 @@
 -- first all-to-all (1.0 GiB of 1.2 on four H200): below the threshold that is
 -- less than 1 % of the device.
 WITH made AS (
-    SELECT rank, COUNT(DISTINCT "group") AS num_groups
-    FROM collectives
-    WHERE group_size > 0
+    -- A group that has made no call may hold nothing; of an older run it is not
+    -- known which have made any.
+    SELECT rank, COUNT(*) AS num_groups
+    FROM nccl_by_communicator
+    WHERE group_size > 0 AND how_known != 'none'
     GROUP BY rank
 )
 

@@ -12,6 +12,7 @@
 --   bytes              held by the account
 --   share_fraction     of device_used; null where that is 0
 --   device_used_bytes  in use on the device by anybody
+--   note               what the books cannot tell of the account; null: nothing
 -- Between two measurements, the device counts as full as at one of them for as
 -- long as the allocator holds the same reserved bytes. Without allocator
 -- events, a span that ends with the device at its fullest, and with reserved
@@ -392,6 +393,18 @@ placed_samples AS (
     GROUP BY fullest.rank
 ),
 
+-- Of each rank with process groups: what is not known of its accounts.
+unsure AS (
+    SELECT
+        rank,
+        BOOL_OR(is_in_context) AS is_in_context,
+        COUNT(*) FILTER (WHERE shared_bytes > 0) > 0 AS is_shared,
+        COUNT(*) FILTER (WHERE backend IS NULL AND group_size > 1) > 0
+            AS is_older
+    FROM nccl_by_communicator
+    GROUP BY rank
+),
+
 accounts AS (
     UNPIVOT fullest
     ON active, cached, context, nccl, libraries, others, unexplained
@@ -405,9 +418,19 @@ SELECT
     accounts.account,
     accounts.bytes,
     accounts.bytes / NULLIF(accounts.device_used_bytes, 0) AS share_fraction,
-    accounts.device_used_bytes
+    accounts.device_used_bytes,
+    CASE
+        WHEN accounts.bytes <= 0 THEN NULL
+        WHEN accounts.account = 'context' AND unsure.is_in_context
+            THEN 'NCCL is in it: see nccl_by_communicator'
+        WHEN accounts.account = 'nccl' AND unsure.is_shared
+            THEN 'libraries may be in it: see nccl_by_communicator'
+        WHEN accounts.account = 'libraries' AND unsure.is_older
+            THEN 'NCCL may be in it: recorded before calls of C++ were heard'
+    END AS note
 FROM accounts
 LEFT JOIN placed_samples ON accounts.rank = placed_samples.rank
+LEFT JOIN unsure ON accounts.rank = unsure.rank
 ORDER BY
     accounts.rank,
     LIST_POSITION(

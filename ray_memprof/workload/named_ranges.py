@@ -1,0 +1,152 @@
+"""Spans for the ranges that a program has named for other tools: NVTX ranges, and torch.profiler.record_function.
+
+    with naming_ranges(("nvtx", "record_function")):
+        ...         # torch.cuda.nvtx.range("forward") opens a span "forward", and so does record_function("forward")
+
+torch names parts of its own with record_function: "Optimizer.step#AdamW.step" and "enumerate(DataLoader)#..." become
+spans, too. A range is a span on the thread that entered the block; ranges of other threads, range_start and range_end
+(which may end on another thread) and ranges inside a graph that torch.compile traces are not. A slash in a name becomes
+a point, since slashes separate the names in a span's path. A range costs 2 us more, plus the time of the listeners.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.autograd.profiler import record_function
+from torch.cuda import nvtx
+
+from ray_memprof.recorder.spans import Span, span
+from ray_memprof.wording import error_line
+
+
+def _unheard(text: str) -> None:
+    """Ignore a problem; the default."""
+
+
+@contextmanager
+def naming_ranges(kinds: Sequence[str], problem: Callable[[str], None] = _unheard) -> Iterator[None]:
+    """Inside the block, open a span for each range of this thread.
+
+    Args:
+        kinds: nvtx, record_function or both; none: nothing is done.
+        problem: called with a message if a range could not be heard; no error is raised into the program.
+    """
+    with ExitStack() as stack:
+        if kinds:
+            ranges = NamedRanges(problem)
+            stack.callback(ranges.close)
+            if "nvtx" in kinds:
+                stack.enter_context(_instead(nvtx, "range_push", ranges.around_push))
+                stack.enter_context(_instead(nvtx, "range_pop", ranges.around_pop))
+            if "record_function" in kinds:
+                stack.enter_context(_instead(record_function, "__enter__", ranges.around_enter))
+                stack.enter_context(_instead(record_function, "__exit__", ranges.around_exit))
+        yield
+
+
+@contextmanager
+def _instead(
+    owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Put what `around` makes of a function in its place while the block runs."""
+    original = getattr(owner, name)
+    made = around(original)
+    setattr(owner, name, made)
+    try:
+        yield
+    finally:
+        if getattr(owner, name) is made:  # else somebody has wrapped it inside the block, and calls ours
+            setattr(owner, name, original)
+
+
+class NamedRanges:
+    """The ranges that are open, and the functions that open and end them."""
+
+    def __init__(self, problem: Callable[[str], None] = _unheard) -> None:
+        self._thread, self._problem = threading.get_ident(), problem
+        self._open: list[tuple[object, Span]] = []
+        """With each span the record_function that opened it; None: an NVTX range."""
+        self._is_closed = False
+
+    def around_push(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap torch.cuda.nvtx.range_push."""
+
+        @functools.wraps(original)
+        def range_push(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)  # raises where torch has no NVTX: then there is no range
+            if self._hears():
+                self._begin(None, kwargs["msg"] if "msg" in kwargs else args[0])
+            return result
+
+        return range_push
+
+    def around_pop(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap torch.cuda.nvtx.range_pop."""
+
+        @functools.wraps(original)
+        def range_pop(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return original(*args, **kwargs)
+            finally:
+                if self._hears():
+                    self._end(None)
+
+        return range_pop
+
+    def around_enter(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap record_function.__enter__."""
+
+        @functools.wraps(original)
+        def enter(label: Any) -> Any:
+            result = original(label)
+            if self._hears():
+                self._begin(label, label.name)
+            return result
+
+        return enter
+
+    def around_exit(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap record_function.__exit__."""
+
+        @functools.wraps(original)
+        def leave(label: Any, kind: Any = None, error: Any = None, trace: Any = None) -> Any:
+            try:
+                return original(label, kind, error, trace)
+            finally:
+                if self._hears():
+                    self._end(label, kind)
+
+        return leave
+
+    def _hears(self) -> bool:
+        # Compiled code has no boundaries between ranges, and a span traced into it would break its graph.
+        if torch.compiler.is_compiling() or self._is_closed:
+            return False
+        return threading.get_ident() == self._thread
+
+    def _begin(self, label: object, name: object) -> None:
+        try:
+            one = span(str(name).replace("/", ".") or "range")
+            one.__enter__()
+            self._open.append((label, one))
+        except Exception as error:  # a name may be any object, whose text raises
+            self._problem(f"a range could not be named: {error_line(error)}")
+
+    def _end(self, label: object, kind: Any = None) -> None:
+        """End the innermost range of that label; none is open where it began before the recording."""
+        for at in range(len(self._open) - 1, -1, -1):
+            if self._open[at][0] is label:
+                _, one = self._open.pop(at)
+                one.__exit__(kind, None, None)
+                return
+
+    def close(self) -> None:
+        """End the ranges that are still open; later ones are not heard."""
+        self._is_closed = True
+        while self._open:
+            _, one = self._open.pop()
+            one.__exit__(None, None, None)
