@@ -275,6 +275,11 @@ class Recorder:
         """`step` of `steps` is done."""
         self._num_steps = steps
 
+    @property
+    def hears_claims(self) -> bool:
+        """Whether claim() is of use: without events there is nothing to name."""
+        return self._scribe is not None and self._meter.has_events
+
     def claim(self, tensor: "torch.Tensor", owner: Owner) -> None:
         """Name the owner of a tensor's storage, as it is now; from any thread, in 2 us."""
         if self._scribe is not None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ray_memprof.allocator.replay import (
     Peaks,
@@ -109,9 +110,8 @@ class Owner:
     dtype: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What was found at a moment: a storage and its owner."""
+class Claim(NamedTuple):
+    """What was found at a moment: a storage and its owner. A tuple, for thousands are made in a training step."""
 
     time_us: int
     """By the clock of the events."""

@@ -23,6 +23,15 @@ from ray_memprof.wording import frame_name
 _add_nodes = getattr(torch._utils, "_augment_frames", None)
 
 
+_hidden: set[str] = set()
+"""Files whose frames are no part of the program's stack."""
+
+
+def hide_frames(file: str) -> None:
+    """Leave the frames of a file out of all stacks: it stands between the program and torch, and allocates nothing."""
+    _hidden.add(file)
+
+
 class Stacks:
     """Numbers for Python stacks: the same frames, the same number."""
 
@@ -33,12 +42,13 @@ class Stacks:
 
     def number(self, event: Event) -> int | None:
         """Return the number of the stack of `event`; None: it has none."""
-        frames = tuple((frame["name"], frame["filename"], frame["line"]) for frame in event.get("frames", ()))
+        shown = [frame for frame in event.get("frames", ()) if frame["filename"] not in _hidden]
+        frames = tuple((frame["name"], frame["filename"], frame["line"]) for frame in shown)
         if not frames:
             return None
         if frames not in self._numbers:
             number = self._numbers[frames] = len(self._numbers)
-            self._new += [(number, index, *frame) for index, frame in enumerate(_with_nodes(event["frames"]))]
+            self._new += [(number, index, *frame) for index, frame in enumerate(_with_nodes(shown))]
         return self._numbers[frames]
 
     def flush(self) -> None:

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from ray_memprof.recorder.rows import Owner
 from ray_memprof.recorder.spans import span
+from ray_memprof.recorder.stacks import hide_frames
 from ray_memprof.wording import error_line
 
+hide_frames(__file__)
 BUCKETS = "comm.buckets"
 """The span in which DDP makes the buckets that it reduces gradients in."""
 _FSDP2 = "torch.distributed.fsdp._fully_shard._fsdp_param_group"

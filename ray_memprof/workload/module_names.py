@@ -206,8 +206,9 @@ def _is_wrapped(module: Module, key: str) -> bool:
 def kind_of(module: Module) -> str:
     """The name of a module's class; for a wrapper the class inside it, for a ScriptModule the original class."""
     seen = {id(module)}
-    while inner := next((child for key, child in children_of(module) if _is_wrapped(module, key)), None):
-        if id(inner) in seen:
+    while True:
+        inner = next((child for key, child in children_of(module) if _is_wrapped(module, key)), None)
+        if inner is None or id(inner) in seen:  # without its truth: a module may refuse len()
             break
         seen.add(id(module := inner))
     if isinstance(module, torch.jit.ScriptModule):

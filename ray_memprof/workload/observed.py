@@ -18,12 +18,16 @@ from ray_memprof.recorder.rows import Owner
 from ray_memprof.workload.gathered import claiming_gathered
 from ray_memprof.workload.module_names import ModuleNames
 from ray_memprof.workload.module_spans import naming_modules
-from ray_memprof.workload.phases import naming_phases
+from ray_memprof.workload.phases import PhaseListener, naming_phases
 from ray_memprof.workload.tensor_owners import TensorOwners
 
 
 class Claimant(Protocol):
     """The part of the recorder that is told of owners."""
+
+    @property
+    def hears_claims(self) -> bool:
+        """Whether claims are of use."""
 
     def claim(self, tensor: Tensor, owner: Owner) -> None:
         """Name the owner of a tensor's storage."""
@@ -46,13 +50,16 @@ def observed(
     names = ModuleNames(components)
     owners = TensorOwners(names, recorder.claim, recorder.problem)
     with ExitStack() as stack:
-        stack.callback(owners.end)
-        for register in (
-            register_module_parameter_registration_hook, register_module_buffer_registration_hook
-        ):  # fmt: skip
-            stack.callback(register(owners.registered).remove)
-        stack.enter_context(claiming_gathered(recorder.claim, recorder.problem))
+        listener = PhaseListener()
         spans = stack.enter_context(naming_modules(patterns, recorder.problem, names))
-        spans.outermost_called = owners.outermost_called
-        stack.enter_context(naming_phases(names, spans.training_step, owners, recorder.problem))
+        if recorder.hears_claims:
+            listener = owners
+            spans.outermost_called = owners.outermost_called
+            stack.callback(owners.end)
+            for register in (
+                register_module_parameter_registration_hook, register_module_buffer_registration_hook
+            ):  # fmt: skip
+                stack.callback(register(owners.registered).remove)
+        stack.enter_context(claiming_gathered(recorder.claim, recorder.problem))
+        stack.enter_context(naming_phases(names, spans.training_step, listener, recorder.problem))
         yield

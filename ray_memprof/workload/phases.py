@@ -27,11 +27,13 @@ from torch.optim.optimizer import (
 )
 
 from ray_memprof.recorder.spans import Attribute, Span, span
+from ray_memprof.recorder.stacks import hide_frames
 from ray_memprof.store.categories import stage_of_call
 from ray_memprof.wording import error_line
 from ray_memprof.workload.module_names import ModuleNames
 from ray_memprof.workload.module_spans import TrainingStep
 
+hide_frames(__file__)
 _MOVES = ("to", "cuda", "cpu", "to_empty")
 _METHODS = ("encode", "decode", "generate")
 
@@ -93,14 +95,14 @@ class Phases:
         self._thread = threading.get_ident()
         self._replaced: list[tuple[Any, str, Any, Any, bool]] = []
         self._seen: set[type] = set()
-        self._is_moving = False
+        self._is_moving = self._is_in_backward = False
         self._has_come: set[str] = set()
         """Components that were moved to a device before."""
         self._steps: list[tuple[Optimizer, Span]] = []
         """Optimizers that make a step, with their spans."""
 
     def _hears(self) -> bool:
-        return threading.get_ident() == self._thread and not torch.compiler.is_compiling()
+        return threading.get_ident() == self._thread and not _is_traced()
 
     def replace(self, owner: Any, name: str, make: Callable[[Any, str], Any]) -> None:
         """Put make(original, name) in place of an attribute, until close()."""
@@ -137,11 +139,14 @@ class Phases:
 
         @functools.wraps(original)
         def backward(*args: Any, **kwargs: Any) -> Any:
-            if not phases._hears():
+            if phases._is_in_backward or not phases._hears():
                 return original(*args, **kwargs)
-            phases._step.has_begun = True
-            with span("backward", stage="backward", **phases._step.attributes()):
-                return original(*args, **kwargs)
+            phases._step.has_begun = phases._is_in_backward = True
+            try:
+                with span("backward", stage="backward", **phases._step.attributes()):
+                    return original(*args, **kwargs)
+            finally:
+                phases._is_in_backward = False
 
         return backward
 
@@ -188,7 +193,7 @@ class Phases:
 
     def before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Hook of torch: an optimizer begins its step."""
-        if torch.compiler.is_compiling():
+        if _is_traced():
             return
         self._noted(lambda: self._listener.optimizer_steps(optimizer))
         if self._hears():
@@ -198,7 +203,7 @@ class Phases:
 
     def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Hook of torch: an optimizer has made its step."""
-        if torch.compiler.is_compiling():
+        if _is_traced():
             return
         self._noted(lambda: self._listener.optimizer_stepped(optimizer))
         if self._hears() and any(one is optimizer for one, _ in self._steps):
@@ -250,6 +255,11 @@ class Phases:
         title = ".".join(part for part in known.title.split(".") if not part.isdigit())
         attributes: dict[str, Attribute] = {"component": known.component, "module": known.path}
         return span(f"{title}.{name}", **attributes, stage=stage_of_call(known.component, f"{title}.{name}"))
+
+
+def _is_traced() -> bool:
+    """Whether torch.compile looks at the code, which then runs on tensors without memory, or not at all."""
+    return torch.compiler.is_compiling() or torch._guards.TracingContext.try_get() is not None
 
 
 def _target(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device | None:

@@ -42,6 +42,8 @@ class TensorOwners(PhaseListener):
         self._is_changed = False
         """Whether a parameter or a buffer was put into a module since the last walk."""
         self._parameters: dict[int, tuple[weakref.ref[Tensor], Name, str]] = {}
+        self._gradients: dict[int, Owner] = {}
+        """Owners of gradients, by their parameter."""
         self._num_states: dict[int, tuple[int, int]] = {}
         """For each optimizer: its steps, and how many tensors its state had when they were claimed."""
 
@@ -109,8 +111,12 @@ class TensorOwners(PhaseListener):
         number = id(tensor)
         known = self._parameters.get(number)
         if isinstance(tensor, Parameter) and (known is None or known[0]() is not tensor):
-            gone: weakref.ref[Tensor] = weakref.ref(tensor, lambda _: self._parameters.pop(number, None))
+            gone: weakref.ref[Tensor] = weakref.ref(tensor, lambda _: self._forget(number))
             self._parameters[number] = (gone, name, path)
+
+    def _forget(self, number: int) -> None:
+        self._parameters.pop(number, None)
+        self._gradients.pop(number, None)
 
     # ---- gradients and optimizers
 
@@ -120,9 +126,18 @@ class TensorOwners(PhaseListener):
 
     def _claim_gradients(self, parameters: Iterable[Tensor]) -> None:
         for parameter in parameters:
-            if parameter.grad is not None:
-                component, path = self._place_of(parameter)
-                self._claim(parameter.grad, path, component, "gradient")
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            owner = self._gradients.get(id(parameter))
+            if type(gradient) is Tensor and owner is not None:  # at every step, so it must be quick
+                self._claim_one(gradient, owner)
+                continue
+            component, path = self._place_of(parameter)
+            self._claim(gradient, path, component, "gradient")
+            if id(parameter) in self._parameters:
+                dtype = str(gradient.dtype).removeprefix("torch.")
+                self._gradients[id(parameter)] = Owner(path, component, "gradient", dtype)
 
     def _place_of(self, parameter: Tensor) -> tuple[str | None, str]:
         known = self._parameters.get(id(parameter))

@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from weakref import ref
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
+from ray_memprof.query.database import open_run
+from ray_memprof.recorder.options import RecordingOptions
+from ray_memprof.recorder.recording import recording
 from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.workload.module_spans import naming_modules
 
@@ -201,7 +205,7 @@ def test_a_module_that_calls_itself_is_closed_as_often_as_it_was_opened() -> Non
             fail()
 
     block.act = again
-    with heard() as lines:
+    with heard("Block") as lines:
         with pytest.raises(RuntimeError, match="no room"):
             block(ONE)
         depth[0] = 2
@@ -212,7 +216,7 @@ def test_a_module_that_calls_itself_is_closed_as_often_as_it_was_opened() -> Non
     ]  # fmt: skip
 
 
-def test_another_hook_that_raises_before_ours_leaves_no_span_and_closes_none() -> None:
+def test_a_hook_of_the_program_that_raises_is_part_of_the_call() -> None:
     net = Net(None)
 
     def refuse(module: nn.Module, args: Any) -> None:
@@ -225,7 +229,7 @@ def test_another_hook_that_raises_before_ours_leaves_no_span_and_closes_none() -
             net(ONE)
     finally:
         handle.remove()
-    assert lines == ["+Net 0", "-Net!"]
+    assert lines == ["+Net 0", "+Net.blocks.0", "-Net.blocks.0!", "-Net!"]
 
 
 def test_other_threads_are_not_heard() -> None:
@@ -315,6 +319,38 @@ def test_a_compiled_module_is_one_span_and_runs_without_a_break() -> None:
 
     compiled = torch.compile(net, backend=backend)
     with heard() as lines:
-        with pytest.warns(UserWarning, match="global hooks"):
-            assert torch.equal(compiled(ONE), net(ONE))
+        assert torch.equal(compiled(ONE), net(ONE))
     assert (len(graphs), lines) == (1, ["+Net 0", "-Net", "+Net 1", "-Net"])
+
+
+def test_a_compiled_model_in_ddps_place_is_called_by_its_own_name_and_its_graphs_by_none() -> None:
+    """The wrapper of torch.compile refuses len(), which Python asks for the truth of an object."""
+
+    class DistributedDataParallel(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.module(x)
+            return out
+
+    wrapped = DistributedDataParallel(torch.compile(Net(None), backend="eager"))
+    assert spans_of(["blocks.*"], lambda: (wrapped(ONE), wrapped(ONE))) == [
+        "+Net 0",
+        "-Net",
+        "+Net 1",
+        "-Net",
+    ]
+
+
+def test_a_stack_shows_the_frames_of_the_program_and_not_ours(tmp_path: Path) -> None:
+    with (
+        recording(RecordingOptions(run_dir=tmp_path, device="cpu", level="stack")),
+        naming_modules(["blocks.*"]),
+    ):
+        Net(None)(ONE)
+    with open_run(tmp_path) as connection:
+        files = {file for (file,) in connection.execute("SELECT DISTINCT file FROM stacks").fetchall()}
+    assert __file__ in files
+    assert not [file for file in files if "ray_memprof" in file and "tests" not in file]

@@ -78,7 +78,7 @@ class Counted(ModuleNames):
 
 def test_a_module_that_forward_makes_costs_no_walk_of_the_model() -> None:
     net, names = Net(500, fresh), Counted()
-    with naming_modules((), names=names):
+    with naming_modules(("none.*",), names=names):
         for _ in range(100):
             net(ONE)
     num_calls, num_modules = 100 * 502, 502

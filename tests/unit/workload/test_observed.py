@@ -227,6 +227,8 @@ def test_torch_is_as_it_was() -> None:
         ]
 
     class Deaf:
+        hears_claims = True
+
         def claim(self, tensor: Any, owner: Any) -> None:
             raise RuntimeError("claims nothing")
 
