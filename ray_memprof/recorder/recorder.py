@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 
     from ray_memprof.recorder.meters.nvml import OwnShare
 
-DRAIN_EVENTS = 16_384
-"""When so many events wait, the next span boundary takes them: a pause of 10 to 15 ms."""
+DRAIN_EVENTS = 8_192
+"""When so many events wait, the next span boundary takes them: a pause of 5 to 10 ms. A device that has so much work
+waiting does not notice it."""
 RELIEF_EVENTS = DRAIN_EVENTS // 2
 """The same inside a span, where the ring cannot be emptied and all of it is copied: a quarter of its least length."""
 LATE_NS = 1_000_000_000

@@ -36,12 +36,26 @@ def paced(worked: list[float], now: float = 100.0) -> tuple[Restraint, Rests]:
     return restraint, rests
 
 
-def test_rests_are_a_hundred_times_as_long_as_work(short: list[float]) -> None:
+def test_rests_are_a_hundred_times_as_long_as_work_that_has_just_come(short: list[float]) -> None:
     restraint, rests = paced([7.0, 7.0002, 7.0005])
     for _ in range(3):
-        restraint.rest(since=99.0, num_waiting=5)
+        restraint.rest(since=100.0, num_waiting=0)
     assert rests.taken == pytest.approx([0.02, 0.03])
     assert short == [module.SHORT_REST_S]  # how long it had worked before is not known
+
+
+@pytest.mark.parametrize(("share", "rest_s"), [(0.5, 0.025), (0.9, 0.001), (0.9999, module.SHORT_REST_S)])
+@pytest.mark.parametrize("is_old", [True, False])
+def test_the_nearer_a_limit_is_the_shorter_are_rests(
+    short: list[float], share: float, rest_s: float, is_old: bool
+) -> None:
+    restraint, rests = paced([7.0, 7.001])
+    since, num_waiting = (
+        (100 - share * module.MOST_RELAXED_S, 0) if is_old else (100, share * module.MOST_RELAXED_EVENTS)
+    )
+    for _ in range(2):
+        restraint.rest(since, num_waiting)  # type: ignore[arg-type]
+    assert rests.taken == pytest.approx([rest_s], rel=0.01)
 
 
 def test_a_rest_ends_some_day(short: list[float]) -> None:
@@ -89,7 +103,7 @@ def test_a_thread_that_waits_is_urgent_as_long_as_it_waits(short: list[float]) -
     restraint.rest(since=99.0, num_waiting=5, is_crowded=True)
     assert (rests.taken, len(short)) == ([], 3)
     restraint.rest(since=99.0, num_waiting=5)
-    assert rests.taken == pytest.approx([0.1])
+    assert rests.taken == pytest.approx([0.025], rel=0.01)
 
 
 def test_who_waited_does_not_undo_the_end(short: list[float]) -> None:
