@@ -64,8 +64,9 @@ _CLOCK_TRIPS = 7
 """How often a host is asked for its time; the quickest answer counts, and takes well under a millisecond."""
 _CLOCK_SAID_NS = 100_000_000
 """Clock offsets below this are corrected without a message."""
-_SEAL_S = 1.5
-"""Time for the ranks to write their open records before they are killed. Earlier records are on disk already."""
+_SEAL_S = 2.5
+"""Time for the ranks to write their open records, and for scripts to end by SIGTERM, before they are killed; mostly
+it takes milliseconds. Earlier records are on disk already."""
 
 
 class Cluster:
@@ -76,7 +77,10 @@ class Cluster:
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self.facts: list[RankFacts] = []
-        """Facts of the actors; in rank order from the moment that the ranks are assigned."""
+        """Facts of the actors; in rank order from the moment that the ranks are assigned. Once the ranks are prepared,
+        pid and started are those of the process that runs the workload: that of the script, if it is one."""
+        self._processes: list[tuple[int, int, int]] = []
+        """Rank, pid and start of every process that is to end with the run."""
         self.prepared: list[Prepared] = []
         self.nodes: list[str] = []
         """The node of each rank, by name."""
@@ -108,6 +112,7 @@ class Cluster:
         ]
         with self._live.stage("torch"):
             self.prepared = self._all("prepare", [(plan,) for plan in plans])
+        self._note_processes()
         self._state.environment, self._state.checks = self.prepared[0].environment, self.prepared[0].checks
         checks = [ready.checks for ready in self.prepared]
         self._state.problems += gaps(checks)
@@ -120,6 +125,14 @@ class Cluster:
         log = first.run_dir / log_name(0) if first.shared else None
         self.crew = Crew(self._actors, self._live.say, log, self._raylets())
         self.crew.run(address)
+
+    def _note_processes(self) -> None:
+        self._processes = [(rank, one.pid, one.started) for rank, one in enumerate(self.facts)]
+        for rank, ready in enumerate(self.prepared):
+            if ready.process is not None:
+                pid, started = ready.process
+                self._processes.append((rank, pid, started))
+                self.facts[rank] = replace(self.facts[rank], pid=pid, started=started)
 
     def _raylets(self) -> dict[int, Address]:
         """The raylet's address for each rank that is on another node than this process."""
@@ -282,8 +295,9 @@ class Cluster:
         lost = self._lost_nodes(verdict)
         problems = []
         for node_id in dict.fromkeys(one.node_id for one in self.facts if one.node_id not in lost):
-            ranks = {one.pid: rank for rank, one in enumerate(self.facts) if one.node_id == node_id}
-            started = {one.pid: one.started for one in self.facts if one.node_id == node_id}
+            here = [one for one in self._processes if self.facts[one[0]].node_id == node_id]
+            ranks = {pid: rank for rank, pid, _ in here}
+            started = {pid: when for _, pid, when in here}
             left = node_tasks.end_processes(started, node_id, wait_s=self.config.ray.timeouts.stop_s)
             problems += [
                 f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_memprof.errors import ConfigError, RunError
+from ray_memprof.rank.claim import RECORDED, check_free, claimed, released
 from ray_memprof.rank.finisher import finish_later, finished
 from ray_memprof.rank.settings import Program, Settings
 from ray_memprof.rank.starters import Start
@@ -34,13 +35,9 @@ if TYPE_CHECKING:
     from ray_memprof.recorder.recorder import Recorder
     from ray_memprof.store.run_folder import RunFolder
 
-RECORDED = "RAY_MEMPROF_RANK"
-"""Set in a process that records, and so in its children, which are not recorded: the number of its rank."""
 WAIT_S = 10.0
 """Seconds that rank 0 waits at its end for the other ranks to end, as long as their processes run."""
 _num_sessions: Counter[str] = Counter()
-_active: "Session | None" = None
-"""The recording that goes on: two at once would take each other's events."""
 
 
 def is_claimed() -> bool:
@@ -75,8 +72,8 @@ class Session:
 
     def forked(self) -> None:
         """In a forked child: nothing is recorded, and nothing is left to end."""
-        global _active
-        self._is_over, _active = True, None
+        self._is_over = True
+        released()
 
     @property
     def run_dir(self) -> Path | None:
@@ -106,14 +103,12 @@ class Session:
                     self._note(status="failed", exit_code=0, reason=f"not recorded: {_line(error)}", end_ns=0)
 
     def _begin(self) -> None:
-        global _active
-        if _active is not None:
-            raise ConfigError("this process is recorded already", hint=f"its run folder is {_active.run_dir}")
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError(
                 "recording began on another thread than the main thread",
                 hint="import torch on the main thread first",
             )
+        check_free()
         os.environ[RECORDED] = str(self._start.rank)
         from ray_memprof.rank.device_of_process import device_of_process
         from ray_memprof.recorder.recording import recording
@@ -121,6 +116,8 @@ class Session:
         found = device_of_process(self._start.local_rank, self._settings.device)
         self._device = found.device
         self._folder = self._make_folder()
+        claimed(self._folder.path)
+        self._stack.callback(released)
         self._facts = {**process_facts(), **found.facts}
         self._note(status=RUNNING)
         options = found.options(self._folder.path, self._start.rank, self._settings)
@@ -129,7 +126,6 @@ class Session:
         from ray_memprof.recorder.spans import span
 
         self._stack.enter_context(span(SCRIPT))
-        _active = self
 
     def _make_folder(self) -> "RunFolder":
         import yaml
@@ -181,8 +177,6 @@ class Session:
     def _end(self, error: BaseException | None, exit_code: int | None) -> None:
         from ray_memprof.rank.outcome import free_at_failure, outcome_of
 
-        global _active
-        _active = None
         recorder = self._recorder
         assert recorder is not None
         lost: BaseException | None = None
