@@ -1,7 +1,9 @@
 """One recording at a time in a process: two at once would take each other's events.
 
-claimed(run_dir)             # raises ConfigError if this process is recorded already
-released()
+    claimed(run_dir)             # raises ConfigError if this process is recorded already
+    released()
+
+So a program's own ray_memprof.recording() is refused where the program is recorded as a whole.
 """
 
 from pathlib import Path

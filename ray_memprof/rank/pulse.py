@@ -1,8 +1,10 @@
 """Whether the program of a rank gets on, and where it is, as seen from another thread of its process.
 
-pulse = Pulse(rank=0, num_ranks=4, thread=threading.get_ident())
-pulse.beat(recorder)               # Beat: `sequence` grows while the program makes progress
-pulse.where()                      # Whereabouts: the stack, and the collectives that it has joined
+    pulse = Pulse(rank=0, num_ranks=4, thread=threading.get_ident())
+    pulse.beat(recorder)               # Beat: `sequence` grows while the program makes progress
+    pulse.where()                      # Whereabouts: the stack, and the collectives that it has joined
+
+Cheap enough to be asked several times a second; the program's thread notices nothing of it.
 """
 
 import dataclasses

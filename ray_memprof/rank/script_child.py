@@ -150,7 +150,7 @@ class _Answers:
                 question = self._asked.receive()
                 assert question is not None
                 answer = self._answer(question["ask"])
-                self._asked.send({"number": question["number"], "answer": answer})
+                self._asked.send({"answer": answer})
             except (EOFError, OSError):
                 return
 

@@ -1,6 +1,8 @@
 """The orders for the process of a script, from the plan of its rank.
 
-orders = script_orders(plan, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "41123"}, clock.marks)
+    orders = script_orders(plan, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "41123"}, clock.marks)
+
+For the rank alone: the script's process does not import the configuration.
 """
 
 from collections.abc import Mapping

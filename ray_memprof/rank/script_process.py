@@ -54,8 +54,10 @@ class ScriptProcess:
         self._questions, asked = pair()
         self._reports, told = pair()
         self._asking = threading.Lock()
-        self._number = 0
+        self._num_asked = self._num_answered = 0
         self._popen: subprocess.Popen[bytes] | None = None
+        self.pid = 0
+        """Also the number of its process group."""
         self.started = 0
         """As in RankFacts."""
         self._error: OSError | None = None
@@ -65,9 +67,6 @@ class ScriptProcess:
         self._has_begun.wait()
         if self._error is not None:
             raise self._error
-        assert self._popen is not None
-        self.pid = self._popen.pid
-        """Also the number of its process group."""
 
     def _live(self, asked: Channel, told: Channel) -> None:
         ends = asked.fileno(), told.fileno()
@@ -80,7 +79,8 @@ class ScriptProcess:
                 pass_fds=ends,
                 start_new_session=True,  # as torchrun does: signals to its group reach what it has started
             )
-            self.started = started(self._popen.pid)
+            self.pid = self._popen.pid
+            self.started = started(self.pid)
         except OSError as error:
             self._error = error
             return
@@ -138,18 +138,23 @@ class ScriptProcess:
         if not self._asking.acquire(timeout=wait_s):
             return None
         try:
-            self._number += 1
-            self._questions.send({"number": self._number, "ask": what})
-            while True:
-                message = self._questions.receive(max(0.0, until - time.monotonic()))
-                if message is None:
+            # First the late answer to an earlier question, if there is one.
+            while self._num_answered < self._num_asked:
+                if self._answer(until) is None:
                     return None
-                if message["number"] == self._number:  # else the late answer to an earlier question
-                    return message["answer"]
+            self._num_asked += 1
+            self._questions.send({"ask": what})
+            message = self._answer(until)
+            return None if message is None else message["answer"]
         except (EOFError, OSError):
             return None
         finally:
             self._asking.release()
+
+    def _answer(self, until: float) -> dict[str, Any] | None:
+        message = self._questions.receive(max(0.0, until - time.monotonic()))
+        self._num_answered += message is not None
+        return message
 
 
 def outcome_by_exit(rank: int, returncode: int, outcome: Outcome | None) -> Outcome:
@@ -168,12 +173,14 @@ def outcome_by_exit(rank: int, returncode: int, outcome: Outcome | None) -> Outc
         return replace(known, status="ok", exit_code=0, reason="")
     detail = f"exit code {returncode}"
     if returncode < 0:
-        name = (
-            signal.Signals(-returncode).name
-            if -returncode in set(signal.Signals)
-            else f"signal {-returncode}"
-        )
-        detail = f"killed by {name}"
+        detail = f"killed by {_signal_name(-returncode)}"
     if outcome is not None and outcome.status == "ok":
         detail += " after its script had ended"
     return replace(known, status="died", exit_code=EXIT_RANK_DIED, reason=detail)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the numbers for real time
+        return f"signal {number}"
