@@ -40,7 +40,7 @@ class Clock:
 
     @property
     def marks(self) -> tuple[int, int]:
-        """The wall clock and CLOCK_BOOTTIME when this clock was made: with them another process of this host makes it."""
+        """The wall clock and CLOCK_BOOTTIME when this clock was made: by them another process of this host makes it."""
         return self._wall_ns, self._forward_ns
 
     @classmethod
