@@ -38,7 +38,7 @@ def _check_script(script: Script | None) -> None:
     path, module = (None, None) if script is None else (script.path, script.module)
     if path is None and module is None:
         raise ConfigError(
-            "script.path is missing, or script.module: workload script runs it",
+            "script.path is missing, or script.module",
             hint="script: {path: train.py, args: []}",
         )
     if path is not None and module is not None:

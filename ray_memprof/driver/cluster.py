@@ -77,10 +77,7 @@ class Cluster:
         self._group: PlacementGroup | None = None
         self._actors: list[Any] = []
         self.facts: list[RankFacts] = []
-        """Facts of the actors; in rank order from the moment that the ranks are assigned. Once the ranks are prepared,
-        pid and started are those of the process that runs the workload: that of the script, if it is one."""
-        self._processes: list[tuple[int, int, int]] = []
-        """Rank, pid and start of every process that is to end with the run."""
+        """Facts of the actors; in rank order from the moment that the ranks are assigned."""
         self.prepared: list[Prepared] = []
         self.nodes: list[str] = []
         """The node of each rank, by name."""
@@ -112,7 +109,10 @@ class Cluster:
         ]
         with self._live.stage("torch"):
             self.prepared = self._all("prepare", [(plan,) for plan in plans])
-        self._note_processes()
+        self._state.facts = [
+            one if ready.process is None else replace(one, pid=ready.process[0], started=ready.process[1])
+            for one, ready in zip(self.facts, self.prepared, strict=True)
+        ]
         self._state.environment, self._state.checks = self.prepared[0].environment, self.prepared[0].checks
         checks = [ready.checks for ready in self.prepared]
         self._state.problems += gaps(checks)
@@ -125,14 +125,6 @@ class Cluster:
         log = first.run_dir / log_name(0) if first.shared else None
         self.crew = Crew(self._actors, self._live.say, log, self._raylets())
         self.crew.run(address)
-
-    def _note_processes(self) -> None:
-        self._processes = [(rank, one.pid, one.started) for rank, one in enumerate(self.facts)]
-        for rank, ready in enumerate(self.prepared):
-            if ready.process is not None:
-                pid, started = ready.process
-                self._processes.append((rank, pid, started))
-                self.facts[rank] = replace(self.facts[rank], pid=pid, started=started)
 
     def _raylets(self) -> dict[int, Address]:
         """The raylet's address for each rank that is on another node than this process."""
@@ -295,9 +287,14 @@ class Cluster:
         lost = self._lost_nodes(verdict)
         problems = []
         for node_id in dict.fromkeys(one.node_id for one in self.facts if one.node_id not in lost):
-            here = [one for one in self._processes if self.facts[one[0]].node_id == node_id]
-            ranks = {pid: rank for rank, pid, _ in here}
-            started = {pid: when for _, pid, when in here}
+            here = [rank for rank, one in enumerate(self.facts) if one.node_id == node_id]
+            processes = [(rank, self.facts[rank].pid, self.facts[rank].started) for rank in here]
+            # Those of scripts: the kernel ends them with their actors.
+            processes += [
+                (rank, *process) for rank in here if (process := self._process_of_script(rank)) is not None
+            ]
+            ranks = {pid: rank for rank, pid, _ in processes}
+            started = {pid: when for _, pid, when in processes}
             left = node_tasks.end_processes(started, node_id, wait_s=self.config.ray.timeouts.stop_s)
             problems += [
                 f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "
@@ -305,6 +302,9 @@ class Cluster:
                 for pid in left
             ]
         return problems
+
+    def _process_of_script(self, rank: int) -> tuple[int, int] | None:
+        return self.prepared[rank].process if self.prepared else None
 
     def _kill(self) -> None:
         for actor in self._actors:
