@@ -90,10 +90,10 @@ class Script(Section):
     """A torch.distributed program, run as torchrun would run it: path or module, one of them."""
 
     path: FilePath | None = None
-    """The Python file, or a folder with a __main__.py. A relative path starts at the working folder, or, if there is
+    """The Python file, or a folder that has a main program. A relative path starts at the working folder, or, if there is
     none of that name, at the folder of the YAML file."""
     module: ModuleName | None = None
-    """The module, or package with a __main__.py, as `python -m` runs it: the working folder is on sys.path."""
+    """The module, or package, as `python -m` runs it: the working folder is on sys.path."""
     args: Arguments = ()
     """Its arguments, sys.argv[1:]: text, numbers, true and false, each as it stands in the YAML; null is refused."""
     module_spans: Texts = ()

@@ -56,7 +56,7 @@ def _with_script(config: RunConfig, folder: Path | None) -> RunConfig:
     script = config.script
     if script is None or script.path is None:
         return config
-    places = [Path.cwd(), *([] if folder is None else [folder.absolute()])]
+    places = [Path.cwd(), *([] if folder is None else [folder.resolve()])]
     found = next((full for place in places if (full := place / script.path).exists()), script.path)
     return config.model_copy(update={"script": script.model_copy(update={"path": found})})
 

@@ -26,8 +26,8 @@ def run_script(path: Path | None, module: str, args: Sequence[str]) -> None:
     """Run a program to its end; its exceptions pass through as they are.
 
     Args:
-        path: of a Python file, or of a folder with a __main__.py; None: `module` says what runs.
-        module: a module, or a package with a __main__.py, in the working folder or among the installed ones.
+        path: of a Python file, or of a folder that has a main program; None: `module` says what runs.
+        module: a module, or a package that has a main program, in the working folder or among the installed ones.
         args: sys.argv[1:] of the program.
 
     Raises:

@@ -1,6 +1,6 @@
 """A rank without Ray: runs a script as rank/actor.py does, and leaves outcome.json, and what it was asked to look at.
 
-    rank.py '{"path": "main.py", "args": ["--x"]}' [--look SECONDS | --stop SECONDS | --leave SECONDS]
+    rank.py '{"path": "train.py", "args": ["--x"]}' [--look SECONDS | --stop SECONDS | --leave SECONDS]
 
 --look: after these seconds beat() and where() go to looks.json; --stop: the process is stopped; --leave: this process
 kills itself.
