@@ -90,8 +90,8 @@ class Script(Section):
     """A torch.distributed program, run as torchrun would run it: path or module, one of them."""
 
     path: FilePath | None = None
-    """The Python file, or a folder that has a main program. A relative path starts at the working folder, or, if there is
-    none of that name, at the folder of the YAML file."""
+    """The Python file, or a folder that has a main program. A relative path starts at the working folder, or, if there
+    is none of that name, at the folder of the YAML file."""
     module: ModuleName | None = None
     """The module, or package, as `python -m` runs it: the working folder is on sys.path."""
     args: Arguments = ()

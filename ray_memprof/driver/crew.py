@@ -69,6 +69,7 @@ class Crew:
         self._log_question: Any = None
         self._log_offset = 0
         self._left: set[int] = set()
+        self._reported: set[int] = set()  # ranks that have ended, in actors that still live
         self._silent: set[int] = set()
 
     def run(self, address: Address) -> None:
@@ -90,7 +91,8 @@ class Crew:
         rest, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
         news = [_fate(ref, self._runs.pop(ref)) for ref in dict.fromkeys([*first, *rest])]
         self._left -= {one.rank for one in news}
-        return news
+        self._reported |= {one.rank for one in news if isinstance(one, Outcome)}
+        return [_as_loss(one) for one in news]
 
     def beats(self) -> Mapping[int, Beat]:
         """The newest beat of each rank; asks for the next ones and passes on what rank 0 wrote."""
@@ -169,9 +171,10 @@ class Crew:
     def seal(self, wait_s: float) -> None:
         """Have the ranks write their open records and end their scripts, except those that did not answer where().
 
-        A rank that has reported a failure is asked, too: the process of its script may still be ending.
+        A rank that has reported its end is asked, too: the process of its script, or what that one has started, may
+        still run.
         """
-        asked = set(range(len(self._actors))) - self._silent
+        asked = (self._left | self._reported) - self._silent
         _ready([self._actors[rank].stop.remote() for rank in sorted(asked)], wait_s)
 
 
@@ -202,8 +205,7 @@ def _fate(ref: Any, rank: int) -> Outcome | Loss:
     """How a rank ended, from the ready reference of its run()."""
     try:
         outcome: Outcome = ray.get(ref)
-        # The process of its script has died, and the rank itself tells so.
-        return Loss(rank=rank, kind="died", detail=outcome.reason) if outcome.status == "died" else outcome
+        return outcome
     except exceptions.OutOfMemoryError as error:
         return Loss(rank=rank, kind="host_oom", detail=host_memory(str(error)))
     except exceptions.ActorUnavailableError as error:
@@ -212,3 +214,10 @@ def _fate(ref: Any, rank: int) -> Outcome | Loss:
         return Loss(
             rank=rank, kind="node" if tells_of_node(str(error)) else "died", detail=exit_detail(str(error))
         )
+
+
+def _as_loss(one: Outcome | Loss) -> Outcome | Loss:
+    """The loss of a rank that reports itself that the process of its script has died."""
+    if isinstance(one, Outcome) and one.status == "died":
+        return Loss(rank=one.rank, kind="died", detail=one.reason)
+    return one

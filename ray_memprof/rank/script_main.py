@@ -1,7 +1,7 @@
 """The first file that runs in the process of a script; the rank starts it as `python script_main.py Q R PARENT`.
 
-It is run as a file, and not with -m: so nothing of the working folder, where a script may have a module "queue" or a package "wan",
-is found before the script itself runs. sys.path is then as Python would make it for the script.
+It is run as a file, and not with -m, so that nothing of the working folder is imported before the script itself runs:
+a script may have modules called queue or wan there. sys.path is then as Python would make it for the script.
 
 Arguments: file descriptors of the two channels, for questions and for reports, and the pid of the rank.
 """

@@ -29,6 +29,8 @@ def main() -> None:
         run_dir=Path("run").absolute(), device="cpu", level=asked.pop("level", "event")
     )
     given = None if path is None else Path(path)
+    if "trace_file" in asked:
+        asked["trace_file"] = Path(asked["trace_file"])
 
     def look() -> None:
         time.sleep(float(seconds))

@@ -180,6 +180,16 @@ train()
     assert "script/late" in spans(done)
 
 
+def test_a_script_is_traced_where_that_is_asked_for(launch: Launch) -> None:
+    schedule = {"wait": 0, "warmup": 1, "active": 1}
+    text = MODEL + "import ray_memprof\nfor _ in range(3):\n    ray_memprof.step()\n    train()\n"
+    outcome, done = launch(
+        text, trace=schedule, trace_file="traces/rank0.pt.trace.json", level="torch_profiler"
+    )
+    assert (ended(outcome), outcome["problems"]) == (("ok", 0, ""), [])
+    assert "ProfilerStep" in (done.folder / "traces" / "rank0.pt.trace.json").read_text()
+
+
 def test_a_script_without_torch_runs_and_this_is_told(launch: Launch) -> None:
     outcome, done = launch("print('hello')")
     assert (ended(outcome), done.out) == (("ok", 0, ""), "hello\n")
