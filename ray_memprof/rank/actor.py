@@ -101,7 +101,8 @@ class Rank:
         checks = check_rank(plan)
         if plan.config.workload == "script":
             environ = environment.script_environment(os.environ, is_own_ray=plan.config.ray.address is None)
-            self._script = ScriptProcess(environ, plan.working_dir)
+            assert plan.config.script is not None
+            self._script = ScriptProcess(environ, plan.working_dir, plan.config.script.command)
         return Prepared(
             run_dir=plan.run_dir,
             shared=shared,

@@ -1,9 +1,10 @@
-"""The first file that runs in the process of a script; the rank starts it as `python script_main.py Q R PARENT`.
+"""The first file that runs in the process of a script; the rank starts it as `python script_main.py Q R PARENT ...`.
 
 It is run as a file, and not with -m, so that nothing of the working folder is imported before the script itself runs:
 a script may have modules called queue or wan there. sys.path is then as Python would make it for the script.
 
-Arguments: file descriptors of the two channels, for questions and for reports, and the pid of the rank.
+Arguments: file descriptors of the two channels, for questions and for reports, and the pid of the rank. What follows is
+for people who look at the list of processes: the script and its own arguments.
 """
 
 import sys

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,13 +43,16 @@ class ScriptProcess:
     Args:
         environ: its environment.
         working_dir: where it runs; None, or a folder that this host does not have: where this process runs.
+        command: the script and its arguments, only for people who look at the list of processes.
 
     Raises:
         OSError: it could not be started.
     """
 
-    def __init__(self, environ: Mapping[str, str], working_dir: Path | None) -> None:
-        self._environ = dict(environ)
+    def __init__(
+        self, environ: Mapping[str, str], working_dir: Path | None, command: Sequence[str] = ()
+    ) -> None:
+        self._environ, self._command = dict(environ), tuple(command)
         self._working_dir = working_dir if working_dir is not None and working_dir.is_dir() else None
         self._questions, asked = pair()
         self._reports, told = pair()
@@ -72,7 +75,7 @@ class ScriptProcess:
         ends = asked.fileno(), told.fileno()
         try:
             self._popen = subprocess.Popen(
-                [sys.executable, str(_MAIN), *map(str, ends), str(os.getpid())],
+                [sys.executable, str(_MAIN), *map(str, ends), str(os.getpid()), *self._command],
                 env=self._environ,
                 cwd=self._working_dir,
                 stdin=subprocess.DEVNULL,

@@ -25,7 +25,7 @@ distributed.destroy_process_group()
 if rank == 0:
     import ray
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    print("ray of its own", ray.get(ray.remote(os.getpid).remote()) != os.getpid(), flush=True)
+    print("ray of its own", ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid(), flush=True)
     ray.shutdown()
 sys.stdout.flush()
 os._exit(0)
