@@ -10,7 +10,7 @@ rank 0 completes it when the program ends. The exit code is the program's own; a
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,6 +66,7 @@ def recording(
     level: Level = "event",
     output_dir: str | Path | None = None,
     module_spans: Sequence[str] = (),
+    components: Mapping[str, str] | None = None,
     ranges: Sequence[str] = (),
     device: str = "",
 ) -> Iterator[Session]:
@@ -76,6 +77,7 @@ def recording(
         level: stage, event or stack; see docs/profiling.md.
         output_dir: folder for runs; None: RAY_MEMPROF_DIR of the environment, else profiler_logs.
         module_spans: a span for each module whose name matches one of these patterns.
+        components: names of components, by the class of a module; None: only those of Wan2.1.
         ranges: nvtx, record_function or both: a span for each range that the program names so.
         device: cpu or cuda; "": cuda where torch sees a device.
 
@@ -87,6 +89,7 @@ def recording(
         level=level,
         output_dir=None if output_dir is None else Path(output_dir),
         module_spans=tuple(module_spans),
+        components=dict(components or {}),
         ranges=tuple(ranges),
         device=device,
     ).checked()

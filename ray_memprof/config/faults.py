@@ -91,6 +91,8 @@ def _value_hint(kind: str, value: Any, context: Mapping[str, str]) -> str:
         return did_you_mean(str(value), words)
     if kind == "string_type" and isinstance(value, bool):
         return "quote it; YAML takes yes, no, on and off for true or false"
+    if kind == "string_type" and value is None:
+        return 'quote it: "null" for the word, "" for an empty text'
     if kind == "string_type" and isinstance(value, int | float):
         return f'quote it: "{shown(value)}"'
     if kind in ("int_type", "float_type") and isinstance(value, str):

@@ -4,14 +4,15 @@
     Parallel(ulysses=2, ring=2).group_size     # 4
 
 run_config.py joins the sections; rules about several keys are in rules.py. Values must have the right type in YAML and
-are never converted: "4" is no number, and 1 is not true. Paths are relative to the working folder, not to the file.
+are never converted: "4" is no number, and 1 is not true; only the arguments of a script may be any scalar. Paths are
+relative to the working folder; script.path also to the file.
 """
 
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from ray_memprof.store.level import Level
 from ray_memprof.store.run_files import trouble_with_name
@@ -36,6 +37,25 @@ def _usable(path: Path) -> Path:
 # In YAML a path is a string, and a tuple is a list. So these two are converted; the entries of a list are not.
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_usable)]
 Texts = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+def _usable_argument(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not hold a NUL character")
+    return text
+
+
+def _as_yaml(value: object) -> object:
+    """A scalar as YAML writes it; from a file it comes as the text that stands there (yaml_file.py)."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float) else value
+
+
+Arguments = Annotated[
+    tuple[Annotated[str, BeforeValidator(_as_yaml), AfterValidator(_usable_argument)], ...],
+    Field(strict=False),
+]
 FilePaths = Annotated[tuple[FilePath, ...], Field(strict=False)]
 
 
@@ -45,8 +65,15 @@ def _name(text: str, *, is_part: bool = False) -> str:
     return text
 
 
+def _module(text: str) -> str:
+    if not all(part.isidentifier() for part in text.split(".")):
+        raise ValueError("must be the name of a module, such as pkg.train")
+    return text
+
+
 # The name becomes the name of a folder, and a column by which people filter.
 Name = Annotated[str, AfterValidator(_name)]
+ModuleName = Annotated[str, AfterValidator(_module)]
 NamePart = Annotated[str, AfterValidator(partial(_name, is_part=True))]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 # At most a year, since torch and Python's threads do not accept arbitrarily long timeouts.
@@ -60,14 +87,28 @@ class Section(BaseModel):
 
 
 class Script(Section):
-    """A torch.distributed program, run as torchrun would run it."""
+    """A torch.distributed program, run as torchrun would run it: path or module, one of them."""
 
-    path: FilePath
-    """The Python file."""
-    args: Texts = ()
-    """Its arguments, sys.argv[1:]."""
+    path: FilePath | None = None
+    """The Python file, or a folder that has a main program. A relative path starts at the working folder, or, if there
+    is none of that name, at the folder of the YAML file."""
+    module: ModuleName | None = None
+    """The module, or package, as `python -m` runs it: the working folder is on sys.path."""
+    args: Arguments = ()
+    """Its arguments, sys.argv[1:]: text, numbers, true and false, each as it stands in the YAML; null is refused."""
     module_spans: Texts = ()
     """Patterns (fnmatch) over qualified module names, e.g. "blocks.*": each match is a span of its own."""
+    components: dict[str, Annotated[str, Field(min_length=1)]] = Field(default_factory=dict)
+    """Names of components, by the class of a module, e.g. {MyTransformer: dit}. Without one a component has the name of
+    the class of the outermost module; those of Wan2.1 are known."""
+    ranges: Annotated[tuple[Literal["nvtx", "record_function"], ...], Field(strict=False)] = ()
+    """Kinds of ranges in the program whose names become spans: nvtx, record_function."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The program and its arguments, as they stand behind `python`."""
+        program = ("-m", self.module or "") if self.path is None else (str(self.path),)
+        return (*program, *self.args)
 
 
 def _weights(known: dict[str, Any]) -> Weights:

@@ -24,17 +24,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The file with `section.key=value` overrides laid over it, checked. Raises ConfigError."""
     mapping = yaml_file.read(path)
     keys = yaml_file.override(mapping, overrides)
-    return from_mapping(mapping, source=str(path), overridden=keys)
+    return from_mapping(mapping, source=str(path), overridden=keys, folder=Path(path).parent)
 
 
-def from_mapping(mapping: Mapping[str, Any], *, source: str, overridden: Sequence[str] = ()) -> RunConfig:
-    """The content of a file as a checked value, with all defaults filled in. `source` names the file in errors."""
+def from_mapping(
+    mapping: Mapping[str, Any], *, source: str, overridden: Sequence[str] = (), folder: Path | None = None
+) -> RunConfig:
+    """The content of a file as a checked value, with all defaults filled in.
+
+    Args:
+        mapping: its content.
+        source: names the file in errors.
+        overridden: keys that were given beside the file.
+        folder: of the file, for script.path; None: there is no file.
+    """
     try:
-        given = yaml_file.without_nulls(mapping)
-        rules.check_sections(given)
-        config = RunConfig.model_validate(given)
+        config = RunConfig.model_validate(yaml_file.without_nulls(mapping))
         rules.check(config)
-        return _resolved(config)
+        return _resolved(_with_script(config, folder))
     except RecursionError as error:
         raise ConfigError(f"{source}: a section holds itself", hint="check the aliases (*name)") from error
     except ValidationError as error:
@@ -42,6 +49,16 @@ def from_mapping(mapping: Mapping[str, Any], *, source: str, overridden: Sequenc
     except ConfigError as error:
         origin = faults.origin(str(error), source, overridden)
         raise ConfigError(f"{origin}: {error}", hint=error.hint) from None
+
+
+def _with_script(config: RunConfig, folder: Path | None) -> RunConfig:
+    """The configuration with the full path of its script, if there is such a file: every node looks for that one."""
+    script = config.script
+    if script is None or script.path is None:
+        return config
+    places = [Path.cwd(), *([] if folder is None else [folder.resolve()])]
+    found = next((full for place in places if (full := place / script.path).exists()), script.path)
+    return config.model_copy(update={"script": script.model_copy(update={"path": found})})
 
 
 def _resolved(config: RunConfig) -> RunConfig:

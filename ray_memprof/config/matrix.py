@@ -39,18 +39,21 @@ def expand(path: str | Path, overrides: Sequence[str] = ()) -> Expanded:
     source = str(path)
     mapping = yaml_file.read(path)
     overridden = yaml_file.override(mapping, overrides)
-    base = from_mapping(mapping, source=source, overridden=overridden)
+    folder = Path(path).parent
+    base = from_mapping(mapping, source=source, overridden=overridden, folder=folder)
     if base.matrix is None:
         return Expanded([base], None)
     del mapping["matrix"]
     yaml_file.put(mapping, "generation.base_seed", base.generation.base_seed, source=source)
-    runs = [_run(mapping, row, source=source, overridden=overridden) for row in base.matrix]
+    runs = [_run(mapping, row, source=source, overridden=overridden, folder=folder) for row in base.matrix]
     _refuse_shared_files(runs, source)
     page = runs[0].logging.output_dir / f"{mapping['name']}-matrix.html"
     return Expanded(runs, page if len(runs) > 1 else None)
 
 
-def _run(mapping: dict[str, Any], row: MatrixRun, *, source: str, overridden: Sequence[str]) -> RunConfig:
+def _run(
+    mapping: dict[str, Any], row: MatrixRun, *, source: str, overridden: Sequence[str], folder: Path
+) -> RunConfig:
     source = f"{source}, matrix run {row.name}"
     changed = copy.deepcopy(mapping)
     for key, value in row.set.items():
@@ -58,7 +61,7 @@ def _run(mapping: dict[str, Any], row: MatrixRun, *, source: str, overridden: Se
         yaml_file.put(changed, key, value, source=source)
     # The name is set last, so that a row cannot take the name of another row.
     changed["name"] = f"{mapping['name']}-{row.name}"
-    return from_mapping(changed, source=source, overridden=overridden)
+    return from_mapping(changed, source=source, overridden=overridden, folder=folder)
 
 
 def _refuse_shared_files(runs: Sequence[RunConfig], source: str) -> None:

@@ -8,26 +8,14 @@ Bounds of single keys are in keys.py; rules that wan.generate shares are in wan.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
 
-from ray_memprof.config.keys import Profiler
+from ray_memprof.config.keys import Profiler, Script
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.config.wan_keys import check_wan
 from ray_memprof.errors import ConfigError
 from ray_memprof.wording import did_you_mean, profiler_text
 from wan.config import LARGEST_SEED, TASKS
-
-
-def check_sections(given: Mapping[str, Any]) -> None:
-    """Refuse a script section in a run of wan, before pydantic asks for its missing path. Raises ConfigError."""
-    script = given.get("script")
-    if isinstance(script, dict) and "path" not in script and given.get("workload", "wan") == "wan":
-        raise _stray_script()
-
-
-def _stray_script() -> ConfigError:
-    return ConfigError("script is given, but workload is wan", hint="workload: script")
 
 
 def check(config: RunConfig) -> None:
@@ -36,28 +24,42 @@ def check(config: RunConfig) -> None:
     _check_ray(config)
     _check_matrix(config)
     if config.workload == "script":
-        if config.script is None:
-            raise ConfigError(
-                "script.path is missing: workload script runs it", hint="script: {path: train.py, args: []}"
-            )
+        _check_script(config.script)
         return
     if config.script is not None:
-        raise _stray_script()
+        raise ConfigError("script is given, but workload is wan", hint="workload: script")
     _check_task(config)
     _check_batch(config)
     _check_profiler(config)
     check_wan(config)
 
 
+def _check_script(script: Script | None) -> None:
+    path, module = (None, None) if script is None else (script.path, script.module)
+    if path is None and module is None:
+        raise ConfigError(
+            "script.path is missing, or script.module",
+            hint="script: {path: train.py, args: []}",
+        )
+    if path is not None and module is not None:
+        raise ConfigError(
+            f"script.path ({path}) and script.module ({module}) both say what runs", hint="leave one out"
+        )
+
+
 def check_files(config: RunConfig) -> None:
     """Refuse a configuration that names files which do not exist on the driver's host. Raises ConfigError."""
     if config.workload == "wan":
         check_wan(config, files=True)
-    elif config.script is not None and not config.script.path.is_file():
+    elif config.script is not None and (path := config.script.path) is not None and not _can_run(path):
         raise ConfigError(
-            f"script.path {config.script.path}: there is no such file",
-            hint="check the path; relative ones start at the working folder",
+            f"script.path {path}: there is no such file",
+            hint="check the path; relative ones start at the working folder, or else at that of the YAML file",
         )
+
+
+def _can_run(path: Path) -> bool:
+    return path.is_file() or (path / "__main__.py").is_file()
 
 
 def _check_ranks(config: RunConfig) -> None:

@@ -4,6 +4,7 @@
     override(mapping, ["generation.sample_steps=4"])        # value as YAML; changes `mapping`
 
 A key that is given twice is refused, although YAML readers usually accept it. null, or no value, means the default.
+The arguments of a script are kept as they are written: 007 stays 007, and 1e-4, yes and 2026-01-31 stay texts.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -15,7 +16,26 @@ import yaml
 from ray_memprof.config.faults import shown
 from ray_memprof.errors import ConfigError
 
+_TEXT, _NULL = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 _YAML_HINT = "it must be YAML; quote text that holds : # [ { or }"
+
+
+_ARGUMENTS = ("args", "script.args")
+"""The key of a script's arguments: in its section, in a row of a matrix, and behind --set."""
+
+
+def _as_written(node: yaml.Node) -> yaml.Node:
+    """A list whose scalars are texts, whatever YAML would read them as; only null stays null."""
+    if not isinstance(node, yaml.SequenceNode):
+        return node
+    # New nodes: an alias may use the old ones elsewhere.
+    texts = [
+        yaml.ScalarNode(_TEXT, one.value, one.start_mark, one.end_mark)
+        if isinstance(one, yaml.ScalarNode) and one.tag != _NULL
+        else one
+        for one in node.value
+    ]
+    return yaml.SequenceNode(node.tag, texts, node.start_mark, node.end_mark)
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,7 +55,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set()
-        for key, _ in node.value:
+        for at, (key, value) in enumerate(node.value):
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if key.value in seen:
@@ -43,6 +63,8 @@ class _Loader(yaml.SafeLoader):
                     None, None, f"key {key.value!r} is given twice", key.start_mark
                 )
             seen.add(key.value)
+            if key.value in _ARGUMENTS:
+                node.value[at] = key, _as_written(value)
         return super().construct_mapping(node, deep)
 
 
@@ -63,9 +85,13 @@ def read(path: str | Path) -> dict[str, Any]:
     return mapping
 
 
-def _parse(text: str, *, source: str) -> Any:
+def _parse(text: str, *, source: str, is_arguments: bool = False) -> Any:
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        return loader.construct_document(_as_written(node) if is_arguments else node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
@@ -74,6 +100,8 @@ def _parse(text: str, *, source: str) -> Any:
         raise ConfigError(f"{source}: {error}", hint=_YAML_HINT) from error
     except RecursionError as error:
         raise ConfigError(f"{source}: nested too deeply", hint="configs/ holds examples") from error
+    finally:
+        loader.dispose()
 
 
 def override(mapping: dict[str, Any], overrides: Sequence[str]) -> list[str]:
@@ -85,7 +113,8 @@ def override(mapping: dict[str, Any], overrides: Sequence[str]) -> list[str]:
             raise ConfigError(
                 f"--set {text}: not of the form section.key=value", hint="--set generation.sample_steps=4"
             )
-        put(mapping, key, _parse(value, source=f"--set {text}"), source=f"--set {text}")
+        source = f"--set {text}"
+        put(mapping, key, _parse(value, source=source, is_arguments=key in _ARGUMENTS), source=source)
         keys.append(key)
     return keys
 

@@ -64,8 +64,9 @@ _CLOCK_TRIPS = 7
 """How often a host is asked for its time; the quickest answer counts, and takes well under a millisecond."""
 _CLOCK_SAID_NS = 100_000_000
 """Clock offsets below this are corrected without a message."""
-_SEAL_S = 1.5
-"""Time for the ranks to write their open records before they are killed. Earlier records are on disk already."""
+_SEAL_S = 2.5
+"""Time for the ranks to write their open records, and for scripts to end by SIGTERM, before they are killed; mostly
+it takes milliseconds. Earlier records are on disk already."""
 
 
 class Cluster:
@@ -108,6 +109,10 @@ class Cluster:
         ]
         with self._live.stage("torch"):
             self.prepared = self._all("prepare", [(plan,) for plan in plans])
+        self._state.facts = [
+            one if ready.process is None else replace(one, pid=ready.process[0], started=ready.process[1])
+            for one, ready in zip(self.facts, self.prepared, strict=True)
+        ]
         self._state.environment, self._state.checks = self.prepared[0].environment, self.prepared[0].checks
         checks = [ready.checks for ready in self.prepared]
         self._state.problems += gaps(checks)
@@ -282,8 +287,14 @@ class Cluster:
         lost = self._lost_nodes(verdict)
         problems = []
         for node_id in dict.fromkeys(one.node_id for one in self.facts if one.node_id not in lost):
-            ranks = {one.pid: rank for rank, one in enumerate(self.facts) if one.node_id == node_id}
-            started = {one.pid: one.started for one in self.facts if one.node_id == node_id}
+            here = [rank for rank, one in enumerate(self.facts) if one.node_id == node_id]
+            processes = [(rank, self.facts[rank].pid, self.facts[rank].started) for rank in here]
+            # Those of scripts: the kernel ends them with their actors.
+            processes += [
+                (rank, *process) for rank in here if (process := self._process_of_script(rank)) is not None
+            ]
+            ranks = {pid: rank for rank, pid, _ in processes}
+            started = {pid: when for _, pid, when in processes}
             left = node_tasks.end_processes(started, node_id, wait_s=self.config.ray.timeouts.stop_s)
             problems += [
                 f"rank {ranks[pid]}: process {pid} on {self.nodes[ranks[pid]]} does not end, not even by SIGKILL; "
@@ -291,6 +302,9 @@ class Cluster:
                 for pid in left
             ]
         return problems
+
+    def _process_of_script(self, rank: int) -> tuple[int, int] | None:
+        return self.prepared[rank].process if self.prepared else None
 
     def _kill(self) -> None:
         for actor in self._actors:

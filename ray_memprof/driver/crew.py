@@ -9,7 +9,6 @@ No call waits longer for a rank than its time limit: a rank that holds its GIL, 
 """
 
 import math
-import re
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ import ray
 from ray import exceptions
 
 from ray_memprof.driver.ray_errors import exit_detail, host_memory, tells_of_node
-from ray_memprof.rank.log import NOT_FOR_CONSOLE, lines_since
+from ray_memprof.rank.log import for_console, lines_since
 from ray_memprof.rank.messages import Outcome, Whereabouts
 from ray_memprof.recorder.status import Beat
 from ray_memprof.supervision.verdict import Loss
@@ -42,8 +41,6 @@ _RAYLET_S = 2.0
 """Time for every raylet to accept a connection before the run."""
 _MOST_LOOKS = 32
 """How many nodes are checked at the same time."""
-_LOG_ONLY = re.compile(f"Fatal Python error: |^{re.escape(NOT_FOR_CONSOLE)}$", re.MULTILINE)
-"""Where the part of a log begins that is not for the console: what faulthandler writes of a crash, or a traceback."""
 
 
 class Crew:
@@ -72,6 +69,7 @@ class Crew:
         self._log_question: Any = None
         self._log_offset = 0
         self._left: set[int] = set()
+        self._reported: set[int] = set()  # ranks that have ended, in actors that still live
         self._silent: set[int] = set()
 
     def run(self, address: Address) -> None:
@@ -93,7 +91,8 @@ class Crew:
         rest, _ = ray.wait(list(self._runs), num_returns=len(self._runs), timeout=0)
         news = [_fate(ref, self._runs.pop(ref)) for ref in dict.fromkeys([*first, *rest])]
         self._left -= {one.rank for one in news}
-        return news
+        self._reported |= {one.rank for one in news if isinstance(one, Outcome)}
+        return [_as_loss(one) for one in news]
 
     def beats(self) -> Mapping[int, Beat]:
         """The newest beat of each rank; asks for the next ones and passes on what rank 0 wrote."""
@@ -146,9 +145,9 @@ class Crew:
         """Pass on the rest of rank 0's log from the file, since its process is dead."""
         while self._log_file is not None:
             offset, text = lines_since(self._log_file, self._log_offset, whole=False)
-            end = _LOG_ONLY.search(text)
-            self._pass_on(offset, text[: end.start()] if end else text)
-            if end or not text:
+            shown, is_over = for_console(text)
+            self._pass_on(offset, shown)
+            if is_over or not text:
                 return
 
     def where(self, wait_s: float) -> dict[int, Whereabouts]:
@@ -170,8 +169,13 @@ class Crew:
         return frozenset(rank for rank, address in self._raylets.items() if address not in listening)
 
     def seal(self, wait_s: float) -> None:
-        """Ask the ranks that still run to write their open records, except those that did not answer where()."""
-        _ready([self._actors[rank].stop.remote() for rank in self._left - self._silent], wait_s)
+        """Have the ranks write their open records and end their scripts, except those that did not answer where().
+
+        A rank that has reported its end is asked, too: the process of its script, or what that one has started, may
+        still run.
+        """
+        asked = (self._left | self._reported) - self._silent
+        _ready([self._actors[rank].stop.remote() for rank in sorted(asked)], wait_s)
 
 
 def _listens(address: Address, wait_s: float) -> bool:
@@ -210,3 +214,10 @@ def _fate(ref: Any, rank: int) -> Outcome | Loss:
         return Loss(
             rank=rank, kind="node" if tells_of_node(str(error)) else "died", detail=exit_detail(str(error))
         )
+
+
+def _as_loss(one: Outcome | Loss) -> Outcome | Loss:
+    """The loss of a rank that reports itself that the process of its script has died."""
+    if isinstance(one, Outcome) and one.status == "died":
+        return Loss(rank=one.rank, kind="died", detail=one.reason)
+    return one

@@ -61,7 +61,7 @@ def describe(
 def _what(config: RunConfig) -> str:
     if config.workload == "script":
         assert config.script is not None
-        return f"{config.name}: {' '.join([str(config.script.path), *config.script.args])}"
+        return f"{config.name}: {' '.join(config.script.command)}"
     from ray_memprof.config.wan_keys import wan_options
     from wan.options import describe as describe_options
 

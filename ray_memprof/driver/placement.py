@@ -53,6 +53,7 @@ def rank_plans(
                 facts=one,
                 run_dir=run_dir,
                 environment=dict(environment),
+                working_dir=Path.cwd(),
                 master_addr=master_addr,
             )
         )

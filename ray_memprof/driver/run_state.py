@@ -71,7 +71,8 @@ class RunState:
     def repositories(self) -> dict[str, Any]:
         """Git state of the program and of ray-memprof. Read once and kept: files may change while the run goes on."""
         script = self.config.script
-        program = Path(wan.__file__).parent if script is None else script.path
+        # A module is mostly one of the working folder; nothing is imported here to find out.
+        program = Path(wan.__file__).parent if script is None else script.path or Path.cwd()
         return {"program_git": repository(program), "ray_memprof_git": repository(Path(__file__).parent)}
 
     @property

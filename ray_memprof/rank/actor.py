@@ -1,8 +1,9 @@
-"""One rank: an actor that runs the workload on one thread and answers questions about it on others.
+"""One rank: an actor that runs the workload and meanwhile answers questions about it on other threads.
 
     facts = describe() -> prepare(plan) -> open_store() on rank 0 -> run(address) -> Outcome
 
-beat(), where(), said() and stop() are answered while run() is busy. Leaves logs/rankN.log and the recorder's tables. If
+Wan runs on a thread of the actor; a script is a process of its own (script_process.py), as under torchrun. beat(),
+where(), said() and stop() are answered while run() is busy. Leaves logs/rankN.log and the recorder's tables. If
 the workload fails, the records are sealed and run() returns an Outcome; the driver gets an exception only if the
 process dies.
 """
@@ -13,26 +14,31 @@ import os
 import socket
 import sys
 import threading
-import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from ray_memprof.rank import environment, variables
-from ray_memprof.rank.log import CLOSED, NOT_FOR_CONSOLE, dump_flight_record, lines_since, open_log
+from ray_memprof.rank.log import (
+    CLOSED,
+    NOT_FOR_CONSOLE,
+    dump_flight_record,
+    for_console,
+    lines_since,
+    open_log,
+)
 from ray_memprof.rank.messages import Outcome, Prepared, RankFacts, Whereabouts
 from ray_memprof.rank.network import explained, interface_of
 from ray_memprof.rank.outcome import free_at_failure, outcome_of
 from ray_memprof.rank.plan import RankPlan
-from ray_memprof.rank.work import Work
+from ray_memprof.rank.pulse import Pulse, first_beat
+from ray_memprof.rank.script_plan import script_orders
+from ray_memprof.rank.script_process import ScriptProcess
 from ray_memprof.recorder.clock import Clock, kernel
-from ray_memprof.recorder.collectives import joined
 from ray_memprof.recorder.status import Beat
-from ray_memprof.recorder.thread_watch import MEETING, Moves, is_meeting
 from ray_memprof.store.processes import started
 
 if TYPE_CHECKING:
@@ -50,12 +56,12 @@ class Rank:
     def __init__(self) -> None:
         self._plan: RankPlan | None = None
         self._store: Any = None  # the TCPStore of rank 0; it would close if nothing referred to it
-        self._recorder: Recorder | None = None
-        self._thread = 0  # ident of the thread that runs the workload; 0: it does not run
+        self._script: ScriptProcess | None = None  # None: the workload is wan
+        self._recorder: Recorder | None = None  # of wan
+        self._pulse: Pulse | None = None  # of wan
+        self._last_beat: Beat | None = None  # of the script
         self._log: Path | None = None
-        self._end_of_talk: int | None = None  # offset in the log, in bytes, at which a traceback begins
-        self._moves = Moves()
-        self._children, self._own = Work(), Work(cpu_s=time.process_time)
+        self._is_talk_over = False  # whether what follows in the log is not for the console
         self._clock = Clock()
 
     def describe(self) -> RankFacts:
@@ -80,7 +86,7 @@ class Rank:
     def prepare(self, plan: RankPlan) -> Prepared:
         """Get ready to run: open the log, set the environment, import torch (which takes seconds), and check."""
         plan, shared = _with_folder(plan)
-        self._plan, self._log = plan, open_log(plan)
+        self._plan, self._log = plan, open_log(plan.run_dir, plan.rank)
         wanted = environment.rank_environment(
             plan,
             os.environ,
@@ -93,11 +99,16 @@ class Rank:
         from ray_memprof.rank.checks import check_rank
 
         checks = check_rank(plan)
+        if plan.config.workload == "script":
+            environ = environment.script_environment(os.environ, is_own_ray=plan.config.ray.address is None)
+            assert plan.config.script is not None
+            self._script = ScriptProcess(environ, plan.working_dir, plan.config.script.command)
         return Prepared(
             run_dir=plan.run_dir,
             shared=shared,
             environment=variables.in_force(os.environ) | variables.shown(wanted),
             checks=checks,
+            process=None if self._script is None else (self._script.pid, self._script.started),
         )
 
     def open_store(self) -> tuple[str, int]:
@@ -124,27 +135,31 @@ class Rank:
         """Run the workload to its end; the Outcome says how it ended."""
         host, port = address
         plan = dataclasses.replace(self._prepared(), master_addr=host, master_port=port)
-        os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
-        self._thread = threading.get_ident()
+        master = {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+        if self._script is not None:
+            outcome = self._script.run(script_orders(plan, master, self._clock.marks))
+            return explained(outcome, plan, os.environ | outcome.environment)
+        os.environ.update(master)
+        self._pulse = Pulse(plan.rank, plan.world_size, threading.get_ident())
         try:
             return self._run(plan)
         finally:
-            self._thread = 0
+            self._pulse.thread = 0
             with suppress(*CLOSED):
                 sys.stdout.flush()
 
     def _run(self, plan: RankPlan) -> Outcome:
         from ray_memprof.recorder import recording
-        from ray_memprof.workload import dispatch
+        from ray_memprof.workload import wan_rank
 
         outcome = Outcome(rank=plan.rank, status="ok")
         try:
             with recording.recording(plan.recording, self._clock) as self._recorder:
                 try:
-                    dispatch.run(
+                    wan_rank.run(
                         plan.config, plan.place, self._recorder, device=plan.device, run_dir=plan.run_dir
                     )
-                except BaseException as error:  # noqa: B036 - SystemExit of a script too; outcome_of() interprets it
+                except BaseException as error:  # noqa: B036 - outcome_of() interprets a SystemExit too
                     outcome = outcome_of(
                         error,
                         plan.rank,
@@ -167,40 +182,45 @@ class Rank:
 
     @ray.method(concurrency_group="control")
     def beat(self) -> Beat:
-        """Where the workload is; `sequence` grows while it makes progress."""
-        frame = self._frame()
-        moves = self._moves.look(frame)
-        moves += self._children.look(moves)
-        moves += self._own.look(moves) if self._is_alone() else self._own.num_found
-        if self._recorder is None:
-            return _first_beat(self._plan, moves)
-        beat = self._recorder.beat()
-        meeting = is_meeting(frame) and MEETING not in beat.path
-        path = f"{beat.path}/{MEETING}".lstrip("/") if meeting else beat.path
-        return dataclasses.replace(beat, path=path, sequence=beat.sequence + moves)
+        """Where the workload is; `sequence` grows while it makes progress, and stands still if nothing answers."""
+        if self._script is not None:
+            self._last_beat = self._script.beat() or self._last_beat
+        elif self._pulse is not None:
+            return self._pulse.beat(self._recorder)
+        return self._last_beat or first_beat(-1 if self._plan is None else self._plan.rank)
 
     @ray.method(concurrency_group="control")
-    def where(self) -> Whereabouts:
-        """The stack of the workload's thread; also writes the flight record of NCCL beside the log."""
-        frame = self._frame()
-        if frame is None:
+    def where(self) -> Whereabouts | None:
+        """The stack of the workload's thread; also writes the flight record of NCCL beside the log.
+
+        None: the process of the script does not answer.
+        """
+        if self._script is not None:
+            return self._script.where()
+        if self._pulse is None:
             return Whereabouts(stack="not running\n")
-        stack = "".join(traceback.format_stack(frame))
-        # On a separate thread: the dump may take longer than the driver waits, and the disk may be full.
-        threading.Thread(target=dump_flight_record, args=(self._prepared(),), daemon=True).start()
-        return Whereabouts(stack=stack, joined=joined())
+        plan = self._prepared()
+        if plan.visible_devices:
+            # On a separate thread: the dump may take longer than the driver waits, and the disk may be full.
+            dump = (plan.run_dir, plan.rank)
+            threading.Thread(target=dump_flight_record, args=dump, daemon=True).start()
+        return self._pulse.where()
 
     @ray.method(concurrency_group="control")
     def said(self, offset: int, whole: bool = True) -> tuple[int, str]:
         """The offset for the next call, and what the log holds from byte `offset` on; `whole`: complete lines only."""
-        if self._log is None:
+        if self._log is None or self._is_talk_over:
             return offset, ""
-        return lines_since(self._log, offset, self._end_of_talk, whole=whole)
+        offset, text = lines_since(self._log, offset, whole=whole)
+        text, self._is_talk_over = for_console(text)
+        return offset, text
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
-        """Seal the open records, since the process is about to be killed."""
-        if self._recorder is not None:
+        """Seal the open records, since the process is about to be killed; a script's process is ended."""
+        if self._script is not None:
+            self._script.stop()
+        elif self._recorder is not None:
             self._recorder.seal()
 
     def _print_traceback(self) -> None:
@@ -208,21 +228,9 @@ class Rank:
         with suppress(*CLOSED):
             sys.stdout.flush()
             sys.stderr.flush()
-        if self._log is not None and self._end_of_talk is None:
-            self._end_of_talk = self._log.stat().st_size
         with suppress(*CLOSED):
-            # The driver reads this log itself if it cannot ask this process any more.
             sys.stderr.write(f"{NOT_FOR_CONSOLE}\n")
             traceback.print_exc()
-
-    def _is_alone(self) -> bool:
-        """Whether this rank has not joined the other ranks yet: there are others, but no process group."""
-        torch_distributed = sys.modules.get("torch.distributed")
-        is_one_of_many = self._thread != 0 and self._prepared().world_size > 1
-        return is_one_of_many and not getattr(torch_distributed, "is_initialized", bool)()
-
-    def _frame(self) -> FrameType | None:
-        return sys._current_frames().get(self._thread)
 
     def _prepared(self) -> RankPlan:
         assert self._plan is not None, "prepare() comes first"
@@ -242,20 +250,6 @@ def _listener(address: str) -> socket.socket:
             f"{address} is no address of this host: the rendezvous store listens on all its addresses\n"
         )
         return socket.create_server(("", 0), backlog=_BACKLOG)
-
-
-def _first_beat(plan: RankPlan | None, sequence: int) -> Beat:
-    return Beat(
-        rank=-1 if plan is None else plan.rank,
-        sequence=sequence,
-        path="",
-        stage="",
-        step=-1,
-        num_steps=-1,
-        allocated_bytes=0,
-        reserved_bytes=0,
-        device_used_bytes=0,
-    )
 
 
 def _gpu(name: str) -> dict[str, Any]:

@@ -39,6 +39,13 @@ def parsed(argv: Sequence[str]) -> tuple[Settings, Program]:
         help="a span for each module whose name matches, such as 'blocks.*'; may be repeated",
     )
     parser.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        metavar="CLASS=NAME",
+        help="the name of a component, by the class of its module; may be repeated",
+    )
+    parser.add_argument(
         "--ranges",
         action="append",
         default=[],
@@ -55,11 +62,22 @@ def parsed(argv: Sequence[str]) -> tuple[Settings, Program]:
         level=found.level,
         output_dir=found.output_dir,
         module_spans=tuple(found.module_spans),
+        components=_components(found.component),
         ranges=tuple(found.ranges),
         sample_interval_s=found.sample_interval_s,
         device=found.device,
     ).checked()
     return settings, _program(found.module, found.program)
+
+
+def _components(given: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for text in given:
+        kind, is_there, name = text.partition("=")
+        if not (kind and is_there and name):
+            raise ConfigError(f"--component {text}: it is not CLASS=NAME", hint="--component WanModel=dit")
+        found[kind] = name
+    return found
 
 
 def _program(module: list[str] | None, rest: list[str]) -> Program:

@@ -19,6 +19,14 @@ _FLIGHT_RECORDS = 2000
 """How many collectives NCCL's flight recorder keeps: torch's own default, set here so that it cannot become 0."""
 _LOOPBACK = "lo"
 _THREADS = "OMP_NUM_THREADS"
+_BREAKPOINT = "PYTHONBREAKPOINT"
+_OF_RAY = (
+    *("RAY_RAYLET_PID", "RAY_JOB_ID", "RAY_CLIENT_MODE", "RAY_LD_PRELOAD_ON_WORKERS", "SPT_NOENV"),
+    *("RAY_DEDUP_LOGS", "RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"),
+)
+"""What Ray 2.60 sets in a worker, and driver/cluster.py before it imports Ray."""
+_OF_OWN_RAY = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+"""What driver/own_ray.py sets."""
 
 
 def rank_environment(
@@ -98,6 +106,22 @@ def _torchrun(plan: RankPlan) -> dict[str, str]:
         "TORCHELASTIC_RUN_ID": plan.run_id,
         "TORCHELASTIC_RESTART_COUNT": "0",
         "TORCHELASTIC_MAX_RESTARTS": "0",
-        # Rank 0 holds the store itself, and torch's rendezvous joins it there.
-        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        # Wan runs in the actor of rank 0, which holds the store itself, and torch's rendezvous joins it there. A script
+        # is a process of its own, and the actor has the place of torchrun's agent.
+        "TORCHELASTIC_USE_AGENT_STORE": str(plan.config.workload == "script"),
     }
+
+
+def script_environment(environ: Mapping[str, str], *, is_own_ray: bool) -> dict[str, str]:
+    """The environment of a script's process: that of the actor, less what Ray and the launcher set for Ray's workers.
+
+    With it a script's own ray.init() would take itself for a part of this Ray, and breakpoint() would import Ray.
+
+    Args:
+        environ: of the actor.
+        is_own_ray: whether the launcher has started this Ray, and so has made its token.
+    """
+    left_out = {*_OF_RAY, *(_OF_OWN_RAY if is_own_ray else ())}
+    if environ.get(_BREAKPOINT, "").startswith("ray."):
+        left_out.add(_BREAKPOINT)
+    return {name: value for name, value in environ.items() if name not in left_out}

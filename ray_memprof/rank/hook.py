@@ -27,8 +27,9 @@ def load() -> None:
 
 
 def _load(asked: str) -> None:
+    from ray_memprof.rank.claim import RECORDED
     from ray_memprof.rank.process_end import ProcessEnd
-    from ray_memprof.rank.session import RECORDED, Session, is_claimed
+    from ray_memprof.rank.session import Session, is_claimed
     from ray_memprof.rank.starters import start_of
 
     # Workers of a DataLoader, and whatever else a rank starts, import torch too, and inherit the variables of the rank.

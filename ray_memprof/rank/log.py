@@ -1,6 +1,6 @@
 """The log of a rank: all that its process writes, C code and crashes included; and how the driver reads it in pieces.
 
-    path = open_log(plan)                         # standard output and error go there from now on
+    path = open_log(run_dir, rank=0)              # standard output and error go there from now on
     offset, text = lines_since(path, offset)      # called by the driver again and again
 
 If the disk of the log is full, output is dropped: otherwise any print() of the program would raise OSError, only
@@ -10,13 +10,13 @@ because its output is kept in a file.
 import faulthandler
 import io
 import os
+import re
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from ray_memprof.rank.plan import RankPlan
 from ray_memprof.store.run_files import flight_record_name, log_name
 from ray_memprof.store.whole_file import is_full
 
@@ -24,6 +24,8 @@ CLOSED = (ValueError, AttributeError)
 """What sys.stdout or sys.stderr may raise if the program has closed it or replaced it by another object."""
 NOT_FOR_CONSOLE = "-- in the log only --"
 """The line before the traceback of the error that ended a rank. The console gets one line on that error instead."""
+_LOG_ONLY = re.compile(f"Fatal Python error: |^{re.escape(NOT_FOR_CONSOLE)}$", re.MULTILINE)
+"""Where the part of a log begins that is not for the console: what faulthandler writes of a crash, or a traceback."""
 _MAX_SAID_BYTES = 64 * 1024
 """How much of a log one answer holds at most."""
 
@@ -64,7 +66,13 @@ def log_writer(stream: TextIO | None) -> TextIO | None:
     )
 
 
-def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool = True) -> tuple[int, str]:
+def for_console(text: str) -> tuple[str, bool]:
+    """The part of a log's text that is for the console, and whether what follows it is for the log only."""
+    end = _LOG_ONLY.search(text)
+    return (text[: end.start()], True) if end else (text, False)
+
+
+def lines_since(log: Path, offset: int, *, whole: bool = True) -> tuple[int, str]:
     """Where the next call goes on, and the complete lines of `log` from byte `offset` on.
 
     A line that is longer than one answer comes in pieces.
@@ -72,11 +80,10 @@ def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool
     Args:
         log: the log file of a rank.
         offset: where the last answer ended.
-        until: byte at which to stop; None: the end.
         whole: False: also the last line if it has no line end yet, since nothing will follow it.
     """
     with log.open("rb") as file:
-        end = file.seek(0, os.SEEK_END) if until is None else until
+        end = file.seek(0, os.SEEK_END)
         if end - offset > _MAX_BEHIND_BYTES:
             skipped, offset = end - _MAX_SAID_BYTES - offset, end - _MAX_SAID_BYTES
             return offset, f"... {skipped:,} bytes left out here, they are in {log.parent.name}/{log.name}"
@@ -89,9 +96,9 @@ def lines_since(log: Path, offset: int, until: int | None = None, *, whole: bool
     return offset + len(text) + len(newline), text.decode(errors="replace")
 
 
-def open_log(plan: RankPlan) -> Path:
+def open_log(run_dir: Path, rank: int) -> Path:
     """Send stdout and stderr of this process, C code and crashes included, to a file of this rank."""
-    path = plan.run_dir / log_name(plan.rank)
+    path = run_dir / log_name(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -106,12 +113,12 @@ def open_log(plan: RankPlan) -> Path:
     return path
 
 
-def dump_flight_record(plan: RankPlan) -> None:
+def dump_flight_record(run_dir: Path, rank: int) -> None:
     """Write what the flight recorder holds of NCCL: torch itself does so only after process_group_s."""
     dump = getattr(sys.modules.get("torch._C._distributed_c10d"), "_dump_nccl_trace", None)
-    if dump is None or not plan.visible_devices:
+    if dump is None:
         return
-    path = plan.run_dir / flight_record_name(plan.rank)
+    path = run_dir / flight_record_name(rank)
     with suppress(OSError, RuntimeError, *CLOSED):
         path.write_bytes(dump())
         sys.stderr.write(f"{time.strftime('%H:%M:%S')} flight record of NCCL: {path}\n")

@@ -47,6 +47,8 @@ class Prepared:
     shared: bool
     """Whether run_dir is the run folder itself."""
     environment: dict[str, str]
+    process: tuple[int, int] | None = None
+    """Pid of the process that runs the script, and when it started, as in RankFacts; None: the actor itself works."""
     checks: dict[str, Any]
     """From checks.check_rank: versions of what this rank imports, and so on."""
 

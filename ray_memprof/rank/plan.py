@@ -37,6 +37,8 @@ class RankPlan:
     """Variables of the driver that ranks may get; each is set only if the rank has no value of its own."""
     clock_offset_ns: int = 0
     """How far its host's clock is ahead of the driver's; 0 on the driver's own host."""
+    working_dir: Path | None = None
+    """Where a script runs, if the node has this folder: where the run was launched; None: where the actor runs."""
     master_addr: str = "127.0.0.1"
     master_port: int = 0
 

@@ -12,10 +12,19 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
-from ray_memprof.rank.session import Session
 from ray_memprof.workload.main_program import code_of, exit_code_of
+
+
+class Ending(Protocol):
+    """A recording that ends with its process: a Session, or that of a script."""
+
+    def end(self, error: BaseException | None = None, exit_code: int | None = None) -> None:
+        """The process ends, by this error or with this exit code; neither: it has ended well."""
+
+    def leave(self, exit_code: int) -> None:
+        """Another thread than the main thread is about to end the process."""
 
 
 class ProcessEnd:
@@ -25,7 +34,7 @@ class ProcessEnd:
         session: the recording of this process.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Ending) -> None:
         self._session = session
         self._error: BaseException | None = None
         self._exit_code: int | None = None

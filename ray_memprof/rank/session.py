@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_memprof.errors import ConfigError, RunError
+from ray_memprof.rank.claim import RECORDED, check_free, claimed, released
 from ray_memprof.rank.finisher import finish_later, finished
 from ray_memprof.rank.settings import Program, Settings
 from ray_memprof.rank.starters import Start
 from ray_memprof.recorder.forks import silent_in_children
-from ray_memprof.store.categories import SCRIPT
 from ray_memprof.store.joint_folder import announce_failure, await_joint, make_joint, withdraw
 from ray_memprof.store.processes import process_facts
 from ray_memprof.store.rank_notes import note_rank, still_running
@@ -34,13 +34,9 @@ if TYPE_CHECKING:
     from ray_memprof.recorder.recorder import Recorder
     from ray_memprof.store.run_folder import RunFolder
 
-RECORDED = "RAY_MEMPROF_RANK"
-"""Set in a process that records, and so in its children, which are not recorded: the number of its rank."""
 WAIT_S = 10.0
 """Seconds that rank 0 waits at its end for the other ranks to end, as long as their processes run."""
 _num_sessions: Counter[str] = Counter()
-_active: "Session | None" = None
-"""The recording that goes on: two at once would take each other's events."""
 
 
 def is_claimed() -> bool:
@@ -75,8 +71,8 @@ class Session:
 
     def forked(self) -> None:
         """In a forked child: nothing is recorded, and nothing is left to end."""
-        global _active
-        self._is_over, _active = True, None
+        self._is_over = True
+        released()
 
     @property
     def run_dir(self) -> Path | None:
@@ -106,14 +102,12 @@ class Session:
                     self._note(status="failed", exit_code=0, reason=f"not recorded: {_line(error)}", end_ns=0)
 
     def _begin(self) -> None:
-        global _active
-        if _active is not None:
-            raise ConfigError("this process is recorded already", hint=f"its run folder is {_active.run_dir}")
         if threading.current_thread() is not threading.main_thread():
             raise ConfigError(
                 "recording began on another thread than the main thread",
                 hint="import torch on the main thread first",
             )
+        check_free()
         os.environ[RECORDED] = str(self._start.rank)
         from ray_memprof.rank.device_of_process import device_of_process
         from ray_memprof.recorder.recording import recording
@@ -121,21 +115,13 @@ class Session:
         found = device_of_process(self._start.local_rank, self._settings.device)
         self._device = found.device
         self._folder = self._make_folder()
+        claimed(self._folder.path)
+        self._stack.callback(released)
         self._facts = {**process_facts(), **found.facts}
         self._note(status=RUNNING)
         options = found.options(self._folder.path, self._start.rank, self._settings)
         self._recorder = self._stack.enter_context(recording(options))
         self._stack.enter_context(_observed(self._settings, self._recorder))
-        from ray_memprof.recorder.spans import span
-
-        self._stack.enter_context(span(SCRIPT))
-        if (
-            self._settings.ranges
-        ):  # inside the span of the script: a range that is open at the end ends before it
-            from ray_memprof.workload.named_ranges import naming_ranges
-
-            self._stack.enter_context(naming_ranges(self._settings.ranges, self._recorder.problem))
-        _active = self
 
     def _make_folder(self) -> "RunFolder":
         import yaml
@@ -187,8 +173,6 @@ class Session:
     def _end(self, error: BaseException | None, exit_code: int | None) -> None:
         from ray_memprof.rank.outcome import free_at_failure, outcome_of
 
-        global _active
-        _active = None
         recorder = self._recorder
         assert recorder is not None
         lost: BaseException | None = None
@@ -252,7 +236,12 @@ class Session:
 def _observed(settings: Settings, recorder: "Recorder") -> Any:
     from ray_memprof.workload.observed import observed
 
-    return observed(recorder, settings.module_spans, settings.components)
+    return observed(
+        recorder,
+        module_spans=settings.module_spans,
+        components=settings.components,
+        ranges=settings.ranges,
+    )
 
 
 def _surroundings() -> dict[str, Any]:

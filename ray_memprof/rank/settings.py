@@ -57,7 +57,7 @@ class Settings:
     components: Mapping[str, str] = field(default_factory=dict)
     """Names of components, by the class of a module; see workload/module_names.py."""
     ranges: tuple[str, ...] = ()
-    """Of RANGES: these become spans, see workload/named_ranges.py. Not in config.yaml: the launcher has no such key."""
+    """Of RANGES: these become spans, see workload/named_ranges.py."""
     device: str = ""
     """cpu or cuda; "": cuda where torch sees a device."""
 
@@ -139,7 +139,8 @@ class Settings:
                 **({"module": program.module} if program.module else {"path": str(program.path or "-")}),
                 "args": list(program.args),
                 "module_spans": list(self.module_spans),
-                **({"components": dict(self.components)} if self.components else {}),
+                "components": dict(self.components),
+                "ranges": list(self.ranges),
             },
             "model_config": {"device": device},
             "logging": {

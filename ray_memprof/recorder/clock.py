@@ -38,6 +38,19 @@ class Clock:
         self._since_1970_ns = wall_ns - forward_ns
         self.offset_ns = offset_ns
 
+    @property
+    def marks(self) -> tuple[int, int]:
+        """The wall clock and CLOCK_BOOTTIME when this clock was made: by them another process of this host makes it."""
+        return self._wall_ns, self._forward_ns
+
+    @classmethod
+    def of(cls, marks: tuple[int, int]) -> "Clock":
+        """Return the clock with these marks, without an offset."""
+        clock = cls()
+        clock._wall_ns, clock._forward_ns = marks
+        clock._since_1970_ns = marks[0] - marks[1]
+        return clock
+
     def ahead(self, offset_ns: int) -> "Clock":
         """Return the same clock with `offset_ns`, which was not known when this one was made."""
         clock = Clock(offset_ns)

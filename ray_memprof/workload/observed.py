@@ -1,7 +1,9 @@
 """All that is found out about a program without changing it: spans of its modules and phases, owners of its tensors.
 
-with observed(recorder, ("blocks.*",)):
-train()
+    with observed(recorder, module_spans=("blocks.*",)):
+        train()                                    # inside the span "script"
+
+For a program that runs on this thread; all that is put into torch is taken out at the end of the block.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,9 +17,12 @@ from torch.nn.modules.module import (
 )
 
 from ray_memprof.recorder.rows import Owner
+from ray_memprof.recorder.spans import span
+from ray_memprof.store.categories import SCRIPT
 from ray_memprof.workload.gathered import claiming_gathered
 from ray_memprof.workload.module_names import ModuleNames
 from ray_memprof.workload.module_spans import naming_modules
+from ray_memprof.workload.named_ranges import naming_ranges
 from ray_memprof.workload.phases import PhaseListener, naming_phases
 from ray_memprof.workload.tensor_owners import TensorOwners
 
@@ -38,20 +43,25 @@ class Claimant(Protocol):
 
 @contextmanager
 def observed(
-    recorder: Claimant, patterns: Sequence[str] = (), components: Mapping[str, str] | None = None
+    recorder: Claimant,
+    *,
+    module_spans: Sequence[str] = (),
+    components: Mapping[str, str] | None = None,
+    ranges: Sequence[str] = (),
 ) -> Iterator[None]:
     """Name what runs on this thread inside the block, and whose its tensors are.
 
     Args:
         recorder: is told of owners and of problems; of spans it hears by itself.
-        patterns: for modules inside others that get spans of their own; see module_spans.py.
+        module_spans: patterns for modules inside others that get spans of their own; see module_spans.py.
         components: names of components by the class of a module; see module_names.py.
+        ranges: kinds of named ranges that become spans; see named_ranges.py.
     """
     names = ModuleNames(components)
     owners = TensorOwners(names, recorder.claim, recorder.problem)
     with ExitStack() as stack:
         listener = PhaseListener()
-        spans = stack.enter_context(naming_modules(patterns, recorder.problem, names))
+        spans = stack.enter_context(naming_modules(module_spans, recorder.problem, names))
         if recorder.hears_claims:
             listener = owners
             spans.outermost_called = owners.outermost_called
@@ -62,4 +72,8 @@ def observed(
                 stack.callback(register(owners.registered).remove)
         stack.enter_context(claiming_gathered(recorder.claim, recorder.problem))
         stack.enter_context(naming_phases(names, spans.training_step, listener, recorder.problem))
+        # Around everything, so that allocations outside of modules have a span, too.
+        stack.enter_context(span(SCRIPT))
+        # Inside it: a range that is open at the end ends before it.
+        stack.enter_context(naming_ranges(ranges, recorder.problem))
         yield

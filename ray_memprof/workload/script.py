@@ -1,24 +1,18 @@
-"""Run any torch.distributed script in this process, as torchrun would run it in a process of its own.
+"""A program of the user's own as the main program of this process, and what its end means.
 
-    run_script(Path("generate.py"), ("--task", "t2v-1.3B"), module_spans=("blocks.*",))
+    run_script(Path("generate.py"), "", ("--task", "t2v-1.3B"))      # or a module, as python -m does
+    explained(error, "generate.py")          # the error as the rank reports it; None: the program has ended well
 
-The script runs as __main__, with its arguments in sys.argv and its folder first on sys.path; rank/ has set RANK and
-similar variables in the environment already. module_spans.py opens spans for its modules, without changing the script.
+main_program.py says how it runs. Imports nothing of wan, of the configuration and of torch: the program has its own.
 """
 
 import os
-import runpy
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ray_memprof.errors import EXIT_WORKLOAD, RunError
-from ray_memprof.recorder.spans import span
-from ray_memprof.store.categories import SCRIPT
+from ray_memprof.errors import EXIT_WORKLOAD, RunError, WorkloadError
+from ray_memprof.workload import main_program
 from ray_memprof.workload.main_program import code_of
 
 
@@ -28,84 +22,58 @@ class ScriptFailed(RunError):
     exit_code = EXIT_WORKLOAD
 
 
-def run_script(
-    path: Path,
-    args: Sequence[str],
-    module_spans: Sequence[str] = (),
-    problem: Callable[[str], None] = lambda text: None,
-) -> None:
-    """Run `path` to its end; its own exceptions pass through as they are.
+def run_script(path: Path | None, module: str, args: Sequence[str]) -> None:
+    """Run a program to its end; its exceptions pass through as they are.
 
     Args:
-        path: of a Python file; a relative path starts at the working folder, which stays as it is.
-        args: sys.argv[1:] of the script.
-        module_spans: patterns for names of modules, see module_spans.py.
-        problem: called with a message if a module could not be named.
+        path: of a Python file, or of a folder that has a main program; None: `module` says what runs.
+        module: a module, or a package that has a main program, in the working folder or among the installed ones.
+        args: sys.argv[1:] of the program.
+
+    Raises:
+        ScriptFailed: there is no such file on this host.
     """
-    path = path.absolute()
-    if not path.is_file():
+    if path is None:
+        # As `python -m` does, so that the packages of the working folder are found.
+        if not sys.flags.safe_path:
+            sys.path.insert(0, os.getcwd())
+        main_program.run_module(module, args)
+        return
+    if not path.exists():
         raise ScriptFailed(
             f"script.path {path}: there is no such file on {os.uname().nodename}",
             hint="every node must see the script under the same path",
         )
-    from ray_memprof.workload.module_spans import naming_modules
-
-    naming = naming_modules(module_spans, problem)
-    with _as_main_program(path, args), _signals_ignored_off_the_main_thread(), naming:
-        with span(SCRIPT):  # around everything, so that allocations outside of modules have a span, too
-            try:
-                runpy.run_path(str(path), run_name="__main__")
-            except SystemExit as ended:
-                _judge(path, ended.code)
+    if not sys.flags.safe_path:
+        sys.path.insert(0, "")  # the folder of the script takes this place
+    main_program.run_path(path, args)
 
 
-def _judge(path: Path, code: str | int | None) -> None:
-    """Raise ScriptFailed unless `code` of SystemExit means success: None and 0 do, a text means exit code 1."""
+def explained(error: BaseException, name: str) -> BaseException | None:
+    """The error as its rank reports it; None: it means that the program has ended well.
+
+    Args:
+        error: left the program.
+        name: of the program, for the message.
+    """
+    if isinstance(error, SystemExit):
+        return _of_exit(error.code, name)
+    # Not imported here: a script's own package may be called wan, and a script need not use one at all.
+    wan_error = getattr(sys.modules.get("wan.errors"), "WanError", None)
+    if not (isinstance(wan_error, type) and isinstance(error, wan_error)):
+        return error
+    hint, code = getattr(error, "hint", None), getattr(error, "exit_code", None)
+    if not (isinstance(hint, str) and isinstance(code, int)):  # another package's class of that name
+        return error
+    found = WorkloadError(str(error), hint=hint, exit_code=code)
+    found.__cause__ = error
+    return found
+
+
+def _of_exit(code: object, name: str) -> ScriptFailed | None:
+    """None and 0 mean success; a text means exit code 1."""
     status = code_of(code)
     if status == 0:
-        return
+        return None
     text = f": {code}" if code and not isinstance(code, int) else ""
-    raise ScriptFailed(
-        f"{path.name} ended with exit code {status}{text}", hint="its output is in the rank's log"
-    )
-
-
-@contextmanager
-def _as_main_program(path: Path, args: Sequence[str]) -> Iterator[None]:
-    argv, search = sys.argv, sys.path
-    # As `python script.py` does, links are resolved for the search path only.
-    sys.argv, sys.path = [str(path), *args], [str(path.resolve().parent), *search]
-    try:
-        yield
-    finally:
-        sys.argv, sys.path = argv, search
-
-
-@contextmanager
-def _signals_ignored_off_the_main_thread() -> Iterator[None]:
-    """Make signal.signal a no-op with a warning: Python allows it on the main thread only, which an actor does not use.
-
-    The script's handlers would not be useful anyway: only the driver and Ray send signals to a rank.
-    """
-    original, warned = signal.signal, set[int]()
-    if threading.current_thread() is threading.main_thread():
-        yield
-        return
-    signal.signal = _refusing(original, warned)
-    try:
-        yield
-    finally:
-        signal.signal = original
-
-
-def _refusing(original: Callable[..., Any], warned: set[int]) -> Callable[..., Any]:
-    def replacement(signalnum: int, handler: Any) -> Any:
-        if threading.current_thread() is threading.main_thread():
-            return original(signalnum, handler)
-        if signalnum not in warned:
-            warned.add(signalnum)
-            name = signal.Signals(signalnum).name
-            sys.stderr.write(f"warning: a handler of {name} is ignored: a rank runs off the main thread\n")
-        return signal.getsignal(signalnum)
-
-    return replacement
+    return ScriptFailed(f"{name} ended with exit code {status}{text}", hint="its output is in the rank's log")

@@ -36,14 +36,17 @@ def test_a_run_in_which_nothing_happens(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("fault", ["sigkill", "segv", "exit"])
-def test_1_process_dies(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "detail"),
+    [("sigkill", "killed by SIGKILL"), ("segv", "killed by SIGSEGV"), ("exit", "exit code 17")],
+)
+def test_1_process_dies(tmp_path: Path, fault: str, detail: str) -> None:
     struck = ["--fault", fault, "--at-step", 50, "--rest", 6]
     code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 500, *struck]))
 
     exit_code, status, reason = run.verdict()
     assert (code, exit_code, status) == (10, 10, "died")
-    assert reason.startswith("rank 2: process died")
+    assert reason == f"rank 2: process died: {detail}"
     assert run.facts["culprits"] == [2]
     assert run.at("error: rank 2: process died") - run.struck_at() < VERDICT_S
     assert run.living() == []

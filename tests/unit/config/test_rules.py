@@ -228,9 +228,19 @@ def test_a_rank_uses_one_gpu(workload: dict[str, Any]) -> None:
 
 def test_workload_script_needs_a_script() -> None:
     assert refusal(workload="script") == (
-        "script.path is missing: workload script runs it",
+        "script.path is missing, or script.module",
         "script: {path: train.py, args: []}",
     )
+
+
+def test_a_script_is_a_file_or_a_module() -> None:
+    assert refusal(workload="script", script={"path": "a.py", "module": "b"}) == (
+        "script.path (a.py) and script.module (b) both say what runs",
+        "leave one out",
+    )
+    command = ("-m", "pkg.train", "-x")
+    script = loaded(workload="script", script={"module": "pkg.train", "args": ["-x"]}).script
+    assert script is not None and script.command == command
 
 
 def test_a_script_needs_workload_script() -> None:
@@ -369,9 +379,14 @@ def test_a_run_without_files_needs_none() -> None:
 def test_a_script_must_be_there(tmp_path: Path) -> None:
     path = tmp_path / "train.py"
     config = loaded(workload="script", script={"path": str(path)})
-    assert problem(config) == (f"script.path {path}: there is no such file", NO_FILE)
-    path.touch()
+    hint = "check the path; relative ones start at the working folder, or else at that of the YAML file"
+    told = (f"script.path {path}: there is no such file", hint)
+    assert problem(config) == told
+    path.mkdir()  # a folder is a program only with a main program in it
+    assert problem(config) == told
+    (path / "__main__.py").touch()
     check_files(config)
+    check_files(loaded(workload="script", script={"module": "absent"}))  # Python itself says it is not there
 
 
 def test_a_checkpoint_must_be_there(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from ray_memprof.config.load import effective_yaml, load_config
+from ray_memprof.config.load import effective_yaml, from_mapping, load_config
+from ray_memprof.config.matrix import expand
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import EXIT_CONFIG, ConfigError
 
@@ -290,6 +291,81 @@ def test_overrides_are_yaml_values_by_full_key_the_last_one_wins(write: Write) -
     assert (config.ray.address, config.ray.timeouts.stop_s) == ("auto", 1.0)
 
 
+AS_WRITTEN = (
+    "-1",
+    "007",
+    "1_000",
+    "0x1F",
+    "1.50",
+    "1e-4",
+    ".inf",
+    "yes",
+    "True",
+    "2026-01-31",
+    "12:30:45",
+    "",
+    "a b",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        ("script: {path: a.py, args: [%s]}", []),
+        ("script: {path: a.py}", ["script.args=[%s]"]),
+        ("script: {path: a.py}", ["script={path: a.py, args: [%s]}"]),
+    ],
+)
+def test_arguments_of_a_script_are_passed_as_they_are_written(
+    write: Write, text: str, overrides: list[str]
+) -> None:
+    listed = ", ".join(one if one else "''" for one in AS_WRITTEN)
+    config = load_config(
+        write("name: x\nworkload: script\n" + text.replace("%s", listed)),
+        [one.replace("%s", listed) for one in overrides],
+    )
+    assert config.script is not None and config.script.args == AS_WRITTEN
+    assert load_config(write(effective_yaml(config))) == config
+
+
+def test_an_alias_in_the_arguments_keeps_its_type_elsewhere(write: Write) -> None:
+    text = "name: x\nworkload: script\nranks: &n 2\nscript: {path: a.py, args: [--ranks, *n, &m 3]}\n"
+    config = load_config(write(text + "ray: {cpus_per_rank: *m}\n"))
+    assert config.script is not None
+    assert (config.ranks, config.script.args, config.ray.cpus_per_rank) == (2, ("--ranks", "2", "3"), 3)
+
+
+def test_arguments_that_python_gives_are_passed_as_yaml_writes_them() -> None:
+    given = {"path": "a.py", "args": [1, 0.5, True, False, "x"]}
+    script = from_mapping({"name": "x", "workload": "script", "script": given}, source="test").script
+    assert script is not None and script.args == ("1", "0.5", "true", "false", "x")
+
+
+def test_a_relative_path_starts_at_the_working_folder_and_else_at_that_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    file = there / "x.yaml"
+    file.write_text("name: x\nworkload: script\nscript: {path: job.py}\nmatrix: [{name: a}]")
+    monkeypatch.chdir(here)
+
+    def found() -> set[Path | None]:
+        scripts = [load_config(file).script, *(run.script for run in expand("../there/x.yaml").runs)]
+        return {
+            None if script is None or script.path is None else script.path.resolve() for script in scripts
+        }
+
+    # Neither: as it was given, and so the refusal names it.
+    script = load_config(file).script
+    assert script is not None and script.path == Path("job.py")
+    (there / "job.py").touch()
+    assert found() == {there / "job.py"}
+    (here / "job.py").touch()
+    assert found() == {here / "job.py"}
+
+
 def test_an_empty_override_goes_back_to_the_default(write: Write) -> None:
     config = load_config(write("name: x\ngeneration: {frame_num: 5}"), ["generation.frame_num="])
     assert config.generation.frame_num == 81
@@ -379,7 +455,8 @@ def test_a_key_given_twice_is_refused(refusal: Refusal, text: str, place: str) -
         ("ulysses_size: 4", "ulysses_size", "did you mean parallel.ulysses?"),
         ("model: {task: t2v-14B}", "model", "did you mean model_config?"),
         ("matrix: [{name: a}, {name: b, sets: {}}]", "matrix[1].sets", "did you mean matrix.set?"),
-        ("script: {path: a.py, zzz: 1}", "script.zzz", "known here: script.path, script.args, script.module_spans"),
+        ("script: {path: a.py, zzz: 1}", "script.zzz", "known here: script.path, script.module, script.args, "
+         "script.module_spans"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_told_with_the_nearest_known_one(
@@ -423,7 +500,18 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(
         ("matrix: [{name: a, set: 3}]", "matrix[0].set 3: must be a section of keys", ""),
         ("matrix: []", "matrix []: must hold at least 1", ""),
         ("ray: {1: 2}", "ray[1] 1: keys must be text", ""),
-        ("workload: script\nscript: {args: []}", "script.path is missing", ""),
+        ("workload: script\nscript: {args: []}", "script.path is missing, or script.module",
+         "script: {path: train.py, args: []}"),
+        ("workload: script\nscript: {module: a b.c}",
+         "script.module 'a b.c': must be the name of a module, such as pkg.train", ""),
+        ("workload: script\nscript: {path: a.py, args: [-x, null]}", "script.args[1] null: must be text",
+         'quote it: "null" for the word, "" for an empty text'),
+        ("workload: script\nscript: {path: a.py, args: [~]}", "script.args[0] null: must be text",
+         'quote it: "null" for the word, "" for an empty text'),
+        ("workload: script\nscript: {path: a.py, args: [[1]]}", "script.args[0] [1]: must be text", ""),
+        ("workload: script\nscript: {path: a.py, args: --x}", "script.args '--x': must be a list", ""),
+        ('workload: script\nscript: {path: a.py, args: ["a\\0"]}',
+         "script.args[0] 'a\\x00': must not hold a NUL character", ""),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_told_in_one_line(

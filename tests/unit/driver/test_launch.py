@@ -50,9 +50,9 @@ def test_module_spans_go_with_a_script_only(config: Path) -> None:
 
 
 def test_the_path_of_a_script_is_still_asked_for(config: Path) -> None:
-    flags = ("--module-spans", "blocks.*")
+    flags, missing = ("--module-spans", "blocks.*"), "script.path is missing, or script.module"
     code, _, err = dry_run(config, "name: x\nworkload: script\n", *flags)
-    assert (code, err) == (2, f"error: {config}: script.path is missing\n")
+    assert (code, err) == (2, f"error: {config}: {missing}\nhint: script: {{path: train.py, args: []}}\n")
 
 
 def test_a_run_that_is_left_at_once_says_so_before_its_cluster_goes_down(

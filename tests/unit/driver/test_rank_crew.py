@@ -18,6 +18,7 @@ from ray_memprof.driver.live import Live
 from ray_memprof.driver.run_state import RunState
 from ray_memprof.rank.log import NOT_FOR_CONSOLE, lines_since
 from ray_memprof.rank.messages import Outcome, Whereabouts
+from ray_memprof.supervision.verdict import Loss
 
 DIED = exceptions.ActorDiedError()
 
@@ -229,3 +230,26 @@ def test_a_rank_that_does_not_say_where_it_is_is_not_asked_to_seal(
     assert crew.where(1.0) == {0: place}
     crew.seal(1.0)
     assert (asked, ray.now) == ([0], 1.0)
+
+
+def test_a_rank_that_tells_of_the_death_of_its_script_is_lost_and_still_asked_to_stop(
+    ray: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN a rank whose script died, one that died itself, and one that runs THEN the one that died is not asked."""
+    asked: list[int] = []
+    actors = [Actor(tmp_path / f"rank{rank}.log") for rank in range(3)]
+    died = Outcome(rank=0, status="died", exit_code=10, reason="killed by SIGSEGV")
+    actors[0].run = method(lambda address: died)
+    actors[1].is_dead = True
+    actors[2].run = SimpleNamespace(remote=lambda address: Ref(None, lambda: False))
+    for rank, actor in enumerate(actors):
+        stop = method(lambda rank=rank: asked.append(rank))
+        monkeypatch.setattr(actor, "stop", stop, raising=False)
+    crew = Crew(actors, lambda line: None)
+    crew.run(("127.0.0.1", 1))
+    assert crew.ended(0.1) == [
+        Loss(rank=0, kind="died", detail="killed by SIGSEGV"),
+        Loss(rank=1, kind="died"),
+    ]
+    crew.seal(1.0)
+    assert asked == [0, 2]

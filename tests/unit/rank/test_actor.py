@@ -1,6 +1,7 @@
 """What a rank passes on of its log, without Ray and without a rank."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import socket
@@ -10,14 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.rank import log as rank_log
 from ray_memprof.rank.actor import Rank
 from ray_memprof.rank.log import lines_since
-from ray_memprof.rank.messages import Outcome, RankFacts
+from ray_memprof.rank.messages import Outcome, RankFacts, Whereabouts
 from ray_memprof.rank.plan import RankPlan
+from ray_memprof.rank.pulse import first_beat
 
 
 def test_an_empty_log_says_nothing(tmp_path: Path) -> None:
@@ -109,38 +110,31 @@ def test_a_store_whose_address_is_translated_says_so(capsys: pytest.CaptureFixtu
     assert "198.51.100.7 is no address of this host" in capsys.readouterr().err
 
 
-def test_a_rank_whose_children_work_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_for_the_log_only_is_not_passed_on(tmp_path: Path) -> None:
     actor = Rank()
-    still = actor.beat().sequence
-    assert actor.beat().sequence == still
-    worked = iter((0, 1, 2))
-    monkeypatch.setattr(actor._children, "look", lambda moves: next(worked))
-    assert [actor.beat().sequence for _ in range(3)] == [still, still + 1, still + 2]
+    assert actor.said(5) == (5, "")
+    actor._log = log = tmp_path / "rank0.log"
+    log.write_text("step 1\n")
+    assert actor.said(0) == (7, "step 1")
+    log.write_text("step 1\nstep 2\n-- in the log only --\nTraceback (most recent call last):\n")
+    offset, text = actor.said(7)
+    assert text == "step 2\n"
+    assert actor.said(offset) == actor.said(offset, False) == (offset, "")
 
 
-@pytest.mark.parametrize(
-    ("world_size", "joined", "counts"), [(2, False, True), (2, True, False), (1, False, False)]
-)
-def test_a_rank_that_works_before_it_joins_gets_on(
-    monkeypatch: pytest.MonkeyPatch, world_size: int, joined: bool, counts: bool
-) -> None:
-    """GIVEN a call into C that takes minutes THEN its own CPU time counts as long as the others wait for it to come."""
-    actor = Rank()
-    actor._plan = SimpleNamespace(rank=0, world_size=world_size)  # type: ignore[assignment]
-    actor._thread = -1
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: joined)
-    still = actor.beat().sequence
-    worked = iter((1, 2))
-    monkeypatch.setattr(actor._own, "look", lambda moves: next(worked))
-    assert [actor.beat().sequence - still for _ in range(2)] == ([1, 2] if counts else [0, 0])
+def test_a_rank_that_has_not_begun_is_asked() -> None:
+    assert Rank().beat() == first_beat(-1)
+    assert Rank().where() == Whereabouts(stack="not running\n")
+    Rank().stop()
 
 
-def test_lines_end_where_a_traceback_begins(tmp_path: Path) -> None:
-    log = tmp_path / "rank0.log"
-    log.write_text("step 1\nTraceback (most recent call last):\n")
-    assert lines_since(log, 0, until=7) == (7, "step 1")
-    assert lines_since(log, 7, until=7) == (7, "")
-    assert lines_since(log, 7) == (42, "Traceback (most recent call last):")
+def test_a_script_that_does_not_answer_stands_still_and_is_silent() -> None:
+    actor, beat = Rank(), dataclasses.replace(first_beat(2), sequence=7)
+    answers = iter((None, beat, None))
+    script = SimpleNamespace(beat=lambda: next(answers), where=lambda: None)
+    actor._script = script  # type: ignore[assignment]
+    assert [actor.beat() for _ in range(3)] == [first_beat(-1), beat, beat]
+    assert actor.where() is None
 
 
 def test_the_line_without_end_is_passed_on_once_nothing_will_follow(tmp_path: Path) -> None:
@@ -148,7 +142,6 @@ def test_the_line_without_end_is_passed_on_once_nothing_will_follow(tmp_path: Pa
     log.write_bytes(b"one\ntwo")
     assert lines_since(log, 0, whole=False) == (7, "one\ntwo")
     assert lines_since(log, 7, whole=False) == (7, "")
-    assert lines_since(log, 0, until=6, whole=False) == (6, "one\ntw")
 
 
 def test_a_rank_tells_its_hosts_time_by_the_clock_that_it_records_with(tmp_path: Path) -> None:

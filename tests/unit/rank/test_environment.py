@@ -5,7 +5,7 @@ from typing import Any
 
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.rank.environment import rank_environment
+from ray_memprof.rank.environment import rank_environment, script_environment
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.rank.plan import RankPlan
 from ray_memprof.rank.variables import forwarded, in_force, shown
@@ -195,3 +195,25 @@ def test_ranks_of_several_hosts_use_the_interface_that_ray_reaches_them_by() -> 
     assert sockets(plan(), {"NCCL_SOCKET_IFNAME": "ib0"}, "eth1") == {"GLOO_SOCKET_IFNAME": "eth1"}
     given = plan(environment={"GLOO_SOCKET_IFNAME": "eth7"})
     assert sockets(given, {}, "eth1") == {**both, "GLOO_SOCKET_IFNAME": "eth7"}
+
+
+def test_a_script_meets_the_others_at_the_store_of_the_actor_as_under_torchrun() -> None:
+    script = RunConfig(name="test", workload="script")
+    assert rank_environment(plan(config=script), {}, num_cores=1)["TORCHELASTIC_USE_AGENT_STORE"] == "True"
+
+
+def test_a_script_finds_nothing_of_ray_in_its_environment() -> None:
+    assert script_environment({}, is_own_ray=True) == {}
+    kept = {"PATH": "/bin", "RAY_ADDRESS": "10.0.0.1:6379", "RANK": "0"}
+    ray = {
+        "RAY_JOB_ID": "01",
+        "RAY_RAYLET_PID": "7",
+        "SPT_NOENV": "1",
+        "PYTHONBREAKPOINT": "ray.util.rpdb.set_trace",
+    }
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x"}
+    assert script_environment(kept | ray | token, is_own_ray=True) == kept
+    # A cluster that runs already may ask for it.
+    assert script_environment(kept | ray | token, is_own_ray=False) == kept | token
+    own = {"PYTHONBREAKPOINT": "ipdb.set_trace"}
+    assert script_environment(own, is_own_ray=True) == own

@@ -16,8 +16,6 @@ from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import fetched, rows_of
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.recording import recording
-from ray_memprof.recorder.spans import span
-from ray_memprof.store.categories import SCRIPT
 from ray_memprof.workload.observed import observed
 
 
@@ -50,7 +48,7 @@ class GPT(nn.Module):
 @contextmanager
 def recorded(run_dir: Path, components: dict[str, str] | None = None) -> Iterator[None]:
     with recording(RecordingOptions(run_dir=run_dir, device="cpu")) as recorder:
-        with observed(recorder, ("blocks.*",), components), span(SCRIPT):
+        with observed(recorder, module_spans=("blocks.*",), components=components):
             yield
     assert recorder.problems == ()
 

@@ -19,7 +19,7 @@ from ray_memprof.errors import WorkloadError
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.rank.plan import RankPlan
 from ray_memprof.recorder.spans import Attribute, listening
-from ray_memprof.workload import dispatch, wan
+from ray_memprof.workload import wan, wan_rank
 from wan import options_here
 from wan.errors import MediaError
 from wan.inputs.media import read_image
@@ -80,7 +80,7 @@ def plan(given: RunConfig, run_dir: Path, **changes: Any) -> RankPlan:
 
 
 def run_plan(given: RankPlan, recorder: Any) -> None:
-    dispatch.run(given.config, given.place, recorder, device=given.device, run_dir=given.run_dir)
+    wan_rank.run(given.config, given.place, recorder, device=given.device, run_dir=given.run_dir)
 
 
 def run(given: RankPlan) -> Recorder:
@@ -232,37 +232,6 @@ def test_level_torch_profiler_leaves_a_trace_of_the_active_steps(tmp_path: Path)
     assert not (tmp_path / "other").exists()
 
 
-def test_a_script_is_run_with_its_arguments_inside_one_span(tmp_path: Path) -> None:
-    path = tmp_path / "job.py"
-    path.write_text(
-        "import sys, torch\n"
-        "net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GELU())\n"
-        "for _ in range(int(sys.argv[1])):\n"
-        "    net(torch.ones(1, 2))\n"
-    )
-    script = {"path": str(path), "args": ["2"], "module_spans": ["Sequential", "0"]}
-    given = from_mapping(
-        {"name": "x", "workload": "script", "script": script, "model_config": {"device": "cpu"}},
-        source="test",
-    )
-    recorder = run(plan(given, tmp_path))
-    assert (recorder.stages, recorder.steps) == (["script"], [])
-
-
-def test_an_error_of_wan_that_a_script_lets_pass_keeps_its_text_hint_and_exit_code(tmp_path: Path) -> None:
-    path = tmp_path / "job.py"
-    path.write_text(
-        "from wan.errors import WeightsError\nraise WeightsError('t5.pth: cut off', hint='load it')\n"
-    )
-    given = from_mapping(
-        {"name": "x", "workload": "script", "script": {"path": str(path)}, "model_config": {"device": "cpu"}},
-        source="test",
-    )
-    with pytest.raises(WorkloadError) as raised:
-        run(plan(given, tmp_path))
-    assert (str(raised.value), raised.value.hint, raised.value.exit_code) == ("t5.pth: cut off", "load it", 3)
-
-
 def test_the_process_group_is_left_only_after_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +308,6 @@ def test_two_ranks_make_one_video_in_a_group_of_their_own(tmp_path: Path) -> Non
 
 def test_a_folder_of_ones_own_takes_the_traces(tmp_path: Path) -> None:
     own = Logging(level="torch_profiler", trace_path=tmp_path / "mine")
-    assert dispatch.trace_file(own, tmp_path / "run", 1) == tmp_path / "mine" / "rank1.pt.trace.json"
-    default = dispatch.trace_file(Logging(level="torch_profiler"), tmp_path / "run", 1)
+    assert wan_rank.trace_file(own, tmp_path / "run", 1) == tmp_path / "mine" / "rank1.pt.trace.json"
+    default = wan_rank.trace_file(Logging(level="torch_profiler"), tmp_path / "run", 1)
     assert default == tmp_path / "run" / "trace" / "rank1.pt.trace.json"

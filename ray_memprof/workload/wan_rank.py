@@ -1,17 +1,16 @@
-"""What a rank runs under the recorder: Wan2.1, or any torch.distributed script as torchrun would run it.
+"""Wan2.1 as a rank runs it under the recorder: traced where that is asked for, and with its errors as ours.
 
     with recording(options) as recorder:
-        dispatch.run(config, place, recorder, ...)       # on this thread; returns when the workload has ended
+        wan_rank.run(config, place, recorder, ...)       # on this thread; returns when all videos are made
 
 The environment must be set already. Leaves what the workload writes, and at level torch_profiler a trace. Errors pass
-through, those of wan as a WorkloadError: rank/outcome.py turns them into an Outcome. For a script, nothing of our
-package wan is imported but what the configuration is made of, wan.config, wan.levers and wan.parallel.layout, and
-wan.errors: none of them imports torch.
+through, those of wan as a WorkloadError: rank/outcome.py turns them into an Outcome.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ray_memprof.config.keys import Logging
 from ray_memprof.config.run_config import RunConfig
@@ -22,7 +21,7 @@ from ray_memprof.workload.wan_errors import translated
 
 
 def run(config: RunConfig, place: Place, recorder: StepListener, *, device: str, run_dir: Path) -> None:
-    """Run the workload of `config` to its end, on this thread.
+    """Make the videos of `config`, on this thread.
 
     Args:
         config: of the run.
@@ -31,14 +30,10 @@ def run(config: RunConfig, place: Place, recorder: StepListener, *, device: str,
         device: of this rank, as torch names it.
         run_dir: where traces go, unless logging.trace_path says otherwise.
     """
-    # A script may use wan, too.
-    with translated(), _traced(config.logging, trace_file(config.logging, run_dir, place.rank), recorder):
-        if config.workload == "script":
-            _run_script(config, recorder)
-        else:
-            from ray_memprof.workload.wan import run_wan
+    from ray_memprof.workload.wan import run_wan
 
-            run_wan(config, place, device, recorder)
+    with translated(), _traced(config.logging, trace_file(config.logging, run_dir, place.rank), recorder):
+        run_wan(config, place, device, recorder)
 
 
 def trace_file(logging: Logging, run_dir: Path, rank: int) -> Path:
@@ -46,20 +41,19 @@ def trace_file(logging: Logging, run_dir: Path, rank: int) -> Path:
     return (logging.trace_path or run_dir / TRACE_DIR) / TRACE_FILE.format(rank=rank)
 
 
+def trace_schedule(logging: Logging) -> dict[str, Any] | None:
+    """The fields of the TraceSchedule that is asked for; None: no trace."""
+    is_asked = logging.level == "torch_profiler" and logging.profile_memory
+    return logging.profiler.model_dump() if is_asked else None
+
+
 @contextmanager
 def _traced(logging: Logging, path: Path, recorder: StepListener) -> Iterator[None]:
-    if logging.level != "torch_profiler" or not logging.profile_memory:
+    schedule = trace_schedule(logging)
+    if schedule is None:
         yield
         return
     from ray_memprof.recorder.torch_trace import TraceSchedule, tracing
 
-    with tracing(TraceSchedule(**logging.profiler.model_dump()), path, recorder.problem):
+    with tracing(TraceSchedule(**schedule), path, recorder.problem):
         yield
-
-
-def _run_script(config: RunConfig, recorder: StepListener) -> None:
-    from ray_memprof.workload.script import run_script
-
-    script = config.script
-    assert script is not None  # config/rules.py refuses workload: script without one
-    run_script(script.path, script.args, script.module_spans, lambda text: recorder.problem(text))
