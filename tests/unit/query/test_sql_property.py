@@ -11,10 +11,11 @@ import pytest
 from diagnosis_runs import EmptyRun
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_runs import CATEGORIES, Moment, Rank, State, as_run, play
+from random_runs import Moment, Rank, State, as_run, play
 from run_tables import Row, blank
 
 from ray_memprof.query.questions import question
+from ray_memprof.store import schema
 
 Key = tuple[Any, ...]
 
@@ -238,7 +239,7 @@ def test_memory_over_time(empty: EmptyRun, seed: int) -> None:
         for row in over_time[rank]:
             # Each of them is a moment that was, and every tensor has its category.
             assert (row["t_ns"], row["active_bytes"], max(row["reserved_bytes"], 0)) in states
-            assert sum(row[f"{name}_bytes"] for name in (*CATEGORIES, "cache")) == row["active_bytes"]
+            assert sum(row[f"{name}_bytes"] for name in schema.CATEGORIES) == row["active_bytes"]
 
 
 def churned(one: Rank) -> Mapping[Key, list[int]]:

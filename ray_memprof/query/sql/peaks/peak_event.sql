@@ -166,8 +166,10 @@ SELECT
     highest.allocated_bytes,
     COALESCE(ranks.peak_at_least, FALSE) AS peak_at_least,
     highest.bytes AS size_bytes,
-    highest.category
+    owned_category(highest.category, named.category) AS category
 FROM highest
+LEFT JOIN alloc_owners() AS named
+    ON highest.rank = named.rank AND highest.seq = named.seq
 LEFT JOIN spans
     ON highest.rank = spans.rank AND highest.span_id = spans.span_id
 LEFT JOIN ranks ON highest.rank = ranks.rank

@@ -22,8 +22,7 @@ alive AS (
         -- What an earlier chunk of the VAE has left behind.
         IF(
             tensors.category = 'activation'
-            -- The name of the span is the last part of its path.
-            AND SPLIT_PART(tensors.path, '/', -1) = 'vae.chunk'
+            AND '/' || tensors.path LIKE '%/vae.chunk'
             AND tensors.span_id != moments.span_id,
             'cache',
             tensors.category
