@@ -10,7 +10,7 @@ Where a release of torch has none of that name, nothing is replaced: then gather
 import functools
 import importlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from ray_memprof.recorder.rows import Owner
 from ray_memprof.recorder.spans import span
 from ray_memprof.recorder.stacks import hide_frames
 from ray_memprof.wording import error_line
+from ray_memprof.workload.module_names import ModuleNames
 
 hide_frames(__file__)
 BUCKETS = "comm.buckets"
@@ -32,18 +33,19 @@ _DDP = ("__init__", "_rebuild_buckets")
 
 @contextmanager
 def claiming_gathered(
-    claim: Callable[[Tensor, Owner], None], problem: Callable[[str], None]
+    claim: Callable[[Tensor, Owner], None], problem: Callable[[str], None], names: ModuleNames
 ) -> Iterator[None]:
     """Claim the buffers of DDP and FSDP2 inside the block.
 
     Args:
         claim: is told of a tensor and the owner of its storage; from any thread.
         problem: called with a message if something could not be claimed; no error is raised into the program.
+        names: of the program's modules.
     """
     if not dist.is_available():
         yield
         return
-    gathered = _Gathered(claim, problem)
+    gathered = _Gathered(claim, problem, names)
     gathered.watch_fsdp2()
     gathered.watch_ddp()
     try:
@@ -53,10 +55,14 @@ def claiming_gathered(
 
 
 class _Gathered:
-    def __init__(self, claim: Callable[[Tensor, Owner], None], problem: Callable[[str], None]) -> None:
-        self._claim_one, self._problem = claim, problem
+    def __init__(
+        self, claim: Callable[[Tensor, Owner], None], problem: Callable[[str], None], names: ModuleNames
+    ) -> None:
+        self._claim_one, self._problem, self._names = claim, problem, names
         self._thread = threading.get_ident()
         self._replaced: list[tuple[Any, str, Any, Any]] = []
+        self._owners: dict[tuple[int, ...], Owner] = {}
+        """By the parameters of a group, which live as long as their model."""
         self._is_over = False
 
     def _replace(self, owner: Any, name: str, ours: Any) -> None:
@@ -71,10 +77,23 @@ class _Gathered:
         self._replaced.clear()
 
     def _claim(self, tensors: Any, params: Any) -> None:
-        owner = Owner(_owner_of(params), None, "communication")
+        owner = self._owner_of(params)
         for tensor in tensors:
             if isinstance(tensor, Tensor):
                 self._claim_one(tensor, owner)
+
+    def _owner_of(self, params: Any) -> Owner:
+        """The path that the modules of a group's parameters share: FSDP gathers a module's parameters together."""
+        key = tuple(id(param) for param in params)
+        known = self._owners.get(key)
+        if known is None:
+            found = [self._names.named(param._module_info.module) for param in params]
+            names = [name for name in found if name is not None]
+            components = {name.component for name in names}
+            component = components.pop() if len(components) == 1 else None
+            known = Owner(_shared([name.title for name in names]) or "FSDP", component, "communication")
+            self._owners[key] = known
+        return known
 
     def _noted(self, tensors: Callable[[], Any], params: Any) -> None:
         if self._is_over or torch.compiler.is_compiling():
@@ -136,15 +155,11 @@ class _Gathered:
         return functools.wraps(original)(making_buckets)
 
 
-def _owner_of(params: Any) -> str:
-    """The path that the names of a group's parameters share: that of its module."""
-    names = [name for param in params if (name := getattr(param, "_param_fqn", None))]
-    if not names:
-        return "FSDP"
-    parts = [name.split(".")[:-1] for name in names]
+def _shared(paths: Sequence[str]) -> str:
+    """The beginning that paths share, by whole parts."""
     shared = []
-    for level in zip(*parts, strict=False):
+    for level in zip(*(path.split(".") for path in paths), strict=False):
         if len(set(level)) > 1:
             break
         shared.append(level[0])
-    return ".".join(shared) or "FSDP root"
+    return ".".join(shared)

@@ -143,7 +143,7 @@ class ModuleNames:
     def _name_inside(self, around: Name, module: Module, key: str, child: Module) -> Name:
         if _is_wrapped(module, key):
             return around
-        path, component = f"{around.path}.{key}", self._components.get(type(child).__name__)
+        path, component = f"{around.path}.{key}", self._components.get(_class_of(child))
         if component is not None and component != around.component:
             return Name(path, component, component)
         return Name(path, f"{around.title}.{key}", around.component)
@@ -211,6 +211,13 @@ def kind_of(module: Module) -> str:
         if inner is None or id(inner) in seen:  # without its truth: a module may refuse len()
             break
         seen.add(id(module := inner))
+    return _class_of(module)
+
+
+def _class_of(module: Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return str(module.original_name)
-    return type(module).__name__
+    kind = type(module)
+    # FSDP2 gives a module a class made of its own, FSDPGPT(FSDPModule, GPT).
+    is_sharded = len(kind.__mro__) > 2 and kind.__mro__[1].__name__ == "FSDPModule"
+    return kind.__mro__[2].__name__ if is_sharded else kind.__name__

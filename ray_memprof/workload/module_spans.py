@@ -53,6 +53,8 @@ def naming_modules(
     patterns: Sequence[str],
     problem: Callable[[str], None] = _unheard,
     names: ModuleNames | None = None,
+    *,
+    opens_spans: bool = True,
 ) -> Iterator["ModuleSpans"]:
     """Inside the block, open a span for each call on this thread of an outermost module or one that a pattern matches.
 
@@ -60,8 +62,10 @@ def naming_modules(
         patterns: see the docstring of this module.
         problem: called with a message if a call could not be named; no error is raised into the model.
         names: of the modules; None: new ones.
+        opens_spans: False: the program has spans of its own; calls of outermost modules are only told.
     """
     spans = ModuleSpans(patterns, problem, ModuleNames() if names is None else names)
+    spans.opens_spans = opens_spans
     attached = register_module_module_registration_hook(spans.attached)
     original: Any = Module.__call__
     ours = spans.calling(original)
@@ -121,6 +125,7 @@ class ModuleSpans:
         self._names = names
         self._problem = problem
         self.training_step = TrainingStep()
+        self.opens_spans = True
         self.outermost_called: Callable[[Module, Name], None] = _nothing
         """Called before the span of a module that is called while no other module runs."""
 
@@ -204,6 +209,9 @@ class ModuleSpans:
         if "." not in name.path:
             self._called_tops.add(name.path)
         if not self._wants(name) and not self._is_worked_through(name):
+            return None
+        if not self.opens_spans:
+            self.outermost_called(module, name)
             return None
         parts = name.title.split(".")
         title = ".".join(part for part in parts if not part.isdigit())

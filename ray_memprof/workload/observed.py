@@ -21,7 +21,7 @@ from ray_memprof.recorder.spans import span
 from ray_memprof.store.categories import SCRIPT
 from ray_memprof.workload.gathered import claiming_gathered
 from ray_memprof.workload.module_names import ModuleNames
-from ray_memprof.workload.module_spans import naming_modules
+from ray_memprof.workload.module_spans import ModuleSpans, naming_modules
 from ray_memprof.workload.named_ranges import naming_ranges
 from ray_memprof.workload.phases import PhaseListener, naming_phases
 from ray_memprof.workload.tensor_owners import TensorOwners
@@ -58,22 +58,49 @@ def observed(
         ranges: kinds of named ranges that become spans; see named_ranges.py.
     """
     names = ModuleNames(components)
-    owners = TensorOwners(names, recorder.claim, recorder.problem)
     with ExitStack() as stack:
-        listener = PhaseListener()
         spans = stack.enter_context(naming_modules(module_spans, recorder.problem, names))
-        if recorder.hears_claims:
-            listener = owners
-            spans.outermost_called = owners.outermost_called
-            stack.callback(owners.end)
-            for register in (
-                register_module_parameter_registration_hook, register_module_buffer_registration_hook
-            ):  # fmt: skip
-                stack.callback(register(owners.registered).remove)
-        stack.enter_context(claiming_gathered(recorder.claim, recorder.problem))
-        stack.enter_context(naming_phases(names, spans.training_step, listener, recorder.problem))
+        owners = stack.enter_context(_owned(recorder, names, spans))
+        stack.enter_context(naming_phases(names, spans.training_step, owners, recorder.problem))
         # Around everything, so that allocations outside of modules have a span, too.
         stack.enter_context(span(SCRIPT))
         # Inside it: a range that is open at the end ends before it.
         stack.enter_context(naming_ranges(ranges, recorder.problem))
         yield
+
+
+@contextmanager
+def owned(recorder: Claimant, components: Mapping[str, str]) -> Iterator[None]:
+    """Find whose the tensors are of a program that opens spans itself.
+
+    Args:
+        recorder: is told of owners and of problems.
+        components: names of components by the class of a module; see module_names.py.
+    """
+    names = ModuleNames(components)
+    with naming_modules((), recorder.problem, names, opens_spans=False) as spans:
+        with _owned(recorder, names, spans):
+            yield
+
+
+@contextmanager
+def _owned(recorder: Claimant, names: ModuleNames, spans: ModuleSpans) -> Iterator[PhaseListener]:
+    """Claim what the program's modules hold, and what is gathered; gives the listener for phases."""
+    if not recorder.hears_claims:
+        with claiming_gathered(_nobody, recorder.problem, names):
+            yield PhaseListener()
+        return
+    owners = TensorOwners(names, recorder.claim, recorder.problem)
+    spans.outermost_called = owners.outermost_called
+    with ExitStack() as stack:
+        stack.callback(owners.end)
+        for register in (
+            register_module_parameter_registration_hook, register_module_buffer_registration_hook
+        ):  # fmt: skip
+            stack.callback(register(owners.registered).remove)
+        stack.enter_context(claiming_gathered(recorder.claim, recorder.problem, names))
+        yield owners
+
+
+def _nobody(tensor: Tensor, owner: Owner) -> None:
+    """Nobody wants to know whose a tensor is."""

@@ -19,6 +19,9 @@ from ray_memprof.workload.listener import StepListener
 from ray_memprof.workload.place import Place
 from ray_memprof.workload.wan_errors import translated
 
+COMPONENTS = {"WanDit": "dit", "TextEncoder": "t5", "ImageEncoder": "clip", "WanVae": "vae"}
+"""The networks of wan, by class."""
+
 
 def run(config: RunConfig, place: Place, recorder: StepListener, *, device: str, run_dir: Path) -> None:
     """Make the videos of `config`, on this thread.
@@ -30,9 +33,11 @@ def run(config: RunConfig, place: Place, recorder: StepListener, *, device: str,
         device: of this rank, as torch names it.
         run_dir: where traces go, unless logging.trace_path says otherwise.
     """
+    from ray_memprof.workload.observed import owned
     from ray_memprof.workload.wan import run_wan
 
-    with translated(), _traced(config.logging, trace_file(config.logging, run_dir, place.rank), recorder):
+    traced = _traced(config.logging, trace_file(config.logging, run_dir, place.rank), recorder)
+    with translated(), traced, owned(recorder, COMPONENTS):
         run_wan(config, place, device, recorder)
 
 

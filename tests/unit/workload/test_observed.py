@@ -302,7 +302,8 @@ def test_what_fsdp2_gathers_is_communication(tmp_path: Path) -> None:
         train(model)
     rows = asked(tmp_path / "run", "alive_at_peak_by_owner")
     gathered = {row["owner"]: row["bytes"] for row in rows if row["category"] == "communication"}
-    assert gathered, rows
+    assert gathered and gathered.keys() <= {"GPT", *(f"GPT.blocks.{number}" for number in range(3))}, rows
+    assert {row["component"] for row in rows if row["category"] == "communication"} == {"GPT"}
     held = Counter[str]()
     for row in rows:
         held[row["category"]] += row["bytes"]

@@ -2,9 +2,9 @@
 -- One row = a component on a rank.
 --   rank            of the run
 --   component       t5, clip, vae, dit, or the class of a program's module
---   base_bytes      its parameters and buffers on the device, the most at once.
---                   If none was found by name: allocated memory that loading
---                   and moving in added, the most of all its stays
+--   base_bytes      its parameters and buffers on the device, as found by name,
+--                   the most at once; or allocated memory that loading and
+--                   moving in added, the most of all its stays: the larger one
 --   num_visits      how often it came to the device; 0: it was made there
 --   load_ns         time that loading and moving in took, over all its stays
 WITH held AS (
@@ -36,7 +36,7 @@ visits AS (
 SELECT
     COALESCE(named.rank, visits.rank) AS rank,
     COALESCE(named.component, visits.component) AS component,
-    COALESCE(named.bytes, visits.bytes) AS base_bytes,
+    GREATEST(named.bytes, visits.bytes) AS base_bytes,
     COALESCE(visits.num_visits, 0) AS num_visits,
     COALESCE(visits.load_ns, 0) AS load_ns
 FROM named
