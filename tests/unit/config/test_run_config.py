@@ -456,7 +456,7 @@ def test_a_key_given_twice_is_refused(refusal: Refusal, text: str, place: str) -
         ("model: {task: t2v-14B}", "model", "did you mean model_config?"),
         ("matrix: [{name: a}, {name: b, sets: {}}]", "matrix[1].sets", "did you mean matrix.set?"),
         ("script: {path: a.py, zzz: 1}", "script.zzz", "known here: script.path, script.module, script.args, "
-         "script.module_spans"),
+         "script.module_spans, script.components, script.ranges"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_told_with_the_nearest_known_one(
