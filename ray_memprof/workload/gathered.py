@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ray_memprof.recorder.rows import Owner
-from ray_memprof.recorder.spans import span
+from ray_memprof.recorder.spans import Attribute, span
 from ray_memprof.recorder.stacks import hide_frames
 from ray_memprof.wording import error_line
 from ray_memprof.workload.module_names import ModuleNames
@@ -64,6 +64,8 @@ class _Gathered:
         self._owners: dict[tuple[int, ...], Owner] = {}
         """By the parameters of a group, which live as long as their model."""
         self._is_over = False
+        self._wrapped = ""
+        """Component of the module for which DDP is being built; "": none."""
 
     def _replace(self, owner: Any, name: str, ours: Any) -> None:
         self._replaced.append((owner, name, getattr(owner, name), ours))
@@ -144,12 +146,32 @@ class _Gathered:
             original = getattr(reducer, name, None)
             if original is not None:
                 self._replace(reducer, name, self._bucketing(original))
+        wrapper = torch.nn.parallel.DistributedDataParallel
+        self._replace(wrapper, "__init__", self._building(wrapper.__init__))
+
+    def _building(self, original: Any) -> Any:
+        """DDP's constructor: the buckets that are made in it are of the component that it wraps."""
+
+        @functools.wraps(original)
+        def __init__(wrapper: Any, module: Any, *args: Any, **kwargs: Any) -> None:
+            try:
+                name = None if self._is_over else self._names.named(module)
+                self._wrapped = "" if name is None else name.component
+            except Exception as error:
+                self._problem(f"what DDP wraps is not known: {error_line(error)}")
+            try:
+                original(wrapper, module, *args, **kwargs)
+            finally:
+                self._wrapped = ""
+
+        return __init__
 
     def _bucketing(self, original: Any) -> Any:
         def making_buckets(*args: Any, **kwargs: Any) -> Any:
             if self._is_over or torch.compiler.is_compiling() or threading.get_ident() != self._thread:
                 return original(*args, **kwargs)
-            with span(BUCKETS):
+            attributes: dict[str, Attribute] = {"component": self._wrapped} if self._wrapped else {}
+            with span(BUCKETS, **attributes):
                 return original(*args, **kwargs)
 
         return functools.wraps(original)(making_buckets)
