@@ -8,20 +8,26 @@ its parts:
 or record itself: with ray_memprof.recording("evaluation"): ...
 """
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself takes longer to import than all of this
+    from typing import Any
 
-from ray_memprof.recorder.spans import span, step
-
-if TYPE_CHECKING:
     from ray_memprof.record import recording
+    from ray_memprof.recorder.spans import span, step
 
 __all__ = ["recording", "span", "step"]
+_HOMES = {
+    "recording": "ray_memprof.record",
+    "span": "ray_memprof.recorder.spans",
+    "step": "ray_memprof.recorder.spans",
+}
 
 
-def __getattr__(name: str) -> Any:
-    # Only spans are imported at once: what records needs half a second.
-    if name == "recording":
-        from ray_memprof.record import recording
+def __getattr__(name: str) -> "Any":
+    # torch imports this package in every process (rank/hook.py), most of which record nothing: that must cost nothing.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return recording
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return found
