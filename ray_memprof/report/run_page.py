@@ -44,6 +44,7 @@ CONTENTS = {
     "imbalance": "Imbalance",
     "steps": "Steps",
     "base_memory": "Base memory",
+    "alive_at_peak_by_owner": "Owners at the peak",
     "activation_by_stage": "Activation by stage",
     "fragmentation": "Fragmentation and fluctuation",
     "model_switching": "Model switching",
@@ -52,7 +53,9 @@ CONTENTS = {
     "replay_check": "Replay check",
 }
 """Questions with a part of the report each, in its order, with the part's title; one without rows is left out."""
-DETAILS = ("base_memory", "activation_by_stage", "fragmentation", "model_switching", "replay_check")
+DETAILS = (
+    "base_memory", "alive_at_peak_by_owner", "activation_by_stage", "fragmentation", "model_switching", "replay_check"
+)  # fmt: skip
 """Parts with details, which have no link at the top."""
 OF_ALL_RANKS = ("peak_by_rank", "imbalance", "books_at_peak", "peak_by_stage", "replay_check")
 """Questions that are asked about every rank: the first two show all ranks, figures or tiles need the others."""

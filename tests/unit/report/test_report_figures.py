@@ -126,33 +126,6 @@ def event(seq: int, t_ns: int, action: str, size: int, category: str | None = No
     return blank("allocs", seq=seq, t_ns=t_ns, action=action, size_bytes=size, category=category, address=seq)
 
 
-def test_the_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Path) -> None:
-    spans = [span(1, "denoise", (0, 399), device_used=(7, 27, 27), reserved=(0, 20, 20), active=(0, 2, 12))]
-    events = [
-        event(1, 10, "segment_alloc", 20),
-        event(2, 10, "alloc", 4, "weight"),
-        event(3, 10, "alloc", 8, "activation"),
-        event(4, 10, "free_completed", 8, "activation"),
-        event(5, 10, "free_completed", 2, "weight"),
-    ]
-    book = [blank("ledger", t_ns=0, account="context", bytes=7)]
-    make_run(tmp_path, {0: {"spans": spans, "allocs": events, "ledger": book}})
-    nothing = (0, 0, 0, 0, 0)
-    assert answer(tmp_path, "timeline_by_account") == [
-        (0, 0, 0, False, 0, 0, 0, *nothing, 0, 0, 7, 0, 0, 0, 0),
-        (0, 10, 10, True, 12, 4, 8, *nothing, 0, 8, 7, 0, 0, 0, 0),
-        (0, 10, 10, False, 2, 2, 0, *nothing, 0, 18, 7, 0, 0, 0, 0),
-        (0, 399, 399, False, 2, 2, 0, *nothing, 0, 18, 7, 0, 0, 0, 0),
-    ]
-
-
-def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path) -> None:
-    spans = [span(1, "denoise", (0, 399), device_used=(7, 9, 27), reserved=(0, 2, 20), active=(0, 1, 12))]
-    make_run(tmp_path, {0: {"spans": spans}})
-    seen = [(row[1], row[3], row[4], row[12], row[13]) for row in answer(tmp_path, "timeline_by_account")]
-    assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
-
-
 def test_the_spread_takes_a_silent_rank_as_it_was_seen_last(tmp_path: Path) -> None:
     ranks = {
         0: {"spans": [span(1, "denoise", (0, 399), device_used=(5, 6, 6))]},
