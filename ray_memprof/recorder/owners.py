@@ -14,6 +14,7 @@ the table `owners` names the event that allocated it.
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ray_memprof.allocator.replay import Columns
@@ -27,7 +28,7 @@ SLACK_US = 1000
 """The clock of the events may be off by so much, either way: a claim may seem to come before its allocation."""
 _NEVER = 2**63
 _MANY = 4096
-"""So many freed allocations are remembered before old ones are looked for."""
+"""At least so many freed allocations are remembered, the last ones; far fewer are freed within SLACK_US."""
 
 
 class Claims:
@@ -125,6 +126,7 @@ class Owners:
                 if address in self._early:
                     self._meet(address, t_ns // 1000 + shift_us, rows)
             elif action == "free_completed" and address in alive:
+                freed.pop(address, None)  # so that the order is that of the frees
                 freed[address] = (alive.pop(address), t_ns // 1000 + shift_us)
         for claim in waiting:
             self._settle(claim, shift_us, rows)
@@ -156,12 +158,8 @@ class Owners:
                 for address, claim in self._early.items()
                 if time_us - claim.time_us <= SLACK_US
             }
-        if len(self._freed) > _MANY:
-            self._freed = {
-                address: (one, freed_us)
-                for address, (one, freed_us) in self._freed.items()
-                if time_us - freed_us <= SLACK_US
-            }
+        if len(self._freed) > 2 * _MANY:
+            self._freed = dict(islice(self._freed.items(), len(self._freed) - _MANY, None))
 
 
 def _name(one: _Alive, claim: Claim, rows: OwnerRows) -> None:

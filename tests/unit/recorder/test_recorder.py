@@ -120,6 +120,7 @@ def test_a_span_is_a_whole_row() -> None:
     assert row.pop("recorder_ns") > 0
     assert row == {
         "span_id": 1, "parent_id": 0, "path": "decode", "name": "decode", "stage": "decode", "component": "vae",
+            "module": None,
         "step": None, "block": None, "branch": None, "depth": 0, "start_ns": 2, "end_ns": 3, "failed": False,
         **ends("allocated", 100, 130, 170), **ends("reserved", 100, 130, 170), **ends("active", 100, 130, 170),
         # The device was not read between the ends: 170 may have been in use, 130 was seen.

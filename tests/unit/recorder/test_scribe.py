@@ -25,7 +25,7 @@ def reading(allocated: int = 0, *, used: int = 0, t_ns: int = 1, num_allocs: int
 def record(span_id: int, parent_id: int = 0, *, start: Reading, end: Reading) -> SpanRecord:
     return SpanRecord(
         span_id=span_id, parent_id=parent_id, name="decode", path="decode", stage="decode", component="vae",
-        step=None, block=None, branch=None, depth=0, start=start, end=end,
+        module=None, step=None, block=None, branch=None, depth=0, start=start, end=end,
     )  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def test_every_change_of_a_real_file_parses_and_is_in_one_place(name: str) -> No
     path = ROOT / "ray_memprof" / name
     text = path.read_text(encoding="utf-8")
     found = mutations.mutations_of(path, text)
-    assert len(found) > 50
+    assert len(found) > 40
     assert len(set(found)) == len(found)
     for one in found:
         after = one.applied_to(text)
