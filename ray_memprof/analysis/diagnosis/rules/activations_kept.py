@@ -1,17 +1,18 @@
 """Checkpointing would drop a large part of the activations that are kept for the backward pass."""
 
-from ray_memprof.analysis.diagnosis.row_text import Row, who
+from ray_memprof.analysis.diagnosis.row_text import Row, verb, who
 from ray_memprof.wording import size_text
 
 
 def sentence(row: Row) -> str:
     """Checkpointing would drop a large part of the activations that are kept for the backward pass."""
     whose = f" of {row['component']}" if row["component"] else ""
-    blocks = f"its {row['num_blocks']} blocks" if row["num_blocks"] else "its blocks"
-    about = "" if row["num_blocks"] else "about "
+    blocks, dropped = "its blocks", f"about {size_text(row['bytes'])} or more"
+    if row["num_blocks"]:
+        blocks, dropped = f"its {row['num_blocks']} blocks", size_text(row["bytes"])
     return (
-        f"{who(row)} keeps {size_text(row['kept_bytes'])} of activations{whose} for the backward pass when "
-        f"{row['stage']} peaks: with {blocks} checkpointed, {about}{size_text(row['bytes'])} less."
+        f"{who(row)} {verb(row, 'keeps', 'keep up to')} {size_text(row['kept_bytes'])} of activations{whose} for the backward pass when "
+        f"{row['stage']} peaks: checkpointing {blocks} would drop {dropped} of them."
     )
 
 

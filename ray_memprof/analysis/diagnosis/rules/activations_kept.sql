@@ -1,6 +1,7 @@
 -- Rule: would checkpointing drop a large part of the peak in training?
--- One row = a rank on which it would.
---   ranks       the rank
+-- One row = the ranks on which it would; the figures are those of the rank on
+-- which it would drop most.
+--   ranks       these ranks
 --   stage       stage of the peak
 --   component   of the model that keeps them; null: of several, or of none
 --   bytes       what checkpointing would drop at the peak: see Evidence
@@ -126,18 +127,35 @@ totals AS (
         SUM(bytes)::BIGINT AS bytes
     FROM kept
     GROUP BY rank
+),
+
+dropped AS (
+    SELECT
+        totals.rank,
+        totals.peak_stage,
+        totals.component,
+        COALESCE(by_blocks.bytes, by_sizes.bytes)::BIGINT AS bytes,
+        totals.bytes AS kept_bytes,
+        by_blocks.num_blocks
+    FROM totals
+    LEFT JOIN by_blocks ON totals.rank = by_blocks.rank
+    LEFT JOIN by_sizes ON totals.rank = by_sizes.rank
+    WHERE
+        COALESCE(by_blocks.bytes, by_sizes.bytes) >= 0.2 * totals.peak_bytes
+),
+
+worst AS (
+    SELECT rank, peak_stage, component, bytes, kept_bytes, num_blocks
+    FROM dropped
+    QUALIFY ROW_NUMBER() OVER (ORDER BY bytes DESC, rank) = 1
 )
 
 SELECT
-    [totals.rank] AS ranks,
-    totals.peak_stage AS stage,
-    totals.component,
-    COALESCE(by_blocks.bytes, by_sizes.bytes)::BIGINT AS bytes,
+    (SELECT LIST(rank ORDER BY rank) FROM dropped) AS ranks,
+    peak_stage AS stage,
+    component,
+    bytes,
     TRUE AS is_peak,
-    totals.bytes AS kept_bytes,
-    by_blocks.num_blocks
-FROM totals
-LEFT JOIN by_blocks ON totals.rank = by_blocks.rank
-LEFT JOIN by_sizes ON totals.rank = by_sizes.rank
-WHERE
-    COALESCE(by_blocks.bytes, by_sizes.bytes) >= 0.2 * totals.peak_bytes
+    kept_bytes,
+    num_blocks
+FROM worst

@@ -9,6 +9,8 @@
 --               add about an equal share
 --   is_peak     the peak of that rank is in this stage
 --   num_others  ranks that do not decode
+--   workload, is_public_wan
+--               see settings
 -- Threshold: 2 % of what the device has in use at its fullest, and at least
 -- 64 MiB; less differs from one run to the next in any case.
 WITH decoding AS (
@@ -30,7 +32,9 @@ SELECT
     'vae' AS component,
     activation_by_stage.activation_peak_bytes AS bytes,
     stage_peaks.is_run_peak AS is_peak,
-    counted.num_ranks - 1 AS num_others
+    counted.num_ranks - 1 AS num_others,
+    settings.workload,
+    settings.is_public_wan
 FROM activation_by_stage
 INNER JOIN decoding ON activation_by_stage.rank = decoding.rank
 INNER JOIN stage_peaks
@@ -44,7 +48,7 @@ WHERE
     AND counted.num_decoding = 1
     AND counted.num_ranks > 1
     AND (
-        COALESCE(settings.vae = 'rank0', FALSE)
+        COALESCE(settings.workload = 'wan' AND settings.vae = 'rank0', FALSE)
         OR NOT EXISTS (
             SELECT 1
             FROM spans

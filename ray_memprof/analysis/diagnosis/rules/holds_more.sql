@@ -86,18 +86,20 @@ worst AS (
         ON blamed.rank = stage_peaks.rank AND blamed.stage = stage_peaks.stage
     ANTI JOIN lone
         ON blamed.rank = lone.rank
-        AND blamed.stage = 'decode'
+        AND blamed.stage IN ('decode', 'script')
         AND blamed.component = 'vae'
     ANTI JOIN larger_batches
         ON blamed.rank = larger_batches.rank
         AND blamed.stage IN ('forward', 'backward', 'script')
     -- For each component, the stage where its difference is largest. The span
-    -- of a whole script comes last: it says less than the stage inside it.
+    -- of a whole script comes last: it says less than the stage inside it. Of
+    -- several stages, the one with the rank's peak.
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY blamed.rank, blamed.component
         ORDER BY
             blamed.bytes DESC,
             blamed.stage = 'script',
+            NOT stage_peaks.is_run_peak,
             stage_peaks.first_span_id
     ) = 1
 )
