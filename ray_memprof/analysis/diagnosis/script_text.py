@@ -19,7 +19,7 @@ def text_encoder_leaves(row: Row) -> str:
     """How the text encoder leaves the device after it has encoded the prompt."""
     if row["is_public_wan"]:
         return "--offload_model True, which moves it to the CPU after the prompt; or --t5_cpu, which keeps it there"
-    return "move it to the CPU once the prompt is encoded, or drop it, and call torch.cuda.empty_cache() before the loop"
+    return "move it to the CPU, or drop it, once the prompt is encoded; then torch.cuda.empty_cache()"
 
 
 def text_encoder_elsewhere(row: Row) -> str:

@@ -10,9 +10,10 @@ def sentence(row: Row) -> str:
     blocks, dropped = "its blocks", f"about {size_text(row['bytes'])} or more"
     if row["num_blocks"]:
         blocks, dropped = f"its {row['num_blocks']} blocks", size_text(row["bytes"])
+    keeps = f"{who(row)} {verb(row, 'keeps', 'keep up to')} {size_text(row['kept_bytes'])}"
     return (
-        f"{who(row)} {verb(row, 'keeps', 'keep up to')} {size_text(row['kept_bytes'])} of activations{whose} for the backward pass when "
-        f"{row['stage']} peaks: checkpointing {blocks} would drop {dropped} of them."
+        f"{keeps} of activations{whose} for the backward pass when {row['stage']} peaks: checkpointing {blocks} would "
+        f"drop {dropped} of them."
     )
 
 
