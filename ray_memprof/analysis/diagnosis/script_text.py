@@ -43,16 +43,18 @@ def stored_in_bf16(row: Row) -> str:
 
 
 def decoding_smaller(row: Row) -> str:
-    """How decoding takes less: nothing else is on the device, or less is decoded at once."""
-    levers = []
-    if row["others_bytes"]:
-        flag = "--offload_model True" if row["is_public_wan"] else "move the other networks to the CPU first"
-        levers.append(f"{flag}: they have {size_text(row['others_bytes'])} of weights there while it decodes")
-    levers.append("decode in tiles or in parts of the frames")
-    return "; or ".join(levers)
+    """How decoding takes less: less is decoded at once, or nothing else is on the device."""
+    return "; or ".join([*_others_leave(row), "decode in tiles or in parts of the frames"])
 
 
 def decoding_shared(row: Row) -> str:
     """What helps if one rank decodes for all."""
-    first = "--offload_model True" if row["is_public_wan"] else "move the other networks off that rank first"
-    return f"let every rank decode a part of the video; or {first}"
+    return "; or ".join(["let every rank decode a part of the video", *_others_leave(row)])
+
+
+def _others_leave(row: Row) -> list[str]:
+    """How the other networks leave the device before decoding, if they are known to be there."""
+    if not row["others_bytes"]:
+        return []
+    flag = "--offload_model True" if row["is_public_wan"] else "move the other networks to the CPU first"
+    return [f"{flag}: they have {size_text(row['others_bytes'])} of weights there while it decodes"]

@@ -130,7 +130,16 @@ def test_one_rank_of_a_script_decodes_alone(empty: EmptyRun) -> None:
     found = diagnosed(empty, *ranks)
     assert found.keys() == {"t5_stays", "decodes_alone"}
     assert words(found["decodes_alone"]) == ((0,), "decode", "vae", 8 * GIB, True)
-    assert found["decodes_alone"].knob == "let every rank decode a part of the video; or --offload_model True"
+    assert found["decodes_alone"].knob == (
+        "let every rank decode a part of the video; or --offload_model True: they have 17.00 GiB of weights there "
+        "while it decodes"
+    )
+
+
+def test_one_rank_of_a_script_decodes_below_its_peak(empty: EmptyRun) -> None:
+    ranks = [public_wan(decodes=rank == 0, dtype="bfloat16", encode=9 * GIB) for rank in range(2)]
+    finding = diagnosed(empty, *ranks)["decodes_alone"]
+    assert (finding.is_peak, finding.knob) == (False, "let every rank decode a part of the video")
 
 
 def test_any_network_that_is_not_trained(empty: EmptyRun) -> None:

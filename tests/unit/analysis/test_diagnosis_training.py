@@ -6,6 +6,7 @@ import pytest
 from diagnosis_runs import GIB, MIB, EmptyRun, diagnose
 from program_runs import (
     BLOCK,
+    Program,
     activations_kept,
     batch_larger,
     gradients_kept,
@@ -215,3 +216,18 @@ def test_ranks_that_train_other_weights_differ_by_them(empty: EmptyRun, other: d
     ranks = [trained(), trained(head=25 * GIB, **other), trained()]
     found = diagnose(empty, *(rank.tables() for rank in ranks), workload="script")
     assert [(one.rule, one.ranks) for one in found] == [("holds_more", (1,))]
+
+
+def test_what_is_kept_without_any_backward_pass_is_no_training(empty: EmptyRun) -> None:
+    """GIVEN a program that names a span "forward", and keeps what it has made: a cache, or results."""
+    ranks = []
+    for num in (9, 12):
+        program = Program()
+        with program.span("load.GPT", component="GPT"):
+            program.alloc(GIB, "weight", "GPT.w", dtype="bfloat16", made_as="weight")
+        with program.span("forward", component="GPT"):
+            for _ in range(num):
+                program.alloc(GIB)
+                program.alloc(GIB // 2)
+        ranks.append(program.tables())
+    assert [one.rule for one in diagnose(empty, *ranks, workload="script")] == ["holds_more"]

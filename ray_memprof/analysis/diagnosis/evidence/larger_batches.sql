@@ -1,6 +1,7 @@
 -- Evidence: which ranks keep more activations than the typical rank, with the
 -- same weights?
--- One row = a rank that does, at its peak in training.
+-- One row = a rank that does, at its peak in training, where there are backward
+-- passes.
 --   rank          the rank that keeps more
 --   stage         stage of its peak
 --   component     that it trains; null: several, or none
@@ -14,7 +15,11 @@
 -- Threshold: a tenth of the typical activations, and 1 % of the rank's peak.
 -- Ranks with equal batches have the same shapes, so a tenth is no chance; on
 -- little it is not worth a sentence.
-WITH held AS (
+WITH trained AS (
+    SELECT DISTINCT rank FROM spans WHERE stage = 'backward'
+),
+
+held AS (
     SELECT
         rank,
         ANY_VALUE(peak_stage) AS stage,
@@ -27,6 +32,7 @@ WITH held AS (
         LIST(DISTINCT owner ORDER BY owner) FILTER (WHERE category = 'weight')
             AS weights
     FROM peak_tensors
+    SEMI JOIN trained ON peak_tensors.rank = trained.rank
     WHERE peak_stage IN ('forward', 'backward', 'script')
     GROUP BY rank
 ),

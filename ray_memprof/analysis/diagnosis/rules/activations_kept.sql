@@ -10,9 +10,9 @@
 --   num_blocks  calls of blocks that keep some of them; null: blocks have no
 --               spans
 -- Evidence: activations that were allocated in the forward pass and are alive
--- at the peak: the backward pass needs them. A block that is checkpointed keeps
--- what goes into it, and allocates the rest again when its turn comes, one
--- block at a time.
+-- at the peak: the backward pass needs them, if there is one. A block that is
+-- checkpointed keeps what goes into it, and allocates the rest again when its
+-- turn comes, one block at a time.
 -- Where blocks have spans (module_spans): what the blocks keep, less the last
 -- tensor of each, which goes into the next block, and less all of the block
 -- that keeps most.
@@ -24,7 +24,11 @@
 -- rather too little than too much.
 -- Threshold: 20 % of the rank's peak. Checkpointing runs the forward pass
 -- twice, which costs about a third more time; for less, it is not worth that.
-WITH kept AS (
+WITH trained AS (
+    SELECT DISTINCT rank FROM spans WHERE stage = 'backward'
+),
+
+kept AS (
     SELECT
         tensors.rank,
         tensors.peak_stage,
@@ -36,6 +40,7 @@ WITH kept AS (
         tensors.requested_bytes,
         tensors.bytes
     FROM peak_tensors AS tensors
+    SEMI JOIN trained ON tensors.rank = trained.rank
     INNER JOIN spans
         ON tensors.rank = spans.rank AND tensors.span_id = spans.span_id
     WHERE

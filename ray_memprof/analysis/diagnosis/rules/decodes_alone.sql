@@ -9,6 +9,9 @@
 --               add about an equal share
 --   is_peak     the peak of that rank is in this stage
 --   num_others  ranks that do not decode
+--   others_bytes
+--               weights of other components that are there at the peak, if it
+--               is in this stage; null: none, or not known
 --   workload, is_public_wan
 --               see settings
 -- Threshold: 2 % of what the device has in use at its fullest, and at least
@@ -24,6 +27,14 @@ counted AS (
     SELECT
         (SELECT COUNT(*) FROM decoding) AS num_decoding,
         (SELECT COUNT(DISTINCT rank) FROM spans) AS num_ranks
+),
+
+others AS (
+    SELECT rank, SUM(bytes)::BIGINT AS bytes
+    FROM peak_tensors
+    WHERE
+        peak_stage = 'decode' AND category = 'weight' AND component != 'vae'
+    GROUP BY rank
 )
 
 SELECT
@@ -33,6 +44,7 @@ SELECT
     activation_by_stage.activation_peak_bytes AS bytes,
     stage_peaks.is_run_peak AS is_peak,
     counted.num_ranks - 1 AS num_others,
+    others.bytes AS others_bytes,
     settings.workload,
     settings.is_public_wan
 FROM activation_by_stage
@@ -43,6 +55,7 @@ INNER JOIN stage_peaks
 INNER JOIN rank_peaks() AS peaks ON activation_by_stage.rank = peaks.rank
 CROSS JOIN counted
 CROSS JOIN settings
+LEFT JOIN others ON activation_by_stage.rank = others.rank
 WHERE
     activation_by_stage.stage = 'decode'
     AND counted.num_decoding = 1
