@@ -29,6 +29,7 @@ _BY_NAME = {
     "optimizer": "temporary",
 }
 _BY_PREFIX = {"load.": "weight", "comm.": "communication"}
+_OWN_STAGES = ("load.", "residency.")
 _COMPONENTS = ("t5", "clip", "vae", "dit")
 _BY_STAGE = {
     "encode.text": "t5",
@@ -69,7 +70,9 @@ def component_of(name: str, attribute: str | None, inherited: str | None) -> str
 
 
 def stage_of(name: str, around: str | None, component: str | None, stage: str | None = None) -> str:
-    """The stage that a span called `name` belongs to: the outermost span, or in a script its outermost module.
+    """The stage that a span called `name` belongs to: the outermost span; in a script, the outermost inside it.
+
+    A span "step" in a script is no stage: the outermost spans in it are. The macro is_stage says the same in SQL.
 
     Args:
         name: of the span.
@@ -81,8 +84,11 @@ def stage_of(name: str, around: str | None, component: str | None, stage: str | 
         return stage or name
     if around != SCRIPT:
         return around
-    # A step of a program has stages in it, and is none.
-    return SCRIPT if name == STEP else stage or component or name
+    # A step of a program has stages in it, and is none: the stage of the step is that of the script.
+    if name == STEP:
+        return SCRIPT
+    # Loading a network, or moving it, is no part of what the network is for.
+    return stage or (name if name.startswith(_OWN_STAGES) else component or name)
 
 
 def stage_of_call(component: str, title: str) -> str:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diagnosis_runs import GIB, MIB, RUNS, SECOND, EmptyRun, Tables, diagnose, events, held
+from diagnosis_runs import GIB, MIB, SECOND, EmptyRun, Tables, diagnose, events, held
+from diagnosis_runs import RUNS as WAN_RUNS
+from program_runs import RUNS as PROGRAM_RUNS
 from pydantic import BaseModel
 from run_tables import Row, blank, span
 
@@ -34,6 +36,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "logging": keys.Logging,
     "ray": keys.Ray,
 }
+RUNS = WAN_RUNS | PROGRAM_RUNS
 STAGES = ("encode.text", "load.dit", "denoise", "decode")
 
 
@@ -241,7 +244,8 @@ def places() -> Iterator[Row]:
             "load_strategy": load, "vae": vae, "num_ranks": ranks, "ffn_chunks": number, "vae_slabs": number,
             "num_chunks": number, "num_slabs": number, "asked_bytes": 10 * MIB, "free_bytes": free * MIB,
             "others_bytes": others and others * MIB, "bytes": 5, "reserved_bytes": 9, "backend": "xfuser",
-            "offload": number == 1, "ranks": [1], "typical_rank": 0,
+            "offload": number == 1, "ranks": [1], "typical_rank": 0, "is_public_wan": number == 4,
+            "dtype": "float32" if number else "uint8", "num_blocks": number,
         }  # fmt: skip
 
 
@@ -261,7 +265,9 @@ def test_every_key_that_is_named_is_one_of_the_configuration_and_takes_that_valu
     assert len(named) >= 12
     assert named <= {(section, key) for section, model in SECTIONS.items() for key in model.model_fields}
     # Whatever else has a dot in it is no key: functions of torch, and stages.
-    assert {section for section, _, _ in named_keys} - SECTIONS.keys() == {"torch", "encode", "load"}
+    assert {section for section, _, _ in named_keys} - SECTIONS.keys() == {
+        *("torch", "encode", "load", "optimizer", "model")
+    }
     for section, key, value in named_keys:
         if section in SECTIONS and value and value != "more":
             read: Any = {"true": True, "false": False, "0": 0}.get(value, value)

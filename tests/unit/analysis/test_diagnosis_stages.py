@@ -214,7 +214,6 @@ def test_encoding_a_twentieth_above_the_loop(empty: EmptyRun) -> None:
     [
         {"encode": 4 * GIB},
         {"component": None},
-        {"workload": "script"},
         {"source": "cpu"},
         {"t5_cpu": True},
         {"t5_cpu": None},  # not known
@@ -310,7 +309,7 @@ def test_decoding_a_twentieth_above_the_loop(empty: EmptyRun) -> None:
     assert decode_peaks(empty, loop=19 * GIB + 1) == []
 
 
-@pytest.mark.parametrize("changes", [{"workload": "script"}, {"component": None}, {"decode": 10 * GIB}])
+@pytest.mark.parametrize("changes", [{"component": None}, {"decode": 10 * GIB}])
 def test_what_is_not_decoding_or_not_the_peak(empty: EmptyRun, changes: dict[str, Any]) -> None:
     assert decode_peaks(empty, **changes) == []
 

@@ -61,7 +61,20 @@ def test_component(name: str, attribute: str | None, inherited: str | None, comp
         ("module", SCRIPT, "WanModel", "WanModel"),
         ("module", "WanModel", "WanModel.blocks.0", "WanModel"),
         ("save", SCRIPT, None, "save"),
+        # As in wan: loading is no part of what a network is for.
+        ("load.t5", SCRIPT, "t5", "load.t5"),
+        ("residency.offload", SCRIPT, "t5", "residency.offload"),
+        ("load.t5", "encode.text", "t5", "encode.text"),
+        # The step of a program: what it has in it begins stages.
+        ("step", SCRIPT, None, SCRIPT),
+        ("step", None, None, "step"),
+        ("step", "forward", None, "forward"),
     ],
 )
 def test_stage(name: str, around: str | None, component: str | None, stage: str) -> None:
     assert stage_of(name, around, component) == stage
+
+
+def test_the_attribute_of_a_span_that_begins_a_stage_goes_first() -> None:
+    assert stage_of("dit", SCRIPT, "dit", "denoise") == "denoise"
+    assert stage_of("dit", "forward", "dit", "denoise") == "forward"

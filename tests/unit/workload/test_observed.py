@@ -16,6 +16,7 @@ from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import fetched, rows_of
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.recording import recording
+from ray_memprof.recorder.spans import span, step
 from ray_memprof.workload.observed import observed
 
 
@@ -120,6 +121,23 @@ def test_a_training_step_has_forward_backward_and_optimizer(tmp_path: Path) -> N
         ("script/backward", "backward", 1, "GPT"),
         ("script/optimizer", "optimizer", 1, "GPT"),
     ]
+
+
+def test_a_step_that_the_program_names_is_no_stage_and_has_stages_in_it(tmp_path: Path) -> None:
+    with recorded(tmp_path):
+        model = GPT()
+        for _ in range(2):
+            step()
+            with span("data"):
+                tokens = torch.arange(24).reshape(3, 8)
+            model(tokens).backward()
+    named = ("script/step/data", "data"), ("script/step/GPT", "forward"), ("script/step/backward", "backward")
+    assert [(path, stage, number) for path, stage, number, _ in stages(tmp_path)] == [
+        (path, stage, number) for number in range(2) for path, stage in named
+    ]
+    with open_run(tmp_path) as connection:
+        rows = fetched(connection, "SELECT DISTINCT stage FROM spans WHERE name = 'step'")
+    assert rows == [{"stage": "script"}]
 
 
 def test_steps_that_accumulate_gradients_share_their_number(tmp_path: Path) -> None:

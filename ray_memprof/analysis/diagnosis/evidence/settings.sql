@@ -7,6 +7,8 @@
 --   task, precision, load_strategy, offload, t5_cpu, t5_fsdp, dit_fsdp, vae,
 --   backend, attention_slicing, ffn_chunks, vae_slabs
 --                            keys of the configuration
+--   is_public_wan            a script with the networks of the public Wan2.1
+--                            repository, by the names of their classes
 --   wants_expandable         optimization.expandable_segments
 --   allocator_variable       environment variable that torch's allocator read;
 --                            null: none was set
@@ -56,6 +58,12 @@ SELECT
     told.source,
     told.workload,
     told.num_ranks,
+    told.workload = 'script' AND EXISTS (
+        SELECT 1
+        FROM spans
+        WHERE SPLIT_PART(module, '.', 1)
+            IN ('WanModel', 'VaceWanModel', 'WanVAE_')
+    ) AS is_public_wan,
     JSON_EXISTS(told.config, '$.imported') AS is_imported,
     told.config ->> '$.model_config.task' AS task,
     told.config ->> '$.model_config.precision' AS precision,

@@ -6,7 +6,8 @@
 --   typical_bytes peak of typical_rank in the stage
 --   excess_bytes  how much more the rank holds
 -- Visits of a stage that an exception, or the end of the run, cut short are
--- left out: the others may have come further.
+-- left out: the others may have come further. So is the span of a script whose
+-- peak is that of a stage in it.
 -- Threshold: 3 % of the typical peak of the stage, and 16 MiB. Ranks with equal
 -- work differ by up to 2.6 % on the recorded runs of four GPUs (the inner
 -- columns of a split VAE have a halo on both sides); 16 MiB is less than a
@@ -21,6 +22,13 @@ WITH whole AS (
     FROM spans
     WHERE is_stage(depth, path) AND NOT failed
     GROUP BY rank, stage
+    QUALIFY
+        stage != 'script'
+        OR COALESCE(
+            peak_bytes > MAX(peak_bytes) FILTER (WHERE stage != 'script')
+                OVER (PARTITION BY rank),
+            TRUE
+        )
 ),
 
 runs_peak AS (

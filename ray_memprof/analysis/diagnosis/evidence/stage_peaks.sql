@@ -12,6 +12,8 @@
 --   span_id               innermost span that took the stage to its peak; null:
 --                         it began at its peak and never reached it again
 --   component, path       of that span
+-- The span of a whole script has the peaks of the stages in it. So it is no
+-- other stage, and the peak is in it only if none of them reaches the peak.
 WITH peaks AS (
     SELECT
         rank,
@@ -29,9 +31,10 @@ ranked AS (
         first_span_id,
         allocated_peak_bytes,
         MAX(allocated_peak_bytes) OVER (PARTITION BY rank) AS run_peak_bytes,
-        MAX(allocated_peak_bytes) OVER others AS other_peak_bytes,
+        MAX(allocated_peak_bytes) FILTER (WHERE stage != 'script')
+            OVER others AS other_peak_bytes,
         ARG_MIN(stage, (-allocated_peak_bytes, first_span_id))
-            OVER others AS other_stage
+            FILTER (WHERE stage != 'script') OVER others AS other_stage
     FROM peaks
     WINDOW others AS (
         PARTITION BY rank
@@ -57,7 +60,11 @@ SELECT
     ranked.first_span_id,
     ranked.allocated_peak_bytes,
     ranked.run_peak_bytes,
-    ranked.allocated_peak_bytes = ranked.run_peak_bytes AS is_run_peak,
+    ranked.allocated_peak_bytes = ranked.run_peak_bytes
+    AND (
+        ranked.stage != 'script'
+        OR COALESCE(ranked.other_peak_bytes < ranked.run_peak_bytes, TRUE)
+    ) AS is_run_peak,
     ranked.other_stage,
     ranked.allocated_peak_bytes - ranked.other_peak_bytes AS above_other_bytes,
     places.span_id,

@@ -4,5 +4,6 @@
     knob(row)              # the key or variable that would change it; never one that the run had set already
 
 The header of the SQL says from which size on there is a finding, and why. The keys of wan have no effect on a script:
-for scripts, knob names an environment variable, or what to look for.
+for scripts, knob names what a program can change, a flag of the public Wan2.1, an environment variable, or what to look
+for.
 """

@@ -1,6 +1,7 @@
 """One rank decodes while the others wait."""
 
 from ray_memprof.analysis.diagnosis.row_text import Row, who
+from ray_memprof.analysis.diagnosis.script_text import decoding_shared, is_script
 from ray_memprof.wording import size_text
 
 
@@ -11,5 +12,5 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """The setting that makes all ranks decode."""
-    return "parallel.vae: split"
+    """The setting that makes all ranks decode; what a script can do."""
+    return decoding_shared(row) if is_script(row) else "parallel.vae: split"

@@ -9,6 +9,11 @@
 --               add about an equal share
 --   is_peak     the peak of that rank is in this stage
 --   num_others  ranks that do not decode
+--   others_bytes
+--               weights of other components that are there at the peak, if it
+--               is in this stage; null: none, or not known
+--   workload, is_public_wan
+--               see settings
 -- Threshold: 2 % of what the device has in use at its fullest, and at least
 -- 64 MiB; less differs from one run to the next in any case.
 WITH decoding AS (
@@ -22,6 +27,14 @@ counted AS (
     SELECT
         (SELECT COUNT(*) FROM decoding) AS num_decoding,
         (SELECT COUNT(DISTINCT rank) FROM spans) AS num_ranks
+),
+
+others AS (
+    SELECT rank, SUM(bytes)::BIGINT AS bytes
+    FROM peak_tensors
+    WHERE
+        peak_stage = 'decode' AND category = 'weight' AND component != 'vae'
+    GROUP BY rank
 )
 
 SELECT
@@ -30,7 +43,10 @@ SELECT
     'vae' AS component,
     activation_by_stage.activation_peak_bytes AS bytes,
     stage_peaks.is_run_peak AS is_peak,
-    counted.num_ranks - 1 AS num_others
+    counted.num_ranks - 1 AS num_others,
+    others.bytes AS others_bytes,
+    settings.workload,
+    settings.is_public_wan
 FROM activation_by_stage
 INNER JOIN decoding ON activation_by_stage.rank = decoding.rank
 INNER JOIN stage_peaks
@@ -39,12 +55,13 @@ INNER JOIN stage_peaks
 INNER JOIN rank_peaks() AS peaks ON activation_by_stage.rank = peaks.rank
 CROSS JOIN counted
 CROSS JOIN settings
+LEFT JOIN others ON activation_by_stage.rank = others.rank
 WHERE
     activation_by_stage.stage = 'decode'
     AND counted.num_decoding = 1
     AND counted.num_ranks > 1
     AND (
-        COALESCE(settings.vae = 'rank0', FALSE)
+        COALESCE(settings.workload = 'wan' AND settings.vae = 'rank0', FALSE)
         OR NOT EXISTS (
             SELECT 1
             FROM spans

@@ -7,11 +7,12 @@
 --               peak is lower by this much if the text encoder is not there
 --   is_peak     true
 --   other_stage the fullest other stage
---   num_ranks, load_strategy, t5_fsdp, dit_fsdp
+--   num_ranks, load_strategy, t5_fsdp, dit_fsdp, workload, is_public_wan
 --               see settings
 -- Evidence: only ranks that came as far as decode count, because nobody knows
 -- what later stages would have taken on the others. It must be known that
--- t5_cpu was off. Runs on the CPU are left out: they have no other place.
+-- t5_cpu was off; a script has no such key. Runs on the CPU are left out: they
+-- have no other place.
 -- Threshold: 5 % of the peak, as in decode_peaks.
 WITH whole AS (
     SELECT rank
@@ -33,14 +34,15 @@ SELECT
     ANY_VALUE(settings.num_ranks) AS num_ranks,
     ANY_VALUE(settings.load_strategy) AS load_strategy,
     ANY_VALUE(settings.t5_fsdp) AS t5_fsdp,
-    ANY_VALUE(settings.dit_fsdp) AS dit_fsdp
+    ANY_VALUE(settings.dit_fsdp) AS dit_fsdp,
+    ANY_VALUE(settings.workload) AS workload,
+    ANY_VALUE(settings.is_public_wan) AS is_public_wan
 FROM stage_peaks
 INNER JOIN whole ON stage_peaks.rank = whole.rank
 CROSS JOIN settings
 WHERE
-    settings.workload = 'wan'
-    AND settings.source != 'cpu'
-    AND NOT settings.t5_cpu
+    settings.source != 'cpu'
+    AND (settings.workload = 'script' OR NOT settings.t5_cpu)
     AND stage_peaks.stage = 'encode.text'
     AND stage_peaks.component = 't5'
     AND stage_peaks.is_run_peak

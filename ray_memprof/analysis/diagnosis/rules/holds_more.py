@@ -15,9 +15,10 @@ def sentence(row: Row) -> str:
 
 
 def knob(row: Row) -> str:
-    """The setting if one rank works for all ranks; else what to look at."""
-    if row["component"] == "vae" and row["vae"] == "rank0":
+    """The setting of wan if one rank works for all ranks; else what to look at."""
+    is_wan = row["workload"] == "wan"
+    if is_wan and row["component"] == "vae" and row["vae"] == "rank0":
         return "parallel.vae: split, which was rank0"
-    if row["component"] == "t5" and row["stage"] == "encode.text" and row["t5_fsdp"] is False:
+    if is_wan and row["component"] == "t5" and row["stage"] == "encode.text" and row["t5_fsdp"] is False:
         return "parallel.t5_fsdp: true, which was false"
     return f"compare rank {row['ranks'][0]} with rank {row['typical_rank']}: {LOOK}"

@@ -8,7 +8,9 @@
 --   is_peak        the peak of one of these ranks is in this stage
 --   typical_rank   the rank that they are compared with
 --   vae, t5_fsdp   keys of the configuration as they were; null: not known
--- Thresholds: see skews. For a rank that decodes alone see decodes_alone.
+--   workload       see settings
+-- Thresholds: see skews. For a rank that decodes alone see decodes_alone, for
+-- one with a larger batch in training see batch_larger.
 WITH held AS (
     SELECT
         rank,
@@ -84,15 +86,20 @@ worst AS (
         ON blamed.rank = stage_peaks.rank AND blamed.stage = stage_peaks.stage
     ANTI JOIN lone
         ON blamed.rank = lone.rank
-        AND blamed.stage = 'decode'
+        AND blamed.stage IN ('decode', 'script')
         AND blamed.component = 'vae'
+    ANTI JOIN larger_batches
+        ON blamed.rank = larger_batches.rank
+        AND blamed.stage IN ('forward', 'backward', 'script')
     -- For each component, the stage where its difference is largest. The span
-    -- of a whole script comes last: it says less than the stage inside it.
+    -- of a whole script comes last: it says less than the stage inside it. Of
+    -- several stages, the one with the rank's peak.
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY blamed.rank, blamed.component
         ORDER BY
             blamed.bytes DESC,
             blamed.stage = 'script',
+            NOT stage_peaks.is_run_peak,
             stage_peaks.first_span_id
     ) = 1
 )
@@ -105,7 +112,8 @@ SELECT
     BOOL_OR(worst.is_run_peak) AS is_peak,
     MIN(worst.typical_rank) AS typical_rank,
     ANY_VALUE(settings.vae) AS vae,
-    ANY_VALUE(settings.t5_fsdp) AS t5_fsdp
+    ANY_VALUE(settings.t5_fsdp) AS t5_fsdp,
+    ANY_VALUE(settings.workload) AS workload
 FROM worst
 CROSS JOIN settings
 GROUP BY worst.stage, worst.component

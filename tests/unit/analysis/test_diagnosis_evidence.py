@@ -1,0 +1,75 @@
+"""Evidence of the diagnosis on programs: which rows it has, to the byte."""
+
+from typing import Any
+
+from diagnosis_runs import GIB, MIB, EmptyRun, diagnose, held
+from program_runs import Program, public_wan, trained
+from run_tables import span
+
+
+def rows(empty: EmptyRun, table: str, columns: str) -> list[tuple[Any, ...]]:
+    return empty.connection.execute(f"SELECT {columns} FROM {table} ORDER BY ALL").fetchall()
+
+
+def test_the_span_of_a_script_is_no_other_stage(empty: EmptyRun) -> None:
+    diagnose(empty, public_wan(loop=2 * GIB, dtype="bfloat16").tables(), workload="script")
+    found = rows(empty, "stage_peaks", "stage, is_run_peak, other_stage, above_other_bytes, component")
+    assert [row for row in found if not row[0].startswith("load.")] == [
+        ("decode", True, "denoise", 6 * GIB, "vae"),
+        ("denoise", False, "decode", -6 * GIB, "dit"),
+        ("encode.text", False, "decode", -15 * GIB // 2, "t5"),
+        ("script", False, "decode", 0, None),
+    ]
+
+
+def test_a_peak_outside_of_the_stages_is_that_of_the_script(empty: EmptyRun) -> None:
+    program = Program()
+    with program.span("GPT", component="GPT"):
+        kept = program.alloc(GIB)
+    program.free(program.alloc(2 * GIB), kept)
+    diagnose(empty, program.tables(), workload="script")
+    assert rows(empty, "stage_peaks", "stage, allocated_peak_bytes, is_run_peak, other_stage") == [
+        ("GPT", GIB, False, None),
+        ("script", 3 * GIB, True, "GPT"),
+    ]
+
+
+def test_a_script_counts_in_skews_where_its_own_peak_is_above_its_stages(empty: EmptyRun) -> None:
+    def tables(own: int, inside: int) -> dict[str, Any]:
+        spans = [
+            span(1, "script", (0, 9), **held(0, 0, max(own, inside))),
+            span(2, "script/GPT", (1, 8), parent_id=1, stage="GPT", **held(0, 0, inside)),
+        ]
+        return {"spans": spans}
+
+    diagnose(empty, tables(3 * GIB, GIB), tables(4 * GIB, GIB), tables(GIB, GIB), workload="script")
+    assert rows(empty, "skews", "rank, stage, typical_rank, excess_bytes") == [(1, "script", 0, GIB)]
+
+
+def test_what_was_alive_at_the_peak_of_a_training(empty: EmptyRun) -> None:
+    program = trained(state=2 * GIB, gradients=GIB, head=8 * GIB, is_kept=True)
+    diagnose(empty, program.tables(), workload="script")
+    wanted = "category, bytes, peak_stage, peak_bytes, made_stage, owner, component, dtype"
+    peak = ("backward", 12 * GIB + GIB // 16)
+    assert rows(empty, "peak_tensors", wanted) == [
+        ("activation", 8 * GIB, *peak, "forward", None, "GPT", None),
+        ("gradient", GIB, *peak, "backward", "GPT.w", "GPT", "float32"),
+        ("optimizer", 2 * GIB, *peak, "optimizer", "GPT.w exp_avg", "GPT", "float32"),
+        ("temporary", 64 * MIB, *peak, "backward", None, "GPT", None),
+        ("weight", GIB, *peak, "load.GPT", "GPT.w", "GPT", "float32"),
+    ]
+
+
+def test_without_owners_nobody_asks_what_was_alive(empty: EmptyRun) -> None:
+    diagnose(empty, {**trained().tables(), "owners": []}, workload="script")
+    assert rows(empty, "peak_tensors", "seq") == []
+
+
+def test_ranks_with_larger_batches(empty: EmptyRun) -> None:
+    ranks = [trained(head=size * GIB).tables() for size in (20, 25, 20, 23)]
+    diagnose(empty, *ranks, workload="script")
+    wanted = "rank, stage, component, bytes, typical_rank, typical_bytes, excess_bytes"
+    assert rows(empty, "larger_batches", wanted) == [
+        (1, "backward", "GPT", 25 * GIB, 0, 20 * GIB, 5 * GIB),
+        (3, "backward", "GPT", 23 * GIB, 0, 20 * GIB, 3 * GIB),
+    ]
