@@ -12,6 +12,7 @@ block gets a span.
 """
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -229,11 +230,12 @@ class Phases:
                 continue
             for name in _METHODS:
                 is_watched = any(owner is base and known == name for owner, known, *_ in self._replaced)
-                if callable(vars(base).get(name)) and not is_watched:
+                # Plain methods only: of a static one, ours would get the module as an argument too many.
+                if inspect.isfunction(vars(base).get(name)) and not is_watched:
                     self.replace(base, name, self.method)
 
     def method(self, original: Any, name: str) -> Any:
-        """A method of a module: a span, unless a call of a module or of such a method goes on already."""
+        """A method of a module, with a span."""
         phases = self
 
         @functools.wraps(original)

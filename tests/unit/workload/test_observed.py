@@ -326,3 +326,28 @@ def test_what_fsdp2_gathers_is_communication(tmp_path: Path) -> None:
     for row in rows:
         held[row["category"]] += row["bytes"]
     assert held["weight"] == sum(one.to_local().untyped_storage().nbytes() for one in model.parameters())
+
+
+def test_methods_that_are_no_plain_ones_stay_as_they_are(tmp_path: Path) -> None:
+    class Codec(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        @staticmethod
+        def encode(x: Tensor) -> Tensor:
+            return x + 1
+
+        @classmethod
+        def decode(cls, x: Tensor) -> Tensor:
+            return x - 1
+
+        @property
+        def generate(self) -> int:
+            return 3
+
+    with recorded(tmp_path):
+        codec = Codec()
+        assert torch.equal(codec.encode(codec.decode(torch.ones(2))), torch.ones(2))
+        assert codec.generate == 3
+    assert stages(tmp_path) == []
