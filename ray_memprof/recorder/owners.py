@@ -163,7 +163,9 @@ class Owners:
 
 
 def _name(one: _Alive, claim: Claim, rows: OwnerRows) -> None:
-    if one[2] != claim.owner:
+    known = one[2]
+    # Of several owners of one kind that share a storage, the first counts.
+    if known is None or known.category != claim.owner.category or known.component != claim.owner.component:
         one[2] = claim.owner
         rows.note(one[0], claim)
 
@@ -174,7 +176,8 @@ def plain_tensors(tensor: Any) -> "Iterable[torch.Tensor]":
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     if not is_traceable_wrapper_subclass(tensor):
-        yield tensor
+        if tensor.layout == torch.strided:  # a sparse tensor has no storage of its own
+            yield tensor
         return
     for name in tensor.__tensor_flatten__()[0]:
         inside = getattr(tensor, name)

@@ -10,6 +10,7 @@ Where a release of torch has none of that name, nothing is replaced: then gather
 import functools
 import importlib
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -61,8 +62,8 @@ class _Gathered:
         self._claim_one, self._problem, self._names = claim, problem, names
         self._thread = threading.get_ident()
         self._replaced: list[tuple[Any, str, Any, Any]] = []
-        self._owners: dict[tuple[int, ...], Owner] = {}
-        """By the parameters of a group, which live as long as their model."""
+        self._owners: weakref.WeakKeyDictionary[Any, Owner] = weakref.WeakKeyDictionary()
+        """By the first parameter of a group."""
         self._is_over = False
         self._wrapped = ""
         """Component of the module for which DDP is being built; "": none."""
@@ -86,15 +87,14 @@ class _Gathered:
 
     def _owner_of(self, params: Any) -> Owner:
         """The path that the modules of a group's parameters share: FSDP gathers a module's parameters together."""
-        key = tuple(id(param) for param in params)
-        known = self._owners.get(key)
+        known = self._owners.get(params[0])
         if known is None:
             found = [self._names.named(param._module_info.module) for param in params]
             names = [name for name in found if name is not None]
             components = {name.component for name in names}
             component = components.pop() if len(components) == 1 else None
             known = Owner(_shared([name.title for name in names]) or "FSDP", component, "communication")
-            self._owners[key] = known
+            self._owners[params[0]] = known
         return known
 
     def _noted(self, tensors: Callable[[], Any], params: Any) -> None:

@@ -153,6 +153,10 @@ class ModuleNames:
         gone = weakref.ref(module, lambda _: self._known.pop(key, None))
         self._known[key] = _Known(gone, name, is_guess)
 
+    def alive(self) -> list[Module]:
+        """The modules that have a name, and are still there."""
+        return [module for known in list(self._known.values()) if (module := known.module()) is not None]
+
     def top_of(self, module: Module) -> Module:
         """The module at the top of the tree that a module is in; the module itself if it is in no other."""
         seen = {id(module)}

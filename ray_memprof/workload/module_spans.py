@@ -129,6 +129,11 @@ class ModuleSpans:
         self.outermost_called: Callable[[Module, Name], None] = _nothing
         """Called before the span of a module that is called while no other module runs."""
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether a call of a module goes on."""
+        return bool(self._calls)
+
     def calling(self, original: Any) -> Any:
         """What takes the place of Module.__call__, which is `original`."""
         spans, has_patterns = self, bool(self._patterns)
@@ -238,9 +243,13 @@ class ModuleSpans:
         return not self._num_open and name.path.partition(".")[0] not in self._called_tops
 
     def _next_call(self, title: str) -> dict[str, Attribute]:
+        if in_step():
+            return {}
+        if self.training_step.has_begun:  # an evaluation between two steps of the training
+            return {"step": self.training_step.number}
         number = self._num_calls[title]
         self._num_calls[title] += 1
-        return {} if in_step() else {"step": number}
+        return {"step": number}
 
     def _wants(self, name: Name) -> bool:
         """Whether a pattern matches; what was found out is kept, because it is asked at every call."""

@@ -6,11 +6,12 @@
 For a program that runs on this thread; all that is put into torch is taken out at the end of the block.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_parameter_registration_hook,
@@ -20,10 +21,10 @@ from ray_memprof.recorder.rows import Owner
 from ray_memprof.recorder.spans import span
 from ray_memprof.store.categories import SCRIPT
 from ray_memprof.workload.gathered import claiming_gathered
-from ray_memprof.workload.module_names import ModuleNames
+from ray_memprof.workload.module_names import ModuleNames, Name
 from ray_memprof.workload.module_spans import ModuleSpans, naming_modules
 from ray_memprof.workload.named_ranges import naming_ranges
-from ray_memprof.workload.phases import PhaseListener, naming_phases
+from ray_memprof.workload.phases import PhaseListener, Phases, naming_phases
 from ray_memprof.workload.tensor_owners import TensorOwners
 
 
@@ -61,9 +62,10 @@ def observed(
     with ExitStack() as stack:
         spans = stack.enter_context(naming_modules(module_spans, recorder.problem, names))
         owners = stack.enter_context(_owned(recorder, names, spans))
-        stack.enter_context(naming_phases(names, spans.training_step, owners, recorder.problem))
         # Around everything, so that allocations outside of modules have a span, too.
         stack.enter_context(span(SCRIPT))
+        phases = stack.enter_context(naming_phases(names, spans, owners, recorder.problem))
+        spans.outermost_called = _both(phases, spans.outermost_called)
         # Inside it: a range that is open at the end ends before it.
         stack.enter_context(naming_ranges(ranges, recorder.problem))
         yield
@@ -100,6 +102,14 @@ def _owned(recorder: Claimant, names: ModuleNames, spans: ModuleSpans) -> Iterat
             stack.callback(register(owners.registered).remove)
         stack.enter_context(claiming_gathered(recorder.claim, recorder.problem, names))
         yield owners
+
+
+def _both(phases: Phases, called: Callable[[Module, Name], None]) -> Callable[[Module, Name], None]:
+    def outermost_called(module: Module, name: Name) -> None:
+        phases.end_failed_steps()
+        called(module, name)
+
+    return outermost_called
 
 
 def _nobody(tensor: Tensor, owner: Owner) -> None:

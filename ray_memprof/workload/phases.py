@@ -1,6 +1,6 @@
 """Spans for what a program does beside calling modules: moving them, backward, optimizers, encode and decode.
 
-    with naming_phases(names, training_step, claims):
+    with naming_phases(names, spans, owners, problem):
         model.to("cuda")          # span("load.dit"), later span("residency.onload"), span("residency.offload")
         loss.backward()           # span("backward")
         optimizer.step()          # span("optimizer")
@@ -13,9 +13,12 @@ block gets a span.
 
 import functools
 import inspect
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,7 +35,7 @@ from ray_memprof.recorder.stacks import hide_frames
 from ray_memprof.store.categories import stage_of_call
 from ray_memprof.wording import error_line
 from ray_memprof.workload.module_names import ModuleNames
-from ray_memprof.workload.module_spans import TrainingStep
+from ray_memprof.workload.module_spans import ModuleSpans
 
 hide_frames(__file__)
 _MOVES = ("to", "cuda", "cpu", "to_empty")
@@ -54,28 +57,29 @@ class PhaseListener:
 
 @contextmanager
 def naming_phases(
-    names: ModuleNames, step: TrainingStep, listener: PhaseListener, problem: Callable[[str], None]
-) -> Iterator[None]:
+    names: ModuleNames, spans: ModuleSpans, listener: PhaseListener, problem: Callable[[str], None]
+) -> Iterator["Phases"]:
     """Open spans for the phases of a program inside the block.
 
     Args:
         names: of the program's modules.
-        step: the number of the training step; it is told when one is over.
+        spans: of the calls of modules; its training step is told when one is over.
         listener: is told of moves and steps, on any thread.
         problem: called with a message if something could not be named; no error is raised into the program.
     """
-    phases = Phases(names, step, listener, problem)
+    phases = Phases(names, spans, listener, problem)
     phases.replace(torch.autograd, "backward", phases.backward)
     phases.replace(torch.autograd, "grad", phases.backward)
     for name in _MOVES:
         phases.replace(Module, name, phases.move)
+    phases.replace(Module, "_apply", phases.apply)
     hooks = [
         register_optimizer_step_pre_hook(phases.before_step),
         register_optimizer_step_post_hook(phases.after_step),
         register_module_module_registration_hook(phases.attached),
     ]
     try:
-        yield
+        yield phases
     finally:
         for hook in hooks:
             hook.remove()
@@ -88,19 +92,22 @@ class Phases:
     def __init__(
         self,
         names: ModuleNames,
-        step: TrainingStep,
+        spans: ModuleSpans,
         listener: PhaseListener,
         problem: Callable[[str], None],
     ) -> None:
-        self._names, self._step, self._listener, self._problem = names, step, listener, problem
+        self._names, self._spans, self._listener, self._problem = names, spans, listener, problem
+        self._step = spans.training_step
         self._thread = threading.get_ident()
         self._replaced: list[tuple[Any, str, Any, Any, bool]] = []
-        self._seen: set[type] = set()
+        self._seen: weakref.WeakSet[type] = weakref.WeakSet()
+        self._watched: set[tuple[int, str]] = set()
+        self._is_in_method = self._is_applying = False
         self._is_moving = self._is_in_backward = False
         self._has_come: set[str] = set()
         """Components that were moved to a device before."""
-        self._steps: list[tuple[Optimizer, Span]] = []
-        """Optimizers that make a step, with their spans."""
+        self._steps: list[tuple[Optimizer, Span, FrameType]] = []
+        """Optimizers that make a step, with their spans, and the frame that makes the step."""
 
     def _hears(self) -> bool:
         return threading.get_ident() == self._thread and not _is_traced()
@@ -140,8 +147,10 @@ class Phases:
 
         @functools.wraps(original)
         def backward(*args: Any, **kwargs: Any) -> Any:
-            if phases._is_in_backward or not phases._hears():
+            # First of all: code that torch.compile looks at may not ask for the thread.
+            if torch.compiler.is_compiling() or phases._is_in_backward or not phases._hears():
                 return original(*args, **kwargs)
+            phases.end_failed_steps()
             phases._step.has_begun = phases._is_in_backward = True
             try:
                 with span("backward", stage="backward", **phases._step.attributes()):
@@ -157,7 +166,7 @@ class Phases:
 
         @functools.wraps(original)
         def move(module: Module, *args: Any, **kwargs: Any) -> Any:
-            if phases._is_moving or not phases._hears():
+            if torch.compiler.is_compiling() or phases._is_moving or not phases._hears():
                 return original(module, *args, **kwargs)
             opened = phases._noted(lambda: phases._span_of_move(module, name, args, kwargs))
             phases._is_moving = True
@@ -168,10 +177,25 @@ class Phases:
                     return original(module, *args, **kwargs)
             finally:
                 phases._is_moving = False
-                if opened is not None:
-                    phases._noted(lambda: phases._listener.moved(module))
 
         return move
+
+    def apply(self, original: Any, name: str) -> Any:
+        """Module._apply, through which parameters and buffers get another device or dtype: they are found anew."""
+        phases = self
+
+        @functools.wraps(original)
+        def _apply(module: Module, *args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling() or phases._is_applying or not phases._hears():
+                return original(module, *args, **kwargs)
+            phases._is_applying = True
+            try:
+                return original(module, *args, **kwargs)
+            finally:
+                phases._is_applying = False
+                phases._noted(lambda: phases._listener.moved(module))
+
+        return _apply
 
     def _span_of_move(
         self, module: Module, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -198,23 +222,35 @@ class Phases:
             return
         self._noted(lambda: self._listener.optimizer_steps(optimizer))
         if self._hears():
+            self.end_failed_steps()
             opened = span("optimizer", stage="optimizer", **self._step.attributes(begins=False))
             opened.__enter__()
-            self._steps.append((optimizer, opened))
+            self._steps.append((optimizer, opened, sys._getframe(1)))
 
     def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Hook of torch: an optimizer has made its step."""
         if _is_traced():
             return
         self._noted(lambda: self._listener.optimizer_stepped(optimizer))
-        if self._hears() and any(one is optimizer for one, _ in self._steps):
+        if self._hears() and any(one is optimizer for one, *_ in self._steps):
             while self._steps:  # those above it have raised: torch calls no hook for them
-                one, opened = self._steps.pop()
+                one, opened, _ = self._steps.pop()
                 opened.__exit__(*((None,) * 3 if one is optimizer else (RuntimeError, None, None)))
                 if one is optimizer:
                     break
             if not self._steps:
                 self._step.end()
+
+    def end_failed_steps(self) -> None:
+        """End the spans of optimizers whose step was left by an exception: torch calls no hook for them."""
+        if not self._steps:
+            return
+        running, frame = set[int](), sys._getframe()
+        while frame is not None:
+            running.add(id(frame))
+            frame = frame.f_back  # type: ignore[assignment]
+        while self._steps and id(self._steps[-1][2]) not in running:
+            self._steps.pop()[1].__exit__(RuntimeError, None, None)
 
     def attached(self, parent: Module, key: str, module: Module | None) -> None:
         """Hook of torch: a module with modules inside it may work through a method of its own."""
@@ -229,24 +265,29 @@ class Phases:
             if base.__module__.partition(".")[0] == "torch" or base is object:
                 continue
             for name in _METHODS:
-                is_watched = any(owner is base and known == name for owner, known, *_ in self._replaced)
-                # Plain methods only: of a static one, ours would get the module as an argument too many.
-                if inspect.isfunction(vars(base).get(name)) and not is_watched:
+                if (id(base), name) not in self._watched and _is_plain(vars(base).get(name)):
+                    self._watched.add((id(base), name))
                     self.replace(base, name, self.method)
 
     def method(self, original: Any, name: str) -> Any:
-        """A method of a module, with a span."""
+        """A method of a module: a span, unless a call of a module or of such a method goes on already."""
         phases = self
 
         @functools.wraps(original)
         def method(module: Any, *args: Any, **kwargs: Any) -> Any:
-            if not (phases._hears() and isinstance(module, Module)):
+            if torch.compiler.is_compiling() or phases._is_in_method or not phases._hears():
                 return original(module, *args, **kwargs)
-            opened = phases._noted(lambda: phases._span_of_method(module, name))
+            opened = None
+            if isinstance(module, Module) and not phases._spans.is_inside:
+                opened = phases._noted(lambda: phases._span_of_method(module, name))
             if opened is None:
                 return original(module, *args, **kwargs)
-            with opened:
-                return original(module, *args, **kwargs)
+            phases._is_in_method = True
+            try:
+                with opened:
+                    return original(module, *args, **kwargs)
+            finally:
+                phases._is_in_method = False
 
         return method
 
@@ -257,6 +298,16 @@ class Phases:
         title = ".".join(part for part in known.title.split(".") if not part.isdigit())
         attributes: dict[str, Attribute] = {"component": known.component, "module": known.path}
         return span(f"{title}.{name}", **attributes, stage=stage_of_call(known.component, f"{title}.{name}"))
+
+
+def _is_plain(method: Any) -> bool:
+    """Whether it is a plain method.
+
+    Of a static one, ours would get the module as an argument too many; those that give a coroutine or a generator do
+    their work after they have returned.
+    """
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return inspect.isfunction(method) and not any(is_kind(method) for is_kind in kinds)
 
 
 def _is_traced() -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.nn.parameter import is_lazy as is_uninitialized
 from torch.optim import Optimizer
 
 from ray_memprof.recorder.owners import plain_tensors
@@ -38,13 +39,13 @@ class TensorOwners(PhaseListener):
 
     def __init__(self, names: ModuleNames, claim: Claim, problem: Callable[[str], None]) -> None:
         self._names, self._claim_one, self._problem = names, claim, problem
-        self._num_calls: Counter[str] = Counter()
+        self._num_calls: Counter[int] = Counter()
         self._is_changed = False
         """Whether a parameter or a buffer was put into a module since the last walk."""
         self._parameters: dict[int, tuple[weakref.ref[Tensor], Name, str]] = {}
         self._gradients: dict[int, Owner] = {}
         """Owners of gradients, by their parameter."""
-        self._num_states: dict[int, tuple[int, int]] = {}
+        self._num_states: weakref.WeakKeyDictionary[Optimizer, tuple[int, int]] = weakref.WeakKeyDictionary()
         """For each optimizer: its steps, and how many tensors its state had when they were claimed."""
 
     def _noted(self, work: Callable[..., None], *args: Any) -> None:
@@ -54,6 +55,8 @@ class TensorOwners(PhaseListener):
             self._problem(f"the owner of a tensor is not known: {error_line(error)}")
 
     def _claim(self, tensor: Any, path: str, component: str | None, category: str) -> None:
+        if type(tensor) is not Tensor and is_uninitialized(tensor):
+            return
         for one in plain_tensors(tensor):
             dtype = str(one.dtype).removeprefix("torch.")
             self._claim_one(one, Owner(path, component, category, dtype))
@@ -62,8 +65,9 @@ class TensorOwners(PhaseListener):
 
     def registered(self, module: Module, key: str, tensor: Tensor | None) -> None:
         """Hook of torch: a parameter or a buffer is put into a module."""
-        self._is_changed = True
-        if tensor is not None and tensor.device.type not in ("cpu", "meta"):
+        if self._names.find(module) is None:
+            self._is_changed = True
+        if tensor is not None and tensor.device.type != "meta":
             self._noted(self._claim_registered, module, key, tensor)
 
     def _claim_registered(self, module: Module, key: str, tensor: Tensor) -> None:
@@ -77,11 +81,13 @@ class TensorOwners(PhaseListener):
 
     def outermost_called(self, module: Module, name: Name) -> None:
         """Claim what a module holds: at the first call, the second, the fourth and so on, and after changes."""
-        self._num_calls[name.path] += 1
-        num = self._num_calls[name.path]
+        # By the module at the top, whose walk takes time: a program may call the modules inside it one by one.
+        top = self._names.top_of(module)
+        self._num_calls[id(top)] += 1
+        num = self._num_calls[id(top)]
         if self._is_changed or num & (num - 1) == 0:
             self._is_changed = False
-            self._noted(self._walk, self._names.top_of(module))
+            self._noted(self._walk, top)
 
     def _walk(self, top: Module) -> None:
         self._names.named(top)
@@ -150,9 +156,9 @@ class TensorOwners(PhaseListener):
         self._noted(self._claim_state, optimizer)
 
     def _claim_state(self, optimizer: Optimizer) -> None:
-        num_steps, num_before = self._num_states.get(id(optimizer), (0, -1))
+        num_steps, num_before = self._num_states.get(optimizer, (0, -1))
         num = sum(len(state) for state in optimizer.state.values() if isinstance(state, dict))
-        self._num_states[id(optimizer)] = (num_steps + 1, num)
+        self._num_states[optimizer] = (num_steps + 1, num)
         if num == num_before and num_steps & (num_steps - 1):
             return
         for parameter, state in optimizer.state.items():
@@ -164,12 +170,13 @@ class TensorOwners(PhaseListener):
 
     def end(self) -> None:
         """Claim what parameters there are and the gradients that they have now: no step may come any more."""
+        for module in self._names.alive():
+            self._noted(self._claim_held, module, set[int]())
         alive: list[Tensor] = []
-        for gone, name, path in list(self._parameters.values()):
+        for gone, _, _ in list(self._parameters.values()):
             parameter = gone()
             if parameter is not None:
                 alive.append(parameter)
-                self._noted(self._claim, parameter, path, name.component, "weight")
         self._noted(self._claim_gradients, alive)
 
 

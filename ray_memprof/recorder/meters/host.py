@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from ray_memprof.recorder.clock import Clock
@@ -35,8 +36,20 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
             yield from _tensors(value)
 
 
+def _storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
+    """The storage of a tensor; None: it has none, as sparse tensors and those of mkldnn, or one without memory."""
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return None
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
 class _Operations(TorchDispatchMode):
     """Sees the operations of the thread that enters it: torch has a stack of modes for every thread."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, meter: "HostMeter") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -58,7 +71,7 @@ class _Operations(TorchDispatchMode):
         if any(is_traceable_wrapper_subclass(tensor) for tensor in given):
             # For a DTensor and the like: its own handler runs first, then the plain tensors inside come here.
             return NotImplemented
-        known = {tensor.untyped_storage()._cdata for tensor in given if not tensor.is_meta}
+        known = {storage._cdata for tensor in given if (storage := _storage_of(tensor)) is not None}
         result = func(*args, **kwargs)
         self._meter.count(result, known)
         return result
@@ -162,10 +175,11 @@ class HostMeter:
     def count(self, result: Any, known: set[int]) -> None:
         """Count the storages of an operation's result that are none of those `known` from its arguments."""
         for tensor in _tensors((result,)):
-            if not tensor.is_meta:
-                storage = tensor.untyped_storage()
-                if storage._cdata not in known or storage in self._numbers:
-                    self._count(storage)
+            if isinstance(tensor, FakeTensor) and self.source != "predicted":
+                continue  # it takes no memory: torch.compile and torch.export look at the program with such tensors
+            storage = _storage_of(tensor)
+            if storage is not None and (storage._cdata not in known or storage in self._numbers):
+                self._count(storage)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         with self._lock:

@@ -1,5 +1,6 @@
 """A program that knows nothing of us: spans of its phases, and owners of what it holds at its peak, to the byte."""
 
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.recording import recording
 from ray_memprof.recorder.spans import span, step
 from ray_memprof.workload.observed import observed
+from ray_memprof.workload.tensor_owners import TensorOwners
 
 
 class Block(nn.Module):
@@ -351,3 +353,112 @@ def test_methods_that_are_no_plain_ones_stay_as_they_are(tmp_path: Path) -> None
         assert torch.equal(codec.encode(codec.decode(torch.ones(2))), torch.ones(2))
         assert codec.generate == 3
     assert stages(tmp_path) == []
+
+
+def test_a_step_that_failed_ends_with_its_span_and_steps_go_on(tmp_path: Path) -> None:
+    """A program skips a batch for which there is no memory."""
+    with recorded(tmp_path):
+        model, tokens = GPT(), torch.arange(8).reshape(1, 8)
+        optimizer = torch.optim.SGD(model.parameters())
+
+        def fail() -> Any:
+            raise RuntimeError("no room")
+
+        for batch in range(3):
+            model(tokens).backward()
+            try:
+                optimizer.step(fail if batch == 0 else None)
+            except RuntimeError:
+                continue
+    assert [(stage, step) for _, stage, step, _ in stages(tmp_path)] == [
+        ("forward", 0), ("backward", 0), ("optimizer", 0),
+        ("forward", 0), ("backward", 0), ("optimizer", 0),
+        ("forward", 1), ("backward", 1), ("optimizer", 1),
+    ]  # fmt: skip
+
+
+def test_sparse_gradients_and_what_has_no_storage_are_left_out_alone(tmp_path: Path) -> None:
+    with recorded(tmp_path):
+        table, head = nn.Embedding(100, 16, sparse=True), nn.Linear(16, 4)
+        optimizer = torch.optim.SGD([*table.parameters(), *head.parameters()])
+        head(table(torch.arange(8))).sum().backward()
+        optimizer.step()
+        torch.ones(1 << 16)
+        held = num_bytes(one.grad for one in head.parameters())
+    rows = asked(tmp_path, "alive_at_peak")
+    assert sum(row["bytes"] for row in rows if row["category"] == "gradient") == held
+
+
+def test_buffers_of_another_dtype_are_found_anew(tmp_path: Path) -> None:
+    with recorded(tmp_path):
+        model = GPT().double()
+        torch.ones(1 << 16)
+    (row,) = asked(tmp_path, "base_memory")
+    # For a moment both are there, one parameter after the other; the mask is the last.
+    assert row["base_bytes"] >= num_bytes([*model.parameters(), *model.buffers()])
+
+
+@pytest.mark.parametrize("call", [lambda model, x: model.encode(x), lambda model, x: model.to("cpu")(x)])
+def test_compiled_code_calls_methods_and_moves_without_a_break(
+    tmp_path: Path, call: Callable[..., Any]
+) -> None:
+    class Codec(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def encode(self, x: Tensor) -> Tensor:
+            return self.inner(x)  # type: ignore[no-any-return]
+
+        forward = encode
+
+    with recorded(tmp_path):
+        codec = Codec()
+        compiled = torch.compile(lambda x: call(codec, x), backend="eager", fullgraph=True)
+        assert compiled(torch.ones(2)).shape == (2,)
+
+
+def test_a_coroutine_stays_one(tmp_path: Path) -> None:
+    class Server(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        async def encode(self) -> int:
+            return 1
+
+        def generate(self) -> Iterator[int]:
+            yield 1
+
+    with recorded(tmp_path):
+        Server()
+        assert inspect.iscoroutinefunction(Server.encode)
+        assert inspect.isgeneratorfunction(Server.generate)
+
+
+def test_modules_that_are_called_one_by_one_do_not_walk_the_model_at_each_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    walked: list[nn.Module] = []
+    monkeypatch.setattr(TensorOwners, "_walk", lambda self, top: walked.append(top))
+
+    class Mute:
+        hears_claims = True
+
+        def claim(self, tensor: Any, owner: Any) -> None:
+            pass
+
+        problem = claim
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(100))
+
+    with observed(Mute()):  # type: ignore[arg-type]
+        holder, x = Holder(), torch.ones(2)
+        for layer in holder.layers:
+            x = layer(x)
+        holder.layers[0].register_buffer("ema", torch.ones(2))
+        holder.layers[0](x)
+    assert len(walked) == 7  # calls 1, 2, 4 ... 64
