@@ -4,8 +4,8 @@
     RAY_MEMPROF=settings.yaml accelerate launch train.py
 
 torch calls load() at the end of `import torch`, in every process: it is an entry point of the group torch.backends. A
-process is recorded if a starter gave it a rank, or as soon as it starts CUDA. A settings file has the keys name, level,
-output_dir, module_spans, ranges, sample_interval_s and device. Nothing here may break the import: everything is caught.
+process is recorded if a starter gave it a rank, or as soon as it starts CUDA. A settings file has the keys of
+settings.Settings. Nothing here may break the import: everything is caught.
 """
 
 import os

@@ -10,28 +10,24 @@ Unlike a Session it has a run folder and a rank already: those of the launch.
 
 import os
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray_memprof.errors import EXIT_RANK_DIED
 from ray_memprof.rank.claim import claimed, released
 from ray_memprof.rank.messages import Outcome
 from ray_memprof.rank.outcome import free_at_failure, outcome_of
+from ray_memprof.rank.process_recording import ProcessRecording
 from ray_memprof.rank.script_messages import ScriptOrders
 from ray_memprof.rank.variables import in_force
 from ray_memprof.recorder.clock import Clock
-from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.wording import error_line
 from ray_memprof.workload.script import explained
 
-if TYPE_CHECKING:
-    from ray_memprof.recorder.recorder import Recorder
 
-
-class ScriptRecording:
+class ScriptRecording(ProcessRecording):
     """Records the main thread of this process.
 
     Args:
@@ -40,17 +36,9 @@ class ScriptRecording:
     """
 
     def __init__(self, orders: ScriptOrders, report: Callable[[Outcome], None]) -> None:
+        super().__init__()
         self._orders, self._options, self._report = orders, orders.recording, report
-        self.recorder: Recorder | None = None
-        """None: nothing is recorded yet."""
-        self._stack = ExitStack()
         self._problems: list[str] = []
-        self._has_begun = self._is_over = False
-        silent_in_children(self)
-
-    def forked(self) -> None:
-        """In a forked child: nothing is recorded, and nothing is left to end."""
-        self._is_over = True
 
     def problem(self, text: str) -> None:
         """Note what is wrong with the recording; from any thread."""
@@ -58,22 +46,13 @@ class ScriptRecording:
         with suppress(Exception):  # a script may have closed its standard error
             sys.stderr.write(f"warning: recording: {text}\n")
 
-    def begin(self) -> None:
-        """Begin to record this thread; a second call does nothing."""
-        if self._has_begun or self._is_over:
-            return
-        self._has_begun = True
-        try:
-            self._begin()
-        except Exception as error:
-            self.problem(f"nothing is recorded: {error_line(error)}")
-            self.recorder = None
-            with suppress(Exception):
-                self._stack.close()
+    def _tell(self, text: str) -> None:
+        self.problem(text)
+
+    def _not_begun(self, error: Exception) -> None:
+        self.problem(f"nothing is recorded: {error_line(error)}")
 
     def _begin(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise RuntimeError("torch was imported on another thread than the main thread")
         from ray_memprof.recorder.recording import recording
         from ray_memprof.workload.observed import observed
 
@@ -95,11 +74,6 @@ class ScriptRecording:
                 ranges=orders.ranges,
             )
         )
-
-    def missed(self, why: str) -> None:
-        """Note that nothing was recorded, if begin() was not called."""
-        if not (self._has_begun or self._is_over):
-            self.problem(f"nothing is recorded: {why}")
 
     def leave_by(self, error: BaseException) -> None:
         """The script has ended by an exception: end the recording, and report it unless it means success."""
@@ -132,12 +106,10 @@ class ScriptRecording:
         if self._is_over:
             return
         self._is_over = True
-        lost: BaseException | None = None
         try:
-            self._stack.__exit__(*((type(error), error, error.__traceback__) if error else (None,) * 3))
-        except BaseException as failed:  # what was measured could not all be written
-            if failed is not error:
-                lost = failed
+            lost = self._close(error)
+        except BaseException as failed:  # an interrupt: the rank still waits for the Outcome
+            lost = failed
         outcome = outcome_at_end()
         if lost is not None:
             self.problem(f"the recording did not end as it should: {error_line(lost)}")

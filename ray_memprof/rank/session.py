@@ -10,20 +10,19 @@ What goes wrong here is one line on the standard error: the program runs on, rec
 
 import os
 import sys
-import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_memprof.errors import ConfigError, RunError
+from ray_memprof.errors import RunError
 from ray_memprof.rank.claim import RECORDED, check_free, claimed, released
 from ray_memprof.rank.finisher import finish_later, finished
+from ray_memprof.rank.process_recording import ProcessRecording
 from ray_memprof.rank.settings import Program, Settings
 from ray_memprof.rank.starters import Start
-from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.store.joint_folder import announce_failure, await_joint, make_joint, withdraw
 from ray_memprof.store.processes import process_facts
 from ray_memprof.store.rank_notes import note_rank, still_running
@@ -44,7 +43,7 @@ def is_claimed() -> bool:
     return bool(_num_sessions)
 
 
-class Session:
+class Session(ProcessRecording):
     """One recording of this process.
 
     Args:
@@ -54,6 +53,7 @@ class Session:
     """
 
     def __init__(self, settings: Settings, start: Start, program: Program) -> None:
+        super().__init__()
         self._settings, self._start = settings, start
         # The program may change its working folder later.
         self._program = replace(program, path=None if program.path is None else program.path.absolute())
@@ -63,50 +63,32 @@ class Session:
             # Ranks that record twice under one name must not join the folder of the first time.
             self._start = replace(start, key=f"{start.key}-{_num_sessions[self._name]}")
         self._folder: RunFolder | None = None
-        self._recorder: Recorder | None = None
-        self._stack = ExitStack()
         self._device, self._facts = "cpu", dict[str, Any]()
-        self._has_begun = self._is_over = False
-        silent_in_children(self)
 
     def forked(self) -> None:
         """In a forked child: nothing is recorded, and nothing is left to end."""
-        self._is_over = True
+        super().forked()
         released()
 
     @property
     def run_dir(self) -> Path | None:
         """The run folder; None: nothing is recorded."""
-        return None if self._recorder is None or self._folder is None else self._folder.path
+        return None if self.recorder is None or self._folder is None else self._folder.path
 
-    def begin(self) -> None:
-        """Begin to record this thread; a second call does nothing."""
-        if self._has_begun or self._is_over:
-            return
-        self._has_begun = True
-        try:
-            self._begin()
-        except Exception as error:
-            self._say(f"nothing is recorded: {_line(error)}")
-            hint = getattr(error, "hint", "")
-            if hint:
-                self._say(f"hint: {hint}")
-            self._is_over = True
-            with suppress(Exception):
-                self._stack.close()
-            with suppress(Exception):
-                if self._start.rank == 0 and self._start.key:  # the others need not wait for a folder
-                    announce_failure(self._output_dir, self._name, self._start.key, _line(error))
-            with suppress(Exception):
-                if self._folder is not None:
-                    self._note(status="failed", exit_code=0, reason=f"not recorded: {_line(error)}", end_ns=0)
+    def _not_begun(self, error: Exception) -> None:
+        self._tell(f"nothing is recorded: {_line(error)}")
+        hint = getattr(error, "hint", "")
+        if hint:
+            self._tell(f"hint: {hint}")
+        self._is_over = True
+        with suppress(Exception):
+            if self._start.rank == 0 and self._start.key:  # the others need not wait for a folder
+                announce_failure(self._output_dir, self._name, self._start.key, _line(error))
+        with suppress(Exception):
+            if self._folder is not None:
+                self._note(status="failed", exit_code=0, reason=f"not recorded: {_line(error)}", end_ns=0)
 
     def _begin(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            raise ConfigError(
-                "recording began on another thread than the main thread",
-                hint="import torch on the main thread first",
-            )
         check_free()
         os.environ[RECORDED] = str(self._start.rank)
         from ray_memprof.rank.device_of_process import device_of_process
@@ -120,8 +102,8 @@ class Session:
         self._facts = {**process_facts(), **found.facts}
         self._note(status=RUNNING)
         options = found.options(self._folder.path, self._start.rank, self._settings)
-        self._recorder = self._stack.enter_context(recording(options))
-        self._stack.enter_context(_observed(self._settings, self._recorder))
+        self.recorder = self._stack.enter_context(recording(options))
+        self._stack.enter_context(_observed(self._settings, self.recorder))
 
     def _make_folder(self) -> "RunFolder":
         import yaml
@@ -137,22 +119,17 @@ class Session:
         folder.note(started_by="record")
         return folder
 
-    def missed(self, why: str) -> None:
-        """Say that nothing is recorded, if begin() was not called."""
-        if not (self._has_begun or self._is_over):
-            self._say(f"nothing is recorded: {why}")
-
     def leave(self, exit_code: int) -> None:
         """Another thread than the main thread is about to end the process: say so, and write what is recorded."""
-        if self._recorder is None or self._is_over:
+        if self.recorder is None or self._is_over:
             return
         reason = (
             "" if exit_code == 0 else f"the program ended with exit code {exit_code}, on a thread of its own"
         )
         status = "ok" if exit_code == 0 else "failed"
         self._note(status=status, exit_code=exit_code, reason=reason, end_ns=time.time_ns())
-        if self._recorder.answers():  # the main thread may hang in the allocator, and this thread must not
-            self._recorder.seal()
+        if self.recorder.answers():  # the main thread may hang in the allocator, and this thread must not
+            self.recorder.seal()
         self._finish(is_ok=False)  # not here: the process ends at once
 
     def end(self, error: BaseException | None = None, exit_code: int | None = None) -> None:
@@ -162,25 +139,20 @@ class Session:
             error: the exception that ended the program; None: it ended well, or by an exit code.
             exit_code: of the program; None: 0.
         """
-        if self._is_over or self._recorder is None:
+        if self._is_over or self.recorder is None:
             return
         self._is_over = True
         try:
             self._end(error, exit_code)
         except Exception as failed:
-            self._say(f"the recording did not end as it should: {_line(failed)}")
+            self._tell(f"the recording did not end as it should: {_line(failed)}")
 
     def _end(self, error: BaseException | None, exit_code: int | None) -> None:
         from ray_memprof.rank.outcome import free_at_failure, outcome_of
 
-        recorder = self._recorder
+        recorder = self.recorder
         assert recorder is not None
-        lost: BaseException | None = None
-        try:
-            self._stack.__exit__(*((type(error), error, error.__traceback__) if error else (None,) * 3))
-        except Exception as failed:  # what was measured could not all be written
-            if failed is not error:
-                lost = failed
+        lost = self._close(error)
         if error is not None:
             free = free_at_failure(recorder, self._facts["device_total_bytes"])
             outcome = asdict(outcome_of(error, self._start.rank, recorder.failure(), free_bytes=free))
@@ -221,14 +193,14 @@ class Session:
         if start.rank == 0 and (is_ok or start.num_ranks == 1):
             if not still_running(run_dir, start.num_ranks, wait_s=WAIT_S):
                 for line in finished(run_dir):
-                    self._say(line)
+                    self._tell(line)
                 return
         if start.rank == 0 or not is_ok:
             log = finish_later(run_dir)
             if log is not None:
-                self._say(f"the run is completed once all ranks have ended; see {log}")
+                self._tell(f"the run is completed once all ranks have ended; see {log}")
 
-    def _say(self, text: str) -> None:
+    def _tell(self, text: str) -> None:
         with suppress(Exception):  # a program may have closed its standard error
             sys.stderr.write(f"ray-memprof: {text}\n")
 

@@ -12,7 +12,7 @@ the table `owners` names the event that allocated it.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -168,18 +168,3 @@ def _name(one: _Alive, claim: Claim, rows: OwnerRows) -> None:
     if known is None or known.category != claim.owner.category or known.component != claim.owner.component:
         one[2] = claim.owner
         rows.note(one[0], claim)
-
-
-def plain_tensors(tensor: Any) -> "Iterable[torch.Tensor]":
-    """The tensors with storages that a tensor consists of: itself, or those inside a DTensor or a quantised one."""
-    import torch
-    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-
-    if not is_traceable_wrapper_subclass(tensor):
-        if tensor.layout == torch.strided:  # a sparse tensor has no storage of its own
-            yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        inside = getattr(tensor, name)
-        if isinstance(inside, torch.Tensor):  # a DTensor also names its mesh
-            yield from plain_tensors(inside)

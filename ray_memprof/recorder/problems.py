@@ -67,3 +67,7 @@ class Problems:
         with self._lock:
             more = (f"{self._num_more:,} more problems of the recording",) if self._num_more else ()
             return (*self._texts, *more)
+
+
+def unheard(text: str) -> None:
+    """Ignore a problem: the default of what may be used without a recorder."""

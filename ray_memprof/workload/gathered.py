@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ray_memprof.recorder.replacements import Replacements
 from ray_memprof.recorder.rows import Owner
 from ray_memprof.recorder.spans import Attribute, span
 from ray_memprof.recorder.stacks import hide_frames
@@ -61,23 +62,16 @@ class _Gathered:
     ) -> None:
         self._claim_one, self._problem, self._names = claim, problem, names
         self._thread = threading.get_ident()
-        self._replaced: list[tuple[Any, str, Any, Any]] = []
+        self._replaced = Replacements()
         self._owners: weakref.WeakKeyDictionary[Any, Owner] = weakref.WeakKeyDictionary()
         """By the first parameter of a group."""
         self._is_over = False
         self._wrapped = ""
         """Component of the module for which DDP is being built; "": none."""
 
-    def _replace(self, owner: Any, name: str, ours: Any) -> None:
-        self._replaced.append((owner, name, getattr(owner, name), ours))
-        setattr(owner, name, ours)
-
     def close(self) -> None:
         self._is_over = True
-        for owner, name, original, ours in reversed(self._replaced):
-            if vars(owner).get(name) is ours:
-                setattr(owner, name, original)
-        self._replaced.clear()
+        self._replaced.take_back()
 
     def _claim(self, tensors: Any, params: Any) -> None:
         owner = self._owner_of(params)
@@ -135,9 +129,9 @@ class _Gathered:
             self._noted(lambda: result[:1], fsdp_params)
             return result
 
-        self._replace(group, "foreach_all_gather", foreach_all_gather)
-        self._replace(group, "foreach_all_gather_copy_out", foreach_all_gather_copy_out)
-        self._replace(group, "foreach_reduce", foreach_reduce)
+        self._replaced.put(group, "foreach_all_gather", foreach_all_gather)
+        self._replaced.put(group, "foreach_all_gather_copy_out", foreach_all_gather_copy_out)
+        self._replaced.put(group, "foreach_reduce", foreach_reduce)
 
     def watch_ddp(self) -> None:
         """DDP makes its buckets when it is built, and once more after the first step; C++ allocates them."""
@@ -145,9 +139,9 @@ class _Gathered:
         for name in _DDP:
             original = getattr(reducer, name, None)
             if original is not None:
-                self._replace(reducer, name, self._bucketing(original))
+                self._replaced.put(reducer, name, self._bucketing(original))
         wrapper = torch.nn.parallel.DistributedDataParallel
-        self._replace(wrapper, "__init__", self._building(wrapper.__init__))
+        self._replaced.put(wrapper, "__init__", self._building(wrapper.__init__))
 
     def _building(self, original: Any) -> Any:
         """DDP's constructor: the buckets that are made in it are of the component that it wraps."""

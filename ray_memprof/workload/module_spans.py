@@ -33,6 +33,8 @@ import torch
 from torch.nn import Module
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from ray_memprof.recorder.problems import unheard
+from ray_memprof.recorder.replacements import Replacements
 from ray_memprof.recorder.spans import Attribute, in_step, span
 from ray_memprof.recorder.stacks import hide_frames
 from ray_memprof.store.categories import stage_of_call
@@ -44,14 +46,10 @@ hide_frames(__file__)
 _RECOMPUTED = "_StopRecomputationError"
 
 
-def _unheard(text: str) -> None:
-    """Ignore a problem; the default."""
-
-
 @contextmanager
 def naming_modules(
     patterns: Sequence[str],
-    problem: Callable[[str], None] = _unheard,
+    problem: Callable[[str], None] = unheard,
     names: ModuleNames | None = None,
     *,
     opens_spans: bool = True,
@@ -67,14 +65,12 @@ def naming_modules(
     spans = ModuleSpans(patterns, problem, ModuleNames() if names is None else names)
     spans.opens_spans = opens_spans
     attached = register_module_module_registration_hook(spans.attached)
-    original: Any = Module.__call__
-    ours = spans.calling(original)
-    Module.__call__ = ours  # type: ignore[method-assign]
+    replaced = Replacements()
+    replaced.put(Module, "__call__", spans.calling(Module.__call__))
     try:
         yield spans
     finally:
-        if Module.__call__ is ours:  # else other code has replaced it since, and still calls ours
-            Module.__call__ = original  # type: ignore[method-assign]
+        replaced.take_back()
         attached.remove()
         spans.close()
 

@@ -12,61 +12,48 @@ a point, since slashes separate the names in a span's path. A range costs 2 us m
 import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.autograd.profiler import record_function
 from torch.cuda import nvtx
 
+from ray_memprof.recorder.problems import unheard
+from ray_memprof.recorder.replacements import Replacements
 from ray_memprof.recorder.spans import Span, span
 from ray_memprof.wording import error_line
 
 
-def _unheard(text: str) -> None:
-    """Ignore a problem; the default."""
-
-
 @contextmanager
-def naming_ranges(kinds: Sequence[str], problem: Callable[[str], None] = _unheard) -> Iterator[None]:
+def naming_ranges(kinds: Sequence[str], problem: Callable[[str], None] = unheard) -> Iterator[None]:
     """Inside the block, open a span for each range of this thread.
 
     Args:
         kinds: nvtx, record_function or both; none: nothing is done.
         problem: called with a message if a range could not be heard; no error is raised into the program.
     """
-    with ExitStack() as stack:
-        if kinds:
-            ranges = NamedRanges(problem)
-            stack.callback(ranges.close)
-            if "nvtx" in kinds:
-                stack.enter_context(_instead(nvtx, "range_push", ranges.around_push))
-                stack.enter_context(_instead(nvtx, "range_pop", ranges.around_pop))
-            if "record_function" in kinds:
-                stack.enter_context(_instead(record_function, "__enter__", ranges.around_enter))
-                stack.enter_context(_instead(record_function, "__exit__", ranges.around_exit))
+    if not kinds:
         yield
-
-
-@contextmanager
-def _instead(
-    owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    """Put what `around` makes of a function in its place while the block runs."""
-    original = getattr(owner, name)
-    made = around(original)
-    setattr(owner, name, made)
+        return
+    ranges, replaced = NamedRanges(problem), Replacements()
+    if "nvtx" in kinds:
+        replaced.put(nvtx, "range_push", ranges.around_push(nvtx.range_push))
+        replaced.put(nvtx, "range_pop", ranges.around_pop(nvtx.range_pop))
+    if "record_function" in kinds:
+        replaced.put(record_function, "__enter__", ranges.around_enter(record_function.__enter__))
+        replaced.put(record_function, "__exit__", ranges.around_exit(record_function.__exit__))
     try:
         yield
     finally:
-        if getattr(owner, name) is made:  # else somebody has wrapped it inside the block, and calls ours
-            setattr(owner, name, original)
+        replaced.take_back()
+        ranges.close()
 
 
 class NamedRanges:
     """The ranges that are open, and the functions that open and end them."""
 
-    def __init__(self, problem: Callable[[str], None] = _unheard) -> None:
+    def __init__(self, problem: Callable[[str], None] = unheard) -> None:
         self._thread, self._problem = threading.get_ident(), problem
         self._open: list[tuple[object, Span]] = []
         """With each span the record_function that opened it; None: an NVTX range."""

@@ -30,6 +30,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from ray_memprof.recorder.replacements import Replacements
 from ray_memprof.recorder.spans import Attribute, Span, span
 from ray_memprof.recorder.stacks import hide_frames
 from ray_memprof.store.categories import stage_of_call
@@ -99,7 +100,7 @@ class Phases:
         self._names, self._spans, self._listener, self._problem = names, spans, listener, problem
         self._step = spans.training_step
         self._thread = threading.get_ident()
-        self._replaced: list[tuple[Any, str, Any, Any, bool]] = []
+        self._replaced = Replacements()
         self._seen: weakref.WeakSet[type] = weakref.WeakSet()
         self._watched: set[tuple[int, str]] = set()
         self._is_in_method = self._is_applying = False
@@ -114,21 +115,11 @@ class Phases:
 
     def replace(self, owner: Any, name: str, make: Callable[[Any, str], Any]) -> None:
         """Put make(original, name) in place of an attribute, until close()."""
-        is_own = name in vars(owner)
-        original = getattr(owner, name)
-        ours = make(original, name)
-        self._replaced.append((owner, name, original, ours, is_own))
-        setattr(owner, name, ours)
+        self._replaced.put(owner, name, make(getattr(owner, name), name))
 
     def close(self) -> None:
-        """Put everything back, except where other code has put something else since; ours then only calls on."""
-        for owner, name, original, ours, is_own in reversed(self._replaced):
-            if vars(owner).get(name) is ours:
-                if is_own:
-                    setattr(owner, name, original)
-                else:
-                    delattr(owner, name)
-        self._replaced.clear()
+        """Put everything back; where other code still calls ours, it only calls on."""
+        self._replaced.take_back()
         self._thread = 0
         while self._steps:
             self._steps.pop()[1].__exit__(None, None, None)

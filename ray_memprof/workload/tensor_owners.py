@@ -11,15 +11,16 @@ optimizer begins its step, and at the end. To claim a storage takes 3 us.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.parameter import is_lazy as is_uninitialized
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ray_memprof.recorder.owners import plain_tensors
 from ray_memprof.recorder.rows import Owner
 from ray_memprof.wording import error_line
 from ray_memprof.workload.module_names import ModuleNames, Name, children_of, kind_of
@@ -186,3 +187,15 @@ def _category(tensor: Tensor) -> str:
 
 def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [one for group in optimizer.param_groups for one in group["params"] if isinstance(one, Tensor)]
+
+
+def plain_tensors(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensors with storages that a tensor consists of: itself, or those inside a DTensor or a quantised one."""
+    if not is_traceable_wrapper_subclass(tensor):
+        if torch._C._has_storage(tensor):  # a sparse tensor has none of its own
+            yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        inside = getattr(tensor, name)
+        if isinstance(inside, Tensor):  # a DTensor also names its mesh
+            yield from plain_tensors(inside)

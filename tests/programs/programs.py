@@ -24,6 +24,28 @@ def train(model=model, steps=2):
         optimizer.zero_grad()
 """
 """A little training; other parts of a program are put behind it."""
+CHILDREN = f"""{MODEL}
+import multiprocessing, os, subprocess, sys
+from torch.utils.data import DataLoader, TensorDataset
+def work(number):
+    return int(torch.ones(1000, 1000).sum()) * number
+if __name__ == "__main__":
+    train()
+    child = os.fork()
+    if child == 0:
+        work(1)
+        os._exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(pool.map(work, [2]))
+        for batch in DataLoader(TensorDataset(torch.ones(4, 2)), num_workers=1, multiprocessing_context=method):
+            pass
+    code = "import torch, os; print(os.environ['RAY_MEMPROF_RANK'])"
+    print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip())
+"""
+"""A program with children of every kind."""
+PRINTED_BY_CHILDREN = "7\n[2000000]\n[2000000]\n0\n"
 
 
 @dataclass

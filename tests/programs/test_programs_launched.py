@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from programs import MODEL, Done, Start
+from programs import CHILDREN, MODEL, PRINTED_BY_CHILDREN, Done, Start
 
 from ray_memprof.store.gather import gather
 
@@ -141,28 +141,8 @@ def test_a_failure_is_reported_while_threads_of_the_script_still_wait(launch: La
 
 
 def test_children_of_every_kind_are_not_recorded_and_end(launch: Launch) -> None:
-    text = f"""{MODEL}
-import multiprocessing, os, subprocess, sys
-from torch.utils.data import DataLoader, TensorDataset
-def work(number):
-    return int(torch.ones(1000, 1000).sum()) * number
-if __name__ == "__main__":
-    train()
-    child = os.fork()
-    if child == 0:
-        work(1)
-        os._exit(7)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-    for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            print(pool.map(work, [2]))
-        for batch in DataLoader(TensorDataset(torch.ones(4, 2)), num_workers=1, multiprocessing_context=method):
-            pass
-    code = "import torch, os; print(os.environ['RAY_MEMPROF_RANK'])"
-    print(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip())
-"""
-    outcome, done = launch(text)
-    assert done.out == "7\n[2000000]\n[2000000]\n0\n", done.err
+    outcome, done = launch(CHILDREN)
+    assert done.out == PRINTED_BY_CHILDREN, done.err
     assert (ended(outcome), outcome["problems"]) == (("ok", 0, ""), [])
 
 

@@ -4,7 +4,7 @@ import sys
 import time
 
 import pytest
-from programs import MODEL, RECORD, TORCHRUN, Start
+from programs import CHILDREN, MODEL, PRINTED_BY_CHILDREN, RECORD, TORCHRUN, Start
 
 DDP = """
 import os, torch.distributed as dist
@@ -112,27 +112,8 @@ def test_a_program_that_is_killed_leaves_what_it_recorded(start: Start) -> None:
 
 
 def test_children_of_every_kind_are_not_recorded_and_end(start: Start) -> None:
-    text = f"""{MODEL}
-import multiprocessing, os, subprocess, sys
-from torch.utils.data import DataLoader, TensorDataset
-def work(number):
-    return int(torch.ones(1000, 1000).sum()) * number
-if __name__ == "__main__":
-    train()
-    child = os.fork()
-    if child == 0:
-        work(1)
-        os._exit(7)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    for method in ("fork", "spawn"):
-        with multiprocessing.get_context(method).Pool(1) as pool:
-            print(pool.map(work, [2]))
-        for batch in DataLoader(TensorDataset(torch.ones(4, 2)), num_workers=1, multiprocessing_context=method):
-            pass
-    print(subprocess.run([sys.executable, "-c", "print(5)"], capture_output=True, text=True).stdout.strip())
-"""
-    done = start(*RECORD, "main.py", files={"main.py": text})
-    assert (done.code, done.out) == (0, "7\n[2000000]\n[2000000]\n5\n"), done.err
+    done = start(*RECORD, "main.py", files={"main.py": CHILDREN})
+    assert (done.code, done.out) == (0, PRINTED_BY_CHILDREN), done.err
     assert done.facts["status"] == "ok"
     assert done.ask("replay_check")[0]["is_exact"]
 

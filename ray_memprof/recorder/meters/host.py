@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.recorder.meters.meter import Batch, HostRss, Reading
+from ray_memprof.recorder.replacements import Replacements
 
 _BETWEEN = (__file__, f"{torch.__path__[0]}/_compile.py", f"{torch.__path__[0]}/_dynamo/")
 """Files whose frames lie between an operation and the meter: no part of the program's stack."""
@@ -37,13 +38,9 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 def _storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
-    """The storage of a tensor; None: it has none, as sparse tensors and those of mkldnn, or one without memory."""
-    if tensor.is_meta or tensor.layout != torch.strided:
-        return None
-    try:
-        return tensor.untyped_storage()
-    except (NotImplementedError, RuntimeError):
-        return None
+    """The storage of a tensor; None: it has none, as sparse tensors and those of mkldnn, or none with memory (meta)."""
+    has_storage: bool = torch._C._has_storage(tensor)
+    return tensor.untyped_storage() if has_storage and not tensor.is_meta else None
 
 
 class _Operations(TorchDispatchMode):
@@ -103,7 +100,7 @@ class HostMeter:
         self._lock = threading.RLock()
         self._host_rss = HostRss()
         self._operations: _Operations | None = None
-        self._replaced: list[tuple[Any, str, Any, Any]] = []
+        self._replaced = Replacements()
         self._frames: dict[tuple[Any, int], dict[str, Any]] = {}
         silent_in_children(self)
 
@@ -119,8 +116,8 @@ class HostMeter:
     def start(self) -> None:
         """Begin to count, on the calling thread and on those that are started from now on."""
         self.is_counting = True
-        self._replace(torch.UntypedStorage, "resize_", self._resized())
-        self._replace(threading.Thread, "start", self._hearing(threading.Thread.start))
+        self._replaced.put(torch.UntypedStorage, "resize_", self._resized())
+        self._replaced.put(threading.Thread, "start", self._hearing(threading.Thread.start))
         self._operations = _Operations(self)
         self._operations.__enter__()  # type: ignore[no-untyped-call]
 
@@ -129,16 +126,8 @@ class HostMeter:
         if self._operations is not None:
             self._operations.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._operations = None
-        for owner, name, original, ours in self._replaced:
-            # Other code that replaced ours still calls it; ours counts nothing then.
-            if getattr(owner, name) is ours:
-                setattr(owner, name, original)
-        self._replaced.clear()
+        self._replaced.take_back()
         self.is_counting = False
-
-    def _replace(self, owner: Any, name: str, ours: Any) -> None:
-        self._replaced.append((owner, name, getattr(owner, name), ours))
-        setattr(owner, name, ours)
 
     def _hearing(self, start: Callable[..., None]) -> Callable[..., None]:
         """Return a Thread.start that counts the thread's operations from its first line to its last."""

@@ -3,12 +3,11 @@
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_memprof.allocator.replay import Columns
-from ray_memprof.recorder.owners import SLACK_US, Claims, OwnerRows, Owners, plain_tensors
+from ray_memprof.recorder.owners import SLACK_US, Claims, OwnerRows, Owners
 from ray_memprof.recorder.rows import Claim, Owner
 
 WEIGHT, GRADIENT = Owner("Net.a", "Net", "weight"), Owner("Net.a", "Net", "gradient")
@@ -131,10 +130,3 @@ def test_claims_are_taken_once_and_what_the_meter_does_not_know_is_left_out() ->
     claims.add(None, WEIGHT)  # type: ignore[arg-type]
     assert claims.taken() == [Claim(5, 7, 64, WEIGHT)]
     assert claims.taken() == []
-
-
-def test_a_tensor_of_tensors_gives_those_inside() -> None:
-    plain = torch.ones(2)
-    assert [one is plain for one in plain_tensors(plain)] == [True]
-    two = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
-    assert len(list(plain_tensors(two))) >= 2

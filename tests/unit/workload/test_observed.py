@@ -19,7 +19,7 @@ from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.recording import recording
 from ray_memprof.recorder.spans import span, step
 from ray_memprof.workload.observed import observed
-from ray_memprof.workload.tensor_owners import TensorOwners
+from ray_memprof.workload.tensor_owners import TensorOwners, plain_tensors
 
 
 class Block(nn.Module):
@@ -462,3 +462,10 @@ def test_modules_that_are_called_one_by_one_do_not_walk_the_model_at_each_call(
         holder.layers[0].register_buffer("ema", torch.ones(2))
         holder.layers[0](x)
     assert len(walked) == 7  # calls 1, 2, 4 ... 64
+
+
+def test_a_tensor_of_tensors_gives_those_inside() -> None:
+    plain = torch.ones(2)
+    assert [one is plain for one in plain_tensors(plain)] == [True]
+    two = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    assert len(list(plain_tensors(two))) >= 2

@@ -19,32 +19,18 @@ WITH owned AS (
     INNER JOIN allocs ON named.rank = allocs.rank AND named.seq = allocs.seq
 ),
 
-places AS (
-    SELECT DISTINCT rank, address FROM owned
-    -- Optimiser hint: keeps DuckDB from building the join on allocs. No run
-    -- has so many rows here.
-    LIMIT 16777216
-),
-
-frees AS (
-    SELECT allocs.rank, allocs.address, allocs.seq
-    FROM allocs
-    INNER JOIN places
-        ON allocs.rank = places.rank AND allocs.address = places.address
-    WHERE allocs.action = 'free_completed'
+freed AS (
+    SELECT rank, seq, freed_seq FROM block_frees(owned)
 )
 
 SELECT rank, seq, category, component, dtype, size_bytes AS bytes FROM owned
 UNION ALL
 SELECT
     owned.rank,
-    frees.seq,
+    freed.freed_seq,
     owned.category,
     owned.component,
     owned.dtype,
     -owned.size_bytes
 FROM owned
-ASOF INNER JOIN frees
-    ON owned.rank = frees.rank
-    AND owned.address = frees.address
-    AND owned.seq < frees.seq
+INNER JOIN freed ON owned.rank = freed.rank AND owned.seq = freed.seq

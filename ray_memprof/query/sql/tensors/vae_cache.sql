@@ -46,19 +46,8 @@ kept AS (
     QUALIFY action = 'alloc'
 ),
 
-places AS (
-    SELECT DISTINCT rank, address FROM kept
-    -- Optimiser hint: keeps DuckDB from building the join on allocs. No run
-    -- has so many rows here.
-    LIMIT 16777216
-),
-
-frees AS (
-    SELECT allocs.rank, allocs.address, allocs.seq
-    FROM allocs
-    INNER JOIN places
-        ON allocs.rank = places.rank AND allocs.address = places.address
-    WHERE allocs.action = 'free_completed'
+freed AS (
+    SELECT rank, seq, freed_seq FROM block_frees(kept)
 )
 
 SELECT
@@ -68,10 +57,7 @@ SELECT
     kept.t_ns,
     kept.size_bytes,
     kept.carried_seq,
-    frees.seq AS freed_seq
+    freed.freed_seq
 FROM kept
-ASOF LEFT JOIN frees
-    ON kept.rank = frees.rank
-    AND kept.address = frees.address
-    AND kept.seq < frees.seq
+LEFT JOIN freed ON kept.rank = freed.rank AND kept.seq = freed.seq
 ORDER BY kept.rank, kept.seq

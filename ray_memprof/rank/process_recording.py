@@ -1,0 +1,74 @@
+"""What every recording of a whole process has: it begins once, on the main thread, and ends once.
+
+class Session(ProcessRecording): ...           # a process that something else has started
+class ScriptRecording(ProcessRecording): ...   # a process that a rank has started
+"""
+
+import threading
+from abc import ABC, abstractmethod
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
+
+from ray_memprof.errors import ConfigError
+from ray_memprof.recorder.forks import silent_in_children
+
+if TYPE_CHECKING:
+    from ray_memprof.recorder.recorder import Recorder
+
+
+class ProcessRecording(ABC):
+    """A recording of the main thread of this process."""
+
+    def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+        """None: nothing is recorded, or not yet."""
+        self._stack = ExitStack()
+        self._has_begun = self._is_over = False
+        silent_in_children(self)
+
+    def forked(self) -> None:
+        """In a forked child: nothing is recorded, and nothing is left to end."""
+        self._is_over = True
+
+    def begin(self) -> None:
+        """Begin to record this thread; a second call does nothing. Never raises."""
+        if self._has_begun or self._is_over:
+            return
+        self._has_begun = True
+        try:
+            if threading.current_thread() is not threading.main_thread():
+                raise ConfigError(
+                    "recording began on another thread than the main thread",
+                    hint="import torch on the main thread first",
+                )
+            self._begin()
+        except Exception as error:
+            self.recorder = None
+            with suppress(Exception):
+                self._stack.close()
+            self._not_begun(error)
+
+    def missed(self, why: str) -> None:
+        """Say that nothing is recorded, if begin() was not called."""
+        if not (self._has_begun or self._is_over):
+            self._tell(f"nothing is recorded: {why}")
+
+    def _close(self, error: BaseException | None) -> BaseException | None:
+        """End what begin() has entered; returns what was raised because not all could be written."""
+        try:
+            self._stack.__exit__(*((type(error), error, error.__traceback__) if error else (None,) * 3))
+        except Exception as failed:
+            return None if failed is error else failed
+        return None
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Enter the recording into self._stack."""
+
+    @abstractmethod
+    def _not_begun(self, error: Exception) -> None:
+        """Recording could not begin; the program runs on."""
+
+    @abstractmethod
+    def _tell(self, text: str) -> None:
+        """Say what is wrong with the recording."""
