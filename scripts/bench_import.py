@@ -121,7 +121,7 @@ def loaded(path: Path, folder: Path) -> tuple[int, int]:
         snapshot = pickle.load(file)
     events, witness, replay = snapshot["device_traces"][0], BeforeTrace(), BlockReplay()
     witness.see(*([event[key] for event in events] for key in ("action", "addr", "size")))
-    replay.prime(witness.segments_at_start(snapshot["segments"], replay), 0)
+    replay.prime(witness.segments_at_start(snapshot["segments"], replay.rules), 0)
     replay.feed(events)
     return replay.allocated_peak, replay.reserved_peak
 

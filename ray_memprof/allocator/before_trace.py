@@ -1,7 +1,7 @@
 """What the allocator held when a trace began, found from the trace itself and from the segments at its end.
 
     before.see(actions, addresses, sizes, pools)              # every event, in order
-    columns = replay.prime(before.segments_at_start(final_segments, replay), t_ns)
+    columns = replay.prime(before.segments_at_start(final_segments, replay.rules), t_ns)
 
 A trace rarely begins with the program: recording was switched on late, or the ring of events was full and the oldest
 are gone. But a block that is freed without having been allocated was there before, and so was a block at the end that

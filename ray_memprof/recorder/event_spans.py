@@ -9,8 +9,11 @@ decides, to the microsecond. If the system's clock was set meanwhile, the model'
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+AT_ONCE = 1024
+"""Events after which others may have Python's lock: a pass over so many takes 0.2 ms."""
 
 Stamp = tuple[int, int]
 """When the model's thread got a new stamp, in microseconds of the wall clock, and the id of its span; 0: no span."""
@@ -18,12 +21,15 @@ _NONE = ("", "0")
 """Stamps that name no span: "" is of another thread, "0" of the model's thread outside of all spans."""
 
 
-def give_spans(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> int:
+def give_spans(
+    events: Sequence[dict[str, Any]], stamps: Sequence[Stamp], pause: Callable[[], None] = lambda: None
+) -> int:
     """Give a span to the events whose stamp names none.
 
     Args:
         events: in the order of the ring; `user_metadata` of those without a span is set.
         stamps: given to the model's thread while these events happened, in order; the first one was given before them.
+        pause: called again and again, where the work may stop for a while.
 
     Returns:
         Microseconds by which the events' clock is behind ours, as far as events without a span make it known; most
@@ -37,26 +43,40 @@ def give_spans(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp]) -> int
     times = [time_us for time_us, _ in stamps]
     numbers = _numbers(stamps)
     outside = numbers.pop("0", [])
-    # Each of these functions goes through all events, and the model waits for Python's lock meanwhile.
     event_times = [event["time_us"] for event in events]
-    shift = _shift(texts, event_times, times, numbers)
-    places = _own_places(texts, event_times, times, numbers, shift)
-    limits = _next_places(places, len(stamps) - 1)
+    # Each of these passes goes through all events, part by part.
+    parts = list(_parts(len(events)))
+    shift = _shift(_paced(parts, pause), texts, event_times, times, numbers)
+    places = _own_places(_paced(parts, pause), texts, event_times, times, numbers, shift)
+    limits = _next_places(_paced(parts[::-1], pause), places, len(stamps) - 1)
     place = 0
-    for event, stamp, time_us, own, limit in zip(events, texts, event_times, places, limits, strict=True):
-        if own is not None:
-            place = own
-        elif stamp in _NONE:
-            now = time_us + shift
-            # "0" is of the model's thread only if that can have been outside of all spans by then.
-            ahead = outside[bisect_left(outside, place) : bisect_right(outside, limit)] if stamp else []
-            if ahead:
-                place = _last_reached(ahead, times, now)
-            else:
-                if place < limit:
-                    place = max(place, min(bisect_right(times, now) - 1, limit))
-                event["user_metadata"] = str(stamps[place][1])
+    for part in _paced(parts, pause):
+        for event, stamp, time_us, own, limit in zip(
+            events[part], texts[part], event_times[part], places[part], limits[part], strict=True
+        ):
+            if own is not None:
+                place = own
+            elif stamp in _NONE:
+                now = time_us + shift
+                # "0" is of the model's thread only if that can have been outside of all spans by then.
+                ahead = outside[bisect_left(outside, place) : bisect_right(outside, limit)] if stamp else []
+                if ahead:
+                    place = _last_reached(ahead, times, now)
+                else:
+                    if place < limit:
+                        place = max(place, min(bisect_right(times, now) - 1, limit))
+                    event["user_metadata"] = str(stamps[place][1])
     return shift
+
+
+def _parts(length: int) -> Iterator[slice]:
+    return (slice(first, min(first + AT_ONCE, length)) for first in range(0, length, AT_ONCE))
+
+
+def _paced(parts: Sequence[slice], pause: Callable[[], None]) -> Iterator[slice]:
+    for part in parts:
+        pause()
+        yield part
 
 
 def _numbers(stamps: Sequence[Stamp]) -> dict[str, list[int]]:
@@ -74,21 +94,27 @@ def _last_reached(numbers: Sequence[int], times: Sequence[int], now: int) -> int
 
 
 def _shift(
-    texts: Sequence[str], event_times: Sequence[int], times: Sequence[int], numbers: dict[str, list[int]]
+    parts: Iterator[slice],
+    texts: Sequence[str],
+    event_times: Sequence[int],
+    times: Sequence[int],
+    numbers: dict[str, list[int]],
 ) -> int:
     """Return the microseconds to add to event times, so that the model's own events lie between their stamps."""
     least, most = -(2**62), 2**62
     alone = {text: found[0] for text, found in numbers.items() if len(found) == 1}
-    for text, time_us in zip(texts, event_times, strict=True):
-        number = alone.get(text)
-        if number is not None:
-            least = max(least, times[number] - time_us)
-            if number + 1 < len(times):
-                most = min(most, times[number + 1] - time_us)
+    for part in parts:
+        for text, time_us in zip(texts[part], event_times[part], strict=True):
+            number = alone.get(text)
+            if number is not None:
+                least = max(least, times[number] - time_us)
+                if number + 1 < len(times):
+                    most = min(most, times[number + 1] - time_us)
     return min(max(0, least), most) if least <= most else (least + most) // 2
 
 
 def _own_places(
+    parts: Iterator[slice],
     texts: Sequence[str],
     event_times: Sequence[int],
     times: Sequence[int],
@@ -98,24 +124,27 @@ def _own_places(
     """Return the number of each event's own stamp; None: it is of another thread, or outside of all spans."""
     places: list[int | None] = []
     place = 0
-    for text, time_us in zip(texts, event_times, strict=True):
-        found = numbers.get(text)
-        if found is None:
-            places.append(None)
-            continue
-        if len(found) == 1:
-            place = found[0]
-        else:
-            place = _last_reached(found[bisect_left(found, place) :] or found[-1:], times, time_us + shift)
-        places.append(place)
+    for part in parts:
+        for text, time_us in zip(texts[part], event_times[part], strict=True):
+            found = numbers.get(text)
+            if found is None:
+                places.append(None)
+                continue
+            if len(found) == 1:
+                place = found[0]
+            else:
+                rest = found[bisect_left(found, place) :] or found[-1:]
+                place = _last_reached(rest, times, time_us + shift)
+            places.append(place)
     return places
 
 
-def _next_places(places: Sequence[int | None], last: int) -> list[int]:
+def _next_places(parts: Iterator[slice], places: Sequence[int | None], last: int) -> list[int]:
     """Return for each event the stamp of the model's next event: its own stamp cannot be a later one."""
     limits: list[int] = []
-    for place in reversed(places):
-        last = last if place is None else place
-        limits.append(last)
+    for part in parts:
+        for place in reversed(places[part]):
+            last = last if place is None else place
+            limits.append(last)
     limits.reverse()
     return limits

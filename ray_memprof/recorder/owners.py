@@ -12,7 +12,7 @@ the table `owners` names the event that allocated it.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SLACK_US = 1000
 """The clock of the events may be off by so much, either way: a claim may seem to come before its allocation."""
+AT_ONCE = 1024
+"""Events after which others may have Python's lock."""
 _NEVER = 2**63
 _MANY = 4096
 """At least so many freed allocations are remembered, the last ones; far fewer are freed within SLACK_US."""
@@ -100,13 +102,20 @@ class Owners:
             if action == "alloc":
                 self._alive[address] = [seq, requested, None]
 
-    def follow(self, columns: Columns, claims: Sequence[Claim], shift_us: int = 0) -> OwnerRows:
+    def follow(
+        self,
+        columns: Columns,
+        claims: Sequence[Claim],
+        shift_us: int = 0,
+        pause: Callable[[], None] = lambda: None,
+    ) -> OwnerRows:
         """Follow events, and look up the claims made meanwhile.
 
         Args:
             columns: events in their order, with t_ns by their own clock.
             claims: none was made later than the next events will be.
             shift_us: microseconds by which the clock of the events is behind that of the claims.
+            pause: called again and again, where the work may stop for a while.
 
         Returns:
             Rows of the table owners; t_ns is by the clock of the claims.
@@ -115,9 +124,12 @@ class Owners:
         waiting = deque(sorted(claims, key=lambda claim: claim.time_us))
         next_ns = (waiting[0].time_us - shift_us + 1) * 1000 if waiting else _NEVER
         t_ns = 0
-        for action, address, seq, t_ns, requested in zip(
+        each = zip(
             columns.action, columns.address, columns.seq, columns.t_ns, columns.requested_bytes, strict=True
-        ):
+        )
+        for number, (action, address, seq, t_ns, requested) in enumerate(each):
+            if not number % AT_ONCE:
+                pause()
             while t_ns >= next_ns:
                 self._settle(waiting.popleft(), shift_us, rows)
                 next_ns = (waiting[0].time_us - shift_us + 1) * 1000 if waiting else _NEVER

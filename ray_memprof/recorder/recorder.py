@@ -41,7 +41,9 @@ DRAIN_EVENTS = 8_192
 """When so many events wait, the next span boundary takes them: a pause of 5 to 10 ms. A device that has so much work
 waiting does not notice it."""
 RELIEF_EVENTS = DRAIN_EVENTS // 2
-"""The same inside a span, where the ring cannot be emptied and all of it is copied: a quarter of its least length."""
+"""The same inside a span, where the ring cannot be emptied and all of it is copied: an eighth of its least length."""
+RELIEF_S = 0.1
+"""Seconds without a span boundary after which events are taken inside a span: a boundary takes them at a lower cost."""
 LATE_NS = 1_000_000_000
 """How long the row of a span that ended waits for a sample that was taken inside it and has not arrived yet."""
 FLUSH_S = 2.0
@@ -51,11 +53,6 @@ A killed process loses at most these records, and allocator events and spans of 
 """
 SEAL_S = 1.0
 """Seconds that the scribe has to write the last records of a process that is about to be killed."""
-_EVENT_BYTES = 500
-"""Bytes of a drained event that waits for the scribe: a dict of seven entries with three numbers and two texts.
-
-491 bytes by tracemalloc on Python 3.11.
-"""
 
 
 class Recorder:
@@ -92,7 +89,7 @@ class Recorder:
         self._step, self._num_steps = -1, -1
         self._sampled_ns = 0
         self._last: Reading | None = None
-        self._last_flush = time.monotonic()
+        self._last_flush = self._settled_s = time.monotonic()
         self._recorder_ns = self._longest_pause_ns = 0
         self._lock = threading.RLock()
         self._thread = 0
@@ -232,8 +229,9 @@ class Recorder:
     def _settle(self, began: int) -> None:
         """Flush if it is time, and note what recording cost since `began`."""
         assert self._last is not None
+        self._settled_s = time.monotonic()
         waiting = self._meter.pending(self._last)
-        if waiting >= DRAIN_EVENTS or time.monotonic() - self._last_flush >= FLUSH_S:
+        if waiting >= DRAIN_EVENTS or self._settled_s - self._last_flush >= FLUSH_S:
             self._flush()
         self._spend(began)
 
@@ -373,10 +371,13 @@ class Recorder:
             self._add_spent(time.thread_time_ns() - began)
 
     def _is_due(self) -> bool:
-        """Whether the last flush was long ago, or many events wait."""
-        if time.monotonic() - self._last_flush >= 2 * FLUSH_S:
+        """Whether the last flush was long ago, or many events wait and no boundary has come for a while."""
+        now = time.monotonic()
+        if now - self._last_flush >= 2 * FLUSH_S:
             return True
-        return self._last is not None and self._meter.pending(self._last) >= RELIEF_EVENTS
+        if self._last is None or now - self._settled_s < RELIEF_S:
+            return False
+        return self._meter.pending(self._last) >= RELIEF_EVENTS
 
     def answers(self) -> bool:
         """Whether seal() returns soon on this thread: the model's thread may hang in the allocator."""
@@ -420,7 +421,7 @@ class Recorder:
 
     def beat(self) -> Beat:
         """A sign of life, from any thread."""
-        # Without the lock, which a flush that waits for the disk may hold. So the list is read only once.
+        # Without the lock, which a flush that waits for the disk may hold: the list is read only once.
         span = next(iter(self._open[-1:]), None)
         reading, scribe = self._last, self._scribe
         return Beat(
@@ -491,7 +492,7 @@ class Recorder:
             replayed_reserved_peak_bytes=replay.reserved_peak,
             recorder_ns=self._recorder_ns,
             longest_pause_ns=self._longest_pause_ns,
-            recorder_bytes=scribe.most_waiting_events * _EVENT_BYTES,
+            recorder_bytes=scribe.most_waiting_bytes,
         )
 
     def check(self) -> ReplayCheck | None:

@@ -199,6 +199,7 @@ def test_problems_come_once_and_not_without_end(capsys: pytest.CaptureFixture[st
 def test_a_long_span_is_taken_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """GIVEN 15,000 events a second in one span for 30 minutes, at 200 times the speed."""
     monkeypatch.setattr(module, "FLUSH_S", 1000.0)
+    monkeypatch.setattr(module, "RELIEF_S", 0.0)
     meter, store = FakeMeter(), CountingStore()
     recorder = recorder_of(meter, store)
     recorder.start()

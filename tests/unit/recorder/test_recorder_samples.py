@@ -281,7 +281,7 @@ def test_samples_tell_of_others_where_the_driver_cannot_be_asked_at_boundaries()
     assert booked(desk) == [("context", 500), ("others", 60)]
 
 
-def test_what_the_samplers_thread_waits_for_holds_nobody_up() -> None:
+def test_what_the_samplers_thread_waits_for_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain on that thread waits for Python's lock while the model works: only its own working time is counted."""
 
     class Waits(FakeMeter):
@@ -289,6 +289,7 @@ def test_what_the_samplers_thread_waits_for_holds_nobody_up() -> None:
             time.sleep(0.05)
             return super().drain()
 
+    monkeypatch.setattr(module, "RELIEF_S", 0.0)
     desk = Desk(meter=Waits())
     with desk.span("train_step"):
         desk.meter.events += [{}] * (module.DRAIN_EVENTS + 1)
