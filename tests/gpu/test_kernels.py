@@ -80,6 +80,37 @@ def test_vae_norm_silu(channels: int) -> None:
     close(fused, norm_silu(x.cpu(), gamma.cpu()).cuda())
 
 
+@pytest.mark.parametrize("crop", [None, (3, 2, 9), (2, 1, 5)])
+@pytest.mark.parametrize("num_frames", [1, 2, 3])
+@pytest.mark.parametrize("channels", [(96, 96), (96, 192), (8, 8)])
+def test_vae_block_is_the_same_fused_and_in_plain_torch(
+    channels: tuple[int, int], num_frames: int, crop: tuple[int, int, int] | None
+) -> None:
+    """The first frames of a video have one and two taps; slabs are cut along rows or columns."""
+    from wan.networks.vae.layers import NormSilu, ResidualBlock, dense
+
+    block = ResidualBlock(*channels).cuda()
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    frames = [dense(noise(1, channels[0], 9, 13)) for _ in range(num_frames)]
+    made = []
+    for fused in (True, False):
+        for module in block.modules():
+            if hasattr(module, "fused"):
+                module.fused = fused
+        past: dict[torch.nn.Module, list[torch.Tensor]] = {}
+        with torch.no_grad():
+            outs = [
+                block(frame, past, lambda x: x if crop is None else x.narrow(*crop))[0] for frame in frames
+            ]
+        made.append(outs)
+        assert all(isinstance(key, torch.nn.Module) for key in past)
+    assert any(isinstance(module, NormSilu) for module in block.modules())
+    for fused_out, plain in zip(*made, strict=True):
+        assert fused_out.is_contiguous(memory_format=torch.channels_last)
+        close(fused_out, plain)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize("part", [slice(None), slice(10, 40)])

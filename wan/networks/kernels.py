@@ -1,4 +1,4 @@
-"""Fused CUDA kernels (Triton) for ops.py and vae/layers.py: each reads its input once and writes its output once.
+"""Fused CUDA kernels (Triton) for ops.py: each reads its input once and writes its output once.
 
 Why these kernels exist: on one H200 the plain torch forms of these steps cost 22 ms of a 290 ms block (14B, 720P) and
 hold fp32 and fp64 copies of whole activations; the fused kernels run at the speed of the memory, take 6 ms, and hold no
@@ -93,18 +93,6 @@ def _gated_add_kernel(x, y, gate, num_tokens, gated: tl.constexpr, width: tl.con
     tl.store(at, tl.load(at, mask=inside) + added, mask=inside)
 
 
-@triton.jit
-def _norm_silu_kernel(x, gamma, out, num_rows, width: tl.constexpr, block: tl.constexpr, rows: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) * rows + tl.arange(0, rows)[:, None]
-    column = tl.arange(0, block)[None, :]
-    inside = (row < num_rows) & (column < width)
-    value = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
-    length = tl.sqrt(tl.sum(value * value, 1))[:, None]
-    scale = tl.sqrt(width * 1.0) / tl.maximum(length, 1e-12)
-    normed = value * scale * tl.load(gamma + column, mask=column < width, other=0.0).to(tl.float32)
-    tl.store(out + row * width + column, normed * tl.sigmoid(normed), mask=inside)
-
-
 def _launch(kernel: Any, programs: int, *args: object, width: int, **constants: object) -> None:
     # Four warps per row saturate the memory up to 2,048 columns, eight above (measured on one H200).
     warps = 4 if width <= 2048 else 8
@@ -180,18 +168,3 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """gelu_tanh(x @ weight^T + bias) with the activation in the epilogue of the product: x [..., K] -> [..., N]."""
     out: Tensor = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
     return out.view(*x.shape[:-1], -1)
-
-
-def norm_silu(x: Tensor, gamma: Tensor) -> Tensor:
-    """silu(x / |x| * sqrt(C) * gamma) over the last dim of x [..., C]; gamma has C values; a new dense tensor."""
-    x = x.contiguous()
-    width = x.shape[-1]
-    num_rows = x.numel() // width
-    out = torch.empty_like(x)
-    block = triton.next_power_of_2(width)
-    rows = max(1, 4096 // block)
-    _launch(
-        _norm_silu_kernel, triton.cdiv(num_rows, rows), x, gamma.contiguous(), out, num_rows,
-        width=width, rows=rows, num_warps=8,
-    )  # fmt: skip
-    return out

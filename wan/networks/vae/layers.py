@@ -38,9 +38,9 @@ def normalise(x: Tensor, gamma: Tensor) -> Tensor:
 def norm_silu(x: Tensor, gamma: Tensor, *, fused: bool = True) -> Tensor:
     """SiLU of normalise(x, gamma): x [T, C, H, W], dense in channels-last memory, as is the result."""
     if fused and x.is_cuda:
-        from wan.networks import kernels
+        from wan.networks.vae import kernels
 
-        return kernels.norm_silu(x.permute(0, 2, 3, 1), gamma).permute(0, 3, 1, 2)
+        return kernels.norm_silu([x], None, gamma)
     return F.silu(normalise(x, gamma), inplace=True)
 
 
@@ -68,6 +68,8 @@ class CausalConv(Layer):
     """A convolution [O, I, 3, k, k] over this frame and the two before it."""
 
     reach = Reach(before=1, after=1)
+    fused = True
+    """On CUDA, outputs of taps are added in one pass (kernels.py)."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int = 3) -> None:
         super().__init__()
@@ -90,21 +92,49 @@ class CausalConv(Layer):
 
     def forward(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
         """[1, I, H, W] -> [1, O, H, W]; x stays in `past` and must not be changed afterwards."""
+        return [self.total(self.frames(x, past), crop)]
+
+    def frames(self, x: Tensor, past: Past) -> list[Tensor]:
+        """This frame and those before it that are read with it, oldest first; x stays in `past`."""
         kept = past.setdefault(self, [])
         frames = [*kept, x]
         kept[:] = frames[-2:]
-        return [dense(crop(sum_of_taps(frames, self.taps(), self.bias)))]
+        return frames
+
+    def total(self, frames: list[Tensor], crop: Crop, shortcut: Callable[[], Tensor] | None = None) -> Tensor:
+        """crop(the sum of all taps) + shortcut(): dense [1, O, h, w]; empties `frames`."""
+        return sum_of_taps(frames, self.taps(), self.bias, crop=crop, shortcut=shortcut, fused=self.fused)
 
 
-def sum_of_taps(frames: list[Tensor], taps: Tensor, bias: Tensor) -> Tensor:
-    """Tap i of the last taps [3, O, I, k, k] applied to frame i (oldest first), summed; empties `frames`."""
+def outputs_of_taps(frames: list[Tensor], taps: Tensor) -> list[Tensor]:
+    """What the last taps [3, O, I, k, k] make of `frames` (oldest first), without a bias; empties `frames`."""
+    taps = taps[-len(frames) :]
+    # Nothing else refers to the oldest frame: once popped, it is free before the next tap needs memory.
+    return [F.conv2d(frames.pop(0), tap, padding=taps.shape[-1] // 2) for tap in taps]
+
+
+def sum_of_taps(
+    frames: list[Tensor],
+    taps: Tensor,
+    bias: Tensor,
+    *,
+    crop: Crop,
+    shortcut: Callable[[], Tensor] | None = None,
+    fused: bool = True,
+) -> Tensor:
+    """crop(the sum of outputs_of_taps() and the bias) + shortcut(), dense; empties `frames`."""
+    if fused and bias.is_cuda:
+        from wan.networks.vae import kernels
+
+        parts = outputs_of_taps(frames, taps)
+        return kernels.total(parts, bias, crop, None if shortcut is None else shortcut())
     taps = taps[-len(frames) :]
     padding = taps.shape[-1] // 2
-    # Nothing else refers to the oldest frame: once popped, it is free before the next tap needs memory.
+    # Added one by one, so that only one output waits for another.
     out = F.conv2d(frames.pop(0), taps[0], bias, padding=padding)
     for tap in taps[1:]:
         out += F.conv2d(frames.pop(0), tap, padding=padding)
-    return out
+    return dense(crop(out)) if shortcut is None else crop(out) + shortcut()
 
 
 class PointConv(nn.Module):
@@ -154,11 +184,20 @@ class ResidualBlock(Layer):
 
     def forward(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
         """[1, I, H, W] -> [1, O, H, W], cropped by the addition itself."""
-        norm1, conv1, norm2, conv2 = self.residual.values()
-        (y,) = conv1(norm1(x), past, _whole)
-        y = norm2(y)
-        (y,) = conv2(y, past, _whole)
-        return [crop(y) + self.shortcut(crop(x))]
+        norm1, conv1, norm2, conv2 = self._layers()
+        frames = conv1.frames(norm1(x), past)
+        if conv1.fused and x.is_cuda:
+            from wan.networks.vae import kernels
+
+            y = kernels.norm_silu(outputs_of_taps(frames, conv1.taps()), conv1.bias, norm2.gamma)
+        else:
+            y = norm2(conv1.total(frames, _whole))
+        frames = conv2.frames(y, past)
+        del y  # the frames alone hold it
+        return [conv2.total(frames, crop, lambda: self.shortcut(crop(x)))]
+
+    def _layers(self) -> tuple[NormSilu, CausalConv, NormSilu, CausalConv]:
+        return cast(tuple[NormSilu, CausalConv, NormSilu, CausalConv], tuple(self.residual.values()))
 
 
 def _whole(x: Tensor) -> Tensor:
@@ -225,6 +264,8 @@ class _Gain(nn.Module):
 class Upsample(Layer):
     """Doubles height and width and halves the channels; `in_time`: also makes two frames of each but the first."""
 
+    fused = True
+
     def __init__(self, dim: int, *, in_time: bool) -> None:
         super().__init__()
         self.resample = nn.ModuleDict({"1": nn.Conv2d(dim, dim // 2, 3, padding=1)})
@@ -244,12 +285,18 @@ class Upsample(Layer):
             return [x]
         frames = [*past[self], x]
         past[self] = frames[-2:]
-        halves = zip(self.time_conv.taps().chunk(2, dim=1), self.time_conv.bias.chunk(2), strict=True)
-        return [sum_of_taps(frames.copy(), taps, bias) for taps, bias in halves]
+        conv = self.time_conv
+        halves = zip(conv.taps().chunk(2, dim=1), conv.bias.chunk(2), strict=True)
+        return [
+            sum_of_taps(frames.copy(), taps, bias, crop=_whole, fused=conv.fused) for taps, bias in halves
+        ]
 
     def _double_size(self, x: Tensor, past: Past, crop: Crop) -> list[Tensor]:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest-exact")
-        return [dense(crop(self.resample["1"](x)))]
+        conv = cast(nn.Conv2d, self.resample["1"])
+        assert conv.bias is not None
+        larger = [F.interpolate(x, scale_factor=2.0, mode="nearest-exact")]
+        # A convolution of one tap, so that the bias and the crop take one pass.
+        return [sum_of_taps(larger, conv.weight.unsqueeze(0), conv.bias, crop=crop, fused=self.fused)]
 
 
 class Downsample(Layer):
@@ -280,7 +327,7 @@ class Downsample(Layer):
         if len(frames) == 2:
             return []
         past[self] = [x]
-        return [sum_of_taps(frames, self.time_conv.taps(), self.time_conv.bias)]
+        return [self.time_conv.total(frames, _whole)]
 
 
 class SlabPass:

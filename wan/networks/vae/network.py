@@ -114,7 +114,7 @@ class Decoder(nn.Module):
 class WanVae(nn.Module):
     """Encoder and decoder with the parameter names of the official file; either may be left out.
 
-    `fused`: on CUDA, norm and SiLU in one pass (kernels.py).
+    `fused`: on CUDA, sums of taps, norm and SiLU in one pass each (kernels.py).
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class WanVae(nn.Module):
             self.conv2 = PointConv(config.z_dim, config.z_dim)
             self.decoder = Decoder(config)
         for module in self.modules():
-            if isinstance(module, NormSilu):
+            if isinstance(module, NormSilu | CausalConv | Upsample):
                 module.fused = fused
 
     @torch.no_grad()
