@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from wan.config import Task
-from wan.levers import Levers, LoadStrategy
+from wan.levers import Levers, LoadStrategy, WeightsDtype
 from wan.networks.dit import WanDit
 from wan.networks.image import ImageEncoder, build_image_encoder
+from wan.networks.linear import in_fp8
 from wan.networks.text import TextEncoder, build_text_encoder
 from wan.networks.vae.network import WanVae
 from wan.parallel.apply import split_over
@@ -21,6 +22,7 @@ from wan.parallel.ranks import Ranks
 from wan.weights import checkpoint, fill
 from wan.weights.checkpoint import FileSource
 from wan.weights.fill import on_meta
+from wan.weights.fp8 import Fp8Source
 from wan.weights.residency import Component
 
 
@@ -100,15 +102,24 @@ class Components:
             offload=self._offload,
         )
 
-    def dit(self, levers: Levers, dtype: torch.dtype) -> Component[WanDit]:
-        """The diffusion transformer."""
+    def dit(
+        self, levers: Levers, dtype: torch.dtype, weights_dtype: WeightsDtype = "precision"
+    ) -> Component[WanDit]:
+        """The diffusion transformer; `weights_dtype` is that of the linear layers in its blocks."""
         config, ranks = self._task.dit, self._ranks
+        is_fp8 = weights_dtype == "fp8"
 
         def build() -> WanDit:
             dit = on_meta(lambda: WanDit(config, levers), dtype)
+            if is_fp8:
+                in_fp8(dit.execution_order(), levers)
             return dit if ranks is None else split_over(dit, ranks)
 
-        source = self._source(checkpoint.open_dit, fill.random_dit)
+        as_stored = self._source(checkpoint.open_dit, fill.random_dit)
+
+        def source() -> fill.Source:
+            return Fp8Source(as_stored()) if is_fp8 else as_stored()
+
         if ranks is not None and ranks.layout.dit_fsdp:
             return Sharded(
                 "dit",

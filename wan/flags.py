@@ -11,7 +11,7 @@ from wan.config import (
     Solver,
 )
 from wan.errors import InputError
-from wan.levers import Levers, LoadStrategy, Precision
+from wan.levers import Levers, LoadStrategy, Matmul, Precision, WeightsDtype
 from wan.parallel.layout import Backend, VaeRanks
 
 # The words that the release accepts, in upper or lower case.
@@ -62,6 +62,11 @@ def _add_task_flags(parser: argparse.ArgumentParser) -> None:
         help="random: same names, shapes and dtypes, no files; true memory and speed, no picture",
     )  # fmt: skip
     group.add_argument("--precision", choices=get_args(Precision), default="bf16", help="dtype of the DiT")
+    group.add_argument(
+        "--weights_dtype", choices=get_args(WeightsDtype), default="precision",
+        help="dtype of the linear layers in the DiT's blocks; fp8: e4m3 with a scale per output, half the memory of "
+        "bf16, inexact",
+    )  # fmt: skip
     group.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
     group.add_argument(
         "--save_file", type=Path, help="where to write; default: a name made of task, size and time"
@@ -140,6 +145,10 @@ def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
     )
     _switch(group, "--gradient_checkpointing", levers.gradient_checkpointing, "has no effect in generation")
     _switch(group, "--fused_kernels", levers.fused_kernels, "norms and rotary embedding in one pass (CUDA)")
+    group.add_argument(
+        "--matmul", choices=get_args(Matmul), default=levers.matmul,
+        help="how linear layers in fp8 multiply; fp8: on the fp8 units of the GPU, faster, inexact",
+    )  # fmt: skip
     group.add_argument(
         "--ffn_chunks",
         type=int,

@@ -166,17 +166,37 @@ def make_pipeline(options: Options, num_ranks: int = 1, *, names: Names = FLAGS)
 
     # Again: a rank may run on another host than the one where the flags were checked.
     check_memory(options, names)
+    _check_fp8_units(options, names)
     return Pipeline(
         TASKS[options.task],
         ckpt_dir=options.ckpt_dir,
         device=options.device,
         precision=options.precision,
+        weights_dtype=options.weights_dtype,
         load_strategy=options.load_strategy,
         offload_model=options.offload_model,
         t5_cpu=options.t5_cpu,
         levers=options.levers,
         layout=layout_of(options, num_ranks),
     )
+
+
+def _check_fp8_units(options: Options, names: Names) -> None:
+    """Refuse products in fp8 on a GPU that has no units for them; a CPU computes the same, without speed."""
+    import torch
+
+    from wan.networks.linear import FP8_CAPABILITY
+
+    device = torch.device(options.device)
+    if options.levers.matmul != "fp8" or device.type != "cuda":
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        raise InputError(
+            f"{names['matmul']} fp8: {torch.cuda.get_device_name(device)} has compute capability "
+            f"{capability[0]}.{capability[1]}, units for fp8 begin with {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]}",
+            hint=f"leave {names['matmul']} out: {names['weights_dtype']} fp8 saves memory on this GPU too",
+        )
 
 
 def _to_stderr(line: str) -> None:
@@ -316,6 +336,8 @@ def _less_memory(options: Options) -> str:
         unused.append("--attention_slicing True")
     unused.append(f"--ffn_chunks {2 * levers.ffn_chunks or 16}")
     unused.append(f"--vae_slabs {2 * levers.vae_slabs or 8}")
+    if options.weights_dtype == "precision" and options.precision != "fp32":
+        unused.append("--weights_dtype fp8 (inexact)")
     return "try " + ", ".join(unused)
 
 

@@ -1,15 +1,21 @@
 """The memory levers: what each saves, and which value switches it off. Used by dit.py, components.py and pipeline.py.
 
-Every lever leaves the result as it was: exactly where the order of arithmetic stays, and within rounding (fp32 <= 1e-5)
-where it changes the order of a sum. Where autograd records, the levers that work in place are not used, because a
-backward pass needs what they would overwrite.
+Every lever but matmul leaves the result as it was: exactly where the order of arithmetic stays, and within rounding
+(fp32 <= 1e-5) where it changes the order of a sum. Where autograd records, the levers that work in place are not
+used, because a backward pass needs what they would overwrite.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from wan.errors import InputError
+
 LoadStrategy = Literal["full", "block", "stream"]
 Precision = Literal["fp32", "fp16", "bf16"]
+WeightsDtype = Literal["precision", "fp8"]
+"""Of the linear layers in the DiT's blocks: that of all other parameters, or e4m3 with a scale for each output."""
+Matmul = Literal["precision", "fp8"]
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables: torch reads the first, and the second only where the first is absent."""
 
@@ -30,6 +36,8 @@ class Levers:
     """Recompute blocks in backward; without autograd it changes nothing and says so."""
     fused_kernels: bool = True
     """On CUDA, norms, rotary embedding and gated adds in one pass each, without wide copies (Triton)."""
+    matmul: Matmul = "precision"
+    """fp8: multiply weights stored in fp8 by rows that are quantised before. Saves time, not memory; inexact."""
 
     def num_chunks(self, num_tokens: int) -> int:
         """Chunks of a pass over `num_tokens`: as asked, else of about 20,000 tokens, or 8,000 with slicing.
@@ -38,3 +46,27 @@ class Levers:
         Sliced attention has a lower peak, so its chunks are smaller.
         """
         return self.ffn_chunks or max(1, -(-num_tokens // (8192 if self.attention_slicing else 20480)))
+
+
+def check_dtypes(
+    precision: Precision, weights_dtype: WeightsDtype, matmul: Matmul, names: Mapping[str, str] | None = None
+) -> None:
+    """Refuse dtypes that do not fit together, with InputError; `names` is how the user spells the three."""
+    called = {name: name for name in ("precision", "weights_dtype", "matmul")} | dict(names or {})
+    if weights_dtype == "fp8" and precision == "fp32":
+        raise InputError(
+            f"{called['weights_dtype']} fp8 stores weights for products in bf16, fp16 or fp8, "
+            f"{called['precision']} is fp32",
+            hint=f"{called['precision']} bf16, or leave {called['weights_dtype']} out",
+        )
+    if matmul == "fp8" and weights_dtype != "fp8":
+        raise InputError(
+            f"{called['matmul']} fp8 multiplies weights that are stored in fp8, {called['weights_dtype']} is "
+            f"{weights_dtype}",
+            hint=f"{called['weights_dtype']} fp8",
+        )
+    if matmul == "fp8" and precision != "bf16":
+        raise InputError(
+            f"{called['matmul']} fp8 gives its products in bf16, {called['precision']} is {precision}",
+            hint=f"{called['precision']} bf16, or leave {called['matmul']} out",
+        )

@@ -21,7 +21,7 @@ from wan.config import (
     Task,
 )
 from wan.flags import flag_parser
-from wan.levers import Levers, LoadStrategy, Precision
+from wan.levers import Levers, LoadStrategy, Precision, WeightsDtype
 from wan.parallel.environment import Place
 from wan.parallel.layout import Backend, VaeRanks
 
@@ -72,6 +72,7 @@ class Options:
     sample_shift: float
     sample_guide_scale: float
     precision: Precision
+    weights_dtype: WeightsDtype
     load_strategy: LoadStrategy
     expandable_segments: bool
     levers: Levers
@@ -140,9 +141,16 @@ def describe(options: Options, num_ranks: int = 1) -> str:
     return (
         f"{task.name} {options.size} {options.frame_num} frames, {options.sample_steps} steps of "
         f"{options.sample_solver}, shift {options.sample_shift:g}, guidance {options.sample_guide_scale:g}, "
-        f"seed {options.base_seed}, {options.precision} on {options.device}, weights {options.weights}, "
+        f"seed {options.base_seed}, {_describe_dtypes(options)} on {options.device}, weights {options.weights}, "
         f"load {options.load_strategy}{_describe_ranks(options, num_ranks)}"
     )
+
+
+def _describe_dtypes(options: Options) -> str:
+    if options.weights_dtype == "precision":
+        return options.precision
+    product = "" if options.levers.matmul == "precision" else f" and matmul {options.levers.matmul}"
+    return f"{options.precision} with {options.weights_dtype} weights{product}"
 
 
 def _describe_ranks(options: Options, num_ranks: int) -> str:

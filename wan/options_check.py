@@ -14,6 +14,7 @@ from wan.config import (
     sides_of,
 )
 from wan.errors import InputError
+from wan.levers import check_dtypes
 from wan.options import FLAGS, Names, Options, ranks_here
 from wan.options_here import FILES, check_here
 from wan.parallel.layout import Layout
@@ -59,6 +60,7 @@ def check(
     _check_shape(options, task, names)
     _check_numbers(options, names)
     _check_weights(options, names)
+    check_dtypes(options.precision, options.weights_dtype, options.levers.matmul, names)
     _check_inputs(options, task, names)
     if here:
         check_here(options, names)

@@ -18,7 +18,7 @@ from wan.config import LARGEST_SEED, MAX_GUIDE_SCALE, NEGATIVE_PROMPT, Solver, T
 from wan.errors import InputError
 from wan.finite import FirstNotFinite
 from wan.inputs import conditioning
-from wan.levers import Levers, LoadStrategy, Precision
+from wan.levers import Levers, LoadStrategy, Precision, WeightsDtype, check_dtypes
 from wan.networks.dit import WanDit
 from wan.networks.image import encode_image
 from wan.networks.text import encode_text
@@ -97,6 +97,7 @@ class Pipeline:
         precision: storage and matrix products of the DiT, every parameter included; its time path, modulation,
             norm statistics and head are computed in fp32 whatever the storage. UMT5 runs in bf16 and CLIP in
             fp16 as published, and in fp32 when this is fp32; the VAE always runs in fp32.
+        weights_dtype: storage of the linear layers in the DiT's blocks; fp8 makes the result inexact, see linear.py.
         load_strategy: how weights get to the device, see residency.py.
         offload_model: give a network's device memory back after its stage.
         t5_cpu: run UMT5 on the CPU.
@@ -113,6 +114,7 @@ class Pipeline:
         ckpt_dir: Path | None,
         device: torch.device | str,
         precision: Precision = "bf16",
+        weights_dtype: WeightsDtype = "precision",
         load_strategy: LoadStrategy = "full",
         offload_model: bool = True,
         t5_cpu: bool = False,
@@ -121,6 +123,7 @@ class Pipeline:
         layout: Layout | None = None,
     ) -> None:
         self.task, self.device, self.levers = task, torch.device(device), levers or Levers()
+        check_dtypes(precision, weights_dtype, self.levers.matmul)
         self._ranks: Ranks | None = None
         if layout is not None and layout.ranks > 1:
             layout.check(task.name, task.dit.num_heads)
@@ -142,7 +145,7 @@ class Pipeline:
         self.clip = made.clip(torch.float32 if reference else torch.float16)
         self.vae_encoder = None if task.dit.model_type == "t2v" else made.vae(self.levers, encoder=True)
         self.vae_decoder = made.vae(self.levers, encoder=False)
-        self.dit = made.dit(self.levers, DTYPES[precision])
+        self.dit = made.dit(self.levers, DTYPES[precision], weights_dtype)
         # Before hours are spent, check that every file is there and fits. The DiT comes first, because it shows a
         # folder of another task.
         for component in (self.dit, self.text, self.clip, self.vae_encoder, self.vae_decoder):

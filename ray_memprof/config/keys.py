@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ray_memprof.store.level import Level
 from ray_memprof.store.run_files import trouble_with_name
 from wan.config import Language, Method, Solver
-from wan.levers import LoadStrategy, Precision
+from wan.levers import LoadStrategy, Matmul, Precision, WeightsDtype
 from wan.parallel.layout import Backend, VaeRanks
 
 Weights = Literal["random", "checkpoint"]
@@ -130,6 +130,8 @@ class Model(Section):
     """full: through host memory; block: straight to the device; stream: each block is on the device only in turn."""
     precision: Precision = "bf16"
     """dtype of the diffusion transformer."""
+    weights_dtype: WeightsDtype = "precision"
+    """dtype of the linear layers in its blocks. fp8: e4m3 with a scale per output, half the memory of bf16; inexact."""
     device: Device = "cuda"
     """Also for a script: it decides whether the ranks hold GPUs, and which allocator is recorded."""
     offload: bool = True
@@ -213,6 +215,8 @@ class Optimization(Section):
     """Number of slabs of columns or rows in which the VAE works; 0: chosen by size, 1: off."""
     fused_kernels: bool = True
     """Compute norms and rotary embedding in one kernel each (CUDA)."""
+    matmul: Matmul = "precision"
+    """fp8: multiply on the fp8 units of the GPU; for model_config.weights_dtype fp8. Saves time; inexact."""
     gradient_checkpointing: bool = False
     """Has an effect only if autograd records, which it never does in this package's own runs."""
     batch_size: Count = 1

@@ -24,7 +24,8 @@ _RENAMED = {
 }  # fmt: skip
 _SECTIONS = {
     "model_config": (
-        "task", "ckpt_dir", "weights", "load_strategy", "precision", "device", "offload_model", "t5_cpu",
+        "task", "ckpt_dir", "weights", "load_strategy", "precision", "weights_dtype", "device",
+        "offload_model", "t5_cpu",
     ),
     "generation": (
         "size", "frame_num", "prompt", "negative_prompt", "image", "first_frame", "last_frame", "src_video",

@@ -93,6 +93,14 @@ def _warm_up(options: Options) -> None:
         for dtype in _dtypes(options):
             matrix = torch.zeros(_WARM_UP_SIDE, _WARM_UP_SIDE, dtype=dtype, device=options.device)
             functional.linear(matrix, matrix, matrix[0])
+        if options.levers.matmul == "fp8":
+            from wan.networks.linear import Fp8Linear
+
+            # Not initialised: that would draw from the generator, and a recorded run from other noise.
+            plain = torch.nn.utils.skip_init(
+                torch.nn.Linear, *matrix.shape, dtype=torch.bfloat16, device=options.device
+            )
+            Fp8Linear(plain, options.levers)(matrix.to(torch.bfloat16))
         cube = torch.zeros(1, 1, 3, 16, 16, device=options.device)
         functional.conv3d(cube, cube[..., :3, :3])  # fp32: the VAE runs in it whatever the precision is
         if options.device != "cpu":

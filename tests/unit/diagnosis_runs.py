@@ -21,6 +21,8 @@ from ray_memprof.store.schema import TABLES
 MIB, GIB, SECOND = 2**20, 2**30, 10**9
 PARAMETERS = 1_391_984_640
 """Of the transformer of t2v-1.3B, as weights_fp32.sql counts them."""
+PARAMETERS_1_3B = 1_418_996_800
+"""All of them."""
 FFN_TOKENS = 1024
 Tables = Mapping[str, Sequence[Row]]
 
@@ -143,6 +145,30 @@ def weights_fp32(
         span(2, "denoise", (100, 900), step=0, component="dit", **held(size, size, size + GIB)),
     ]
     config = {"model_config": {"task": task, "precision": precision}, "parallel": {"dit_fsdp": dit_fsdp}}
+    return diagnose(empty, *[{"spans": spans}] * ranks, config=config, **run)
+
+
+def weights_fp8(
+    empty: EmptyRun,
+    *,
+    weights: int = 2 * PARAMETERS_1_3B,
+    others: int = 1 * GIB,
+    ranks: int = 1,
+    task: str = "t2v-1.3B",
+    precision: str = "bf16",
+    weights_dtype: str | None = "precision",
+    decode: int = 0,
+    dit_fsdp: bool = False,
+    **run: Any,
+) -> list[Finding]:
+    """The transformer's weights, and other bytes beside them in the loop; the decode peaks where it takes more."""
+    spans = [
+        span(1, "load.dit", (0, 90), component="dit", **held(0, weights, weights)),
+        span(2, "denoise", (100, 900), step=0, component="dit", **held(weights, weights, weights + others)),
+        span(3, "decode", (900, 990), component="vae", **held(0, 0, decode)),
+    ]
+    model = {"task": task, "precision": precision, "weights_dtype": weights_dtype}
+    config = {"model_config": model, "parallel": {"dit_fsdp": dit_fsdp}}
     return diagnose(empty, *[{"spans": spans}] * ranks, config=config, **run)
 
 
@@ -469,6 +495,7 @@ RUNS: dict[str, Callable[..., list[Finding]]] = {
     "retries": retries,
     "t5_stays": t5_stays,
     "weights_fp32": weights_fp32,
+    "weights_fp8": weights_fp8,
     "ffn_hidden": ffn_hidden,
     "encode_peaks": encode_peaks,
     "decodes_alone": decodes_alone,

@@ -3,10 +3,10 @@
     dit = WanDit(TASKS["t2v-1.3B"].dit)          # official parameter names: official files load strictly
     velocity = dit(latents, time, text)          # [B, 16, T, H, W] fp32
 
-What is where: the residual stream x is fp32 [B, L, D]; what enters a matrix product is in the parameters' dtype;
-time embedding, modulation and head are computed in fp32. Everything after attention is token-wise and runs by token
-chunks, so the peak of a forward pass is x + q + k + v + the attention output, and with `attention_slicing`
-x + q + k + a head group of v and output.
+What is where: the residual stream x is fp32 [B, L, D]; what enters a matrix product is in the parameters' dtype, or in
+fp8 (linear.py); time embedding, modulation and head are computed in fp32. Everything after attention is token-wise and
+runs by token chunks, so the peak of a forward pass is x + q + k + v + the attention output, and with
+`attention_slicing` x + q + k + a head group of v and output.
 
 B batch, L tokens, D model width, N heads, F feed-forward width, S context tokens.
 """
@@ -23,10 +23,12 @@ from wan.config import DitConfig
 from wan.levers import Levers
 from wan.networks import ops
 from wan.networks.attention import Attention, attention, head_groups
+from wan.networks.linear import Layer, Rows, takes_fp8
 from wan.networks.rope import rope_table
 from wan.spans import span
+from wan.weights.fp8 import FP8
 
-Norm = Callable[[Tensor], Tensor]
+Norm = Callable[[Tensor], Rows]
 Pairs = list[tuple[Tensor, Tensor]]
 
 
@@ -108,7 +110,7 @@ class SelfAttention(nn.Module):
         return q
 
     def _query_key(self, x: Tensor, norm: Norm, table: Tensor) -> tuple[Tensor, Tensor]:
-        q, k = (torch.empty(x.shape, dtype=self.q.weight.dtype, device=x.device) for _ in range(2))
+        q, k = (torch.empty(x.shape, dtype=self.q.bias.dtype, device=x.device) for _ in range(2))
         for part in token_slices(x.shape[1], self.levers.num_chunks(x.shape[1])):
             normed = norm(x[:, part])
             q[:, part] = self.norm_q(self.q(normed), table[part])
@@ -116,10 +118,10 @@ class SelfAttention(nn.Module):
         return q, k
 
     def _value(self, x: Tensor, norm: Norm, group: slice) -> Tensor:
-        weight, bias = self.v.weight[group], self.v.bias[group]
-        v = torch.empty(*x.shape[:2], weight.shape[0], dtype=weight.dtype, device=x.device)
+        bias = self.v.bias[group]
+        v = torch.empty(*x.shape[:2], bias.shape[0], dtype=bias.dtype, device=x.device)
         for part in token_slices(x.shape[1], self.levers.num_chunks(x.shape[1])):
-            v[:, part] = F.linear(norm(x[:, part]), weight, bias)
+            v[:, part] = ops.linear(norm(x[:, part]), self.v, group)
         return v
 
     def _split(self, x: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ class CrossAttention(nn.Module):
             pairs.append((self._heads(key), self._heads(value)))
         return pairs
 
-    def forward(self, x: Tensor, pairs: Pairs) -> Tensor:
+    def forward(self, x: Rows, pairs: Pairs) -> Tensor:
         """x [B, l, D], any chunk of tokens; the pairs come from keys_values(); returns [B, l, D]."""
         q = self._heads(self.norm_q(self.q(x)))
         out = attention(q, *pairs[0])
@@ -204,22 +206,29 @@ class Block(nn.Module):
         norm3 = self.norm3
         x, normed = self._add_norm(x, self.self_attn.o(attended), gate, norm3.weight, norm3.bias)
         x, normed = self._add_norm(x, self.cross_attn(normed, pairs), None, 1 + ffn_scale, ffn_shift)
-        hidden = ops.linear_gelu(normed, cast(nn.Linear, self.ffn[0]), fused=self.levers.fused_kernels)
+        hidden = ops.linear_gelu(normed, cast(Layer, self.ffn[0]), fused=self.levers.fused_kernels)
         return ops.gated_add(x, self.ffn[2](hidden), ffn_gate, fused=self.levers.fused_kernels)
 
-    def _norm(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
-        return ops.layer_norm(x, gain, bias, eps=self.eps, dtype=self._dtype, fused=self.levers.fused_kernels)
+    def _norm(self, x: Tensor, gain: Tensor, bias: Tensor) -> Rows:
+        return ops.layer_norm(
+            x, gain, bias, eps=self.eps, dtype=self._row_dtype, fused=self.levers.fused_kernels
+        )
 
     def _add_norm(
         self, x: Tensor, y: Tensor, gate: Tensor | None, gain: Tensor, bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Rows]:
         return ops.add_layer_norm(
-            x, y, gate, gain, bias, eps=self.eps, dtype=self._dtype, fused=self.levers.fused_kernels
+            x, y, gate, gain, bias, eps=self.eps, dtype=self._row_dtype, fused=self.levers.fused_kernels
         )
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.self_attn.q.weight.dtype
+        return self.self_attn.q.bias.dtype
+
+    @property
+    def _row_dtype(self) -> torch.dtype:
+        """Of what the norms make for the linear layers behind them."""
+        return FP8 if takes_fp8(self.self_attn.q) else self._dtype
 
 
 class VaceBlock(Block):
@@ -296,7 +305,7 @@ class Head(nn.Module):
             normed = ops.layer_norm(
                 x[:, part], 1 + scale, shift, eps=self.eps, dtype=torch.float32, fused=levers.fused_kernels
             )
-            parts.append(F.linear(normed, weight, bias))
+            parts.append(F.linear(cast(Tensor, normed), weight, bias))
         return torch.cat(parts, dim=1)
 
 
@@ -396,7 +405,7 @@ class WanDit(nn.Module):
     def _embed_control(self, x: Tensor, control: Tensor) -> Tensor:
         tokens = self._embed_patches(control, self.vace_patch_embedding)
         before = cast(VaceBlock, self.vace_blocks[0]).before_proj
-        projected: Tensor = before(tokens.to(before.weight.dtype))
+        projected: Tensor = before(tokens.to(before.bias.dtype))
         return x + projected
 
     def _embed_patches(self, latents: Tensor, conv: nn.Conv3d) -> Tensor:

@@ -15,11 +15,37 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wan.weights.fp8 import FP8, Fp8Rows
+
+
+@triton.jit
+def _scaled_for_fp8(value, scales, row):
+    """The numbers of a row over its scale, which is stored: as wan/weights/fp8.py does it, with its constants."""
+    largest = tl.maximum(tl.max(tl.abs(value), 0), 1e-30)
+    tl.store(scales + row, largest / 448.0)
+    return value * (448.0 / largest)
+
+
+@triton.jit
+def _quantise_kernel(
+    x, out, scales, row_stride, gelu: tl.constexpr, width: tl.constexpr, block: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, block)
+    inside = column < width
+    value = tl.load(x + row * row_stride + column, mask=inside, other=0.0).to(tl.float32)
+    if gelu:
+        # 0.5 * (1 + tanh(u)) is sigmoid(2 u); u = sqrt(2 / pi) * (value + 0.044715 * value^3).
+        value = value * tl.sigmoid(1.5957691216057308 * (value + 0.044715 * value * value * value))
+    value = _scaled_for_fp8(value, scales, row)
+    tl.store(out + row * width + column, value.to(out.dtype.element_ty), mask=inside)
+
 
 @triton.jit
 def _layer_norm_kernel(
-    x, gain, bias, out, num_tokens, gain_stride, width: tl.constexpr, block: tl.constexpr, eps: tl.constexpr
-):
+    x, gain, bias, out, scales, num_tokens, gain_stride,
+    quantised: tl.constexpr, width: tl.constexpr, block: tl.constexpr, eps: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     video = row // num_tokens
     column = tl.arange(0, block)
@@ -30,13 +56,16 @@ def _layer_norm_kernel(
     scale = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
     multiply = tl.load(gain + video * gain_stride + column, mask=inside, other=0.0).to(tl.float32)
     add = tl.load(bias + video * gain_stride + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + column, centred * scale * multiply + add, mask=inside)
+    normed = centred * scale * multiply + add
+    if quantised:
+        normed = _scaled_for_fp8(normed, scales, row)
+    tl.store(out + row * width + column, normed.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _add_layer_norm_kernel(
-    x, y, gate, gain, bias, out, num_tokens, gate_stride, gain_stride,
-    gated: tl.constexpr, width: tl.constexpr, block: tl.constexpr, eps: tl.constexpr,
+    x, y, gate, gain, bias, out, scales, num_tokens, gate_stride, gain_stride,
+    gated: tl.constexpr, quantised: tl.constexpr, width: tl.constexpr, block: tl.constexpr, eps: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     video = row // num_tokens
@@ -53,7 +82,10 @@ def _add_layer_norm_kernel(
     scale = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
     multiply = tl.load(gain + video * gain_stride + column, mask=inside, other=0.0).to(tl.float32)
     add = tl.load(bias + video * gain_stride + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + column, centred * scale * multiply + add, mask=inside)
+    normed = centred * scale * multiply + add
+    if quantised:
+        normed = _scaled_for_fp8(normed, scales, row)
+    tl.store(out + row * width + column, normed.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -100,34 +132,60 @@ def _launch(kernel: Any, programs: int, *args: object, width: int, **constants: 
     kernel[(programs,)](*args, width=width, **constants)
 
 
-def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """LayerNorm(x) * gain + bias: x [B, L, D] fp32, gain and bias [D] or [B, D]; returns [B, L, D] in `dtype`."""
+def quantise(x: Tensor, *, gelu: bool = False) -> Fp8Rows:
+    """x [..., K] in e4m3 with a scale per row; with `gelu`, gelu_tanh(x)."""
+    width = x.shape[-1]
+    flat = x.reshape(-1, width)  # a view, if only the stride of the rows is another
+    if flat.stride(1) != 1:
+        flat = flat.contiguous()
+    out, scales = _empty_rows(x.shape, FP8, x.device)
+    assert scales is not None
+    _launch(
+        _quantise_kernel, flat.shape[0], flat, out, scales, flat.stride(0), gelu=gelu, width=width
+    )  # fmt: skip
+    return Fp8Rows(out, scales)
+
+
+def _empty_rows(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Memory for rows in `dtype` and, where that is e4m3, for their scales."""
+    out = torch.empty(shape, dtype=dtype, device=device)
+    if dtype != FP8:
+        return out, None
+    return out, torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
+
+
+def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor | Fp8Rows:
+    """LayerNorm(x) * gain + bias: x [B, L, D] fp32, gain and bias [D] or [B, D]; returns [B, L, D] in `dtype`.
+
+    For e4m3 the result is Fp8Rows.
+    """
     x = x.contiguous()
     batch, num_tokens, width = x.shape
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    out, scales = _empty_rows(x.shape, dtype, x.device)
     gain_stride = width if gain.dim() == 2 else 0
     _launch(
-        _layer_norm_kernel, batch * num_tokens, x, gain.contiguous(), bias.contiguous(), out, num_tokens, gain_stride,
-        width=width, eps=eps,
+        _layer_norm_kernel, batch * num_tokens, x, gain.contiguous(), bias.contiguous(), out,
+        x if scales is None else scales, num_tokens, gain_stride,
+        quantised=scales is not None, width=width, eps=eps,
     )  # fmt: skip
-    return out
+    return out if scales is None else Fp8Rows(out, scales)
 
 
 def add_layer_norm_(
     x: Tensor, y: Tensor, gate: Tensor | None, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> Tensor:
+) -> Tensor | Fp8Rows:
     """x += y * gate in place, then LayerNorm(x) * gain + bias in `dtype`; as gated_add_ and layer_norm in one pass."""
     batch, num_tokens, width = x.shape
     if not x.is_contiguous():
         gated_add_(x, y, gate)
         return layer_norm(x, gain, bias, eps, dtype)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    out, scales = _empty_rows(x.shape, dtype, x.device)
     _launch(
         _add_layer_norm_kernel, batch * num_tokens, x, y.contiguous(), x if gate is None else gate.contiguous(),
-        gain.contiguous(), bias.contiguous(), out, num_tokens, width, width if gain.dim() == 2 else 0,
-        gated=gate is not None, width=width, eps=eps,
+        gain.contiguous(), bias.contiguous(), out, x if scales is None else scales, num_tokens, width,
+        width if gain.dim() == 2 else 0, gated=gate is not None, quantised=scales is not None, width=width, eps=eps,
     )  # fmt: skip
-    return out
+    return out if scales is None else Fp8Rows(out, scales)
 
 
 def rms_norm_rope_(x: Tensor, gain: Tensor, table: Tensor | None, num_heads: int, eps: float) -> Tensor:

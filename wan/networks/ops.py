@@ -8,9 +8,11 @@ B batch, L tokens, D model width, N heads, C channels.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from wan.networks.linear import Fp8Linear, Layer, Rows, quantise_rows, takes_fp8
 from wan.networks.rope import rotate
+from wan.weights.fp8 import FP8, Fp8Rows, quantise
 
 WIDE_ROWS = 4096
 """Tokens whose fp32 copy the plain layer norm holds at a time."""
@@ -23,10 +25,10 @@ def runs_fused(x: Tensor, wanted: bool) -> bool:
 
 def layer_norm(
     x: Tensor, gain: Tensor, bias: Tensor, *, eps: float, dtype: torch.dtype, fused: bool = False
-) -> Tensor:
+) -> Rows:
     """LayerNorm over D with statistics in fp32, then * gain + bias.
 
-    x [B, L, D] fp32; gain and bias [D] or [B, D] (one row per video); returns [B, L, D] in `dtype`.
+    x [B, L, D] fp32; gain and bias [D] or [B, D] (one row per video); returns [B, L, D] in `dtype`: for e4m3, Fp8Rows.
     """
     if runs_fused(x, fused):
         from wan.networks import kernels
@@ -38,10 +40,16 @@ def layer_norm(
             [F.layer_norm(v, v.shape[-1:], g, b, eps) for v, g, b in zip(x, gain, bias, strict=True)]
         ).to(dtype)
     out = torch.empty(x.shape, dtype=dtype, device=x.device)
+    scale = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device) if dtype == FP8 else None
     for video in range(x.shape[0]):
-        for part, target in zip(x[video].split(WIDE_ROWS), out[video].split(WIDE_ROWS), strict=True):
-            target.copy_(F.layer_norm(part, part.shape[-1:], gain[video], bias[video], eps))
-    return out
+        for start in range(0, x.shape[1], WIDE_ROWS):
+            part = slice(start, start + WIDE_ROWS)
+            normed = F.layer_norm(x[video, part], x.shape[-1:], gain[video], bias[video], eps)
+            if scale is None:
+                out[video, part] = normed
+            else:
+                out[video, part], scale[video, part] = quantise(normed)
+    return out if scale is None else Fp8Rows(out, scale)
 
 
 def rms_norm_rope(
@@ -101,7 +109,7 @@ def add_layer_norm(
     eps: float,
     dtype: torch.dtype,
     fused: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Rows]:
     """gated_add(), then layer_norm() of its result: returns both."""
     if runs_fused(x, fused):
         from wan.networks import kernels
@@ -111,13 +119,33 @@ def add_layer_norm(
     return x, layer_norm(x, gain, bias, eps=eps, dtype=dtype)
 
 
-def linear_gelu(x: Tensor, layer: nn.Linear, *, fused: bool = False) -> Tensor:
-    """gelu_tanh(layer(x)) with one tensor of the hidden width, not two. x [B, L, D] -> [B, L, F]."""
+def linear(x: Rows, layer: Layer, rows: slice = slice(None)) -> Tensor:
+    """The outputs `rows` of `layer`: x [..., K] -> [..., len(rows)]."""
+    if isinstance(layer, Fp8Linear):
+        return layer.product(x, rows)
+    assert isinstance(x, Tensor)
+    return F.linear(x, layer.weight[rows], layer.bias[rows])
+
+
+def linear_gelu(x: Rows, layer: Layer, *, fused: bool = False) -> Rows:
+    """gelu_tanh(layer(x)) with one tensor of the hidden width, not two; quantised where `layer` takes fp8.
+
+    x [B, L, D] -> [B, L, F].
+    """
+    if takes_fp8(layer):
+        hidden: Tensor = layer(x)
+        if runs_fused(hidden, fused):
+            from wan.networks import kernels
+
+            return kernels.quantise(hidden, gelu=True)
+        return quantise_rows(torch.ops.aten.gelu_(hidden, approximate="tanh"), fused=False)
+    assert isinstance(x, Tensor)
     if runs_fused(x, fused):
         from wan.networks import kernels
 
-        return kernels.linear_gelu(x, layer.weight, layer.bias)
-    hidden: Tensor = layer(x)
+        weight = layer.dequantised() if isinstance(layer, Fp8Linear) else layer.weight
+        return kernels.linear_gelu(x, weight, layer.bias)
+    hidden = layer(x)
     if torch.is_grad_enabled():
         return F.gelu(hidden, approximate="tanh")
     torch.ops.aten.gelu_(hidden, approximate="tanh")

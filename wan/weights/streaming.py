@@ -17,6 +17,8 @@ from wan.weights.fill import Source, put
 
 NUM_PLACES = 2
 """Blocks on the device at a time: one computes while the next one arrives."""
+ALIGNMENT = 16
+"""Bytes: where a parameter may begin in a buffer. Matrix products in fp8 ask for it."""
 
 
 class Streamer:
@@ -49,8 +51,7 @@ class Streamer:
         """Take the places on the device and start the first copies."""
         self.detach()
         size = max(unit.host.numel() for unit in self._units)
-        dtype = self._units[0].host.dtype
-        self._places = [torch.empty(size, dtype=dtype, device=self._device) for _ in range(NUM_PLACES)]
+        self._places = [torch.empty(size, dtype=torch.uint8, device=self._device) for _ in range(NUM_PLACES)]
         if self._copies is not None:
             self._arrived = [torch.cuda.Event() for _ in self._places]
         for index, unit in enumerate(self._units):
@@ -116,31 +117,34 @@ def _hook(step: Callable[["Streamer", int], None], streamer: "Streamer", index: 
 
 
 class _Unit:
-    """A block with its weights in one flat host buffer, page-locked when a GPU reads from it."""
+    """A block with its weights in one flat host buffer of bytes, page-locked when a GPU reads from it."""
 
     def __init__(self, module: nn.Module, prefix: str, source: Source, *, pin: bool) -> None:
         self.module = module
         apart = tuple(f"{child}." for child in getattr(module, "apart", ()))
         named = [(name, p) for name, p in module.named_parameters() if not name.startswith(apart)]
-        assert len({p.dtype for _, p in named}) == 1, "one buffer has one dtype"
-        self.host = torch.empty(sum(p.numel() for _, p in named), dtype=named[0][1].dtype)
+        self._starts = [0]
+        for _, placeholder in named:
+            end = self._starts[-1] + placeholder.nbytes
+            self._starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
+        self.host = torch.empty(self._starts[-1], dtype=torch.uint8)
         self.parameters: list[nn.Parameter] = []
-        start = 0
-        for name, placeholder in named:
-            view = self.host[start : start + placeholder.numel()].view(placeholder.shape)
+        for start, (name, placeholder) in zip(self._starts, named, strict=False):
+            view = _view(self.host, start, placeholder)
             source.read_into(prefix + name, view)
             self.parameters.append(put(module, name, view))
-            start += placeholder.numel()
         if pin:
             pin_in_place(self.host)
 
     def point_into(self, buffer: Tensor) -> None:
         """Let the parameters be views of `buffer`."""
-        start = 0
-        for parameter in self.parameters:
-            size = parameter.numel()
-            parameter.data = buffer[start : start + size].view(parameter.shape)
-            start += size
+        for start, parameter in zip(self._starts, self.parameters, strict=False):
+            parameter.data = _view(buffer, start, parameter)
+
+
+def _view(buffer: Tensor, start: int, like: Tensor) -> Tensor:
+    """The bytes of `buffer` from `start` on, as a tensor of the dtype and shape of `like`."""
+    return buffer[start : start + like.nbytes].view(like.dtype).view(like.shape)
 
 
 def pin_in_place(tensor: Tensor) -> None:

@@ -3,11 +3,13 @@
 from typing import Any
 
 import pytest
+import torch
 from diagnosis_runs import (
     FFN_TOKENS,
     GIB,
     MIB,
     PARAMETERS,
+    PARAMETERS_1_3B,
     EmptyRun,
     Tables,
     decode_peaks,
@@ -18,11 +20,12 @@ from diagnosis_runs import (
     held,
     holds_more,
     t5_stays,
+    weights_fp8,
     weights_fp32,
 )
 from run_tables import span
 
-from ray_memprof.analysis.diagnosis.diagnose import Finding
+from ray_memprof.analysis.diagnosis.diagnose import Finding, rule_text
 
 LOOK = "ray-memprof query alive_at_peak, and largest_allocations"
 HIDDEN = FFN_TOKENS * 8960 * 2
@@ -118,6 +121,71 @@ def test_weights_that_came_in_fp32_unasked(empty: EmptyRun) -> None:
 )
 def test_weights_of_two_bytes_or_of_another_network(empty: EmptyRun, changes: dict[str, Any]) -> None:
     assert weights_fp32(empty, **changes) == []
+
+
+SAVED = 1_389_250_560
+
+
+def test_the_networks_that_the_rule_for_fp8_knows_are_those_of_wan() -> None:
+    from wan.config import TASKS
+    from wan.levers import Levers
+    from wan.networks.dit import WanDit
+    from wan.networks.linear import in_fp8
+    from wan.weights.fill import on_meta
+
+    for name, task in TASKS.items():
+        if task.is_tiny:
+            continue
+        dit = on_meta(lambda config=task.dit: WanDit(config), torch.bfloat16)
+        num_parameters = sum(parameter.numel() for parameter in dit.parameters())
+        in_fp8(dit.execution_order(), Levers())
+        saved = 2 * num_parameters - sum(parameter.nbytes for parameter in dit.parameters())
+        assert f"('{name}', {num_parameters}, {saved})" in rule_text("weights_fp8")
+
+
+def test_weights_that_fp8_would_halve(empty: EmptyRun) -> None:
+    (finding,) = weights_fp8(empty, ranks=2)
+    assert finding == Finding(
+        rule="weights_fp8",
+        severity="severe",
+        is_peak=True,
+        ranks=(0, 1),
+        stage="denoise",
+        component="dit",
+        bytes=SAVED,
+        sentence="The diffusion transformer's weights take 2.64 GiB of the peak on ranks 0 and 1: with linear layers "
+        "in fp8 they would take 1.29 GiB less, and the video would change a little.",
+        knob="model_config.weights_dtype: fp8 (inexact), which was precision",
+    )
+
+
+def test_weights_that_fp8_would_halve_in_shards_streamed_or_of_an_older_run(empty: EmptyRun) -> None:
+    shards = weights_fp8(empty, weights=PARAMETERS_1_3B, ranks=2, dit_fsdp=True)
+    assert said(shards) == [("weights_fp8", (0, 1), "denoise", "dit", SAVED // 2, True)]
+    streamed = weights_fp8(empty, weights=PARAMETERS_1_3B // 10, others=GIB // 100, weights_dtype=None)
+    assert said(streamed) == [("weights_fp8", (0,), "denoise", "dit", SAVED // 20, True)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"others": 10 * SAVED - 2 * PARAMETERS_1_3B + 10},  # just below a tenth of the peak
+        {"weights_dtype": "fp8"},
+        {"precision": "fp32"},
+        {"weights": 3 * PARAMETERS_1_3B},  # not of two bytes each
+        {"decode": 4 * GIB},  # the peak is elsewhere
+        {"task": "t2v-tiny"},
+        {"workload": "script"},
+    ],
+)
+def test_weights_that_fp8_would_not_help(empty: EmptyRun, changes: dict[str, Any]) -> None:
+    assert "weights_fp8" not in {one.rule for one in weights_fp8(empty, **changes)}
+
+
+def test_a_tenth_of_the_peak_is_enough_for_fp8(empty: EmptyRun) -> None:
+    assert said(weights_fp8(empty, others=10 * SAVED - 2 * PARAMETERS_1_3B)) == [
+        ("weights_fp8", (0,), "denoise", "dit", SAVED, True)
+    ]
 
 
 def test_hidden_layer_of_the_feed_forward(empty: EmptyRun) -> None:

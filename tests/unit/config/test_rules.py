@@ -453,3 +453,20 @@ SCRIPT = {"workload": "script", "script": {"path": "a.py"}}
 )  # fmt: skip
 def test_what_has_no_effect_is_said(sections: dict[str, Any], lines: list[str]) -> None:
     assert warnings(loaded(**sections)) == lines
+
+
+def test_dtypes_that_do_not_fit_together_are_refused_by_their_keys() -> None:
+    assert refusal(model={"weights_dtype": "fp8", "precision": "fp32"}) == (
+        "model_config.weights_dtype fp8 stores weights for products in bf16, fp16 or fp8, "
+        "model_config.precision is fp32",
+        "model_config.precision bf16, or leave model_config.weights_dtype out",
+    )
+    assert refusal(optimization={"matmul": "fp8"}) == (
+        "optimization.matmul fp8 multiplies weights that are stored in fp8, model_config.weights_dtype is precision",
+        "model_config.weights_dtype fp8",
+    )
+
+
+def test_fp8_reaches_the_options_of_wan() -> None:
+    options = wan_options(loaded(model={"weights_dtype": "fp8"}, optimization={"matmul": "fp8"}))
+    assert (options.weights_dtype, options.levers.matmul) == ("fp8", "fp8")

@@ -37,7 +37,8 @@ def test_a_name_is_enough(write: Write) -> None:
         "name": "x", "description": "", "workload": "wan", "ranks": 1, "script": None,
         "model_config": {
             "task": "t2v-1.3B", "ckpt_dir": None, "weights": "random", "load_strategy": "block",
-            "precision": "bf16", "device": "cuda", "offload": True, "t5_cpu": False,
+            "precision": "bf16", "weights_dtype": "precision", "device": "cuda", "offload": True,
+            "t5_cpu": False,
         },
         "generation": {
             "size": "832*480", "frame_num": 81,
@@ -54,8 +55,8 @@ def test_a_name_is_enough(write: Write) -> None:
         },
         "optimization": {
             "attention_slicing": False, "ffn_chunks": 0, "rope_chunks": 16, "vae_slabs": 0,
-            "fused_kernels": True, "gradient_checkpointing": False, "batch_size": 1, "micro_batch_size": 1,
-            "parallel_degree": None, "expandable_segments": True,
+            "fused_kernels": True, "matmul": "precision", "gradient_checkpointing": False, "batch_size": 1,
+            "micro_batch_size": 1, "parallel_degree": None, "expandable_segments": True,
         },
         "logging": {
             "profile_memory": True, "level": "event", "log_interval": 10, "trace_path": None,

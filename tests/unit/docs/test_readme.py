@@ -34,6 +34,7 @@ NOT_IN_CI = {
     r"ray-memprof finish .*": "needs a run over several hosts; tests finish made-up ones, and one of two hosts",
     r"duckdb .*": "needs DuckDB's own client and a run on several GPUs; the same database is read in tests",
     r"python -m wan\.generate .*--ckpt_dir .*": "needs a CUDA device and an official checkpoint",
+    r"python scripts/compare_levers\.py .*--ckpt_dir .*": "needs a CUDA device and an official checkpoint",
     r"python3 -m venv \.venv": "belongs to the install with CUDA; `make env` does the same here",
     r"\.venv/bin/python -m pip install torch==\S+": "belongs to the install with CUDA",
 }

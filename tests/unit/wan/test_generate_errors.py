@@ -17,9 +17,10 @@ from wan.errors import (
     EXIT_MEDIA,
     EXIT_SERVICE,
     EXIT_WEIGHTS,
+    InputError,
     WanError,
 )
-from wan.generate import _less_host_memory, _less_memory, main
+from wan.generate import _less_host_memory, _less_memory, main, make_pipeline
 from wan.inputs.prompt_extend import API_KEY
 from wan.networks.dit import WanDit
 from wan.options import parse
@@ -286,6 +287,39 @@ def test_the_hint_of_11_on_several_ranks_names_what_may_be_added(
         monkeypatch.setenv(name, value)
     options = parse(["--task", "t2v-tiny", "--weights", "random", *flags.split()])
     assert _less_memory(options).removeprefix("try ").split(", ")[: len(first)] == first
+
+
+@pytest.mark.parametrize(
+    ("flags", "is_named"),
+    [("", True), ("--precision fp16", True), ("--precision fp32", False), ("--weights_dtype fp8", False)],
+)
+def test_the_hint_of_11_names_fp8_last_and_says_that_it_is_inexact(flags: str, is_named: bool) -> None:
+    options = parse(["--task", "t2v-tiny", "--weights", "random", *flags.split()])
+    assert _less_memory(options).endswith(", --weights_dtype fp8 (inexact)") is is_named
+    assert ("fp8" in _less_memory(options)) is is_named
+
+
+FP8 = ("--device", "cuda", "--weights_dtype", "fp8", "--matmul", "fp8")
+
+
+def test_a_gpu_without_fp8_units_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    with pytest.raises(InputError) as raised:
+        make_pipeline(parse([*TINY, *FP8]))
+    assert str(raised.value) == (
+        "--matmul fp8: Some GPU has compute capability 8.6, units for fp8 begin with 8.9"
+    )
+    assert raised.value.hint == ("leave --matmul out: --weights_dtype fp8 saves memory on this GPU too")
+
+
+@pytest.mark.parametrize(("flags", "capability"), [(FP8, (8, 9)), (FP8, (9, 0)), (FP8[:4], (8, 0))])
+def test_fp8_that_a_gpu_can_do_is_not_refused(
+    flags: tuple[str, ...], capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    made = make_pipeline(parse([*TINY, *flags]))  # reads headers only: no GPU is used
+    assert made.levers.matmul == ("fp8" if "--matmul" in flags else "precision")
 
 
 def test_more_ranks_than_gpus_are_refused_in_terms_of_ranks(

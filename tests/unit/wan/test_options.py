@@ -58,6 +58,7 @@ def test_no_flags_are_the_official_defaults() -> None:
         sample_shift=5.0,
         sample_guide_scale=5.0,
         precision="bf16",
+        weights_dtype="precision",
         load_strategy="full",
         expandable_segments=True,
         levers=Levers(
@@ -67,6 +68,7 @@ def test_no_flags_are_the_official_defaults() -> None:
             vae_slabs=0,
             gradient_checkpointing=False,
             fused_kernels=True,
+            matmul="precision",
         ),
     )
 

@@ -445,3 +445,35 @@ def test_a_mask_needs_its_video(files: dict[str, str]) -> None:
         "--src_mask is given without --src_video",
         "give the video that the mask belongs to",
     )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message", "hint"),
+    [
+        (
+            "--weights_dtype fp8 --precision fp32",
+            "--weights_dtype fp8 stores weights for products in bf16, fp16 or fp8, --precision is fp32",
+            "--precision bf16, or leave --weights_dtype out",
+        ),
+        (
+            "--matmul fp8",
+            "--matmul fp8 multiplies weights that are stored in fp8, --weights_dtype is precision",
+            "--weights_dtype fp8",
+        ),
+        (
+            "--matmul fp8 --weights_dtype fp8 --precision fp16",
+            "--matmul fp8 gives its products in bf16, --precision is fp16",
+            "--precision bf16, or leave --matmul out",
+        ),
+    ],
+)
+def test_dtypes_that_do_not_fit_together(flags: str, message: str, hint: str) -> None:
+    assert refusal(*TINY, *flags.split()) == (message, hint)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--weights_dtype fp8 --matmul fp8", "--weights_dtype fp8 --precision fp16", "--weights_dtype fp8"],
+)
+def test_dtypes_that_fit_together(flags: str) -> None:
+    check(parse([*TINY, *flags.split()]))

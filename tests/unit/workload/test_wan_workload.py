@@ -209,6 +209,28 @@ def test_every_dtype_that_multiplies_is_warmed_up(
     assert seen == dtypes
 
 
+@pytest.mark.parametrize(("matmul", "num_products"), [("fp8", 1), ("precision", 0)])
+def test_a_product_in_fp8_is_warmed_up_without_drawing_numbers(
+    matmul: str, num_products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_memprof.config.wan_keys import wan_options
+
+    product, seen = torch._scaled_mm, []
+
+    def watch(*given: Any, **named: Any) -> torch.Tensor:
+        seen.append(given)
+        return product(*given, **named)
+
+    given = config(
+        model_config={"precision": "bf16", "weights_dtype": "fp8"}, optimization={"matmul": matmul}
+    )
+    monkeypatch.setattr(torch, "_scaled_mm", watch)
+    before = torch.get_rng_state()
+    wan._warm_up(wan_options(given))
+    assert len(seen) == num_products
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_the_prompt_is_extended_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 

@@ -4,8 +4,8 @@
 --   source, workload         as the table runs has them
 --   num_ranks                ranks that the run was to have
 --   is_imported              it was made of snapshots of another program
---   task, precision, load_strategy, offload, t5_cpu, t5_fsdp, dit_fsdp, vae,
---   backend, attention_slicing, ffn_chunks, vae_slabs
+--   task, precision, weights_dtype, load_strategy, offload, t5_cpu, t5_fsdp,
+--   dit_fsdp, vae, backend, attention_slicing, ffn_chunks, vae_slabs
 --                            keys of the configuration
 --   is_public_wan            a script with the networks of the public Wan2.1
 --                            repository, by the names of their classes
@@ -67,6 +67,7 @@ SELECT
     JSON_EXISTS(told.config, '$.imported') AS is_imported,
     told.config ->> '$.model_config.task' AS task,
     told.config ->> '$.model_config.precision' AS precision,
+    told.config ->> '$.model_config.weights_dtype' AS weights_dtype,
     told.config ->> '$.model_config.load_strategy' AS load_strategy,
     TRY_CAST(told.config ->> '$.model_config.offload' AS BOOLEAN) AS offload,
     TRY_CAST(told.config ->> '$.model_config.t5_cpu' AS BOOLEAN) AS t5_cpu,

@@ -1,0 +1,60 @@
+-- Rule: would weights in fp8 make the peak of a wan run much lower?
+-- One row = the ranks on which they would.
+--   ranks         these ranks
+--   stage         stage of the peak
+--   component     dit
+--   bytes         what fp8 gives back, the most on any of them
+--   weight_bytes  weights of the diffusion transformer on that rank
+--   is_peak       true: they are on the device at the peak
+-- Evidence: measured bytes of the diffusion transformer, whose linear layers
+-- would take half of what they take, and scales 4 bytes for each output.
+-- Thresholds: 10 % of the rank's peak, twice that of other rules, because the
+-- result changes. Less than 3 bytes for each parameter: fp32 has 4, and is the
+-- finding of weights_fp32.
+WITH networks (task, num_parameters, saved_bytes) AS (
+    -- Parameters, and the bytes that fp8 saves where they are stored in 2 bytes
+    -- each; tests compare them with the networks.
+    VALUES
+    ('t2v-1.3B', 1418996800, 1389250560),
+    ('t2v-14B', 14288491584, 14041333760),
+    ('t2i-14B', 14288491584, 14041333760),
+    ('i2v-14B', 16394878784, 16136847360),
+    ('flf2v-14B', 16395536704, 16136847360),
+    ('vace-1.3B', 2153972032, 2121526272),
+    ('vace-14B', 17337592896, 17085345792)
+),
+
+found AS (
+    SELECT
+        base_memory.rank,
+        stage_peaks.stage,
+        base_memory.base_bytes,
+        stage_peaks.run_peak_bytes,
+        base_memory.base_bytes * networks.saved_bytes
+        // (2 * networks.num_parameters) AS bytes
+    FROM base_memory
+    INNER JOIN stage_peaks
+        ON base_memory.rank = stage_peaks.rank AND stage_peaks.is_run_peak
+    CROSS JOIN settings
+    INNER JOIN networks ON settings.task = networks.task
+    WHERE
+        settings.workload = 'wan'
+        AND settings.precision IN ('bf16', 'fp16')
+        AND COALESCE(settings.weights_dtype = 'precision', TRUE)
+        AND base_memory.component = 'dit'
+        AND stage_peaks.stage IN ('load.dit', 'denoise', 'residency.onload')
+        AND base_memory.base_bytes
+        * IF(settings.dit_fsdp, settings.num_ranks, 1)
+        < 3 * networks.num_parameters
+)
+
+SELECT
+    LIST(DISTINCT rank ORDER BY rank) AS ranks,
+    ARG_MIN(stage, (-bytes, rank)) AS stage,
+    'dit' AS component,
+    MAX(bytes)::BIGINT AS bytes,
+    ARG_MIN(base_bytes, (-bytes, rank))::BIGINT AS weight_bytes,
+    TRUE AS is_peak
+FROM found
+WHERE bytes >= 0.1 * run_peak_bytes
+HAVING COUNT(*) > 0

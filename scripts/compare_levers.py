@@ -1,0 +1,170 @@
+"""How far a lever takes a video from what it would be: the same seed with and without it, and a table at the end.
+
+    python scripts/compare_levers.py --task t2v-1.3B --weights random --sample_steps 8 --base_seed 0 \
+        --lever weights_dtype=fp8 --lever weights_dtype=fp8,matmul=fp8
+    python scripts/compare_levers.py --task t2v-14B --ckpt_dir Wan2.1-T2V-14B --base_seed 0 --lever weights_dtype=fp8
+    python scripts/compare_levers.py --task t2v-14B --weights random --sample_steps 1 --lever precision=fp32   # of bf16
+
+Each --lever names flags of `python -m wan.generate` with their values, and is a row; all other flags are those of
+wan.generate and hold for every run. Columns:
+
+    latents, relative error   |with - without| / |without| of the latents after the last step
+    latents, PSNR             dB; the peak is the range of the latents without the lever
+    frames, relative error    of the frames in [-1, 1]
+    frames, PSNR              dB; the peak is 2, the range of a frame
+
+With random weights the networks have the true shapes and the picture is noise: such figures tell how much arithmetic
+is lost, and not how a video would look.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from wan.errors import EXIT_OK, InputError, WanError
+from wan.options import FLAGS, Options, describe, parse
+from wan.options_check import check
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wan.pipeline import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one run made, on the host."""
+
+    latents: "Tensor"
+    frames: "Tensor"
+    """[3, F, H, W] in [-1, 1], as they would be saved."""
+
+
+def flags_of(lever: str) -> list[str]:
+    """The flags that a --lever stands for: weights_dtype=fp8,matmul=fp8. Raises InputError."""
+    flags = []
+    for setting in lever.split(","):
+        name, equals, value = setting.strip().partition("=")
+        if not (name and equals and value):
+            raise InputError(
+                f"--lever {lever}: {setting!r} is not NAME=VALUE", hint="--lever weights_dtype=fp8"
+            )
+        if f"--{name}" not in FLAGS.values():
+            raise InputError(
+                f"--lever {lever}: --{name} is no flag of wan.generate",
+                hint="python -m wan.generate --help lists the flags",
+            )
+        flags += [f"--{name}", value]
+    return flags
+
+
+def cases(flags: Sequence[str], levers: Sequence[str]) -> tuple[Options, dict[str, Options]]:
+    """The options of the run without levers, and of each run with one, by its name. Raises InputError."""
+    without = parse(flags)
+    check(without)
+    # The seed may have been drawn: it is the same for all.
+    seeded = [*flags, "--base_seed", str(without.base_seed)]
+    found = {}
+    for lever in levers:
+        options = parse([*seeded, *flags_of(lever)])
+        check(options)
+        if options == without:
+            raise InputError(
+                f"--lever {lever} changes nothing: the run without it has these values",
+                hint="name another value",
+            )
+        found[lever] = options
+    return without, found
+
+
+def run(options: Options, request: "Request") -> Result:
+    """Make the video that `options` ask for."""
+    import torch
+
+    from wan.generate import make_pipeline
+
+    sys.stderr.write(f"{describe(options)}\n")
+    pipeline = make_pipeline(options)
+    with torch.no_grad():
+        positive, negative = pipeline.encode_prompts(request)
+        conditions = pipeline.condition(request)
+        latents = pipeline.denoise(request, positive, negative, conditions)
+        frames = pipeline.decode(latents[:, conditions.num_refs :])
+    assert frames is not None  # there is one rank
+    return Result(latents.cpu(), frames.clamp(-1, 1))
+
+
+def relative_error(given: "Tensor", reference: "Tensor") -> float:
+    """|given - reference| / |reference|."""
+    return float((given.double() - reference.double()).norm() / reference.double().norm())
+
+
+def psnr(given: "Tensor", reference: "Tensor", peak: float) -> float:
+    """Peak signal-to-noise ratio, dB; infinite for equal tensors."""
+    error = float((given.double() - reference.double()).square().mean())
+    return math.inf if error == 0 else 10 * math.log10(peak**2 / error)
+
+
+def figures(given: Result, reference: Result) -> tuple[float, float, float, float]:
+    """The columns of the table."""
+    latents = reference.latents
+    return (
+        relative_error(given.latents, latents),
+        psnr(given.latents, latents, float(latents.max() - latents.min())),
+        relative_error(given.frames, reference.frames),
+        psnr(given.frames, reference.frames, 2.0),
+    )
+
+
+def table(rows: dict[str, tuple[float, float, float, float]]) -> str:
+    """Rows by the name of the lever, as Markdown."""
+    lines = [
+        "| lever | latents, relative error | latents, PSNR dB | frames, relative error | frames, PSNR dB |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {name} | {latents:.2e} | {latents_psnr:.1f} | {frames:.2e} | {frames_psnr:.1f} |"
+        for name, (latents, latents_psnr, frames, frames_psnr) in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+def compare(flags: Sequence[str], levers: Sequence[str]) -> str:
+    """Run without levers and with each; returns what was run, and the table. Raises WanError."""
+    without, found = cases(flags, levers)
+    from wan.generate import make_request
+
+    request = make_request(without)
+    reference = run(without, request)
+    rows = {lever: figures(run(options, request), reference) for lever, options in found.items()}
+    weights = (
+        "random weights: the picture is noise"
+        if without.ckpt_dir is None
+        else f"weights of {without.ckpt_dir.name}"
+    )
+    return f"Without: {describe(without)}; {weights}.\n\n{table(rows)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare, print, and return the exit code: that of wan.generate for what cannot be run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("--lever", action="append", required=True, metavar="NAME=VALUE[,...]", help="a row")
+    own, flags = parser.parse_known_args(argv)
+    try:
+        print(compare(flags, own.lever))
+    except WanError as error:
+        sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return error.exit_code
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
