@@ -36,6 +36,10 @@ RESULT = "result: "
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dit 14B 720P": ("dit-14B", "our_dit", {"task": "t2v-14B"}),
     "dit 14B 720P, attention_slicing": ("dit-14B", "our_dit", {"task": "t2v-14B", "attention_slicing": True}),
+    "dit 14B 720P, fp8 weights": ("dit-14B", "our_dit", {"task": "t2v-14B", "weights_dtype": "fp8"}),
+    "dit 14B 720P, fp8 products": (
+        "dit-14B", "our_dit", {"task": "t2v-14B", "weights_dtype": "fp8", "matmul": "fp8"},
+    ),
     "dit 14B 720P, no fused kernels": ("dit-14B", "our_dit", {"task": "t2v-14B", "fused_kernels": False}),
     "dit 14B 720P, every lever off": (
         "dit-levers", "our_dit",
@@ -47,6 +51,9 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dit 14B 720P, diffusers": ("dit-14B", "their_dit", {"task": "t2v-14B"}),
     "dit 1.3B 480P": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B"}),
     "dit 1.3B 480P, attention_slicing": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B", "attention_slicing": True}),
+    "dit 1.3B 480P, fp8 products": (
+        "dit-1.3B", "our_dit", {"task": "t2v-1.3B", "weights_dtype": "fp8", "matmul": "fp8"},
+    ),
     "dit 1.3B 480P, fp32": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B", "precision": "fp32"}),
     "dit 1.3B 480P, diffusers": ("dit-1.3B", "their_dit", {"task": "t2v-1.3B"}),
     "vae decode 720P": ("vae", "our_decode", {}),
@@ -101,19 +108,27 @@ def latent_grid(task: str) -> tuple[int, int, int]:
     return (21, 60, 104) if "1.3B" in task else (21, 90, 160)
 
 
-def our_dit(task: str, precision: str = "bf16", **levers: Any) -> dict[str, float]:
+def our_dit(
+    task: str, precision: str = "bf16", weights_dtype: str = "precision", **levers: Any
+) -> dict[str, float]:
     """One forward pass of WanDit."""
     import torch
 
     from wan.config import TASKS
     from wan.levers import Levers
     from wan.networks.dit import WanDit
+    from wan.networks.linear import in_fp8
     from wan.pipeline import DTYPES
-    from wan.weights.fill import load, on_meta, random_dit
+    from wan.weights.fill import Source, load, on_meta, random_dit
+    from wan.weights.fp8 import Fp8Source
 
-    config = TASKS[task].dit
-    dit = on_meta(lambda: WanDit(config, Levers(**levers)), DTYPES[precision])
-    load(dit, random_dit(), "cuda")
+    config, chosen = TASKS[task].dit, Levers(**levers)
+    dit = on_meta(lambda: WanDit(config, chosen), DTYPES[precision])
+    source: Source = random_dit()
+    if weights_dtype == "fp8":
+        in_fp8(dit.execution_order(), chosen)
+        source = Fp8Source(source)
+    load(dit, source, "cuda")
     latents = torch.randn(1, 16, *latent_grid(task), device="cuda")
     text = torch.randn(1, 512, 4096, device="cuda", dtype=torch.bfloat16)
     moment = torch.tensor([500.0], device="cuda")
