@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ray_memprof.store.level import Level
 from ray_memprof.store.run_files import trouble_with_name
 from wan.config import Language, Method, Solver
-from wan.levers import LoadStrategy, Precision
+from wan.levers import AttentionKernel, LoadStrategy, Precision
 from wan.parallel.layout import Backend, VaeRanks
 
 Weights = Literal["random", "checkpoint"]
@@ -213,6 +213,8 @@ class Optimization(Section):
     """Number of slabs of columns or rows in which the VAE works; 0: chosen by size, 1: off."""
     fused_kernels: bool = True
     """Compute norms and rotary embedding in one kernel each (CUDA)."""
+    attention_kernel: AttentionKernel = "auto"
+    """Who computes self-attention; auto: the fastest exact kernel that is installed and fits. fa3_fp8 is inexact."""
     gradient_checkpointing: bool = False
     """Has an effect only if autograd records, which it never does in this package's own runs."""
     batch_size: Count = 1

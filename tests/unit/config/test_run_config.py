@@ -54,8 +54,8 @@ def test_a_name_is_enough(write: Write) -> None:
         },
         "optimization": {
             "attention_slicing": False, "ffn_chunks": 0, "rope_chunks": 16, "vae_slabs": 0,
-            "fused_kernels": True, "gradient_checkpointing": False, "batch_size": 1, "micro_batch_size": 1,
-            "parallel_degree": None, "expandable_segments": True,
+            "fused_kernels": True, "attention_kernel": "auto", "gradient_checkpointing": False, "batch_size": 1,
+            "micro_batch_size": 1, "parallel_degree": None, "expandable_segments": True,
         },
         "logging": {
             "profile_memory": True, "level": "event", "log_interval": 10, "trace_path": None,

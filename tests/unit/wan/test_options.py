@@ -67,6 +67,7 @@ def test_no_flags_are_the_official_defaults() -> None:
             vae_slabs=0,
             gradient_checkpointing=False,
             fused_kernels=True,
+            attention_kernel="auto",
         ),
     )
 
