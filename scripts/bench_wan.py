@@ -41,6 +41,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "dit-14B", "our_dit", {"task": "t2v-14B", "weights_dtype": "fp8", "matmul": "fp8"},
     ),
     "dit 14B 720P, no fused kernels": ("dit-14B", "our_dit", {"task": "t2v-14B", "fused_kernels": False}),
+    # auto takes FlashAttention where it is installed; sdpa is what ran before there was a choice.
+    "dit 14B 720P, sdpa": ("dit-14B", "our_dit", {"task": "t2v-14B", "attention_kernel": "sdpa"}),
+    "dit 14B 720P, everything fp8": (
+        "dit-fp8", "our_dit",
+        {"task": "t2v-14B", "weights_dtype": "fp8", "matmul": "fp8", "attention_kernel": "fa3_fp8"},
+    ),
+    "dit 14B 720P, fa3_fp8": ("dit-fp8", "our_dit", {"task": "t2v-14B", "attention_kernel": "fa3_fp8"}),
     "dit 14B 720P, every lever off": (
         "dit-levers", "our_dit",
         {"task": "t2v-14B", "fused_kernels": False, "ffn_chunks": 1, "rope_chunks": 1},
@@ -54,6 +61,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dit 1.3B 480P, fp8 products": (
         "dit-1.3B", "our_dit", {"task": "t2v-1.3B", "weights_dtype": "fp8", "matmul": "fp8"},
     ),
+    "dit 1.3B 480P, sdpa": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B", "attention_kernel": "sdpa"}),
+    "dit 1.3B 480P, everything fp8": (
+        "dit-fp8", "our_dit",
+        {"task": "t2v-1.3B", "weights_dtype": "fp8", "matmul": "fp8", "attention_kernel": "fa3_fp8"},
+    ),
+    "dit 1.3B 480P, fa3_fp8": ("dit-fp8", "our_dit", {"task": "t2v-1.3B", "attention_kernel": "fa3_fp8"}),
     "dit 1.3B 480P, fp32": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B", "precision": "fp32"}),
     "dit 1.3B 480P, diffusers": ("dit-1.3B", "their_dit", {"task": "t2v-1.3B"}),
     "vae decode 720P": ("vae", "our_decode", {}),

@@ -1,10 +1,10 @@
-"""Resolves every dependency and extra of pyproject.toml and writes constraints.txt.
+"""Resolves the dependencies and extras of pyproject.toml and writes constraints.txt.
 
     make constraints
 
 Only resolves: nothing is installed but pip, in a temporary environment. Run it on x86-64 Linux with the
-oldest Python that the project supports. Wheels that only a CUDA build of torch asks for are left out, so
-that the same file serves a machine without a GPU.
+oldest Python that the project supports. Wheels that only a CUDA build of torch asks for are left out, and so
+are the extras that need one, so that the same file serves a machine without a GPU.
 """
 
 import json
@@ -22,10 +22,11 @@ CONSTRAINTS = ROOT / "constraints.txt"
 TORCH = "torch==2.13.0"
 # The packages that install the rest, and those that build the wheel.
 TOOLS = ("pip", "hatchling", "editables")
+CUDA_EXTRAS = ("fa3", "fa4")
 CUDA_ONLY = re.compile(r"(nvidia-(?!ml-py$).*|cuda-.*|triton)$")
 HEADER = """\
 # Every version, direct and transitive, for Python 3.11 on x86-64 Linux: pip install -c constraints.txt ...
-# Written by `make constraints` from pyproject.toml with all its extras; do not edit by hand.
+# Written by `make constraints` from pyproject.toml with its extras but fa3 and fa4; do not edit by hand.
 # CUDA-only wheels are left out on purpose: a CUDA build of torch, installed first, brings its own.
 """
 
@@ -47,7 +48,7 @@ def resolve(requirements: list[str]) -> dict[str, str]:
 def main() -> None:
     """Writes constraints.txt and says how many projects it pins."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = project["optional-dependencies"].values()
+    extras = [needs for extra, needs in project["optional-dependencies"].items() if extra not in CUDA_EXTRAS]
     versions = resolve([*project["dependencies"], *(one for extra in extras for one in extra)])
     # A local version (2.13.0+cpu) names one build; the constraint admits them all.
     pins = [

@@ -11,7 +11,7 @@ from wan.config import (
     Solver,
 )
 from wan.errors import InputError
-from wan.levers import Levers, LoadStrategy, Matmul, Precision, WeightsDtype
+from wan.levers import AttentionKernel, Levers, LoadStrategy, Matmul, Precision, WeightsDtype
 from wan.parallel.layout import Backend, VaeRanks
 
 # The words that the release accepts, in upper or lower case.
@@ -131,7 +131,7 @@ def _add_prompt_extension_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("memory")
+    group = parser.add_argument_group("memory and time")
     group.add_argument(
         "--load_strategy", choices=get_args(LoadStrategy),
         help="full: through host memory; block: straight to the device; stream: blocks visit the device in turn; "
@@ -166,6 +166,12 @@ def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=levers.vae_slabs,
         help="slabs of the image in the VAE; 0: by size; 1: off",
+    )
+    group.add_argument(
+        "--attention_kernel",
+        choices=get_args(AttentionKernel),
+        default=levers.attention_kernel,
+        help="who computes self-attention; auto: the fastest exact one that is installed and fits; fa3_fp8 is inexact",
     )
     _switch(
         group, "--expandable_segments", True, "let the CUDA allocator grow segments, against fragmentation"

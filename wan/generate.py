@@ -26,8 +26,10 @@ from wan.options_here import check_memory
 from wan.parallel.environment import Place, growing_segments, set_defaults
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
+    from wan.levers import AttentionKernel
     from wan.pipeline import Pipeline, Request
 
 
@@ -86,6 +88,8 @@ def run(options: Options) -> Path:
                 # The pipeline comes first: it reads headers only, and refuses a wrong folder before a prompt model or
                 # an input is loaded.
                 pipeline = make_pipeline(options, num_ranks=place.num_ranks)
+                for line in told_levers(options):
+                    progress.say(line)
                 options = agreed(options, place)
                 # Only the first rank says what differs from what was asked for.
                 request = make_request(options, say=progress.say)
@@ -162,8 +166,12 @@ def make_pipeline(options: Options, num_ranks: int = 1, *, names: Names = FLAGS)
     With several ranks, the default process group of torch.distributed must exist and hold these ranks. `names` is how
     the user spells the options, for messages.
     """
+    from wan.networks.attention_kernels import choose
     from wan.pipeline import Pipeline
 
+    # What flags and keys cannot tell without a device: in the user's words, which Pipeline does not know.
+    if options.levers.attention_kernel != "auto":
+        choose(*_attention_of(options), spelled=names["attention_kernel"])
     # Again: a rank may run on another host than the one where the flags were checked.
     check_memory(options, names)
     _check_fp8_units(options, names)
@@ -197,6 +205,30 @@ def _check_fp8_units(options: Options, names: Names) -> None:
             f"{capability[0]}.{capability[1]}, units for fp8 begin with {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]}",
             hint=f"leave {names['matmul']} out: {names['weights_dtype']} fp8 saves memory on this GPU too",
         )
+
+
+def told_levers(options: Options) -> list[str]:
+    """Lines for the log: which kernel computes self-attention, on a GPU, and which levers change the result."""
+    from wan.networks.attention_kernels import explain
+
+    xfuser = options.sp_backend == "xfuser" and options.ulysses_size * options.ring_size > 1
+    lines = []
+    if options.device.startswith("cuda") and not xfuser:
+        lines.append(f"  attention: {explain(*_attention_of(options))}")
+    fp8_weights = ("weights_dtype fp8",) if options.weights_dtype == "fp8" else ()
+    if inexact := (*fp8_weights, *options.levers.inexact):
+        lines.append(f"  inexact: {', '.join(inexact)}")
+    return lines
+
+
+def _attention_of(options: Options) -> "tuple[AttentionKernel, torch.device, torch.dtype, int]":
+    """What choose() and explain() of wan.networks.attention_kernels take."""
+    import torch
+
+    from wan.pipeline import DTYPES
+
+    head_dim = TASKS[options.task].dit.head_dim
+    return options.levers.attention_kernel, torch.device(options.device), DTYPES[options.precision], head_dim
 
 
 def _to_stderr(line: str) -> None:

@@ -1,8 +1,10 @@
-"""The memory levers: what each saves, and which value switches it off. Used by dit.py, components.py and pipeline.py.
+"""The levers for memory and time: what each does, and which value switches it off. Used by dit.py and pipeline.py.
 
-Every lever but matmul leaves the result as it was: exactly where the order of arithmetic stays, and within rounding
-(fp32 <= 1e-5) where it changes the order of a sum. Where autograd records, the levers that work in place are not
-used, because a backward pass needs what they would overwrite.
+Every lever leaves the result as it was: exactly where the order of arithmetic stays, and within rounding (fp32 <= 1e-5)
+where it changes the order of a sum. The values that Levers.inexact names are the only exception: they compute with
+fewer digits, change the result, are never chosen unless the user names them, and are told in the log. Where autograd
+records, the levers that work in place are not used, because a backward pass needs what they would overwrite, and
+attention is torch's own, which has a backward pass.
 """
 
 from collections.abc import Mapping
@@ -16,13 +18,20 @@ Precision = Literal["fp32", "fp16", "bf16"]
 WeightsDtype = Literal["precision", "fp8"]
 """Of the linear layers in the DiT's blocks: that of all other parameters, or e4m3 with a scale for each output."""
 Matmul = Literal["precision", "fp8"]
+AttentionKernel = Literal["auto", "sdpa", "fa3", "fa3_fp8", "fa4"]
+KERNEL_PRECISIONS: dict[AttentionKernel, tuple[Precision, ...]] = {
+    "fa3": ("bf16",), "fa3_fp8": ("bf16",), "fa4": ("bf16", "fp16"),
+}  # fmt: skip
+"""The precisions of q, k and v that the kernels of other packages take. fa3-fwd is built without fp16."""
+INEXACT_KERNELS: tuple[AttentionKernel, ...] = ("fa3_fp8",)
+"""Attention kernels that compute with fewer digits than the precision of the run."""
 ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """Environment variables: torch reads the first, and the second only where the first is absent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Levers:
-    """Settings that save memory and cost only kernel launches and copies."""
+    """Settings that save memory or time, and cost only kernel launches and copies."""
 
     attention_slicing: bool = False
     """Attention by groups of heads: v and the output exist for one group at a time, only q and k for all heads."""
@@ -38,6 +47,17 @@ class Levers:
     """On CUDA, norms, rotary embedding and gated adds in one pass each, without wide copies (Triton)."""
     matmul: Matmul = "precision"
     """fp8: multiply weights stored in fp8 by rows that are quantised before. Saves time, not memory; inexact."""
+    attention_kernel: AttentionKernel = "auto"
+    """Who computes self-attention, see networks/attention_kernels.py; auto: the fastest exact kernel that is there."""
+
+    @property
+    def inexact(self) -> tuple[str, ...]:
+        """What is on and changes the result, each as "lever value"; empty where the result is that of no lever."""
+        settings = {
+            "matmul": (self.matmul, self.matmul == "fp8"),
+            "attention_kernel": (self.attention_kernel, self.attention_kernel in INEXACT_KERNELS),
+        }
+        return tuple(f"{name} {value}" for name, (value, is_inexact) in settings.items() if is_inexact)
 
     def num_chunks(self, num_tokens: int) -> int:
         """Chunks of a pass over `num_tokens`: as asked, else of about 20,000 tokens, or 8,000 with slicing.

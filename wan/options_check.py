@@ -14,7 +14,7 @@ from wan.config import (
     sides_of,
 )
 from wan.errors import InputError
-from wan.levers import check_dtypes
+from wan.levers import KERNEL_PRECISIONS, check_dtypes
 from wan.options import FLAGS, Names, Options, ranks_here
 from wan.options_here import FILES, check_here
 from wan.parallel.layout import Layout
@@ -59,6 +59,7 @@ def check(
     _check_parallel(options, task, ranks_here(num_ranks), names)
     _check_shape(options, task, names)
     _check_numbers(options, names)
+    _check_kernel(options, names)
     _check_weights(options, names)
     check_dtypes(options.precision, options.weights_dtype, options.levers.matmul, names)
     _check_inputs(options, task, names)
@@ -176,6 +177,32 @@ def _check_numbers(options: Options, names: Names) -> None:
         raise InputError(
             f"{names['base_seed']} {options.base_seed}: must be at most {LARGEST_SEED}",
             hint="below 0 takes any seed",
+        )
+
+
+def _check_kernel(options: Options, names: Names) -> None:
+    """What can be said without torch; attention_kernels.choose() says the rest, on the device."""
+    kernel = options.levers.attention_kernel
+    if kernel == "auto":
+        return
+    spelled = f"{names['attention_kernel']} {kernel}"
+    if options.sp_backend == "xfuser" and options.ulysses_size * options.ring_size > 1:
+        raise InputError(
+            f"{spelled} has no effect: {names['sp_backend']} xfuser has kernels of its own",
+            hint="leave one out",
+        )
+    if kernel not in KERNEL_PRECISIONS:
+        return
+    if options.device == "cpu":
+        raise InputError(
+            f"{spelled} needs CUDA, {names['device']} is cpu",
+            hint=f"{names['attention_kernel']} sdpa runs on CPUs too",
+        )
+    if options.precision not in KERNEL_PRECISIONS[kernel]:
+        raise InputError(
+            f"{spelled} computes in {' or '.join(KERNEL_PRECISIONS[kernel])}, "
+            f"{names['precision']} is {options.precision}",
+            hint=f"{names['attention_kernel']} auto takes what fits",
         )
 
 

@@ -19,6 +19,7 @@ from wan.errors import InputError
 from wan.finite import FirstNotFinite
 from wan.inputs import conditioning
 from wan.levers import Levers, LoadStrategy, Precision, WeightsDtype, check_dtypes
+from wan.networks.attention_kernels import choose
 from wan.networks.dit import WanDit
 from wan.networks.image import encode_image
 from wan.networks.text import encode_text
@@ -128,6 +129,8 @@ class Pipeline:
         if layout is not None and layout.ranks > 1:
             layout.check(task.name, task.dit.num_heads)
             self._ranks = Ranks(layout, self.device)
+        if self.levers.attention_kernel != "auto":
+            choose(self.levers.attention_kernel, self.device, DTYPES[precision], task.dit.head_dim)
         if ckpt_dir is not None:
             refuse_wrong(task, ckpt_dir)
         self._tokenizer = load_tokenizer(ckpt_dir, task.text)

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ray_memprof.store.level import Level
 from ray_memprof.store.run_files import trouble_with_name
 from wan.config import Language, Method, Solver
-from wan.levers import LoadStrategy, Matmul, Precision, WeightsDtype
+from wan.levers import AttentionKernel, LoadStrategy, Matmul, Precision, WeightsDtype
 from wan.parallel.layout import Backend, VaeRanks
 
 Weights = Literal["random", "checkpoint"]
@@ -217,6 +217,8 @@ class Optimization(Section):
     """Compute norms and rotary embedding in one kernel each (CUDA)."""
     matmul: Matmul = "precision"
     """fp8: multiply on the fp8 units of the GPU; for model_config.weights_dtype fp8. Saves time; inexact."""
+    attention_kernel: AttentionKernel = "auto"
+    """Who computes self-attention; auto: the fastest exact kernel that is installed and fits. fa3_fp8 is inexact."""
     gradient_checkpointing: bool = False
     """Has an effect only if autograd records, which it never does in this package's own runs."""
     batch_size: Count = 1

@@ -45,7 +45,7 @@ def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepLis
     import torch
 
     from ray_memprof.config.wan_keys import KEYS, wan_options
-    from wan.generate import agreed, make_pipeline, make_request, other_than_asked
+    from wan.generate import agreed, make_pipeline, make_request, other_than_asked, told_levers
     from wan.parallel.group import joined
 
     options = replace(wan_options(config), device=device)
@@ -60,6 +60,7 @@ def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepLis
         _warm_up(options)
         # First: this reads only headers, and refuses a wrong folder before a prompt model or an input is loaded.
         pipeline = make_pipeline(options, num_ranks=place.num_ranks, names=KEYS)
+        sys.stderr.writelines(f"{line}\n" for line in told_levers(options))
         # The seed is the configuration's, so the ranks only have to agree on a prompt that is extended.
         if options.use_prompt_extend:
             options = agreed(options, wan_place)

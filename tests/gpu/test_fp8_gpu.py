@@ -115,8 +115,8 @@ def test_a_product_is_that_of_the_dequantised_numbers(inner: int, outer: int, to
     # Fast accumulation keeps fewer bits of a sum than fp32 has.
     assert relative(layer(x), exact) < 6e-3
     assert torch.equal(layer(rows), layer(x))
-    # As sliced attention takes the outputs of one group of heads. (For 32 outputs of 13,824 inputs cuBLAS of CUDA 13.0 has
-    # no kernel, and none for two rows of so many inputs; no network asks for them.)
+    # As sliced attention takes the outputs of one group of heads. (For 32 outputs of 13,824 inputs cuBLAS of CUDA 13.0
+    # has no kernel, and none for two rows of so many inputs; no network asks for them.)
     part = slice(16, 16 + outer // 4)
     assert relative(layer.product(x, part), exact[..., part]) < 6e-3
     wide = F.linear(x.float(), weight.values.float() * weight.scale, layer.bias.float())

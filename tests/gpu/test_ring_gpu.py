@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from wan.networks.sdpa import attention_lse
 from wan.parallel import ring
-from wan.parallel.ring import Merged, attention_lse
+from wan.parallel.ring import Merged
 
 pytestmark = pytest.mark.gpu
 

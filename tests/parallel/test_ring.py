@@ -3,13 +3,15 @@
 import pytest
 import torch
 from crew import Crew
+from flash_attention import installed, without_rounding
 from torch import Tensor
 
 from tests.live_bytes import LiveBytes
-from wan.networks.attention import attention
+from wan.networks.attention_kernels import KERNELS
+from wan.networks.sdpa import attention, attention_lse
 from wan.parallel import Layout
 from wan.parallel.ranks import Ranks
-from wan.parallel.ring import Merged, Ring, Slots, attention_lse, ring_attention
+from wan.parallel.ring import Merged, Ring, Slots, ring_attention
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 7, 1, 6)
@@ -39,6 +41,27 @@ def test_a_ring_attends_to_the_keys_of_all(four: Crew, scale: float) -> None:
     expected = attention(*parts(scale))
     made = torch.cat(four.run(around, scale), dim=1)
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-5)
+
+
+def around_by(rank: int, name: str) -> Tensor:
+    """As around(), by a kernel of another package; every rank's keys have a mean of their own, far from 0."""
+    q, k, v = parts(2.0)
+    k = k + torch.cat(
+        [torch.full((1, length, 1, 1), 4.0 * (1 + r)) for r, length in enumerate(LENGTHS)], dim=1
+    )
+    own = [part.split(LENGTHS, dim=1)[rank] for part in (q, k, v)]
+    with installed("fa3", "fa4"), without_rounding():
+        return torch.cat(
+            [ring_attention(own, ring_of(rank, LENGTHS), KERNELS[name]), attention(q, k, v)], dim=1
+        )
+
+
+@pytest.mark.parametrize("name", ["fa3", "fa4", "fa3_fp8"])
+def test_other_kernels_go_around_the_ring(four: Crew, name: str) -> None:
+    """fa3_fp8 without its rounding: what a rank takes out of all keys must not change the weights of the parts."""
+    made = four.run(around_by, name)
+    own = torch.cat([out[:, :length] for out, length in zip(made, LENGTHS, strict=True)], dim=1)
+    torch.testing.assert_close(own, made[0][:, LENGTHS[0] :], rtol=0, atol=1e-5)
 
 
 def peak(rank: int, length: int) -> tuple[int, int]:

@@ -1,18 +1,21 @@
 """A DiT over ranks against the same DiT in one process: every task, layout, length and lever."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from crew import Crew, RankError
 from dit_inputs import inputs
+from flash_attention import installed, without_rounding
 from torch import Tensor
 
 from tests.live_bytes import LiveBytes
 from wan.components import Components
 from wan.config import TASKS
-from wan.levers import Levers
+from wan.levers import AttentionKernel, Levers
+from wan.networks.attention_kernels import KERNELS, Kernel
 from wan.networks.dit import WanDit
 from wan.networks.rope import rope_table
 from wan.parallel import Layout
@@ -118,6 +121,35 @@ def test_a_batch_keeps_its_videos_apart(four: Crew, layout: dict[str, Any]) -> N
 def test_sliced_attention_and_chunks_go_with_ranks(four: Crew, layout: dict[str, Any]) -> None:
     levers = Levers(attention_slicing=True, ffn_chunks=3, rope_chunks=2)
     assert_all_equal_one_process(four, layout, "vace-tiny", ODD, 1, levers)
+
+
+def forward_by(rank: int, name: AttentionKernel, layout: Layout, sliced: bool) -> tuple[Tensor, list[str]]:
+    """As forward(), by a kernel of another package that computes here; and the kernels that computed."""
+    used: list[str] = []
+
+    def kernel_for(asked: AttentionKernel, parts: list[Tensor]) -> Kernel:
+        used.append(asked)
+        return KERNELS[asked]
+
+    levers = Levers(attention_kernel=name, attention_slicing=sliced)
+    with (
+        installed("fa3", "fa4"),
+        without_rounding(),
+        mock.patch("wan.networks.attention.kernel_for", kernel_for),
+    ):
+        return forward(rank, layout, "vace-tiny", ODD, 1, levers)[0], used
+
+
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("layout", FOUR[:3], ids=words)
+@pytest.mark.parametrize("name", ["fa3", "fa3_fp8"])
+def test_other_kernels_go_with_ranks(
+    four: Crew, name: AttentionKernel, layout: dict[str, Any], sliced: bool
+) -> None:
+    expected = alone("vace-tiny", ODD)
+    for out, used in four.run(forward_by, name, Layout(ranks=4, **layout), sliced):
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+        assert set(used) == {name}
 
 
 def test_fewer_tokens_than_ranks_are_refused_in_words(four: Crew) -> None:

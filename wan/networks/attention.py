@@ -1,23 +1,14 @@
-"""Scaled dot-product attention over [B, L, N, D] (batch, tokens, heads, head width).
+"""Attention as the DiT uses it, over [B, L, N, D] (batch, tokens, heads, head width): which kernel computes which.
 
-torch picks the kernel: on one H200 with torch 2.11 it is cuDNN's, which attends 75,600 tokens x 40 heads in 0.20 s
-(flash 0.33 s, memory-efficient 0.65 s) and allocates its output only. This file does not choose a kernel: in a process
-that had used sdpa_kernel() with a priority, attention elsewhere ran the flash kernel from then on (seen with torch
-2.11).
+Self-attention takes the kernel that the lever attention_kernel names (attention_kernels.py). Cross-attention, with its
+512 and 257 keys, stays with torch (sdpa.py): cross_attention() is the only place that decides it.
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v without a mask: q [B, Lq, N, D], k and v [B, Lk, N, D] -> [B, Lq, N, D]."""
-    if isinstance(q, FakeTensor):
-        return _fake_attention(q)
-    query, key, value = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+from wan.levers import AttentionKernel
+from wan.networks import sdpa
+from wan.networks.attention_kernels import Kernel, kernel_for
 
 
 class Attention:
@@ -25,30 +16,37 @@ class Attention:
 
     A caller makes q, k and v one after the other, passes each through to_heads() as soon as it is made, gives the
     three to attend() and the result to to_tokens().
+
+    Args:
+        kernel: a value of Levers.attention_kernel.
     """
 
     head_ranks = 1
     """Ranks that heads are split over; the number of heads that are handed over at a time is a multiple of it."""
+
+    def __init__(self, kernel: AttentionKernel = "auto") -> None:
+        self.kernel_name = kernel
 
     def to_heads(self, x: Tensor) -> Tensor:
         """What attend() reads of x [B, L, N, D]."""
         return x
 
     def attend(self, parts: list[Tensor]) -> Tensor:
-        """attention(q, k, v) of the three `parts`, which it empties."""
-        q, k, v = parts
-        parts.clear()
-        return attention(q, k, v)
+        """softmax(q k^T / sqrt(D)) v of the three `parts` q, k, v, which it empties; InputError: see choose()."""
+        return self.kernel(parts).attend(parts)
+
+    def kernel(self, parts: list[Tensor]) -> Kernel:
+        """Who computes attention of these q, k and v."""
+        return kernel_for(self.kernel_name, parts)
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """The result for the tokens that to_heads() was given: [B, L, N, D]."""
         return x
 
 
-def _fake_attention(q: Tensor) -> Tensor:
-    # With fake CPU tensors SDPA takes the math path, whose score matrix would count as 11 times the memory of the
-    # kernel that really runs. That kernel allocates only its output, so this function does the same.
-    return torch.empty_like(q, memory_format=torch.contiguous_format)
+def cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of tokens q [B, L, N, D] to a context k, v [B, S, N, D], always by torch -> [B, L, N, D]."""
+    return sdpa.attention(q, k, v)
 
 
 def head_groups(num_heads: int) -> int:

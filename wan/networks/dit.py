@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from wan.config import DitConfig
 from wan.levers import Levers
 from wan.networks import ops
-from wan.networks.attention import Attention, attention, head_groups
+from wan.networks.attention import Attention, cross_attention, head_groups
 from wan.networks.linear import Layer, Rows, takes_fp8
 from wan.networks.rope import rope_table
 from wan.spans import span
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = RmsNorm(config, levers), RmsNorm(config, levers)
         self.num_heads = config.num_heads
         self.levers = levers
-        self.kernel = Attention()
+        self.kernel = Attention(levers.attention_kernel)
 
     def attend(self, x: Tensor, norm: Norm, table: Tensor) -> Tensor:
         """The input of `o`: x [B, L, D] fp32, normed to the matmul dtype by `norm`; returns [B, L, D]."""
@@ -156,9 +156,9 @@ class CrossAttention(nn.Module):
     def forward(self, x: Rows, pairs: Pairs) -> Tensor:
         """x [B, l, D], any chunk of tokens; the pairs come from keys_values(); returns [B, l, D]."""
         q = self._heads(self.norm_q(self.q(x)))
-        out = attention(q, *pairs[0])
+        out = cross_attention(q, *pairs[0])
         for key, value in pairs[1:]:
-            out = out + attention(q, key, value)
+            out = out + cross_attention(q, key, value)
         projected: Tensor = self.o(out.flatten(2))
         return projected
 

@@ -9,6 +9,7 @@ every rank has whole.
 
 from typing import cast
 
+from wan.levers import Levers
 from wan.networks.attention import Attention
 from wan.networks.dit import Block, WanDit
 from wan.parallel.ranks import Ranks
@@ -21,7 +22,7 @@ def split_over(dit: WanDit, ranks: Ranks) -> WanDit:
     if not ranks.layout.splits_tokens:
         return dit
     dit.tokens = tokens = SplitTokens(ranks)
-    kernel = _kernel(ranks, tokens)
+    kernel = _kernel(ranks, tokens, dit.levers)
     for block in dit.execution_order():
         cast(Block, block).self_attn.kernel = kernel
     if isinstance(kernel, SplitAttention):
@@ -30,9 +31,9 @@ def split_over(dit: WanDit, ranks: Ranks) -> WanDit:
     return dit
 
 
-def _kernel(ranks: Ranks, tokens: SplitTokens) -> Attention:
+def _kernel(ranks: Ranks, tokens: SplitTokens, levers: Levers) -> Attention:
     if ranks.layout.backend == "native":
-        return SplitAttention(ranks, tokens)
+        return SplitAttention(ranks, tokens, levers.attention_kernel)
     from wan.parallel.xfuser_backend import XfuserAttention
 
     return XfuserAttention(ranks, tokens)

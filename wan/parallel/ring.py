@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from wan.networks.attention_kernels import SDPA, Kernel
 from wan.parallel.ranks import Ranks
 
 MERGE_TOKENS = 4096
@@ -61,18 +62,21 @@ class Slots:
         self._places = []
 
 
-def ring_attention(parts: list[Tensor], ring: Ring) -> Tensor:
+def ring_attention(parts: list[Tensor], ring: Ring, kernel: Kernel = SDPA) -> Tensor:
     """softmax(q k^T / sqrt(D)) v over the keys of the whole ring.
 
     Args:
         parts: q [B, Lq, n, D], k and v [B, Lk, n, D] of this rank; emptied, so that k and v are freed at once.
         ring: the ring of this call; all of its ranks make the call at the same time.
+        kernel: computes attention to each part of the keys; ranks may differ in it.
 
     Returns:
         [B, Lq, n, D] in the dtype of q.
     """
     q, *pair = parts
     parts.clear()
+    dtype, attend = q.dtype, kernel.by_parts(q, pair[0])
+    del q  # the kernel may have made a smaller copy of it
     size, longest = len(ring.peers), max(ring.lengths)
     held = ring.slots.views(0, pair, pair[0].shape[1], longest)
     for place, part in zip(held, pair, strict=True):
@@ -91,7 +95,7 @@ def ring_attention(parts: list[Tensor], ring: Ring) -> Tensor:
                 to=ring.peers[(ring.place + 1) % size],
                 source=ring.peers[(ring.place - 1) % size],
             )
-        out, lse = attention_lse(q, *held)
+        out, lse = attend(*held)
         if merged is None:
             merged = Merged(out, lse)
         else:
@@ -101,7 +105,7 @@ def ring_attention(parts: list[Tensor], ring: Ring) -> Tensor:
             under_way.wait()
         held = arriving
     assert merged is not None
-    return merged.out.to(q.dtype)
+    return merged.out.to(dtype)
 
 
 class Merged:
@@ -119,31 +123,3 @@ class Merged:
         pieces = zip(*(tensor.split(MERGE_TOKENS, dim=1) for tensor in (self.out, out, share)), strict=True)
         for total, new, weight in pieces:
             total.lerp_(new.float(), weight.expand_as(total))
-
-
-def attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention and its LSE: q [B, Lq, n, D], k and v [B, Lk, n, D] -> [B, Lq, n, D] and [B, Lq, n, 1] fp32."""
-    query, key, value = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    # These are the private operators that F.scaled_dot_product_attention calls. That function cannot return the LSE;
-    # flex_attention can, but needs a compiler. torch 2.11 and 2.13 both have these operators.
-    if q.is_cuda:
-        out, lse = _attention_lse_cuda(query, key, value)
-    else:
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
-    # Kernels differ in how they return the LSE: [B, n, Lq], [B, n, Lq, 1], or with rows to spare.
-    lse = lse.reshape(*lse.shape[:2], -1)[..., : q.shape[1]].float()
-    return out.transpose(1, 2), lse.transpose(1, 2).unsqueeze(-1)
-
-
-def _attention_lse_cuda(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The kernel that F.scaled_dot_product_attention would pick on a data-centre GPU, asked for its LSE too."""
-    aten = torch.ops.aten
-    capability = torch.cuda.get_device_capability(query.device)
-    # The flash kernel does not read fp32, and does not run on GPUs before Ampere.
-    if query.dtype == torch.float32 or capability < (8, 0):
-        made = aten._scaled_dot_product_efficient_attention(query, key, value, None, compute_log_sumexp=True)
-    elif capability >= (9, 0) and torch.backends.cuda.cudnn_sdp_enabled():
-        made = aten._scaled_dot_product_cudnn_attention(query, key, value, None, compute_log_sumexp=True)
-    else:
-        made = aten._scaled_dot_product_flash_attention(query, key, value)
-    return made[0], made[1]

@@ -15,6 +15,7 @@ B batch, L tokens of the group, l of this rank, N heads, n = N / ulysses of this
 
 from torch import Tensor
 
+from wan.levers import AttentionKernel
 from wan.networks.attention import Attention
 from wan.parallel.ranks import Pending, Ranks
 from wan.parallel.ring import Ring, Slots, ring_attention
@@ -27,9 +28,11 @@ class SplitAttention(Attention):
     Args:
         ranks: whose layout says how many ranks are in a Ulysses group and in a ring.
         tokens: how the tokens of the pass under way are split.
+        kernel: a value of Levers.attention_kernel.
     """
 
-    def __init__(self, ranks: Ranks, tokens: SplitTokens) -> None:
+    def __init__(self, ranks: Ranks, tokens: SplitTokens, kernel: AttentionKernel = "auto") -> None:
+        super().__init__(kernel)
         layout = ranks.layout
         self.head_ranks = layout.ulysses
         self._ranks, self._tokens = ranks, tokens
@@ -65,7 +68,7 @@ class SplitAttention(Attention):
         self._wait()
         if self._ranks.layout.ring == 1:
             return super().attend(parts)
-        return ring_attention(parts, self._ring())
+        return ring_attention(parts, self._ring(), self.kernel(parts))
 
     def to_tokens(self, x: Tensor) -> Tensor:
         """x [B, L, n, D] -> [B, l, N, D]."""

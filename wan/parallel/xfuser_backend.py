@@ -30,6 +30,7 @@ class XfuserAttention(Attention):
     """Hands q, k and v to xfuser as they are: xfuser exchanges heads and passes keys and values itself."""
 
     def __init__(self, ranks: Ranks, tokens: SplitTokens) -> None:
+        super().__init__()
         # Heads are handed over in groups that xfuser can split.
         self.head_ranks = ranks.layout.ulysses
         self._tokens = tokens

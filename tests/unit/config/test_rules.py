@@ -164,6 +164,18 @@ def test_xfuser_needs_cuda() -> None:
     )
 
 
+def test_an_attention_kernel_must_fit_the_device_and_the_precision() -> None:
+    fa3 = {"attention_kernel": "fa3"}
+    assert refusal(optimization=fa3, model={"device": "cpu"}) == (
+        "optimization.attention_kernel fa3 needs CUDA, model_config.device is cpu",
+        "optimization.attention_kernel sdpa runs on CPUs too",
+    )
+    assert refusal(optimization=fa3, model={"device": "cuda", "precision": "fp32"}) == (
+        "optimization.attention_kernel fa3 computes in bf16, model_config.precision is fp32",
+        "optimization.attention_kernel auto takes what fits",
+    )
+
+
 def test_one_video_at_a_time() -> None:
     assert refusal(optimization={"micro_batch_size": 2}) == (
         "optimization.micro_batch_size (2) must be 1: one video is made at a time",

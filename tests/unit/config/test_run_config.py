@@ -55,7 +55,8 @@ def test_a_name_is_enough(write: Write) -> None:
         },
         "optimization": {
             "attention_slicing": False, "ffn_chunks": 0, "rope_chunks": 16, "vae_slabs": 0,
-            "fused_kernels": True, "matmul": "precision", "gradient_checkpointing": False, "batch_size": 1,
+            "fused_kernels": True, "matmul": "precision", "attention_kernel": "auto", "gradient_checkpointing": False,
+            "batch_size": 1,
             "micro_batch_size": 1, "parallel_degree": None, "expandable_segments": True,
         },
         "logging": {

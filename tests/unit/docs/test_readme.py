@@ -136,7 +136,7 @@ def test_every_flag_is_one_that_generate_knows() -> None:
 
 def test_the_table_of_levers_holds_every_lever() -> None:
     levers = {f"--{field.name}" for field in dataclasses.fields(Levers)}
-    assert levers - set(first_cells(section("generate", "Memory levers"))) == set()
+    assert levers - set(first_cells(section("generate", "Levers for memory and time"))) == set()
 
 
 def test_the_table_of_exit_codes_is_that_of_errors() -> None:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from command_line import CPU, TINY_TASKS, Captured, frames_of, inputs, outcome, run
+from flash_attention import installed
 from PIL import Image
 
 from wan.config import TASKS, Task
-from wan.errors import (
-    EXIT_OK,
-)
-from wan.generate import main
+from wan.errors import EXIT_OK, InputError
+from wan.generate import main, make_pipeline, told_levers
 from wan.inputs.media import read_image, save_video
 from wan.levers import Levers
+from wan.options import FLAGS, parse
 from wan.parallel import Layout
 from wan.pipeline import Pipeline, Request
 
@@ -139,6 +139,42 @@ def test_stderr_tells_the_run_the_steps_and_the_file_and_stdout_nothing(capsys: 
     )
     assert "  denoise: step 2 of 2, _ s" in stages
     assert stages[-1] == "out.mp4: 9 frames of 64*48, _ s"
+
+
+@pytest.mark.parametrize(
+    ("there", "kernel", "told"),
+    [
+        ((), "sdpa", ["  attention: sdpa"]),
+        (("fa3",), "auto", ["  attention: fa3"]),
+        (("fa3",), "fa3_fp8", ["  attention: fa3_fp8", "  inexact: attention_kernel fa3_fp8"]),
+        (("fa4",), "auto", ["  attention: fa4; fa3 would fit: fa3-fwd is not installed"]),
+    ],
+)
+def test_the_attention_kernel_and_what_it_changes_are_told(
+    there: tuple[str, ...], kernel: str, told: list[str]
+) -> None:
+    options = parse(["--task", "t2v-14B", "--weights", "random", "--attention_kernel", kernel])
+    with installed(*there, capability=(9, 0)):
+        assert told_levers(options) == told
+    assert told_levers(parse(["--task", "t2v-tiny", "--weights", "random", "--device", "cpu"])) == []
+    xfuser = ["--sp_backend", "xfuser", "--ulysses_size", "2"]
+    assert told_levers(parse(["--task", "t2v-14B", "--weights", "random", *xfuser], num_ranks=2)) == []
+
+
+@pytest.mark.parametrize("spelled", ["--attention_kernel", "optimization.attention_kernel"])
+def test_a_kernel_that_is_not_there_is_refused_before_anything_is_read(
+    spelled: str, recorder: "Recorder"
+) -> None:
+    options = parse(["--task", "t2v-14B", "--weights", "random", "--attention_kernel", "fa3"])
+    with installed(capability=(9, 0)), pytest.raises(InputError) as raised:
+        make_pipeline(options, names=FLAGS | {"attention_kernel": spelled})
+    assert str(raised.value) == f"{spelled} fa3: fa3-fwd is not installed"
+    assert recorder.made_with == {}
+    with installed(capability=(8, 0)), pytest.raises(InputError, match="needs a Hopper GPU"):
+        make_pipeline(options)
+    with installed("fa3", capability=(9, 0)):
+        make_pipeline(options)
+    assert recorder.made_with["task"] == "t2v-14B"
 
 
 def test_gradient_checkpointing_says_that_it_does_nothing(capsys: Captured) -> None:

@@ -69,6 +69,7 @@ def test_no_flags_are_the_official_defaults() -> None:
             gradient_checkpointing=False,
             fused_kernels=True,
             matmul="precision",
+            attention_kernel="auto",
         ),
     )
 

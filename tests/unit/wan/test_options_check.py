@@ -339,6 +339,52 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 
 # --------------------------------------------------------------------------------
+# Attention kernels
+
+
+GPU = ("--task", "t2v-14B", "--weights", "random", "--attention_kernel")
+
+
+@pytest.mark.parametrize("kernel", ["fa3", "fa3_fp8", "fa4"])
+def test_attention_kernels_of_packages_need_cuda(kernel: str) -> None:
+    assert refusal(*TINY, "--device", "cpu", "--attention_kernel", kernel) == (
+        f"--attention_kernel {kernel} needs CUDA, --device is cpu",
+        "--attention_kernel sdpa runs on CPUs too",
+    )
+    check(parse([*GPU, kernel]), here=False)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "precision", "taken"),
+    [("fa3", "fp32", "bf16"), ("fa3", "fp16", "bf16"), ("fa3_fp8", "fp32", "bf16"), ("fa3_fp8", "fp16", "bf16"),
+     ("fa4", "fp32", "bf16 or fp16")],
+)  # fmt: skip
+def test_an_attention_kernel_must_fit_the_precision(kernel: str, precision: str, taken: str) -> None:
+    assert refusal(*GPU, kernel, "--precision", precision) == (
+        f"--attention_kernel {kernel} computes in {taken}, --precision is {precision}",
+        "--attention_kernel auto takes what fits",
+    )
+
+
+def test_attention_of_xfuser_has_kernels_of_its_own() -> None:
+    split = ["--ulysses_size", "2", "--sp_backend", "xfuser"]
+    for kernel in ("fa3", "sdpa"):
+        with pytest.raises(InputError) as raised:
+            check(parse([*GPU, kernel, *split], num_ranks=2), here=False, num_ranks=2)
+        assert (str(raised.value), raised.value.hint) == (
+            f"--attention_kernel {kernel} has no effect: --sp_backend xfuser has kernels of its own",
+            "leave one out",
+        )
+    check(parse([*GPU, "auto", *split], num_ranks=2), here=False, num_ranks=2)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "sdpa"])
+def test_attention_by_torch_runs_everywhere(kernel: str) -> None:
+    check(parse([*TINY, "--device", "cpu", "--attention_kernel", kernel]))
+    check(parse([*GPU, kernel, "--precision", "fp32"]), here=False)
+
+
+# --------------------------------------------------------------------------------
 # Inputs of the tasks
 
 

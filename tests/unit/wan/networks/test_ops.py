@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from wan.networks import ops
-from wan.networks.attention import attention, head_groups
+from wan.networks.attention import head_groups
 from wan.networks.rope import rope_table, rotate
+from wan.networks.sdpa import attention
 
 
 def test_head_groups_divide_the_heads() -> None:
