@@ -109,7 +109,7 @@ def test_vae_block_is_the_same_fused_and_in_plain_torch(
     for fused_out, plain in zip(*made, strict=True):
         assert fused_out.is_contiguous(memory_format=torch.channels_last)
         # cuDNN may take another algorithm for a convolution without a bias: rounding is that of the largest sums.
-        assert (fused_out - plain).abs().max() < 1e-5 * plain.abs().max()
+        assert (fused_out - plain).abs().max() < 3e-5 * plain.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
