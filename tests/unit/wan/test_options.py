@@ -34,6 +34,7 @@ def test_no_flags_are_the_official_defaults() -> None:
         offload_model=True,
         ulysses_size=1,
         ring_size=1,
+        cfg_size=1,
         t5_fsdp=False,
         dit_fsdp=False,
         vae_parallel="split",
