@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from crew import Crew
 from test_pipeline_ranks import request, video
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.live_bytes import LiveBytes
 from wan.config import TASKS
@@ -123,7 +126,7 @@ def test_a_rank_keeps_the_context_of_its_own_pass_only(two: Crew, t5_fsdp: bool)
 def groups_after(rank: int, layouts: list[Layout]) -> int:
     for layout in layouts:
         denoised(rank, layout, "t2v-tiny", None)
-    return len(torch.distributed.distributed_c10d._world.pg_map)
+    return len(dist.distributed_c10d._world.pg_map)
 
 
 def test_there_is_one_communicator(four: Crew) -> None:
@@ -181,3 +184,21 @@ def test_four_ranks_make_the_video_of_one(four: Crew, layout: dict[str, Any], ta
     made, *others = [out for out, _ in four.run(video, Layout(ranks=4, cfg=2, **layout), task)]
     assert others == [None] * 3
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", [{}, {"ulysses": 2}, {"ring": 2}], ids=words)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_runs_a_rank_on_fake_tensors(layout: dict[str, Any], rank: int) -> None:
+    """As a prediction would: the others are there in name only."""
+    task, degrees = TASKS["t2v-tiny"], Layout(ranks=1, **layout)
+    size = 2 * degrees.ranks_a_pass
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=size)
+    try:
+        with FakeTensorMode(), torch.no_grad():
+            made = pipeline(replace(degrees, ranks=size, cfg=2), task.name)
+            asked = request(task.name)
+            contexts = made.own_contexts(*torch.zeros(2, 1, task.dit.text_len, task.dit.text_dim))
+            assert list(contexts) == (["uncond"] if rank >= size // 2 else ["cond"])
+            assert made.denoise(asked, contexts, made.condition(asked)).shape == (16, 3, 6, 8)
+    finally:
+        dist.destroy_process_group()

@@ -43,4 +43,5 @@ class SplitTokens(Tokens):
         """x [B, l, C] of all ranks as [B, L, C]; with cfg 2 as [2 B, L, C], the conditional pass first."""
         num_passes = self._ranks.layout.cfg
         gathered = self._ranks.all_gather(x.transpose(0, 1), self.lengths * num_passes)
-        return gathered.unflatten(0, (num_passes, -1)).transpose(1, 2).flatten(0, 1)
+        by_pass: Tensor = gathered.unflatten(0, (num_passes, -1))
+        return by_pass.transpose(1, 2).flatten(0, 1)

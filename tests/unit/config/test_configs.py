@@ -27,9 +27,9 @@ NEEDS_A_FILE = {"i2v": "generation.image photo.png: there is no such file"}
 
 def test_these_are_the_examples() -> None:
     assert [path.name for path in FILES] == [
-        "baseline.yaml", "cfg2_ulysses2.yaml", "cpu2.yaml", "fsdp4.yaml", "i2v.yaml", "matrix_1gpu.yaml", "memory_opt.yaml",
-        "optimization_test_1.yaml", "ring4.yaml", "script.yaml", "ulysses2_ring2.yaml", "ulysses4.yaml",
-        "ulysses8.yaml", "vace.yaml",
+        "baseline.yaml", "cfg2_ulysses2.yaml", "cpu2.yaml", "fsdp4.yaml", "i2v.yaml", "matrix_1gpu.yaml",
+        "memory_opt.yaml", "optimization_test_1.yaml", "ring4.yaml", "script.yaml", "ulysses2_ring2.yaml",
+        "ulysses4.yaml", "ulysses8.yaml", "vace.yaml",
     ]  # fmt: skip
 
 
