@@ -286,6 +286,12 @@ def test_how_ranks_share_the_work_is_described_by_their_number_alone(monkeypatch
     )
 
 
+def test_passes_of_guidance_are_described_where_they_have_ranks_of_their_own() -> None:
+    options = parse([*TINY, "--cfg_size", "2"], num_ranks=2)
+    told = f"{describe(options)}, 2 ranks: ulysses 1 x ring 1 x cfg 2 (native), VAE split"
+    assert describe(options, 2) == told
+
+
 def test_a_warning_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     warn("--x does nothing")
 
