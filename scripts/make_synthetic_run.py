@@ -316,7 +316,7 @@ def driver_rank(run_dir: Path, rank: int) -> dict[str, Any]:
             "inexact_bytes": 0,
             "peak_at_least": False,
         },
-        **{"ulysses": rank, "ring": 0, "fsdp": 0},
+        **{"ulysses": rank, "ring": 0, "cfg": 0, "fsdp": 0},
         **{"status": "ok", "exit_code": 0, "reason": "", "path": "", "step": -1},
         **{"num_events": 3 * pc.sum(spans.filter(pc.field("depth") == 0)["num_allocs"]).as_py()},
         **{"num_lost_events": 0, "num_checks": spans.num_rows, "max_error_bytes": 0},

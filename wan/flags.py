@@ -182,6 +182,12 @@ def _add_parallel_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("several GPUs (torchrun --nproc_per_node N -m wan.generate ...)")
     group.add_argument("--ulysses_size", type=int, default=1, help="ranks that split the heads")
     group.add_argument("--ring_size", type=int, default=1, help="ranks that pass keys and values around")
+    group.add_argument(
+        "--cfg_size",
+        type=int,
+        default=1,
+        help="2: the passes of guidance at the same time, each on half of the ranks; 1: one after the other",
+    )
     _switch(group, "--dit_fsdp", False, "shard the DiT over the ranks")
     _switch(group, "--t5_fsdp", False, "shard the text encoder over the ranks")
     group.add_argument(

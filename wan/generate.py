@@ -364,6 +364,12 @@ def _less_memory(options: Options) -> str:
         unused.append("--load_strategy stream")
     if not options.offload_model:
         unused.append("--offload_model True")
+    if options.cfg_size > 1:
+        # All ranks then share the tokens of one pass.
+        flag, degree = "--ulysses_size", 2 * options.ulysses_size
+        if TASKS[options.task].dit.num_heads % degree:
+            flag, degree = "--ring_size", 2 * options.ring_size
+        unused.append(f"--cfg_size 1 {flag} {degree}")
     if not levers.attention_slicing:
         unused.append("--attention_slicing True")
     unused.append(f"--ffn_chunks {2 * levers.ffn_chunks or 16}")

@@ -48,6 +48,7 @@ class Options:
     offload_model: bool
     ulysses_size: int
     ring_size: int
+    cfg_size: int
     t5_fsdp: bool
     dit_fsdp: bool
     vae_parallel: VaeRanks
@@ -157,8 +158,11 @@ def _describe_ranks(options: Options, num_ranks: int) -> str:
     if num_ranks == 1:
         return ""
     sharded = [name for name in ("dit_fsdp", "t5_fsdp") if getattr(options, name)]
-    degrees = f"ulysses {options.ulysses_size} x ring {options.ring_size} ({options.sp_backend})"
-    return ", ".join(["", f"{num_ranks} ranks: {degrees}", *sharded, f"VAE {options.vae_parallel}"])
+    degrees = f"ulysses {options.ulysses_size} x ring {options.ring_size}"
+    if options.cfg_size > 1:
+        degrees += f" x cfg {options.cfg_size}"
+    by = f"{num_ranks} ranks: {degrees} ({options.sp_backend})"
+    return ", ".join(["", by, *sharded, f"VAE {options.vae_parallel}"])
 
 
 def warn(message: str) -> None:

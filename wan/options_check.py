@@ -23,8 +23,9 @@ MAX_TOKENS = 2**31 - 1
 """Attention kernels count the tokens of a video in 32 bits."""
 
 _LAYOUT = {
-    "ulysses": "ulysses_size", "ring": "ring_size", "dit_fsdp": "dit_fsdp", "t5_fsdp": "t5_fsdp", "vae": "vae_parallel",
-    "backend": "sp_backend", "load_strategy": "load_strategy", "ranks": "ranks",
+    "ulysses": "ulysses_size", "ring": "ring_size", "cfg": "cfg_size", "dit_fsdp": "dit_fsdp", "t5_fsdp": "t5_fsdp",
+    "vae": "vae_parallel", "backend": "sp_backend", "load_strategy": "load_strategy", "ranks": "ranks",
+    "guide_scale": "sample_guide_scale",
 }  # fmt: skip
 """The names that Layout has in its messages, and the options they come from; `ranks` is an option only in a file."""
 
@@ -73,6 +74,7 @@ def layout_of(options: Options, num_ranks: int) -> Layout:
         ranks=num_ranks,
         ulysses=options.ulysses_size,
         ring=options.ring_size,
+        cfg=options.cfg_size,
         dit_fsdp=options.dit_fsdp,
         t5_fsdp=options.t5_fsdp,
         vae=options.vae_parallel,
@@ -82,7 +84,9 @@ def layout_of(options: Options, num_ranks: int) -> Layout:
 
 def _check_parallel(options: Options, task: Task, num_ranks: int, names: Names) -> None:
     of_layout = {field: names[option] for field, option in _LAYOUT.items() if option in names}
-    layout_of(options, num_ranks).check(task.name, task.dit.num_heads, of_layout)
+    layout_of(options, num_ranks).check(
+        task.name, task.dit.num_heads, of_layout, guide_scale=options.sample_guide_scale
+    )
     if options.dit_fsdp and options.load_strategy == "stream":
         raise InputError(
             f"{names['dit_fsdp']} keeps blocks on the other GPUs, {names['load_strategy']} stream in host memory",

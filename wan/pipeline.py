@@ -35,6 +35,8 @@ from wan.weights.tokenizer import load_tokenizer
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 OnStep = Callable[[int, int], None]
+Contexts = dict[str, Tensor]
+"""States [1, text_len, d_model] of the prompts, by the pass that reads them: cond, and with guidance uncond."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +129,7 @@ class Pipeline:
         check_dtypes(precision, weights_dtype, self.levers.matmul)
         self._ranks: Ranks | None = None
         if layout is not None and layout.ranks > 1:
-            layout.check(task.name, task.dit.num_heads)
+            self._check_layout(layout)
             self._ranks = Ranks(layout, self.device)
         if self.levers.attention_kernel != "auto":
             choose(self.levers.attention_kernel, self.device, DTYPES[precision], task.dit.head_dim)
@@ -162,14 +164,18 @@ class Pipeline:
         finite.
         """
         _refuse(request, self.task)
+        if self._ranks is not None:
+            self._check_layout(self._ranks.layout, self._guidance(request))
         check = FirstNotFinite(quiet=self._ranks is not None and self._ranks.rank > 0)
         with torch.no_grad():
             positive, negative = self.encode_prompts(request)
             check("encode.text", positive, negative)
+            contexts = self.own_contexts(positive, negative)
+            del positive, negative
             conditions = self.condition(request)
             check("encode.image", conditions.image_states)
             check("encode.video", conditions.image_latents, conditions.control)
-            latents = self.denoise(request, positive, negative, conditions, on_step)
+            latents = self.denoise(request, contexts, conditions, on_step)
             check("denoise", latents)
             video = self.decode(latents[:, conditions.num_refs :])
             check("decode", video)
@@ -190,6 +196,15 @@ class Pipeline:
             shared = self._ranks is not None and self._ranks.layout.t5_fsdp
             states = encode() if shared else self._once(encode)
         return states[:1], states[1:] if len(prompts) > 1 else None
+
+    def own_contexts(self, positive: Tensor, negative: Tensor | None) -> Contexts:
+        """Those of the passes that this rank runs: of one pass, where each has ranks of its own."""
+        both = {"cond": positive} if negative is None else {"cond": positive, "uncond": negative}
+        if self._ranks is None or self._ranks.layout.cfg == 1:
+            return both
+        branch = list(both)[self._ranks.layout.coordinates(self._ranks.rank).cfg]
+        # A copy, so that the states of the other prompt are freed: both are parts of one tensor.
+        return {branch: both[branch].clone()}
 
     def condition(self, request: Request) -> Conditions:
         """Image, frames or control video as the DiT reads them."""
@@ -260,12 +275,11 @@ class Pipeline:
     def denoise(
         self,
         request: Request,
-        positive: Tensor,
-        negative: Tensor | None,
+        contexts: Contexts,
         conditions: Conditions,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Noise to latents [16, r + T', h, w] fp32, guided by the two prompts."""
+        """Noise to latents [16, r + T', h, w] fp32, guided by the prompts; the same to the bit on every rank."""
         steps, shift = _schedule(request, self.task)
         sampler = Sampler(request.solver, steps, shift, self.device)
         generator = torch.Generator(self.device).manual_seed(request.seed)
@@ -275,7 +289,7 @@ class Pipeline:
             for step in range(steps):
                 with span("denoise", step=step):
                     time = sampler.timesteps[step : step + 1]
-                    velocity = _guided(dit, latents, time, positive, negative, guidance, inputs)
+                    velocity = _guided(dit, latents, time, contexts, guidance, inputs)
                     latents = sampler.step(velocity, step, latents)
                 if on_step is not None:
                     on_step(step + 1, steps)
@@ -293,6 +307,9 @@ class Pipeline:
             with self.vae_decoder.on_device() as vae:
                 return vae.decode(latents, slabs=slabs)
 
+    def _check_layout(self, layout: Layout, guide_scale: float | None = None) -> None:
+        layout.check(self.task.name, self.task.dit.num_heads, guide_scale=guide_scale)
+
     def _guidance(self, request: Request) -> float:
         return self.task.sample_guide_scale if request.guide_scale is None else request.guide_scale
 
@@ -301,19 +318,21 @@ def _guided(
     dit: WanDit,
     latents: Tensor,
     time: Tensor,
-    positive: Tensor,
-    negative: Tensor | None,
+    contexts: Contexts,
     guidance: float,
     inputs: dict[str, Tensor],
 ) -> Tensor:
-    """Classifier-free guidance: two passes one after the other, so that one pass's activations exist at a time."""
-    batch = latents.unsqueeze(0)
-    with span("dit.forward", branch="cond"):
-        velocity: Tensor = dit(batch, time, positive, **inputs)[0]
-    if negative is None:
-        return velocity
-    with span("dit.forward", branch="uncond"):
-        base: Tensor = dit(batch, time, negative, **inputs)[0]
+    """Classifier-free guidance: the passes of this rank one after the other, so that one's activations exist at a time.
+
+    Where each pass has ranks of its own, the one forward pass of a rank brings the velocities of both (apply.py).
+    """
+    velocities: list[Tensor] = []
+    for branch, context in contexts.items():
+        with span("dit.forward", branch=branch):
+            velocities += dit(latents.unsqueeze(0), time, context, **inputs).unbind()
+    if len(velocities) == 1:
+        return velocities[0]
+    velocity, base = velocities
     return base + guidance * (velocity - base)
 
 

@@ -1,7 +1,7 @@
 """The sections of a configuration: what each key means, its unit, its bounds and its default. Data only.
 
     from ray_memprof.config.keys import Parallel
-    Parallel(ulysses=2, ring=2).group_size     # 4
+    Parallel(ulysses=2, cfg=2).group_size      # 4
 
 run_config.py joins the sections; rules about several keys are in rules.py. Values must have the right type in YAML and
 are never converted: "4" is no number, and 1 is not true; only the arguments of a script may be any scalar. Paths are
@@ -18,7 +18,7 @@ from ray_memprof.store.level import Level
 from ray_memprof.store.run_files import trouble_with_name
 from wan.config import Language, Method, Solver
 from wan.levers import AttentionKernel, LoadStrategy, Matmul, Precision, WeightsDtype
-from wan.parallel.layout import Backend, VaeRanks
+from wan.parallel.layout import NUM_PASSES, Backend, VaeRanks
 
 Weights = Literal["random", "checkpoint"]
 Device = Literal["cuda", "cpu"]
@@ -187,6 +187,9 @@ class Parallel(Section):
     """Ranks that split the attention heads."""
     ring: Count = 1
     """Ranks that pass keys and values around."""
+    cfg: Annotated[int, Field(ge=1, le=NUM_PASSES)] = 1
+    """2: the conditional and the unconditional pass of guidance at the same time, each on half of the ranks. 1: one
+    after the other on all ranks."""
     dit_fsdp: bool = False
     """Shard the diffusion transformer over all ranks."""
     t5_fsdp: bool = False
@@ -198,8 +201,8 @@ class Parallel(Section):
 
     @property
     def group_size(self) -> int:
-        """Ranks that share the tokens of one video."""
-        return self.ulysses * self.ring
+        """Ranks that share one video: its tokens, and the passes of guidance."""
+        return self.ulysses * self.ring * self.cfg
 
 
 class Optimization(Section):

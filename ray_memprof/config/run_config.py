@@ -33,7 +33,7 @@ class RunConfig(Section):
     description: str = ""
     workload: Literal["wan", "script"] = "wan"
     ranks: Count | None = None
-    """Processes; None: optimization.parallel_degree, else parallel.ulysses x parallel.ring, or 1 for a script."""
+    """Processes; None: optimization.parallel_degree, else parallel.ulysses x ring x cfg, or 1 for a script."""
     script: Script | None = None
     # pydantic keeps the name model_config for itself.
     model: Model = Field(default_factory=Model, alias="model_config")

@@ -19,8 +19,8 @@ from wan.options_check import check
 
 # Flags of wan.generate whose key has another name; all other keys have the name of their flag.
 _RENAMED = {
-    "offload_model": "offload", "ulysses_size": "ulysses", "ring_size": "ring", "vae_parallel": "vae",
-    "sp_backend": "backend",
+    "offload_model": "offload", "ulysses_size": "ulysses", "ring_size": "ring", "cfg_size": "cfg",
+    "vae_parallel": "vae", "sp_backend": "backend",
 }  # fmt: skip
 _SECTIONS = {
     "model_config": (
@@ -33,7 +33,7 @@ _SECTIONS = {
         "base_seed", "use_prompt_extend", "prompt_extend_method", "prompt_extend_model",
         "prompt_extend_target_lang", "save_file",
     ),
-    "parallel": ("ulysses_size", "ring_size", "dit_fsdp", "t5_fsdp", "vae_parallel", "sp_backend"),
+    "parallel": ("ulysses_size", "ring_size", "cfg_size", "dit_fsdp", "t5_fsdp", "vae_parallel", "sp_backend"),
     "optimization": ("expandable_segments", *(lever.name for lever in fields(Levers))),
 }  # fmt: skip
 KEYS = {"ranks": "ranks"} | {

@@ -54,12 +54,13 @@ def _fewer(config: RunConfig, name: str, ranks: int) -> str:
     if ranks == 0:
         return "model_config.device: cpu runs without a GPU"
     parallel = config.parallel
-    fits = ranks // parallel.ring
-    if parallel.ulysses * parallel.ring != config.num_ranks or fits == 0:
+    if parallel.group_size != config.num_ranks:
         return f"ranks: {ranks}"
-    # ulysses must divide the number of heads. A divisor of the present value does so for certain.
-    largest = max(size for size in range(1, fits + 1) if parallel.ulysses % size == 0)
-    return f"parallel.ulysses: {largest}"
+    if fits := ranks // (parallel.ring * parallel.cfg):
+        # ulysses must divide the number of heads. A divisor of the present value does so for certain.
+        largest = max(size for size in range(1, fits + 1) if parallel.ulysses % size == 0)
+        return f"parallel.ulysses: {largest}"
+    return "parallel.cfg: 1" if parallel.group_size // parallel.cfg <= ranks else f"ranks: {ranks}"
 
 
 def shortage(config: RunConfig, free: Resources) -> str:

@@ -74,7 +74,9 @@ def _what(config: RunConfig) -> str:
 def _how(config: RunConfig) -> str:
     parallel = config.parallel
     switches = [name for name in ("dit_fsdp", "t5_fsdp") if getattr(parallel, name)]
-    ways = [f"ulysses {parallel.ulysses}", f"ring {parallel.ring}", *switches]
+    degrees = [f"ulysses {parallel.ulysses}", f"ring {parallel.ring}"]
+    degrees += [f"cfg {parallel.cfg}"] if parallel.cfg > 1 else []
+    ways = [*degrees, *switches]
     level = config.logging.level if config.logging.profile_memory else "nothing but progress"
     ranks = f"{config.num_ranks} rank" + ("s" if config.num_ranks > 1 else "")
     by = f" ({', '.join(ways)})" if config.workload == "wan" and config.num_ranks > 1 else ""

@@ -13,7 +13,7 @@ _NO_CHECK = ReplayCheck(**dict.fromkeys(ReplayCheck.__dataclass_fields__, 0))
 
 
 def rank_columns(facts: RankFacts, outcome: Outcome) -> dict[str, Any]:
-    """The row of a rank without its place: node, local_rank, clock_offset_ns, ulysses, ring and fsdp are missing."""
+    """The row of a rank without its place: node, local_rank, clock_offset_ns and its coordinates are missing."""
     return {
         "rank": outcome.rank,
         "node_id": facts.node_id,

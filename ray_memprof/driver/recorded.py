@@ -84,7 +84,7 @@ def _completed(folder: RunFolder) -> list[str]:
     _note_end(folder, notes, _verdict(facts, outcomes, notes), problems)
     config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
     # How a program splits its work is its own affair; times of all hosts are taken as they are.
-    no_place = dict.fromkeys(("clock_offset_ns", "ulysses", "ring", "fsdp"), 0)
+    no_place = dict.fromkeys(("clock_offset_ns", "ulysses", "ring", "cfg", "fsdp"), 0)
     rows = [
         {**rank_columns(*report), "node": node, "local_rank": (note or {}).get("local_rank", 0), **no_place}
         for report, note, (node, _) in zip(

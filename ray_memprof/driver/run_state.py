@@ -135,11 +135,12 @@ class RunState:
     def rank_rows(self) -> list[dict[str, Any]]:
         """The rows of the table ranks; empty if the ranks never got their places."""
         parallel = self.config.parallel
-        layout = Layout(ranks=self.config.num_ranks, ulysses=parallel.ulysses, ring=parallel.ring)
+        layout = Layout(
+            ranks=self.config.num_ranks, ulysses=parallel.ulysses, ring=parallel.ring, cfg=parallel.cfg
+        )
         rows = []
         for rank, (node, local_rank) in enumerate(node_places(self.facts)):
-            ulysses, ring = layout.coordinates(rank)
-            where = {"node": node, "local_rank": local_rank, "ulysses": ulysses, "ring": ring}
+            where = {"node": node, "local_rank": local_rank, **layout.coordinates(rank)._asdict()}
             rows.append(self._rank_row(rank) | where)
         return rows
 

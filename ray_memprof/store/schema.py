@@ -142,6 +142,9 @@ RANKS = Table(
         ),
         Column("ulysses", pa.int32(), "", "coordinate in the Ulysses group"),
         Column("ring", pa.int32(), "", "coordinate in the ring"),
+        Column(
+            "cfg", pa.int32(), "", "pass that it runs, if it runs one: 0 cond, 1 uncond; 0 if it runs both"
+        ),
         Column("fsdp", pa.int32(), "", "coordinate in the FSDP group; 0 without one"),
         _text("status", "how it ended"),
         Column("exit_code", pa.int32(), "", "of this rank"),

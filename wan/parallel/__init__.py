@@ -1,4 +1,4 @@
-"""One video on several ranks: Ulysses, ring, FSDP2 and a VAE in slabs, put from outside into networks that are built.
+"""One video on several ranks: Ulysses, ring, guidance, FSDP2, a VAE in slabs, put from outside into built networks.
 
     environment.set_defaults(os.environ)                           # before the first CUDA or NCCL call
     torch.distributed.init_process_group("nccl", device_id=device)   # gloo on CPUs; every rank

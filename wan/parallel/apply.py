@@ -4,7 +4,8 @@
     split_over(dit, ranks)                         # dit(...) now gives the same result on every rank, each doing a part
 
 Nothing else in the network knows of ranks: every other step is per token, and cross-attention reads a context that
-every rank has whole.
+every rank has whole. With cfg 2, each half of the ranks is given the context of its own pass, and every rank gets both
+velocities: dit(...) is [2 B, 16, T, H, W] then, the conditional one first.
 """
 
 from typing import cast
@@ -18,10 +19,12 @@ from wan.parallel.ulysses import SplitAttention
 
 
 def split_over(dit: WanDit, ranks: Ranks) -> WanDit:
-    """`dit` with its tokens split as the layout of `ranks` says; unchanged where it splits none."""
-    if not ranks.layout.splits_tokens:
+    """`dit` with its tokens split, and its passes, as the layout of `ranks` says; unchanged where it splits neither."""
+    if not ranks.layout.splits_tokens and ranks.layout.cfg == 1:
         return dit
     dit.tokens = tokens = SplitTokens(ranks)
+    if not ranks.layout.splits_tokens:
+        return dit
     kernel = _kernel(ranks, tokens, dit.levers)
     for block in dit.execution_order():
         cast(Block, block).self_attn.kernel = kernel

@@ -2,7 +2,10 @@
 
 tokens = SplitTokens(ranks)
 mine = tokens.own(patches, dim=1)              # [B, L, C] -> [B, l, C]
-patches = tokens.whole(mine)                   # and back, on every rank
+patches = tokens.whole(mine)                   # and back, on every rank; with cfg 2, of both passes: [2 B, L, C]
+
+Where each pass of guidance has ranks of its own, the gather that makes a velocity whole brings that of the other pass
+too: no further exchange is needed, and no kind of exchange for which NCCL would keep further buffers.
 """
 
 from torch import Tensor
@@ -13,16 +16,17 @@ from wan.parallel.ranks import Ranks
 
 
 class SplitTokens(Tokens):
-    """Rank r of n works on tokens r L / n to (r + 1) L / n of the forward pass under way."""
+    """Rank r of the n of a pass works on tokens r L / n to (r + 1) L / n of the forward pass under way."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self.lengths: list[int] = []
-        """Tokens of each rank in this forward pass."""
+        """Tokens of each rank of the forward pass under way."""
 
     def own(self, x: Tensor, dim: int) -> Tensor:
         """This rank's stretch of x along `dim`, in memory of its own."""
-        num_tokens, size, rank = x.shape[dim], self._ranks.size, self._ranks.rank
+        num_tokens, size = x.shape[dim], self._ranks.layout.ranks_a_pass
+        place = self._ranks.rank % size
         if num_tokens < size:
             raise InputError(
                 f"{num_tokens} tokens cannot be split over {size} ranks",
@@ -30,9 +34,14 @@ class SplitTokens(Tokens):
             )
         bounds = [index * num_tokens // size for index in range(size + 1)]
         self.lengths = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+        if size == 1:
+            return x
         # A copy, so that the whole is freed.
-        return x.narrow(dim, bounds[rank], self.lengths[rank]).clone()
+        return x.narrow(dim, bounds[place], self.lengths[place]).clone()
 
     def whole(self, x: Tensor) -> Tensor:
-        """x [B, l, C] of all ranks as [B, L, C]."""
-        return self._ranks.all_gather(x.transpose(0, 1), self.lengths).transpose(0, 1)
+        """x [B, l, C] of all ranks as [B, L, C]; with cfg 2 as [2 B, L, C], the conditional pass first."""
+        num_passes = self._ranks.layout.cfg
+        gathered = self._ranks.all_gather(x.transpose(0, 1), self.lengths * num_passes)
+        by_pass: Tensor = gathered.unflatten(0, (num_passes, -1))
+        return by_pass.transpose(1, 2).flatten(0, 1)

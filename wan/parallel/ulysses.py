@@ -13,6 +13,8 @@ and values of the other parts to it in turn.
 B batch, L tokens of the group, l of this rank, N heads, n = N / ulysses of this rank, D head width.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from wan.levers import AttentionKernel
@@ -36,9 +38,12 @@ class SplitAttention(Attention):
         layout = ranks.layout
         self.head_ranks = layout.ulysses
         self._ranks, self._tokens = ranks, tokens
-        self._place, self._group = layout.coordinates(ranks.rank)
+        self._place, self._group, index = layout.coordinates(ranks.rank)
+        self._first_rank = index * layout.ranks_a_pass
+        """The first rank of the pass that this rank works on."""
         first = self._group * layout.ulysses
         self._members = range(first, first + layout.ulysses)
+        """The ranks of the Ulysses group, counted from the first one of the pass."""
         self._under_way: Pending | None = None
         self._slots = Slots()
 
@@ -59,7 +64,7 @@ class SplitAttention(Attention):
         lengths = self._lengths()
         own = [lengths[self._place]] * self.head_ranks
         out, self._under_way = self._ranks.exchange(
-            send.flatten(0, 1), self._members, sent=own, received=lengths
+            send.flatten(0, 1), self._peers(self._members), sent=own, received=lengths
         )
         return out.transpose(0, 1)
 
@@ -78,7 +83,7 @@ class SplitAttention(Attention):
         own = [lengths[self._place]] * self.head_ranks
         send = x.transpose(0, 1).contiguous()
         del x
-        out, pending = self._ranks.exchange(send, self._members, sent=lengths, received=own)
+        out, pending = self._ranks.exchange(send, self._peers(self._members), sent=lengths, received=own)
         del send
         pending.wait()
         by_rank: Tensor = out.unflatten(0, (self.head_ranks, -1))
@@ -88,6 +93,10 @@ class SplitAttention(Attention):
         if self._under_way is not None:
             self._under_way.wait()
             self._under_way = None
+
+    def _peers(self, places: Sequence[int]) -> list[int]:
+        """Ranks of the pass by their numbers among all ranks."""
+        return [self._first_rank + place for place in places]
 
     def _lengths(self) -> list[int]:
         """Tokens of each member of the group."""
@@ -99,7 +108,7 @@ class SplitAttention(Attention):
         return Ring(
             ranks=self._ranks,
             place=self._group,
-            peers=[index * ulysses + self._place for index in range(size)],
+            peers=self._peers(range(self._place, size * ulysses, ulysses)),
             lengths=[sum(lengths[index * ulysses : (index + 1) * ulysses]) for index in range(size)],
             slots=self._slots,
         )

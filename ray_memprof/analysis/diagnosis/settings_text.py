@@ -26,7 +26,9 @@ def wan_settings(row: Row) -> list[str]:
             found.append("optimization.attention_slicing: true")
         found += [
             more_ffn_chunks({"num_chunks": row["ffn_chunks"]}),
-            "more ranks in parallel.ulysses or parallel.ring",
+            "parallel.cfg: 1, and all ranks in parallel.ulysses or parallel.ring"
+            if row["cfg"] > 1
+            else "more ranks in parallel.ulysses or parallel.ring",
         ]
     elif component == "t5":
         found.append(t5_away(row))

@@ -435,7 +435,7 @@ def _rank_row(one: Imported) -> dict[str, Any]:
         "rank": one.rank, "node": 0, "node_id": "", "host": "", "clock_offset_ns": 0, "pid": 0,
         "local_rank": one.device,
         "gpu_index": one.device, "gpu_uuid": "", "gpu_name": "", "device_total_bytes": 0,
-        "ulysses": 0, "ring": 0, "fsdp": 0,
+        "ulysses": 0, "ring": 0, "cfg": 0, "fsdp": 0,
         "status": "oom" if reason else "ok", "exit_code": EXIT_DEVICE_OOM if reason else EXIT_OK, "reason": reason,
         "path": written.last_oom.path if written.last_oom else "", "step": -1,
         "num_events": written.num_events, "num_lost_events": 0,

@@ -246,6 +246,8 @@ def places() -> Iterator[Row]:
             "others_bytes": others and others * MIB, "bytes": 5, "reserved_bytes": 9, "backend": "xfuser",
             "offload": number == 1, "ranks": [1], "typical_rank": 0, "is_public_wan": number == 4,
             "dtype": "float32" if number else "uint8", "num_blocks": number,
+            "cfg": 2 if number == 1 else 1, "ulysses": max(1, number), "ring": 2 if number == 1 else 1,
+            "activation_bytes": 7,
         }  # fmt: skip
 
 
@@ -270,8 +272,9 @@ def test_every_key_that_is_named_is_one_of_the_configuration_and_takes_that_valu
     }
     for section, key, value in named_keys:
         if section in SECTIONS and value and value != "more":
-            read: Any = {"true": True, "false": False, "0": 0}.get(value, value)
-            mapping = {"name": "x", "ranks": 2, "parallel": {"ulysses": 2}}
+            read: Any = int(value) if value.isdecimal() else {"true": True, "false": False}.get(value, value)
+            is_degree = section == "parallel" and key in ("ulysses", "ring", "cfg")
+            mapping = {"name": "x"} if is_degree else {"name": "x", "ranks": 2, "parallel": {"ulysses": 2}}
             mapping[section] = {**mapping.get(section, {}), key: read}  # type: ignore[dict-item]
             assert isinstance(from_mapping(mapping, source="test"), RunConfig)
 

@@ -12,23 +12,24 @@ from ray_memprof.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 FILES = sorted(CONFIGS.glob("*"))
-# What their names promise: (ranks, ulysses, ring, dit_fsdp, t5_fsdp).
+# What their names promise: (ranks, ulysses, ring, cfg, dit_fsdp, t5_fsdp).
 LAYOUTS = {
-    "cpu2": (2, 2, 1, False, False),
-    "fsdp4": (4, 1, 1, True, True),
-    "ring4": (4, 1, 4, True, True),
-    "ulysses2_ring2": (4, 2, 2, True, True),
-    "ulysses4": (4, 4, 1, True, True),
-    "ulysses8": (8, 8, 1, True, True),
+    "cfg2_ulysses2": (4, 2, 1, 2, True, True),
+    "cpu2": (2, 2, 1, 1, False, False),
+    "fsdp4": (4, 1, 1, 1, True, True),
+    "ring4": (4, 1, 4, 1, True, True),
+    "ulysses2_ring2": (4, 2, 2, 1, True, True),
+    "ulysses4": (4, 4, 1, 1, True, True),
+    "ulysses8": (8, 8, 1, 1, True, True),
 }
 NEEDS_A_FILE = {"i2v": "generation.image photo.png: there is no such file"}
 
 
 def test_these_are_the_examples() -> None:
     assert [path.name for path in FILES] == [
-        "baseline.yaml", "cpu2.yaml", "fsdp4.yaml", "i2v.yaml", "matrix_1gpu.yaml", "memory_opt.yaml",
-        "optimization_test_1.yaml", "ring4.yaml", "script.yaml", "ulysses2_ring2.yaml", "ulysses4.yaml",
-        "ulysses8.yaml", "vace.yaml",
+        "baseline.yaml", "cfg2_ulysses2.yaml", "cpu2.yaml", "fsdp4.yaml", "i2v.yaml", "matrix_1gpu.yaml",
+        "memory_opt.yaml", "optimization_test_1.yaml", "ring4.yaml", "script.yaml", "ulysses2_ring2.yaml",
+        "ulysses4.yaml", "ulysses8.yaml", "vace.yaml",
     ]  # fmt: skip
 
 
@@ -81,8 +82,9 @@ def test_all_files_that_it_names_are_there_but_for_the_users_own(
 def test_its_ranks_are_what_its_name_promises(path: Path) -> None:
     for run in expand(path).runs:
         parallel = run.parallel
-        found = (run.num_ranks, parallel.ulysses, parallel.ring, parallel.dit_fsdp, parallel.t5_fsdp)
-        assert found == LAYOUTS.get(path.stem, (1, 1, 1, False, False))
+        degrees = (parallel.ulysses, parallel.ring, parallel.cfg)
+        found = (run.num_ranks, *degrees, parallel.dit_fsdp, parallel.t5_fsdp)
+        assert found == LAYOUTS.get(path.stem, (1, 1, 1, 1, False, False))
 
 
 def test_it_asks_for_nothing_without_effect(path: Path) -> None:

@@ -60,7 +60,10 @@ def test_ulysses_divides_the_heads(task: str, ulysses: int, heads: int, legal: s
     )
 
 
-PAIRS_OF_4 = " or ".join(f"parallel.ulysses {ulysses} parallel.ring {4 // ulysses}" for ulysses in (4, 2, 1))
+PAIRS_OF_4 = (
+    "parallel.ulysses 4 parallel.ring 1 or parallel.ulysses 2 parallel.ring 2 or parallel.ulysses 1 parallel.ring 4, "
+    "with parallel.cfg 2 parallel.ulysses 2 parallel.ring 1 or parallel.ulysses 1 parallel.ring 2"
+)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +77,55 @@ PAIRS_OF_4 = " or ".join(f"parallel.ulysses {ulysses} parallel.ring {4 // ulysse
             "1 x parallel.ring 2 needs 2 ranks, there are 5",
             "parallel.ulysses 1 parallel.ring 5",
         ),
+        (
+            4,
+            {"ulysses": 4, "cfg": 2},
+            "4 x parallel.ring 1 x parallel.cfg 2 needs 8 ranks, there are 4",
+            PAIRS_OF_4,
+        ),
+        (
+            4,
+            {"cfg": 2, "dit_fsdp": True},
+            "1 x parallel.ring 1 x parallel.cfg 2 needs 2 ranks, there are 4",
+            PAIRS_OF_4,
+        ),
     ],
 )
-def test_ulysses_times_ring_is_the_number_of_ranks(
+def test_ulysses_times_ring_times_cfg_is_the_number_of_ranks(
     ranks: int, parallel: dict[str, Any], needs: str, hint: str
 ) -> None:
     told = f"with {ranks} ranks t2v-1.3B takes {hint}"
     assert refusal(ranks=ranks, parallel=parallel) == (f"parallel.ulysses {needs}", told)
 
 
+def test_without_guidance_there_is_one_pass() -> None:
+    assert refusal(parallel={"cfg": 2}, generation={"sample_guide_scale": 1.0}) == (
+        "parallel.cfg 2 gives half of the ranks the unconditional pass, which generation.sample_guide_scale 1 "
+        "leaves out",
+        "leave parallel.cfg out, or set another generation.sample_guide_scale",
+    )
+    told, hint = refusal(ranks=4, parallel={"ring": 2}, generation={"sample_guide_scale": 1.0})
+    assert "cfg" not in told + hint
+
+
+def test_guidance_has_two_passes() -> None:
+    assert loaded(parallel={"ulysses": 2, "cfg": 2}).num_ranks == 4
+    told, _ = refusal(parallel={"cfg": 3})
+    assert told.startswith("parallel.cfg")
+
+
+def test_xfuser_runs_one_pass_at_a_time() -> None:
+    assert refusal(parallel={"cfg": 2, "backend": "xfuser"}) == (
+        "parallel.cfg 2 does not go with parallel.backend xfuser",
+        "parallel.backend native runs each pass on half of the ranks",
+    )
+
+
 def test_one_rank_splits_nothing() -> None:
+    assert refusal(ranks=1, parallel={"cfg": 2}) == (
+        "parallel.ulysses 1 x parallel.ring 1 x parallel.cfg 2 needs 2 ranks, there is 1",
+        "set ranks to 2",
+    )
     assert refusal(ranks=1, parallel={"ring": 2}) == (
         "parallel.ulysses 1 x parallel.ring 2 needs 2 ranks, there is 1",
         "set ranks to 2",
@@ -121,9 +163,9 @@ def test_the_two_names_of_ranks_agree() -> None:
 def test_the_ranks_that_a_file_may_ask_for_are_those_that_wan_can_lay_out(task: str) -> None:
     heads = TASKS[task].dit.num_heads
     for ranks, ulysses, ring in product((1, 2, 3, 4, 6, 8), repeat=3):
-        for dit_fsdp, t5_fsdp in product((False, True), repeat=2):
-            parallel = {"ulysses": ulysses, "ring": ring, "dit_fsdp": dit_fsdp, "t5_fsdp": t5_fsdp}
-            layout = Layout(ranks=ranks, ulysses=ulysses, ring=ring, dit_fsdp=dit_fsdp, t5_fsdp=t5_fsdp)
+        for dit_fsdp, cfg in product((False, True), (1, 2)):
+            parallel = {"ulysses": ulysses, "ring": ring, "cfg": cfg, "dit_fsdp": dit_fsdp}
+            layout = Layout(ranks=ranks, ulysses=ulysses, ring=ring, cfg=cfg, dit_fsdp=dit_fsdp)
             try:
                 layout.check(task, heads)
             except InputError:
@@ -317,15 +359,15 @@ def test_the_options_say_what_the_configuration_says() -> None:
         generation={
             "prompt": "--size 3", "src_ref_images": ["a,b.png", "c.png"], "base_seed": 7, "sample_steps": 3,
         },
-        parallel={"ulysses": 2, "ring": 2, "t5_fsdp": True, "backend": "xfuser"},
+        parallel={"ulysses": 2, "ring": 2, "cfg": 2, "t5_fsdp": True},
         optimization={"attention_slicing": True, "expandable_segments": False, "vae_slabs": 4},
     )  # fmt: skip
     options = wan_options(config)
     expected = {
         "task": "vace-1.3B", "load_strategy": "stream", "precision": "fp16", "offload_model": False,
         "prompt": "--size 3", "src_ref_images": (Path("a,b.png"), Path("c.png")), "base_seed": 7,
-        "sample_steps": 3, "ulysses_size": 2, "ring_size": 2, "dit_fsdp": False, "t5_fsdp": True,
-        "vae_parallel": "split", "sp_backend": "xfuser",
+        "sample_steps": 3, "ulysses_size": 2, "ring_size": 2, "cfg_size": 2, "dit_fsdp": False, "t5_fsdp": True,
+        "vae_parallel": "split", "sp_backend": "native",
         "expandable_segments": False, "weights": "random", "size": "832*480", "frame_num": 81,
         "sample_shift": 16.0, "device": "cuda", "levers": Levers(attention_slicing=True, vae_slabs=4),
     }  # fmt: skip

@@ -51,7 +51,7 @@ def test_a_name_is_enough(write: Write) -> None:
             "prompt_extend_target_lang": "zh", "save_file": None,
         },
         "parallel": {
-            "ulysses": 1, "ring": 1, "dit_fsdp": False, "t5_fsdp": False, "vae": "rank0", "backend": "native",
+            "ulysses": 1, "ring": 1, "cfg": 1, "dit_fsdp": False, "t5_fsdp": False, "vae": "rank0", "backend": "native",
         },
         "optimization": {
             "attention_slicing": False, "ffn_chunks": 0, "rope_chunks": 16, "vae_slabs": 0,
@@ -111,6 +111,7 @@ def test_json_is_yaml(write: Write) -> None:
     [
         ("", 1),
         ("parallel: {ulysses: 2, ring: 3}", 6),
+        ("parallel: {ulysses: 2, cfg: 2}", 4),
         ("ranks: 4\nparallel: {ring: 4}", 4),
         ("ranks: 4\nparallel: {dit_fsdp: true}", 4),
         ("optimization: {parallel_degree: 2}\nparallel: {t5_fsdp: true}", 2),

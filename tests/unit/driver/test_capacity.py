@@ -9,8 +9,11 @@ from ray_memprof.driver.capacity import check_capacity, shortage, wanted
 from ray_memprof.errors import NotEnoughGpus
 
 
-def config(*, ranks: int | None = None, ulysses: int = 1, ring: int = 1, **ray: Any) -> RunConfig:
-    return RunConfig(name="test", ranks=ranks, parallel={"ulysses": ulysses, "ring": ring}, ray=ray)
+def config(
+    *, ranks: int | None = None, ulysses: int = 1, ring: int = 1, cfg: int = 1, **ray: Any
+) -> RunConfig:
+    parallel = {"ulysses": ulysses, "ring": ring, "cfg": cfg}
+    return RunConfig(name="test", ranks=ranks, parallel=parallel, ray=ray)
 
 
 def refusal(one: RunConfig, *nodes: dict[str, float]) -> tuple[str, str]:
@@ -36,6 +39,10 @@ def test_cluster_that_is_large_enough() -> None:
         (config(ulysses=8), [4], ("config asks 8 GPUs, cluster has 4", "parallel.ulysses: 4")),
         (config(ulysses=8), [4, 2], ("config asks 8 GPUs, cluster has 6", "parallel.ulysses: 4")),
         (config(ulysses=4, ring=2), [5], ("config asks 8 GPUs, cluster has 5", "parallel.ulysses: 2")),
+        (config(ulysses=4, cfg=2), [5], ("config asks 8 GPUs, cluster has 5", "parallel.ulysses: 2")),
+        (config(cfg=2), [1], ("config asks 2 GPUs, cluster has 1", "parallel.cfg: 1")),
+        (config(ring=2, cfg=2), [3], ("config asks 4 GPUs, cluster has 3", "parallel.cfg: 1")),
+        (config(ring=4, cfg=2), [3], ("config asks 8 GPUs, cluster has 3", "ranks: 3")),
         (config(ranks=8), [5], ("config asks 8 GPUs, cluster has 5", "ranks: 5")),
         (config(), [0], ("config asks 1 GPU, cluster has 0", "model_config.device: cpu runs without a GPU")),
         # Three GPUs are there, and no node has two of them left for a second rank.

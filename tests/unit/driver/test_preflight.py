@@ -274,6 +274,11 @@ def test_ranks_on_the_cpu_are_described_as_such() -> None:
     ]
 
 
+def test_passes_of_guidance_are_described_where_they_have_ranks_of_their_own() -> None:
+    (line,) = shown(config(parallel={"ulysses": 2, "cfg": 2}, generation={"base_seed": 3}), [])[1:]
+    assert line.startswith("4 ranks (ulysses 2, ring 1, cfg 2), recording event, ")
+
+
 @pytest.mark.parametrize("world_size", ["4", "many"])
 def test_the_launchers_own_world_size_says_nothing_of_the_ranks(
     monkeypatch: pytest.MonkeyPatch, world_size: str

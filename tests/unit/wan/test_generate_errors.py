@@ -276,6 +276,8 @@ def test_the_hint_of_11_leaves_out_what_is_in_use(
     [
         ("--ulysses_size 2", ["--dit_fsdp", "--t5_fsdp", "--load_strategy stream"]),
         ("--ulysses_size 2 --load_strategy stream --t5_cpu", ["--attention_slicing True"]),
+        ("--cfg_size 2 --dit_fsdp --t5_fsdp", ["--cfg_size 1 --ulysses_size 2", "--attention_slicing True"]),
+        ("--cfg_size 2 --ulysses_size 4 --dit_fsdp --t5_fsdp", ["--cfg_size 1 --ring_size 2"]),
         # Blocks that lie on the other GPUs do not wait in host memory: check() refuses both together.
         ("--dit_fsdp --t5_fsdp", ["--attention_slicing True"]),
     ],

@@ -34,6 +34,7 @@ def test_no_flags_are_the_official_defaults() -> None:
         offload_model=True,
         ulysses_size=1,
         ring_size=1,
+        cfg_size=1,
         t5_fsdp=False,
         dit_fsdp=False,
         vae_parallel="split",
@@ -286,6 +287,12 @@ def test_how_ranks_share_the_work_is_described_by_their_number_alone(monkeypatch
     assert describe(options, 2) == (
         f"{describe(options)}, 2 ranks: ulysses 2 x ring 1 (native), t5_fsdp, VAE split"
     )
+
+
+def test_passes_of_guidance_are_described_where_they_have_ranks_of_their_own() -> None:
+    options = parse([*TINY, "--cfg_size", "2"], num_ranks=2)
+    told = f"{describe(options)}, 2 ranks: ulysses 1 x ring 1 x cfg 2 (native), VAE split"
+    assert describe(options, 2) == told
 
 
 def test_a_warning_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,6 +165,10 @@ def as_rank_of(num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
             "start it with torchrun --nproc_per_node 4",
         ),
         (
+            ["--cfg_size", "2"], "--ulysses_size 1 x --ring_size 1 x --cfg_size 2 needs 2 ranks, there is 1",
+            "start it with torchrun --nproc_per_node 2",
+        ),
+        (
             ["--ulysses_size", "2", "--ring_size", "4"], "--ulysses_size 2 x --ring_size 4 needs 8 ranks, there is 1",
             "start it with torchrun --nproc_per_node 8",
         ),
@@ -190,12 +194,35 @@ def test_one_process_is_no_layout_of_several(flags: list[str], error: str, hint:
         (
             8, "t2v-1.3B", ["--ulysses_size", "4"], "--ulysses_size 4 x --ring_size 1 needs 4 ranks, there are 8",
             "with 8 ranks t2v-1.3B takes --ulysses_size 4 --ring_size 2 or --ulysses_size 2 --ring_size 4 "
-            "or --ulysses_size 1 --ring_size 8",
+            "or --ulysses_size 1 --ring_size 8, with --cfg_size 2 --ulysses_size 4 --ring_size 1 or --ulysses_size 2 "
+            "--ring_size 2 or --ulysses_size 1 --ring_size 4",
         ),
         (
             2, "t2v-14B", [], "2 ranks share nothing: each would make the whole video of t2v-14B",
-            "use --ulysses_size 2 --ring_size 1 or --ulysses_size 1 --ring_size 2, or --dit_fsdp to share the "
-            "weights alone",
+            "use --ulysses_size 2 --ring_size 1 or --ulysses_size 1 --ring_size 2, with --cfg_size 2 --ulysses_size 1 "
+            "--ring_size 1, or --dit_fsdp to share the weights alone",
+        ),
+        (
+            4, "t2v-14B", ["--cfg_size", "2"],
+            "--ulysses_size 1 x --ring_size 1 x --cfg_size 2 needs 2 ranks, there are 4",
+            "with 4 ranks t2v-14B takes --ulysses_size 4 --ring_size 1 or --ulysses_size 2 --ring_size 2 or "
+            "--ulysses_size 1 --ring_size 4, with --cfg_size 2 --ulysses_size 2 --ring_size 1 or --ulysses_size 1 "
+            "--ring_size 2",
+        ),
+        (
+            2, "t2v-14B", ["--cfg_size", "2", "--sample_guide_scale", "1"],
+            "--cfg_size 2 gives half of the ranks the unconditional pass, which --sample_guide_scale 1 leaves out",
+            "leave --cfg_size out, or set another --sample_guide_scale",
+        ),
+        (
+            3, "t2v-14B", ["--cfg_size", "3"],
+            "--cfg_size 3: guidance has 2 passes, conditional and unconditional",
+            "--cfg_size 2 gives each of them half of the ranks",
+        ),
+        (
+            2, "t2v-14B", ["--cfg_size", "2", "--sp_backend", "xfuser"],
+            "--cfg_size 2 does not go with --sp_backend xfuser",
+            "--sp_backend native runs each pass on half of the ranks",
         ),
         (
             2, "t2v-14B", ["--ulysses_size", "2", "--dit_fsdp", "--load_strategy", "stream"],
@@ -228,6 +255,7 @@ def test_a_layout_that_cannot_be_is_told_with_those_that_can(
     [
         (4, ["--ulysses_size", "4"]), (4, ["--ring_size", "4", "--dit_fsdp"]), (4, ["--dit_fsdp"]), (2, ["--t5_fsdp"]),
         (4, ["--ulysses_size", "2", "--ring_size", "2", "--t5_fsdp", "--vae_parallel", "rank0"]),
+        (2, ["--cfg_size", "2"]), (4, ["--cfg_size", "2", "--ring_size", "2", "--dit_fsdp"]),
     ],
 )  # fmt: skip
 def test_layouts_that_use_every_rank_pass(

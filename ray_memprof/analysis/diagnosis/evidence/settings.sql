@@ -7,6 +7,7 @@
 --   task, precision, weights_dtype, load_strategy, offload, t5_cpu, t5_fsdp,
 --   dit_fsdp, vae, backend, attention_slicing, ffn_chunks, vae_slabs
 --                            keys of the configuration
+--   ulysses, ring, cfg       the same; cfg is 1 in a run older than the key
 --   is_public_wan            a script with the networks of the public Wan2.1
 --                            repository, by the names of their classes
 --   wants_expandable         optimization.expandable_segments
@@ -75,6 +76,9 @@ SELECT
     TRY_CAST(told.config ->> '$.parallel.dit_fsdp' AS BOOLEAN) AS dit_fsdp,
     told.config ->> '$.parallel.vae' AS vae,
     told.config ->> '$.parallel.backend' AS backend,
+    TRY_CAST(told.config ->> '$.parallel.ulysses' AS INTEGER) AS ulysses,
+    TRY_CAST(told.config ->> '$.parallel.ring' AS INTEGER) AS ring,
+    COALESCE(TRY_CAST(told.config ->> '$.parallel.cfg' AS INTEGER), 1) AS cfg,
     TRY_CAST(told.config ->> '$.optimization.attention_slicing' AS BOOLEAN)
         AS attention_slicing,
     TRY_CAST(told.config ->> '$.optimization.ffn_chunks' AS INTEGER)

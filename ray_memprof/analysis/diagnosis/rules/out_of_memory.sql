@@ -13,7 +13,7 @@
 --   others_bytes    held on that device by other processes; null: not known
 --   category        of the largest part; null: not known
 --   part_bytes      the largest part; null: not known
---   num_ranks, workload, precision, load_strategy, t5_fsdp, dit_fsdp, vae,
+--   num_ranks, workload, precision, load_strategy, t5_fsdp, dit_fsdp, cfg, vae,
 --   attention_slicing, ffn_chunks, vae_slabs, wants_expandable,
 --   allocator_variable, allocator_conf, is_expandable
 --                   see settings
@@ -82,6 +82,7 @@ SELECT
     settings.load_strategy,
     settings.t5_fsdp,
     settings.dit_fsdp,
+    settings.cfg,
     settings.vae,
     settings.attention_slicing,
     settings.ffn_chunks,
