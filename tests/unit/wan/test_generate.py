@@ -268,6 +268,7 @@ def test_every_flag_of_memory_and_weights_reaches_the_pipeline(recorder: Recorde
             vae_slabs=5,
             gradient_checkpointing=True,
             fused_kernels=False,
+            attention_kernel="sdpa",
         ),
         "layout": Layout(ranks=1),
     }
