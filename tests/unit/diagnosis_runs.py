@@ -159,9 +159,13 @@ def weights_fp8(
     weights_dtype: str | None = "precision",
     decode: int = 0,
     dit_fsdp: bool = False,
+    total: int | None = None,
     **run: Any,
 ) -> list[Finding]:
-    """The transformer's weights, and other bytes beside them in the loop; the decode peaks where it takes more."""
+    """The transformer's weights, and other bytes beside them in the loop; the decode peaks where it takes more.
+
+    `total`: of the device; None: no more than the loop takes.
+    """
     spans = [
         span(1, "load.dit", (0, 90), component="dit", **held(0, weights, weights)),
         span(2, "denoise", (100, 900), step=0, component="dit", **held(weights, weights, weights + others)),
@@ -169,7 +173,9 @@ def weights_fp8(
     ]
     model = {"task": task, "precision": precision, "weights_dtype": weights_dtype}
     config = {"model_config": model, "parallel": {"dit_fsdp": dit_fsdp}}
-    return diagnose(empty, *[{"spans": spans}] * ranks, config=config, **run)
+    device = weights + others if total is None else total
+    rows = [{"status": "ok", "device_total_bytes": device}] * ranks
+    return diagnose(empty, *[{"spans": spans}] * ranks, config=config, rank_rows=rows, **run)
 
 
 def ffn_hidden(

@@ -176,10 +176,19 @@ def test_weights_that_fp8_would_halve_in_shards_streamed_or_of_an_older_run(empt
         {"decode": 4 * GIB},  # the peak is elsewhere
         {"task": "t2v-tiny"},
         {"workload": "script"},
+        {
+            "total": (2 * PARAMETERS_1_3B + GIB) * 5 // 4 + 10
+        },  # a little more than a fifth of the device is free
+        {"total": 0},  # not known
     ],
 )
 def test_weights_that_fp8_would_not_help(empty: EmptyRun, changes: dict[str, Any]) -> None:
     assert "weights_fp8" not in {one.rule for one in weights_fp8(empty, **changes)}
+
+
+def test_four_fifths_of_the_device_are_enough_for_fp8(empty: EmptyRun) -> None:
+    (finding,) = weights_fp8(empty, total=(2 * PARAMETERS_1_3B + GIB) * 5 // 4)
+    assert finding.rule == "weights_fp8"
 
 
 def test_a_tenth_of_the_peak_is_enough_for_fp8(empty: EmptyRun) -> None:

@@ -1,4 +1,4 @@
--- Rule: would weights in fp8 make the peak of a wan run much lower?
+-- Rule: is the device nearly full, and would weights in fp8 help a wan run?
 -- One row = the ranks on which they would.
 --   ranks         these ranks
 --   stage         stage of the peak
@@ -8,9 +8,10 @@
 --   is_peak       true: they are on the device at the peak
 -- Evidence: measured bytes of the diffusion transformer, whose linear layers
 -- would take half of what they take, and scales 4 bytes for each output.
--- Thresholds: 10 % of the rank's peak, twice that of other rules, because the
--- result changes. Less than 3 bytes for each parameter: fp32 has 4, and is the
--- finding of weights_fp32.
+-- Thresholds: at least 80 % of the device is used: where memory is not short, a
+-- change of the result is no advice. 10 % of the rank's peak, twice that of
+-- other rules, for the same reason. Less than 3 bytes for each parameter: fp32
+-- has 4, and is the finding of weights_fp32.
 WITH networks (task, num_parameters, saved_bytes) AS (
     -- Parameters, and the bytes that fp8 saves where they are stored in 2 bytes
     -- each; tests compare them with the networks.
@@ -37,6 +38,8 @@ found AS (
         ON base_memory.rank = stage_peaks.rank AND stage_peaks.is_run_peak
     CROSS JOIN settings
     INNER JOIN networks ON settings.task = networks.task
+    INNER JOIN ranks ON base_memory.rank = ranks.rank
+    LEFT JOIN rank_peaks() AS peaks ON base_memory.rank = peaks.rank
     WHERE
         settings.workload = 'wan'
         AND settings.precision IN ('bf16', 'fp16')
@@ -46,6 +49,10 @@ found AS (
         AND base_memory.base_bytes
         * IF(settings.dit_fsdp, settings.num_ranks, 1)
         < 3 * networks.num_parameters
+        AND GREATEST(
+            COALESCE(peaks.device_used_peak_bytes, 0),
+            stage_peaks.run_peak_bytes
+        ) >= 0.8 * NULLIF(ranks.device_total_bytes, 0)
 )
 
 SELECT
