@@ -7,31 +7,29 @@ For each rank a line: its events, the recorded and the modelled peak of reserved
 each allocation at most, and the share of blocks that lie at the recorded place of the recorded segment: with the
 addresses of segments that were recorded ("told"), which only the device knows, and with those of
 allocator/addresses.py ("guessed"). With --orders also the peaks with that many random orders of segments: whether the
-device's choice can matter at all. Where the curves part, the first such event and what can be the cause. The events are
-read from Parquet; the settings are those of run.json. Exit code 1: a peak is more than 0.2 % off; 2: no run, or a run
-without allocator events.
+device's choice can matter at all. Where the curves part, the first such event and what can be the cause. Exit code 1: a
+peak is more than 0.2 % off; 2: no run, or a run without allocator events.
 """
 
 import argparse
+import json
 import random
 import sys
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ray_memprof.allocator.addresses import DeviceAddresses
 from ray_memprof.allocator.caching import CachingAllocator
 from ray_memprof.allocator.replay import Columns
 from ray_memprof.allocator.requests import GROWTH, SHRINKAGE, Recorded, Requests
-from ray_memprof.allocator.rules import SETTINGS_VARIABLES, Rules
-from ray_memprof.allocator.settings import settings_of
+from ray_memprof.allocator.rules import Rules
+from ray_memprof.allocator.settings import recorded_rules
 from ray_memprof.errors import ConfigError
 from ray_memprof.query.ask import ask
 from ray_memprof.store.find_run import find_run
-from ray_memprof.store.run_json import run_facts
 
 TOLERANCE = 0.002
 EVENTS = "SELECT action, address, size_bytes, requested_bytes, stream, span_id FROM allocs WHERE rank = {} ORDER BY seq"
@@ -129,23 +127,18 @@ def recordings(run: str) -> Iterator[tuple[int, Recording]]:
         ConfigError: no such run, no allocator events, or settings that torch would refuse.
     """
     folder = find_run(run)
-    rules = Rules().under(_settings(folder))
     ranks = ask("SELECT DISTINCT rank FROM allocs ORDER BY rank", [folder]).column(0).to_pylist()
     if not ranks:
         raise ConfigError(f"{folder} has no allocator events", hint="record with logging.level: event")
+    (run_row,) = ask("SELECT config, environment FROM runs", [folder]).to_pylist()
     for rank in ranks:
+        rules = recorded_rules(json.loads(run_row["config"]), json.loads(run_row["environment"]), rank)
         table = ask(EVENTS.format(rank), [folder])
         columns: dict[str, Any] = {name: table.column(name).to_pylist() for name in table.column_names}
         sizes = columns.pop("size_bytes")
         retried = frozenset(ask(RETRIED.format(rank), [folder]).column(0).to_pylist())
         events = Recorded(**columns)
         yield rank, Recording(events, sizes, rules, Requests.of(events, retried))
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    environment = (run_facts(folder) or {}).get("environment", {})
-    name = next((one for one in SETTINGS_VARIABLES if one in environment), None)
-    return {} if name is None else settings_of(environment[name], name)
 
 
 def places(action: list[str], address: list[int]) -> list[Place]:

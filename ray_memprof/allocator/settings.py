@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ray_memprof.allocator.rules import LARGE_SEGMENT_BYTES, OWN_SEGMENT_BYTES, SETTINGS_VARIABLES
+from ray_memprof.allocator.rules import LARGE_SEGMENT_BYTES, OWN_SEGMENT_BYTES, SETTINGS_VARIABLES, Rules
 from ray_memprof.errors import ConfigError
 
 _MIB = 2**20
@@ -49,6 +49,24 @@ def settings_of(text: str, variable: str = SETTINGS_VARIABLES[0]) -> dict[str, A
     except ConfigError as error:
         raise ConfigError(f"{variable}: {error}", hint=error.hint) from None
     return settings
+
+
+def recorded_rules(config: Mapping[str, Any], environment: Mapping[str, str], rank: int) -> Rules:
+    """Return the rules of a recorded rank: of the snapshot that was imported, or of its environment.
+
+    Args:
+        config: of the table runs.
+        environment: of the table runs.
+        rank: of the run.
+
+    Raises:
+        ConfigError: torch would refuse what the environment says.
+    """
+    for one in config.get("imported", ()):
+        if one["rank"] == rank:
+            return Rules().under(one["allocator_settings"])
+    name = next((one for one in SETTINGS_VARIABLES if one in environment), None)
+    return Rules() if name is None else Rules().under(settings_of(environment[name], name))
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:

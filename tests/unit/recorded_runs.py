@@ -10,7 +10,6 @@ from typing import Any
 from run_tables import Row, blank, make_ranks, make_run
 
 from ray_memprof.allocator.replay import Columns
-from ray_memprof.store.run_files import RUN_FILE
 
 
 def alloc_rows(columns: Columns, span_id: int = 1) -> list[Row]:
@@ -34,7 +33,6 @@ def write_recorded(
 ) -> Path:
     """A run with these events; `conf` is the text of torch's settings, and `rank` what the table ranks says."""
     make_run(folder, {0: {"allocs": alloc_rows(columns), **(tables or {})}})
-    make_ranks(folder, {"status": "ok", **rank}, name="recorded")
     environment = {} if conf is None else {variable: conf}
-    (folder / RUN_FILE).write_text(json.dumps({"environment": environment}))
-    return folder
+    told = {"config": "{}", "environment": json.dumps(environment), "status": "ok"}
+    return make_ranks(folder, {"status": "ok", **rank}, name="recorded", **told)

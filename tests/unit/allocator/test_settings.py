@@ -3,7 +3,7 @@
 import pytest
 
 from ray_memprof.allocator.rules import Rules
-from ray_memprof.allocator.settings import settings_of
+from ray_memprof.allocator.settings import recorded_rules, settings_of
 from ray_memprof.errors import ConfigError
 
 MIB = 2**20
@@ -62,3 +62,14 @@ def test_what_torch_refuses_is_an_error_that_names_the_key(text: str, message: s
         settings_of(text, "PYTORCH_ALLOC_CONF")
     assert str(caught.value) == message
     assert caught.value.hint
+
+
+def test_the_rules_of_a_rank_are_those_of_its_snapshot_or_of_its_environment() -> None:
+    imported = {"imported": [{"rank": 1, "allocator_settings": {"max_split_size": 64 * MIB}}]}
+    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert recorded_rules(imported, environment, 1) == Rules(max_split_bytes=64 * MIB)
+    assert recorded_rules(imported, environment, 0) == Rules(expandable_segments=True)
+    # Torch reads the older name first.
+    both = environment | {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:32"}
+    assert recorded_rules({}, both, 0) == Rules(max_split_bytes=32 * MIB)
+    assert recorded_rules({}, {}, 0) == Rules()
