@@ -64,7 +64,9 @@ def recorded_rules(config: Mapping[str, Any], environment: Mapping[str, str], ra
     """
     for one in config.get("imported", ()):
         if one["rank"] == rank:
-            return Rules().under(one["allocator_settings"])
+            settings = one["allocator_settings"]
+            # What a snapshot names, it had at its end; its text has settings that it does not name.
+            return Rules().under(settings_of(settings.get(SETTINGS_VARIABLES[0], "")) | settings)
     name = next((one for one in SETTINGS_VARIABLES if one in environment), None)
     return Rules() if name is None else Rules().under(settings_of(environment[name], name))
 

@@ -65,9 +65,13 @@ def test_what_torch_refuses_is_an_error_that_names_the_key(text: str, message: s
 
 
 def test_the_rules_of_a_rank_are_those_of_its_snapshot_or_of_its_environment() -> None:
-    imported = {"imported": [{"rank": 1, "allocator_settings": {"max_split_size": 64 * MIB}}]}
+    text = "large_segment_size_mb:32,max_split_size_mb:128"
+    told = {"PYTORCH_CUDA_ALLOC_CONF": text, "max_split_size": 64 * MIB}
+    imported = {"imported": [{"rank": 1, "allocator_settings": told}]}
     environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    assert recorded_rules(imported, environment, 1) == Rules(max_split_bytes=64 * MIB)
+    assert recorded_rules(imported, environment, 1) == Rules(
+        max_split_bytes=64 * MIB, large_segment_bytes=32 * MIB
+    )
     assert recorded_rules(imported, environment, 0) == Rules(expandable_segments=True)
     # Torch reads the older name first.
     both = environment | {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:32"}
