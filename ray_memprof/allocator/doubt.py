@@ -9,15 +9,12 @@ Takes the settings and pools of a snapshot; writes nothing.
 from dataclasses import dataclass
 from typing import Any
 
-from ray_memprof.allocator.rules import MIN_BLOCK_BYTES, SMALL_BYTES
+from ray_memprof.allocator.rules import LARGE_SEGMENT_BYTES, MIN_BLOCK_BYTES, SMALL_BYTES
 
 Pool = tuple[int, int]
 """A memory pool, as torch numbers them."""
 
 DEFAULT_POOL: Pool = (0, 0)
-
-_LEAST_LIMIT_BYTES = 20 * 2**20
-"""max_split_size is never less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class Doubt:
 
     def most(self, wanted: int, rest: int) -> int:
         """Return the most bytes a block can have taken, of its own and of the `rest` behind, if limits are unknown."""
-        if self.everything or wanted >= _LEAST_LIMIT_BYTES:
+        if self.everything or wanted >= LARGE_SEGMENT_BYTES:  # max_split_size is never less
             return wanted + rest
         rounded = 1 << (wanted - 1).bit_length()
         kept = MIN_BLOCK_BYTES if wanted <= SMALL_BYTES else SMALL_BYTES

@@ -401,8 +401,12 @@ class FreeBlocks:
             del self._by_end[address + size]
         return size
 
-    def merge(self, address: int, size: int) -> None:
-        """A range becomes free: it joins the free neighbours of its own segment."""
+    def ending_at(self, address: int) -> int | None:
+        """Return where the free block begins that ends at `address`; None: there is none."""
+        return self._by_end.get(address)
+
+    def merge(self, address: int, size: int) -> tuple[int, int]:
+        """A range becomes free: it joins the free neighbours of its own segment; returns what it became."""
         sizes, by_end, fences = self.sizes, self._by_end, self._fences
         after = address + size
         if after in sizes and after not in fences:
@@ -413,6 +417,7 @@ class FreeBlocks:
             address = start
         sizes[address] = size
         by_end[address + size] = address
+        return address, size
 
     def around(self, address: int) -> int | None:
         """Return where the free block begins that contains `address`; None: there is none. Slow."""

@@ -3,8 +3,11 @@
     rules = Rules(expandable_segments=True)
     wanted = rules.rounded(1000)                       # 1,024
     rules.splits(wanted, available - wanted)           # whether the rest of the block stays free
+    rules.segment_bytes(wanted)                        # what the device is asked for, if no block fits
 
-Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.11 (round_size, get_round_size, should_split).
+Replay and import follow recorded blocks by these rules, and caching.py finds blocks by them.
+
+Source: c10/cuda/CUDACachingAllocator.cpp of torch 2.11 (round_size, should_split, get_allocation_size, get_free_block).
 """
 
 from collections.abc import Mapping
@@ -17,6 +20,14 @@ MIN_BLOCK_BYTES = 512
 SMALL_BYTES = 2**20
 """Requests up to this come from the small pool, which splits to the last 512 bytes; the large pool keeps a
 remainder of up to this with the block."""
+SMALL_SEGMENT_BYTES = 2 * 2**20
+"""A segment of the small pool, and a page of one that grows."""
+LARGE_SEGMENT_BYTES = 20 * 2**20
+"""A segment for requests below OWN_SEGMENT_BYTES, and a page of one that grows; a setting from torch 2.12 on."""
+OWN_SEGMENT_BYTES = 10 * 2**20
+"""Requests from this on get a segment of their own size."""
+SEGMENT_STEP_BYTES = 2 * 2**20
+"""Their segments are multiples of this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,13 @@ class Rules:
     """Requests of this size and more are never split; None: no limit."""
     divisions: tuple[int, ...] = ()
     """Steps between two powers of two, for each power from 1 MiB on; empty: sizes are rounded to 512 bytes."""
+    large_segment_bytes: int = LARGE_SEGMENT_BYTES
+    """A segment of the large pool for requests below 10 MiB, and a page of one that grows."""
+    max_unsplit_rest_bytes: int = LARGE_SEGMENT_BYTES
+    """A request of max_split_bytes and more takes a block only if less than this would be left over."""
+    garbage_collection_fraction: float = 0.0
+    """Of the bytes that the process may reserve: above it, unused blocks are given back before a segment is made; 0:
+    never. Without torch.cuda.set_per_process_memory_fraction it has no effect."""
 
     def under(self, settings: Mapping[str, Any]) -> "Rules":
         """Return the rules under a snapshot's settings.
@@ -43,6 +61,9 @@ class Rules:
             expandable_segments=bool(settings.get("expandable_segments", self.expandable_segments)),
             max_split_bytes=limit if limit > 0 else None,
             divisions=steps if any(step > 1 for step in steps) else (),
+            large_segment_bytes=settings.get("large_segment_size", LARGE_SEGMENT_BYTES),
+            max_unsplit_rest_bytes=settings.get("max_non_split_rounding_size", LARGE_SEGMENT_BYTES),
+            garbage_collection_fraction=settings.get("garbage_collection_threshold", 0.0),
         )
 
     def rounded(self, requested: int) -> int:
@@ -66,6 +87,27 @@ class Rules:
     def may_split(self, wanted: int) -> bool:
         """Whether a request of the large pool is below the size from which on blocks are kept whole."""
         return self.max_split_bytes is None or wanted < self.max_split_bytes
+
+    def may_take(self, wanted: int, available: int) -> bool:
+        """Whether a request may take a free block that is large enough: those kept whole are for large requests."""
+        limit = self.max_split_bytes
+        if limit is None:
+            return True
+        if wanted < limit:
+            return available < limit
+        return available < wanted + self.max_unsplit_rest_bytes
+
+    def segment_bytes(self, wanted: int) -> int:
+        """Return the bytes of a segment that is made for a request, after rounding."""
+        if wanted <= SMALL_BYTES:
+            return SMALL_SEGMENT_BYTES
+        if wanted < OWN_SEGMENT_BYTES:
+            return self.large_segment_bytes
+        return -(-wanted // SEGMENT_STEP_BYTES) * SEGMENT_STEP_BYTES
+
+    def page_bytes(self, *, is_small: bool) -> int:
+        """Return the bytes by which a segment grows, of the small or the large pool."""
+        return SMALL_SEGMENT_BYTES if is_small else self.large_segment_bytes
 
 
 def exact_size(requested: int) -> int:
