@@ -16,7 +16,11 @@ MODULES = sorted(
     if path.name != "__init__.py"
 )
 # A CUDA build of torch brings triton; where it is missing, nothing imports these.
-NEED_TRITON = {"wan.networks.kernels", "wan.networks.attention_fp8_kernels"}
+NEED_TRITON = {
+    "wan.networks.kernels",
+    "wan.networks.attention_fp8_kernels",
+    "wan.networks.vae.kernels",
+}
 PROFILER_SIDE = {"ray", "pyarrow", "duckdb", "ray_memprof"}
 
 PROGRAM = """
