@@ -70,7 +70,10 @@ def recording(
     ranges: Sequence[str] = (),
     device: str = "",
 ) -> Iterator[Session]:
-    """Record what this process does inside the block; under torchrun and the like every rank must do so.
+    """Record what this thread does inside the block; under torchrun and the like every rank must do so.
+
+    Allocations of other threads count in the spans of this one. Ray Train runs a loop on a thread of its own: the block
+    belongs into that loop.
 
     Args:
         name: of the run.
@@ -94,6 +97,7 @@ def recording(
         device=device,
     ).checked()
     session = Session(settings, start_of(os.environ), Program())
+    session.on_any_thread = True
     session.begin()
     try:
         yield session

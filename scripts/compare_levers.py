@@ -94,7 +94,7 @@ def run(options: Options, request: "Request") -> Result:
     with torch.no_grad():
         positive, negative = pipeline.encode_prompts(request)
         conditions = pipeline.condition(request)
-        latents = pipeline.denoise(request, positive, negative, conditions)
+        latents = pipeline.denoise(request, pipeline.own_contexts(positive, negative), conditions)
         frames = pipeline.decode(latents[:, conditions.num_refs :])
     assert frames is not None  # there is one rank
     return Result(latents.cpu(), frames.clamp(-1, 1))

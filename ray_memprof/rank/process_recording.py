@@ -1,4 +1,4 @@
-"""What every recording of a whole process has: it begins once, on the main thread, and ends once.
+"""What every recording of a process has: it begins once, on the thread that it records, and ends once.
 
 class Session(ProcessRecording): ...           # a process that something else has started
 class ScriptRecording(ProcessRecording): ...   # a process that a rank has started
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class ProcessRecording(ABC):
-    """A recording of the main thread of this process."""
+    """A recording of one thread of this process."""
+
+    on_any_thread = False
+    """False: of the main thread. A whole program runs there, and what it starts elsewhere is not what it is about."""
 
     def __init__(self) -> None:
         self.recorder: Recorder | None = None
@@ -36,7 +39,7 @@ class ProcessRecording(ABC):
             return
         self._has_begun = True
         try:
-            if threading.current_thread() is not threading.main_thread():
+            if not (self.on_any_thread or threading.current_thread() is threading.main_thread()):
                 raise ConfigError(
                     "recording began on another thread than the main thread",
                     hint="import torch on the main thread first",

@@ -263,6 +263,27 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert sorted(path.name for path in (done.folder / "profiler_logs").iterdir()) == ["child", "main"]
 
 
+def test_a_block_on_a_thread_of_its_own_is_recorded(start: Start) -> None:
+    """As Ray Train runs a loop: it also gives the rank when torch is imported already."""
+    text = f"""{MODEL}
+import os, threading
+import ray_memprof
+def loop():
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+    with ray_memprof.recording("loop"):
+        train()
+thread = threading.Thread(target=loop)
+thread.start()
+thread.join()
+print("done")
+"""
+    done = start(sys.executable, "main.py", files={"main.py": text})
+    assert (done.code, done.out, done.run_dir.parent.name) == (0, "done\n", "loop"), done.err
+    stages = {row["stage"] for row in done.ask("SELECT DISTINCT stage FROM spans")}
+    assert stages >= {"forward", "backward", "optimizer"}
+    assert [row["is_exact"] for row in done.ask("replay_check")] == [True]
+
+
 def test_the_program_may_change_its_folder(start: Start) -> None:
     text = "import os\nos.makedirs('deep/er')\nos.chdir('deep/er')\n" + MODEL + "train()\n"
     done = start(*RECORD, "--output-dir", "runs", "main.py", files={"main.py": text})
