@@ -1,8 +1,8 @@
 """Limits how much the writing thread works: only a little as long as a model needs Python's lock, then without limit.
 
-    restraint = Restraint(ThreadSwitches(model_thread).count)
+    restraint = Restraint()
     for piece in pieces:
-        work(piece)                                  # a quarter of a millisecond
+        work(piece)                                  # less than a millisecond
         restraint.rest(waits_since, num_waiting)          # lets the model have the lock
     restraint.hurry()                                     # from now on there is no model to wait for
 
@@ -11,9 +11,6 @@ every operation. So the time that this thread works is lost to a model that has 
 launches small kernels: 11 % of the decoding of a video, measured on an H200. Two things limit how much may wait:
 memory, and what a killed rank would lose. The nearer they are, the shorter are the rests: so a program that makes more
 events than 1 % of its time can write finds the work spread evenly, not at once when a limit is reached.
-
-While the model waits for its device, or works in C++, it does not need the lock: then the work goes on, piece by piece,
-until a piece has kept the model waiting.
 """
 
 import threading
@@ -36,21 +33,15 @@ class Restraint:
     """Rests between pieces of work.
 
     Args:
-        wakes: how often the model's threads were started so far: they are when they waited for Python's lock; None: not
-            known.
         clock: seconds that only grow.
         worked_s: seconds that this thread has worked.
     """
 
     def __init__(
-        self,
-        wakes: Callable[[], int | None] = lambda: None,
-        clock: Callable[[], float] = time.monotonic,
-        worked_s: Callable[[], float] = time.thread_time,
+        self, clock: Callable[[], float] = time.monotonic, worked_s: Callable[[], float] = time.thread_time
     ) -> None:
-        self._wakes, self._clock, self._worked_s = wakes, clock, worked_s
+        self._clock, self._worked_s = clock, worked_s
         self._before_s: float | None = None
-        self._before_wakes: int | None = None
         self._is_over = False
         self._hurries = threading.Event()
 
@@ -79,18 +70,10 @@ class Restraint:
         """
         worked_s = self._worked_s()
         before_s, self._before_s = self._before_s, worked_s
-        # Whoever wanted the lock during the work has been started after this rest.
-        time.sleep(SHORT_REST_S)
         pressure = max(num_waiting / MOST_RELAXED_EVENTS, (self._clock() - since) / MOST_RELAXED_S)
         is_late = is_crowded or pressure >= 1
-        if is_late or self._is_over or self._hurries.is_set() or before_s is None or self._was_free():
-            return
-        rest_s = IDLE * (1 - max(0.0, pressure)) ** 2 * (worked_s - before_s)
-        if rest_s > SHORT_REST_S:
-            self._hurries.wait(min(rest_s, LONGEST_REST_S))
-        self._before_wakes = self._wakes()
-
-    def _was_free(self) -> bool:
-        """Whether no thread of the model waited for the lock since the last rest."""
-        before, self._before_wakes = self._before_wakes, self._wakes()
-        return before is not None and self._before_wakes == before
+        if is_late or self._is_over or self._hurries.is_set() or before_s is None:
+            time.sleep(SHORT_REST_S)
+        else:
+            rest_s = IDLE * (1 - max(0.0, pressure)) ** 2 * (worked_s - before_s)
+            self._hurries.wait(min(max(rest_s, SHORT_REST_S), LONGEST_REST_S))

@@ -29,7 +29,6 @@ from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.restraint import Restraint
 from ray_memprof.recorder.rows import Parcel, SpanRecord
 from ray_memprof.recorder.stacks import Stacks
-from ray_memprof.recorder.thread_switches import ThreadSwitches
 from ray_memprof.store.rank_store import RankStore
 
 QUEUE_LENGTH = 64
@@ -59,7 +58,6 @@ class Scribe:
             thread changes it.
         stacks: numbers the Python stacks of events, where the meter takes them.
         device_total_bytes: no bound of device memory is larger; 0: no limit.
-        model_thread: native id of the thread that runs the model; 0: none does.
         problems: where it notes what it could not write; a full disk is kept in `error` instead.
     """
 
@@ -71,7 +69,6 @@ class Scribe:
         categories: dict[int, str],
         stacks: "Stacks | None" = None,
         device_total_bytes: int = 0,
-        model_thread: int = 0,
         problems: Problems | None = None,
     ) -> None:
         self._store, self.replay, self._stacks, self._total = store, replay, stacks, device_total_bytes
@@ -85,8 +82,7 @@ class Scribe:
         self.problems = problems or Problems()
         self._inherited: dict[int, _Inherited] = {}
         self._owners = Owners()
-        self._switches = ThreadSwitches(model_thread)
-        self._restraint = Restraint(self._switches.count)
+        self._restraint = Restraint()
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
         self._thread.start()
@@ -157,7 +153,6 @@ class Scribe:
                 self._written.notify_all()
             if parcel.done is not None:
                 parcel.done.set()
-        self._switches.close()
 
     def _write(self, parcel: Parcel) -> None:
         batch, spans = parcel.batch, parcel.spans
@@ -338,7 +333,7 @@ def _columns(rows: list[dict[str, object]]) -> dict[str, list[object]]:
 
 
 def scribe_of(options: RecordingOptions, meter: Meter, problems: Problems) -> Scribe | None:
-    """The scribe of a rank whose model runs on this thread; None where nothing is kept."""
+    """The scribe of a rank; None where nothing is kept."""
     if not options.keeps_rows:
         return None
     store = RankStore(options.run_dir, options.rank)
@@ -355,6 +350,5 @@ def scribe_of(options: RecordingOptions, meter: Meter, problems: Problems) -> Sc
         categories=categories,
         stacks=stacks,
         device_total_bytes=options.device_total_bytes,
-        model_thread=threading.get_native_id(),
         problems=problems,
     )
