@@ -7,7 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from command_line import import_script
-from diagnosis_runs import EmptyRun
+from empty_run import EmptyRun
 from PIL import Image
 
 from wan.config import TASKS

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from diagnosis_runs import GIB, EmptyRun, Tables, diagnose, held
+from empty_run import GIB, EmptyRun, Tables, diagnose, held
 from run_tables import Row, blank, span
 
 from ray_memprof.analysis.diagnosis.diagnose import Finding

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diagnosis_runs import GIB, MIB, SECOND, EmptyRun, Tables, diagnose, events, held
 from diagnosis_runs import RUNS as WAN_RUNS
+from empty_run import GIB, MIB, SECOND, EmptyRun, Tables, diagnose, events, held
 from program_runs import RUNS as PROGRAM_RUNS
 from pydantic import BaseModel
 from run_tables import Row, blank, span

@@ -3,20 +3,8 @@
 from typing import Any
 
 import pytest
-from diagnosis_runs import (
-    GIB,
-    MIB,
-    SECOND,
-    EmptyRun,
-    diagnose,
-    events,
-    fragments,
-    nccl_holds,
-    out_of_memory,
-    outside_grows,
-    retries,
-    starts_late,
-)
+from diagnosis_runs import fragments, nccl_holds, out_of_memory, outside_grows, retries, starts_late
+from empty_run import GIB, MIB, SECOND, EmptyRun, diagnose, events
 from run_tables import span
 
 from ray_memprof.analysis.diagnosis.diagnose import Finding

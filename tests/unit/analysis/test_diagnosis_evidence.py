@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from diagnosis_runs import GIB, MIB, EmptyRun, diagnose, held
+from empty_run import GIB, MIB, EmptyRun, diagnose, held
 from program_runs import Program, public_wan, trained
 from run_tables import span
 

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from diagnosis_runs import GIB, SECOND, EmptyRun, passes_in_turn
+from diagnosis_runs import passes_in_turn
+from empty_run import GIB, SECOND, EmptyRun
 
 from ray_memprof.analysis.diagnosis.diagnose import Finding
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diagnosis_runs import GIB, MIB, SECOND, EmptyRun, diagnose, events
+from empty_run import GIB, MIB, SECOND, EmptyRun, diagnose, events
 from run_tables import Row, blank, span
 
 from ray_memprof.analysis.diagnosis.diagnose import Finding, findings

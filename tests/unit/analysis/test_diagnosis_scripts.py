@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from diagnosis_runs import GIB, MIB, EmptyRun, diagnose
+from empty_run import GIB, MIB, EmptyRun, diagnose
 from program_runs import Program, public_wan, trained
 
 from ray_memprof.analysis.diagnosis.diagnose import Finding

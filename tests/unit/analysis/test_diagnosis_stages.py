@@ -6,23 +6,18 @@ import pytest
 import torch
 from diagnosis_runs import (
     FFN_TOKENS,
-    GIB,
-    MIB,
     PARAMETERS,
     PARAMETERS_1_3B,
-    EmptyRun,
-    Tables,
     decode_peaks,
     decodes_alone,
-    diagnose,
     encode_peaks,
     ffn_hidden,
-    held,
     holds_more,
     t5_stays,
     weights_fp8,
     weights_fp32,
 )
+from empty_run import GIB, MIB, EmptyRun, Tables, diagnose, held
 from run_tables import span
 
 from ray_memprof.analysis.diagnosis.diagnose import Finding, rule_text

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from diagnosis_runs import GIB, MIB, EmptyRun, diagnose
+from empty_run import GIB, MIB, EmptyRun, diagnose
 from program_runs import (
     BLOCK,
     Program,

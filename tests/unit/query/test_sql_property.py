@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 import pytest
-from diagnosis_runs import EmptyRun
+from empty_run import EmptyRun
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_runs import Moment, Rank, State, as_run, play

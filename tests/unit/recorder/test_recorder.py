@@ -1,19 +1,17 @@
 """The recorder: spans and readings in, whole rows out, never an error into the model. End to end: test_recording.py."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+from desks import at_work, desk_of
 from recorder_fakes import FakeMeter, FakeStore
 
 from ray_memprof.allocator.replay import Replay
 from ray_memprof.errors import DiskFull
-from ray_memprof.recorder import recorder as module
 from ray_memprof.recorder.collectives import watching
 from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.rows import Sample
@@ -24,44 +22,6 @@ from ray_memprof.store.schema import SPANS
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)
 COST = ("recorder_ns", "longest_pause_ns", "recorder_bytes")
-
-
-@dataclass
-class Desk:
-    """A recorder with a meter to set and rows to read."""
-
-    meter: FakeMeter
-    store: FakeStore
-    recorder: Recorder
-
-    @property
-    def spans(self) -> dict[str, dict[str, Any]]:
-        """Rows by path; each path once."""
-        rows = self.store.rows.get("spans", [])
-        assert len({row["path"] for row in rows}) == len(rows)
-        return {row["path"]: row for row in rows}
-
-    def ledger(self) -> list[tuple[int, str, int]]:
-        return [(row["span_id"], row["account"], row["bytes"]) for row in self.store.rows.get("ledger", [])]
-
-
-def desk_of(*, events: bool = True, room: int = 1000) -> Desk:
-    categories: dict[int, str] = {}
-    store, meter = FakeStore(room), FakeMeter(has_events=events)
-    replay = Replay(category_of=lambda span_id: categories.get(span_id, "activation"))
-    scribe = Scribe(store, replay, categories=categories)  # type: ignore[arg-type]
-    return Desk(meter, store, Recorder(0, meter, scribe))
-
-
-@contextmanager
-def at_work(*, events: bool = True, room: int = 1000) -> Iterator[Desk]:
-    desk = desk_of(events=events, room=room)
-    desk.recorder.start()
-    try:
-        with listening(desk.recorder):
-            yield desk
-    finally:
-        desk.recorder.close()
 
 
 def without_cost(check: ReplayCheck | None) -> ReplayCheck:
@@ -445,58 +405,3 @@ def test_what_was_recorded_is_written_though_the_device_fails_at_the_end() -> No
     desk.recorder.close()
     assert (list(desk.spans), desk.store.is_closed) == (["decode"], True)
     assert desk.recorder.problems == ("the meter could not stop: RuntimeError: device-side assert triggered",)
-
-
-def test_relief_flushes_where_no_span_has_ended_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FLUSH_S", 1000.0)
-    with at_work() as desk, span("load.dit"):
-        desk.meter.alloc(5)
-        desk.recorder.relieve()
-        assert len(desk.meter.events) == 1
-        monkeypatch.setattr(module, "FLUSH_S", 0.0)
-        desk.recorder.relieve()
-        assert desk.meter.events == []
-
-
-def test_relief_takes_events_inside_a_span_when_some_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FLUSH_S", 1000.0)
-    monkeypatch.setattr(module, "RELIEF_S", 0.0)
-    with at_work() as desk, span("load.dit"):
-        desk.meter.events += [{}] * (module.RELIEF_EVENTS - 1)
-        desk.recorder.relieve()
-        assert len(desk.meter.events) == module.RELIEF_EVENTS - 1
-        desk.meter.events.clear()
-        for number in range(module.RELIEF_EVENTS):
-            desk.meter.alloc(5, number)
-        desk.recorder.relieve()
-        assert desk.meter.events == []
-    assert module.RELIEF_EVENTS <= module.DRAIN_EVENTS // 2, "a ring would be doubled at every relief"
-
-
-def test_relief_leaves_events_to_the_next_boundary_where_boundaries_come(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """At a boundary the model's thread empties the ring; inside a span all of it is copied, again and again."""
-    monkeypatch.setattr(module, "FLUSH_S", 1000.0)
-    monkeypatch.setattr(module, "RELIEF_S", 60.0)
-    with at_work() as desk, span("train_step"):
-        desk.meter.events += [{}] * (module.DRAIN_EVENTS - 1)
-        desk.recorder.relieve()
-        assert len(desk.meter.events) == module.DRAIN_EVENTS - 1
-        desk.recorder._settled_s -= 61.0  # as a boundary a minute ago
-        desk.recorder.relieve()
-        assert desk.meter.events == []
-
-
-def test_events_are_taken_when_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FLUSH_S", 1000.0)
-    monkeypatch.setattr(module, "DRAIN_EVENTS", 3)
-    with at_work() as desk:
-        for _ in range(4):
-            with span("decode"):
-                desk.meter.alloc(5)
-        assert len(desk.meter.events) == 1
-    check = desk.recorder.check()
-    assert check is not None
-    assert (check.num_events, check.num_checks, check.max_error_bytes) == (4, 2, 0)
-    assert check.recorder_bytes >= 1500
