@@ -96,8 +96,7 @@ def recording(
         ranges=tuple(ranges),
         device=device,
     ).checked()
-    session = Session(settings, start_of(os.environ), Program())
-    session.on_any_thread = True
+    session = Session(settings, start_of(os.environ), Program(), on_any_thread=True)
     session.begin()
     try:
         yield session

@@ -12,33 +12,29 @@ peak is more than 0.2 % off; 2: no run, or a run without allocator events.
 """
 
 import argparse
-import json
 import random
 import sys
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ray_memprof.allocator.addresses import DeviceAddresses
 from ray_memprof.allocator.caching import CachingAllocator
 from ray_memprof.allocator.replay import Columns
-from ray_memprof.allocator.requests import GROWTH, SHRINKAGE, Recorded, Requests
-from ray_memprof.allocator.rules import Rules
-from ray_memprof.allocator.settings import recorded_rules
+from ray_memprof.analysis.recorded_rank import RecordedRank, recorded_ranks
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.ask import ask
 from ray_memprof.store.find_run import find_run
 
 TOLERANCE = 0.002
-EVENTS = "SELECT action, address, size_bytes, requested_bytes, stream, span_id FROM allocs WHERE rank = {} ORDER BY seq"
-RETRIED = "SELECT span_id FROM spans WHERE rank = {} AND num_retries > 0"
 MIB = 2**20
 FAR_BYTES = 2**33
 """Between two segments whose order is by chance."""
 Place = tuple[int, int]
 """Number of the segment, in the order in which they were made, and the offset in it."""
+
+
+class Parted(Exception):
+    """The model made more segments than were recorded."""
 
 
 class ToldAddresses:
@@ -48,8 +44,15 @@ class ToldAddresses:
         self._addresses = iter(addresses)
 
     def take(self, size: int) -> int:
-        """Return the next; a program that makes more segments than were recorded has parted from the recording."""
-        return next(self._addresses)
+        """Return the next.
+
+        Raises:
+            Parted: there is none.
+        """
+        address = next(self._addresses, None)
+        if address is None:
+            raise Parted
+        return address
 
     def give_back(self, address: int, size: int) -> None:
         """A segment ends."""
@@ -83,62 +86,28 @@ class Play:
     """Number of the recorded allocation at which the reserved bytes differ for the first time; -1: they never do."""
 
 
-@dataclass(frozen=True)
-class Recording:
-    """The events of one rank."""
-
-    events: Recorded
-    sizes: list[int]
-    rules: Rules
-    requests: Requests
-
-    @property
-    def segments(self) -> list[int]:
-        """Addresses of segments that do not grow, in the order in which they were made."""
-        pairs = zip(self.events.action, self.events.address, strict=True)
-        return [address for action, address in pairs if action == "segment_alloc"]
-
-    def reserved(self) -> list[int]:
-        """Reserved bytes after each event."""
-        curve, now = [], 0
-        for action, size in zip(self.events.action, self.sizes, strict=True):
-            now += size if action in GROWTH else -size if action in SHRINKAGE else 0
-            curve.append(now)
-        return curve
-
-    def play(self, addresses: DeviceAddresses | None) -> Play:
-        """Put the requests to the model."""
-        allocator, curve, before = CachingAllocator(self.rules, addresses=addresses), self.reserved(), -1
-        far, first, is_alloc = 0, -1, False
-        start = time.process_time()
-        for event in self.requests.put_to(allocator):
-            if is_alloc and allocator.reserved != curve[before]:
-                far = max(far, abs(allocator.reserved - curve[before]))
-                first = before if first < 0 else first
-            before, is_alloc = event, self.events.action[event] == "alloc"
-        seconds = time.process_time() - start
-        return Play(allocator, allocator.take_events(), seconds, far, first)
+def segments(recorded: RecordedRank) -> list[int]:
+    """Addresses of segments that do not grow, in the order in which they were made."""
+    pairs = zip(recorded.events.action, recorded.events.address, strict=True)
+    return [address for action, address in pairs if action == "segment_alloc"]
 
 
-def recordings(run: str) -> Iterator[tuple[int, Recording]]:
-    """Each rank of a run with what was recorded of it.
+def play(recorded: RecordedRank, addresses: DeviceAddresses | None = None) -> Play:
+    """Put the requests of a rank to the model.
 
     Raises:
-        ConfigError: no such run, no allocator events, or settings that torch would refuse.
+        Parted: it made more segments than were recorded.
     """
-    folder = find_run(run)
-    ranks = ask("SELECT DISTINCT rank FROM allocs ORDER BY rank", [folder]).column(0).to_pylist()
-    if not ranks:
-        raise ConfigError(f"{folder} has no allocator events", hint="record with logging.level: event")
-    (run_row,) = ask("SELECT config, environment FROM runs", [folder]).to_pylist()
-    for rank in ranks:
-        rules = recorded_rules(json.loads(run_row["config"]), json.loads(run_row["environment"]), rank)
-        table = ask(EVENTS.format(rank), [folder])
-        columns: dict[str, Any] = {name: table.column(name).to_pylist() for name in table.column_names}
-        sizes = columns.pop("size_bytes")
-        retried = frozenset(ask(RETRIED.format(rank), [folder]).column(0).to_pylist())
-        events = Recorded(**columns)
-        yield rank, Recording(events, sizes, rules, Requests.of(events, retried))
+    allocator, curve, before = CachingAllocator(recorded.rules, addresses=addresses), recorded.curve, -1
+    far, first, is_alloc = 0, -1, False
+    start = time.process_time()
+    for event in recorded.requests.put_to(allocator):
+        if is_alloc and allocator.reserved != curve[before]:
+            far = max(far, abs(allocator.reserved - curve[before]))
+            first = before if first < 0 else first
+        before, is_alloc = event, recorded.events.action[event] == "alloc"
+    seconds = time.process_time() - start
+    return Play(allocator, allocator.take_events(), seconds, far, first)
 
 
 def places(action: list[str], address: list[int]) -> list[Place]:
@@ -159,57 +128,54 @@ def places(action: list[str], address: list[int]) -> list[Place]:
     return found
 
 
-def same_share(recording: Recording, play: Play) -> float:
+def same_share(recorded: RecordedRank, played: Play) -> float:
     """The share of blocks at their recorded place."""
     pairs = list(
         zip(
-            places(list(recording.events.action), list(recording.events.address)),
-            places(play.columns.action, play.columns.address),
+            places(list(recorded.events.action), list(recorded.events.address)),
+            places(played.columns.action, played.columns.address),
             strict=False,
         )
     )
     return sum(mine == theirs for mine, theirs in pairs) / len(pairs)
 
 
-def cause(recording: Recording, told: Play | None, guessed: Play) -> str:
+def cause(recorded: RecordedRank, told: Play | None) -> str:
     """What can make the curves part."""
     if told is not None and told.far_bytes == 0:
         return "the addresses of segments: with those that were recorded, the curves are equal"
-    if recording.requests.num_strays:
-        return f"{recording.requests.num_strays} events without their block: events were lost"
-    streams = len(set(recording.events.stream))
+    if recorded.requests.num_strays:
+        return f"{recorded.requests.num_strays} events without their block: events were lost"
+    streams = len(set(recorded.events.stream))
     other = f", {streams} streams" if streams > 1 else ""
     return f"not the addresses{other}: a call of empty_cache() that left no event, a pool of its own, or a setting"
 
 
-def report(run: str, rank: int, recording: Recording, num_orders: int) -> float:
+def report(run: str, recorded: RecordedRank, num_orders: int) -> float:
     """Print the line of a rank, and return by which share of it the peak is off."""
-    recorded = max(recording.reserved())
-    guessed = recording.play(None)
-    off = guessed.allocator.reserved_peak - recorded
+    peak, starts, guessed = recorded.reserved_peak, segments(recorded), play(recorded)
+    off = guessed.allocator.reserved_peak - peak
     line = (
-        f"{run} rank {rank}: {len(recording.events.action):,} events, reserved {recorded / MIB:,.0f} MiB recorded, "
-        f"{guessed.allocator.reserved_peak / MIB:,.0f} modelled: {off:+,} bytes ({off / recorded:+.3%}); curve "
-        f"{guessed.far_bytes:,} bytes apart; {guessed.seconds / len(recording.events.action) * 1e6:.1f} us an event"
+        f"{run} rank {recorded.rank}: {len(recorded.curve):,} events, reserved {peak / MIB:,.0f} MiB recorded, "
+        f"{guessed.allocator.reserved_peak / MIB:,.0f} modelled: {off:+,} bytes ({off / peak:+.3%}); curve "
+        f"{guessed.far_bytes:,} bytes apart; {guessed.seconds / len(recorded.curve) * 1e6:.1f} us an event"
     )
     told = None
-    if recording.segments:
+    if starts:
         try:
-            told = recording.play(ToldAddresses(recording.segments))
-            told_share = f"{same_share(recording, told):.1%} told"
-        except RuntimeError:  # a StopIteration in the generator: more segments than were recorded
+            told = play(recorded, ToldAddresses(starts))
+            told_share = f"{same_share(recorded, told):.1%} told"
+        except Parted:
             told_share = "parted when told"
-        line += f"; same place: {told_share}, {same_share(recording, guessed):.1%} guessed"
-    if num_orders and recording.segments:
-        peaks = [recording.play(RandomAddresses(seed)).allocator.reserved_peak for seed in range(num_orders)]
-        most = max(peaks, key=lambda peak: abs(peak - recorded))
-        line += f"; {num_orders} random orders: at most {(most - recorded) / recorded:+.3%}"
+        line += f"; same place: {told_share}, {same_share(recorded, guessed):.1%} guessed"
+    if num_orders and starts:
+        peaks = [play(recorded, RandomAddresses(seed)).allocator.reserved_peak for seed in range(num_orders)]
+        most = max(peaks, key=lambda one: abs(one - peak))
+        line += f"; {num_orders} random orders: at most {(most - peak) / peak:+.3%}"
     sys.stdout.write(line + "\n")
     if guessed.first >= 0:
-        sys.stdout.write(
-            f"  the curves part at event {guessed.first:,}; it can be {cause(recording, told, guessed)}\n"
-        )
-    return abs(off) / recorded
+        sys.stdout.write(f"  the curves part at event {guessed.first:,}; it can be {cause(recorded, told)}\n")
+    return abs(off) / peak
 
 
 def main() -> int:
@@ -223,8 +189,9 @@ def main() -> int:
     worst = 0.0
     try:
         for run in options.runs:
-            for rank, recording in recordings(run):
-                worst = max(worst, report(run, rank, recording, options.orders))
+            folder = find_run(run)
+            for rank in recorded_ranks(folder):
+                worst = max(worst, report(run, RecordedRank(folder, rank), options.orders))
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
         return 2

@@ -46,7 +46,7 @@ class DriverAddresses:
             self._lowest -= room
             start = self._lowest
         if room > size:
-            self._holes.give(start + size, room - size)
+            self._holes.merge(start + size, room - size)  # with the hole above, where there is one
         return start
 
     def give_back(self, address: int, size: int) -> None:

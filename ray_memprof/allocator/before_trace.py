@@ -24,12 +24,11 @@ from typing import Any
 from ray_memprof.allocator.doubt import DEFAULT_POOL, Doubt, Pool
 from ray_memprof.allocator.ranges import parts_outside
 from ray_memprof.allocator.replay import Segment
-from ray_memprof.allocator.rules import MIN_BLOCK_BYTES, SMALL_BYTES, Rules, exact_size
+from ray_memprof.allocator.requests import GROWTH, SHRINKAGE
+from ray_memprof.allocator.rules import MIN_BLOCK_BYTES, SETTINGS_VARIABLES, SMALL_BYTES, Rules, exact_size
 
-_SEGMENT_ACTIONS = frozenset(("segment_alloc", "segment_free", "segment_map", "segment_unmap"))
 Block = dict[str, Any]
 _GROWING = frozenset(("segment_map", "segment_unmap"))
-_CONF = "PYTORCH_CUDA_ALLOC_CONF"
 _LIMITS = ("max_split_size", "roundup_power2_divisions")
 _SWITCHED_OFF = "expandable_segments:False"
 _Range = tuple[int, bool, Pool | None]
@@ -90,7 +89,7 @@ class BeforeTrace:
                 elder = self._elders.get(address)
                 if elder is not None and elder.freed_at < 0:
                     elder.freed_at = number
-            elif action in _SEGMENT_ACTIONS:
+            elif action in GROWTH | SHRINKAGE:
                 pool = pools[number - first] if pools else None
                 self._segment_events.append((action, address, size, pool))
         self._num_events = number
@@ -115,7 +114,7 @@ class BeforeTrace:
         # Early versions of torch leave the settings out: then the segments must tell.
         is_mixed = bool(kinds - {settings.get("expandable_segments", any(kinds))})
         # Off is the default: a program that writes it has probably had the setting on before.
-        conf = [settings[_CONF]] if _CONF in settings else []
+        conf = [settings[name] for name in SETTINGS_VARIABLES[:1] if name in settings]
         is_mixed |= any(_SWITCHED_OFF in text for text in conf)
         return Doubt(
             setting=is_mixed,

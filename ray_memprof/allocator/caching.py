@@ -13,6 +13,9 @@ free blocks and how they join: replay.FreeBlocks. What nobody can know without t
 addresses.py says where it probably does. It matters only where free blocks of the same size lie in segments that do
 not grow.
 
+Streams that pass, pools, settings that change and a limit of the process are for programs that run on it; requests that
+were recorded need none of them.
+
 Not modelled: a segment that grows has addresses without end (torch reserves 9/8 of the device for it); the capture of
 graphs (a request names its pool); MemPool(use_on_oom=True).
 
@@ -83,6 +86,7 @@ class CachingAllocator:
         device_bytes: what the device has for segments, without all that is outside of them; None: no limit.
         allowed_bytes: what torch.cuda.set_per_process_memory_fraction leaves; None: it was not called.
         addresses: where the device puts segments that do not grow.
+        keeps_events: False: take_events() has none, and they take no memory.
     """
 
     def __init__(
@@ -92,13 +96,14 @@ class CachingAllocator:
         device_bytes: int | None = None,
         allowed_bytes: int | None = None,
         addresses: DeviceAddresses | None = None,
+        keeps_events: bool = True,
     ) -> None:
         self.device_bytes, self.allowed_bytes = device_bytes, allowed_bytes
         self.allocated = self.reserved = self.active = 0
         self.allocated_peak = self.reserved_peak = self.active_peak = 0
         self.num_retries = self.num_ooms = 0
         self._addresses = addresses or DriverAddresses()
-        self._events: list[tuple[str, int, int, int, int]] = []
+        self._keeps_events, self._columns = keeps_events, Columns()
         self._used: dict[int, Block] = {}
         self._waiting: dict[Block, None] = {}
         """Blocks whose free is requested, and which other streams still use."""
@@ -173,7 +178,7 @@ class CachingAllocator:
             self.active_peak = self.active
         if self.allocated > self.allocated_peak:
             self.allocated_peak = self.allocated
-        self._events.append(("alloc", address, size, requested, stream))
+        self._note("alloc", address, size, requested, stream)
         return block
 
     def record_stream(self, block: Block, stream: int) -> None:
@@ -230,29 +235,24 @@ class CachingAllocator:
 
     def take_events(self) -> Columns:
         """Return the events since the last call, with sizes; the times, spans and categories are the caller's."""
-        columns, events, self._events = Columns(), self._events, []
-        if events:
-            told = [list(column) for column in zip(*events, strict=True)]
-            columns.action, columns.address, columns.size_bytes, columns.requested_bytes, columns.stream = (
-                told
-            )
-        return columns
+        taken, self._columns = self._columns, Columns()
+        return taken
+
+    def _note(self, action: str, address: int, size: int, requested: int, stream: int) -> None:
+        if self._keeps_events:
+            self._columns.note(action, address, size, requested, stream)
 
     # ----------------------------------------------------------------------------
     # Blocks in use
 
     def _request_free(self, block: Block) -> None:
         self.allocated -= block.size
-        self._events.append(
-            ("free_requested", block.address, block.size, block.requested, block.cache.stream)
-        )
+        self._note("free_requested", block.address, block.size, block.requested, block.cache.stream)
 
     def _complete_free(self, block: Block) -> None:
         del self._used[block.address]
         self.active -= block.size
-        self._events.append(
-            ("free_completed", block.address, block.size, block.requested, block.cache.stream)
-        )
+        self._note("free_completed", block.address, block.size, block.requested, block.cache.stream)
         self._add_free(block.cache, block.address, block.size)
 
     def _take_back_passed(self) -> None:
@@ -310,7 +310,7 @@ class CachingAllocator:
         if address is None:
             self.num_ooms += 1
             free_bytes = UNKNOWN_FREE if self.device_bytes is None else self.device_bytes - self.reserved
-            self._events.append(("oom", free_bytes, wanted, wanted, cache.stream))
+            self._note("oom", free_bytes, wanted, wanted, cache.stream)
             raise OutOfDeviceMemory(wanted, free_bytes)
         return address
 
@@ -326,7 +326,7 @@ class CachingAllocator:
         self._free.fence(address, size)
         self._free.give(address, size)
         self._segments[address] = size
-        self._events.append(("segment_alloc", address, size, size, cache.stream))
+        self._note("segment_alloc", address, size, size, cache.stream)
         return address
 
     def _reserve(self, size: int) -> bool:
@@ -349,7 +349,7 @@ class CachingAllocator:
                 return None
             growing.map(cache.edges, edge, length)
             start, size = self._add_free(cache, edge, length)
-            self._events.append(("segment_map", edge, length, length, cache.stream))
+            self._note("segment_map", edge, length, length, cache.stream)
         cache.remove(start, size)
         return start
 
@@ -383,7 +383,7 @@ class CachingAllocator:
         del self._segments[address]
         self._addresses.give_back(address, size)
         self.reserved -= size
-        self._events.append(("segment_free", address, size, size, cache.stream))
+        self._note("segment_free", address, size, size, cache.stream)
 
     def _unmap(self, cache: SortedBlocks, address: int, size: int) -> None:
         """Give back the whole pages of a free block."""
@@ -398,7 +398,7 @@ class CachingAllocator:
                 cache.add(start, end - start)
         self._growing.unmap(cache.edges, first, last - first)
         self.reserved -= last - first
-        self._events.append(("segment_unmap", first, last - first, last - first, cache.stream))
+        self._note("segment_unmap", first, last - first, last - first, cache.stream)
 
     def _give_back_large(self, cache: SortedBlocks, wanted: int) -> bool:
         """Give back segments that a limit of splitting keeps whole, but only as many as the request needs."""

@@ -44,6 +44,8 @@ class Requests:
     """Times that the cache was given back because the device was full."""
     is_cut_off: bool = False
     """Whether a request failed: what the program would have asked for after it is not known."""
+    ended_full: bool = False
+    """Whether the last request failed: the program ended because of it, and did not fit."""
 
     @classmethod
     def of(cls, events: Recorded, retried: AbstractSet[int] = frozenset()) -> "Requests":
@@ -82,7 +84,7 @@ class Requests:
 
 
 def _try(allocator: CachingAllocator, size: int, stream: int) -> None:
-    """A request that failed when it was recorded, and about which the program did something, or ended."""
+    """A request that failed when it was recorded, and after which the program asked for other memory."""
     try:
         block = allocator.alloc(size, stream)
     except OutOfDeviceMemory:
@@ -118,7 +120,18 @@ class _Reading:
                 self._found.is_cut_off = True
                 self._step(_TRY, number, 0, events.requested_bytes[number], events.stream[number])
             number += 1
+        self._ask_for_the_last()
         return self._found
+
+    def _ask_for_the_last(self) -> None:
+        """Let a failed request behind which nothing was allocated be one that must fit: it ended the program."""
+        steps = self._found.steps
+        last = next((n for n in reversed(range(len(steps))) if steps[n][0] in (_ALLOC, _TRY)), -1)
+        if last >= 0 and steps[last][0] == _TRY:
+            _, event, _, size, stream = steps[last]
+            self._found.ended_full = True
+            steps[last] = (_ALLOC, event, self._found.num_blocks, size, stream)
+            self._found.num_blocks += 1
 
     def _step(self, kind: int, event: int, number: int = 0, size: int = 0, stream: int = 0) -> None:
         self._found.steps.append((kind, event, number, size, stream))

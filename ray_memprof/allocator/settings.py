@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ray_memprof.allocator.rules import LARGE_SEGMENT_BYTES, OWN_SEGMENT_BYTES, SETTINGS_VARIABLES, Rules
+from ray_memprof.allocator.rules import LARGE_SEGMENT_BYTES, OWN_SEGMENT_BYTES, SETTINGS_VARIABLES
 from ray_memprof.errors import ConfigError
 
 _MIB = 2**20
@@ -51,24 +51,10 @@ def settings_of(text: str, variable: str = SETTINGS_VARIABLES[0]) -> dict[str, A
     return settings
 
 
-def recorded_rules(config: Mapping[str, Any], environment: Mapping[str, str], rank: int) -> Rules:
-    """Return the rules of a recorded rank: of the snapshot that was imported, or of its environment.
-
-    Args:
-        config: of the table runs.
-        environment: of the table runs.
-        rank: of the run.
-
-    Raises:
-        ConfigError: torch would refuse what the environment says.
-    """
-    for one in config.get("imported", ()):
-        if one["rank"] == rank:
-            settings = one["allocator_settings"]
-            # What a snapshot names, it had at its end; its text has settings that it does not name.
-            return Rules().under(settings_of(settings.get(SETTINGS_VARIABLES[0], "")) | settings)
-    name = next((one for one in SETTINGS_VARIABLES if one in environment), None)
-    return Rules() if name is None else Rules().under(settings_of(environment[name], name))
+def given(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return the variable that torch reads in an environment, and its text; the text is empty where none is set."""
+    variable = next((name for name in SETTINGS_VARIABLES if name in environment), SETTINGS_VARIABLES[0])
+    return variable, environment.get(variable, "")
 
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:

@@ -42,7 +42,7 @@ class Outcome:
 
 def play(requests: Requests, outside: Outside, rules: Rules, device_bytes: int | None) -> Outcome:
     """Put the requests to an allocator with these rules, on a device of this size; None: without end."""
-    return _played(requests, _Device(CachingAllocator(rules), outside, device_bytes))
+    return _played(requests, _Device(CachingAllocator(rules, keeps_events=False), outside, device_bytes))
 
 
 def _played(requests: Requests, device: "_Device") -> Outcome:
@@ -104,7 +104,7 @@ def smallest_device(requests: Requests, outside: Outside, rules: Rules) -> int:
 
     It is found by halving, as if more memory never did harm.
     """
-    device = _Device(CachingAllocator(rules), outside, None)
+    device = _Device(CachingAllocator(rules, keeps_events=False), outside, None)
     enough = _played(requests, device).device_peak
     too_little = device.least - 1
     while enough - too_little > SEGMENT_STEP_BYTES:

@@ -67,7 +67,8 @@ def _export(
 
 def _snapshots(run_dir: Path, rank: int | None, out: Path | None, stem: str) -> list[Path]:
     """Write one file for each rank, into the folder `out`; for a single `rank`, `out` is the file."""
-    from ray_memprof.formats.torch_snapshot.write import recorded_ranks, write_snapshot
+    from ray_memprof.analysis.recorded_rank import recorded_ranks
+    from ray_memprof.formats.torch_snapshot.write import write_snapshot
 
     if rank is not None:
         return [write_snapshot(run_dir, rank, out or Path(f"{stem}-rank{rank}.pickle"))]

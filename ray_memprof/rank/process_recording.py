@@ -9,20 +9,24 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from ray_memprof.errors import ConfigError
+from ray_memprof.errors import ConfigError, RunError
 from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.wording import error_line, first_line
 
 if TYPE_CHECKING:
     from ray_memprof.recorder.recorder import Recorder
 
 
 class ProcessRecording(ABC):
-    """A recording of one thread of this process."""
+    """A recording of one thread of this process.
 
-    on_any_thread = False
-    """False: of the main thread. A whole program runs there, and what it starts elsewhere is not what it is about."""
+    Args:
+        on_any_thread: False: of the main thread. A whole program runs there, and what it starts elsewhere is not what
+            it is about.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_any_thread: bool = False) -> None:
+        self._on_any_thread = on_any_thread
         self.recorder: Recorder | None = None
         """None: nothing is recorded, or not yet."""
         self._stack = ExitStack()
@@ -39,7 +43,7 @@ class ProcessRecording(ABC):
             return
         self._has_begun = True
         try:
-            if not (self.on_any_thread or threading.current_thread() is threading.main_thread()):
+            if not (self._on_any_thread or threading.current_thread() is threading.main_thread()):
                 raise ConfigError(
                     "recording began on another thread than the main thread",
                     hint="import torch on the main thread first",
@@ -49,6 +53,9 @@ class ProcessRecording(ABC):
             self.recorder = None
             with suppress(Exception):
                 self._stack.close()
+            self._tell(f"nothing is recorded: {line_of(error)}")
+            if hint := getattr(error, "hint", ""):
+                self._tell(f"hint: {hint}")
             self._not_begun(error)
 
     def missed(self, why: str) -> None:
@@ -68,10 +75,14 @@ class ProcessRecording(ABC):
     def _begin(self) -> None:
         """Enter the recording into self._stack."""
 
-    @abstractmethod
-    def _not_begun(self, error: Exception) -> None:
-        """Recording could not begin; the program runs on."""
+    def _not_begun(self, error: Exception) -> None:  # noqa: B027 - most have nothing to add
+        """Recording could not begin, which is told already; the program runs on."""
 
     @abstractmethod
     def _tell(self, text: str) -> None:
         """Say what is wrong with the recording."""
+
+
+def line_of(error: BaseException) -> str:
+    """An error in one line; our own without the name of its class."""
+    return first_line(error) if isinstance(error, RunError) else error_line(error)

@@ -49,9 +49,6 @@ class ScriptRecording(ProcessRecording):
     def _tell(self, text: str) -> None:
         self.problem(text)
 
-    def _not_begun(self, error: Exception) -> None:
-        self.problem(f"nothing is recorded: {error_line(error)}")
-
     def _begin(self) -> None:
         from ray_memprof.recorder.recording import recording
         from ray_memprof.workload.observed import observed

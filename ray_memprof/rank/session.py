@@ -17,17 +17,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ray_memprof.errors import RunError
 from ray_memprof.rank.claim import RECORDED, check_free, claimed, released
 from ray_memprof.rank.finisher import finish_later, finished
-from ray_memprof.rank.process_recording import ProcessRecording
+from ray_memprof.rank.process_recording import ProcessRecording, line_of
 from ray_memprof.rank.settings import Program, Settings
 from ray_memprof.rank.starters import Start
 from ray_memprof.store.joint_folder import announce_failure, await_joint, make_joint, withdraw
 from ray_memprof.store.processes import process_facts
 from ray_memprof.store.rank_notes import note_rank, still_running
 from ray_memprof.store.standing import RUNNING
-from ray_memprof.wording import error_line, first_line
 
 if TYPE_CHECKING:
     from ray_memprof.recorder.recorder import Recorder
@@ -50,10 +48,13 @@ class Session(ProcessRecording):
         settings: what is recorded, and where it goes.
         start: which rank this is.
         program: what runs, for the record.
+        on_any_thread: see ProcessRecording.
     """
 
-    def __init__(self, settings: Settings, start: Start, program: Program) -> None:
-        super().__init__()
+    def __init__(
+        self, settings: Settings, start: Start, program: Program, *, on_any_thread: bool = False
+    ) -> None:
+        super().__init__(on_any_thread=on_any_thread)
         self._settings, self._start = settings, start
         # The program may change its working folder later.
         self._program = replace(program, path=None if program.path is None else program.path.absolute())
@@ -76,17 +77,13 @@ class Session(ProcessRecording):
         return None if self.recorder is None or self._folder is None else self._folder.path
 
     def _not_begun(self, error: Exception) -> None:
-        self._tell(f"nothing is recorded: {_line(error)}")
-        hint = getattr(error, "hint", "")
-        if hint:
-            self._tell(f"hint: {hint}")
         self._is_over = True
         with suppress(Exception):
             if self._start.rank == 0 and self._start.key:  # the others need not wait for a folder
-                announce_failure(self._output_dir, self._name, self._start.key, _line(error))
+                announce_failure(self._output_dir, self._name, self._start.key, line_of(error))
         with suppress(Exception):
             if self._folder is not None:
-                self._note(status="failed", exit_code=0, reason=f"not recorded: {_line(error)}", end_ns=0)
+                self._note(status="failed", exit_code=0, reason=f"not recorded: {line_of(error)}", end_ns=0)
 
     def _begin(self) -> None:
         check_free()
@@ -145,7 +142,7 @@ class Session(ProcessRecording):
         try:
             self._end(error, exit_code)
         except Exception as failed:
-            self._tell(f"the recording did not end as it should: {_line(failed)}")
+            self._tell(f"the recording did not end as it should: {line_of(failed)}")
 
     def _end(self, error: BaseException | None, exit_code: int | None) -> None:
         from ray_memprof.rank.outcome import free_at_failure, outcome_of
@@ -167,7 +164,7 @@ class Session(ProcessRecording):
         check = recorder.check()
         ended = {
             "check": None if check is None else asdict(check),
-            "problems": [*recorder.problems, *([_line(lost)] if lost else [])],
+            "problems": [*recorder.problems, *([line_of(lost)] if lost else [])],
             **_surroundings(),
             "end_ns": time.time_ns(),
         }
@@ -221,7 +218,3 @@ def _surroundings() -> dict[str, Any]:
     from ray_memprof.rank.versions import versions
 
     return {"versions": versions(), "environment": in_force(os.environ)}
-
-
-def _line(error: BaseException) -> str:
-    return first_line(error) if isinstance(error, RunError) else error_line(error)

@@ -12,8 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-AT_ONCE = 1024
-"""Events after which others may have Python's lock: a pass over so many takes 0.2 ms."""
+from ray_memprof.recorder.restraint import paced
 
 Stamp = tuple[int, int]
 """When the model's thread got a new stamp, in microseconds of the wall clock, and the id of its span; 0: no span."""
@@ -21,9 +20,7 @@ _NONE = ("", "0")
 """Stamps that name no span: "" is of another thread, "0" of the model's thread outside of all spans."""
 
 
-def give_spans(
-    events: Sequence[dict[str, Any]], stamps: Sequence[Stamp], pause: Callable[[], None] = lambda: None
-) -> int:
+def give_spans(events: Sequence[dict[str, Any]], stamps: Sequence[Stamp], pause: Callable[[], None]) -> int:
     """Give a span to the events whose stamp names none.
 
     Args:
@@ -45,12 +42,12 @@ def give_spans(
     outside = numbers.pop("0", [])
     event_times = [event["time_us"] for event in events]
     # Each of these passes goes through all events, part by part.
-    parts = list(_parts(len(events)))
-    shift = _shift(_paced(parts, pause), texts, event_times, times, numbers)
-    places = _own_places(_paced(parts, pause), texts, event_times, times, numbers, shift)
-    limits = _next_places(_paced(parts[::-1], pause), places, len(stamps) - 1)
+    num = len(events)
+    shift = _shift(paced(num, pause), texts, event_times, times, numbers)
+    places = _own_places(paced(num, pause), texts, event_times, times, numbers, shift)
+    limits = _next_places(paced(num, pause, backwards=True), places, len(stamps) - 1)
     place = 0
-    for part in _paced(parts, pause):
+    for part in paced(num, pause):
         for event, stamp, time_us, own, limit in zip(
             events[part], texts[part], event_times[part], places[part], limits[part], strict=True
         ):
@@ -67,16 +64,6 @@ def give_spans(
                         place = max(place, min(bisect_right(times, now) - 1, limit))
                     event["user_metadata"] = str(stamps[place][1])
     return shift
-
-
-def _parts(length: int) -> Iterator[slice]:
-    return (slice(first, min(first + AT_ONCE, length)) for first in range(0, length, AT_ONCE))
-
-
-def _paced(parts: Sequence[slice], pause: Callable[[], None]) -> Iterator[slice]:
-    for part in parts:
-        pause()
-        yield part
 
 
 def _numbers(stamps: Sequence[Stamp]) -> dict[str, list[int]]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray_memprof.allocator.replay import Columns
 from ray_memprof.recorder.meters.meter import Meter
+from ray_memprof.recorder.restraint import paced
 from ray_memprof.recorder.rows import Claim, Owner
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 SLACK_US = 1000
 """The clock of the events may be off by so much, either way: a claim may seem to come before its allocation."""
-AT_ONCE = 1024
-"""Events after which others may have Python's lock."""
 _NEVER = 2**63
 _MANY = 4096
 """At least so many freed allocations are remembered, the last ones; far fewer are freed within SLACK_US."""
@@ -106,8 +105,8 @@ class Owners:
         self,
         columns: Columns,
         claims: Sequence[Claim],
-        shift_us: int = 0,
-        pause: Callable[[], None] = lambda: None,
+        shift_us: int,
+        pause: Callable[[], None],
     ) -> OwnerRows:
         """Follow events, and look up the claims made meanwhile.
 
@@ -124,22 +123,25 @@ class Owners:
         waiting = deque(sorted(claims, key=lambda claim: claim.time_us))
         next_ns = (waiting[0].time_us - shift_us + 1) * 1000 if waiting else _NEVER
         t_ns = 0
-        each = zip(
-            columns.action, columns.address, columns.seq, columns.t_ns, columns.requested_bytes, strict=True
-        )
-        for number, (action, address, seq, t_ns, requested) in enumerate(each):
-            if not number % AT_ONCE:
-                pause()
-            while t_ns >= next_ns:
-                self._settle(waiting.popleft(), shift_us, rows)
-                next_ns = (waiting[0].time_us - shift_us + 1) * 1000 if waiting else _NEVER
-            if action == "alloc":
-                alive[address] = [seq, requested, None]
-                if address in self._early:
-                    self._meet(address, t_ns // 1000 + shift_us, rows)
-            elif action == "free_completed" and address in alive:
-                freed.pop(address, None)  # so that the order is that of the frees
-                freed[address] = (alive.pop(address), t_ns // 1000 + shift_us)
+        for part in paced(len(columns.seq), pause):
+            for action, address, seq, t_ns, requested in zip(
+                columns.action[part],
+                columns.address[part],
+                columns.seq[part],
+                columns.t_ns[part],
+                columns.requested_bytes[part],
+                strict=True,
+            ):
+                while t_ns >= next_ns:
+                    self._settle(waiting.popleft(), shift_us, rows)
+                    next_ns = (waiting[0].time_us - shift_us + 1) * 1000 if waiting else _NEVER
+                if action == "alloc":
+                    alive[address] = [seq, requested, None]
+                    if address in self._early:
+                        self._meet(address, t_ns // 1000 + shift_us, rows)
+                elif action == "free_completed" and address in alive:
+                    freed.pop(address, None)  # so that the order is that of the frees
+                    freed[address] = (alive.pop(address), t_ns // 1000 + shift_us)
         for claim in waiting:
             self._settle(claim, shift_us, rows)
         self._forget(t_ns // 1000 + shift_us)

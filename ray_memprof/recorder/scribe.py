@@ -26,7 +26,7 @@ from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.owners import Owners
 from ray_memprof.recorder.problems import Problems
-from ray_memprof.recorder.restraint import Restraint
+from ray_memprof.recorder.restraint import Restraint, paced
 from ray_memprof.recorder.rows import Parcel, SpanRecord
 from ray_memprof.recorder.stacks import Stacks
 from ray_memprof.store.rank_store import RankStore
@@ -38,8 +38,6 @@ MOST_WAITING_EVENTS = 196_608
 
 AT_ONCE = 128
 """Events that are decoded before the model may have Python's lock: a quarter of a millisecond."""
-ROWS_AT_ONCE = 1024
-"""Rows that are written before, for the same reason."""
 
 _EVENT_BYTES = 500
 """Bytes of a drained event that waits for the scribe: a dict of seven entries with three numbers and two texts.
@@ -73,6 +71,7 @@ class Scribe:
     ) -> None:
         self._store, self.replay, self._stacks, self._total = store, replay, stacks, device_total_bytes
         self.num_checks = self.max_error_bytes = self._num_known_lost = self._num_missing = 0
+        self._num_rows = 0
         self.most_waiting_events = 0
         self._num_delivered = self._num_written = 0
         self._written = threading.Condition()
@@ -171,10 +170,11 @@ class Scribe:
         if parcel.base:
             base, base_ns = parcel.base, parcel.base_ns
             self._do("what was held before could not be written", lambda: self._write_base(base, base_ns))
+        num_rows = self._num_rows
         if batch is not None and not self._do(
             "events could not be written", lambda: self._write_events(batch, parcel)
         ):
-            self._num_known_lost += len(batch.events)
+            self._num_known_lost += len(batch.events) - (self._num_rows - num_rows)
         if spans and self.error is None:
             self._do("spans could not be written", lambda: self._write_spans(spans))
         if parcel.seal and self.error is None:
@@ -183,7 +183,7 @@ class Scribe:
     def _write_base(self, base: Sequence[Segment], base_ns: int) -> None:
         columns = self.replay.prime(base, base_ns)
         self._owners.prime(columns)
-        self._append_events(columns)
+        self._append_events(columns, lambda: None)
 
     def _write_events(self, batch: Batch, parcel: Parcel) -> None:
         self._num_known_lost += batch.num_lost
@@ -228,16 +228,15 @@ class Scribe:
             was_expandable = was_expandable if replay.num_events else replay.rules.expandable_segments
             replay.decided = decide(replay, batch.events, batch.segments, was_expandable)
 
-    def _append_events(self, columns: Columns, pause: Callable[[], None] = lambda: None) -> None:
+    def _append_events(self, columns: Columns, pause: Callable[[], None]) -> None:
         rows = {name: getattr(columns, name) for name in type(columns).__slots__}
         if self._stacks is None:
             del rows["stack_id"]
         else:
             self._stacks.flush()
-        for first in range(0, len(columns.seq), ROWS_AT_ONCE):
-            pause()
-            part = slice(first, first + ROWS_AT_ONCE)
+        for part in paced(len(columns.seq), pause):
             self._store.append("allocs", {name: column[part] for name, column in rows.items()})
+            self._num_rows += part.stop - part.start
 
     def _count_missing(self, batch: Batch) -> None:
         if batch.num_allocs >= 0:

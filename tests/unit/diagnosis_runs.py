@@ -13,10 +13,8 @@ from run_tables import Row, blank, span
 
 from ray_memprof.analysis.diagnosis.diagnose import Finding
 
-PARAMETERS = 1_391_984_640
-"""Of the transformer of t2v-1.3B, as weights_fp32.sql counts them."""
-PARAMETERS_1_3B = 1_418_996_800
-"""All of them."""
+PARAMETERS = 1_418_996_800
+"""Of the transformer of t2v-1.3B, as evidence/networks.sql has them."""
 FFN_TOKENS = 1024
 
 
@@ -72,7 +70,7 @@ def weights_fp32(
 def weights_fp8(
     empty: EmptyRun,
     *,
-    weights: int = 2 * PARAMETERS_1_3B,
+    weights: int = 2 * PARAMETERS,
     others: int = 1 * GIB,
     ranks: int = 1,
     task: str = "t2v-1.3B",

@@ -29,10 +29,11 @@ def write_recorded(
     conf: str | None = None,
     variable: str = "PYTORCH_CUDA_ALLOC_CONF",
     tables: dict[str, list[Row]] | None = None,
+    span_id: int = 1,
     **rank: Any,
 ) -> Path:
     """A run with these events; `conf` is the text of torch's settings, and `rank` what the table ranks says."""
-    make_run(folder, {0: {"allocs": alloc_rows(columns), **(tables or {})}})
+    make_run(folder, {0: {"allocs": alloc_rows(columns, span_id), **(tables or {})}})
     environment = {} if conf is None else {variable: conf}
     told = {"config": "{}", "environment": json.dumps(environment), "status": "ok"}
     return make_ranks(folder, {"status": "ok", **rank}, name="recorded", **told)

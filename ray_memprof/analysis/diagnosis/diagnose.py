@@ -17,7 +17,17 @@ import duckdb
 from ray_memprof.analysis.diagnosis.row_text import Row
 
 _HERE = Path(__file__).parent
-EVIDENCE = ("settings", "stage_peaks", "ooms", "skews", "alive", "grown", "peak_tensors", "larger_batches")
+EVIDENCE = (
+    "settings",
+    "networks",
+    "stage_peaks",
+    "ooms",
+    "skews",
+    "alive",
+    "grown",
+    "peak_tensors",
+    "larger_batches",
+)
 """Tables that rules share; each comes after those that it reads."""
 SEVERE_FRACTION, NOTABLE_FRACTION = 0.10, 0.03
 """A finding is severe or notable from this share on of the most device memory that one of its ranks had in use."""

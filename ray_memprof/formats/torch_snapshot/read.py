@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 
 from ray_memprof.allocator.doubt import pool_of
+from ray_memprof.allocator.rules import SETTINGS_VARIABLES
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, DiskFull
 from ray_memprof.formats.torch_snapshot.certainty import follow
 from ray_memprof.formats.torch_snapshot.event_shapes import Run
@@ -350,9 +351,9 @@ def _settings(found: Any) -> dict[str, Any]:
     """The settings of the allocator that decide sizes; values that torch does not write are left out."""
     found = found if isinstance(found, dict) else {}
     settings: dict[str, Any] = {}
-    conf = found.get("PYTORCH_CUDA_ALLOC_CONF")
+    conf = found.get(SETTINGS_VARIABLES[0])
     if isinstance(conf, str) and len(conf) <= _MOST_LETTERS:
-        settings["PYTORCH_CUDA_ALLOC_CONF"] = conf
+        settings[SETTINGS_VARIABLES[0]] = conf
     if isinstance(is_expandable := found.get("expandable_segments"), bool):
         settings["expandable_segments"] = is_expandable
     limit = found.get("max_split_size")
@@ -371,7 +372,7 @@ def _write_facts(imported: list[Imported], run_dir: Path, name: str, problems: l
     """Write what the driver of a run leaves: its tables, run.json and config.yaml."""
     gather(run_dir, [one.rank for one in imported])
     config = {"name": name, "imported": [_source(one) for one in imported]}
-    conf = imported[0].settings.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    conf = imported[0].settings.get(SETTINGS_VARIABLES[0], "")
     sources = {one.source for one in imported}
     if len(sources) > 1:
         raise NotASnapshot(
@@ -379,7 +380,7 @@ def _write_facts(imported: list[Imported], run_dir: Path, name: str, problems: l
             hint="import them under two names",
         )
     reasons = [f"rank {one.rank}: {reason}" for one in imported if (reason := _reason(one))]
-    environment = {"PYTORCH_CUDA_ALLOC_CONF": conf} if conf else {}
+    environment = {SETTINGS_VARIABLES[0]: conf} if conf else {}
     facts = {
         "run_id": run_dir.name,
         "name": name,

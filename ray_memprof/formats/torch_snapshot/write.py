@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_memprof.allocator.ranges import parts_outside
-from ray_memprof.allocator.rules import SETTINGS_VARIABLES, exact_size
+from ray_memprof.allocator.rules import SETTINGS_VARIABLES, SMALL_SEGMENT_BYTES, exact_size
+from ray_memprof.allocator.settings import given
 from ray_memprof.errors import ConfigError
 from ray_memprof.formats.torch_snapshot.pickle_writer import PickleWriter, integer
 from ray_memprof.query.database import open_run
@@ -53,7 +54,6 @@ _COLUMNS = (
     "span_id",
     "stack_id",
 )
-_SMALL_SEGMENT_BYTES = 2 * 2**20
 Row = dict[str, Any]
 
 
@@ -69,21 +69,6 @@ def write_snapshot(run_dir: Path, rank: int, path: Path) -> Path:
     with whole_file(path) as temporary, open(temporary, "wb") as file:
         _write(PickleWriter(file), source)
     return path
-
-
-def recorded_ranks(run_dir: Path) -> list[int]:
-    """The ranks that have allocator events.
-
-    Raises:
-        ConfigError: no rank has any.
-    """
-    parts = table_dir(run_dir, "allocs").glob(f"rank=*/*{PART_SUFFIX}")
-    ranks = sorted({int(part.parent.name.removeprefix("rank=")) for part in parts})
-    if not ranks:
-        raise ConfigError(
-            f"{run_dir} has no allocator events", hint="logging.level event or stack records them"
-        )
-    return ranks
 
 
 class _Source:
@@ -133,14 +118,14 @@ class _Source:
         for one in self._config.get("imported", ()):
             if one["rank"] == self.rank:
                 return dict(one["allocator_settings"])
-        given = (self._environment[name] for name in SETTINGS_VARIABLES if name in self._environment)
-        conf = next(given, "")
+        # Leniently, and not by settings_of(): what torch would refuse is no reason to write nothing.
+        _, conf = given(self._environment)
         pairs = dict(pair.split(":", 1) for pair in conf.split(",") if ":" in pair)
         limit, steps = pairs.get("max_split_size_mb", ""), pairs.get("roundup_power2_divisions", "0")
         # If the divisions differ by size they are left out: a reader must not take sizes as known.
         divisions = {str(2**power): int(steps) for power in range(16)} if steps.isdecimal() else None
         return {
-            "PYTORCH_CUDA_ALLOC_CONF": conf,
+            SETTINGS_VARIABLES[0]: conf,
             "max_split_size": int(limit) * 2**20 if limit.isdecimal() else -1,
             "expandable_segments": expandable or pairs.get("expandable_segments") == "True",
             **({} if divisions is None else {"roundup_power2_divisions": divisions}),
@@ -362,7 +347,7 @@ class _Held:
             "address": start,
             "total_size": size,
             "stream": stream,
-            "segment_type": "small" if size == _SMALL_SEGMENT_BYTES else "large",
+            "segment_type": "small" if size == SMALL_SEGMENT_BYTES else "large",
             "allocated_size": sum(block["size"] for block in allocated),
             "requested_size": sum(block["requested_size"] for block in allocated),
             "active_size": sum(block["size"] for block in held),

@@ -3,7 +3,7 @@
 import pytest
 
 from ray_memprof.allocator.rules import Rules
-from ray_memprof.allocator.settings import recorded_rules, settings_of
+from ray_memprof.allocator.settings import given, settings_of
 from ray_memprof.errors import ConfigError
 
 MIB = 2**20
@@ -64,16 +64,8 @@ def test_what_torch_refuses_is_an_error_that_names_the_key(text: str, message: s
     assert caught.value.hint
 
 
-def test_the_rules_of_a_rank_are_those_of_its_snapshot_or_of_its_environment() -> None:
-    text = "large_segment_size_mb:32,max_split_size_mb:128"
-    told = {"PYTORCH_CUDA_ALLOC_CONF": text, "max_split_size": 64 * MIB}
-    imported = {"imported": [{"rank": 1, "allocator_settings": told}]}
-    environment = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-    assert recorded_rules(imported, environment, 1) == Rules(
-        max_split_bytes=64 * MIB, large_segment_bytes=32 * MIB
-    )
-    assert recorded_rules(imported, environment, 0) == Rules(expandable_segments=True)
-    # Torch reads the older name first.
-    both = environment | {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:32"}
-    assert recorded_rules({}, both, 0) == Rules(max_split_bytes=32 * MIB)
-    assert recorded_rules({}, {}, 0) == Rules()
+def test_of_two_variables_torch_reads_the_older() -> None:
+    both = {"PYTORCH_ALLOC_CONF": "a:1", "PYTORCH_CUDA_ALLOC_CONF": "b:2"}
+    assert given(both) == ("PYTORCH_CUDA_ALLOC_CONF", "b:2")
+    assert given({"PYTORCH_ALLOC_CONF": "a:1"}) == ("PYTORCH_ALLOC_CONF", "a:1")
+    assert given({}) == ("PYTORCH_CUDA_ALLOC_CONF", "")

@@ -7,7 +7,6 @@ import torch
 from diagnosis_runs import (
     FFN_TOKENS,
     PARAMETERS,
-    PARAMETERS_1_3B,
     decode_peaks,
     decodes_alone,
     encode_peaks,
@@ -87,7 +86,7 @@ def test_weights_in_fp32(empty: EmptyRun) -> None:
         component="dit",
         bytes=half,
         sentence="The diffusion transformer's weights are stored in fp32 on ranks 0 and 1: in bf16 they would take "
-        "2.59 GiB less.",
+        "2.64 GiB less.",
         knob="model_config.precision: bf16, which was fp32",
     )
 
@@ -110,6 +109,7 @@ def test_weights_that_came_in_fp32_unasked(empty: EmptyRun) -> None:
         {"bytes_each": 2},
         {"bytes_each": 2, "ranks": 2, "dit_fsdp": True},
         {"task": "t2v-14B"},  # ten times the parameters
+        {"task": "vace-1.3B", "bytes_each": 3.1},  # its control branch has half as many again
         {"task": "t2v-tiny"},
         {"workload": "script"},
     ],
@@ -121,7 +121,7 @@ def test_weights_of_two_bytes_or_of_another_network(empty: EmptyRun, changes: di
 SAVED = 1_389_250_560
 
 
-def test_the_networks_that_the_rule_for_fp8_knows_are_those_of_wan() -> None:
+def test_the_networks_that_rules_know_are_those_of_wan() -> None:
     from wan.config import TASKS
     from wan.levers import Levers
     from wan.networks.dit import WanDit
@@ -135,7 +135,7 @@ def test_the_networks_that_the_rule_for_fp8_knows_are_those_of_wan() -> None:
         num_parameters = sum(parameter.numel() for parameter in dit.parameters())
         in_fp8(dit.execution_order(), Levers())
         saved = 2 * num_parameters - sum(parameter.nbytes for parameter in dit.parameters())
-        assert f"('{name}', {num_parameters}, {saved})" in rule_text("weights_fp8")
+        assert f"('{name}', {num_parameters}, {saved})" in rule_text("networks")
 
 
 def test_weights_that_fp8_would_halve(empty: EmptyRun) -> None:
@@ -155,25 +155,23 @@ def test_weights_that_fp8_would_halve(empty: EmptyRun) -> None:
 
 
 def test_weights_that_fp8_would_halve_in_shards_streamed_or_of_an_older_run(empty: EmptyRun) -> None:
-    shards = weights_fp8(empty, weights=PARAMETERS_1_3B, ranks=2, dit_fsdp=True)
+    shards = weights_fp8(empty, weights=PARAMETERS, ranks=2, dit_fsdp=True)
     assert said(shards) == [("weights_fp8", (0, 1), "denoise", "dit", SAVED // 2, True)]
-    streamed = weights_fp8(empty, weights=PARAMETERS_1_3B // 10, others=GIB // 100, weights_dtype=None)
+    streamed = weights_fp8(empty, weights=PARAMETERS // 10, others=GIB // 100, weights_dtype=None)
     assert said(streamed) == [("weights_fp8", (0,), "denoise", "dit", SAVED // 20, True)]
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"others": 10 * SAVED - 2 * PARAMETERS_1_3B + 10},  # just below a tenth of the peak
+        {"others": 10 * SAVED - 2 * PARAMETERS + 10},  # just below a tenth of the peak
         {"weights_dtype": "fp8"},
         {"precision": "fp32"},
-        {"weights": 3 * PARAMETERS_1_3B},  # not of two bytes each
+        {"weights": 3 * PARAMETERS},  # not of two bytes each
         {"decode": 4 * GIB},  # the peak is elsewhere
         {"task": "t2v-tiny"},
         {"workload": "script"},
-        {
-            "total": (2 * PARAMETERS_1_3B + GIB) * 5 // 4 + 10
-        },  # a little more than a fifth of the device is free
+        {"total": (2 * PARAMETERS + GIB) * 5 // 4 + 10},  # a little more than a fifth of the device is free
         {"total": 0},  # not known
     ],
 )
@@ -182,12 +180,12 @@ def test_weights_that_fp8_would_not_help(empty: EmptyRun, changes: dict[str, Any
 
 
 def test_four_fifths_of_the_device_are_enough_for_fp8(empty: EmptyRun) -> None:
-    (finding,) = weights_fp8(empty, total=(2 * PARAMETERS_1_3B + GIB) * 5 // 4)
+    (finding,) = weights_fp8(empty, total=(2 * PARAMETERS + GIB) * 5 // 4)
     assert finding.rule == "weights_fp8"
 
 
 def test_a_tenth_of_the_peak_is_enough_for_fp8(empty: EmptyRun) -> None:
-    assert said(weights_fp8(empty, others=10 * SAVED - 2 * PARAMETERS_1_3B)) == [
+    assert said(weights_fp8(empty, others=10 * SAVED - 2 * PARAMETERS)) == [
         ("weights_fp8", (0,), "denoise", "dit", SAVED, True)
     ]
 

@@ -106,14 +106,51 @@ def test_what_did_not_fit_outside_the_allocator_is_told(tmp_path: Path) -> None:
 
 
 def test_the_recorded_settings_are_those_of_the_environment(tmp_path: Path) -> None:
+    folder = write_recorded(tmp_path, program(), conf="max_split_size_mb:30", variable="PYTORCH_ALLOC_CONF")
+    (row,) = json.loads(call(folder, "--format", "json").stdout)
+    assert (row["reserved_bytes"], row["note"]) == (130 * MIB, None)
     folder = write_recorded(
-        tmp_path, program(), conf="expandable_segments:True", variable="PYTORCH_ALLOC_CONF"
+        tmp_path / "rounded", program(), conf="large_segment_size_mb:64,roundup_power2_divisions:2"
     )
     (row,) = json.loads(call(folder, "--format", "json").stdout)
-    assert row["reserved_bytes"] == 80 * MIB
-    assert row["note"] == "under the recorded settings the model's peak is -38.5% off"
-    (row,) = json.loads(call(folder, "--format", "json", "--no-expandable-segments").stdout)
-    assert row["reserved_bytes"] == 130 * MIB
+    assert row["reserved_bytes"] == (32 + 48 + 64) * MIB
+    assert row["note"] == "under the recorded settings the model's peak is +10.8% off"
+    result = call(folder, "--max-split-size", "32 MiB")
+    assert (result.exit_code, result.stderr.splitlines()[1]) == (
+        EXIT_CONFIG,
+        "hint: torch takes whole MiB from 64 MiB on",
+    )
+
+
+def test_whether_segments_grew_is_seen_in_them_whatever_the_environment_said(tmp_path: Path) -> None:
+    """A program may change the settings itself."""
+    folder = write_recorded(tmp_path, program(), conf="expandable_segments:True")
+    (row,) = json.loads(call(folder, "--format", "json").stdout)
+    assert (row["reserved_bytes"], row["note"]) == (130 * MIB, None)
+
+
+def test_a_full_device_gave_the_cache_back_when_it_was_recorded_and_does_again(tmp_path: Path) -> None:
+    """The span around the one with the retry calls empty_cache() itself: that is no retry."""
+    allocator = CachingAllocator(device_bytes=70 * MIB)
+    for block in [allocator.alloc(30 * MIB), allocator.alloc(40 * MIB)]:
+        allocator.free(block)
+    allocator.alloc(60 * MIB)
+    spans = [
+        span(1, "denoise", (0, 99)) | {"num_retries": 1},
+        span(2, "denoise/step", (0, 98), parent_id=1, step=3) | {"num_retries": 1},
+    ]
+    columns = allocator.take_events()
+    folder = write_recorded(
+        tmp_path, columns, tables={"spans": spans}, device_total_bytes=70 * MIB, span_id=2
+    )
+    (row,) = json.loads(call(folder, "--format", "json").stdout)
+    assert (row["reserved_bytes"], row["num_retries"], row["note"]) == (70 * MIB, 1, None)
+    # Outside of the inner span the same burst is a call of the program's.
+    other = write_recorded(
+        tmp_path / "call", columns, tables={"spans": spans}, device_total_bytes=70 * MIB, span_id=1
+    )
+    (row,) = json.loads(call(other, "--format", "json", "--device-memory", "200 MiB").stdout)
+    assert row["reserved_bytes"] == 70 * MIB
 
 
 def test_a_limit_of_splitting_is_taken(run_dir: Path) -> None:
@@ -127,10 +164,15 @@ def test_a_run_that_ran_out_of_memory_says_that_its_end_is_not_known(tmp_path: P
     allocator.alloc(30 * MIB)
     with pytest.raises(OutOfDeviceMemory):
         allocator.alloc(40 * MIB)
-    folder = write_recorded(tmp_path, allocator.take_events())
-    (row,) = json.loads(call(folder, "--format", "json").stdout)
-    assert (row["recorded_reserved_bytes"], row["reserved_bytes"]) == (30 * MIB, 70 * MIB)
-    assert "a request failed when it was recorded: what came after it is not known" in row["note"]
+    folder = write_recorded(tmp_path, allocator.take_events(), device_total_bytes=50 * MIB)
+    result = call(folder, "--format", "json")
+    (row,) = json.loads(result.stdout)
+    assert result.exit_code == EXIT_LIMIT
+    assert (row["runs"], row["fails_for_bytes"], row["smallest_device_bytes"]) == (False, 40 * MIB, 70 * MIB)
+    assert (row["recorded_reserved_bytes"], row["reserved_bytes"]) == (30 * MIB, 30 * MIB)
+    assert row["note"] == "a request failed when it was recorded: what came after it is not known"
+    larger = call(folder, "--format", "json", "--device-memory", "70 MiB")
+    assert (larger.exit_code, json.loads(larger.stdout)[0]["runs"]) == (EXIT_OK, True)
 
 
 def test_a_rank_can_be_named(tmp_path: Path) -> None:

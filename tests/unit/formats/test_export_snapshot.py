@@ -14,10 +14,11 @@ from torch.cuda import _memory_viz
 from typer.testing import CliRunner
 
 from ray_memprof.allocator.rules import SETTINGS_VARIABLES
+from ray_memprof.analysis.recorded_rank import recorded_ranks
 from ray_memprof.cli import app
 from ray_memprof.errors import ConfigError
 from ray_memprof.formats.torch_snapshot.read import import_snapshots
-from ray_memprof.formats.torch_snapshot.write import recorded_ranks, write_snapshot
+from ray_memprof.formats.torch_snapshot.write import write_snapshot
 from ray_memprof.query import database
 from ray_memprof.store.run_files import table_dir
 from ray_memprof.store.schema import SCHEMA_VERSION

@@ -143,15 +143,15 @@ class Rank:
 
     def alloc(self) -> None:
         """A tensor, in a place that is free or new; the device gives what the allocator lacks, and a bit more."""
-        size = self.chance.choice(SIZES)
+        size, category = self.chance.choice(SIZES), self.chance.choice(CATEGORIES)
         if self.active + size > self.reserved:
             more = self.active + size - self.reserved + self.chance.choice((0, 4))
             self.reserved += more
-            self._event("segment_alloc", more, 0, None)
+            # What was held before the first event has that category in both rows, as replay.prime() makes them.
+            self._event("segment_alloc", more, 0, category if category == "before" else None)
         address = (
             self.addresses.pop() if self.addresses and self.chance.random() < 0.7 else len(self.events) + 1
         )
-        category = self.chance.choice(CATEGORIES)
         self.alive[address] = (size, category, self.span_id)
         self.allocated += size
         self.active += size

@@ -13,7 +13,7 @@ def event(time_us: int, stamp: str = "") -> dict[str, Any]:
 
 
 def stamped(events: list[dict[str, Any]], stamps: list[tuple[int, int]]) -> list[str]:
-    give_spans(events, stamps)
+    give_spans(events, stamps, lambda: None)
     return [one["user_metadata"] for one in events]
 
 

@@ -27,18 +27,22 @@ def pairs(rows: OwnerRows) -> list[tuple[int, str]]:
     return list(zip(rows.seq, rows.category, strict=True))
 
 
+def followed(owners: Owners, events: Columns, claims: list[Claim], shift_us: int = 0) -> OwnerRows:
+    return owners.follow(events, claims, shift_us, lambda: None)
+
+
 def test_a_claim_names_the_allocation_that_was_alive_at_its_moment() -> None:
     events = columns(
         (10, "alloc", 7, 64), (20, "free_requested", 7, 64), (21, "free_completed", 7, 64), (5000, "alloc", 7, 64)
     )  # fmt: skip
     claims = [Claim(15, 7, 64, WEIGHT), Claim(6000, 7, 64, GRADIENT)]
-    assert pairs(Owners().follow(events, claims)) == [(0, "weight"), (3, "gradient")]
+    assert pairs(followed(Owners(), events, claims)) == [(0, "weight"), (3, "gradient")]
 
 
 def test_a_claim_may_come_long_after_the_allocation_and_in_a_later_batch() -> None:
     owners = Owners()
-    assert pairs(owners.follow(columns((10, "alloc", 7, 64)), [])) == []
-    rows = owners.follow(Columns(), [Claim(10**9, 7, 64, WEIGHT)])
+    assert pairs(followed(owners, columns((10, "alloc", 7, 64)), [])) == []
+    rows = followed(owners, Columns(), [Claim(10**9, 7, 64, WEIGHT)])
     assert (pairs(rows), rows.t_ns, rows.owner, rows.component) == (
         [(0, "weight")],
         [10**12],
@@ -50,40 +54,40 @@ def test_a_claim_may_come_long_after_the_allocation_and_in_a_later_batch() -> No
 def test_what_was_held_before_the_first_event_is_found() -> None:
     owners = Owners()
     owners.prime(columns((1, "segment_alloc", 7, 2048), (1, "alloc", 7, 64), first=-2))
-    assert pairs(owners.follow(Columns(), [Claim(5, 7, 64, WEIGHT)])) == [(-1, "weight")]
+    assert pairs(followed(owners, Columns(), [Claim(5, 7, 64, WEIGHT)])) == [(-1, "weight")]
 
 
 def test_the_same_claim_twice_is_one_row_and_another_owner_is_a_second() -> None:
     owners = Owners()
-    owners.follow(columns((1, "alloc", 7, 64)), [])
+    followed(owners, columns((1, "alloc", 7, 64)), [])
     claims = [
         Claim(2, 7, 64, WEIGHT),
         Claim(3, 7, 64, Owner("Net.a", "Net", "weight")),
         Claim(4, 7, 64, GRADIENT),
     ]
-    assert pairs(owners.follow(Columns(), claims)) == [(0, "weight"), (0, "gradient")]
+    assert pairs(followed(owners, Columns(), claims)) == [(0, "weight"), (0, "gradient")]
 
 
 @pytest.mark.parametrize("address", [8, 7])
 def test_a_storage_of_other_bytes_or_at_another_address_is_not_named(address: int) -> None:
-    rows = Owners().follow(columns((1, "alloc", 7, 64)), [Claim(5, address, 65, WEIGHT)])
+    rows = followed(Owners(), columns((1, "alloc", 7, 64)), [Claim(5, address, 65, WEIGHT)])
     assert pairs(rows) == []
 
 
 def test_a_claim_that_seems_to_come_before_its_allocation_or_after_its_free_is_met_within_the_slack() -> None:
     late = columns((100, "alloc", 7, 64))
-    assert pairs(Owners().follow(late, [Claim(100 - SLACK_US, 7, 64, WEIGHT)])) == [(0, "weight")]
-    assert pairs(Owners().follow(late, [Claim(99 - SLACK_US, 7, 64, WEIGHT)])) == []
+    assert pairs(followed(Owners(), late, [Claim(100 - SLACK_US, 7, 64, WEIGHT)])) == [(0, "weight")]
+    assert pairs(followed(Owners(), late, [Claim(99 - SLACK_US, 7, 64, WEIGHT)])) == []
     gone = columns((1, "alloc", 7, 64), (2, "free_completed", 7, 64))
-    assert pairs(Owners().follow(gone, [Claim(2 + SLACK_US, 7, 64, WEIGHT)])) == [(0, "weight")]
-    assert pairs(Owners().follow(gone, [Claim(3 + SLACK_US, 7, 64, WEIGHT)])) == []
+    assert pairs(followed(Owners(), gone, [Claim(2 + SLACK_US, 7, 64, WEIGHT)])) == [(0, "weight")]
+    assert pairs(followed(Owners(), gone, [Claim(3 + SLACK_US, 7, 64, WEIGHT)])) == []
 
 
 def test_the_shift_between_the_clocks_is_taken_into_account() -> None:
     events = columns(
         (1_000_000, "alloc", 7, 64), (1_000_010, "free_completed", 7, 64), (1_000_020, "alloc", 7, 64)
     )
-    assert pairs(Owners().follow(events, [Claim(5_000_005, 7, 64, WEIGHT)], 4_000_000)) == [(0, "weight")]
+    assert pairs(followed(Owners(), events, [Claim(5_000_005, 7, 64, WEIGHT)], 4_000_000)) == [(0, "weight")]
 
 
 @settings(deadline=None, max_examples=200)
@@ -115,7 +119,7 @@ def test_every_claim_on_a_living_storage_finds_it(data: st.DataObject) -> None:
     for part, lo, hi in ((first, 0, cut_us), (events[len(first) :], cut_us, 10**9)):
         start = 0 if part is first else len(first)
         found += pairs(
-            owners.follow(columns(*part, first=start), [one for one in claims if lo < one.time_us <= hi])
+            followed(owners, columns(*part, first=start), [one for one in claims if lo < one.time_us <= hi])
         )
     assert found == expected
 

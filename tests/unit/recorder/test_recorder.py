@@ -17,7 +17,7 @@ from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.spans import listening, span
-from ray_memprof.recorder.status import Beat, ReplayCheck
+from ray_memprof.recorder.status import ReplayCheck
 from ray_memprof.store.schema import SPANS
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)
@@ -370,12 +370,6 @@ def test_a_full_disk_is_told_at_the_end_and_not_to_the_model() -> None:
 
 # --------------------------------------------------------------------------------
 # From other threads
-
-
-def beat(**known: Any) -> Beat:
-    unknown = {"path": "", "stage": "", "step": -1, "num_steps": -1, "allocated_bytes": 0, "reserved_bytes": 0,
-               "device_used_bytes": 0}  # fmt: skip
-    return Beat(rank=0, **{**unknown, **known})
 
 
 def test_where_nothing_is_kept_no_peak_begins_anew() -> None:

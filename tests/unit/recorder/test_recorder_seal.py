@@ -1,10 +1,11 @@
 """What a rank reports when it is asked, and what it seals when it is ended."""
 
 import threading
+from typing import Any
 
 import pytest
+from desks import Desk, at_work
 from recorder_fakes import FakeMeter
-from test_recorder import Desk, at_work, beat
 
 from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.spans import span
@@ -92,3 +93,9 @@ def test_seal_waits_for_nothing_where_nothing_is_kept() -> None:
     recorder = Recorder(0, FakeMeter(), None)
     recorder.start()
     recorder.seal(wait_s=1000.0)
+
+
+def beat(**known: Any) -> Beat:
+    unknown = {"path": "", "stage": "", "step": -1, "num_steps": -1, "allocated_bytes": 0, "reserved_bytes": 0,
+               "device_used_bytes": 0}  # fmt: skip
+    return Beat(rank=0, **{**unknown, **known})

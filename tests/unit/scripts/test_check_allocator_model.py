@@ -10,6 +10,7 @@ from recorded_runs import write_recorded
 from ray_memprof.allocator.caching import CachingAllocator
 from ray_memprof.allocator.replay import Columns
 from ray_memprof.allocator.rules import Rules
+from ray_memprof.allocator.settings import settings_of
 
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "check_allocator_model.py"
 MIB = 2**20
@@ -91,7 +92,8 @@ def test_a_peak_that_is_off_ends_in_exit_code_1_and_a_line_that_says_what_can_be
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Recorded with settings that run.json does not name.
-    folder = write_recorded(tmp_path, program(Rules(expandable_segments=True)))
+    rules = Rules().under(settings_of("roundup_power2_divisions:2"))
+    folder = write_recorded(tmp_path, program(rules))
     code, lines, _ = run(capsys, monkeypatch, folder)
     assert code == 1
     assert lines[1].startswith("  the curves part at event ")
@@ -108,7 +110,7 @@ def test_no_run_and_no_events_are_told(
     assert err.startswith("error: ")
     folder = write_recorded(tmp_path, Columns())
     assert run(capsys, monkeypatch, folder) == (
-        2, [], f"error: {folder} has no allocator events\nhint: record with logging.level: event\n",
+        2, [], f"error: {folder} has no allocator events\nhint: logging.level event or stack records them\n",
     )  # fmt: skip
 
 

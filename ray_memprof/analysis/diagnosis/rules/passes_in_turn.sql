@@ -69,7 +69,7 @@ known AS (
         COALESCE(exchanged.bytes, 0) // steps.num_steps AS exchanged_bytes,
         COALESCE(activation_by_stage.activation_peak_bytes, 0)
             AS activation_bytes,
-        NULLIF(ranks.device_total_bytes, 0)
+        NULLIF(peaks.device_total_bytes, 0)
             - GREATEST(
                 COALESCE(peaks.device_used_peak_bytes, 0),
                 COALESCE(activation_by_stage.activation_peak_bytes, 0)
@@ -80,7 +80,6 @@ known AS (
     LEFT JOIN activation_by_stage
         ON passes.rank = activation_by_stage.rank
         AND activation_by_stage.stage = 'denoise'
-    LEFT JOIN ranks ON passes.rank = ranks.rank
     LEFT JOIN rank_peaks() AS peaks ON passes.rank = peaks.rank
 )
 

@@ -16,13 +16,7 @@
 -- Thresholds: bf16 must give back 5 % of the rank's peak, as in decode_peaks,
 -- so that a few norms in fp32 are no finding; by the task, 3 bytes for each
 -- parameter (fp32 has 4, bf16 has 2).
-WITH sizes (size, num_parameters) AS (
-    -- Layers x (8 d^2 of attention + 2 d f of feed-forward), where d is the
-    -- width of the model, f that of the hidden layer; the rest is below 5 %.
-    VALUES ('1.3B', 1391984640), ('14B', 14050918400)
-),
-
-trained AS (
+WITH trained AS (
     SELECT DISTINCT component
     FROM owners
     WHERE category IN ('gradient', 'optimizer')
@@ -89,7 +83,7 @@ found AS (
     INNER JOIN stage_peaks
         ON base_memory.rank = stage_peaks.rank AND stage_peaks.is_run_peak
     CROSS JOIN settings
-    INNER JOIN sizes ON settings.task LIKE '%-' || sizes.size
+    INNER JOIN networks ON settings.task = networks.task
     WHERE
         settings.workload = 'wan'
         AND NOT EXISTS (
@@ -100,7 +94,7 @@ found AS (
         AND base_memory.component = 'dit'
         AND base_memory.base_bytes
         * IF(settings.dit_fsdp, settings.num_ranks, 1)
-        > 3 * sizes.num_parameters
+        > 3 * networks.num_parameters
 )
 
 SELECT
