@@ -238,6 +238,11 @@ class CachingAllocator:
         taken, self._columns = self._columns, Columns()
         return taken
 
+    @property
+    def num_waiting_events(self) -> int:
+        """Events that take_events() would return."""
+        return len(self._columns.action)
+
     def _note(self, action: str, address: int, size: int, requested: int, stream: int) -> None:
         if self._keeps_events:
             self._columns.note(action, address, size, requested, stream)

@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 
 from ray_memprof.driver.placement import node_places
-from ray_memprof.driver.rank_rows import rank_columns
 from ray_memprof.driver.repository import commit_text, repository
 from ray_memprof.errors import EXIT_INTERRUPTED, EXIT_RANK_DIED, EXIT_TERMINATED, ConfigError
 from ray_memprof.rank.messages import Outcome, RankFacts
+from ray_memprof.rank.rank_rows import rank_columns
 from ray_memprof.recorder.status import ReplayCheck
 from ray_memprof.report import derive
 from ray_memprof.store.gather import gather

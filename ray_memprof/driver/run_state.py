@@ -17,9 +17,9 @@ from ray_memprof.config.load import effective_yaml
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.driver.elsewhere import Elsewhere
 from ray_memprof.driver.placement import node_places
-from ray_memprof.driver.rank_rows import rank_columns
 from ray_memprof.driver.repository import commit_text, repository
 from ray_memprof.rank.messages import Outcome, RankFacts, Status
+from ray_memprof.rank.rank_rows import rank_columns
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.run_folder import RunFolder

@@ -338,7 +338,7 @@ def scribe_of(options: RecordingOptions, meter: Meter, problems: Problems) -> Sc
     store = RankStore(options.run_dir, options.rank)
     stacks = Stacks(store) if options.has_stacks else None
     categories: dict[int, str] = {}
-    kind = BlockReplay if meter.source == "cuda" else Replay
+    kind = Replay if meter.source == "cpu" else BlockReplay
     replay = kind(
         category_of=lambda span_id: categories.get(span_id, "activation"),
         stack_of=None if stacks is None else stacks.number,

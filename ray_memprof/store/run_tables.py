@@ -34,7 +34,7 @@ def run_columns(facts: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
     return {
         "run_id": str(facts["run_id"]),
         "name": str(facts["name"]),
-        "source": "cpu" if device == "cpu" else "cuda",
+        "source": str(facts.get("source", "cpu" if device == "cpu" else "cuda")),
         "workload": str(config.get("workload", "wan")),
         "num_ranks": int(facts.get("num_ranks", 0)),
         "config": json.dumps(config, default=str),

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v without a mask: q [B, Lq, N, D], k and v [B, Lk, N, D] -> [B, Lq, N, D]."""
-    if isinstance(q, FakeTensor):
+    if isinstance(q, FakeTensor) and not q.is_cuda:
         return _fake_attention(q)
     query, key, value = (tensor.transpose(1, 2) for tensor in (q, k, v))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)

@@ -101,9 +101,9 @@ class Sharded(Component[Module]):
             # module keeps no memory alive, and what FSDP knows of the module stays true.
             for part in self._parts(module):
                 storage = part.local.untyped_storage()
-                # Compare only the types: no tensor has the device "cuda", but "cuda:0". Any other storage is still on
+                # Compare only the types: no tensor has the device "cuda", but "cuda:0". Any other tensor is still on
                 # meta.
-                if storage.device.type == self.device.type and storage.nbytes():
+                if part.local.device.type == self.device.type and storage.nbytes():
                     self._freed_bytes[part.name] = storage.nbytes()
                     storage.resize_(0)
         self._is_loaded = self._is_ready = False

@@ -76,10 +76,14 @@ class Ranks:
                 header[: len(shape)] = torch.tensor(shape)
             self._broadcast(header)
             if made is None:
-                code, dims, *shape = header.tolist()
-                made = torch.empty(shape[:dims], dtype=_DTYPES[code], device=self.device)
+                made = self._empty(header)
             self._broadcast(made)
         return made
+
+    def _empty(self, header: Tensor) -> Tensor:
+        """Memory for what the header tells of: dtype, number of dimensions, shape."""
+        code, dims, *shape = header.tolist()
+        return torch.empty(shape[:dims], dtype=_DTYPES[code], device=self.device)
 
     def _broadcast(self, tensor: Tensor) -> None:
         dist.broadcast(tensor, group=self.group, group_src=0)

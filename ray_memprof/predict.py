@@ -1,0 +1,55 @@
+"""Predict a run without a GPU: the peak of every rank, in a run folder like any other.
+
+    python -m ray_memprof.predict configs/ulysses4.yaml --gpu H200 --set generation.sample_steps=2
+
+The same code, tables, questions, diagnosis, report and comparison as a launch, on any machine; of a matrix, row by row.
+The exit code is that of the run that is predicted: 11 if it would run out of memory (errors.py).
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ray_memprof.errors import EXIT_OK, RunError
+from ray_memprof.wording import visible
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+DEFAULT_GPU = "H200"
+
+
+@app.command()
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML file; with a matrix, one run for each row.")],
+    overrides: Annotated[
+        list[str], typer.Option("--set", help="section.key=value, replaces the value in the file.")
+    ] = [],  # noqa: B006 - typer copies it
+    gpu: Annotated[str, typer.Option(help="The GPU model that every rank has.")] = DEFAULT_GPU,
+) -> None:
+    """Predict the memory of a run of CONFIG, without a GPU."""
+    from ray_memprof.config.matrix import expand
+    from ray_memprof.config.rules import check_files
+    from ray_memprof.predictor.run import predict
+
+    code = EXIT_OK
+    try:
+        expanded = expand(config, overrides)
+        for one in expanded.runs:
+            check_files(one)
+        for one in expanded.runs:
+            ended, _ = predict(one, gpu=gpu, say=_say)
+            code = ended or code
+    except RunError as error:
+        sys.stderr.write(visible(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")))
+        code = error.exit_code
+    raise typer.Exit(code)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(visible(f"{line}\n"))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,199 @@
+"""torch.cuda without a GPU and without a CUDA build, for fake tensors: the device is a FakeDevice.
+
+    with fake_cuda(device), FakeTensorMode(allow_non_fake_inputs=True):
+        torch.empty(3, device="cuda")           # a FakeTensor whose is_cuda is True
+        torch.cuda.empty_cache()                # the FakeDevice gives its cache back
+
+torch itself makes fake tensors of any device, but asks a guard which device is current, and a CPU build has none for
+CUDA. It has one that does nothing, for CUDA builds on machines without a GPU; here torch is made to install that one.
+"""
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ray_memprof.predictor.fake_device import FakeDevice, Stream
+from ray_memprof.predictor.outside import PageLocked
+
+_CUDA = 1
+"""c10::DeviceType::CUDA."""
+_GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
+"""c10::impl::device_guard_impl_registry: a pointer for each type of device."""
+_VIRTUAL_FUNCTIONS = 64
+"""At least as many as the class of a guard has."""
+
+
+def install_guard() -> None:
+    """Let torch have a guard for CUDA that does nothing, if it has none.
+
+    torch's own ensureCUDADeviceGuardSet() installs it where the present guard counts no devices. So for the length of
+    that call the present guard is an object all of whose functions return 0.
+    """
+    guards = (ctypes.c_void_p * (_CUDA + 1)).in_dll(_c10(), _GUARDS)
+    if guards[_CUDA]:
+        return
+    zero = ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: 0)
+    address = ctypes.cast(zero, ctypes.c_void_p).value
+    table = (ctypes.c_void_p * _VIRTUAL_FUNCTIONS)(*[address] * _VIRTUAL_FUNCTIONS)
+    counts_none = (ctypes.c_void_p * 1)(ctypes.addressof(table))
+    guards[_CUDA] = ctypes.addressof(counts_none)
+    torch._C._ensureCUDADeviceGuardSet()
+    if guards[_CUDA] == ctypes.addressof(counts_none):
+        guards[_CUDA] = None
+        raise RuntimeError(f"torch {torch.__version__} has no guard for CUDA devices that are not there")
+
+
+def _c10() -> ctypes.CDLL:
+    assert torch.__file__ is not None
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+
+
+@contextmanager
+def fake_cuda(device: FakeDevice) -> Iterator[None]:
+    """Let torch.cuda be about `device`."""
+    install_guard()
+    with ExitStack() as stack:
+        for name, instead in _functions(device).items():
+            stack.enter_context(patch.object(torch.cuda, name, instead))
+        stack.enter_context(patch.object(torch, "Generator", _Generator))
+        stack.enter_context(patch.object(FakeTensor, "new_tensor", _new_tensor, create=True))
+        stack.enter_context(patch.object(torch.UntypedStorage, "resize_", _resizing(device)))
+        stack.enter_context(patch.object(FakeTensor, "data", property(_data, _set_data), create=True))
+        yield
+
+
+def _functions(device: FakeDevice) -> dict[str, Any]:
+    profile, page_locked = device.profile, PageLocked(device)
+
+    class FakeStream(Stream):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(device)
+
+    class FakeEvent(Event):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__(device)
+
+    def properties(*_: Any) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=profile.name,
+            major=profile.capability[0],
+            minor=profile.capability[1],
+            total_memory=profile.total_bytes,
+            multi_processor_count=profile.num_sms,
+        )
+
+    return {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": _nothing,
+        "_lazy_init": _nothing,
+        "_exchange_device": lambda *_: 0,
+        "_maybe_exchange_device": lambda *_: 0,
+        "init": _nothing,
+        "synchronize": lambda *_: device.synchronize(),
+        "empty_cache": device.empty_cache,
+        "mem_get_info": lambda *_: (profile.total_bytes - device.used, profile.total_bytes),
+        "max_memory_allocated": lambda *_: device.allocator.allocated_peak,
+        "max_memory_reserved": lambda *_: device.allocator.reserved_peak,
+        "memory_allocated": lambda *_: device.allocator.allocated,
+        "memory_reserved": lambda *_: device.allocator.reserved,
+        "reset_peak_memory_stats": _nothing,
+        "get_device_capability": lambda *_: profile.capability,
+        "get_device_name": lambda *_: profile.name,
+        "get_device_properties": properties,
+        "Stream": FakeStream,
+        "Event": FakeEvent,
+        "current_stream": lambda *_: device.stream,
+        "default_stream": lambda *_: device.default_stream,
+        "stream": lambda stream: device.on(stream),
+        "set_stream": device.set_stream,
+        "cudart": lambda: _Runtime(page_locked),
+        "check_error": _nothing,
+    }
+
+
+def _resizing(device: FakeDevice) -> Any:
+    """FSDP gives memory back by making a storage smaller, which is no operation."""
+    resize = torch.UntypedStorage.resize_
+
+    def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+        result = resize(storage, size)
+        device.resize(storage)
+        return result
+
+    return resize_
+
+
+def _new_tensor(tensor: FakeTensor, data: Any) -> torch.Tensor:
+    """As Tensor.new_tensor, whose copy to the device fake tensors do not hear of."""
+    return torch.tensor(data, dtype=tensor.dtype).to(tensor.device)
+
+
+_DATA: Any = torch.Tensor.data
+
+
+def _data(tensor: FakeTensor) -> Any:
+    return _DATA.__get__(tensor)
+
+
+def _set_data(tensor: FakeTensor, data: FakeTensor) -> None:
+    """A fake tensor keeps its device beside its data: it goes with them."""
+    _DATA.__set__(tensor, data)
+    tensor.fake_device = data.fake_device
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+class Event:
+    """A moment on a stream of the fake device."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self._device, self.done_ns = device, 0
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Take the time at which all that is queued on the stream is done."""
+        self.done_ns = (stream or self._device.stream).free_ns
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """Let the stream wait for this moment."""
+        (stream or self._device.stream).wait_event(self)
+
+    def synchronize(self) -> None:
+        """Let the host wait for this moment."""
+        self._device.wait_until(self.done_ns)
+
+    def query(self) -> bool:
+        """Whether the moment has passed."""
+        return self.done_ns <= self._device.now_ns
+
+
+class _Runtime:
+    """What wan asks of libcudart."""
+
+    def __init__(self, page_locked: PageLocked) -> None:
+        self._page_locked = page_locked
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802 - CUDA's name
+        self._page_locked.lock(size)
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+        return 0
+
+
+class _Generator(torch.Generator):
+    """A generator of a device that is not there draws no numbers; the CPU's will do."""
+
+    def __new__(cls, device: Any = "cpu") -> "_Generator":
+        return super().__new__(cls, "cpu")  # type: ignore[call-arg] # the stub has only __init__

@@ -1,0 +1,228 @@
+"""A GPU that is not there: its memory, by the rules of torch's caching allocator, and its time, by a profile.
+
+    device = FakeDevice(profile, Rules())
+    device.make(storage)                     # a storage of an operation's result; it is freed when it is gone
+    with device.holding(workspace_bytes): ...
+    device.run(work)                         # queues a kernel on the current stream
+    device.used                              # what nvidia-smi would say
+
+Memory outside the allocator is `outside`: the accounts are those of outside.py.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ray_memprof.allocator.caching import Block, CachingAllocator, OutOfDeviceMemory
+from ray_memprof.allocator.replay import Columns
+from ray_memprof.allocator.rules import Rules
+from ray_memprof.predictor.gpu_profile import GpuProfile
+
+
+class Stream:
+    """A queue of the device; the allocator has pools of its own for each."""
+
+    def __init__(self, device: "FakeDevice") -> None:
+        self._device, self.free_ns = device, 0
+        self.number = self.cuda_stream = device.num_streams
+        device.num_streams += 1
+        self.device = torch.device("cuda:0")
+
+    def wait_stream(self, other: "Stream") -> None:
+        """Begin no more work before the other stream has done what it has now."""
+        self.free_ns = max(self.free_ns, other.free_ns)
+
+    def wait_event(self, event: Any) -> None:
+        """Begin no more work before the event."""
+        self.free_ns = max(self.free_ns, event.done_ns)
+
+    def record_event(self, event: Any = None) -> Any:
+        """A new event, at the end of what is queued."""
+        event = torch.cuda.Event() if event is None else event
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        """Let the host wait until the stream has nothing more to do."""
+        self._device.wait_until(self.free_ns)
+
+    def query(self) -> bool:
+        """Whether the stream has nothing more to do."""
+        return self.free_ns <= self._device.now_ns
+
+    def __enter__(self) -> "Stream":
+        self._before = self._device.stream
+        self._device.set_stream(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._device.set_stream(self._before)
+
+
+class FakeDevice:
+    """One device.
+
+    Args:
+        profile: the GPU.
+        rules: of the allocator.
+    """
+
+    def __init__(self, profile: GpuProfile, rules: Rules) -> None:
+        self.profile, self.rules = profile, rules
+        self.allocator = CachingAllocator(rules)
+        self.has_context = False
+        self.num_allocs = 0
+        self.num_segments = 0
+        self.outside = 0
+        """Bytes on the device that are not the allocator's."""
+        self.host_bytes = 0
+        """Bytes of fake tensors in host memory."""
+        self.now_ns = 0
+        self.num_streams = 0
+        self.default_stream = self.stream = Stream(self)
+        self._blocks: weakref.WeakKeyDictionary[torch.UntypedStorage, Block] = weakref.WeakKeyDictionary()
+        self._finalizers: weakref.WeakKeyDictionary[torch.UntypedStorage, Any] = weakref.WeakKeyDictionary()
+        self._emptied: weakref.WeakKeyDictionary[torch.UntypedStorage, bool] = weakref.WeakKeyDictionary()
+        self._used_seen = 0
+        self.on_growth: Callable[[], None] = lambda: None
+        """Called when more of the device is in use than before."""
+        self.span_id = 0
+        self.stamps: list[int] = []
+        """The span of each event of the allocator that is not taken yet."""
+        self.times_us: list[int] = []
+
+    @property
+    def used(self) -> int:
+        """Bytes in use on the device."""
+        return self.allocator.reserved + self.outside
+
+    # ------------------------------------------------------------------------------
+    # Memory
+
+    def start(self) -> None:
+        """Make the context, if there is none."""
+        if not self.has_context:
+            self.has_context = True
+            self.add_outside(self.profile.context_bytes)
+
+    def add_outside(self, size: int) -> None:
+        """The driver or a library takes memory."""
+        self.outside += size
+        # What is outside of it the allocator cannot have.
+        self.allocator.device_bytes = self.profile.total_bytes - self.outside
+
+    def make(self, storage: torch.UntypedStorage) -> None:
+        """Give memory to a storage, until it is gone."""
+        size = storage.nbytes()
+        if not size or storage in self._blocks:
+            return
+        block = self.alloc(size)
+        self._blocks[storage] = block
+        self._finalizers[storage] = weakref.finalize(storage, self.free, block)
+        self._finalizers[storage].atexit = False
+
+    def knows(self, storage: torch.UntypedStorage) -> bool:
+        """Whether the storage has memory here."""
+        return storage in self._blocks
+
+    def block_of(self, storage: torch.UntypedStorage) -> Block | None:
+        """Where the storage is."""
+        return self._blocks.get(storage)
+
+    def resize(self, storage: torch.UntypedStorage) -> None:
+        """A storage that has memory here, or had, has another size now."""
+        if storage not in self._blocks and storage not in self._emptied:
+            return
+        block = self._blocks.pop(storage, None)
+        if block is not None:
+            self._finalizers.pop(storage)()
+            self._emptied[storage] = True
+        self.make(storage)
+
+    def make_host(self, storage: torch.UntypedStorage) -> None:
+        """Count a storage in host memory, until it is gone."""
+        size = storage.nbytes()
+        self.host_bytes += size
+        weakref.finalize(storage, self._free_host, size).atexit = False
+
+    def _free_host(self, size: int) -> None:
+        self.host_bytes -= size
+
+    def alloc(self, size: int) -> Block:
+        """A block for a request of `size` bytes."""
+        self.start()
+        try:
+            block = self.allocator.alloc(size, self.stream.number)
+        except OutOfDeviceMemory as error:
+            self._stamp()
+            free = self.profile.total_bytes - self.used
+            raise torch.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {size / 2**20:,.2f} MiB. GPU 0 has a total capacity of "
+                f"{self.profile.total_bytes / 2**30:.2f} GiB of which {free / 2**20:,.2f} MiB is free. (predicted)"
+            ) from error
+        self.num_allocs += 1
+        self._stamp()
+        return block
+
+    def free(self, block: Block) -> None:
+        """Give a block back to the allocator."""
+        self.allocator.free(block)
+        self._stamp()
+
+    def empty_cache(self) -> None:
+        """As torch.cuda.empty_cache()."""
+        self.synchronize()
+        self.allocator.empty_cache()
+        self._stamp()
+
+    def _stamp(self) -> None:
+        if self.used > self._used_seen:
+            self.on_growth()
+        self._used_seen = self.used
+        num = self.allocator.num_waiting_events - len(self.stamps)
+        if num:
+            self.stamps += [self.span_id] * num
+            self.times_us += [self.now_ns // 1000] * num
+
+    def take_events(self) -> tuple[Columns, list[int], list[int]]:
+        """The allocator's events since the last call, with their times (us) and spans."""
+        columns, times, stamps = self.allocator.take_events(), self.times_us, self.stamps
+        self.times_us, self.stamps = [], []
+        return columns, times, stamps
+
+    @contextmanager
+    def holding(self, *sizes: int) -> Iterator[None]:
+        """Memory that a kernel needs while it is queued."""
+        blocks = [self.alloc(size) for size in sizes if size]
+        try:
+            yield
+        finally:
+            for block in blocks:
+                self.free(block)
+
+    # ------------------------------------------------------------------------------
+    # Time
+
+    def run(self, duration_ns: int) -> None:
+        """Queue a kernel on the current stream."""
+        self.now_ns += self.profile.launch_ns
+        self.stream.free_ns = max(self.stream.free_ns, self.now_ns) + duration_ns
+
+    def wait_until(self, time_ns: int) -> None:
+        """Let the host wait."""
+        self.now_ns = max(self.now_ns, time_ns)
+
+    def synchronize(self) -> None:
+        """Let the host wait for the current stream."""
+        self.wait_until(max(self.stream.free_ns, self.default_stream.free_ns))
+
+    def set_stream(self, stream: Stream) -> None:
+        """Queue kernels on that stream from now on."""
+        self.stream = stream
+
+    def on(self, stream: Stream | None) -> Any:
+        """As torch.cuda.stream()."""
+        return self.stream if stream is None else stream

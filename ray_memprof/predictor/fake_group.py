@@ -1,0 +1,116 @@
+"""torch.distributed for one rank that is alone: every exchange ends at once, and takes what NCCL would take.
+
+    with fake_group(device, shapes, environment):
+        torch.distributed.init_process_group("nccl", rank=1, world_size=4)
+
+Tensors that only the first rank makes, and that the others receive, have shapes that only the first rank knows: it
+notes them in `shapes`, and the others read them there.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
+
+from ray_memprof.predictor.fake_device import FakeDevice
+from ray_memprof.predictor.outside import DEFAULT_BUFFER_BYTES, Nccl
+from wan.parallel.fsdp import SplitTable
+from wan.parallel.ranks import Ranks
+
+Shapes = list[tuple[torch.dtype, tuple[int, ...]]]
+
+_OPS = (
+    "barrier", "broadcast", "all_reduce", "all_gather_into_tensor", "all_gather_single", "all_to_all_single",
+    "batch_isend_irecv",
+)  # fmt: skip
+
+
+@contextmanager
+def fake_group(device: FakeDevice, shapes: Shapes, environment: Mapping[str, str]) -> Iterator[None]:
+    """Let torch.distributed be about ranks that are not there.
+
+    Args:
+        device: of this rank.
+        shapes: what the first rank makes alone: written by it, read by the others.
+        environment: of the rank: NCCL_BUFFSIZE counts.
+    """
+    nccl = Nccl(device, int(environment.get("NCCL_BUFFSIZE", DEFAULT_BUFFER_BYTES)))
+    modules = (dist, dist.distributed_c10d)
+    instead: dict[str, Any] = {name: _watched(name, nccl) for name in _OPS if hasattr(dist, name)}
+    instead["init_process_group"] = _joining(nccl)
+    waiting = list(shapes)
+    with ExitStack() as stack:
+        for name, function in instead.items():
+            for module in modules:
+                if hasattr(module, name):
+                    stack.enter_context(patch.object(module, name, function))
+        stack.enter_context(patch.object(DeviceMesh, "from_group", _mesh_of))
+        stack.enter_context(patch.object(SplitTable, "_apply", _applied))
+        stack.enter_context(patch.object(Ranks, "_empty", lambda ranks, _: _received(waiting, ranks.device)))
+        stack.enter_context(patch.object(Ranks, "_broadcast", _noting(shapes)))
+        yield
+
+
+def _joining(nccl: Nccl) -> Callable[..., None]:
+    original = dist.init_process_group
+
+    @functools.wraps(original)
+    def join(backend: str | None = None, **kwargs: Any) -> None:
+        with _disable_current_modes():
+            original("fake", store=FakeStore(), rank=kwargs["rank"], world_size=kwargs["world_size"])
+        nccl.join(kwargs["rank"], kwargs["world_size"])
+
+    return join
+
+
+def _watched(name: str, nccl: Nccl) -> Callable[..., Any]:
+    original = getattr(dist, name)
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nccl.call(name, args)
+        return original(*args, **kwargs)
+
+    return call
+
+
+_from_group = DeviceMesh.from_group
+
+
+def _mesh_of(*args: Any, **kwargs: Any) -> DeviceMesh:
+    """A mesh reads the numbers of its ranks out of a tensor, which must be a real one."""
+    with _disable_current_modes():
+        return _from_group(*args, **kwargs)
+
+
+def _applied(table: SplitTable, change: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitTable:
+    """As nn.Module._apply: that one swaps two tensors, which fake ones do not allow."""
+    table.weight = nn.Parameter(change(table.weight), requires_grad=False)
+    return table
+
+
+def _received(waiting: Shapes, device: torch.device) -> Tensor:
+    dtype, shape = waiting.pop(0)
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def _noting(shapes: Shapes) -> Callable[[Ranks, Tensor], None]:
+    broadcast, is_header = Ranks._broadcast, True
+
+    def noted(ranks: Ranks, tensor: Tensor) -> None:
+        nonlocal is_header
+        broadcast(ranks, tensor)
+        # A header and the tensor that it tells of take turns.
+        if ranks.rank == 0 and not is_header:
+            shapes.append((tensor.dtype, tuple(tensor.shape)))
+        is_header = not is_header
+
+    return noted

@@ -1,0 +1,156 @@
+"""One rank of a run that is predicted: wan's own code on fake tensors, recorded like any other.
+
+    predicted = predict_rank(FakeRank(config=config, rank=0, num_ranks=4, run_dir=folder, gpu="H200", begun_ns=now))
+
+Runs in a process of its own, for it changes torch. Leaves the tables of the rank and its log.
+"""
+
+import os
+import traceback
+from collections.abc import Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ray_memprof.allocator.rules import Rules
+from ray_memprof.allocator.settings import given, settings_of
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.predictor.gpu_profile import gpu_profile
+from ray_memprof.rank.log import open_log
+from ray_memprof.rank.messages import Outcome
+from ray_memprof.recorder.options import RecordingOptions
+from ray_memprof.workload.place import Place
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ray_memprof.predictor.fake_device import FakeDevice
+    from ray_memprof.predictor.fake_group import Shapes
+    from ray_memprof.recorder.recorder import Recorder
+
+DEVICE = "cuda:0"
+"""Each rank has a process of its own, and one device in it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FakeRank:
+    """What is predicted: plain data, so that it can be sent to a process."""
+
+    config: RunConfig
+    rank: int = 0
+    num_ranks: int = 1
+    run_dir: Path
+    gpu: str
+    begun_ns: int
+    """When the run begins, in ns since 1970."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables that the rank would have: of the allocator and of NCCL."""
+    shapes: "Shapes" = field(default_factory=list)
+    """What the first rank makes alone and sends to this one; empty for the first rank itself."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictedRank:
+    """How a predicted rank ended."""
+
+    outcome: Outcome
+    shapes: "Shapes"
+    end_ns: int
+
+
+def predict_rank(plan: FakeRank) -> PredictedRank:
+    """Run `plan` in this process, and record it."""
+    from ray_memprof.predictor.fake_device import FakeDevice
+    from ray_memprof.predictor.fake_meter import FakeMeter
+    from ray_memprof.recorder.recording import recording
+
+    open_log(plan.run_dir, plan.rank)
+    logging = plan.config.logging
+    device = FakeDevice(gpu_profile(plan.gpu), rules_of(plan.environment))
+    options = RecordingOptions(
+        run_dir=plan.run_dir,
+        rank=plan.rank,
+        device=DEVICE,
+        level=logging.level,
+        keeps_rows=logging.profile_memory,
+        device_total_bytes=device.profile.total_bytes,
+    )
+    meter = FakeMeter(device, events=options.has_events, begun_ns=plan.begun_ns)
+    shapes = list(plan.shapes)
+    with faked(device, plan, shapes), recording(options, predicted=meter) as recorder:
+        # Nothing is between two samples: one is taken whenever more of the device is in use.
+        device.on_growth = lambda: recorder.tick(meter.sample())
+        outcome = _run(plan, recorder, device)
+    outcome = replace(outcome, check=recorder.check(), problems=recorder.problems)
+    return PredictedRank(outcome=outcome, shapes=shapes, end_ns=plan.begun_ns + device.now_ns)
+
+
+def _run(plan: FakeRank, recorder: "Recorder", device: "FakeDevice") -> Outcome:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from ray_memprof.predictor.operations import Operations
+    from ray_memprof.rank.outcome import free_at_failure, outcome_of
+    from ray_memprof.workload import wan_rank
+
+    place = Place(rank=plan.rank, local_rank=0, num_ranks=plan.num_ranks)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), Operations(device):
+            wan_rank.run(_unsaved(plan.config), place, recorder, device=DEVICE, run_dir=plan.run_dir)
+    except Exception as error:
+        traceback.print_exc()
+        free_bytes = free_at_failure(recorder, device.profile.total_bytes)
+        return outcome_of(error, plan.rank, recorder.failure(), free_bytes=free_bytes)
+    return Outcome(rank=plan.rank, status="ok")
+
+
+@contextmanager
+def faked(device: "FakeDevice", plan: FakeRank, shapes: "Shapes") -> "Iterator[None]":
+    """Let torch be about a device and ranks that are not there.
+
+    Args:
+        device: of this rank.
+        plan: of this rank.
+        shapes: see fake_group().
+    """
+    # Before torch is changed: it looks through itself when it is imported.
+    import torch._dynamo
+
+    from ray_memprof.predictor.fake_cuda import fake_cuda
+    from ray_memprof.predictor.fake_group import fake_group
+    from ray_memprof.predictor.fake_kernels import fake_kernels
+
+    del torch
+    with ExitStack() as stack:
+        stack.enter_context(fake_cuda(device))
+        stack.enter_context(fake_kernels())
+        is_alone = plan.num_ranks == 1
+        stack.enter_context(nullcontext() if is_alone else fake_group(device, shapes, plan.environment))
+        yield
+
+
+def _unsaved(config: RunConfig) -> RunConfig:
+    """The same without a file for the video: there are no frames."""
+    return config.model_copy(update={"generation": config.generation.model_copy(update={"save_file": None})})
+
+
+def rules_of(environment: Mapping[str, str]) -> Rules:
+    """The allocator's rules under these variables. Raises ConfigError where torch would refuse them."""
+    variable, text = given(environment)
+    return Rules().under(settings_of(text, variable))
+
+
+def environment_of(
+    config: RunConfig, num_ranks: int, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """The variables of a rank that its memory depends on, as a launch would set them."""
+    from wan.levers import ALLOCATOR_SETTINGS
+    from wan.parallel.environment import growing_segments, set_defaults
+
+    names = (*ALLOCATOR_SETTINGS, "NCCL_BUFFSIZE")
+    wanted = {name: environ[name] for name in names if name in environ}
+    if num_ranks > 1:
+        set_defaults(wanted)
+    if config.optimization.expandable_segments:
+        wanted |= growing_segments(wanted)
+    return wanted

@@ -1,0 +1,71 @@
+"""Hears every operation on fake tensors, and gives the device the memory that its real kernel would take.
+
+    with FakeTensorMode(allow_non_fake_inputs=True), Operations(device):
+        ...
+
+A storage of a result that no argument had is new: it takes memory until it is gone. What a kernel holds besides, while
+it is queued, is in _TEMPORARIES.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+from ray_memprof.predictor.fake_device import FakeDevice
+from ray_memprof.predictor.workspaces import Workspaces, conv_order
+
+aten = torch.ops.aten
+
+
+class Operations(TorchDispatchMode):
+    """Enter it after the FakeTensorMode, so that it hears an operation before that mode does."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._device = device
+        self._workspaces = Workspaces(device)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Make the fake result, and give its new storages memory."""
+        kwargs = dict(kwargs or {})
+        kwargs.pop("pin_memory", None)  # fake tensors cannot be page-locked
+        given = list(_tensors((*args, *kwargs.values())))
+        if any(is_traceable_wrapper_subclass(tensor) for tensor in given):
+            # For a DTensor its own handler runs first, then the plain tensors inside come here.
+            return NotImplemented
+        known = {tensor.untyped_storage()._cdata for tensor in given}
+        with self._workspaces.before(func, args):
+            result = func(*args, **kwargs)
+            if func is aten.convolution.default and args[0].is_cuda:
+                # A build without cuDNN makes the result of another kernel, in another memory format.
+                result = result.to(memory_format=conv_order(*args[:2]))
+            made = list(_tensors((result,)))
+            for tensor in made:
+                self._make(tensor, known)
+            self._workspaces.take(func, args, made)
+        return result
+
+    def _make(self, tensor: Tensor, known: set[int]) -> None:
+        """Give a result's storage memory, if it is none of those `known` from the arguments."""
+        storage = tensor.untyped_storage()
+        if storage._cdata in known or not isinstance(tensor, FakeTensor):
+            return
+        if tensor.is_cuda:
+            self._device.make(storage)
+        elif tensor.device.type == "cpu":
+            self._device.make_host(storage)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors of an operation's arguments or results, alone or in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)

@@ -1,0 +1,200 @@
+"""A run that is predicted: its folder, a process for each kind of rank, the tables, the report.
+
+    code, folder = predict(config, gpu="H200", say=print)
+
+Leaves a run folder as a launch does, with runs.source = predicted.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray_memprof.config.load import effective_yaml
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.errors import EXIT_OK, ConfigError
+from ray_memprof.predictor.alike import alike
+from ray_memprof.predictor.fake_rank import (
+    FakeRank,
+    PredictedRank,
+    environment_of,
+    predict_rank,
+    rules_of,
+)
+from ray_memprof.predictor.gpu_profile import GpuProfile, gpu_profile
+from ray_memprof.rank.messages import Outcome, RankFacts
+from ray_memprof.rank.rank_rows import rank_columns
+from ray_memprof.report.derive import derive
+from ray_memprof.store.copied_rank import copy_rank
+from ray_memprof.store.gather import gather
+from ray_memprof.store.run_files import REPORT_FILE
+from ray_memprof.store.run_folder import RunFolder
+from ray_memprof.store.run_tables import run_columns, write_driver_tables
+from wan.parallel.layout import Layout
+
+Say = Callable[[str], None]
+_NUM_PROCESSES = 2
+
+
+def predict(config: RunConfig, *, gpu: str, say: Say) -> tuple[int, Path]:
+    """Predict one run; returns the exit code of the run that is predicted, and the folder.
+
+    Args:
+        config: of the run.
+        gpu: a GPU model that has a profile.
+        say: is told how far it is, a line each.
+
+    Raises:
+        ConfigError: what the configuration runs cannot be predicted, or there is no such profile.
+    """
+    profile = gpu_profile(gpu)
+    check(config)
+    environment = environment_of(config, config.num_ranks)
+    rules_of(environment)
+    folder = RunFolder.create(
+        config.logging.output_dir,
+        config.name,
+        config_text=effective_yaml(config),
+        num_ranks=config.num_ranks,
+    )
+    say(f"{config.name}: {config.num_ranks} x {profile.name}, predicted, into {folder.path}")
+    ranks = _predict_ranks(config, folder, gpu, environment, say)
+    return _finish(config, folder, profile, environment, ranks, say)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what cannot be predicted. Raises ConfigError."""
+    if config.workload != "wan":
+        raise ConfigError(
+            f"workload is {config.workload}: only runs of wan are predicted",
+            hint="workload: wan; a program of your own must run to be measured",
+        )
+    if config.model.device == "cpu":
+        raise ConfigError(
+            "model_config.device is cpu: a prediction is of GPUs", hint="model_config.device: cuda"
+        )
+    if config.parallel.backend == "xfuser" and config.num_ranks > 1:
+        raise ConfigError(
+            "parallel.backend is xfuser, which cannot be imported without a GPU",
+            hint="parallel.backend: native",
+        )
+
+
+def _predict_ranks(
+    config: RunConfig, folder: RunFolder, gpu: str, environment: Mapping[str, str], say: Say
+) -> list[PredictedRank]:
+    """Every rank, in order. The first one comes first: the others need to know the shapes of what it sends."""
+    plan = FakeRank(
+        config=config,
+        num_ranks=config.num_ranks,
+        run_dir=folder.path,
+        gpu=gpu,
+        begun_ns=folder.facts["start_ns"],
+        environment=environment,
+    )
+    groups = alike(config)
+    found: dict[int, PredictedRank] = {}
+    with _processes() as pool:
+        began = time.monotonic()
+
+        def note(ranks: list[int], one: PredictedRank) -> None:
+            found[ranks[0]] = one
+            say(f"{_ranks_text(ranks)}: {one.outcome.status}, {time.monotonic() - began:.0f} s")
+
+        note(groups[0], pool.submit(predict_rank, plan).result())
+        shapes = found[0].shapes
+        waiting = {
+            pool.submit(predict_rank, replace(plan, rank=ranks[0], shapes=shapes)): ranks
+            for ranks in groups[1:]
+        }
+        # Where the first rank runs out of memory, nobody knows what the others would have received.
+        for done in as_completed(waiting):
+            note(waiting[done], done.result())
+    for ranks in groups:
+        for rank in ranks[1:]:
+            copy_rank(folder.path, ranks[0], rank)
+            one = found[ranks[0]]
+            found[rank] = replace(one, outcome=replace(one.outcome, rank=rank))
+    return [found[rank] for rank in sorted(found)]
+
+
+@contextmanager
+def _processes() -> Iterator[ProcessPoolExecutor]:
+    # Each rank changes torch for itself, and a forked process would have the threads of ours.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(_NUM_PROCESSES, context, max_tasks_per_child=1) as pool:
+        yield pool
+
+
+def _ranks_text(ranks: list[int]) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} alike"
+
+
+def _finish(
+    config: RunConfig,
+    folder: RunFolder,
+    profile: GpuProfile,
+    environment: Mapping[str, str],
+    ranks: list[PredictedRank],
+    say: Say,
+) -> tuple[int, Path]:
+    """Write the tables of the driver and what is derived from all tables."""
+    failed = next((one.outcome for one in ranks if one.outcome.status != "ok"), None)
+    status, code = ("ok", EXIT_OK) if failed is None else (failed.status, failed.exit_code)
+    reason = "" if failed is None else f"rank {failed.rank}: {failed.reason}"
+    problems = list(dict.fromkeys(line for one in ranks for line in one.outcome.problems))
+    problems += gather(folder.path, config.recorded_ranks).problems
+    folder.note(
+        status=status,
+        exit_code=code,
+        reason=reason,
+        source="predicted",
+        end_ns=max(one.end_ns for one in ranks),
+        versions=_versions(profile),
+        environment=dict(environment),
+        problems=problems,
+    )
+    row = run_columns(folder.facts, config.model_dump(mode="json", by_alias=True))
+    write_driver_tables(folder.path, row, [_rank_row(config, profile, one.outcome) for one in ranks])
+    lines = derive(folder.path, problems)
+    say(f"{config.name}: {status}, exit {code}" + (f": {reason}" if reason else ""))
+    if failed is not None and failed.hint:
+        say(f"hint: {failed.hint}")
+    for line in [*(f"warning: {line}" for line in problems), *lines]:
+        say(line)
+    say(f"report: {folder.path / REPORT_FILE}")
+    return code, folder.path
+
+
+def _versions(profile: GpuProfile) -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    return {"python": platform.python_version(), "torch": version("torch"), "device": profile.name}
+
+
+def _rank_row(config: RunConfig, profile: GpuProfile, outcome: Outcome) -> dict[str, Any]:
+    parallel = config.parallel
+    layout = Layout(ranks=config.num_ranks, ulysses=parallel.ulysses, ring=parallel.ring, cfg=parallel.cfg)
+    facts = RankFacts(
+        node_id="",
+        host="",
+        node_ip="",
+        pid=os.getpid(),
+        gpu_index=outcome.rank,
+        gpu_name=profile.name,
+        device_total_bytes=profile.total_bytes,
+    )
+    return {
+        **rank_columns(facts, outcome),
+        "node": 0,
+        "local_rank": outcome.rank,
+        "clock_offset_ns": 0,
+        "fsdp": outcome.rank if parallel.dit_fsdp or parallel.t5_fsdp else 0,
+        **layout.coordinates(outcome.rank)._asdict(),
+    }
