@@ -163,10 +163,30 @@ class Pipeline:
         `on_step(step, steps)` is called after each step. A warning names the first stage that makes values that are not
         finite.
         """
+        check = FirstNotFinite(quiet=self._ranks is not None and self._ranks.rank > 0)
+        latents = self.latents(request, on_step, check)
+        with torch.no_grad():
+            video = self.decode(latents)
+        check("decode", video)
+        return video
+
+    def latents(
+        self, request: Request, on_step: OnStep | None = None, check: FirstNotFinite | None = None
+    ) -> Tensor:
+        """What generate() decodes: [16, T', h, w] fp32, the same to the bit on every rank.
+
+        Args:
+            request: what the video is made from.
+            on_step: called with the number of the step and that of all steps, after each step.
+            check: told what each stage makes; None: nobody looks.
+
+        Raises:
+            InputError: a request that cannot work.
+        """
         _refuse(request, self.task)
         if self._ranks is not None:
             self._check_layout(self._ranks.layout, self._guidance(request))
-        check = FirstNotFinite(quiet=self._ranks is not None and self._ranks.rank > 0)
+        check = check or FirstNotFinite(quiet=True)
         with torch.no_grad():
             positive, negative = self.encode_prompts(request)
             check("encode.text", positive, negative)
@@ -177,9 +197,8 @@ class Pipeline:
             check("encode.video", conditions.image_latents, conditions.control)
             latents = self.denoise(request, contexts, conditions, on_step)
             check("denoise", latents)
-            video = self.decode(latents[:, conditions.num_refs :])
-            check("decode", video)
-            return video
+        # The leading frames that are reference images are no part of the video.
+        return latents[:, conditions.num_refs :]
 
     def encode_prompts(self, request: Request) -> tuple[Tensor, Tensor | None]:
         """States [1, text_len, d_model] of the prompt and, where guidance uses it, of the negative prompt."""
