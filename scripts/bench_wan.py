@@ -130,8 +130,8 @@ def our_dit(
     from wan.config import TASKS
     from wan.levers import Levers
     from wan.networks.dit import WanDit
+    from wan.networks.dtypes import DTYPES
     from wan.networks.linear import in_fp8
-    from wan.pipeline import DTYPES
     from wan.weights.fill import Source, load, on_meta, random_dit
     from wan.weights.fp8 import Fp8Source
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from wan.networks import attention_fp8, attention_kernels
+from wan.weights.fp8 import FP8
 
 MODULES = {"fa3": "fa3_fwd_interface", "fa4": "flash_attn.cute"}
 
@@ -39,7 +40,7 @@ def flash_attn_func_3(
             assert tuple(scale.shape) == (part.shape[0], part.shape[2]) and scale.dtype == torch.float32
         wide.append(part.double() * (1 if scale is None else scale.double()[:, None, :, None]))
     out, lse = exact(*wide)
-    out = out.to(torch.bfloat16 if q.dtype == attention_fp8.FP8 else q.dtype)
+    out = out.to(torch.bfloat16 if q.dtype == FP8 else q.dtype)
     return (out, lse.float()) if return_attn_probs else out
 
 

@@ -225,7 +225,7 @@ def _attention_of(options: Options) -> "tuple[AttentionKernel, torch.device, tor
     """What choose() and explain() of wan.networks.attention_kernels take."""
     import torch
 
-    from wan.pipeline import DTYPES
+    from wan.networks.dtypes import DTYPES
 
     head_dim = TASKS[options.task].dit.head_dim
     return options.levers.attention_kernel, torch.device(options.device), DTYPES[options.precision], head_dim

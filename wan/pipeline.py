@@ -21,6 +21,7 @@ from wan.inputs import conditioning
 from wan.levers import Levers, LoadStrategy, Precision, WeightsDtype, check_dtypes
 from wan.networks.attention_kernels import choose
 from wan.networks.dit import WanDit
+from wan.networks.dtypes import DTYPES
 from wan.networks.image import encode_image
 from wan.networks.text import encode_text
 from wan.parallel import Layout
@@ -31,8 +32,6 @@ from wan.sampler import check as check_schedule
 from wan.spans import span
 from wan.weights.folder import refuse_wrong
 from wan.weights.tokenizer import load_tokenizer
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 OnStep = Callable[[int, int], None]
 Contexts = dict[str, Tensor]

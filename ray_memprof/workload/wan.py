@@ -112,7 +112,7 @@ def _dtypes(options: Options) -> "tuple[torch.dtype, ...]":
     """The dtypes in which the networks of the task compute, without repeats."""
     import torch
 
-    from wan.pipeline import DTYPES
+    from wan.networks.dtypes import DTYPES
 
     used = [torch.float32, DTYPES[options.precision]]
     if options.precision != "fp32":

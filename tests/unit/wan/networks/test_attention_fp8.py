@@ -7,14 +7,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.live_bytes import LiveBytes
 from wan.networks.attention_fp8 import (
-    FP8,
-    LARGEST,
     Quantised,
     centre_of,
     channels,
     quantise,
     quantise_centred,
 )
+from wan.weights.fp8 import FP8, LARGEST
 
 
 def restored(made: Quantised) -> Tensor:
@@ -72,6 +71,16 @@ def test_channels_have_a_mean_a_lowest_and_a_highest_value() -> None:
     assert all(
         torch.equal(*pair) for pair in zip(channels(x), (x.mean(1), x.amin(1), x.amax(1)), strict=True)
     )
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_head_that_is_not_finite_stays_so_and_spoils_no_other(bad: float, centred: bool) -> None:
+    x = noise(2, 9, 3, 16)
+    x[1, 4, 2, 5] = bad
+    made = quantise_centred(x) if centred else quantise(x)
+    spoiled = ~torch.isfinite(restored(made)).all(dim=3).all(dim=1)
+    assert spoiled.nonzero().tolist() == [[1, 2]]
 
 
 def test_fake_tensors_allocate_the_copy_and_the_ranges_only() -> None:

@@ -247,6 +247,33 @@ def fake_peak(name: AttentionKernel, tokens: int, heads: int, width: int) -> int
     return live.peak
 
 
+def fake_part_peak(name: str, tokens: int, heads: int, width: int) -> int:
+    """Bytes at the peak of attention to a part of the keys, above bf16 fake tensors that the caller holds."""
+    with FakeTensorMode(), torch.no_grad():
+        q, k, v = (torch.empty(2, tokens, heads, width, dtype=BF16) for _ in range(3))
+        attend = KERNELS[name].by_parts(q, k)
+        part = slice(0, tokens // 2)
+        with LiveBytes(q, k, v) as live:
+            out, lse = attend(k[:, part], v[:, part])
+            assert (tuple(out.shape), out.dtype) == ((2, tokens, heads, width), BF16)
+            assert (tuple(lse.shape), lse.dtype) == ((2, tokens, heads, 1), FP32)
+            assert live.current == out.nbytes + lse.nbytes, "nothing but what is returned is left"
+    return live.peak
+
+
+def test_fake_tensors_allocate_what_the_kernels_would_for_a_part_of_the_keys() -> None:
+    tokens, heads, width = 9000, 8, 128
+    one, lse = 2 * 2 * tokens * heads * width, 4 * 2 * tokens * heads
+    with installed():  # of what is installed nothing is asked
+        for name in ("sdpa", "fa3", "fa4"):
+            assert fake_part_peak(name, tokens, heads, width) == one + lse, name
+        # Copies of k and v, half as many keys and half the bytes of each, with their scales.
+        copies = one // 2
+        assert (
+            one + lse + copies < fake_part_peak("fa3_fp8", tokens, heads, width) < (one + lse + copies) * 1.01
+        )
+
+
 def test_fake_tensors_allocate_what_the_kernels_would() -> None:
     tokens, heads, width = 75600, 40, 128
     one, lse = 2 * tokens * heads * width, 4 * tokens * heads
