@@ -23,6 +23,7 @@ from wan.networks.attention_kernels import choose
 from wan.networks.dit import WanDit
 from wan.networks.dtypes import DTYPES
 from wan.networks.image import encode_image
+from wan.networks.linear import check_matmul
 from wan.networks.text import encode_text
 from wan.parallel import Layout
 from wan.parallel import vae as split_vae
@@ -126,6 +127,7 @@ class Pipeline:
     ) -> None:
         self.task, self.device, self.levers = task, torch.device(device), levers or Levers()
         check_dtypes(precision, weights_dtype, self.levers.matmul)
+        check_matmul(self.levers.matmul, self.device)
         self._ranks: Ranks | None = None
         if layout is not None and layout.ranks > 1:
             self._check_layout(layout)

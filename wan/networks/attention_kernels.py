@@ -217,7 +217,7 @@ def explain(name: AttentionKernel, device: torch.device, dtype: torch.dtype, hea
     """The kernel of choose() in a few words, and which faster ones fit here but cannot be used, and why."""
     kernel = choose(name, device, dtype, head_dim)
     if name != "auto":
-        return f"{kernel.name}"
+        return kernel.name
     faster = _exact()[: _exact().index(kernel)]
     reasons = [
         f"{other.name} would fit: {other.package} {other.missing()}"
