@@ -6,7 +6,7 @@
     python scripts/compare_levers.py --task t2v-14B --weights random --sample_steps 1 --lever precision=fp32   # of bf16
 
 Each --lever names flags of `python -m wan.generate` with their values, and is a row; all other flags are those of
-wan.generate and hold for every run. Columns:
+wan.generate and hold for every run. A lever may be any flag that leaves the shape of the video as it is. Columns:
 
     latents, relative error   |with - without| / |without| of the latents after the last step
     latents, PSNR             dB; the peak is the range of the latents without the lever
