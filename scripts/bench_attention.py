@@ -2,7 +2,6 @@
 
     python scripts/bench_attention.py                     # all cases, under two minutes on one H200
     python scripts/bench_attention.py self-14B cross      # cases whose name begins so
-    python scripts/bench_attention.py --plain             # also fa3_fp8 with q, k and v quantised in plain torch
 
 Cases: self-attention of 14B at 720P (40 heads x 75,600 tokens x 128) and of 1.3B at 480P (12 x 32,760 x 128), and the
 attention of those tokens to a context of 512 (text) and 257 (image) keys. q, k and v are bf16 noise; the keys of a head
@@ -22,10 +21,8 @@ import argparse
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -62,24 +59,6 @@ CASES = {
     "cross-1.3B-512": Case(12, 32760, 512, timed=30),
     "cross-1.3B-257": Case(12, 32760, 257, timed=30),
 }
-
-
-class Plain(Kernel):
-    """fa3_fp8 with q, k and v quantised by plain torch: what the fused passes save."""
-
-    name = "fa3_fp8"
-
-    def attend(self, parts: list[Tensor]) -> Tensor:
-        """See Kernel."""
-        with plain_torch():
-            return KERNELS["fa3_fp8"].attend(parts)
-
-
-@contextmanager
-def plain_torch() -> Iterator[None]:
-    """The quantiser's two passes as they run on the CPU."""
-    with mock.patch.object(attention_fp8, "_is_fused", lambda x: False):
-        yield
 
 
 def inputs(case: Case) -> list[Tensor]:
@@ -149,7 +128,7 @@ def timed(calls: dict[str, Callable[[], object]], times: int) -> dict[str, float
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def usable(case: Case, *, plain: bool) -> dict[str, Kernel]:
+def usable(case: Case) -> dict[str, Kernel]:
     """The kernels that fit and are installed; the others are told on stderr."""
     found: dict[str, Kernel] = {}
     for name, kernel in KERNELS.items():
@@ -158,15 +137,13 @@ def usable(case: Case, *, plain: bool) -> dict[str, Kernel]:
             print(f"{name}: left out, {kernel.package} {reason}", file=sys.stderr)
         else:
             found[name] = kernel
-    if plain and "fa3_fp8" in found:
-        found["fa3_fp8 plain torch"] = Plain()
     return found
 
 
-def rows_of(name: str, case: Case, *, plain: bool) -> list[tuple[str, ...]]:
+def rows_of(name: str, case: Case) -> list[tuple[str, ...]]:
     """The lines of the table for one case."""
     q, k, v = inputs(case)
-    kernels = usable(case, plain=plain)
+    kernels = usable(case)
     calls = {kernel: lambda one=one: one.attend([q, k, v]) for kernel, one in kernels.items()}
     for kernel, call in calls.items():
         print(f"{name}: {kernel} ...", file=sys.stderr)
@@ -185,8 +162,8 @@ def rows_of(name: str, case: Case, *, plain: bool) -> list[tuple[str, ...]]:
         if kernel in kernels:
             figures += [f"{case.tflop / seconds[kernel]:.0f}", f"{above_output(call) / 1e6:,.1f}"]
             figures.append(f"{error_of(call(), expected):.2e}")
-            is_told = name.startswith("self") and kernel in KERNELS
-            figures.append(f"{lse_error(KERNELS[kernel], q, k, v):.1e}" if is_told else "-")
+            is_told = name.startswith("self")
+            figures.append(f"{lse_error(kernels[kernel], q, k, v):.1e}" if is_told else "-")
         made.append((*figures, *["-"] * (len(HEADER) - len(figures))))
         print("  ".join(f"{figure:>20}" for figure in made[-1]))
     return made
@@ -196,7 +173,6 @@ def main() -> int:
     """Measures the cases asked for and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="*", help=f"beginnings of: {', '.join(CASES)}; default: all")
-    parser.add_argument("--plain", action="store_true", help="also fa3_fp8 quantised by plain torch")
     arguments = parser.parse_args()
     beginnings = tuple(arguments.cases) or ("",)
     chosen = {name: case for name, case in CASES.items() if name.startswith(beginnings)}
@@ -207,7 +183,7 @@ def main() -> int:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", file=sys.stderr)
     print("  ".join(f"{title:>20}" for title in HEADER))
     with torch.no_grad():
-        table = [row for name, case in chosen.items() for row in rows_of(name, case, plain=arguments.plain)]
+        table = [row for name, case in chosen.items() for row in rows_of(name, case)]
     print(f"\n| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
     for row in table:
         print(f"| {' | '.join(row)} |")

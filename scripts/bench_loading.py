@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from wan.components import Components
     from wan.config import TASKS
     from wan.levers import Levers
-    from wan.pipeline import DTYPES
+    from wan.networks.dtypes import DTYPES
 
     made = Components(
         TASKS[args.task],

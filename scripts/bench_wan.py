@@ -127,25 +127,18 @@ def our_dit(
     """One forward pass of WanDit."""
     import torch
 
+    from wan.components import Components
     from wan.config import TASKS
     from wan.levers import Levers
-    from wan.networks.dit import WanDit
-    from wan.networks.linear import in_fp8
-    from wan.pipeline import DTYPES
-    from wan.weights.fill import Source, load, on_meta, random_dit
-    from wan.weights.fp8 import Fp8Source
+    from wan.networks.dtypes import DTYPES
 
-    config, chosen = TASKS[task].dit, Levers(**levers)
-    dit = on_meta(lambda: WanDit(config, chosen), DTYPES[precision])
-    source: Source = random_dit()
-    if weights_dtype == "fp8":
-        in_fp8(dit.execution_order(), chosen)
-        source = Fp8Source(source)
-    load(dit, source, "cuda")
+    device = torch.device("cuda")
+    made = Components(TASKS[task], ckpt_dir=None, device=device, strategy="block", offload=True, seed=0)
+    part = made.dit(Levers(**levers), DTYPES[precision], weights_dtype)
     latents = torch.randn(1, 16, *latent_grid(task), device="cuda")
     text = torch.randn(1, 512, 4096, device="cuda", dtype=torch.bfloat16)
     moment = torch.tensor([500.0], device="cuda")
-    with torch.no_grad():
+    with torch.no_grad(), part.on_device() as dit:
         return measure(lambda: dit(latents, moment, text), 2 if "14B" in task else 6)
 
 

@@ -6,7 +6,7 @@
     python scripts/compare_levers.py --task t2v-14B --weights random --sample_steps 1 --lever precision=fp32   # of bf16
 
 Each --lever names flags of `python -m wan.generate` with their values, and is a row; all other flags are those of
-wan.generate and hold for every run. Columns:
+wan.generate and hold for every run. A lever may be any flag that leaves the shape of the video as it is. Columns:
 
     latents, relative error   |with - without| / |without| of the latents after the last step
     latents, PSNR             dB; the peak is the range of the latents without the lever
@@ -21,7 +21,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,11 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from wan.errors import EXIT_OK, InputError, WanError
 from wan.options import FLAGS, Options, describe, parse
 from wan.options_check import check
+from wan.options_here import FILES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wan.pipeline import Request
+
+SHAPING = ("task", "size", "frame_num", *FILES)
+"""Flags that say how large a video is, or name a file that does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,11 @@ def flags_of(lever: str) -> list[str]:
                 f"--lever {lever}: --{name} is no flag of wan.generate",
                 hint="python -m wan.generate --help lists the flags",
             )
+        if name in SHAPING:
+            raise InputError(
+                f"--lever {lever}: --{name} may change the shape of the video, and then nothing can be compared",
+                hint=f"give --{name} to all runs",
+            )
         flags += [f"--{name}", value]
     return flags
 
@@ -83,19 +91,38 @@ def cases(flags: Sequence[str], levers: Sequence[str]) -> tuple[Options, dict[st
     return without, found
 
 
-def run(options: Options, request: "Request") -> Result:
+def with_one_prompt(without: Options, found: dict[str, Options]) -> tuple[Options, dict[str, Options]]:
+    """The same, with the prompt extended once where all runs share it: an API may extend it otherwise each time."""
+    if not without.use_prompt_extend:
+        return without, found
+    from wan.generate import make_prompt
+
+    prompt, asked = make_prompt(without), _prompt_settings(without)
+
+    def extended(options: Options) -> Options:
+        if _prompt_settings(options) != asked:
+            return options
+        return replace(options, prompt=prompt, use_prompt_extend=False)
+
+    return extended(without), {lever: extended(options) for lever, options in found.items()}
+
+
+def _prompt_settings(options: Options) -> list[object]:
+    names = (name for name in Options.__dataclass_fields__ if "prompt" in name and name != "negative_prompt")
+    return [getattr(options, name) for name in names]
+
+
+def run(options: Options) -> Result:
     """Make the video that `options` ask for."""
     import torch
 
-    from wan.generate import make_pipeline
+    from wan.generate import make_pipeline, make_request
 
     sys.stderr.write(f"{describe(options)}\n")
-    pipeline = make_pipeline(options)
+    pipeline, request = make_pipeline(options), make_request(options)
     with torch.no_grad():
-        positive, negative = pipeline.encode_prompts(request)
-        conditions = pipeline.condition(request)
-        latents = pipeline.denoise(request, pipeline.own_contexts(positive, negative), conditions)
-        frames = pipeline.decode(latents[:, conditions.num_refs :])
+        latents = pipeline.latents(request)
+        frames = pipeline.decode(latents)
     assert frames is not None  # there is one rank
     return Result(latents.cpu(), frames.clamp(-1, 1))
 
@@ -137,12 +164,9 @@ def table(rows: dict[str, tuple[float, float, float, float]]) -> str:
 
 def compare(flags: Sequence[str], levers: Sequence[str]) -> str:
     """Run without levers and with each; returns what was run, and the table. Raises WanError."""
-    without, found = cases(flags, levers)
-    from wan.generate import make_request
-
-    request = make_request(without)
-    reference = run(without, request)
-    rows = {lever: figures(run(options, request), reference) for lever, options in found.items()}
+    without, found = with_one_prompt(*cases(flags, levers))
+    reference = run(without)
+    rows = {lever: figures(run(options), reference) for lever, options in found.items()}
     weights = (
         "random weights: the picture is noise"
         if without.ckpt_dir is None

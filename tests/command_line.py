@@ -19,7 +19,6 @@ from wan.options_check import check
 TINY = ("--task", "t2v-tiny", "--weights", "random")
 NO_FILE = "check the path; relative ones start at the working folder"
 """The hint where a file is not there."""
-TINY_TASKS = ("t2v-tiny", "t2i-tiny", "i2v-tiny", "flf2v-tiny", "vace-tiny")
 CPU = ("--device", "cpu", "--precision", "fp32", "--sample_steps", "2", "--base_seed", "3")
 OOM = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full.\nSecond line."
 TRY_ALL = "try --load_strategy stream, --attention_slicing True, --ffn_chunks 16, --vae_slabs 8"

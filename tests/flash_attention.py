@@ -4,7 +4,6 @@ with installed("fa3", "fa4"):
     out = attention_kernels.KERNELS["fa3"].attend([q, k, v])
 """
 
-import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,15 +14,11 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from tests.references import exact_attention
 from wan.networks import attention_fp8, attention_kernels
+from wan.weights.fp8 import FP8
 
 MODULES = {"fa3": "fa3_fwd_interface", "fa4": "flash_attn.cute"}
-
-
-def exact(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [B, Lq, N, D] and LSE [B, N, Lq], both fp64."""
-    scores = torch.einsum("blnd,bsnd->bnls", q.double(), k.double()) / math.sqrt(q.shape[-1])
-    return torch.einsum("bnls,bsnd->blnd", scores.softmax(-1), v.double()), scores.logsumexp(-1)
 
 
 def flash_attn_func_3(
@@ -38,15 +33,21 @@ def flash_attn_func_3(
         if scale is not None:
             assert tuple(scale.shape) == (part.shape[0], part.shape[2]) and scale.dtype == torch.float32
         wide.append(part.double() * (1 if scale is None else scale.double()[:, None, :, None]))
-    out, lse = exact(*wide)
-    out = out.to(torch.bfloat16 if q.dtype == attention_fp8.FP8 else q.dtype)
+    out, lse = _attention(*wide)
+    out = out.to(torch.bfloat16 if q.dtype == FP8 else q.dtype)
     return (out, lse.float()) if return_attn_probs else out
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Output [B, Lq, N, D] and, as both packages return it, LSE [B, N, Lq]."""
+    out, lse = exact_attention(q, k, v)
+    return out, lse.squeeze(-1).transpose(1, 2)
 
 
 def flash_attn_func_4(q: Tensor, k: Tensor, v: Tensor, return_lse: bool = False) -> Any:
     """As flash_attn.cute.flash_attn_func, which returns a pair in any case."""
     assert q.dtype == k.dtype == v.dtype
-    out, lse = exact(q, k, v)
+    out, lse = _attention(q, k, v)
     return out.to(q.dtype), lse.float() if return_lse else None
 
 

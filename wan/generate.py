@@ -76,7 +76,7 @@ def run(options: Options) -> Path:
         media.check_output(path, num_frames=options.frame_num)
     if place.num_ranks > 1 and options.device == "cuda":
         options = replace(options, device=f"cuda:{place.local_rank}")
-    if place.rank == 0 and options.sp_backend == "xfuser" and options.ulysses_size * options.ring_size == 1:
+    if place.rank == 0 and options.sp_backend == "xfuser" and not options.attends_by_xfuser:
         warn("--sp_backend xfuser has no effect here: no tokens are split")
     _check_device(options.device, place.num_ranks)
     if options.levers.gradient_checkpointing and place.rank == 0:
@@ -166,7 +166,10 @@ def make_pipeline(options: Options, num_ranks: int = 1, *, names: Names = FLAGS)
     With several ranks, the default process group of torch.distributed must exist and hold these ranks. `names` is how
     the user spells the options, for messages.
     """
+    import torch
+
     from wan.networks.attention_kernels import choose
+    from wan.networks.linear import check_matmul
     from wan.pipeline import Pipeline
 
     # What flags and keys cannot tell without a device: in the user's words, which Pipeline does not know.
@@ -174,7 +177,7 @@ def make_pipeline(options: Options, num_ranks: int = 1, *, names: Names = FLAGS)
         choose(*_attention_of(options), spelled=names["attention_kernel"])
     # Again: a rank may run on another host than the one where the flags were checked.
     check_memory(options, names)
-    _check_fp8_units(options, names)
+    check_matmul(options.levers.matmul, torch.device(options.device), names)
     return Pipeline(
         TASKS[options.task],
         ckpt_dir=options.ckpt_dir,
@@ -189,31 +192,12 @@ def make_pipeline(options: Options, num_ranks: int = 1, *, names: Names = FLAGS)
     )
 
 
-def _check_fp8_units(options: Options, names: Names) -> None:
-    """Refuse products in fp8 on a GPU that has no units for them; a CPU computes the same, without speed."""
-    import torch
-
-    from wan.networks.linear import FP8_CAPABILITY
-
-    device = torch.device(options.device)
-    if options.levers.matmul != "fp8" or device.type != "cuda":
-        return
-    capability = torch.cuda.get_device_capability(device)
-    if capability < FP8_CAPABILITY:
-        raise InputError(
-            f"{names['matmul']} fp8: {torch.cuda.get_device_name(device)} has compute capability "
-            f"{capability[0]}.{capability[1]}, units for fp8 begin with {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]}",
-            hint=f"leave {names['matmul']} out: {names['weights_dtype']} fp8 saves memory on this GPU too",
-        )
-
-
 def told_levers(options: Options) -> list[str]:
     """Lines for the log: which kernel computes self-attention, on a GPU, and which levers change the result."""
     from wan.networks.attention_kernels import explain
 
-    xfuser = options.sp_backend == "xfuser" and options.ulysses_size * options.ring_size > 1
     lines = []
-    if options.device.startswith("cuda") and not xfuser:
+    if options.device.startswith("cuda") and not options.attends_by_xfuser:
         lines.append(f"  attention: {explain(*_attention_of(options))}")
     fp8_weights = ("weights_dtype fp8",) if options.weights_dtype == "fp8" else ()
     if inexact := (*fp8_weights, *options.levers.inexact):
@@ -225,7 +209,7 @@ def _attention_of(options: Options) -> "tuple[AttentionKernel, torch.device, tor
     """What choose() and explain() of wan.networks.attention_kernels take."""
     import torch
 
-    from wan.pipeline import DTYPES
+    from wan.networks.dtypes import DTYPES
 
     head_dim = TASKS[options.task].dit.head_dim
     return options.levers.attention_kernel, torch.device(options.device), DTYPES[options.precision], head_dim

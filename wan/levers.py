@@ -53,11 +53,10 @@ class Levers:
     @property
     def inexact(self) -> tuple[str, ...]:
         """What is on and changes the result, each as "lever value"; empty where the result is that of no lever."""
-        settings = {
-            "matmul": (self.matmul, self.matmul == "fp8"),
-            "attention_kernel": (self.attention_kernel, self.attention_kernel in INEXACT_KERNELS),
-        }
-        return tuple(f"{name} {value}" for name, (value, is_inexact) in settings.items() if is_inexact)
+        matmul = ("matmul fp8",) if self.matmul == "fp8" else ()
+        if self.attention_kernel not in INEXACT_KERNELS:
+            return matmul
+        return (*matmul, f"attention_kernel {self.attention_kernel}")
 
     def num_chunks(self, num_tokens: int) -> int:
         """Chunks of a pass over `num_tokens`: as asked, else of about 20,000 tokens, or 8,000 with slicing.

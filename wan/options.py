@@ -78,6 +78,16 @@ class Options:
     expandable_segments: bool
     levers: Levers
 
+    @property
+    def splits_tokens(self) -> bool:
+        """Whether several ranks share the tokens of one forward pass."""
+        return self.ulysses_size * self.ring_size > 1
+
+    @property
+    def attends_by_xfuser(self) -> bool:
+        """Whether xfuser computes self-attention, with kernels of its own: only where tokens are split."""
+        return self.sp_backend == "xfuser" and self.splits_tokens
+
 
 Names: TypeAlias = Mapping[str, str]
 """How the user spells an option, by its name: --frame_num, or generation.frame_num in a file."""

@@ -190,7 +190,7 @@ def _check_kernel(options: Options, names: Names) -> None:
     if kernel == "auto":
         return
     spelled = f"{names['attention_kernel']} {kernel}"
-    if options.sp_backend == "xfuser" and options.ulysses_size * options.ring_size > 1:
+    if options.attends_by_xfuser:
         raise InputError(
             f"{spelled} has no effect: {names['sp_backend']} xfuser has kernels of its own",
             hint="leave one out",

@@ -21,7 +21,9 @@ from wan.inputs import conditioning
 from wan.levers import Levers, LoadStrategy, Precision, WeightsDtype, check_dtypes
 from wan.networks.attention_kernels import choose
 from wan.networks.dit import WanDit
+from wan.networks.dtypes import DTYPES
 from wan.networks.image import encode_image
+from wan.networks.linear import check_matmul
 from wan.networks.text import encode_text
 from wan.parallel import Layout
 from wan.parallel import vae as split_vae
@@ -31,8 +33,6 @@ from wan.sampler import check as check_schedule
 from wan.spans import span
 from wan.weights.folder import refuse_wrong
 from wan.weights.tokenizer import load_tokenizer
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 OnStep = Callable[[int, int], None]
 Contexts = dict[str, Tensor]
@@ -127,6 +127,7 @@ class Pipeline:
     ) -> None:
         self.task, self.device, self.levers = task, torch.device(device), levers or Levers()
         check_dtypes(precision, weights_dtype, self.levers.matmul)
+        check_matmul(self.levers.matmul, self.device)
         self._ranks: Ranks | None = None
         if layout is not None and layout.ranks > 1:
             self._check_layout(layout)
@@ -163,10 +164,30 @@ class Pipeline:
         `on_step(step, steps)` is called after each step. A warning names the first stage that makes values that are not
         finite.
         """
+        check = FirstNotFinite(quiet=self._ranks is not None and self._ranks.rank > 0)
+        latents = self.latents(request, on_step, check)
+        with torch.no_grad():
+            video = self.decode(latents)
+        check("decode", video)
+        return video
+
+    def latents(
+        self, request: Request, on_step: OnStep | None = None, check: FirstNotFinite | None = None
+    ) -> Tensor:
+        """What generate() decodes: [16, T', h, w] fp32, the same to the bit on every rank.
+
+        Args:
+            request: what the video is made from.
+            on_step: called with the number of the step and that of all steps, after each step.
+            check: told what each stage makes; None: nobody looks.
+
+        Raises:
+            InputError: a request that cannot work.
+        """
         _refuse(request, self.task)
         if self._ranks is not None:
             self._check_layout(self._ranks.layout, self._guidance(request))
-        check = FirstNotFinite(quiet=self._ranks is not None and self._ranks.rank > 0)
+        check = check or FirstNotFinite(quiet=True)
         with torch.no_grad():
             positive, negative = self.encode_prompts(request)
             check("encode.text", positive, negative)
@@ -177,9 +198,8 @@ class Pipeline:
             check("encode.video", conditions.image_latents, conditions.control)
             latents = self.denoise(request, contexts, conditions, on_step)
             check("denoise", latents)
-            video = self.decode(latents[:, conditions.num_refs :])
-            check("decode", video)
-            return video
+        # The leading frames that are reference images are no part of the video.
+        return latents[:, conditions.num_refs :]
 
     def encode_prompts(self, request: Request) -> tuple[Tensor, Tensor | None]:
         """States [1, text_len, d_model] of the prompt and, where guidance uses it, of the negative prompt."""

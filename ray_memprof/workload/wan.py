@@ -95,8 +95,11 @@ def _warm_up(options: Options) -> None:
             matrix = torch.zeros(_WARM_UP_SIDE, _WARM_UP_SIDE, dtype=dtype, device=options.device)
             functional.linear(matrix, matrix, matrix[0])
         if options.levers.matmul == "fp8":
-            from wan.networks.linear import Fp8Linear
+            from ray_memprof.config.wan_keys import KEYS
+            from wan.networks.linear import Fp8Linear, check_matmul
 
+            # make_pipeline() checks it, too, but comes later.
+            check_matmul("fp8", torch.device(options.device), KEYS)
             # Not initialised: that would draw from the generator, and a recorded run from other noise.
             plain = torch.nn.utils.skip_init(
                 torch.nn.Linear, *matrix.shape, dtype=torch.bfloat16, device=options.device
@@ -112,7 +115,7 @@ def _dtypes(options: Options) -> "tuple[torch.dtype, ...]":
     """The dtypes in which the networks of the task compute, without repeats."""
     import torch
 
-    from wan.pipeline import DTYPES
+    from wan.networks.dtypes import DTYPES
 
     used = [torch.float32, DTYPES[options.precision]]
     if options.precision != "fp32":

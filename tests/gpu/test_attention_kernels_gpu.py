@@ -7,23 +7,18 @@ import torch
 from torch import Tensor
 
 from tests.live_bytes import LiveBytes
+from tests.references import exact_attention, relative_error
 from wan.levers import AttentionKernel
 from wan.networks import attention_fp8
 from wan.networks.attention import Attention
 from wan.networks.attention_kernels import KERNELS, SDPA, Kernel, choose
 from wan.parallel.ring import Merged
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("inference")]
 
 BF16 = torch.bfloat16
 # bf16 keeps 8 bits; fp8 keeps 4, of q, k, v and of the weights of the softmax.
 TOLERANCE = {"sdpa": 1e-2, "fa3": 1e-2, "fa4": 1e-2, "fa3_fp8": 0.1}
-
-
-@pytest.fixture(autouse=True)
-def _inference() -> object:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(params=list(KERNELS))
@@ -45,16 +40,6 @@ def parts(queries: int, keys: int, heads: int = 3, batch: int = 2, dtype: torch.
     return [part.to(dtype) for part in made]
 
 
-def exact(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [B, Lq, N, D] and LSE [B, Lq, N, 1] in fp64."""
-    scores = torch.einsum("blnd,bsnd->blns", q.double(), k.double()) / math.sqrt(q.shape[-1])
-    return torch.einsum("blns,bsnd->blnd", scores.softmax(-1), v.double()), scores.logsumexp(-1, keepdim=True)
-
-
-def error(out: Tensor, expected: Tensor) -> float:
-    return float((out.double() - expected).norm() / expected.norm())
-
-
 @pytest.mark.parametrize(
     ("queries", "keys"), [(64, 64), (300, 77), (1, 1000), (129, 1), (2000, 2000), (500, 257)]
 )
@@ -63,20 +48,20 @@ def test_output(kernel: Kernel, queries: int, keys: int) -> None:
     given = list(given)
     out = kernel.attend(given)
     assert (given, out.dtype, tuple(out.shape)) == ([], BF16, tuple(q.shape))
-    assert error(out, exact(q, k, v)[0]) < TOLERANCE[kernel.name]
+    assert relative_error(out, exact_attention(q, k, v)[0]) < TOLERANCE[kernel.name]
 
 
 def test_views_of_wider_tensors(kernel: Kernel) -> None:
     wide = [torch.randn(1, 400, 6 * 128, device="cuda", dtype=BF16).unflatten(-1, (6, -1)) for _ in range(3)]
     q, k, v = (part[:, :, 2:4] for part in wide)
     assert not q.is_contiguous()
-    assert error(kernel.attend([q, k, v]), exact(q, k, v)[0]) < TOLERANCE[kernel.name]
+    assert relative_error(kernel.attend([q, k, v]), exact_attention(q, k, v)[0]) < TOLERANCE[kernel.name]
 
 
 def test_tokens_first(kernel: Kernel) -> None:
     """As tokens lie after the exchange of Ulysses: [L, B, N, D] in memory."""
     q, k, v = (torch.randn(300, 2, 3, 128, device="cuda", dtype=BF16).transpose(0, 1) for _ in range(3))
-    assert error(kernel.attend([q, k, v]), exact(q, k, v)[0]) < TOLERANCE[kernel.name]
+    assert relative_error(kernel.attend([q, k, v]), exact_attention(q, k, v)[0]) < TOLERANCE[kernel.name]
 
 
 def test_parts_of_the_keys_merge_to_the_whole(kernel: Kernel) -> None:
@@ -87,8 +72,8 @@ def test_parts_of_the_keys_merge_to_the_whole(kernel: Kernel) -> None:
         out, lse = attend(k[:, start:end], v[:, start:end])
         assert (lse.dtype, tuple(lse.shape)) == (torch.float32, (*q.shape[:3], 1))
         merged.add(out, lse)
-    expected, expected_lse = exact(q, k, v)
-    assert error(merged.out, expected) < TOLERANCE[kernel.name]
+    expected, expected_lse = exact_attention(q, k, v)
+    assert relative_error(merged.out, expected) < TOLERANCE[kernel.name]
     shift = merged.lse.double() - expected_lse
     if kernel.name == "fa3_fp8":  # shifted by q . mean, see Kernel.by_parts
         mean = attention_fp8.centre_of(k[:, :300]).double()
@@ -160,6 +145,17 @@ def test_fused_quantising_is_that_of_plain_torch(
         assert torch.equal(one.values.float(), other.values.float())
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("centred", [True, False])
+def test_a_head_that_is_not_finite_stays_so_and_spoils_no_other(bad: float, centred: bool) -> None:
+    x = torch.randn(2, 700, 3, 128, device="cuda", dtype=BF16)
+    x[1, 600, 2, 5] = bad
+    made = attention_fp8.quantise_centred(x) if centred else attention_fp8.quantise(x)
+    restored = made.values.float() * made.scale[:, None, :, None]
+    spoiled = ~torch.isfinite(restored).all(dim=3).all(dim=1)
+    assert spoiled.nonzero().tolist() == [[1, 2]]
+
+
 def test_offsets_beyond_31_bits() -> None:
     """75,600 tokens x 40 heads x 128 are 0.39e9 numbers; six videos are more than 2^31."""
     x = torch.randn(6, 75600, 40, 128, device="cuda", dtype=BF16)
@@ -168,4 +164,4 @@ def test_offsets_beyond_31_bits() -> None:
     torch.testing.assert_close(whole.scale[5:], last.scale)
     back = last.values[:, ::1000].float() * last.scale[:, None, :, None]
     expected = x[5:, ::1000].float() - x[5:].float().mean(1, keepdim=True)
-    assert error(back, expected.double()) < 0.04
+    assert relative_error(back, expected) < 0.04

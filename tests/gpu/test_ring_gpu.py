@@ -1,16 +1,15 @@
 """Ring attention's kernels on the device: what each says of the sum of its exponentials, against fp64."""
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 
+from tests.references import exact_attention
 from wan.networks.sdpa import attention_lse
 from wan.parallel import ring
 from wan.parallel.ring import Merged
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("inference")]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HEADS, WIDTH = 3, 128
@@ -24,16 +23,9 @@ def parts(num_queries: int, num_keys: int, dtype: torch.dtype) -> list[Tensor]:
     return [(2 * made[0]).to(dtype), made[1].to(dtype), made[2].to(dtype)]
 
 
-def exact(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Output [B, Lq, n, D] and LSE [B, Lq, n, 1] in fp64."""
-    scores = torch.einsum("blnd,bsnd->blns", q.double(), k.double()) / math.sqrt(q.shape[-1])
-    return torch.einsum("blns,bsnd->blnd", scores.softmax(-1), v.double()), scores.logsumexp(-1, keepdim=True)
-
-
 def check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    with torch.no_grad():
-        out, lse = attention_lse(q, k, v)
-    expected_out, expected_lse = exact(q, k, v)
+    out, lse = attention_lse(q, k, v)
+    expected_out, expected_lse = exact_attention(q, k, v)
     assert (out.dtype, lse.dtype) == (q.dtype, torch.float32)
     # fp32 products may run as TF32: ten bits.
     tolerance = {torch.float32: 5e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}[q.dtype]
@@ -63,11 +55,10 @@ def test_the_kernel_for_ampere(dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
 def test_parts_merge_to_the_whole(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring, "MERGE_TOKENS", 100)
     q, k, v = parts(300, 230, dtype)
-    with torch.no_grad():
-        merged = Merged(*attention_lse(q, k[:, :100], v[:, :100]))
-        for start, end in ((100, 101), (101, 230)):
-            merged.add(*attention_lse(q, k[:, start:end], v[:, start:end]))
-    expected, lse = exact(q, k, v)
+    merged = Merged(*attention_lse(q, k[:, :100], v[:, :100]))
+    for start, end in ((100, 101), (101, 230)):
+        merged.add(*attention_lse(q, k[:, start:end], v[:, start:end]))
+    expected, lse = exact_attention(q, k, v)
     tolerance = 2e-2 if dtype == torch.bfloat16 else 5e-3
     torch.testing.assert_close(merged.out.double(), expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(merged.lse.double(), lse, rtol=0, atol=2e-2)

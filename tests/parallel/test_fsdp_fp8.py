@@ -47,6 +47,7 @@ def test_shards_in_fp8_give_the_result_of_one_process(two: Crew, matmul: Matmul,
 
     told = two.run(sharded, 2, matmul, ulysses)
 
+    assert sum(each["bytes"] for each in told) == alone["bytes"]
     for each in told:
         assert each["dtypes"] == {"torch.float8_e4m3fn", "torch.float32", "torch.bfloat16"}
         assert each["bytes"] < 0.56 * alone["bytes"]

@@ -14,13 +14,13 @@ from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tests.live_bytes import LiveBytes
+from tests.tiny_tasks import TINY_TASKS
 from wan.config import TASKS
 from wan.errors import InputError
 from wan.parallel import Layout
 from wan.pipeline import Pipeline
 from wan.spans import Attribute, listening
 
-TINY = [name for name in TASKS if name.endswith("-tiny")]
 TWO: list[dict[str, Any]] = [
     {},
     {"dit_fsdp": True, "t5_fsdp": True},
@@ -81,13 +81,13 @@ def assert_equal_one_process(
         assert torch.equal(latents, made[0][0]), "every rank takes the same step"
 
 
-@pytest.mark.parametrize("task", TINY)
+@pytest.mark.parametrize("task", TINY_TASKS)
 @pytest.mark.parametrize("layout", TWO, ids=words)
 def test_two_ranks_give_what_one_process_gives(two: Crew, layout: dict[str, Any], task: str) -> None:
     assert_equal_one_process(two, layout, task)
 
 
-@pytest.mark.parametrize("task", TINY)
+@pytest.mark.parametrize("task", TINY_TASKS)
 @pytest.mark.parametrize("layout", FOUR, ids=words)
 def test_four_ranks_give_what_one_process_gives(four: Crew, layout: dict[str, Any], task: str) -> None:
     assert_equal_one_process(four, layout, task)

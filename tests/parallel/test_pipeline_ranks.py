@@ -12,6 +12,7 @@ import torch
 from crew import Crew
 from torch import Tensor
 
+from tests.tiny_tasks import TINY_TASKS
 from wan.config import TASKS
 from wan.errors import EXIT_INPUT, InputError
 from wan.generate import main
@@ -22,7 +23,6 @@ from wan.parallel import Layout
 from wan.pipeline import Pipeline, Request
 from wan.spans import Attribute, listening
 
-TINY = [name for name in TASKS if name.endswith("-tiny")]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -78,7 +78,7 @@ LAYOUTS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("task", TINY)
+@pytest.mark.parametrize("task", TINY_TASKS)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["ulysses, fsdp, split", "ring, rank0"])
 def test_two_ranks_make_the_video_of_one(two: Crew, layout: dict[str, Any], task: str) -> None:
     expected, _ = video(0, Layout(ranks=1), task)

@@ -7,7 +7,7 @@ from flash_attention import installed, without_rounding
 from torch import Tensor
 
 from tests.live_bytes import LiveBytes
-from wan.networks.attention_kernels import KERNELS
+from wan.networks.attention_kernels import KERNELS, SDPA
 from wan.networks.sdpa import attention, attention_lse
 from wan.parallel import Layout
 from wan.parallel.ranks import Ranks
@@ -33,7 +33,7 @@ def ring_of(rank: int, lengths: tuple[int, ...]) -> Ring:
 
 def around(rank: int, scale: float) -> Tensor:
     own = [part.split(LENGTHS, dim=1)[rank] for part in parts(scale)]
-    return ring_attention(own, ring_of(rank, LENGTHS))
+    return ring_attention(own, ring_of(rank, LENGTHS), SDPA)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 300.0])
@@ -70,7 +70,7 @@ def peak(rank: int, length: int) -> tuple[int, int]:
     own = [part.split(lengths, dim=1)[rank].contiguous() for part in parts(1.0, lengths=lengths)]
     part_bytes = own[0].nbytes
     with LiveBytes() as live:
-        ring_attention(own, ring_of(rank, lengths))
+        ring_attention(own, ring_of(rank, lengths), SDPA)
     assert not own, "the parts are given away"
     return live.peak, part_bytes
 

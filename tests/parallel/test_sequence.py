@@ -12,6 +12,7 @@ from flash_attention import installed, without_rounding
 from torch import Tensor
 
 from tests.live_bytes import LiveBytes
+from tests.tiny_tasks import TINY_TASKS
 from wan.components import Components
 from wan.config import TASKS
 from wan.levers import AttentionKernel, Levers
@@ -24,7 +25,6 @@ from wan.parallel.ranks import Ranks
 from wan.spans import Attribute, listening
 
 CPU = torch.device("cpu")
-TINY = [name for name in TASKS if name.endswith("-tiny")]
 TWO: list[dict[str, Any]] = [
     {"ulysses": 2},
     {"ring": 2},
@@ -92,13 +92,13 @@ def assert_all_equal_one_process(crew: Crew, layout: dict[str, Any], task: str, 
         assert torch.equal(out, made[0][0]), "the ranks go on from one and the same result"
 
 
-@pytest.mark.parametrize("task", TINY)
+@pytest.mark.parametrize("task", TINY_TASKS)
 @pytest.mark.parametrize("layout", TWO, ids=words)
 def test_two_ranks_give_what_one_process_gives(two: Crew, layout: dict[str, Any], task: str) -> None:
     assert_all_equal_one_process(two, layout, task)
 
 
-@pytest.mark.parametrize("task", TINY)
+@pytest.mark.parametrize("task", TINY_TASKS)
 @pytest.mark.parametrize("layout", FOUR, ids=words)
 def test_four_ranks_give_what_one_process_gives(four: Crew, layout: dict[str, Any], task: str) -> None:
     assert_all_equal_one_process(four, layout, task)

@@ -19,6 +19,7 @@ MODULES = sorted(
 NEED_TRITON = {
     "wan.networks.kernels",
     "wan.networks.attention_fp8_kernels",
+    "wan.networks.extremes",
     "wan.networks.vae.kernels",
 }
 PROFILER_SIDE = {"ray", "pyarrow", "duckdb", "ray_memprof"}

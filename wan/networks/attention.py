@@ -1,13 +1,12 @@
 """Attention as the DiT uses it, over [B, L, N, D] (batch, tokens, heads, head width): which kernel computes which.
 
 Self-attention takes the kernel that the lever attention_kernel names (attention_kernels.py). Cross-attention, with its
-512 and 257 keys, stays with torch (sdpa.py): cross_attention() is the only place that decides it.
+512 and 257 keys, stays with torch (CrossAttention of dit.py, sdpa.py).
 """
 
 from torch import Tensor
 
 from wan.levers import AttentionKernel
-from wan.networks import sdpa
 from wan.networks.attention_kernels import Kernel, kernel_for
 
 
@@ -42,11 +41,6 @@ class Attention:
     def to_tokens(self, x: Tensor) -> Tensor:
         """The result for the tokens that to_heads() was given: [B, L, N, D]."""
         return x
-
-
-def cross_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of tokens q [B, L, N, D] to a context k, v [B, S, N, D], always by torch -> [B, L, N, D]."""
-    return sdpa.attention(q, k, v)
 
 
 def head_groups(num_heads: int) -> int:

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-FP8 = torch.float8_e4m3fn
-LARGEST = 448.0
-"""The largest number of e4m3."""
+from wan.weights.fp8 import FP8, LARGEST, SMALLEST
+
 CHUNK_TOKENS = 512
 """Tokens whose range one program of the kernel finds."""
 
@@ -80,8 +79,7 @@ def _quantise(x: Tensor, found: Channels, centre: Tensor | None) -> Quantised:
         largest = torch.maximum(found.high, -found.low).amax(-1)
     else:
         largest = torch.maximum(found.high - centre, centre - found.low).amax(-1)
-    # A head of zeros has no range: any scale will do, if its reciprocal is a number.
-    scale = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = largest.clamp_min(SMALLEST) / LARGEST
     factor = scale.reciprocal()
     if not _is_fused(x):
         shifted = x.float() if centre is None else x.float() - centre.unsqueeze(1)

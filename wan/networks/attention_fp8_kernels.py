@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wan.networks.attention_fp8 import LARGEST
+from wan.networks.extremes import larger, largest_of, smaller, smallest_of
+from wan.weights.fp8 import LARGEST
+
+_LARGEST = tl.constexpr(LARGEST)
 
 _TILE = 32  # tokens read at a time: three fp32 accumulators of 32 x 128 fit into the registers of four warps
 _SCALED_TOKENS = 64  # tokens that one program of the second pass scales
@@ -36,19 +39,19 @@ def _channels_kernel(
         at = start + token.to(tl.int64) * token_stride + column
         value = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         total += value
-        low = tl.minimum(low, tl.where(inside, value, float("inf")))
-        high = tl.maximum(high, tl.where(inside, value, float("-inf")))
+        low = smaller(low, tl.where(inside, value, float("inf")))
+        high = larger(high, tl.where(inside, value, float("-inf")))
     channel = tl.arange(0, block)
     to = out + (part.to(tl.int64) * 3 * num_rows + row) * width + channel
     tl.store(to, tl.sum(total, 0), mask=channel < width)
-    tl.store(to + num_rows * width, tl.min(low, 0), mask=channel < width)
-    tl.store(to + 2 * num_rows * width, tl.max(high, 0), mask=channel < width)
+    tl.store(to + num_rows * width, smallest_of(low, 0), mask=channel < width)
+    tl.store(to + 2 * num_rows * width, largest_of(high, 0), mask=channel < width)
 
 
 @triton.jit
 def _scale_kernel(
     x, centre, factor, out, num_tokens, num_heads, num_rows, video_stride, token_stride, head_stride,
-    centred: tl.constexpr, chunk: tl.constexpr, largest: tl.constexpr, width: tl.constexpr, block: tl.constexpr,
+    centred: tl.constexpr, chunk: tl.constexpr, width: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) % num_rows
     part = tl.program_id(0) // num_rows
@@ -62,7 +65,7 @@ def _scale_kernel(
     if centred:
         value -= tl.load(centre + row * width + column, mask=column < width, other=0.0)
     value *= tl.load(factor + row)
-    value = tl.minimum(tl.maximum(value, -largest), largest)
+    value = smaller(larger(value, -_LARGEST), _LARGEST)
     to = out + ((video * num_tokens + token) * num_heads + head) * width + column
     tl.store(to, value.to(tl.float8e4nv), mask=inside)
 
@@ -102,6 +105,6 @@ def scale(x: Tensor, centre: Tensor | None, factor: Tensor, out: Tensor) -> None
         _scale_kernel[(triton.cdiv(num_tokens, _SCALED_TOKENS) * num_rows,)](
             x, factor if centre is None else centre, factor, out, num_tokens, num_heads, num_rows,
             x.stride(0), x.stride(1), x.stride(2),
-            centred=centre is not None, chunk=_SCALED_TOKENS, largest=LARGEST,
+            centred=centre is not None, chunk=_SCALED_TOKENS,
             width=width, block=triton.next_power_of_2(width), num_warps=4,
         )  # fmt: skip

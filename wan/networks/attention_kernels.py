@@ -26,17 +26,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from wan.errors import InputError
-from wan.levers import INEXACT_KERNELS, KERNEL_PRECISIONS, AttentionKernel, Precision
+from wan.levers import INEXACT_KERNELS, KERNEL_PRECISIONS, AttentionKernel
 from wan.networks import attention_fp8, sdpa
+from wan.networks.dtypes import PRECISIONS
+from wan.weights.fp8 import FP8
 
 PartAttention = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """k and v [B, Lk, N, D] of a part of the keys -> the output over them [B, Lq, N, D] and its LSE [B, Lq, N, 1] fp32."""
 
 _HOPPER, _BLACKWELL = 9, 10  # the major numbers of their compute capabilities
 _MAX_HEAD_DIM = 256
-_PRECISIONS: dict[torch.dtype, Precision] = {
-    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
-}  # fmt: skip
 
 
 class Kernel:
@@ -45,6 +44,8 @@ class Kernel:
     name: AttentionKernel = "sdpa"
     package, version = "", ""
     """What pip installs, an extra of pyproject.toml; empty: nothing."""
+    width_step = 8
+    """The width of a head must be a multiple of it; torch's own kernel takes any width."""
 
     def misfit(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
         """Why it cannot compute these heads on this device, whatever is installed; empty where it can."""
@@ -54,14 +55,12 @@ class Kernel:
         """Why its package cannot be used; empty where it can."""
         return ""
 
-    def _head_misfit(
-        self, dtype: torch.dtype, head_dim: int, *, width_of: int = 8, most: int = _MAX_HEAD_DIM
-    ) -> str:
-        precision, taken = _PRECISIONS.get(dtype), KERNEL_PRECISIONS[self.name]
+    def _head_misfit(self, dtype: torch.dtype, head_dim: int, *, most: int = _MAX_HEAD_DIM) -> str:
+        precision, taken = PRECISIONS.get(dtype), KERNEL_PRECISIONS[self.name]
         if precision not in taken:
             return f"it computes in {' or '.join(taken)}, not in {precision or dtype}"
-        if head_dim % width_of or head_dim > most:
-            return f"heads are {head_dim} wide, it takes multiples of {width_of} up to {most}"
+        if head_dim % self.width_step or head_dim > most:
+            return f"heads are {head_dim} wide, it takes multiples of {self.width_step} up to {most}"
         return ""
 
     def attend(self, parts: list[Tensor]) -> Tensor:
@@ -109,10 +108,7 @@ class FlashAttention3Fp8(FlashAttention3):
     """FlashAttention-3 over fp8 copies of q, k and v, made here; the output is bf16. Inexact."""
 
     name: AttentionKernel = "fa3_fp8"
-
-    def misfit(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str:
-        """See Kernel: sixteen bytes of a head are read at a time."""
-        return super().misfit(device, dtype, head_dim) or self._head_misfit(dtype, head_dim, width_of=16)
+    width_step = 16  # bytes of a head that are read at a time
 
     def attend(self, parts: list[Tensor]) -> Tensor:
         """See Kernel. Each of q, k and v is freed as soon as its copy is made, unless the caller holds it."""
@@ -152,15 +148,11 @@ class FlashAttention4(Kernel):
         """See Kernel."""
         q, k, v = parts
         parts.clear()
-        if isinstance(q, FakeTensor):
-            return torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        out: Tensor = _function_of("flash_attn.cute")(q, k, v)[0]
-        return out
+        return _flash_attention_4(q, k, v, return_lse=False)[0]
 
     def by_parts(self, q: Tensor, k: Tensor) -> PartAttention:
         """See Kernel; nothing is shifted."""
-        attend = _function_of("flash_attn.cute")
-        return lambda key, value: _with_lse(*attend(q, key, value, return_lse=True))
+        return lambda key, value: _with_lse(*_flash_attention_4(q, key, value, return_lse=True))
 
 
 SDPA = Kernel()
@@ -225,7 +217,7 @@ def explain(name: AttentionKernel, device: torch.device, dtype: torch.dtype, hea
     """The kernel of choose() in a few words, and which faster ones fit here but cannot be used, and why."""
     kernel = choose(name, device, dtype, head_dim)
     if name != "auto":
-        return f"{kernel.name}"
+        return kernel.name
     faster = _exact()[: _exact().index(kernel)]
     reasons = [
         f"{other.name} would fit: {other.package} {other.missing()}"
@@ -290,10 +282,8 @@ def _function_of(module: str) -> Any:
 def _flash_attention_3(q: Tensor, k: Tensor, v: Tensor, **scales: Tensor) -> tuple[Tensor, Tensor]:
     """Output [B, Lq, N, D], bf16 for fp8 inputs, and LSE [B, N, Lq] fp32."""
     if isinstance(q, FakeTensor):
-        batch, num_tokens, num_heads, _ = q.shape
-        wide = torch.bfloat16 if q.dtype == torch.float8_e4m3fn else q.dtype
-        lse = torch.empty(batch, num_heads, num_tokens, dtype=torch.float32, device=q.device)
-        return torch.empty(q.shape, dtype=wide, device=q.device), lse
+        wide = torch.bfloat16 if q.dtype == FP8 else q.dtype
+        return torch.empty(q.shape, dtype=wide, device=q.device), _fake_lse(q)
     made: tuple[Tensor, Tensor] = _function_of("fa3_fwd_interface")(q, k, v, return_attn_probs=True, **scales)
     return made
 
@@ -304,6 +294,20 @@ def _flash_attention_3_fp8(
     return _flash_attention_3(
         q.values, k.values, v.values, q_descale=q.scale, k_descale=k.scale, v_descale=v.scale
     )
+
+
+def _flash_attention_4(q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool) -> tuple[Tensor, Any]:
+    """Output [B, Lq, N, D] and, with `return_lse`, LSE [B, N, Lq] fp32, else None."""
+    if isinstance(q, FakeTensor):
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        return out, _fake_lse(q) if return_lse else None
+    made: tuple[Tensor, Any] = _function_of("flash_attn.cute")(q, k, v, return_lse=return_lse)
+    return made
+
+
+def _fake_lse(q: Tensor) -> Tensor:
+    batch, num_tokens, num_heads, _ = q.shape
+    return torch.empty(batch, num_heads, num_tokens, dtype=torch.float32, device=q.device)
 
 
 def _with_lse(out: Tensor, lse: Tensor) -> tuple[Tensor, Tensor]:

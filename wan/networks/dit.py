@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 
 from wan.config import DitConfig
 from wan.levers import Levers
-from wan.networks import ops
-from wan.networks.attention import Attention, cross_attention, head_groups
+from wan.networks import ops, sdpa
+from wan.networks.attention import Attention, head_groups
 from wan.networks.linear import Layer, Rows, takes_fp8
 from wan.networks.rope import rope_table
 from wan.spans import span
@@ -130,7 +130,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of tokens to the context: text, and with i2v and flf2v the image in front of it."""
+    """Attention of tokens to the context: text, and with i2v and flf2v the image in front of it. Always by torch."""
 
     def __init__(self, config: DitConfig, levers: Levers) -> None:
         super().__init__()
@@ -156,9 +156,9 @@ class CrossAttention(nn.Module):
     def forward(self, x: Rows, pairs: Pairs) -> Tensor:
         """x [B, l, D], any chunk of tokens; the pairs come from keys_values(); returns [B, l, D]."""
         q = self._heads(self.norm_q(self.q(x)))
-        out = cross_attention(q, *pairs[0])
+        out = sdpa.attention(q, *pairs[0])
         for key, value in pairs[1:]:
-            out = out + cross_attention(q, key, value)
+            out = out + sdpa.attention(q, key, value)
         projected: Tensor = self.o(out.flatten(2))
         return projected
 

@@ -15,15 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wan.weights.fp8 import FP8, Fp8Rows
+from wan.networks.extremes import larger, largest_of
+from wan.weights.fp8 import FP8, LARGEST, SMALLEST, Fp8Rows
+
+_LARGEST, _SMALLEST = tl.constexpr(LARGEST), tl.constexpr(SMALLEST)
 
 
 @triton.jit
 def _scaled_for_fp8(value, scales, row):
-    """The numbers of a row over its scale, which is stored: as wan/weights/fp8.py does it, with its constants."""
-    largest = tl.maximum(tl.max(tl.abs(value), 0), 1e-30)
-    tl.store(scales + row, largest / 448.0)
-    return value * (448.0 / largest)
+    """The numbers of a row over its scale, which is stored: as wan/weights/fp8.py does it."""
+    largest = larger(largest_of(tl.abs(value), 0), _SMALLEST)
+    tl.store(scales + row, largest / _LARGEST)
+    return value * (_LARGEST / largest)
 
 
 @triton.jit

@@ -7,14 +7,16 @@ The product runs in fp8 (Levers.matmul), on rows that are quantised before it; o
 the product, for this one layer. Where autograd records, it is always dequantised.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
-from wan.levers import Levers
+from wan.errors import InputError
+from wan.levers import Levers, Matmul
 from wan.weights.fp8 import FP8, Fp8Rows, dequantise, quantise
 
 Rows: TypeAlias = Tensor | Fp8Rows
@@ -22,6 +24,31 @@ Rows: TypeAlias = Tensor | Fp8Rows
 
 FP8_CAPABILITY = (8, 9)
 """CUDA devices from this compute capability on multiply in fp8."""
+
+
+def check_matmul(matmul: Matmul, device: torch.device, names: Mapping[str, str] | None = None) -> None:
+    """Refuse products in fp8 on a GPU that has no units for them; a CPU computes the same, without speed.
+
+    Under FakeTensorMode no GPU is asked. What can be said without a device: wan.levers.check_dtypes.
+
+    Args:
+        matmul: a value of Levers.matmul.
+        device: where the network runs.
+        names: how the user spells matmul and weights_dtype; those that are left out are spelled so.
+
+    Raises:
+        InputError: see above.
+    """
+    if matmul != "fp8" or device.type != "cuda" or isinstance(torch.empty(0), FakeTensor):
+        return
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        called = {name: name for name in ("matmul", "weights_dtype")} | dict(names or {})
+        raise InputError(
+            f"{called['matmul']} fp8: {torch.cuda.get_device_name(device)} has compute capability "
+            f"{capability[0]}.{capability[1]}, units for fp8 begin with {FP8_CAPABILITY[0]}.{FP8_CAPABILITY[1]}",
+            hint=f"leave {called['matmul']} out: {called['weights_dtype']} fp8 saves memory on this GPU too",
+        )
 
 
 class Fp8Linear(nn.Module):
@@ -38,28 +65,18 @@ class Fp8Linear(nn.Module):
         self.bias = layer.bias
         self.levers = levers
 
-    def forward(self, x: Rows) -> Tensor:
-        """x [..., K] -> [..., N]."""
-        return self.product(x)
-
-    def product(self, x: Rows, rows: slice = slice(None)) -> Tensor:
+    def forward(self, x: Rows, rows: slice = slice(None)) -> Tensor:
         """The outputs `rows` of x [..., K]: [..., len(rows)]."""
-        if isinstance(x, Tensor) and self.takes_fp8:
-            x = quantise_rows(x, fused=self.levers.fused_kernels)
+        if isinstance(x, Tensor) and takes_fp8(self):
+            x = _quantised(x, fused=self.levers.fused_kernels)
         bias = self.bias[rows]
-        if isinstance(x, Fp8Rows):
-            weight = Fp8Rows(self.weight[rows], self.weight_scale[rows])
-            return _fp8_product(x, weight, bias)
-        return F.linear(x, self.dequantised(rows), bias)
+        if isinstance(x, Tensor):
+            return F.linear(x, self.dequantised(rows), bias)
+        return _fp8_product(x, Fp8Rows(self.weight[rows], self.weight_scale[rows]), bias)
 
     def dequantised(self, rows: slice = slice(None)) -> Tensor:
         """The rows of the weight in the dtype of the bias: a copy."""
         return dequantise(self.weight[rows], self.weight_scale[rows], self.bias.dtype)
-
-    @property
-    def takes_fp8(self) -> bool:
-        """Whether the product runs in fp8."""
-        return self.levers.matmul == "fp8" and not torch.is_grad_enabled()
 
 
 Layer: TypeAlias = nn.Linear | Fp8Linear
@@ -67,7 +84,7 @@ Layer: TypeAlias = nn.Linear | Fp8Linear
 
 def takes_fp8(layer: nn.Module) -> bool:
     """Whether `layer` multiplies in fp8, so that what makes its input may quantise it."""
-    return isinstance(layer, Fp8Linear) and layer.takes_fp8
+    return isinstance(layer, Fp8Linear) and layer.levers.matmul == "fp8" and not torch.is_grad_enabled()
 
 
 def in_fp8(blocks: Iterable[nn.Module], levers: Levers) -> None:
@@ -78,7 +95,7 @@ def in_fp8(blocks: Iterable[nn.Module], levers: Levers) -> None:
             block.set_submodule(name, Fp8Linear(layer, levers))
 
 
-def quantise_rows(x: Tensor, *, fused: bool) -> Fp8Rows:
+def _quantised(x: Tensor, *, fused: bool) -> Fp8Rows:
     """x [..., K] in e4m3 with a scale per row: one fused pass on CUDA, plain torch elsewhere."""
     if fused and x.is_cuda:
         from wan.networks import kernels

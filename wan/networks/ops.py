@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wan.networks.linear import Fp8Linear, Layer, Rows, quantise_rows, takes_fp8
+from wan.networks.linear import Fp8Linear, Layer, Rows, takes_fp8
 from wan.networks.rope import rotate
 from wan.weights.fp8 import FP8, Fp8Rows, quantise
 
@@ -119,10 +119,11 @@ def add_layer_norm(
     return x, layer_norm(x, gain, bias, eps=eps, dtype=dtype)
 
 
-def linear(x: Rows, layer: Layer, rows: slice = slice(None)) -> Tensor:
+def linear(x: Rows, layer: Layer, rows: slice) -> Tensor:
     """The outputs `rows` of `layer`: x [..., K] -> [..., len(rows)]."""
     if isinstance(layer, Fp8Linear):
-        return layer.product(x, rows)
+        out: Tensor = layer(x, rows)
+        return out
     assert isinstance(x, Tensor)
     return F.linear(x, layer.weight[rows], layer.bias[rows])
 
@@ -132,21 +133,16 @@ def linear_gelu(x: Rows, layer: Layer, *, fused: bool = False) -> Rows:
 
     x [B, L, D] -> [B, L, F].
     """
-    if takes_fp8(layer):
-        hidden: Tensor = layer(x)
-        if runs_fused(hidden, fused):
-            from wan.networks import kernels
-
-            return kernels.quantise(hidden, gelu=True)
-        return quantise_rows(torch.ops.aten.gelu_(hidden, approximate="tanh"), fused=False)
-    assert isinstance(x, Tensor)
-    if runs_fused(x, fused):
+    if runs_fused(layer.bias, fused):
         from wan.networks import kernels
 
+        if takes_fp8(layer):
+            return kernels.quantise(layer(x), gelu=True)
+        assert isinstance(x, Tensor)
         weight = layer.dequantised() if isinstance(layer, Fp8Linear) else layer.weight
         return kernels.linear_gelu(x, weight, layer.bias)
-    hidden = layer(x)
+    hidden: Tensor = layer(x)
     if torch.is_grad_enabled():
         return F.gelu(hidden, approximate="tanh")
     torch.ops.aten.gelu_(hidden, approximate="tanh")
-    return hidden
+    return quantise(hidden) if takes_fp8(layer) else hidden

@@ -17,19 +17,22 @@ from torch._subclasses.fake_tensor import FakeTensor
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v without a mask: q [B, Lq, N, D], k and v [B, Lk, N, D] -> [B, Lq, N, D]."""
     if isinstance(q, FakeTensor) and not q.is_cuda:
-        return _fake_attention(q)
+        return _fake_output(q)
     query, key, value = (tensor.transpose(1, 2) for tensor in (q, k, v))
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
-def _fake_attention(q: Tensor) -> Tensor:
+def _fake_output(q: Tensor) -> Tensor:
     # With fake CPU tensors SDPA takes the math path, whose score matrix would count as 11 times the memory of the
-    # kernel that really runs. That kernel allocates only its output, so this function does the same.
+    # kernel that really runs. That kernel allocates only its output, so this function does the same. Who makes fake
+    # CUDA tensors says himself what SDPA does with them.
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
 def attention_lse(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Attention and its LSE: q [B, Lq, N, D], k and v [B, Lk, N, D] -> [B, Lq, N, D] and [B, Lq, N, 1] fp32."""
+    if isinstance(q, FakeTensor):
+        return _fake_output(q), torch.empty(*q.shape[:3], 1, dtype=torch.float32, device=q.device)
     query, key, value = (tensor.transpose(1, 2) for tensor in (q, k, v))
     # These are the private operators that F.scaled_dot_product_attention calls. That function cannot return the LSE;
     # flex_attention can, but needs a compiler. torch 2.11 and 2.13 both have these operators.

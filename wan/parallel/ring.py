@@ -1,7 +1,7 @@
 """Ring attention: keys and values pass from rank to rank, point to point, and are never gathered.
 
     ring = Ring(ranks=ranks, place=0, peers=[0, 1, 2, 3], lengths=[5, 5, 5, 4], slots=Slots())
-    out = ring_attention([q, k, v], ring)
+    out = ring_attention([q, k, v], ring, kernel)          # of wan/networks/attention_kernels.py
 
 A rank holds the keys and values that it works on and those on their way to it, 2 / ring of all. Each part of the keys
 gives an output and the logarithm of its sum of exponentials (LSE), by which the outputs are weighted, in fp32.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wan.networks.attention_kernels import SDPA, Kernel
+from wan.networks.attention_kernels import Kernel
 from wan.parallel.ranks import Ranks
 
 MERGE_TOKENS = 4096
@@ -62,7 +62,7 @@ class Slots:
         self._places = []
 
 
-def ring_attention(parts: list[Tensor], ring: Ring, kernel: Kernel = SDPA) -> Tensor:
+def ring_attention(parts: list[Tensor], ring: Ring, kernel: Kernel) -> Tensor:
     """softmax(q k^T / sqrt(D)) v over the keys of the whole ring.
 
     Args:

@@ -1,6 +1,6 @@
 """Self-attention of tokens that lie on several ranks: Ulysses within groups, a ring across them, or either alone.
 
-    kernel = SplitAttention(ranks, tokens)
+    kernel = SplitAttention(ranks, tokens, "auto")
     block.self_attn.kernel = kernel                # what wan/parallel/apply.py does for every block
 
 Ulysses: the ranks of a group exchange heads for tokens. Each rank then holds all tokens of the group for its share of
@@ -33,7 +33,7 @@ class SplitAttention(Attention):
         kernel: a value of Levers.attention_kernel.
     """
 
-    def __init__(self, ranks: Ranks, tokens: SplitTokens, kernel: AttentionKernel = "auto") -> None:
+    def __init__(self, ranks: Ranks, tokens: SplitTokens, kernel: AttentionKernel) -> None:
         super().__init__(kernel)
         layout = ranks.layout
         self.head_ranks = layout.ulysses

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_line import CPU, TINY_TASKS, Captured, frames_of, inputs, outcome, run
+from command_line import CPU, Captured, frames_of, inputs, outcome, run
 from flash_attention import installed
 from PIL import Image
 
+from tests.tiny_tasks import TINY_TASKS
 from wan.config import TASKS, Task
 from wan.errors import EXIT_OK, InputError
 from wan.generate import main, make_pipeline, told_levers

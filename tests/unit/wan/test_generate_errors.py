@@ -9,7 +9,9 @@ import pytest
 import torch
 from command_line import CPU, OOM, TINY, TRY_ALL, Captured, inputs, outcome, run
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from wan.config import TASKS
 from wan.errors import (
     EXIT_DEVICE_OOM,
     EXIT_INPUT,
@@ -22,7 +24,9 @@ from wan.errors import (
 )
 from wan.generate import _less_host_memory, _less_memory, main, make_pipeline
 from wan.inputs.prompt_extend import API_KEY
+from wan.levers import Levers
 from wan.networks.dit import WanDit
+from wan.networks.linear import check_matmul
 from wan.options import parse
 from wan.pipeline import Pipeline
 
@@ -313,6 +317,17 @@ def test_a_gpu_without_fp8_units_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         "--matmul fp8: Some GPU has compute capability 8.6, units for fp8 begin with 8.9"
     )
     assert raised.value.hint == ("leave --matmul out: --weights_dtype fp8 saves memory on this GPU too")
+    with pytest.raises(InputError, match=r"^matmul fp8: Some GPU has compute capability 8\.6"):
+        Pipeline(
+            TASKS["t2v-tiny"], ckpt_dir=None, device="cuda", weights_dtype="fp8", levers=Levers(matmul="fp8")
+        )
+
+
+def test_products_in_fp8_ask_no_gpu_on_a_cpu_and_for_fake_tensors() -> None:
+    check_matmul("fp8", torch.device("cpu"))
+    check_matmul("precision", torch.device("cuda"))
+    with FakeTensorMode():
+        check_matmul("fp8", torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("flags", "capability"), [(FP8, (8, 9)), (FP8, (9, 0)), (FP8[:4], (8, 0))])

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from wan.config import NEGATIVE_PROMPT, TASKS, TextConfig, sides_of
+from wan.errors import InputError
 from wan.levers import Levers
 from wan.pipeline import Conditions, Pipeline, Request
 from wan.spans import Attribute, listening
@@ -245,6 +246,16 @@ def test_references_stand_in_front_of_the_latents_and_are_cut_off(monkeypatch: p
     assert conditions.control is not None and conditions.control.shape == (96, 2 + 3, 6, 8)
     assert decoded == [(16, 3, 6, 8)]
     assert result.shape == (3, 9, 48, 64)
+
+
+def test_latents_are_what_generate_decodes() -> None:
+    made, wanted = pipeline("vace-tiny"), request("vace-tiny")
+    latents = made.latents(wanted)
+    assert (latents.shape, latents.requires_grad) == ((16, 3, 6, 8), False)
+    with torch.no_grad():
+        assert torch.equal(made.decode(latents), made.generate(wanted))
+    with pytest.raises(InputError, match=r"frame_num 4 is not 4n\+1"):
+        made.latents(request("vace-tiny", frame_num=4))
 
 
 def test_without_conditions_the_network_gets_no_extra_input() -> None:

@@ -21,7 +21,7 @@ from ray_memprof.rank.plan import RankPlan
 from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.workload import wan, wan_rank
 from wan import options_here
-from wan.errors import MediaError
+from wan.errors import InputError, MediaError
 from wan.inputs.media import read_image
 from wan.networks.text import encode_text
 
@@ -229,6 +229,19 @@ def test_a_product_in_fp8_is_warmed_up_without_drawing_numbers(
     wan._warm_up(wan_options(given))
     assert len(seen) == num_products
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_gpu_without_fp8_units_is_refused_before_it_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray_memprof.config.wan_keys import wan_options
+
+    def refuse(matmul: str, device: torch.device, names: dict[str, str]) -> None:
+        raise InputError(f"{names['matmul']} {matmul} on {device}")
+
+    given = config(model_config={"precision": "bf16", "weights_dtype": "fp8"}, optimization={"matmul": "fp8"})
+    monkeypatch.setattr("wan.networks.linear.check_matmul", refuse)
+    monkeypatch.setattr(torch, "_scaled_mm", lambda *given, **named: 1 / 0)
+    with pytest.raises(InputError, match=r"^optimization\.matmul fp8 on cpu$"):
+        wan._warm_up(wan_options(given))
 
 
 def test_the_prompt_is_extended_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

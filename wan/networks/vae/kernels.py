@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wan.networks.extremes import larger
+
 BLOCK = 4096
 """Numbers of a program: rows of pixels are long, so that few programs have a part of one."""
 
@@ -39,7 +41,7 @@ def _norm_silu_kernel(
     if parts > 2:
         value += tl.load(third + at, mask=inside, other=0.0).to(tl.float32)
     length = tl.sqrt(tl.sum(value * value, 1))[:, None]
-    scale = tl.sqrt(width * 1.0) / tl.maximum(length, 1e-12)
+    scale = tl.sqrt(width * 1.0) / larger(length, 1e-12)
     normed = value * scale * tl.load(gamma + column, mask=column < width, other=0.0).to(tl.float32)
     tl.store(out + at, normed * tl.sigmoid(normed), mask=inside)
 

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from flash_attention import exact, installed, without_rounding
+from flash_attention import installed, without_rounding
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.live_bytes import LiveBytes
+from tests.references import exact_attention, relative_error
+from wan.config import TASKS
 from wan.errors import InputError
 from wan.levers import INEXACT_KERNELS, AttentionKernel, Levers
-from wan.networks.attention import Attention, cross_attention
+from wan.networks.attention import Attention
 from wan.networks.attention_kernels import KERNELS, SDPA, choose, explain, kernel_for
+from wan.networks.dit import CrossAttention
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -182,7 +185,7 @@ def test_an_exact_kernel_is_attention_and_empties_what_it_is_given(name: str, pa
     q, k, v = given = parts()
     out = KERNELS[name].attend(given)
     assert given == []
-    torch.testing.assert_close(out.double(), exact(q, k, v)[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.double(), exact_attention(q, k, v)[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sdpa", "fa3", "fa4"])
@@ -190,26 +193,24 @@ def test_an_exact_kernel_tells_the_lse_of_a_part(name: str, packages: None) -> N
     q, k, v = parts()
     attend = KERNELS[name].by_parts(q, k[:, :20])
     out, lse = attend(k[:, 20:], v[:, 20:])
-    expected, expected_lse = exact(q, k[:, 20:], v[:, 20:])
+    expected, expected_lse = exact_attention(q, k[:, 20:], v[:, 20:])
     assert lse.dtype == FP32
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(lse.double(), expected_lse.transpose(1, 2).unsqueeze(-1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(lse.double(), expected_lse, rtol=0, atol=1e-5)
 
 
 def test_fp8_is_near_what_it_stands_for_though_keys_have_much_in_common(packages: None) -> None:
     q, k, v = given = parts(BF16, width=64, tokens=300)
     out = KERNELS["fa3_fp8"].attend(given)
-    expected = exact(q, k, v)[0]
     assert given == [] and out.dtype == BF16
-    error = (out.double() - expected).norm() / expected.norm()
-    assert 1e-3 < error < 0.06
+    assert 1e-3 < relative_error(out, exact_attention(q, k, v)[0]) < 0.06
 
 
 def test_taking_the_mean_out_of_the_keys_changes_nothing_but_rounding(packages: None) -> None:
     q, k, v = given = parts()
     with without_rounding():
         out = KERNELS["fa3_fp8"].attend(given)
-    torch.testing.assert_close(out.double(), exact(q, k, v)[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.double(), exact_attention(q, k, v)[0], rtol=0, atol=1e-5)
 
 
 def test_every_part_has_its_lse_shifted_by_the_same(packages: None) -> None:
@@ -219,19 +220,23 @@ def test_every_part_has_its_lse_shifted_by_the_same(packages: None) -> None:
         shifts = []
         for part in (slice(0, 20), slice(20, 23), slice(23, None)):
             out, lse = attend(k[:, part], v[:, part])
-            expected, expected_lse = exact(q, k[:, part], v[:, part])
+            expected, expected_lse = exact_attention(q, k[:, part], v[:, part])
             torch.testing.assert_close(out.double(), expected, rtol=0, atol=1e-5)
-            shifts.append(lse.double() - expected_lse.transpose(1, 2).unsqueeze(-1))
+            shifts.append(lse.double() - expected_lse)
     assert shifts[0].abs().max() > 1, "the mean is large, so there is something to agree on"
     for shift in shifts[1:]:
         torch.testing.assert_close(shift, shifts[0], rtol=0, atol=1e-5)
 
 
-def test_cross_attention_stays_with_torch(packages: None) -> None:
-    q, k, v = parts()
-    with installed():  # no package: none can be called
-        out = cross_attention(q, k[:, :7], v[:, :7])
-    torch.testing.assert_close(out.double(), exact(q, k[:, :7], v[:, :7])[0], rtol=0, atol=1e-5)
+@torch.no_grad()
+def test_cross_attention_stays_with_torch() -> None:
+    config = TASKS["i2v-tiny"].dit
+    by_torch, other = (
+        CrossAttention(config, Levers(attention_kernel=name)) for name in ("sdpa", "fa4")
+    )  # fa4 runs on no CPU
+    other.load_state_dict(by_torch.state_dict())
+    x, context = torch.randn(1, 9, config.dim), torch.randn(1, config.image_len + 7, config.dim)
+    assert torch.equal(other(x, other.keys_values(context)), by_torch(x, by_torch.keys_values(context)))
 
 
 # ---- what they allocate ------------------------------------------------------------------------------------------
@@ -245,6 +250,33 @@ def fake_peak(name: AttentionKernel, tokens: int, heads: int, width: int) -> int
         assert (tuple(out.shape), out.dtype) == ((1, tokens, heads, width), BF16)
         assert live.current == out.nbytes, "nothing but the output is left"
     return live.peak
+
+
+def fake_part_peak(name: str, tokens: int, heads: int, width: int) -> int:
+    """Bytes at the peak of attention to a part of the keys, above bf16 fake tensors that the caller holds."""
+    with FakeTensorMode(), torch.no_grad():
+        q, k, v = (torch.empty(2, tokens, heads, width, dtype=BF16) for _ in range(3))
+        attend = KERNELS[name].by_parts(q, k)
+        part = slice(0, tokens // 2)
+        with LiveBytes(q, k, v) as live:
+            out, lse = attend(k[:, part], v[:, part])
+            assert (tuple(out.shape), out.dtype) == ((2, tokens, heads, width), BF16)
+            assert (tuple(lse.shape), lse.dtype) == ((2, tokens, heads, 1), FP32)
+            assert live.current == out.nbytes + lse.nbytes, "nothing but what is returned is left"
+    return live.peak
+
+
+def test_fake_tensors_allocate_what_the_kernels_would_for_a_part_of_the_keys() -> None:
+    tokens, heads, width = 9000, 8, 128
+    one, lse = 2 * 2 * tokens * heads * width, 4 * 2 * tokens * heads
+    with installed():  # of what is installed nothing is asked
+        for name in ("sdpa", "fa3", "fa4"):
+            assert fake_part_peak(name, tokens, heads, width) == one + lse, name
+        # Copies of k and v, half as many keys and half the bytes of each, with their scales.
+        copies = one // 2
+        assert (
+            one + lse + copies < fake_part_peak("fa3_fp8", tokens, heads, width) < (one + lse + copies) * 1.01
+        )
 
 
 def test_fake_tensors_allocate_what_the_kernels_would() -> None:

@@ -12,12 +12,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.live_bytes import LiveBytes
+from tests.references import relative_error
+from tests.tiny_tasks import TINY_TASKS
 from wan.config import TASKS, DitConfig
 from wan.levers import Levers
 from wan.networks.dit import Block, WanDit, token_slices
 
 GIB = 2**30
-TINY = [name for name in TASKS if name.endswith("-tiny")]
 # Tensor and parameter counts of the published checkpoints.
 PUBLISHED = {
     "t2v-1.3B": (825, 1_418_996_800),
@@ -129,7 +130,7 @@ def beside_diffusers(name: str) -> tuple[WanDit, dict[str, Any], nn.Module, dict
     return dit, given, other, arguments
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY_TASKS)
 def test_forward_equals_diffusers(name: str) -> None:
     dit, given, other, arguments = beside_diffusers(name)
     hidden = arguments["hidden_states"].clone()
@@ -142,7 +143,7 @@ def test_forward_equals_diffusers(name: str) -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY_TASKS)
 def test_forward_and_gradients_equal_those_of_diffusers(name: str, checkpointing: bool) -> None:
     # The path that records gradients is another one: nothing is changed in place, no chunks.
     dit, given, other, arguments = beside_diffusers(name)
@@ -192,7 +193,7 @@ def test_execution_order_is_the_order_in_which_blocks_run(name: str) -> None:
 ALL_OFF = Levers(ffn_chunks=1, rope_chunks=1)
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY_TASKS)
 @pytest.mark.parametrize(
     "levers",
     [
@@ -212,7 +213,7 @@ def test_levers_leave_the_result_alone(name: str, levers: Levers) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", TINY_TASKS)
 def test_batch_is_as_videos_one_by_one(name: str) -> None:
     config = TASKS[name].dit
     dit, given = random_dit(config), inputs(config)
@@ -230,7 +231,7 @@ def test_low_precision_stays_near_fp32(dtype: torch.dtype) -> None:
         expected = random_dit(config)(**given)
         actual = random_dit(config).to(dtype)(**given)
     assert actual.dtype == torch.float32
-    assert (actual - expected).norm() / expected.norm() < 0.05
+    assert relative_error(actual, expected) < 0.05
 
 
 @pytest.mark.parametrize("name", ["t2v-tiny", "vace-tiny"])
