@@ -95,7 +95,7 @@ def _run(plan: FakeRank, recorder: "Recorder", device: "FakeDevice") -> Outcome:
 
     place = Place(rank=plan.rank, local_rank=0, num_ranks=plan.num_ranks)
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), Operations(device):
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode, Operations(device, mode):
             wan_rank.run(_unsaved(plan.config), place, recorder, device=DEVICE, run_dir=plan.run_dir)
     except Exception as error:
         traceback.print_exc()

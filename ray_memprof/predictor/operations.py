@@ -1,6 +1,6 @@
 """Hears every operation on fake tensors, and gives the device the memory that its real kernel would take.
 
-    with FakeTensorMode(allow_non_fake_inputs=True), Operations(device):
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, Operations(device, mode):
         ...
 
 A storage of a result that no argument had is new: it takes memory until it is gone. What a kernel holds besides, while
@@ -12,27 +12,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 from ray_memprof.predictor.fake_device import FakeDevice
+from ray_memprof.predictor.results import Results
 from ray_memprof.predictor.workspaces import Workspaces, conv_order
 
 aten = torch.ops.aten
+_DEVICE = torch.ops.prim.device.default
 
 
 class Operations(TorchDispatchMode):
     """Enter it after the FakeTensorMode, so that it hears an operation before that mode does."""
 
-    def __init__(self, device: FakeDevice) -> None:
+    def __init__(self, device: FakeDevice, mode: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._device = device
+        self._device, self._results = device, Results(mode)
         self._workspaces = Workspaces(device)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Make the fake result, and give its new storages memory."""
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         kwargs = dict(kwargs or {})
         kwargs.pop("pin_memory", None)  # fake tensors cannot be page-locked
         given = list(_tensors((*args, *kwargs.values())))
@@ -41,7 +45,7 @@ class Operations(TorchDispatchMode):
             return NotImplemented
         known = {tensor.untyped_storage()._cdata for tensor in given}
         with self._workspaces.before(func, args):
-            result = func(*args, **kwargs)
+            result = self._results.of(func, args, kwargs)
             if func is aten.convolution.default and args[0].is_cuda:
                 # A build without cuDNN makes the result of another kernel, in another memory format.
                 result = result.to(memory_format=conv_order(*args[:2]))

@@ -1,0 +1,138 @@
+"""The results of operations on fake tensors, remembered by the shapes of their arguments.
+
+    results = Results(mode)
+    made = results.of(func, args, kwargs)
+
+The same few operations come thousands of times. FakeTensorMode works out every result anew or looks it up in a cache
+whose keys cost more than our whole look-up, because it has to serve every program: here tensors are never traced,
+never need gradients, and have no symbolic sizes.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+
+aten = torch.ops.aten
+
+_IN_PLACE = {
+    aten.add_.Tensor, aten.add_.Scalar, aten.sub_.Tensor, aten.mul_.Tensor, aten.mul_.Scalar, aten.div_.Tensor,
+    aten.addcmul_.default, aten.copy_.default, aten.clamp_.default, aten.reciprocal_.default, aten.silu_.default,
+    aten.gelu_.default, aten.fill_.Scalar, aten.zero_.default,
+}  # fmt: skip
+"""They return their first argument, whose metadata stay as they are."""
+_VIEWS = {
+    aten.view.default, aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.detach.default, aten.split.Tensor,
+    aten.unbind.int, aten.alias.default, aten.as_strided.default, aten._unsafe_view.default,
+}  # fmt: skip
+"""They return another shape of their first argument's memory; by its schema _unsafe_view() would not."""
+_NEW, _CHANGED, _VIEW, _OTHER = "new", "changed", "view", "other"
+_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.device, torch.memory_format)
+
+
+class _Made(NamedTuple):
+    """A tensor to make."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class _Unkeyed(Exception):
+    """An argument that no key can be made of."""
+
+
+class Results:
+    """Those of one FakeTensorMode."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        self._mode = mode
+        self._known: dict[Any, tuple[_Made, ...]] = {}
+        self._kinds: dict[Any, str] = {}
+
+    def of(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The result of an operation: made from what is known, or by FakeTensorMode."""
+        kind = self._kinds.get(func)
+        if kind is None:
+            kind = self._kinds[func] = _kind(func)
+        if kind == _NEW:
+            return self._new(func, args, kwargs)
+        if kind == _OTHER or not isinstance(args[0], FakeTensor):
+            return func(*args, **kwargs)
+        return args[0] if kind == _CHANGED else self._view(func, args, kwargs)
+
+    def _new(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Tensors that share memory with no other, from what is known of such arguments."""
+        try:
+            key = (func, _key(args), _key(tuple(kwargs.items())))
+            known = self._known.get(key)
+        except (_Unkeyed, TypeError):
+            return func(*args, **kwargs)
+        if known is not None:
+            made = [self._make(one) for one in known]
+            return made[0] if len(made) == 1 else tuple(made)
+        result = func(*args, **kwargs)
+        results = result if isinstance(result, tuple) else (result,)
+        if all(isinstance(one, FakeTensor) and _is_whole(one) for one in results):
+            self._known[key] = tuple(
+                _Made(one.shape, one.stride(), one.dtype, one.fake_device) for one in results
+            )
+        return result
+
+    def _make(self, made: _Made) -> FakeTensor:
+        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined] # no stub has it
+            plain = torch.empty_strided(made.shape, made.stride, dtype=made.dtype, device="meta")
+            return FakeTensor(self._mode, plain, made.device)
+
+    def _view(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Other shapes on the memory of the first argument."""
+        with in_kernel_invocation_manager(self._mode):
+            plain = func(*args, **kwargs)
+        device = args[0].fake_device
+        if isinstance(plain, Tensor):
+            return FakeTensor(self._mode, plain, device)
+        return [FakeTensor(self._mode, one, device) for one in plain]
+
+
+def _kind(func: Any) -> str:
+    """What an operation returns."""
+    if func in _IN_PLACE:
+        return _CHANGED
+    if func in _VIEWS:
+        return _VIEW
+    schema = func._schema
+    if schema.is_mutable or func.namespace != "aten" or not schema.returns:
+        return _OTHER
+    types = {str(one.type) for one in schema.returns}
+    aliases = [one.alias_info for one in schema.returns]
+    if types == {"Tensor"} and not any(aliases):
+        return _NEW
+    return _OTHER
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor has all of its memory: no part of a larger one."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    num = last + 1 if tensor.numel() else 0
+    return tensor.untyped_storage().nbytes() == num * tensor.element_size()
+
+
+def _key(values: Any) -> tuple[Any, ...]:
+    """Hashable, and different wherever the result may be."""
+    parts: list[Any] = []
+    for value in values:
+        if isinstance(value, FakeTensor):
+            parts += (value.shape, value.stride(), value.dtype, value.fake_device)
+        elif isinstance(value, Tensor):
+            raise _Unkeyed
+        elif isinstance(value, (list, tuple)):
+            parts += (len(value), _key(value))
+        elif isinstance(value, _PLAIN):
+            parts += (type(value), value)
+        else:
+            raise _Unkeyed
+    return tuple(parts)
