@@ -25,11 +25,17 @@ def main(
     overrides: Annotated[
         list[str], typer.Option("--set", help="section.key=value, replaces the value in the file.")
     ] = [],  # noqa: B006 - typer copies it
-    gpu: Annotated[str, typer.Option(help="The GPU model that every rank has.")] = DEFAULT_GPU,
+    gpu: Annotated[
+        str,
+        typer.Option(
+            help=f"The GPU model that every rank has; default: the one at hand, else {DEFAULT_GPU}."
+        ),
+    ] = "",
 ) -> None:
     """Predict the memory of a run of CONFIG, without a GPU."""
     from ray_memprof.config.matrix import expand
     from ray_memprof.config.rules import check_files
+    from ray_memprof.predictor.gpu_profile import gpu_at_hand
     from ray_memprof.predictor.run import predict
 
     code = EXIT_OK
@@ -38,7 +44,7 @@ def main(
         for one in expanded.runs:
             check_files(one)
         for one in expanded.runs:
-            ended, _ = predict(one, gpu=gpu, say=_say)
+            ended, _ = predict(one, gpu=gpu or gpu_at_hand() or DEFAULT_GPU, say=_say)
             code = ended or code
     except RunError as error:
         sys.stderr.write(visible(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")))

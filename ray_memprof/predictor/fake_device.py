@@ -10,6 +10,7 @@ Memory outside the allocator is `outside`: the accounts are those of outside.py.
 """
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,9 @@ from ray_memprof.allocator.caching import Block, CachingAllocator, OutOfDeviceMe
 from ray_memprof.allocator.replay import Columns
 from ray_memprof.allocator.rules import Rules
 from ray_memprof.predictor.gpu_profile import GpuProfile
+
+_QUEUE_LENGTH = 1024
+"""Kernels that wait on the device before the host must wait."""
 
 
 class Stream:
@@ -89,6 +93,7 @@ class FakeDevice:
         self._used_seen = 0
         self.on_growth: Callable[[], None] = lambda: None
         """Called when more of the device is in use than before."""
+        self._queued: deque[int] = deque(maxlen=_QUEUE_LENGTH)
         self.span_id = 0
         self.stamps: list[int] = []
         """The span of each event of the allocator that is not taken yet."""
@@ -207,9 +212,14 @@ class FakeDevice:
     # Time
 
     def run(self, duration_ns: int) -> None:
-        """Queue a kernel on the current stream."""
+        """Queue a kernel on the current stream; 0 ns: there is none, only the host is busy."""
         self.now_ns += self.profile.launch_ns
-        self.stream.free_ns = max(self.stream.free_ns, self.now_ns) + duration_ns
+        if duration_ns:
+            self.stream.free_ns = max(self.stream.free_ns, self.now_ns) + duration_ns
+            # The host does not run ahead without end: the queue of the device is full.
+            self._queued.append(self.stream.free_ns)
+            if len(self._queued) == self._queued.maxlen:
+                self.wait_until(self._queued[0])
 
     def wait_until(self, time_ns: int) -> None:
         """Let the host wait."""

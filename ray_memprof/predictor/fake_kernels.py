@@ -6,6 +6,7 @@ Each takes what the real one takes and returns what it returns, with the memory 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -14,9 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ray_memprof.predictor.costs import Costs
+from ray_memprof.predictor.fake_device import FakeDevice
+from ray_memprof.predictor.tensors import tensors_of
 from wan.weights.fp8 import FP8, Fp8Rows
 
 _CUDNN_ATTENTION_WORKSPACE_BYTES = 256
+_WITH_CUDNN = ((9, 0), (10, 0))
+"""Compute capabilities for which torch prefers cuDNN's attention."""
 
 # ---- wan/networks/kernels.py -----------------------------------------------------------------------------------
 
@@ -114,24 +120,30 @@ def scale(x: Tensor, centre: Tensor | None, factor: Tensor, out: Tensor) -> None
 # ---- torch's attention -----------------------------------------------------------------------------------------
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """As F.scaled_dot_product_attention on a Hopper GPU: cuDNN's kernel, or torch's efficient one for fp32.
+def attention(
+    device: FakeDevice, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    """As F.scaled_dot_product_attention on a GPU: the kernel that torch takes there, with what it allocates.
 
-    query [B, N, Lq, D], key and value [B, N, Lk, D] -> [B, N, Lq, D].
+    In half precision that is cuDNN's on Hopper and data-centre Blackwell GPUs and FlashAttention-2 on others; in fp32,
+    torch's memory-efficient one. query [B, N, Lq, D], key and value [B, N, Lk, D] -> [B, N, Lq, D].
     """
     if not query.is_cuda:
         return _attention(query, key, value, *args, **kwargs)
-    if query.dtype != torch.float32:
-        # The state of the generator, although nothing is dropped.
-        seed = torch.empty((), dtype=torch.int64, device=query.device)
-        offset = torch.empty((), dtype=torch.int64, device=query.device)
-        out = torch.empty_like(query)  # in the order of the query's dimensions
-        workspace = torch.empty(_CUDNN_ATTENTION_WORKSPACE_BYTES, dtype=torch.uint8, device=query.device)
-        del workspace, seed, offset
-        return out
+    device.run(Costs(device.profile).attention_ns(query, key))
     batch, num_heads, num_tokens, _ = query.shape
-    out = torch.empty(batch, num_tokens, num_heads, value.shape[-1], dtype=query.dtype, device=query.device)
-    return out.transpose(1, 2)
+    if query.dtype == torch.float32:
+        out = query.new_empty(batch, num_tokens, num_heads, value.shape[-1])
+        return out.transpose(1, 2)
+    # The state of the generator, although nothing is dropped.
+    seed, offset = (torch.empty((), dtype=torch.int64, device=query.device) for _ in range(2))
+    out = torch.empty_like(query)  # in the order of the query's dimensions
+    if device.profile.capability in _WITH_CUDNN:
+        besides = torch.empty(_CUDNN_ATTENTION_WORKSPACE_BYTES, dtype=torch.uint8, device=query.device)
+    else:
+        besides = query.new_empty(batch, num_heads, num_tokens, dtype=torch.float32)
+    del besides, seed, offset
+    return out
 
 
 def rms_norm(
@@ -158,15 +170,30 @@ _MODULES: dict[str, tuple[Any, ...]] = {
 
 
 @contextmanager
-def fake_kernels() -> Iterator[None]:
-    """Let wan find the stand-ins instead of its Triton kernels."""
+def fake_kernels(device: FakeDevice) -> Iterator[None]:
+    """Let wan find the stand-ins instead of its Triton kernels, and torch's attention be that of `device`."""
     modules = {}
     for name, functions in _MODULES.items():
         modules[name] = ModuleType(name)
-        vars(modules[name]).update({function.__name__: function for function in functions})
+        vars(modules[name]).update({one.__name__: _timed(one, device) for one in functions})
     with (
         patch.dict(sys.modules, modules),
-        patch.object(F, "scaled_dot_product_attention", attention),
+        patch.object(F, "scaled_dot_product_attention", partial(attention, device)),
         patch.object(F, "rms_norm", rms_norm),
     ):
         yield
+
+
+def _timed(function: Callable[..., Any], device: FakeDevice) -> Callable[..., Any]:
+    """A stand-in that also takes the time of its kernel, which reads its arguments and writes its results once."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        made = function(*args, **kwargs)
+        if function is not linear_gelu:  # that one is an operation of torch
+            tensors = {id(one): one for one in tensors_of((*args, *kwargs.values(), made))}.values()
+            num_bytes = sum(one.numel() * one.element_size() for one in tensors)
+            device.run(int(num_bytes / device.profile.memory_bytes_per_s * 1e9))
+        return made
+
+    return call

@@ -123,7 +123,7 @@ def faked(device: "FakeDevice", plan: FakeRank, shapes: "Shapes") -> "Iterator[N
     del torch
     with ExitStack() as stack:
         stack.enter_context(fake_cuda(device))
-        stack.enter_context(fake_kernels())
+        stack.enter_context(fake_kernels(device))
         is_alone = plan.num_ranks == 1
         stack.enter_context(nullcontext() if is_alone else fake_group(device, shapes, plan.environment))
         yield

@@ -12,13 +12,18 @@ import yaml
 
 from ray_memprof.errors import ConfigError
 
+_FOLDER, _SUFFIX = files("ray_memprof.predictor") / "gpus", ".yaml"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuProfile:
     """One GPU model; where each number comes from is written in its file."""
 
     name: str
+    source: str
+    """Where the numbers come from: measured, with date and versions, or a data sheet."""
     total_bytes: int
+    """As the driver reports it."""
     capability: tuple[int, int]
     num_sms: int
     context_bytes: int
@@ -35,29 +40,51 @@ class GpuProfile:
     """When NCCL makes a communicator."""
     nccl_rings_bytes: int
     """When it connects its rings, with the first collective that is not point to point."""
-    launch_ns: int = 5000
+    memory_bytes_per_s: float
+    product_flops: Mapping[str, float]
+    """FLOP/s of matrix products, by dtype."""
+    convolution_flops: Mapping[str, float]
+    attention_flops: Mapping[str, float]
+    page_locked_bytes_per_s: float
+    """Between the device and host memory that is page-locked, and other host memory."""
+    pageable_bytes_per_s: float
+    launch_ns: int
+    """What the host takes for an operation."""
     cublas_workspace_bytes: int = 32 * 2**20
     cublas_lt_workspace_bytes: int = 2**20
     cudnn_workspaces: Mapping[tuple[int, ...], int] = field(default_factory=dict)
     """By input channels, output channels, side of the kernel, height and width of the input."""
 
 
+def profile_names() -> list[str]:
+    """The names by which profiles are asked for."""
+    return sorted(
+        entry.name.removesuffix(_SUFFIX) for entry in _FOLDER.iterdir() if entry.name.endswith(_SUFFIX)
+    )
+
+
 def gpu_profile(name: str) -> GpuProfile:
-    """The profile of that name.
+    """The profile of a GPU model: "H200", "RTX 4090", "rtx_4090".
 
     Raises:
         ConfigError: there is none.
     """
-    folder = files("ray_memprof.predictor") / "gpus"
-    known = {
-        entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")
-    }
-    found = known.get(name.lower().replace(" ", "_"))
-    if found is None:
+    key = name.strip().lower().replace(" ", "_").replace("-", "_")
+    if key not in profile_names():
         raise ConfigError(
-            f"--gpu {name}: there is no profile of it", hint=f"there are: {', '.join(sorted(known))}"
+            f"--gpu {name}: there is no profile of it", hint=f"there are: {', '.join(profile_names())}"
         )
-    facts: dict[str, Any] = yaml.safe_load(found.read_text(encoding="utf-8"))
+    facts: dict[str, Any] = yaml.safe_load((_FOLDER / f"{key}{_SUFFIX}").read_text(encoding="utf-8"))
     facts["capability"] = tuple(facts["capability"])
     facts["cudnn_workspaces"] = {tuple(key): size for *key, size in facts.get("cudnn_workspaces", ())}
     return GpuProfile(**facts)
+
+
+def gpu_at_hand() -> str:
+    """The profile of the first GPU of this machine; "": there is none, or none of it."""
+    from ray_memprof.recorder.meters.nvml import open_device
+
+    with open_device(index=0) as device:
+        name = "" if device is None else str(device.facts().get("gpu_name", ""))
+    words = set(name.lower().replace("-", " ").split())
+    return next((key for key in profile_names() if set(key.split("_")) <= words), "")

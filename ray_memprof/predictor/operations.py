@@ -7,7 +7,7 @@ A storage of a result that no argument had is new: it takes memory until it is g
 it is queued, is in _TEMPORARIES.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from ray_memprof.predictor.costs import Costs
 from ray_memprof.predictor.fake_device import FakeDevice
 from ray_memprof.predictor.results import Results
+from ray_memprof.predictor.tensors import tensors_of
 from ray_memprof.predictor.workspaces import Workspaces, conv_order
 
 aten = torch.ops.aten
@@ -29,7 +31,7 @@ class Operations(TorchDispatchMode):
     def __init__(self, device: FakeDevice, mode: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._device, self._results = device, Results(mode)
-        self._workspaces = Workspaces(device)
+        self._workspaces, self._costs = Workspaces(device), Costs(device.profile)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -39,7 +41,7 @@ class Operations(TorchDispatchMode):
             return args[0].fake_device
         kwargs = dict(kwargs or {})
         kwargs.pop("pin_memory", None)  # fake tensors cannot be page-locked
-        given = list(_tensors((*args, *kwargs.values())))
+        given = list(tensors_of((*args, *kwargs.values())))
         if any(is_traceable_wrapper_subclass(tensor) for tensor in given):
             # For a DTensor its own handler runs first, then the plain tensors inside come here.
             return NotImplemented
@@ -49,11 +51,30 @@ class Operations(TorchDispatchMode):
             if func is aten.convolution.default and args[0].is_cuda:
                 # A build without cuDNN makes the result of another kernel, in another memory format.
                 result = result.to(memory_format=conv_order(*args[:2]))
-            made = list(_tensors((result,)))
+            made = list(tensors_of((result,)))
             for tensor in made:
                 self._make(tensor, known)
             self._workspaces.take(func, args, made)
+            if func is aten.copy_.default or func is aten._to_copy.default:
+                self._copy(made[0], args, kwargs)
+            elif any(tensor.is_cuda for tensor in made):
+                self._device.run(self._costs.duration_ns(func, args, made))
         return result
+
+    def _copy(self, made: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Let a copy take its time: between host and device, the host waits unless it need not."""
+        source = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else args[0]
+        if not (made.is_cuda or source.is_cuda):
+            return
+        num_bytes, profile = made.numel() * made.element_size(), self._device.profile
+        if made.is_cuda and source.is_cuda:
+            self._device.run(int(2 * num_bytes / profile.memory_bytes_per_s * 1e9))
+            return
+        is_free = kwargs.get("non_blocking", len(args) > 2 and args[2])
+        rate = profile.page_locked_bytes_per_s if is_free else profile.pageable_bytes_per_s
+        self._device.run(int(num_bytes / rate * 1e9))
+        if not is_free:
+            self._device.synchronize()
 
     def _make(self, tensor: Tensor, known: set[int]) -> None:
         """Give a result's storage memory, if it is none of those `known` from the arguments."""
@@ -64,12 +85,3 @@ class Operations(TorchDispatchMode):
             self._device.make(storage)
         elif tensor.device.type == "cpu":
             self._device.make_host(storage)
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """The tensors of an operation's arguments or results, alone or in lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)

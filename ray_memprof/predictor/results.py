@@ -84,7 +84,7 @@ class Results:
         return result
 
     def _make(self, made: _Made) -> FakeTensor:
-        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined] # no stub has it
+        with torch._C._DisableTorchDispatch():
             plain = torch.empty_strided(made.shape, made.stride, dtype=made.dtype, device="meta")
             return FakeTensor(self._mode, plain, made.device)
 

@@ -62,7 +62,8 @@ def predict(config: RunConfig, *, gpu: str, say: Say) -> tuple[int, Path]:
         config_text=effective_yaml(config),
         num_ranks=config.num_ranks,
     )
-    say(f"{config.name}: {config.num_ranks} x {profile.name}, predicted, into {folder.path}")
+    say(f"{config.name}: {config.num_ranks} x {profile.name} ({profile.source})")
+    say(f"  into {folder.path}")
     ranks = _predict_ranks(config, folder, gpu, environment, say)
     return _finish(config, folder, profile, environment, ranks, say)
 
@@ -175,7 +176,12 @@ def _versions(profile: GpuProfile) -> dict[str, Any]:
     import platform
     from importlib.metadata import version
 
-    return {"python": platform.python_version(), "torch": version("torch"), "device": profile.name}
+    return {
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "device": profile.name,
+        "profile": profile.source,
+    }
 
 
 def _rank_row(config: RunConfig, profile: GpuProfile, outcome: Outcome) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""How long the kernel of an operation runs: the longer of what its products and what its memory traffic take.
+
+    costs = Costs(profile)
+    costs.duration_ns(func, args, made)
+
+Products, convolutions and attention at the rates that the GPU reaches with them, everything else at the speed of its
+memory. Formulae of products: torch.utils.flop_counter.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import flop_registry
+
+from ray_memprof.predictor.gpu_profile import GpuProfile
+
+aten = torch.ops.aten
+
+_PRODUCTS: Mapping[Any, Any] = {
+    aten.mm.default: aten.mm, aten.addmm.default: aten.addmm, aten._addmm_activation.default: aten.addmm,
+    aten.bmm.default: aten.bmm, aten.baddbmm.default: aten.baddbmm, aten._scaled_mm.default: aten._scaled_mm,
+    aten.convolution.default: aten.convolution,
+}  # fmt: skip
+_NO_TRAFFIC = {
+    aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
+    aten.view.default, aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.t.default,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.detach.default, aten.split.Tensor,
+    aten.unbind.int, aten.alias.default, aten.as_strided.default, aten._unsafe_view.default,
+}  # fmt: skip
+"""They run no kernel."""
+
+
+class Costs:
+    """Those of one GPU model."""
+
+    def __init__(self, profile: GpuProfile) -> None:
+        self._profile = profile
+
+    def duration_ns(self, func: Any, args: tuple[Any, ...], made: list[Tensor]) -> int:
+        """Of the kernel of an operation on the device; 0: it runs none.
+
+        Args:
+            func: the operation.
+            args: its arguments.
+            made: the tensors of its results.
+        """
+        if func in _NO_TRAFFIC:
+            return 0
+        given = [arg for arg in args if isinstance(arg, Tensor) and arg.is_cuda]
+        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*given, *made))
+        seconds = num_bytes / self._profile.memory_bytes_per_s
+        if func in _PRODUCTS and given:
+            seconds = max(seconds, self._flops(func, args, made) / self._rate(func, given))
+        return int(seconds * 1e9)
+
+    def attention_ns(self, query: Tensor, key: Tensor) -> int:
+        """Of attention: query [B, N, Lq, D], key [B, N, Lk, D]."""
+        batch, num_heads, num_queries, width = query.shape
+        flops = 4 * batch * num_heads * num_queries * key.shape[2] * width
+        return int(flops / self._of_dtype(self._profile.attention_flops, query.dtype) * 1e9)
+
+    def _flops(self, func: Any, args: tuple[Any, ...], made: list[Tensor]) -> int:
+        counted = flop_registry[_PRODUCTS[func]](*args, out_val=made[0])
+        return int(counted)
+
+    def _rate(self, func: Any, given: list[Tensor]) -> float:
+        profile = self._profile
+        rates = profile.convolution_flops if func is aten.convolution.default else profile.product_flops
+        return self._of_dtype(rates, given[-1].dtype)
+
+    @staticmethod
+    def _of_dtype(rates: Mapping[str, float], dtype: torch.dtype) -> float:
+        name = str(dtype).removeprefix("torch.")
+        return rates.get(name, rates["float32"])
