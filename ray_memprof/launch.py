@@ -40,7 +40,7 @@ def main(
     """Run CONFIG under Ray and record its memory."""
     from ray_memprof.config.load import effective_yaml
     from ray_memprof.config.matrix import expand
-    from ray_memprof.config.rules import check_files
+    from ray_memprof.config.rules import check_files, check_packages
 
     code = EXIT_OK
     if module_spans:
@@ -53,6 +53,7 @@ def main(
             return
         for one in runs:
             check_files(one)
+            check_packages(one)
         folders: list[Path] = []
         for one in runs:
             ended, folder = run(one, plain=plain)

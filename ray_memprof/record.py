@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ray_memprof.errors import EXIT_CONFIG, ConfigError
+from ray_memprof.installed import need
 from ray_memprof.rank.command_line import parsed
 from ray_memprof.rank.process_end import ProcessEnd
 from ray_memprof.rank.session import Session
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings, program = parsed(sys.argv[1:] if argv is None else argv)
         start = start_of(os.environ)
+        need(("torch",), "ray_memprof.record")
     except ConfigError as error:
         sys.stderr.write(visible(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")))
         return EXIT_CONFIG
@@ -85,7 +87,7 @@ def recording(
         device: cpu or cuda; "": cuda where torch sees a device.
 
     Raises:
-        ConfigError: an argument, or what the environment says of the rank, cannot be used.
+        ConfigError: an argument, or what the environment says of the rank, cannot be used; or torch is not installed.
     """
     settings = Settings(
         name=name,
@@ -96,6 +98,7 @@ def recording(
         ranges=tuple(ranges),
         device=device,
     ).checked()
+    need(("torch",), "ray_memprof.recording")
     session = Session(settings, start_of(os.environ), Program(), on_any_thread=True)
     session.begin()
     try:

@@ -15,6 +15,7 @@ import tempfile
 import tomllib
 import venv
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -45,11 +46,18 @@ def resolve(requirements: list[str]) -> dict[str, str]:
     return {re.sub(r"[-_.]+", "-", one["name"]).lower(): one["version"] for one in found}
 
 
+def wanted(project: dict[str, Any]) -> list[str]:
+    """The requirements to resolve: those of the project and of its extras, but for CUDA_EXTRAS."""
+    extras = [needs for extra, needs in project["optional-dependencies"].items() if extra not in CUDA_EXTRAS]
+    listed = [*project["dependencies"], *(one for extra in extras for one in extra)]
+    # An extra may name others, as dev does run: they are listed themselves.
+    return [one for one in listed if not one.startswith(f"{project['name']}[")]
+
+
 def main() -> None:
     """Writes constraints.txt and says how many projects it pins."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [needs for extra, needs in project["optional-dependencies"].items() if extra not in CUDA_EXTRAS]
-    versions = resolve([*project["dependencies"], *(one for extra in extras for one in extra)])
+    versions = resolve(wanted(project))
     # A local version (2.13.0+cpu) names one build; the constraint admits them all.
     pins = [
         f"{name}=={version.split('+')[0]}"

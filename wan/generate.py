@@ -22,7 +22,7 @@ from wan.config import TASKS, sides_of
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
 from wan.options import FLAGS, Names, Options, describe, parse, warn
 from wan.options_check import check, layout_of
-from wan.options_here import check_memory
+from wan.options_here import check_memory, check_packages
 from wan.parallel.environment import Place, growing_segments, set_defaults
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = Place.of(os.environ)
         options = parse(sys.argv[1:] if argv is None else argv)
         check(options)
+        check_packages()
         is_checked = True
         run(options)
     except WanError as error:

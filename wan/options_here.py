@@ -1,7 +1,10 @@
-"""Checks of flags that depend on the files and the memory of this host, for options_check.check(); imports no torch.
+"""Checks of what depends on the files, the memory and the packages of this host; imports no torch.
 
 check_here(options)      # InputError: a file or folder that cannot be read, a video that cannot be held
+check_packages()         # InputError: torch or another package that makes videos is not installed
 """
+
+from importlib.util import find_spec
 
 from wan.config import TASKS, sides_of
 from wan.errors import InputError
@@ -12,6 +15,18 @@ from wan.weights.folder import trouble_with_ckpt_dir
 
 FILES = ("image", "first_frame", "last_frame", "src_video", "src_mask", "src_ref_images")
 """Options that name files to read."""
+PACKAGES = ("torch", "safetensors", "diffusers", "transformers", "tokenizers", "ftfy", "av", "PIL")
+"""What the pipeline imports, by the names of the modules; the extra `run` of pyproject.toml brings them."""
+
+
+def check_packages() -> None:
+    """Refuse to begin where a package is missing, before the first of them is imported. Raises InputError."""
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        be = "is" if len(missing) == 1 else "are"
+        raise InputError(
+            f"wan.generate needs {', '.join(missing)}, which {be} not installed here",
+            hint="pip install 'ray-memprof[run]'",
+        )
 
 
 def check_here(options: Options, names: Names) -> None:

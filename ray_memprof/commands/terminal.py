@@ -59,14 +59,10 @@ def say(text: str) -> None:
 
 def say_standing(run_dirs: Iterable[Path]) -> None:
     """Name the runs that have not ended, since an answer covers only what their ranks have sealed until now."""
-    from ray_memprof.store.standing import standing
+    from ray_memprof.store.standing import standing_note
 
-    for run_dir in run_dirs:
-        found = standing(run_dir)
-        if found is not None:
-            say(
-                f"note: {run_dir.parent.name}/{run_dir.name}: {found.text}; this is only what was recorded until now\n"
-            )
+    for note in filter(None, map(standing_note, run_dirs)):
+        say(f"{note}\n")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
     check(config)                         # raises ConfigError; does not look for files
     check_files(config)                   # checks the files that it names; before a run, not in a dry run
+    check_packages(config)                # checks that what it imports is installed; before a run, not in a dry run
     warnings(config)                      # lines about keys that have no effect or are easily forgotten
 
 Bounds of single keys are in keys.py; rules that wan.generate shares are in wan.options (see wan_keys.py).
@@ -14,8 +15,10 @@ from ray_memprof.config.keys import Profiler, Script
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.config.wan_keys import check_wan
 from ray_memprof.errors import ConfigError
+from ray_memprof.installed import need
 from ray_memprof.wording import did_you_mean, profiler_text
 from wan.config import LARGEST_SEED, TASKS
+from wan.options_here import PACKAGES
 
 
 def check(config: RunConfig) -> None:
@@ -56,6 +59,18 @@ def check_files(config: RunConfig) -> None:
             f"script.path {path}: there is no such file",
             hint="check the path; relative ones start at the working folder, or else at that of the YAML file",
         )
+
+
+def check_packages(config: RunConfig) -> None:
+    """Refuse a run whose packages are not installed, before one of them is imported.
+
+    Ranks on a cluster that is joined have the packages of their hosts: there only Ray is needed here.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    of_ranks = PACKAGES if config.workload == "wan" else ("torch",)
+    need(("ray", *of_ranks) if config.ray.address is None else ("ray",), "a launch")
 
 
 def _can_run(path: Path) -> bool:

@@ -18,6 +18,7 @@ from ray_memprof.config.run_config import RunConfig
 from ray_memprof.driver.elsewhere import Elsewhere
 from ray_memprof.driver.run_state import RunState
 from ray_memprof.errors import EXIT_KILLED, ConfigError, StartFailed
+from ray_memprof.installed import need
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.report import derive
 from ray_memprof.store.gather import Gathered, gather, not_all_came, recorded_nothing
@@ -122,6 +123,7 @@ def _connected(config: RunConfig, address: str | None) -> Iterator[None]:
             "the run had a Ray of its own, which is gone",
             hint="name the Ray that reaches its hosts (--address HOST:PORT), or copies of their folders (--from)",
         )
+    need(("ray",), "a Ray that reaches the hosts")
     from ray_memprof.driver.cluster import joined_ray  # imports Ray
 
     with joined_ray(address):

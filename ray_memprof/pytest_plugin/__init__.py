@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ray_memprof.errors import ConfigError
+from ray_memprof.installed import need
 from ray_memprof.pytest_plugin.launched_run import run_launch
 from ray_memprof.pytest_plugin.limit import Limit, limit_gpu_peak
 from ray_memprof.wording import size_text
@@ -99,17 +100,22 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if not limits:
         return
     launch = limits[0].launch
-    if launch is None:
-        import torch
+    if launch is not None and (launch.config.model.device != "cuda" or launch.config.ray.address is not None):
+        return
+    try:
+        need(("torch",), MARK)
+    except ConfigError as error:
+        _skip(item, str(error))
+        return
+    import torch
 
+    if launch is None:
         if not torch.cuda.is_available():
             _skip(item, NO_GPU)
-    elif launch.config.model.device == "cuda" and launch.config.ray.address is None:
-        import torch
-
-        needed, found = launch.config.num_ranks * launch.config.ray.gpus_per_rank, torch.cuda.device_count()
-        if found < needed:
-            _skip(item, f"{launch.path} needs {needed} CUDA devices, and there are {found} here")
+        return
+    needed, found = launch.config.num_ranks * launch.config.ray.gpus_per_rank, torch.cuda.device_count()
+    if found < needed:
+        _skip(item, f"{launch.path} needs {needed} CUDA devices, and there are {found} here")
 
 
 def _skip(item: pytest.Item, reason: str) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.query import database, questions
+from ray_memprof.query.guard import Bounds, guarded
 from ray_memprof.store.find_run import find_run
 from ray_memprof.store.run_files import TABLES_DIR
 from ray_memprof.store.schema import TABLES
@@ -41,16 +42,19 @@ def runs_of(pattern: str) -> list[Path]:
     return runs
 
 
-def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Table:
+def ask(
+    text: str, run_dirs: Sequence[Path], *, is_named: bool = False, bounds: Bounds | None = None
+) -> pa.Table:
     """The rows that a question, a table or an SQL statement returns for the given runs.
 
     Args:
         text: the name of a question or a table, or one statement.
         run_dirs: the run folders.
         is_named: begin the rows of a single run with run_id and name, too; rows of several runs always do.
+        bounds: the SQL may read nothing but this single run, and its answer has bounds; None: a person asks.
 
     Raises:
-        ConfigError: no such question, no such run, or SQL that DuckDB refuses.
+        ConfigError: no such question, no such run, SQL that DuckDB refuses, or SQL that took too long.
     """
     if not database.is_utf8(text):
         raise ConfigError("the SQL is refused: it is not UTF-8", hint="write the letter as chr(number)")
@@ -67,7 +71,10 @@ def ask(text: str, run_dirs: Sequence[Path], *, is_named: bool = False) -> pa.Ta
     runs = database.open_run(run_dirs[0], only) if is_apart else database.open_runs(run_dirs)
     with runs as connection:
         try:
-            return _statement(connection, sql).to_arrow_table()
+            if bounds is None:
+                return _statement(connection, sql).to_arrow_table()
+            with guarded(connection, sql, bounds):
+                return _statement(connection, sql).limit(bounds.most_rows).to_arrow_table()
         except duckdb.Error as error:
             raise _refused(error) from error
 

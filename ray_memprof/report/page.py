@@ -27,16 +27,21 @@ from ray_memprof.wording import GIB, span_text, visible
 
 _TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
 """Keys of a figure whose texts come from a run; all other texts are written in this package."""
+_PLOTLY = Path(__file__).parent / "plotly" / "plotly.min.js.gz"
+"""plotly.js in a wheel, where hatch_build.py put it; an editable install has the package plotly instead."""
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
 @cache
 def packed_plotly() -> str:
     """plotly.js, compressed to a third of its size; the browser reads it only when it draws the first figure."""
-    from plotly.offline import get_plotlyjs
+    if _PLOTLY.is_file():
+        packed = _PLOTLY.read_bytes()
+    else:
+        from plotly.offline import get_plotlyjs
 
-    # A fixed time in the gzip header, so that the same run makes the same page.
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+        packed = gzip.compress(get_plotlyjs().encode(), mtime=0)
+    return base64.b64encode(packed).decode()
 
 
 def run_of(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:

@@ -74,6 +74,16 @@ def standing(run_dir: Path, now_ns: int | None = None) -> Standing | None:
     return Standing(RUNNING, _how_far(progress, silent_s), last_ns)
 
 
+def standing_note(run_dir: Path) -> str | None:
+    """A line for people who ask about a run that has not ended: its answers cover what was sealed until now."""
+    found = standing(run_dir)
+    if found is None:
+        return None
+    return (
+        f"note: {run_dir.parent.name}/{run_dir.name}: {found.text}; this is only what was recorded until now"
+    )
+
+
 def run_row(run_dir: Path) -> Facts | None:
     """Return a row of the table runs for a run that has none yet, from its folder; None as in standing()."""
     found = standing(run_dir)

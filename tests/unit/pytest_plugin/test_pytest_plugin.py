@@ -110,6 +110,16 @@ def test_without_a_device_it_is_skipped_with_the_reason(
     )
 
 
+def test_without_torch_it_is_skipped_with_the_reason(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # type: ignore[arg-type]
+    pytester.makepyfile("import pytest\n\n@pytest.mark.limit_gpu_peak('1 GiB')\ndef test_it(): 1 / 0\n")
+    result = run(pytester)
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED * limit_gpu_peak needs torch, which is not installed here"])
+
+
 @pytest.mark.parametrize(
     ("measure", "most"), [(None, 21), ("device_used", 21), ("reserved", 20), ("allocated", 12)]
 )

@@ -1,0 +1,177 @@
+"""What an assistant may call: each is a command of ray-memprof, and returns the text that the command prints.
+
+    Tools(Path("profiler_logs")).ask("peak_by_rank", "baseline")
+
+Nothing is written, and no number is computed here. The docstrings and annotations are what the assistant reads.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from ray_memprof.assistant.bounded import TextForm, cut_text, rows_text
+from ray_memprof.errors import ConfigError
+from ray_memprof.query.answers import MOST_ROWS, Shown, columns_text
+from ray_memprof.query.guard import Bounds
+from ray_memprof.store.find_run import find_run, list_runs
+from ray_memprof.store.run_json import run_facts
+from ray_memprof.store.schema import TABLES
+from ray_memprof.store.standing import standing, standing_note
+
+if TYPE_CHECKING:
+    from ray_memprof.analysis.comparison.compare import Comparison
+
+LIMIT_S = 60.0
+"""Seconds until a question or an SQL statement is stopped."""
+
+Run = Annotated[
+    str, Field(description="A name or name/run_id from list_runs, a path, or latest: the newest.")
+]
+MaxRows = Annotated[int, Field(ge=1, le=MOST_ROWS, description="The most rows to return.")]
+Format = Annotated[
+    TextForm, Field(description="table: sizes and times with units; csv and json: exact bytes and ns.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The tools, for the runs below one folder."""
+
+    output_dir: Path
+
+    def list_runs(
+        self, max_rows: Annotated[int, Field(ge=1, le=MOST_ROWS, description="The most runs to list.")] = 20
+    ) -> str:
+        """List the recorded runs, the newest first: their names, when they were recorded and how they ended."""
+        found = list_runs(self.output_dir)[::-1]
+        if not found:
+            return f"there are no runs in {self.output_dir.absolute()}\n"
+        shown = [_facts_of(run_dir) for run_dir in found[:max_rows]]
+        columns = [Shown(name, [row[name] for row in shown], is_number=name == "ranks") for name in shown[0]]
+        text = columns_text(columns)
+        more = len(found) - len(shown)
+        return cut_text(text) + (
+            f"cut after {len(shown)} runs: {more} older ones are left out.\n" if more else ""
+        )
+
+    def questions(
+        self,
+        name: Annotated[
+            str, Field(description="A question: its SQL, with every column explained. A table: its columns.")
+        ] = "",
+    ) -> str:
+        """List every question that `ask` answers and every table that `sql` reads, or explain one of them."""
+        from ray_memprof.query.ask import question_lines, sql_of
+
+        if not name:
+            return "\n".join(question_lines()) + "\n"
+        return cut_text(_table_lines(name) if name in TABLES else sql_of(name))
+
+    def ask(
+        self,
+        question: Annotated[str, Field(description="A name that `questions` lists.")],
+        run: Run = "latest",
+        max_rows: MaxRows = 50,
+        format: Format = "table",  # noqa: A002 - the name in the protocol
+    ) -> str:
+        """Answer a question about a run by its name, such as peak_by_rank, imbalance or alive_at_peak."""
+        from ray_memprof.query.questions import question as sql_of
+
+        if question not in TABLES:
+            sql_of(question)  # refuses a name that is no question
+        return self._rows(question, run, max_rows, format)
+
+    def sql(
+        self,
+        sql: Annotated[
+            str, Field(description="One statement of DuckDB that begins with SELECT, WITH or FROM.")
+        ],
+        run: Run = "latest",
+        max_rows: MaxRows = 50,
+        format: Format = "table",  # noqa: A002 - the name in the protocol
+    ) -> str:
+        """Ask a run in SQL; it can read the tables and questions that `questions` lists, and no file."""
+        return self._rows(sql, run, max_rows, format)
+
+    def diagnose(self, run: Run = "latest") -> str:
+        """Say in sentences what makes the peak of a run so high, on which ranks, and what to change."""
+        from ray_memprof.analysis.diagnosis.findings import diagnosed, found_text
+
+        return cut_text(found_text([diagnosed(find_run(run, self.output_dir))]))
+
+    def compare(
+        self,
+        runs: Annotated[list[Run], Field(min_length=2, description="The base, then the other runs.")],
+        fail_if: Annotated[
+            Sequence[str],
+            Field(
+                description="Limits to check, such as 'peak_device_used > +2%' or 'decode.duration > 3 s'."
+            ),
+        ] = (),
+        rank: Annotated[int | None, Field(ge=0, description="Compare only this rank.")] = None,
+        max_rows: Annotated[int, Field(ge=1, le=MOST_ROWS, description="The most rows of each kind.")] = 20,
+    ) -> str:
+        """Compare runs with the first of them: settings that differ, the whole run, every rank and every span."""
+        from ray_memprof.analysis.comparison.compare import compare
+
+        folders = [find_run(one, self.output_dir) for one in runs]
+        return cut_text(_compared_text(compare(folders, fail_if, rank=rank), max_rows))
+
+    def _rows(self, text: str, run: str, max_rows: int, form: TextForm) -> str:
+        from ray_memprof.query.ask import ask
+
+        run_dir = find_run(run, self.output_dir)
+        # One row more tells whether there are more.
+        rows = ask(text, [run_dir], bounds=Bounds(most_rows=max_rows + 1, limit_s=LIMIT_S))
+        return _noted([run_dir], rows_text(rows, most_rows=max_rows, form=form))
+
+
+def _noted(run_dirs: Iterable[Path], text: str) -> str:
+    """The text below a line for each run that has not ended."""
+    notes = filter(None, map(standing_note, run_dirs))
+    return "".join(f"{line}\n" for line in notes) + text
+
+
+def _compared_text(compared: "Comparison", most: int) -> str:
+    from ray_memprof.analysis.comparison.text import check_lines, comparison_text, warnings
+
+    lines = [*warnings(compared), *check_lines(compared)]
+    return "".join(f"{line}\n" for line in lines) + comparison_text(compared, most)
+
+
+def _facts_of(run_dir: Path) -> dict[str, str]:
+    """What is listed of a run, by heading, from its run.json."""
+    name = {"run": f"{run_dir.parent.name}/{run_dir.name}"}
+    try:
+        facts, now = run_facts(run_dir) or {}, standing(run_dir)
+    except ConfigError as error:  # the others are listed all the same
+        return {**name, "recorded": "-", "status": "-", "ranks": "-", "reason": str(error)}
+    start_ns = facts.get("start_ns")
+    when = (
+        "-" if not start_ns else datetime.fromtimestamp(start_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    )
+    return {
+        **name,
+        "recorded": when,
+        "status": now.status if now else str(facts.get("status", "-")),
+        "ranks": str(facts.get("num_ranks", "-")),
+        "reason": (now.reason if now else str(facts.get("reason") or "")) or "-",
+    }
+
+
+def _table_lines(name: str) -> str:
+    """What a row of a table is, then its columns with meaning and unit."""
+    table = TABLES[name]
+    width = max(len(column.name) for column in table.columns)
+    lines = [
+        f"{name}: one row = {table.row}",
+        *([] if name == "runs" else [f"{'rank':<{width}}  of the run"]),
+    ]
+    for column in table.columns:
+        unit = f" ({column.unit})" if column.unit else ""
+        lines.append(f"{column.name:<{width}}  {column.meaning}{unit}")
+    return "\n".join(lines) + "\n"
