@@ -23,13 +23,13 @@ _PRODUCTS: Mapping[Any, Any] = {
     aten.bmm.default: aten.bmm, aten.baddbmm.default: aten.baddbmm, aten._scaled_mm.default: aten._scaled_mm,
     aten.convolution.default: aten.convolution,
 }  # fmt: skip
-_NO_TRAFFIC = {
+WITHOUT_KERNEL = {
     aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
     aten.view.default, aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.t.default,
     aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.detach.default, aten.split.Tensor,
     aten.unbind.int, aten.alias.default, aten.as_strided.default, aten._unsafe_view.default,
 }  # fmt: skip
-"""They run no kernel."""
+"""Operations that run no kernel."""
 
 
 class Costs:
@@ -46,7 +46,7 @@ class Costs:
             args: its arguments.
             made: the tensors of its results.
         """
-        if func in _NO_TRAFFIC:
+        if func in WITHOUT_KERNEL:
             return 0
         given = [arg for arg in args if isinstance(arg, Tensor) and arg.is_cuda]
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*given, *made))

@@ -63,6 +63,7 @@ def fake_cuda(device: FakeDevice) -> Iterator[None]:
         for name, instead in _functions(device).items():
             stack.enter_context(patch.object(torch.cuda, name, instead))
         stack.enter_context(patch.object(torch, "Generator", _Generator))
+        stack.enter_context(patch.object(torch, "tensor", _tensor))
         stack.enter_context(patch.object(FakeTensor, "new_tensor", _new_tensor, create=True))
         stack.enter_context(patch.object(torch.UntypedStorage, "resize_", _resizing(device)))
         stack.enter_context(patch.object(FakeTensor, "data", property(_data, _set_data), create=True))
@@ -133,9 +134,18 @@ def _resizing(device: FakeDevice) -> Any:
     return resize_
 
 
+_plain_tensor = torch.tensor
+
+
+def _tensor(data: Any, *, device: Any = None, **kwargs: Any) -> torch.Tensor:
+    """As torch.tensor, whose copy to a device fake tensors do not hear of."""
+    made = _plain_tensor(data, **kwargs)
+    return made if device is None else made.to(device)
+
+
 def _new_tensor(tensor: FakeTensor, data: Any) -> torch.Tensor:
-    """As Tensor.new_tensor, whose copy to the device fake tensors do not hear of."""
-    return torch.tensor(data, dtype=tensor.dtype).to(tensor.device)
+    """As Tensor.new_tensor, for the same reason."""
+    return _tensor(data, dtype=tensor.dtype, device=tensor.device)
 
 
 _DATA: Any = torch.Tensor.data

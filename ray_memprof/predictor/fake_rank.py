@@ -21,6 +21,7 @@ from ray_memprof.rank.log import open_log
 from ray_memprof.rank.messages import Outcome
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.workload.place import Place
+from wan.config import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 DEVICE = "cuda:0"
 """Each rank has a process of its own, and one device in it."""
+MOST_STEPS = 4
+"""A solver keeps at most three tensors of steps before, so that memory is steady from the third step on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +99,7 @@ def _run(plan: FakeRank, recorder: "Recorder", device: "FakeDevice") -> Outcome:
     place = Place(rank=plan.rank, local_rank=0, num_ranks=plan.num_ranks)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, Operations(device, mode):
-            wan_rank.run(_unsaved(plan.config), place, recorder, device=DEVICE, run_dir=plan.run_dir)
+            wan_rank.run(_shortened(plan.config), place, recorder, device=DEVICE, run_dir=plan.run_dir)
     except Exception as error:
         traceback.print_exc()
         free_bytes = free_at_failure(recorder, device.profile.total_bytes)
@@ -129,9 +132,15 @@ def faked(device: "FakeDevice", plan: FakeRank, shapes: "Shapes") -> "Iterator[N
         yield
 
 
-def _unsaved(config: RunConfig) -> RunConfig:
-    """The same without a file for the video: there are no frames."""
-    return config.model_copy(update={"generation": config.generation.model_copy(update={"save_file": None})})
+def num_steps(config: RunConfig) -> int:
+    """The steps of a run, or so many of them that the others are like the last but one."""
+    return min(config.generation.sample_steps or TASKS[config.model.task].sample_steps, MOST_STEPS)
+
+
+def _shortened(config: RunConfig) -> RunConfig:
+    """The same with fewer steps, and without a file for the video: there are no frames."""
+    changed = {"save_file": None, "sample_steps": num_steps(config)}
+    return config.model_copy(update={"generation": config.generation.model_copy(update=changed)})
 
 
 def rules_of(environment: Mapping[str, str]) -> Rules:

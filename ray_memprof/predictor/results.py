@@ -68,7 +68,8 @@ class Results:
     def _new(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Tensors that share memory with no other, from what is known of such arguments."""
         try:
-            key = (func, _key(args), _key(tuple(kwargs.items())))
+            # Where no dtype is given, it is the default one.
+            key = (func, torch.get_default_dtype(), _key(args), _key(tuple(kwargs.items())))
             known = self._known.get(key)
         except (_Unkeyed, TypeError):
             return func(*args, **kwargs)

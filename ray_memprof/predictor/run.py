@@ -23,6 +23,7 @@ from ray_memprof.predictor.fake_rank import (
     FakeRank,
     PredictedRank,
     environment_of,
+    num_steps,
     predict_rank,
     rules_of,
 )
@@ -35,6 +36,7 @@ from ray_memprof.store.gather import gather
 from ray_memprof.store.run_files import REPORT_FILE
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.store.run_tables import run_columns, write_driver_tables
+from wan.config import TASKS
 from wan.parallel.layout import Layout
 
 Say = Callable[[str], None]
@@ -64,6 +66,9 @@ def predict(config: RunConfig, *, gpu: str, say: Say) -> tuple[int, Path]:
     )
     say(f"{config.name}: {config.num_ranks} x {profile.name} ({profile.source})")
     say(f"  into {folder.path}")
+    steps = config.generation.sample_steps or TASKS[config.model.task].sample_steps
+    if num_steps(config) < steps:
+        say(f"  {num_steps(config)} of {steps} steps: the memory of the others is that of the last but one")
     ranks = _predict_ranks(config, folder, gpu, environment, say)
     return _finish(config, folder, profile, environment, ranks, say)
 

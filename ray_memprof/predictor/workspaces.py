@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ray_memprof.allocator.caching import Block
+from ray_memprof.predictor.costs import WITHOUT_KERNEL
 from ray_memprof.predictor.fake_device import FakeDevice
 from ray_memprof.predictor.outside import Modules
 
@@ -24,9 +25,6 @@ _WITH_BIAS = {aten.addmm.default, aten._addmm_activation.default, aten.addmm.out
 """torch hands these to cuBLASLt, with the bias in the epilogue."""
 _PRODUCTS = {
     *_WITH_BIAS, aten.mm.default, aten.mm.out, aten.bmm.default, aten.bmm.out, aten.baddbmm.default,
-}  # fmt: skip
-_WITHOUT_KERNEL = {
-    aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
 }  # fmt: skip
 _SCALAR_BYTES = 8
 _CUDNN_ALIGNMENT_BYTES = 16
@@ -61,7 +59,7 @@ class Workspaces:
             self._copy(args[0], args[1])
         if not any(tensor.is_cuda for tensor in made):
             return
-        if func not in _WITHOUT_KERNEL:
+        if func not in WITHOUT_KERNEL:
             is_product = func in _PRODUCTS or func is aten.convolution.default
             self._modules.ran(is_product=is_product, is_softmax=func is aten._softmax.default)
         if func in _PRODUCTS and self._cublas is None:

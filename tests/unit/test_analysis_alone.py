@@ -27,7 +27,6 @@ HEAVY = {
     "tokenizers",
     "PIL",
     "av",
-    "plotly",
     "mcp",
 }
 
@@ -92,7 +91,9 @@ def blocked() -> set[str]:
     """Top-level modules of all projects that an installation without extras does not bring."""
     brought = brought_by(PROJECT["dependencies"]) | {"ray-memprof"}
     modules = metadata.packages_distributions().items()
-    return {module for module, projects in modules if not brought & {project_name(one) for one in projects}}
+    found = {module for module, projects in modules if not brought & {project_name(one) for one in projects}}
+    # Its plotly.js is in a wheel (hatch_build.py), which .ci/run tries; here the package itself stands for it.
+    return found - {"plotly"}
 
 
 def call(*commands: str, blocking: set[str]) -> subprocess.CompletedProcess[str]:

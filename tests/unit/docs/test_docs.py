@@ -222,7 +222,11 @@ def docstrings() -> Iterator[tuple[str, str]]:
 def test_every_file_that_a_docstring_names_exists() -> None:
     folders = ("ray_memprof", "wan", "scripts", "tests")
     files = "".join(
-        f"/{path.relative_to(ROOT)}\n" for folder in folders for path in (ROOT / folder).rglob("*.*")
+        f"/{path.relative_to(ROOT)}\n"
+        for path in (
+            *ROOT.glob("*.py"),
+            *(path for folder in folders for path in (ROOT / folder).rglob("*.*")),
+        )
     )
     # The files of any rule, a person's own program, and a file of Python's library.
     others = {"NAME.py", "NAME.sql", "train.py", "Lib/pickletools.py"}

@@ -1,0 +1,83 @@
+"""Stand-ins of kernels: the same functions with the same parameters as wan's, and what they allocate."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from devices import allocations, device_of, on_device
+
+import wan
+from ray_memprof.predictor import fake_kernels
+from wan.weights.fp8 import FP8, Fp8Rows
+
+
+@pytest.mark.parametrize("module", sorted(fake_kernels._MODULES))
+def test_every_public_function_of_a_module_has_a_stand_in_with_its_parameters(module: str) -> None:
+    """Without Triton these modules cannot be imported: their text is read."""
+    path = Path(wan.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    wanted = {
+        node.name: [one.arg for one in (*node.args.args, *node.args.kwonlyargs)]
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    }
+    made = {one.__name__: list(inspect.signature(one).parameters) for one in fake_kernels._MODULES[module]}
+    assert made == wanted
+
+
+def test_wan_finds_them_only_inside_the_block() -> None:
+    from wan.networks import ops
+
+    device = device_of()
+    with on_device(device):
+        x, gain = torch.empty(1, 6, 8, device="cuda"), torch.empty(8, device="cuda")
+        allocations(device)
+        made = ops.layer_norm(x, gain, gain, eps=1e-6, dtype=torch.bfloat16, fused=True)
+        assert (made.shape, made.dtype) == ((1, 6, 8), torch.bfloat16)
+        assert allocations(device) == [6 * 8 * 2]
+        rows = ops.layer_norm(x, gain, gain, eps=1e-6, dtype=FP8, fused=True)
+        assert isinstance(rows, Fp8Rows) and rows.scale.shape == (1, 6, 1)
+        assert allocations(device) == [6 * 8, 6 * 4]
+
+
+HALF, FULL = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "besides"),
+    [
+        ("H200", HALF, [8, 8, 0, 256]),  # cuDNN: the generator's state, a workspace
+        ("B200", HALF, [8, 8, 0, 256]),
+        ("RTX 4090", HALF, [8, 8, 0, 3 * 5 * 4]),  # FlashAttention-2: a number for each query and head
+        ("RTX 5090", HALF, [8, 8, 0, 3 * 5 * 4]),
+        ("H200", FULL, [0]),
+    ],
+)
+def test_attention_allocates_what_the_gpu_s_kernel_does(
+    gpu: str, dtype: torch.dtype, besides: list[int]
+) -> None:
+    device = device_of(gpu)
+    with on_device(device):
+        q, k = (torch.empty(1, 3, tokens, 64, dtype=dtype, device="cuda") for tokens in (5, 7))
+        allocations(device)
+        out = F.scaled_dot_product_attention(q, k, k)
+        assert (out.shape, out.dtype) == (q.shape, dtype)
+    out_bytes = 3 * 5 * 64 * dtype.itemsize
+    assert allocations(device) == [size or out_bytes for size in besides]
+
+
+def test_attention_on_the_host_is_torch_s_own() -> None:
+    q = torch.randn(1, 2, 3, 8)
+    wanted = F.scaled_dot_product_attention(q, q, q)
+    assert torch.equal(fake_kernels.attention(device_of(), q, q, q), wanted)
+
+
+def test_rms_norm_is_one_kernel_with_a_number_for_each_row() -> None:
+    device = device_of()
+    with on_device(device):
+        x = torch.empty(5, 8, device="cuda")
+        allocations(device)
+        F.rms_norm(x, (8,))
+    assert allocations(device) == [5 * 8 * 4, 5 * 4]

@@ -1,0 +1,129 @@
+"""One predicted rank, of tiny tasks: wan runs from the prompt to the last frame, and its rows are whole."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from ray_memprof.config.load import from_mapping
+from ray_memprof.predictor import fake_rank
+from ray_memprof.predictor.fake_rank import FakeRank, PredictedRank, environment_of, predict_rank
+from ray_memprof.store.gather import gather
+
+EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+def predicted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, rank: int = 0, shapes: Any = (), **sections: Any
+) -> PredictedRank:
+    """Predict a rank in this process."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    monkeypatch.setattr(fake_rank, "open_log", lambda run_dir, rank: None)
+    generation = {"size": "64*48", "frame_num": 9, "prompt": "a boat", **sections.pop("generation", {})}
+    model = {"task": "t2v-tiny", "weights": "random", **sections.pop("model_config", {})}
+    mapping = {"name": "x", "model_config": model, "generation": generation, **sections}
+    config = from_mapping(mapping, source="x.yaml", folder=folder)
+    environment = environment_of(config, config.num_ranks, {})
+    plan = FakeRank(
+        config=config, rank=rank, num_ranks=config.num_ranks, run_dir=folder, gpu="H200", begun_ns=time.time_ns(),
+        environment=environment, shapes=list(shapes),
+    )  # fmt: skip
+    return predict_rank(plan)
+
+
+@pytest.mark.parametrize("strategy", ["full", "block", "stream"])
+@pytest.mark.parametrize("task", ["t2v-tiny", "i2v-tiny"])
+def test_every_strategy_runs_to_its_end_and_is_recorded_exactly(
+    task: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation: dict[str, Any] = {"sample_steps": 2}
+    if task == "i2v-tiny":
+        Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+        generation["image"] = str(tmp_path / "a.png")
+    made = predicted(
+        tmp_path, monkeypatch, generation=generation, model_config={"task": task, "load_strategy": strategy}
+    )
+    check = made.outcome.check
+    assert made.outcome.status == "ok" and check is not None
+    assert check.num_lost_events == 0 and check.max_error_bytes == 0
+    assert check.allocated_peak_bytes == check.replayed_allocated_peak_bytes > 33 * 2**20
+    assert check.reserved_peak_bytes == check.replayed_reserved_peak_bytes
+    gathered = gather(tmp_path, [0])
+    assert not gathered.problems
+    rows = gathered.ranks[0].rows
+    assert rows["spans"] > 20 and rows["ledger"] >= 3 and rows["samples"] > 3
+
+
+def test_levers_of_memory_lower_the_peak_of_their_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = predicted(
+        tmp_path / "plain", monkeypatch, optimization={"fused_kernels": False, "rope_chunks": 1}
+    )
+    fused = predicted(tmp_path / "fused", monkeypatch, optimization={"fused_kernels": True, "rope_chunks": 1})
+    checks = [one.outcome.check for one in (plain, fused)]
+    assert checks[0] is not None and checks[1] is not None
+    assert checks[0].num_events > checks[1].num_events
+
+
+def test_fp8_weights_and_products_are_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = predicted(
+        tmp_path, monkeypatch, model_config={"weights_dtype": "fp8"}, optimization={"matmul": "fp8"}
+    )
+    assert made.outcome.status == "ok", made.outcome.reason
+
+
+def test_at_most_four_steps_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = [
+        predicted(tmp_path / str(steps), monkeypatch, generation={"sample_steps": steps}).outcome.check
+        for steps in (4, 30)
+    ]
+    assert ends[0] is not None and ends[1] is not None
+    assert ends[0].num_events == ends[1].num_events
+
+
+def test_a_device_that_is_too_small_ends_the_rank_as_a_gpu_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from devices import MIB, profile
+
+    monkeypatch.setattr(fake_rank, "gpu_profile", lambda name: profile(name, total_bytes=740 * MIB))
+    outcome = predicted(tmp_path, monkeypatch).outcome
+    assert (outcome.status, outcome.exit_code) == ("oom", 11)
+    assert "device out of memory in " in outcome.reason and "asked" in outcome.reason
+    assert outcome.path and outcome.oom_free_bytes is not None
+    assert not gather(tmp_path, [0]).problems
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {"ulysses": 2, "dit_fsdp": True, "t5_fsdp": True, "vae": "split"},
+        {"ring": 2},
+        {"cfg": 2},
+    ],
+    ids=["ulysses, FSDP, split VAE", "ring", "cfg"],
+)
+def test_ranks_run_one_by_one_and_the_second_knows_the_shapes_of_the_first(
+    parallel: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = predicted(tmp_path, monkeypatch, parallel=parallel)
+    assert first.outcome.status == "ok", first.outcome.reason
+    assert bool(first.shapes) == ("t5_fsdp" not in parallel)
+    second = predicted(tmp_path, monkeypatch, rank=1, shapes=first.shapes, parallel=parallel)
+    assert second.outcome.status == "ok", second.outcome.reason
+    gathered = gather(tmp_path, [0, 1])
+    assert not gathered.problems
+    assert all(gathered.ranks[rank].rows["collectives"] > 0 for rank in (0, 1))
+
+
+def test_the_environment_is_what_a_launch_would_set(tmp_path: Path) -> None:
+    mapping = {"name": "x", "model_config": {"task": "t2v-tiny", "weights": "random"}}
+    config = from_mapping(mapping, source="x.yaml", folder=tmp_path)
+    assert environment_of(config, 1, {}) == EXPANDABLE
+    many = environment_of(config, 2, {"PATH": "/bin"})
+    assert many == EXPANDABLE | {"NCCL_BUFFSIZE": "1048576", "NCCL_NVLS_ENABLE": "0"}
+    own = {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64", "NCCL_BUFFSIZE": "8388608"}
+    assert environment_of(config, 1, own) == own

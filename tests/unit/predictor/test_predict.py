@@ -1,0 +1,87 @@
+"""python -m ray_memprof.predict: a run folder like any other, and refusals in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ray_memprof.errors import EXIT_CONFIG, EXIT_OK
+from ray_memprof.predict import app
+from ray_memprof.query.ask import ask
+from ray_memprof.store.find_run import find_run
+
+TINY = """
+name: tiny
+model_config: {task: t2v-tiny, weights: random}
+generation: {size: 64*48, frame_num: 9, sample_steps: 2, prompt: a boat}
+"""
+
+
+def call(folder: Path, text: str, *arguments: str) -> Result:
+    path = folder / "tiny.yaml"
+    path.write_text(text, encoding="utf-8")
+    output = f"logging.output_dir={folder / 'runs'}"
+    return CliRunner().invoke(app, [str(path), "--set", output, *arguments])
+
+
+@pytest.mark.timeout(300)
+def test_ranks_of_their_own_processes_make_one_run_that_answers(tmp_path: Path) -> None:
+    result = call(
+        tmp_path, TINY + "parallel: {ulysses: 4, vae: split, dit_fsdp: true}\n", "--gpu", "RTX 4090"
+    )
+    assert result.exit_code == EXIT_OK, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0] == (
+        "tiny: 4 x NVIDIA GeForce RTX 4090 (data sheet; what lies outside the allocator is estimated from an H200's)"
+    )
+    assert "ranks 1, 2 alike: ok, " in result.stdout
+    assert "replay: exact to the byte on 4 of 4 ranks" in lines
+    assert not any("at least" in line for line in lines)
+    run = find_run(lines[1].removeprefix("  into "))
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    assert (facts["status"], facts["source"], facts["num_ranks"]) == ("ok", "predicted", 4)
+    assert ask("SELECT source FROM runs", [run]).to_pylist() == [{"source": "predicted"}]
+    peaks = ask("peak_by_rank", [run]).to_pylist()
+    assert [row["rank"] for row in peaks] == [0, 1, 2, 3]
+    assert peaks[1]["allocated_peak_bytes"] == peaks[2]["allocated_peak_bytes"] > 33 * 2**20
+    assert {row["device_total_bytes"] for row in peaks} == {int(23.64 * 1024) * 2**20}
+    (headlines,) = ask("headlines", [run]).to_pylist()
+    assert headlines["unexplained_fraction"] == 0
+    assert (run / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "error", "hint"),
+    [
+        (TINY, ["--gpu", "Voodoo 2"], "--gpu Voodoo 2: there is no profile of it", "there are: a100, b200"),
+        (
+            TINY.replace("task:", "device: cpu, task:"),
+            [],
+            "model_config.device is cpu: a prediction is of GPUs",
+            "model_config.device: cuda",
+        ),
+        (
+            "name: s\nworkload: script\nscript: {module: json}\nranks: 1\n",
+            [],
+            "workload is script: only runs of wan are predicted",
+            "workload: wan",
+        ),
+        (
+            TINY + "parallel: {ulysses: 2, backend: xfuser}\n",
+            [],
+            "parallel.backend is xfuser, which cannot be imported without a GPU",
+            "parallel.backend: native",
+        ),
+        (TINY, ["--set", "generation.steps=3"], "generation.steps", "sample_steps"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused_before_a_folder_is_made(
+    text: str, arguments: list[str], error: str, hint: str, tmp_path: Path
+) -> None:
+    result = call(tmp_path, text, *arguments)
+    assert result.exit_code == EXIT_CONFIG
+    first, second = result.stderr.splitlines()
+    assert error in first and first.startswith("error: ")
+    assert hint in second and second.startswith("hint: ")
+    assert not (tmp_path / "runs").exists()
