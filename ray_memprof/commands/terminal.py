@@ -12,15 +12,24 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from ray_memprof.errors import DiskFull, RunError
 from ray_memprof.wording import visible
 
-RUN = "A run folder, <name>, <name>/<run_id>, <run_id> or latest."
+RUN = "A run: <name>, <name>/<run_id>, <run_id>, its folder, a file in it, or latest."
 RUNS = "Several runs: a pattern in quotes, such as 'profiler_logs/*/latest'."
 OUT = "File to write instead of the standard output."
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir",
+        metavar="DIR",
+        help="Where runs are kept. Default: $RAY_MEMPROF_DIR, else profiler_logs.",
+    ),
+]
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from ray_memprof.driver.run_state import RunState
 from ray_memprof.driver.troubles import Troubles
 from ray_memprof.errors import DiskFull, RunError
 from ray_memprof.recorder.status import Beat
-from ray_memprof.store.run_files import LOGS_DIR, REPORT_FILE
+from ray_memprof.report.last_lines import ended_lines
+from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.standing import NOTE_EVERY_S, progress_facts
 from ray_memprof.supervision.verdict import Verdict, interruption, verdict_of, verdict_of_bug
 from ray_memprof.supervision.watch import Timeouts, watch
@@ -154,8 +155,9 @@ def write_results(state: RunState, live: Live) -> None:
 def summary(state: RunState) -> list[str]:
     """The last lines on the console: how the run ended, what is missing, where its files are."""
     assert state.verdict is not None
-    lines = [f"{state.config.name}: {state.verdict.status}, exit {state.exit_code}"]
-    lines += [f"warning: {line}" for line in state.problems]
-    path = state.folder.path
-    report = path / REPORT_FILE
-    return [*lines, *state.measured, f"report: {report}" if report.exists() else f"run folder: {path}"]
+    return ended_lines(
+        state.folder.path,
+        f"{state.config.name}: {state.verdict.status}, exit {state.exit_code}",
+        state.problems,
+        state.measured,
+    )

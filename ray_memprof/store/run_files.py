@@ -5,6 +5,7 @@ from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
 DATABASE_FILE = "run.duckdb"
 EVENTS_FILE = "memory_events.json"
 REPORT_FILE = "report.html"

@@ -1,0 +1,34 @@
+"""ray-memprof open: opens the report of a run in the browser.
+
+$ ray-memprof open baseline
+"""
+
+import sys
+import webbrowser
+from typing import Annotated
+
+import typer
+
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, say
+from ray_memprof.errors import ConfigError
+
+
+def open_(
+    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    output_dir: OutputDir = None,
+) -> None:
+    """Open report.html of a run in the browser, and print its path; without a browser only print it."""
+    with errors_as_lines():
+        from ray_memprof.store.find_run import find_run
+        from ray_memprof.store.run_files import REPORT_FILE
+
+        run_dir = find_run(run, output_dir)
+        path = run_dir / REPORT_FILE
+        if not path.is_file():
+            raise ConfigError(
+                f"{run_dir.parent.name}/{run_dir.name} has no {REPORT_FILE}",
+                hint=f"ray-memprof report {run_dir.parent.name}/{run_dir.name} writes it",
+            )
+        sys.stdout.write(f"{path}\n")
+        if not webbrowser.open(path.as_uri()):
+            say("note: there is no browser here: copy the file to where one is, it works offline\n")
