@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, errors_as_lines, flush, say, unread_is_fine
+from ray_memprof.commands.terminal import OUT, RUN, OutputDir, errors_as_lines, flush, say, unread_is_fine
 from ray_memprof.errors import ConfigError, LimitExceeded
 from ray_memprof.query.answers import Form, write_answer, write_text
 
@@ -34,6 +34,7 @@ def compare(
     html: Annotated[
         Path | None, typer.Option(help="Also write a page with figures to this file; it works offline.")
     ] = None,
+    output_dir: OutputDir = None,
 ) -> None:
     """Compare runs with the first of them: the whole run, every rank and every span.
 
@@ -51,7 +52,7 @@ def compare(
             check_target(path)
         if html is not None and rank is not None:
             raise ConfigError("--html shows all ranks", hint="leave out --rank, or --html")
-        folders = [find_run(one) for one in runs]
+        folders = [find_run(one, output_dir) for one in runs]
         compared = comparing.compare(folders, fail_if, rank=rank, allow_failed=allow_failed)
         for line in (*warnings(compared), *check_lines(compared)):
             say(f"{line}\n")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, RUNS, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import OUT, RUN, RUNS, OutputDir, errors_as_lines, say_standing
 from ray_memprof.query.answers import Form, write_answer, write_text
 
 
@@ -26,6 +26,7 @@ def diagnose(
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
     format: Annotated[FindingsForm, typer.Option(help="How to write the findings.")] = FindingsForm.TEXT,  # noqa: A002 - the option's name
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+    output_dir: OutputDir = None,
 ) -> None:
     """Say in sentences what makes the peak of a run so high, and what to change."""
     with errors_as_lines():
@@ -34,7 +35,7 @@ def diagnose(
         from ray_memprof.store.whole_file import check_target
 
         check_target(out)
-        run_dirs = find_runs(run, runs)
+        run_dirs = find_runs(run, runs, output_dir)
         if format is not FindingsForm.TEXT:  # the text says it itself
             say_standing(run_dirs)
         found = [diagnosed(run_dir) for run_dir in run_dirs]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import errors_as_lines
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines
 from ray_memprof.errors import ConfigError
 
 
@@ -24,13 +24,14 @@ class Format(StrEnum):
 
 
 def export(
-    run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
+    run: Annotated[str, typer.Argument(help=RUN)],
     format: Annotated[Format, typer.Option(help="What to write.")],  # noqa: A002 - the option's name
     rank: Annotated[int | None, typer.Option(min=0, help="Write only this rank.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write, or folder for several files.")] = None,
     name: Annotated[
         str | None, typer.Option(help="csv: write this table or question instead of every table.")
     ] = None,
+    output_dir: OutputDir = None,
 ) -> None:
     """Write a run in the format of another tool."""
     from ray_memprof.store.find_run import find_run
@@ -38,7 +39,7 @@ def export(
     with errors_as_lines():
         if name is not None and format is not Format.CSV:
             raise ConfigError(f"--name {name} goes with --format csv, not {format.value}")
-        run_dir = find_run(run)
+        run_dir = find_run(run, output_dir)
         for path in _export(run_dir, format, rank, out, name):
             sys.stdout.write(f"{path}\n")
 

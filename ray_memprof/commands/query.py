@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, RUNS, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import OUT, RUN, RUNS, OutputDir, errors_as_lines, say_standing
 from ray_memprof.errors import ConfigError
 from ray_memprof.query.answers import Form, write_answer, write_text
 
@@ -21,6 +21,7 @@ def query(
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the questions and tables.")] = False,
     show_sql: Annotated[bool, typer.Option("--sql", help="Show the SQL of the question.")] = False,
+    output_dir: OutputDir = None,
 ) -> None:
     """Answer a question about one or several runs, given by its name or in SQL."""
     with errors_as_lines():
@@ -35,6 +36,6 @@ def query(
         elif show_sql:
             write_text(sql_of(question), out)
         else:
-            run_dirs = find_runs(run, runs)
+            run_dirs = find_runs(run, runs, output_dir)
             say_standing(run_dirs)
             write_answer(ask(question, run_dirs, is_named=runs is not None), format, out)

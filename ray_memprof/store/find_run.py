@@ -48,12 +48,22 @@ def find_run(text: str, output_dir: Path | None = None) -> Path:
         # Newest first; where runs were copied, the link `latest` of a name may be missing.
         candidates += [run for run in reversed(list_runs(output_dir)) if text in (run.name, run.parent.name)]
     for folder in candidates:
-        for place in (folder, folder / LATEST_LINK):
-            if (place / TABLES_DIR).is_dir():
-                return place.resolve()
+        if (found := _run_of(folder)) is not None:
+            return found
     if text and (within := _run_around(Path(text))) is not None:
         return within
     raise ConfigError(f"there is no run {text!r}", hint=_hint(text, output_dir))
+
+
+def run_at(path: Path) -> Path | None:
+    """The run that a path leads to: a run folder, the folder of a name, or anything in a run; None: to none."""
+    return _run_of(path) or _run_around(path)
+
+
+def _run_of(folder: Path) -> Path | None:
+    """The run that is this folder, or the newest of the name that it is of; None: it is neither."""
+    places = (folder, folder / LATEST_LINK)
+    return next((place.resolve() for place in places if (place / TABLES_DIR).is_dir()), None)
 
 
 def _run_around(path: Path) -> Path | None:
