@@ -31,6 +31,7 @@ from ray_memprof.commands import (
     rm,
     show,
     version,
+    watch,
     what_if,
 )
 
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.callback()(version.options)
 app.command("launch")(launch.main)
 app.command("ls")(ls.ls)
+app.command("watch")(watch.watch)
 app.command("show")(show.show)
 app.command("open")(open_.open_)
 app.command("query")(query.query)

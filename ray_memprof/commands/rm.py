@@ -21,7 +21,7 @@ def rm(
         from ray_memprof.store.find_run import find_run
         from ray_memprof.store.remove_run import check_removable, removed_lines
 
-        run_dirs = list(dict.fromkeys(find_run(run, output_dir) for run in runs))
+        run_dirs = list(dict.fromkeys(find_run(run, output_dir, begun=True) for run in runs))
         for run_dir in run_dirs:
             check_removable(run_dir)
         for line in removed_lines(run_dirs, dry_run=dry_run):

@@ -20,6 +20,6 @@ def show(
         from ray_memprof.report.last_lines import last_lines
         from ray_memprof.store.find_run import find_run
 
-        run_dir = find_run(run, output_dir)
+        run_dir = find_run(run, output_dir, begun=True)
         say_standing([run_dir])
         write_text("".join(f"{line}\n" for line in last_lines(run_dir)), None)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.store.run_files import REPORT_FILE
+from ray_memprof.store.run_files import REPORT_FILE, TABLES_DIR
 from ray_memprof.store.run_json import run_facts
 from ray_memprof.store.run_summary import run_summary
 from ray_memprof.store.standing import standing
@@ -55,6 +55,8 @@ def ended_lines(run_dir: Path, first: str, problems: Sequence[str], measured: Se
 
 
 def _measured(run_dir: Path) -> list[str]:
+    if not (run_dir / TABLES_DIR).is_dir():  # its ranks have not begun, or never did
+        return []
     from ray_memprof.analysis.diagnosis.diagnose import findings
     from ray_memprof.query.database import open_run
     from ray_memprof.query.questions import rows_of

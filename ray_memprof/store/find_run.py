@@ -29,26 +29,28 @@ def runs_folder(output_dir: Path | None = None, environ: Mapping[str, str] = os.
     return output_dir or Path(environ.get(OUTPUT_DIR_VARIABLE) or OUTPUT_DIR)
 
 
-def find_run(text: str, output_dir: Path | None = None) -> Path:
+def find_run(text: str, output_dir: Path | None = None, *, begun: bool = False) -> Path:
     """The run folder that `text` means, links followed.
 
     Args:
         text: latest, the name of a run, its id, both, its folder, or any file in it.
         output_dir: where names are looked for; None: as runs_folder() has it.
+        begun: find also a run that has only begun, whose ranks have recorded nothing so far.
 
     Raises:
         ConfigError: there is none; the hint lists the runs there are.
     """
     output_dir = runs_folder(output_dir)
     if text == LATEST_LINK:
-        runs = list_runs(output_dir)
+        runs = list_runs(output_dir, begun=begun)
         candidates = [runs[-1]] if runs else []
     else:
         candidates = [Path(text), output_dir / text]
         # Newest first; where runs were copied, the link `latest` of a name may be missing.
-        candidates += [run for run in reversed(list_runs(output_dir)) if text in (run.name, run.parent.name)]
+        runs = list_runs(output_dir, begun=begun)
+        candidates += [run for run in reversed(runs) if text in (run.name, run.parent.name)]
     for folder in candidates:
-        if (found := _run_of(folder)) is not None:
+        if (found := _run_of(folder, _marks(begun))) is not None:
             return found
     if text and (within := _run_around(Path(text))) is not None:
         return within
@@ -57,13 +59,18 @@ def find_run(text: str, output_dir: Path | None = None) -> Path:
 
 def run_at(path: Path) -> Path | None:
     """The run that a path leads to: a run folder, the folder of a name, or anything in a run; None: to none."""
-    return _run_of(path) or _run_around(path)
+    return _run_of(path, _marks(False)) or _run_around(path)
 
 
-def _run_of(folder: Path) -> Path | None:
+def _marks(begun: bool) -> tuple[str, ...]:
+    """What lies in the folder of a run, and only there; of one that has only begun, too."""
+    return (TABLES_DIR, RUN_FILE) if begun else (TABLES_DIR,)
+
+
+def _run_of(folder: Path, marks: tuple[str, ...]) -> Path | None:
     """The run that is this folder, or the newest of the name that it is of; None: it is neither."""
     places = (folder, folder / LATEST_LINK)
-    return next((place.resolve() for place in places if (place / TABLES_DIR).is_dir()), None)
+    return next((one.resolve() for one in places if any((one / mark).exists() for mark in marks)), None)
 
 
 def _run_around(path: Path) -> Path | None:
@@ -77,13 +84,11 @@ def _run_around(path: Path) -> Path | None:
     return next((folder for folder in full.parents if any((folder / mark).exists() for mark in marks)), None)
 
 
-def list_runs(output_dir: Path | None = None) -> list[Path]:
-    """Every run folder, the newest last: run ids sort by time."""
+def list_runs(output_dir: Path | None = None, *, begun: bool = False) -> list[Path]:
+    """Every run folder, the newest last: run ids sort by time; with `begun` also those without a record so far."""
     output_dir = runs_folder(output_dir)
-    found = [
-        tables.parent for tables in output_dir.glob(f"*/*/{TABLES_DIR}") if not tables.parent.is_symlink()
-    ]
-    return sorted(found, key=lambda run: (run.name, run.parent.name))
+    found = {mark.parent for name in _marks(begun) for mark in output_dir.glob(f"*/*/{name}")}
+    return sorted((run for run in found if not run.is_symlink()), key=lambda run: (run.name, run.parent.name))
 
 
 def _hint(text: str, output_dir: Path) -> str:

@@ -76,7 +76,7 @@ class ListedRun:
 
 def listed_runs(output_dir: Path) -> list[ListedRun]:
     """All runs in a folder, the newest first."""
-    return list(map(listed, reversed(list_runs(output_dir))))
+    return list(map(listed, reversed(list_runs(output_dir, begun=True))))
 
 
 def listed(run_dir: Path) -> ListedRun:

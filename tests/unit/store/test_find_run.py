@@ -104,3 +104,15 @@ def test_the_folder_of_runs_is_the_one_named_else_that_of_the_environment(
     assert find_run("wide").name == "20260102-000000-cccc"
     with pytest.raises(ConfigError):
         find_run("wide", tmp_path / "none")
+
+
+def test_a_run_that_has_only_begun_is_found_where_that_is_meant(logs: Path) -> None:
+    run = logs / "base" / "20260104-000000-dddd"
+    run.mkdir()
+    (run / "run.json").touch()
+    assert (find_run("latest", logs, begun=True), find_run("base", logs).name) == (
+        run,
+        "20260103-000000-bbbb",
+    )
+    assert [one.name[:8] for one in list_runs(logs)] == ["20260101", "20260102", "20260103"]
+    assert list_runs(logs, begun=True) == [*list_runs(logs), run]
