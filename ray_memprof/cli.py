@@ -29,6 +29,7 @@ from ray_memprof.commands import (
     query,
     report,
     rm,
+    run,
     show,
     version,
     watch,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.callback()(version.options)
 app.command("launch")(launch.main)
+app.command("run", cls=run.RunCommand)(run.run)
 app.command("ls")(ls.ls)
 app.command("watch")(watch.watch)
 app.command("show")(show.show)
