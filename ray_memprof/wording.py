@@ -87,6 +87,11 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+def escaped(text: str) -> str:
+    """`text` in one line for Markdown, with the characters that it would take for marks behind a backslash."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(visible(text).split()))
+
+
 def span_text(path: str | None, step: int | None) -> str:
     """A span and its step, in words; `path` is None outside of all spans."""
     if path is None:

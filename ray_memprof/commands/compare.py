@@ -5,17 +5,45 @@ $ ray-memprof compare before after --fail-if 'peak_device_used > +2%' --html sid
 
 import json
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, OutputDir, errors_as_lines, flush, say, unread_is_fine
+from ray_memprof.commands.terminal import (
+    BY_SUFFIX,
+    OUT,
+    RUN,
+    OutputDir,
+    errors_as_lines,
+    flush,
+    say,
+    unread_is_fine,
+)
 from ray_memprof.errors import ConfigError, LimitExceeded
 from ray_memprof.query.answers import Form, write_answer, write_text
 
 if TYPE_CHECKING:
     from ray_memprof.analysis.comparison.compare import Comparison
+
+
+class CompareForm(StrEnum):
+    """How a comparison is written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+    MARKDOWN = "markdown"
+    JUNIT = "junit"
+
+
+_BY_SUFFIX = {
+    **{f".{form.value}": form for form in (CompareForm.CSV, CompareForm.JSON, CompareForm.PARQUET)},
+    ".md": CompareForm.MARKDOWN,
+    ".xml": CompareForm.JUNIT,
+}
 
 
 def compare(
@@ -28,8 +56,13 @@ def compare(
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Check the limits also if a run failed.")
     ] = False,
-    most: Annotated[int, typer.Option(min=1, help="table: most rows of each kind.")] = 20,
-    format: Annotated[Form, typer.Option(help="How to write what moved.")] = Form.TABLE,  # noqa: A002 - the option's name
+    most: Annotated[int, typer.Option(min=1, help="table, markdown: most rows of each kind.")] = 20,
+    format: Annotated[  # noqa: A002 - the option's name
+        CompareForm | None,
+        typer.Option(
+            help=f"How to write what moved; markdown and junit are for pull requests. {BY_SUFFIX} table."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
     html: Annotated[
         Path | None, typer.Option(help="Also write a page with figures to this file; it works offline.")
@@ -62,21 +95,27 @@ def compare(
             with suppress(BrokenPipeError):  # of a FIFO
                 say(f"comparison: {write_comparison_page(compared, html)}\n")
         # The table comes last and by itself: the exit code must not depend on whether it is read to its end.
+        form = format or (_BY_SUFFIX.get(out.suffix) if out is not None else None) or CompareForm.TABLE
         with unread_is_fine():
-            _write_compared(compared, format, out, most)
+            _write_compared(compared, form, out, most)
             flush()
         exceeded = sum(one.is_exceeded for one in compared.checks)
         if exceeded:
             raise LimitExceeded(f"{exceeded} of {len(compared.checks)} limits exceeded")
 
 
-def _write_compared(compared: "Comparison", format: Form, out: Path | None, most: int) -> None:  # noqa: A002 - the option's name
+def _write_compared(compared: "Comparison", form: CompareForm, out: Path | None, most: int) -> None:
+    from ray_memprof.analysis.comparison import pull_request
     from ray_memprof.analysis.comparison.compare import as_facts
     from ray_memprof.analysis.comparison.text import comparison_text
 
-    if format is Form.TABLE:
+    if form is CompareForm.TABLE:
         write_text(comparison_text(compared, most), out)
-    elif format is Form.JSON:
+    elif form is CompareForm.JSON:
         write_text(json.dumps(as_facts(compared), indent=1) + "\n", out)
+    elif form is CompareForm.MARKDOWN:
+        write_text(pull_request.comparison_markdown(compared, most), out)
+    elif form is CompareForm.JUNIT:
+        write_text(pull_request.comparison_junit(compared), out)
     else:
-        write_answer(compared.moves, format, out)
+        write_answer(compared.moves, Form(form.value), out)

@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, RUNS, OutputDir, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import BY_SUFFIX, OUT, RUN, RUNS, OutputDir, errors_as_lines, say_standing
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.answers import Form, write_answer, write_text
+from ray_memprof.query.answers import Form, form_of, write_answer, write_text
 
 
 def query(
     question: Annotated[str | None, typer.Argument(help="The name of a question or a table, or SQL.")] = None,
     run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: latest.")] = None,
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
-    format: Annotated[Form, typer.Option(help="How to write the rows.")] = Form.TABLE,  # noqa: A002 - the option's name
+    format: Annotated[Form | None, typer.Option(help=f"How to write the rows. {BY_SUFFIX} table.")] = None,  # noqa: A002 - the option's name
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the questions and tables.")] = False,
     show_sql: Annotated[bool, typer.Option("--sql", help="Show the SQL of the question.")] = False,
@@ -38,4 +38,4 @@ def query(
         else:
             run_dirs = find_runs(run, runs, output_dir)
             say_standing(run_dirs)
-            write_answer(ask(question, run_dirs, is_named=runs is not None), format, out)
+            write_answer(ask(question, run_dirs, is_named=runs is not None), format or form_of(out), out)

@@ -22,6 +22,7 @@ from ray_memprof.wording import visible
 RUN = "A run: <name>, <name>/<run_id>, <run_id>, its folder, a file in it, or latest."
 RUNS = "Several runs: a pattern in quotes, such as 'profiler_logs/*/latest'."
 OUT = "File to write instead of the standard output."
+BY_SUFFIX = "Default: as the suffix of --out says, else"
 OutputDir = Annotated[
     Path | None,
     typer.Option(

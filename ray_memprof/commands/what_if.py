@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ray_memprof.commands.terminal import (
+    BY_SUFFIX,
     OUT,
     RUN,
     OutputDir,
@@ -18,7 +19,7 @@ from ray_memprof.commands.terminal import (
     unread_is_fine,
 )
 from ray_memprof.errors import ConfigError, LimitExceeded
-from ray_memprof.query.answers import Form, write_answer
+from ray_memprof.query.answers import Form, form_of, write_answer
 from ray_memprof.wording import parse_size, rank_text
 
 
@@ -37,7 +38,7 @@ def what_if(
         str | None, typer.Option(help="Memory of the device: '24 GiB'; by default, of the recorded one.")
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Answer only for this rank.")] = None,
-    format: Annotated[Form, typer.Option(help="How to write the answer.")] = Form.TABLE,  # noqa: A002 - the option's name
+    format: Annotated[Form | None, typer.Option(help=f"How to write the answer. {BY_SUFFIX} table.")] = None,  # noqa: A002 - the option's name
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
     output_dir: OutputDir = None,
 ) -> None:
@@ -61,7 +62,7 @@ def what_if(
         say_standing([run_dir])
         rows = what_if(run_dir, asked, rank)
         with unread_is_fine():
-            write_answer(rows, format, out)
+            write_answer(rows, format or form_of(out), out)
             flush()
         failed = [row["rank"] for row in rows.to_pylist() if not row["runs"]]
         if failed:

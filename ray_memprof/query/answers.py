@@ -42,6 +42,11 @@ class Form(StrEnum):
     PARQUET = "parquet"
 
 
+def form_of(out: Path | None) -> Form:
+    """The form that the suffix of a file asks for (.csv, .json, .parquet); any other file, and none, is a table."""
+    return next((form for form in Form if out is not None and out.suffix == f".{form.value}"), Form.TABLE)
+
+
 def write_answer(rows: "pa.Table", form: Form, out: Path | None) -> None:
     """Write rows to a file, or to the standard output.
 

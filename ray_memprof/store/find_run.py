@@ -59,7 +59,15 @@ def find_run(text: str, output_dir: Path | None = None, *, begun: bool = False) 
 
 def run_at(path: Path) -> Path | None:
     """The run that a path leads to: a run folder, the folder of a name, or anything in a run; None: to none."""
-    return _run_of(path, _marks(False)) or _run_around(path)
+    return _run_of(path, _marks(False)) or _newest_in(path) or _run_around(path)
+
+
+def _newest_in(folder: Path) -> Path | None:
+    """The newest run in the folder of a name, where the link `latest` is missing, as in a copy; None: there is none."""
+    runs = {mark.parent for mark in folder.glob(f"*/{RUN_FILE}")}
+    runs |= {mark.parent.parent for mark in folder.glob(f"*/{TABLES_DIR}/runs")}
+    whole = [run for run in runs if (run / TABLES_DIR).is_dir()]
+    return max(whole, key=lambda run: run.name).resolve() if whole else None
 
 
 def _marks(begun: bool) -> tuple[str, ...]:
