@@ -36,9 +36,9 @@ from ray_memprof.commands import (
     what_if,
 )
 
-app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__.split("\n")[0]
-)
+_HELP = """Where every byte of every GPU goes: runs programs, records their memory, and answers questions about it."""
+
+app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help=_HELP)
 app.callback()(version.options)
 app.command("launch")(launch.main)
 app.command("run", cls=run.RunCommand)(run.run)

@@ -18,6 +18,7 @@ from ray_memprof.commands.terminal import (
     OutputDir,
     errors_as_lines,
     flush,
+    run_names,
     say,
     unread_is_fine,
 )
@@ -47,7 +48,9 @@ _BY_SUFFIX = {
 
 
 def compare(
-    runs: Annotated[list[str], typer.Argument(help=f"The base, then the other runs. {RUN}")],
+    runs: Annotated[
+        list[str], typer.Argument(help=f"The base, then the other runs. {RUN}", autocompletion=run_names)
+    ],
     fail_if: Annotated[
         list[str],
         typer.Option(help="A limit: 'peak_device_used > +2%', 'decode.duration > 3 s' ... Can be repeated."),

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import BY_SUFFIX, OUT, RUN, RUNS, OutputDir, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import (
+    BY_SUFFIX,
+    OUT,
+    RUN,
+    RUNS,
+    OutputDir,
+    errors_as_lines,
+    run_names,
+    say_standing,
+)
 from ray_memprof.query.answers import Form, write_answer, write_text
 
 
@@ -26,7 +35,9 @@ _BY_SUFFIX = {".csv": FindingsForm.CSV, ".json": FindingsForm.JSON, ".md": Findi
 
 
 def diagnose(
-    run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: latest.")] = None,
+    run: Annotated[
+        str | None, typer.Argument(help=f"{RUN} Default: latest.", autocompletion=run_names)
+    ] = None,
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
     format: Annotated[  # noqa: A002 - the option's name
         FindingsForm | None, typer.Option(help=f"How to write the findings. {BY_SUFFIX} text.")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names
 from ray_memprof.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ _SUFFIXES = {
 
 
 def export(
-    run: Annotated[str, typer.Argument(help=RUN)],
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)],
     format: Annotated[  # noqa: A002 - the option's name
         Format | None,
         typer.Option(help=f"What to write. Default: as the end of --out says ({', '.join(_SUFFIXES)})."),

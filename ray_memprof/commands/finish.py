@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names
 from ray_memprof.wording import visible
 
 
 def finish(
-    run: Annotated[str, typer.Argument(help=RUN)],
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)],
     copies: Annotated[
         list[Path],
         typer.Option("--from", metavar="FOLDER", help="A copy of a host's scratch folder of this run."),

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say_standing
 
 
 def flame(
-    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)] = "latest",
     out: Annotated[
         Path | None, typer.Option(help="File to write; by default flame.html in the run folder.")
     ] = None,

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, say
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say
 from ray_memprof.errors import ConfigError
 
 
 def open_(
-    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)] = "latest",
     output_dir: OutputDir = None,
 ) -> None:
     """Open report.html of a run in the browser, and print its path; without a browser only print it."""

@@ -8,14 +8,36 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import BY_SUFFIX, OUT, RUN, RUNS, OutputDir, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import (
+    BY_SUFFIX,
+    OUT,
+    RUN,
+    RUNS,
+    OutputDir,
+    errors_as_lines,
+    run_names,
+    say_standing,
+)
 from ray_memprof.errors import ConfigError
 from ray_memprof.query.answers import Form, form_of, write_answer, write_text
 
 
+def question_names(incomplete: str) -> list[str]:
+    """The questions and tables whose name begins so, for a shell."""
+    from ray_memprof.query.questions import QUESTIONS
+    from ray_memprof.store.schema import TABLES
+
+    return [name for name in (*QUESTIONS, *TABLES) if name.startswith(incomplete)]
+
+
 def query(
-    question: Annotated[str | None, typer.Argument(help="The name of a question or a table, or SQL.")] = None,
-    run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: latest.")] = None,
+    question: Annotated[
+        str | None,
+        typer.Argument(help="The name of a question or a table, or SQL.", autocompletion=question_names),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Argument(help=f"{RUN} Default: latest.", autocompletion=run_names)
+    ] = None,
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
     format: Annotated[Form | None, typer.Option(help=f"How to write the rows. {BY_SUFFIX} table.")] = None,  # noqa: A002 - the option's name
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,

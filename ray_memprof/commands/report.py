@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say_standing
 
 
 def report(
-    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)] = "latest",
     beside: Annotated[
         str | None, typer.Option(help="Another run of the same configuration, such as a prediction.")
     ] = None,

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names
 
 
 def rm(
-    runs: Annotated[list[str], typer.Argument(help=f"{RUN} A name means its newest run.")],
+    runs: Annotated[
+        list[str], typer.Argument(help=f"{RUN} A name means its newest run.", autocompletion=run_names)
+    ],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     output_dir: OutputDir = None,
 ) -> None:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say_standing
 from ray_memprof.query.answers import write_text
 
 
 def show(
-    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)] = "latest",
     output_dir: OutputDir = None,
 ) -> None:
     """Print the last lines of a run again: how it ended, its peaks, what was checked, what was found."""

@@ -33,6 +33,20 @@ OutputDir = Annotated[
 ]
 
 
+def run_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The names of runs that begin so, for a shell; behind a slash, the ids of the runs of that name."""
+    from ray_memprof.store.find_run import list_runs
+    from ray_memprof.store.run_files import LATEST_LINK
+
+    runs = list(reversed(list_runs(ctx.params.get("output_dir"))))
+    names = (
+        [f"{run.parent.name}/{run.name}" for run in runs]
+        if "/" in incomplete
+        else dict.fromkeys([*(run.parent.name for run in runs), *([LATEST_LINK] if runs else [])])
+    )
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
     """Print an error of the user, or a full disk, as one line and a hint; a reader that left early is no error."""

@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names
 
 
 def watch(
-    run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: the newest that goes on.")] = None,
+    run: Annotated[
+        str | None,
+        typer.Argument(help=f"{RUN} Default: the newest that goes on.", autocompletion=run_names),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Show the run as it is now, and end.")] = False,
     output_dir: OutputDir = None,
 ) -> None:

@@ -15,6 +15,7 @@ from ray_memprof.commands.terminal import (
     OutputDir,
     errors_as_lines,
     flush,
+    run_names,
     say_standing,
     unread_is_fine,
 )
@@ -24,7 +25,7 @@ from ray_memprof.wording import parse_size, rank_text
 
 
 def what_if(
-    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)] = "latest",
     expandable_segments: Annotated[
         bool | None,
         typer.Option(
