@@ -239,7 +239,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
         [folder.name for folder in folders],
         list(map(str, folders)),
         # A run that is given twice has nothing that differs.
-        [f"{folder.name} ({number})" for number, folder in enumerate(folders, 1)],
+        [f"{folder.parent.name} ({number})" for number, folder in enumerate(folders, 1)],
     )
     return next(labels for labels in forms if len(set(labels)) == len(labels))
 

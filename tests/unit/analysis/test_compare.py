@@ -293,7 +293,7 @@ def test_a_run_compared_with_itself_moves_nowhere(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a" / "r", steps(1, 1.0))
     (tmp_path / "a" / "latest").symlink_to("r")
     compared = compare([run, tmp_path / "a" / "latest", run], ["peak_allocated > +0%"])
-    assert [side.label for side in compared.sides] == ["r (1)", "r (2)", "r (3)"]
+    assert [side.label for side in compared.sides] == ["a (1)", "a (2)", "a (3)"]
     assert compared.differences == ()
     rows = compared.moves.to_pylist()
     assert {(row["change"], row["only_in"]) for row in rows if row["base_value"] is not None} == {(0.0, None)}

@@ -34,8 +34,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
 def test_a_run_against_itself_has_nothing_to_fold_out(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a" / "r1", 100)
     lines = comparison_markdown(compare([run, run]), most=20).splitlines()
-    assert lines[0] == r"### Memory: r1 (2) against r1 (1)"
-    assert lines[-1] == "Spans of r1 (2) that moved: 0."
+    assert lines[0] == "### Memory: a (2) against a (1)"
+    assert lines[-1] == "Spans of a (2) that moved: 0."
     assert "| peak\\_allocated | 100.0 MiB | 100.0 MiB | = |" in lines
     with pytest.raises(ConfigError, match="--format junit says which limits hold, and there is none"):
         comparison_junit(compare([run, run]))
