@@ -4,7 +4,7 @@
 
     run = ray_memprof.open_run("ulysses4")
     run.ask("peak_by_rank").to_pandas()
-    run.sql("SELECT rank, MAX(reserved_peak_bytes) AS bytes FROM spans GROUP BY rank")
+    ray_memprof.runs("ulysses*").sql("SELECT run_name, rank, MAX(step) FROM spans GROUP BY ALL")
 
 In a notebook, a run and an answer show themselves as tables. Each call reads the tables anew and holds no file open.
 Imports neither torch nor Ray.
@@ -128,14 +128,14 @@ class Runs(Sequence[Run]):
         return len(self.facts)
 
     def ask(self, question: str) -> Answer:
-        """The answer of every run to a question; each row begins with run_id and name. Raises as Run.ask()."""
+        """The answer of every run to a question; each row begins with run_id and name. Raises as that of one run."""
         return self.sql(question)
 
     def sql(self, statement: str) -> Answer:
         """The rows of one SQL statement over all these runs, whose tables begin with run_id and name.
 
         Raises:
-            ConfigError: there is no run, or as Run.sql().
+            ConfigError: there is no run, DuckDB refuses the statement, or it is no question.
         """
         if not self.facts:
             raise ConfigError("there is no run to ask")

@@ -44,7 +44,8 @@ def removed_lines(run_dirs: Sequence[Path], *, dry_run: bool) -> Iterator[str]:
         size = size_of(run_dir) if dry_run else remove_run(run_dir)
         total += size
         yield f"{did} {run_dir.parent.name}/{run_dir.name} ({size_text(size)})"
-    yield f"{did} {len(run_dirs)} runs, {size_text(total)}" if run_dirs else "nothing to remove"
+    num = len(run_dirs)
+    yield f"{did} {num} run{'s' * (num != 1)}, {size_text(total)}" if num else "nothing to remove"
 
 
 def size_of(run_dir: Path) -> int:
@@ -70,7 +71,7 @@ def remove_run(run_dir: Path) -> int:
 
 def surplus(output_dir: Path, *, keep: int) -> list[Path]:
     """The runs to remove so that the newest `keep` stay, the oldest first; one that goes on stays, too."""
-    runs = list_runs(output_dir)
+    runs = list_runs(output_dir, begun=True)
     return [run for run in runs[: max(0, len(runs) - keep)] if _is_over(run)]
 
 
@@ -87,9 +88,9 @@ def _follow(folder: Path) -> None:
     link = folder / LATEST_LINK
     if not link.is_symlink() or link.exists():
         return
-    left = sorted(path.parent.name for path in folder.glob(f"*/{TABLES_DIR}") if path.parent != link)
-    if left:
-        point(link, left[-1])
+    marks = (*folder.glob(f"*/{TABLES_DIR}"), *folder.glob(f"*/{RUN_FILE}"))
+    if left := {mark.parent.name for mark in marks if mark.parent != link}:
+        point(link, max(left))
         return
     link.unlink()
     with suppress(OSError):  # something else lies there

@@ -57,7 +57,9 @@ def refusal(*arguments: object) -> tuple[int, list[str], str]:
 
 def test_every_command_has_a_line_of_help() -> None:
     text = call("--help").stdout
-    for name in ("launch", "query", "diagnose", "report", "compare", "flame", "export", "import"):
+    answers = ("query", "diagnose", "report", "compare", "flame", "export", "import", "what-if")
+    runs = ("launch", "run", "ls", "watch", "show", "open", "finish", "rm", "gc", "doctor")
+    for name in (*answers, *runs):
         assert f" {name} " in text
         assert call(name, "--help").exit_code == 0
 

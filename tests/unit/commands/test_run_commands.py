@@ -192,7 +192,7 @@ def test_runs_are_removed_and_first_only_named(logs: Path) -> None:
     (first, last) = lines("rm", "base", "--dry-run")
     assert first.startswith(f"would remove base/{OLD} (")
     assert lines("rm", "base", f"base/{OLD}")[0] == first.replace("would remove", "removed")
-    assert last.startswith("would remove 1 runs")
+    assert last.startswith("would remove 1 run")
     assert [one.name for one in logs.iterdir()] == ["wide"]
 
 
@@ -204,11 +204,25 @@ def test_no_run_is_removed_if_one_goes_on(logs: Path) -> None:
     assert sorted(one.name for one in logs.iterdir()) == ["base", "live", "wide"]
 
 
+def test_a_file_of_a_run_does_not_stand_for_all_of_it(logs: Path) -> None:
+    file = logs / "base" / OLD / "report.html"
+    result = call("rm", file)
+    assert (result.exit_code, result.stderr.splitlines()) == (
+        2,
+        [
+            f"error: {file} lies in the run base/{OLD}, which would go as a whole",
+            f"hint: ray-memprof rm base/{OLD}, or remove the file yourself",
+        ],
+    )
+    assert file.exists()
+    assert lines("rm", file.parent)[0].startswith(f"removed base/{OLD}")
+
+
 def test_all_but_the_newest_go(logs: Path) -> None:
     going_on(logs / "live" / "20250101-000000-cccc")
     assert lines("gc", "--keep", "2", "--dry-run") == ["nothing to remove"]
     assert lines("gc", "--keep", "1", "--dry-run")[0].startswith(f"would remove base/{OLD}")
-    assert lines("gc", "--keep", "1")[-1].startswith("removed 1 runs, ")
+    assert lines("gc", "--keep", "1")[-1].startswith("removed 1 run, ")
     assert sorted(one.name for one in logs.iterdir()) == ["live", "wide"]
     assert call("gc").exit_code == 2  # how many stay is said, not guessed
 

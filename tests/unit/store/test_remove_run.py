@@ -69,10 +69,21 @@ def test_the_oldest_go_and_so_many_stay(tmp_path: Path) -> None:
     assert surplus(tmp_path, keep=0) == runs
 
 
+def test_a_run_that_never_recorded_counts_and_goes_too(tmp_path: Path) -> None:
+    empty = made(tmp_path / "a" / "20260101")
+    (empty / "tables" / "spans" / "part").unlink()
+    for folder in ("tables/spans", "tables"):
+        (empty / folder).rmdir()
+    new = made(tmp_path / "a" / "20260102")
+    assert surplus(tmp_path, keep=1) == [empty]
+    remove_run(new)
+    assert (tmp_path / "a" / "latest").resolve() == empty
+
+
 def test_a_dry_run_removes_nothing_and_says_the_same(tmp_path: Path) -> None:
     run = made(tmp_path / "a" / "r1")
     lines = list(removed_lines([run], dry_run=True))
-    assert lines == ["would remove a/r1 (0.0 MiB)", "would remove 1 runs, 0.0 MiB"]
+    assert lines == ["would remove a/r1 (0.0 MiB)", "would remove 1 run, 0.0 MiB"]
     assert run.is_dir()
     assert list(removed_lines([run], dry_run=False)) == [
         line.replace("would remove", "removed") for line in lines
