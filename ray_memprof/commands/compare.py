@@ -93,18 +93,24 @@ def compare(
         for line in (*warnings(compared), *check_lines(compared)):
             say(f"{line}\n")
         if html is not None:
-            from ray_memprof.report.comparison_page import write_comparison_page
-
-            with suppress(BrokenPipeError):  # of a FIFO
-                say(f"comparison: {write_comparison_page(compared, html)}\n")
+            _write_page(compared, html)
         # The table comes last and by itself: the exit code must not depend on whether it is read to its end.
-        form = format or (_BY_SUFFIX.get(out.suffix) if out is not None else None) or CompareForm.TABLE
         with unread_is_fine():
-            _write_compared(compared, form, out, most)
+            _write_compared(compared, format or _form_of(out), out, most)
             flush()
-        exceeded = sum(one.is_exceeded for one in compared.checks)
-        if exceeded:
+        if exceeded := sum(one.is_exceeded for one in compared.checks):
             raise LimitExceeded(f"{exceeded} of {len(compared.checks)} limits exceeded")
+
+
+def _write_page(compared: "Comparison", path: Path) -> None:
+    from ray_memprof.report.comparison_page import write_comparison_page
+
+    with suppress(BrokenPipeError):  # of a FIFO
+        say(f"comparison: {write_comparison_page(compared, path)}\n")
+
+
+def _form_of(out: Path | None) -> CompareForm:
+    return CompareForm.TABLE if out is None else _BY_SUFFIX.get(out.suffix, CompareForm.TABLE)
 
 
 def _write_compared(compared: "Comparison", form: CompareForm, out: Path | None, most: int) -> None:

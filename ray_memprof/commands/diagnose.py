@@ -53,7 +53,7 @@ def diagnose(
 
         check_target(out)
         run_dirs = find_runs(run, runs, output_dir)
-        form = format or (_BY_SUFFIX.get(out.suffix) if out is not None else None) or FindingsForm.TEXT
+        form = format or (FindingsForm.TEXT if out is None else _BY_SUFFIX.get(out.suffix, FindingsForm.TEXT))
         if form in (FindingsForm.CSV, FindingsForm.JSON):  # the texts say it themselves
             say_standing(run_dirs)
         found = [diagnosed(run_dir) for run_dir in run_dirs]
