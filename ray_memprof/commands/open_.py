@@ -5,12 +5,16 @@ $ ray-memprof open baseline
 
 import sys
 import webbrowser
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say
 from ray_memprof.errors import ConfigError
+
+_OF_TEXT = ("www-browser", "links", "elinks", "lynx", "w3m", "browsh")
+"""Browsers that would take the terminal, and cannot draw the figures of a report."""
 
 
 def open_(
@@ -30,5 +34,14 @@ def open_(
                 hint=f"ray-memprof report {run_dir.parent.name}/{run_dir.name} writes it",
             )
         sys.stdout.write(f"{path}\n")
-        if not webbrowser.open(path.as_uri()):
+        if not _is_shown(path):
             say("note: there is no browser here: copy the file to where one is, it works offline\n")
+
+
+def _is_shown(page: Path) -> bool:
+    """Open a page in the browser of this desktop; whether there is one."""
+    try:
+        browser = webbrowser.get()
+    except webbrowser.Error:
+        return False
+    return getattr(browser, "name", "") not in _OF_TEXT and browser.open(page.as_uri())

@@ -164,16 +164,40 @@ def test_a_recorded_program_that_ended_well_tells_no_exit_code(logs: Path) -> No
 # open
 
 
-@pytest.mark.parametrize("has_browser", [True, False])
+class Browser:
+    """Writes down what it is asked to open."""
+
+    def __init__(self, name: str, works: bool) -> None:
+        self.name, self.works, self.opened = name, works, list[str]()
+
+    def open(self, url: str) -> bool:
+        self.opened.append(url)
+        return self.works
+
+
+@pytest.mark.parametrize(
+    ("browser", "is_asked", "is_shown"),
+    [
+        (Browser("firefox", True), True, True),
+        (Browser("firefox", False), True, False),
+        (Browser("w3m", True), False, False),
+        (None, False, False),
+    ],
+)
 def test_the_report_is_opened_or_only_named(
-    logs: Path, monkeypatch: pytest.MonkeyPatch, has_browser: bool
+    logs: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser | None, is_asked: bool, is_shown: bool
 ) -> None:
-    opened: list[str] = []
-    monkeypatch.setattr(webbrowser, "open", lambda url: opened.append(url) or has_browser)
+    def get() -> Browser:
+        if browser is None:
+            raise webbrowser.Error("could not locate runnable browser")
+        return browser
+
+    monkeypatch.setattr(webbrowser, "get", get)
     result = call("open", "base")
     path = logs / "base" / OLD / "report.html"
-    assert (result.exit_code, result.stdout, opened) == (0, f"{path}\n", [f"file://{path}"])
-    assert result.stderr.startswith("note: there is no browser here") != has_browser
+    assert (result.exit_code, result.stdout) == (0, f"{path}\n")
+    assert (browser.opened if browser else []) == ([f"file://{path}"] if is_asked else [])
+    assert result.stderr.startswith("note: there is no browser here") != is_shown
 
 
 def test_there_is_no_report_to_open(logs: Path) -> None:
