@@ -9,6 +9,7 @@ Imports no Ray.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,8 +142,6 @@ def _note(run_dir: Path, rank: int, now_s: float) -> tuple[str, ...]:
         note = None
     if note is None:
         return (str(rank), "waiting", "", "", "", "")
-    files = [*run_dir.glob(f"{TABLES_DIR}/*/rank={rank}/*"), run_dir / rank_file(rank)]
-    wrote_s = max((file.stat().st_mtime for file in files if file.exists()), default=now_s)
     gpu = note.get("gpu_index", -1)
     return (
         str(rank),
@@ -150,8 +149,17 @@ def _note(run_dir: Path, rank: int, now_s: float) -> tuple[str, ...]:
         str(note.get("host", "")),
         str(note.get("pid", "")),
         f"GPU {gpu}" if gpu >= 0 else "CPU",
-        f"{age_text(max(0.0, now_s - wrote_s))} ago",
+        f"{age_text(max(0.0, now_s - _wrote_s(run_dir, rank, now_s)))} ago",
     )
+
+
+def _wrote_s(run_dir: Path, rank: int, now_s: float) -> float:
+    """When a rank wrote a file last, in seconds since 1970."""
+    times = []
+    for file in (*run_dir.glob(f"{TABLES_DIR}/*/rank={rank}/*"), run_dir / rank_file(rank)):
+        with suppress(FileNotFoundError):  # replaced a moment ago
+            times.append(file.stat().st_mtime)
+    return max(times, default=now_s)
 
 
 def _notes_table(notes: tuple[tuple[str, ...], ...]) -> Table:

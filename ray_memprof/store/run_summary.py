@@ -64,24 +64,33 @@ def run_summary(run_dir: Path) -> Summary | None:
 
 def records_bytes(run_dir: Path) -> int:
     """The bytes of all files in the folders of a run; links are not followed."""
-    with os.scandir(run_dir) as entries:
-        folders = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    return sum(map(_bytes_below, folders))
+    found, waiting = 0, [entry.path for entry in _entries(run_dir) if entry.is_dir(follow_symlinks=False)]
+    while waiting:
+        for entry in _entries(waiting.pop()):
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            else:
+                found += _file_bytes(entry)
+    return found
 
 
 def loose_bytes(run_dir: Path) -> int:
     """The bytes of the files that lie in the run folder itself, such as run.duckdb and report.html."""
-    with os.scandir(run_dir) as entries:
-        return sum(entry.stat().st_size for entry in entries if entry.is_file(follow_symlinks=False))
+    return sum(map(_file_bytes, _entries(run_dir)))
 
 
-def _bytes_below(folder: str) -> int:
-    found, waiting = 0, [folder]
-    while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-                elif entry.is_file(follow_symlinks=False):
-                    found += entry.stat().st_size
-    return found
+def _entries(folder: "str | Path") -> "list[os.DirEntry[str]]":
+    """What lies in a folder; nothing where it is gone by now, or closed to this user."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError:
+        return []
+
+
+def _file_bytes(entry: "os.DirEntry[str]") -> int:
+    """The bytes of a file; 0 for anything else, and for a file that its rank has replaced by now."""
+    try:
+        return entry.stat().st_size if entry.is_file(follow_symlinks=False) else 0
+    except OSError:
+        return 0

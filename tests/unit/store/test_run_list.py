@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from run_tables import blank, make_ranks, make_run, span
 
+from ray_memprof.store import run_summary as run_summary_module
 from ray_memprof.store.processes import process_facts
 from ray_memprof.store.run_files import RUN_FILE, SUMMARY_FILE
 from ray_memprof.store.run_list import ListedRun, listed, listed_runs
@@ -146,3 +147,24 @@ def test_a_summary_of_a_run_of_which_nothing_was_recorded(tmp_path: Path) -> Non
 def test_a_file_that_is_no_summary(tmp_path: Path, text: str) -> None:
     (tmp_path / SUMMARY_FILE).write_text(text)
     assert run_summary(tmp_path) is None
+
+
+def test_a_file_that_goes_while_it_is_counted_counts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN a rank at work, which replaces its files all the time."""
+    run = made(tmp_path / "a" / "r1", status="ok")
+    (run / "logs").mkdir()
+    (run / "logs" / "rank0.log").write_bytes(b"x" * 10)
+    entries = run_summary_module._entries
+
+    def gone(folder: str | Path) -> Any:
+        listed = entries(folder)
+        if Path(folder).name == "logs":
+            (run / "logs" / "rank0.log").unlink()
+        return listed
+
+    monkeypatch.setattr(run_summary_module, "_entries", gone)
+    assert run_summary_module.records_bytes(run) == on_disk(run / "tables")
+    assert run_summary_module.records_bytes(tmp_path / "never") == 0
+    assert listed(tmp_path / "a" / "never").size_bytes == 0
