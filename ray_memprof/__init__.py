@@ -6,17 +6,25 @@ its parts:
     with ray_memprof.span("forward"): ...
 
 or record itself: with ray_memprof.recording("evaluation"): ...
+
+Runs are asked in Python, too; this imports neither torch nor Ray:
+
+    ray_memprof.open_run("ulysses4").ask("peak_by_rank").to_pandas()
 """
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself takes longer to import than all of this
     from typing import Any
 
+    from ray_memprof.query.notebook import open_run, questions, runs
     from ray_memprof.record import recording
     from ray_memprof.recorder.spans import span, step
 
-__all__ = ["recording", "span", "step"]
+__all__ = ["open_run", "questions", "recording", "runs", "span", "step"]
 _HOMES = {
+    "open_run": "ray_memprof.query.notebook",
+    "questions": "ray_memprof.query.notebook",
+    "runs": "ray_memprof.query.notebook",
     "recording": "ray_memprof.record",
     "span": "ray_memprof.recorder.spans",
     "step": "ray_memprof.recorder.spans",

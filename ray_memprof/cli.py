@@ -1,6 +1,7 @@
 """The command line: launch, and commands that work with recorded runs, each in a file of commands/.
 
     $ ray-memprof launch configs/baseline.yaml
+    $ ray-memprof ls
     $ ray-memprof query peak_by_rank
     $ ray-memprof compare baseline memory_opt
     $ ray-memprof flame latest
@@ -14,24 +15,40 @@ An error of the user is printed as one line and a hint; the exit code is that of
 
 import typer
 
-from ray_memprof import launch
+from ray_memprof import launch, predict
 from ray_memprof.commands import (
     compare,
     diagnose,
+    doctor,
     export,
     finish,
     flame,
+    gc,
     import_,
+    ls,
     mcp,
+    open_,
     query,
     report,
+    rm,
+    run,
+    show,
+    version,
+    watch,
     what_if,
 )
 
-app = typer.Typer(
-    add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__.split("\n")[0]
-)
+_HELP = """Where every byte of every GPU goes: runs programs, records their memory, and answers questions about it."""
+
+app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help=_HELP)
+app.callback()(version.options)
 app.command("launch")(launch.main)
+app.command("run", cls=run.RunCommand)(run.run)
+app.command("predict")(predict.main)
+app.command("ls")(ls.ls)
+app.command("watch")(watch.watch)
+app.command("show")(show.show)
+app.command("open")(open_.open_)
 app.command("query")(query.query)
 app.command("diagnose")(diagnose.diagnose)
 app.command("report")(report.report)
@@ -42,6 +59,9 @@ app.command("import")(import_.import_)
 app.command("what-if")(what_if.what_if)
 app.command("mcp")(mcp.mcp)
 app.command("finish")(finish.finish)
+app.command("rm")(rm.rm)
+app.command("gc")(gc.gc)
+app.command("doctor")(doctor.doctor)
 
 
 if __name__ == "__main__":

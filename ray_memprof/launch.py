@@ -6,56 +6,63 @@ Leaves profiler_logs/<name>/<run_id>/ (store/run_files.py lists what is in it), 
 are in errors.py; a configuration that cannot be used is refused in a second, before Ray and torch are imported.
 """
 
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ray_memprof.config.flags import OutputDir, Set
 from ray_memprof.errors import EXIT_OK, RunError
 from ray_memprof.wording import visible
 
 if TYPE_CHECKING:
+    from ray_memprof.config.matrix import Expanded
     from ray_memprof.config.run_config import RunConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+ModuleSpans = Annotated[
+    list[str], typer.Option(metavar="PATTERN", help="Short for --set 'script.module_spans=[PATTERN, ...]'.")
+]
+DryRun = Annotated[bool, typer.Option(help="Only check and print the configuration with all defaults.")]
+Plain = Annotated[bool, typer.Option(help="Print lines instead of a table, also on a terminal.")]
 
 
 @app.command()
 def main(
     config: Annotated[Path, typer.Argument(help="YAML file; with a matrix, one run for each row.")],
-    overrides: Annotated[
-        list[str], typer.Option("--set", help="section.key=value, replaces the value in the file.")
-    ] = [],  # noqa: B006 - typer copies it
-    module_spans: Annotated[
-        list[str],
-        typer.Option(metavar="PATTERN", help="Short for --set 'script.module_spans=[PATTERN, ...]'."),
-    ] = [],  # noqa: B006
-    dry_run: Annotated[
-        bool, typer.Option(help="Only check and print the configuration with all defaults.")
-    ] = False,
-    plain: Annotated[bool, typer.Option(help="Print lines instead of a table, also on a terminal.")] = False,
+    overrides: Set = [],  # noqa: B006 - typer copies it
+    module_spans: ModuleSpans = [],  # noqa: B006
+    output_dir: OutputDir = None,
+    dry_run: DryRun = False,
+    plain: Plain = False,
 ) -> None:
     """Run CONFIG under Ray and record its memory."""
-    from ray_memprof.config.load import effective_yaml
     from ray_memprof.config.matrix import expand
+    from ray_memprof.config.yaml_file import short_forms
+    from ray_memprof.store.find_run import runs_folder
+
+    overrides = [*overrides, *short_forms(module_spans, output_dir)]
+    launch(lambda: expand(config, overrides, output_dir=runs_folder()), dry_run=dry_run, plain=plain)
+
+
+def launch(expand: "Callable[[], Expanded]", *, dry_run: bool, plain: bool) -> None:
+    """Do the runs that `expand` gives, one after the other; ends with the exit code of the last that failed."""
+    from ray_memprof.config.load import effective_yaml
     from ray_memprof.config.rules import check_files, check_packages
 
     code = EXIT_OK
-    if module_spans:
-        overrides = [*overrides, f"script.module_spans={json.dumps(module_spans)}"]
     try:
-        expanded = expand(config, overrides)
-        runs = expanded.runs
+        expanded = expand()
         if dry_run:
-            sys.stdout.write("---\n".join(map(effective_yaml, runs)))
+            sys.stdout.write("---\n".join(map(effective_yaml, expanded.runs)))
             return
-        for one in runs:
+        for one in expanded.runs:
             check_files(one)
             check_packages(one)
         folders: list[Path] = []
-        for one in runs:
+        for one in expanded.runs:
             ended, folder = run(one, plain=plain)
             code = ended or code
             folders.append(folder)

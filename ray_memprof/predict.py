@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from ray_memprof.config.flags import OutputDir, Set
 from ray_memprof.errors import EXIT_OK, RunError
 from ray_memprof.wording import visible
 
@@ -22,25 +23,27 @@ DEFAULT_GPU = "H200"
 @app.command()
 def main(
     config: Annotated[Path, typer.Argument(help="YAML file; with a matrix, one run for each row.")],
-    overrides: Annotated[
-        list[str], typer.Option("--set", help="section.key=value, replaces the value in the file.")
-    ] = [],  # noqa: B006 - typer copies it
+    overrides: Set = [],  # noqa: B006 - typer copies it
     gpu: Annotated[
         str,
         typer.Option(
             help=f"The GPU model that every rank has; default: the one at hand, else {DEFAULT_GPU}."
         ),
     ] = "",
+    output_dir: OutputDir = None,
 ) -> None:
     """Predict the memory of a run of CONFIG, without a GPU."""
     from ray_memprof.config.matrix import expand
     from ray_memprof.config.rules import check_files
+    from ray_memprof.config.yaml_file import short_forms
     from ray_memprof.predictor.gpu_profile import gpu_at_hand
     from ray_memprof.predictor.run import predict
+    from ray_memprof.store.find_run import runs_folder
 
     code = EXIT_OK
     try:
-        expanded = expand(config, overrides)
+        overrides = [*overrides, *short_forms([], output_dir)]
+        expanded = expand(config, overrides, output_dir=runs_folder())
         for one in expanded.runs:
             check_files(one)
         for one in expanded.runs:

@@ -36,6 +36,14 @@ def size_text(num_bytes: int) -> str:
     return f"{num_bytes / MIB:.1f} MiB"
 
 
+def age_text(seconds: float) -> str:
+    """A time in one unit: "45 s", "3 min", "50 h", "12 d"; each unit from two of it on."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def at_least(text: str, is_at_least: bool) -> str:
     """`text`, with "at least" before it if it is a lower bound."""
     return f"at least {text}" if is_at_least else text
@@ -77,6 +85,11 @@ def frame_name(function: str, node: str | None) -> str:
 def visible(text: str) -> str:
     """`text` with its control characters written as Python escapes, so that a terminal does not obey them."""
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def escaped(text: str) -> str:
+    """`text` in one line for Markdown, with the characters that it would take for marks behind a backslash."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(visible(text).split()))
 
 
 def span_text(path: str | None, step: int | None) -> str:

@@ -5,12 +5,23 @@ $ ray-memprof compare before after --fail-if 'peak_device_used > +2%' --html sid
 
 import json
 from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, errors_as_lines, flush, say, unread_is_fine
+from ray_memprof.commands.terminal import (
+    BY_SUFFIX,
+    OUT,
+    RUN,
+    OutputDir,
+    errors_as_lines,
+    flush,
+    run_names,
+    say,
+    unread_is_fine,
+)
 from ray_memprof.errors import ConfigError, LimitExceeded
 from ray_memprof.query.answers import Form, write_answer, write_text
 
@@ -18,8 +29,28 @@ if TYPE_CHECKING:
     from ray_memprof.analysis.comparison.compare import Comparison
 
 
+class CompareForm(StrEnum):
+    """How a comparison is written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+    MARKDOWN = "markdown"
+    JUNIT = "junit"
+
+
+_BY_SUFFIX = {
+    **{f".{form.value}": form for form in (CompareForm.CSV, CompareForm.JSON, CompareForm.PARQUET)},
+    ".md": CompareForm.MARKDOWN,
+    ".xml": CompareForm.JUNIT,
+}
+
+
 def compare(
-    runs: Annotated[list[str], typer.Argument(help=f"The base, then the other runs. {RUN}")],
+    runs: Annotated[
+        list[str], typer.Argument(help=f"The base, then the other runs. {RUN}", autocompletion=run_names)
+    ],
     fail_if: Annotated[
         list[str],
         typer.Option(help="A limit: 'peak_device_used > +2%', 'decode.duration > 3 s' ... Can be repeated."),
@@ -28,12 +59,18 @@ def compare(
     allow_failed: Annotated[
         bool, typer.Option("--allow-failed", help="Check the limits also if a run failed.")
     ] = False,
-    most: Annotated[int, typer.Option(min=1, help="table: most rows of each kind.")] = 20,
-    format: Annotated[Form, typer.Option(help="How to write what moved.")] = Form.TABLE,  # noqa: A002 - the option's name
+    most: Annotated[int, typer.Option(min=1, help="table, markdown: most rows of each kind.")] = 20,
+    format: Annotated[  # noqa: A002 - the option's name
+        CompareForm | None,
+        typer.Option(
+            help=f"How to write what moved; markdown and junit are for pull requests. {BY_SUFFIX} table."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
     html: Annotated[
         Path | None, typer.Option(help="Also write a page with figures to this file; it works offline.")
     ] = None,
+    output_dir: OutputDir = None,
 ) -> None:
     """Compare runs with the first of them: the whole run, every rank and every span.
 
@@ -51,31 +88,43 @@ def compare(
             check_target(path)
         if html is not None and rank is not None:
             raise ConfigError("--html shows all ranks", hint="leave out --rank, or --html")
-        folders = [find_run(one) for one in runs]
+        folders = [find_run(one, output_dir) for one in runs]
         compared = comparing.compare(folders, fail_if, rank=rank, allow_failed=allow_failed)
         for line in (*warnings(compared), *check_lines(compared)):
             say(f"{line}\n")
         if html is not None:
-            from ray_memprof.report.comparison_page import write_comparison_page
-
-            with suppress(BrokenPipeError):  # of a FIFO
-                say(f"comparison: {write_comparison_page(compared, html)}\n")
+            _write_page(compared, html)
         # The table comes last and by itself: the exit code must not depend on whether it is read to its end.
         with unread_is_fine():
-            _write_compared(compared, format, out, most)
+            _write_compared(compared, format or _form_of(out), out, most)
             flush()
-        exceeded = sum(one.is_exceeded for one in compared.checks)
-        if exceeded:
+        if exceeded := sum(one.is_exceeded for one in compared.checks):
             raise LimitExceeded(f"{exceeded} of {len(compared.checks)} limits exceeded")
 
 
-def _write_compared(compared: "Comparison", format: Form, out: Path | None, most: int) -> None:  # noqa: A002 - the option's name
+def _write_page(compared: "Comparison", path: Path) -> None:
+    from ray_memprof.report.comparison_page import write_comparison_page
+
+    with suppress(BrokenPipeError):  # of a FIFO
+        say(f"comparison: {write_comparison_page(compared, path)}\n")
+
+
+def _form_of(out: Path | None) -> CompareForm:
+    return CompareForm.TABLE if out is None else _BY_SUFFIX.get(out.suffix, CompareForm.TABLE)
+
+
+def _write_compared(compared: "Comparison", form: CompareForm, out: Path | None, most: int) -> None:
+    from ray_memprof.analysis.comparison import pull_request
     from ray_memprof.analysis.comparison.compare import as_facts
     from ray_memprof.analysis.comparison.text import comparison_text
 
-    if format is Form.TABLE:
+    if form is CompareForm.TABLE:
         write_text(comparison_text(compared, most), out)
-    elif format is Form.JSON:
+    elif form is CompareForm.JSON:
         write_text(json.dumps(as_facts(compared), indent=1) + "\n", out)
+    elif form is CompareForm.MARKDOWN:
+        write_text(pull_request.comparison_markdown(compared, most), out)
+    elif form is CompareForm.JUNIT:
+        write_text(pull_request.comparison_junit(compared), out)
     else:
-        write_answer(compared.moves, format, out)
+        write_answer(compared.moves, Form(form.value), out)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import errors_as_lines
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names
 from ray_memprof.errors import ConfigError
 
 
@@ -23,24 +23,48 @@ class Format(StrEnum):
     MEMORY_EVENTS = "memory_events"
 
 
+_SUFFIXES = {
+    ".trace.json.gz": Format.PERFETTO,
+    ".trace.json": Format.PERFETTO,
+    ".json": Format.MEMORY_EVENTS,
+    ".pickle": Format.SNAPSHOT,
+    ".csv": Format.CSV,
+}
+
+
 def export(
-    run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
-    format: Annotated[Format, typer.Option(help="What to write.")],  # noqa: A002 - the option's name
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)],
+    format: Annotated[  # noqa: A002 - the option's name
+        Format | None,
+        typer.Option(help=f"What to write. Default: as the end of --out says ({', '.join(_SUFFIXES)})."),
+    ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Write only this rank.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write, or folder for several files.")] = None,
     name: Annotated[
         str | None, typer.Option(help="csv: write this table or question instead of every table.")
     ] = None,
+    output_dir: OutputDir = None,
 ) -> None:
     """Write a run in the format of another tool."""
     from ray_memprof.store.find_run import find_run
 
     with errors_as_lines():
-        if name is not None and format is not Format.CSV:
-            raise ConfigError(f"--name {name} goes with --format csv, not {format.value}")
-        run_dir = find_run(run)
-        for path in _export(run_dir, format, rank, out, name):
+        form = format or _form_of(out)
+        if name is not None and form is not Format.CSV:
+            raise ConfigError(f"--name {name} goes with --format csv, not {form.value}")
+        run_dir = find_run(run, output_dir)
+        for path in _export(run_dir, form, rank, out, name):
             sys.stdout.write(f"{path}\n")
+
+
+def _form_of(out: Path | None) -> Format:
+    found = next(
+        (form for end, form in _SUFFIXES.items() if out is not None and out.name.endswith(end)), None
+    )
+    if found is None:
+        said = "" if out is None else f": {out} does not say it"
+        raise ConfigError(f"which format is to be written{said}", hint=f"--format {', '.join(Format)}")
+    return found
 
 
 def _export(

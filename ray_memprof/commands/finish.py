@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import errors_as_lines
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names
 from ray_memprof.wording import visible
 
 
 def finish(
-    run: Annotated[str, typer.Argument(help="A run folder, <name>, <name>/<run_id>, <run_id> or latest.")],
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)],
     copies: Annotated[
         list[Path],
         typer.Option("--from", metavar="FOLDER", help="A copy of a host's scratch folder of this run."),
@@ -28,6 +28,7 @@ def finish(
             metavar="SECONDS", help="How long to wait for ranks of a recorded program that still run."
         ),
     ] = 0.0,
+    output_dir: OutputDir = None,
 ) -> None:
     """Complete a run whose launcher was killed, or whose records are still on other hosts, and write its report."""
     from ray_memprof.store.find_run import find_run
@@ -36,7 +37,7 @@ def finish(
         from ray_memprof.driver import recorded
         from ray_memprof.driver.finish import finish as make_whole
 
-        run_dir = find_run(run)
+        run_dir = find_run(run, output_dir)
         is_recorded = recorded.is_recorded(run_dir)
         for line in (
             recorded.complete(run_dir, wait_s=wait)

@@ -9,15 +9,16 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say_standing
 
 
 def flame(
-    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)] = "latest",
     out: Annotated[
         Path | None, typer.Option(help="File to write; by default flame.html in the run folder.")
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Show only this rank.")] = None,
+    output_dir: OutputDir = None,
 ) -> None:
     """Write a flame graph of what was alive at the peak, by Python stack."""
     with errors_as_lines():
@@ -26,7 +27,7 @@ def flame(
         from ray_memprof.store.run_files import FLAME_FILE
         from ray_memprof.store.whole_file import check_target
 
-        run_dir = find_run(run)
+        run_dir = find_run(run, output_dir)
         path = run_dir / FLAME_FILE if out is None else out
         check_target(path)
         say_standing([run_dir])

@@ -8,19 +8,42 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, RUNS, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import (
+    BY_SUFFIX,
+    OUT,
+    RUN,
+    RUNS,
+    OutputDir,
+    errors_as_lines,
+    run_names,
+    say_standing,
+)
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.answers import Form, write_answer, write_text
+from ray_memprof.query.answers import Form, form_of, write_answer, write_text
+
+
+def question_names(incomplete: str) -> list[str]:
+    """The questions and tables whose name begins so, for a shell."""
+    from ray_memprof.query.questions import QUESTIONS
+    from ray_memprof.store.schema import TABLES
+
+    return [name for name in (*QUESTIONS, *TABLES) if name.startswith(incomplete)]
 
 
 def query(
-    question: Annotated[str | None, typer.Argument(help="The name of a question or a table, or SQL.")] = None,
-    run: Annotated[str | None, typer.Argument(help=f"{RUN} Default: latest.")] = None,
+    question: Annotated[
+        str | None,
+        typer.Argument(help="The name of a question or a table, or SQL.", autocompletion=question_names),
+    ] = None,
+    run: Annotated[
+        str | None, typer.Argument(help=f"{RUN} Default: latest.", autocompletion=run_names)
+    ] = None,
     runs: Annotated[str | None, typer.Option(help=RUNS)] = None,
-    format: Annotated[Form, typer.Option(help="How to write the rows.")] = Form.TABLE,  # noqa: A002 - the option's name
+    format: Annotated[Form | None, typer.Option(help=f"How to write the rows. {BY_SUFFIX} table.")] = None,  # noqa: A002 - the option's name
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List the questions and tables.")] = False,
     show_sql: Annotated[bool, typer.Option("--sql", help="Show the SQL of the question.")] = False,
+    output_dir: OutputDir = None,
 ) -> None:
     """Answer a question about one or several runs, given by its name or in SQL."""
     with errors_as_lines():
@@ -35,6 +58,6 @@ def query(
         elif show_sql:
             write_text(sql_of(question), out)
         else:
-            run_dirs = find_runs(run, runs)
+            run_dirs = find_runs(run, runs, output_dir)
             say_standing(run_dirs)
-            write_answer(ask(question, run_dirs, is_named=runs is not None), format, out)
+            write_answer(ask(question, run_dirs, is_named=runs is not None), format or form_of(out), out)

@@ -8,14 +8,15 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, errors_as_lines, say_standing
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say_standing
 
 
 def report(
-    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)] = "latest",
     beside: Annotated[
         str | None, typer.Option(help="Another run of the same configuration, such as a prediction.")
     ] = None,
+    output_dir: OutputDir = None,
 ) -> None:
     """Write report.html of a run again."""
     with errors_as_lines():
@@ -25,10 +26,10 @@ def report(
         from ray_memprof.store.run_json import run_facts
         from ray_memprof.store.whole_file import check_target
 
-        run_dir = find_run(run)
+        run_dir = find_run(run, output_dir)
         check_target(run_dir / REPORT_FILE)
         say_standing([run_dir])
-        other = None if beside is None else find_run(beside)
+        other = None if beside is None else find_run(beside, output_dir)
         problems = list((run_facts(run_dir) or {}).get("problems", ()))
         path = write_run_page(run_dir, problems, beside=other)
         sys.stdout.write(f"report: {path}\n")

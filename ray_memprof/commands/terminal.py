@@ -12,15 +12,39 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from ray_memprof.errors import DiskFull, RunError
 from ray_memprof.wording import visible
 
-RUN = "A run folder, <name>, <name>/<run_id>, <run_id> or latest."
+RUN = "A run: <name>, <name>/<run_id>, <run_id>, its folder, a file in it, or latest."
 RUNS = "Several runs: a pattern in quotes, such as 'profiler_logs/*/latest'."
 OUT = "File to write instead of the standard output."
+BY_SUFFIX = "Default: as the suffix of --out says, else"
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--output-dir",
+        metavar="DIR",
+        help="Where runs are kept. Default: $RAY_MEMPROF_DIR, else profiler_logs.",
+    ),
+]
+
+
+def run_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The names of runs that begin so, for a shell; behind a slash, the ids of the runs of that name."""
+    from ray_memprof.store.find_run import list_runs
+    from ray_memprof.store.run_files import LATEST_LINK
+
+    runs = list(reversed(list_runs(ctx.params.get("output_dir"))))
+    names = (
+        [f"{run.parent.name}/{run.name}" for run in runs]
+        if "/" in incomplete
+        else dict.fromkeys([*(run.parent.name for run in runs), *([LATEST_LINK] if runs else [])])
+    )
+    return [name for name in names if name.startswith(incomplete)]
 
 
 @contextmanager

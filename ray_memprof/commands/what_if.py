@@ -8,14 +8,24 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import OUT, RUN, errors_as_lines, flush, say_standing, unread_is_fine
+from ray_memprof.commands.terminal import (
+    BY_SUFFIX,
+    OUT,
+    RUN,
+    OutputDir,
+    errors_as_lines,
+    flush,
+    run_names,
+    say_standing,
+    unread_is_fine,
+)
 from ray_memprof.errors import ConfigError, LimitExceeded
-from ray_memprof.query.answers import Form, write_answer
+from ray_memprof.query.answers import Form, form_of, write_answer
 from ray_memprof.wording import parse_size, rank_text
 
 
 def what_if(
-    run: Annotated[str, typer.Argument(help=RUN)] = "latest",
+    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)] = "latest",
     expandable_segments: Annotated[
         bool | None,
         typer.Option(
@@ -29,8 +39,9 @@ def what_if(
         str | None, typer.Option(help="Memory of the device: '24 GiB'; by default, of the recorded one.")
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Answer only for this rank.")] = None,
-    format: Annotated[Form, typer.Option(help="How to write the answer.")] = Form.TABLE,  # noqa: A002 - the option's name
+    format: Annotated[Form | None, typer.Option(help=f"How to write the answer. {BY_SUFFIX} table.")] = None,  # noqa: A002 - the option's name
     out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+    output_dir: OutputDir = None,
 ) -> None:
     """Say how high the peak of a recorded run would be, whether it would have run, and on which device it just does.
 
@@ -48,11 +59,11 @@ def what_if(
             max_split_bytes=_size("--max-split-size", max_split_size),
             device_bytes=_size("--device-memory", device_memory),
         )
-        run_dir = find_run(run)
+        run_dir = find_run(run, output_dir)
         say_standing([run_dir])
         rows = what_if(run_dir, asked, rank)
         with unread_is_fine():
-            write_answer(rows, format, out)
+            write_answer(rows, format or form_of(out), out)
             flush()
         failed = [row["rank"] for row in rows.to_pylist() if not row["runs"]]
         if failed:

@@ -261,7 +261,7 @@ class Logging(Section):
     trace_path: FilePath | None = None
     """Folder of torch_profiler's traces; None: the run folder."""
     output_dir: FilePath = Path("profiler_logs")
-    """Run folders are made below it: <output_dir>/<name>/<run_id>."""
+    """Run folders are made below it: <output_dir>/<name>/<run_id>. Not given: that of RAY_MEMPROF_DIR, if set."""
     sample_interval_s: Annotated[Seconds, Field(ge=0.01)] = 0.1
     """Time between two samples of the device and the host; the model's thread waits 0.1 ms or less for each sample."""
     profiler: Profiler = Field(default_factory=Profiler)

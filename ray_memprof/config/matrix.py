@@ -34,12 +34,43 @@ class Expanded:
     """The file for the page that compares the runs, beside their folders; None: there is only one run."""
 
 
-def expand(path: str | Path, overrides: Sequence[str] = ()) -> Expanded:
-    """The runs of a file, each checked."""
-    source = str(path)
-    mapping = yaml_file.read(path)
+def expand(path: str | Path, overrides: Sequence[str] = (), *, output_dir: Path | None = None) -> Expanded:
+    """The runs of a file, each checked.
+
+    Args:
+        path: of the file.
+        overrides: `section.key=value`, each replaces the value in the file.
+        output_dir: logging.output_dir if the file has none; None: the default of the key.
+    """
+    return expand_mapping(
+        yaml_file.read(path),
+        overrides,
+        source=str(path),
+        folder=Path(path).parent,
+        output_dir=output_dir,
+    )
+
+
+def expand_mapping(
+    mapping: dict[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    source: str,
+    folder: Path | None = None,
+    output_dir: Path | None = None,
+) -> Expanded:
+    """The runs of what would be the content of a file, each checked.
+
+    Args:
+        mapping: the content; it is changed.
+        overrides: as for expand().
+        source: names the content in errors.
+        folder: of the file, for script.path; None: there is no file.
+        output_dir: as for expand().
+    """
     overridden = yaml_file.override(mapping, overrides)
-    folder = Path(path).parent
+    if output_dir is not None:
+        yaml_file.put_default(mapping, "logging", "output_dir", str(output_dir))
     base = from_mapping(mapping, source=source, overridden=overridden, folder=folder)
     if base.matrix is None:
         return Expanded([base], None)
@@ -52,7 +83,7 @@ def expand(path: str | Path, overrides: Sequence[str] = ()) -> Expanded:
 
 
 def _run(
-    mapping: dict[str, Any], row: MatrixRun, *, source: str, overridden: Sequence[str], folder: Path
+    mapping: dict[str, Any], row: MatrixRun, *, source: str, overridden: Sequence[str], folder: Path | None
 ) -> RunConfig:
     source = f"{source}, matrix run {row.name}"
     changed = copy.deepcopy(mapping)

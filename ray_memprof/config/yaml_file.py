@@ -7,6 +7,7 @@ A key that is given twice is refused, although YAML readers usually accept it. n
 The arguments of a script are kept as they are written: 007 stays 007, and 1e-4, yes and 2026-01-31 stay texts.
 """
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,13 @@ def override(mapping: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     return keys
 
 
+def short_forms(module_spans: Sequence[str], output_dir: Path | None) -> list[str]:
+    """The overrides that the launcher's short options stand for; written as JSON, for values are read as YAML."""
+    spans = [f"script.module_spans={json.dumps(list(module_spans))}"] if module_spans else []
+    folder = [f"logging.output_dir={json.dumps(str(output_dir))}"] if output_dir is not None else []
+    return [*spans, *folder]
+
+
 def put(mapping: dict[str, Any], key: str, value: Any, *, source: str) -> None:
     """Set a dotted key, and make its sections if they are missing."""
     *sections, last = key.split(".")
@@ -131,6 +139,13 @@ def put(mapping: dict[str, Any], key: str, value: Any, *, source: str) -> None:
         mapping[section] = dict(known or {})
         mapping = mapping[section]
     mapping[last] = value
+
+
+def put_default(mapping: dict[str, Any], section: str, key: str, value: Any) -> None:
+    """Set a key of a section if the file does not; a section that is none is left to the check."""
+    known = mapping.get(section)
+    if known is None or (isinstance(known, dict) and known.get(key) is None):
+        mapping[section] = {**(known or {}), key: value}
 
 
 def without_nulls(mapping: Mapping[str, Any]) -> dict[str, Any]:

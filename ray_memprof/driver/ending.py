@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ray_memprof.driver.interrupts import Abandoned, Interrupted, Interrupts
@@ -20,12 +21,15 @@ from ray_memprof.driver.run_state import RunState
 from ray_memprof.driver.troubles import Troubles
 from ray_memprof.errors import DiskFull, RunError
 from ray_memprof.recorder.status import Beat
-from ray_memprof.store.run_files import LOGS_DIR, REPORT_FILE
+from ray_memprof.report.last_lines import ended_lines
+from ray_memprof.store.live_file import LiveFile
+from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.standing import NOTE_EVERY_S, progress_facts
 from ray_memprof.supervision.verdict import Verdict, interruption, verdict_of, verdict_of_bug
 from ray_memprof.supervision.watch import Timeouts, watch
 
 if TYPE_CHECKING:
+    from ray_memprof.config import keys
     from ray_memprof.driver.cluster import Cluster
 
 _DRIVER_LOG = "driver.log"
@@ -33,7 +37,6 @@ _DRIVER_LOG = "driver.log"
 
 def supervise(cluster: "Cluster", state: RunState, live: Live, interrupts: Interrupts) -> Verdict:
     """Watch the ranks to their end, under the live table."""
-    timeouts = state.config.ray.timeouts
     began, is_first = time.monotonic(), True
     troubles = Troubles(state, live.say)
     noted_s = float("-inf")
@@ -44,6 +47,7 @@ def supervise(cluster: "Cluster", state: RunState, live: Live, interrupts: Inter
         nonlocal is_first, noted_s
         live.update(beats.values())
         troubles.look(beats.values())
+        elsewhere.note(lambda: {"pace": live.pace(), "beats": list(map(asdict, beats.values()))})
         if time.monotonic() - noted_s >= NOTE_EVERY_S:
             noted_s = time.monotonic()
             _note_progress(state, beats)
@@ -52,23 +56,28 @@ def supervise(cluster: "Cluster", state: RunState, live: Live, interrupts: Inter
             from_launch_s = (state.clock.now_ns() - state.folder.facts["start_ns"]) / 1e9
             live.reached(first_step, time.monotonic() - began, from_launch_s=from_launch_s)
 
-    verdict = watch(
-        cluster.crew,
-        nodes=cluster.nodes,
-        home=cluster.home,
-        timeouts=Timeouts(
-            init_s=timeouts.init_s,
-            stall_s=timeouts.stall_s,
-            grace_s=timeouts.grace_s,
-            node_grace_s=timeouts.node_grace_s,
-        ),
-        clock=time.monotonic,
-        interrupted=lambda: interrupts.signal,
-        show=show,
-    )
+    with LiveFile(state.folder.path) as elsewhere:
+        verdict = watch(
+            cluster.crew,
+            nodes=cluster.nodes,
+            home=cluster.home,
+            timeouts=_timeouts(state.config.ray.timeouts),
+            clock=time.monotonic,
+            interrupted=lambda: interrupts.signal,
+            show=show,
+        )
     # Rank 0 may have written more lines since its last beat. They often explain the verdict, so they come before it.
     cluster.crew.last_words()
     return verdict
+
+
+def _timeouts(given: "keys.Timeouts") -> Timeouts:
+    return Timeouts(
+        init_s=given.init_s,
+        stall_s=given.stall_s,
+        grace_s=given.grace_s,
+        node_grace_s=given.node_grace_s,
+    )
 
 
 def _note_progress(state: RunState, beats: Mapping[int, Beat]) -> None:
@@ -154,8 +163,9 @@ def write_results(state: RunState, live: Live) -> None:
 def summary(state: RunState) -> list[str]:
     """The last lines on the console: how the run ended, what is missing, where its files are."""
     assert state.verdict is not None
-    lines = [f"{state.config.name}: {state.verdict.status}, exit {state.exit_code}"]
-    lines += [f"warning: {line}" for line in state.problems]
-    path = state.folder.path
-    report = path / REPORT_FILE
-    return [*lines, *state.measured, f"report: {report}" if report.exists() else f"run folder: {path}"]
+    return ended_lines(
+        state.folder.path,
+        f"{state.config.name}: {state.verdict.status}, exit {state.exit_code}",
+        state.problems,
+        state.measured,
+    )

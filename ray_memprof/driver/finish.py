@@ -22,6 +22,7 @@ from ray_memprof.installed import need
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.report import derive
 from ray_memprof.store.gather import Gathered, gather, not_all_came, recorded_nothing
+from ray_memprof.store.live_file import LiveFile
 from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE, TABLES_DIR, manifest_path, table_dir
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.store.run_tables import write_driver_tables
@@ -55,6 +56,7 @@ def finish(run_dir: Path, copies: Sequence[Path] = (), *, address: str | None = 
     else:
         gathered = _gather(state, [])
     _note(state, gathered)
+    LiveFile(run_dir).remove()  # of a launcher that was killed
     if not table_dir(run_dir, "runs").is_dir():
         write_driver_tables(run_dir, state.run_row(), state.rank_rows())
     lines = derive.derive(run_dir, state.problems)

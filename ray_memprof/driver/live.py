@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from heapq import nlargest, nsmallest
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import live as rich_live
 from rich.console import Console, Group, RenderableType
@@ -164,39 +164,64 @@ class Live:
         self.say(f"  {self._line(first)}")
 
     def _line(self, first: Beat) -> str:
-        step = f" {_step(first)}" if first.step >= 0 else ""
-        left = f", {pace}" if (pace := self._pace.text()) else ""
-        known = [beat for beat in self._beats if beat is not None]
-        most = max(known, key=lambda beat: beat.device_used_bytes)
-        held = (
-            f"{size_text(most.allocated_bytes)} allocated, {size_text(most.reserved_bytes)} reserved, "
-            f"{size_text(most.device_used_bytes)} device used"
-        )
-        whose = f" (rank {most.rank}, the most of {len(known)})" if len(known) > 1 else ""
-        return f"{first.stage}{step}: {held}{whose}{left}"
+        return progress_text(first, [beat for beat in self._beats if beat is not None], self._pace.text())
+
+    def pace(self) -> dict[str, Any]:
+        """How many steps are done and how many there are, and the pace in words."""
+        return {
+            "num_done": self._pace.num_done,
+            "num_total": self._pace.num_total,
+            "text": self._pace.text(),
+        }
 
     def _draw(self) -> RenderableType:
         parts: list[RenderableType] = []
         if any(beat is not None for beat in self._beats):
-            parts += self._table()
-        if self._pace.num_total > 0:
-            bar = ProgressBar(total=self._pace.num_total, completed=self._pace.num_done, width=_BAR_WIDTH)
-            parts += [bar, Text(self._pace.text())]
+            parts += rank_table(self._beats)
+        parts += pace_bar(**self.pace())
         if self._stage:
             parts.append(Text(f"{self._stage} ..."))
         return Group(*parts)
 
-    def _table(self) -> list[RenderableType]:
-        table = Table(box=None, pad_edge=False)
-        for name in _COLUMNS:
-            table.add_column(name, justify="left" if name in ("stage", "step") else "right")
-        ranks = shown_ranks(self._beats)
-        for rank in ranks:
-            table.add_row(*map(Text, row(rank, self._beats[rank])))
-        if len(ranks) == len(self._beats):
-            return [table]
-        others = [beat for rank, beat in enumerate(self._beats) if rank not in ranks]
-        return [table, Text(f"and {len(others):,} more ranks: {_stage_counts(others)}")]
+
+def rank_table(beats: Sequence[Beat | None]) -> list[RenderableType]:
+    """The table of ranks, and a line that counts those without a row."""
+    table = Table(box=None, pad_edge=False)
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name in ("stage", "step") else "right")
+    ranks = shown_ranks(beats)
+    for rank in ranks:
+        table.add_row(*map(Text, row(rank, beats[rank])))
+    if len(ranks) == len(beats):
+        return [table]
+    others = [beat for rank, beat in enumerate(beats) if rank not in ranks]
+    return [table, Text(f"and {len(others):,} more ranks: {_stage_counts(others)}")]
+
+
+def pace_bar(num_done: int, num_total: int, text: str) -> list[RenderableType]:
+    """The bar of steps, and the pace below it; nothing where the number of steps is not known."""
+    if num_total <= 0:
+        return []
+    return [ProgressBar(total=num_total, completed=num_done, width=_BAR_WIDTH), Text(f" {text}")]
+
+
+def progress_text(first: Beat, known: Sequence[Beat], pace: str) -> str:
+    """Where the ranks are, in one line.
+
+    Args:
+        first: of the lowest rank.
+        known: of all ranks that have sent one.
+        pace: the pace and the time left; "": not known.
+    """
+    step = f" {_step(first)}" if first.step >= 0 else ""
+    left = f", {pace}" if pace else ""
+    most = max(known, key=lambda beat: beat.device_used_bytes)
+    held = (
+        f"{size_text(most.allocated_bytes)} allocated, {size_text(most.reserved_bytes)} reserved, "
+        f"{size_text(most.device_used_bytes)} device used"
+    )
+    whose = f" (rank {most.rank}, the most of {len(known)})" if len(known) > 1 else ""
+    return f"{first.stage}{step}: {held}{whose}{left}"
 
 
 def shown_ranks(beats: Sequence[Beat | None]) -> list[int]:

@@ -22,9 +22,10 @@ from ray_memprof.rank.messages import Outcome, RankFacts
 from ray_memprof.rank.rank_rows import rank_columns
 from ray_memprof.recorder.status import ReplayCheck
 from ray_memprof.report import derive
+from ray_memprof.report.last_lines import ended_lines, first_line
 from ray_memprof.store.gather import gather
 from ray_memprof.store.rank_notes import rank_note, still_running
-from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
+from ray_memprof.store.run_files import CONFIG_FILE
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.store.run_tables import run_columns, write_driver_tables
 from ray_memprof.store.standing import RUNNING
@@ -94,9 +95,7 @@ def _completed(folder: RunFolder) -> list[str]:
     write_driver_tables(run_dir, run_columns(folder.facts, config), rows)
     lines = derive.derive(run_dir, problems)
     folder.note(problems=problems)
-    how = folder.facts
-    ended = f"{how['name']}: {how['status']}" + (f", exit {how['exit_code']}" if how["exit_code"] else "")
-    return [ended, *(f"warning: {line}" for line in problems), *lines, f"report: {run_dir / REPORT_FILE}"]
+    return ended_lines(run_dir, first_line(folder.facts), problems, lines)
 
 
 def _report(rank: int, note: Mapping[str, Any] | None) -> tuple[RankFacts, Outcome]:

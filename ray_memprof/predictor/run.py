@@ -18,6 +18,7 @@ from typing import Any
 from ray_memprof.config.load import effective_yaml
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import EXIT_OK, ConfigError
+from ray_memprof.installed import need
 from ray_memprof.predictor.alike import alike
 from ray_memprof.predictor.fake_rank import (
     FakeRank,
@@ -37,6 +38,7 @@ from ray_memprof.store.run_files import REPORT_FILE
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.store.run_tables import run_columns, write_driver_tables
 from wan.config import TASKS
+from wan.options_here import PACKAGES
 from wan.parallel.layout import Layout
 
 Say = Callable[[str], None]
@@ -75,6 +77,7 @@ def predict(config: RunConfig, *, gpu: str, say: Say) -> tuple[int, Path]:
 
 def check(config: RunConfig) -> None:
     """Refuse what cannot be predicted. Raises ConfigError."""
+    need(PACKAGES, "a prediction")
     if config.workload != "wan":
         raise ConfigError(
             f"workload is {config.workload}: only runs of wan are predicted",

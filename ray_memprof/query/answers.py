@@ -42,6 +42,11 @@ class Form(StrEnum):
     PARQUET = "parquet"
 
 
+def form_of(out: Path | None) -> Form:
+    """The form that the suffix of a file asks for (.csv, .json, .parquet); any other file, and none, is a table."""
+    return next((form for form in Form if out is not None and out.suffix == f".{form.value}"), Form.TABLE)
+
+
 def write_answer(rows: "pa.Table", form: Form, out: Path | None) -> None:
     """Write rows to a file, or to the standard output.
 
@@ -158,17 +163,21 @@ def _width() -> int | None:
 
 def table_text(rows: "pa.Table", width: int | None = None) -> str:
     """Rows for people: bytes with their unit, durations in seconds, at most MOST_ROWS rows."""
-    shown = rows.slice(0, MOST_ROWS)
-    is_by_row = shown.column_names.count("unit") == 1
-    units = _values(shown.column("unit")) if is_by_row else [None] * shown.num_rows
-    columns = []
-    for field, column in zip(rows.schema, shown.columns, strict=True):
-        cells = [cell(field.name, value, unit) for value, unit in zip(_values(column), units, strict=True)]
-        columns.append(Shown(field.name, cells, is_number(field.type)))
-    text = columns_text(columns, width)
+    text = columns_text(shown_columns(rows.slice(0, MOST_ROWS)), width)
     if rows.num_rows > MOST_ROWS:
         text += f"{rows.num_rows - MOST_ROWS:,} more rows; --format csv, json or parquet has all of them\n"
     return text
+
+
+def shown_columns(rows: "pa.Table") -> "list[Shown]":
+    """The columns of all rows, with values as people read them."""
+    is_by_row = rows.column_names.count("unit") == 1
+    units = _values(rows.column("unit")) if is_by_row else [None] * rows.num_rows
+    columns = []
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        cells = [cell(field.name, value, unit) for value, unit in zip(_values(column), units, strict=True)]
+        columns.append(Shown(field.name, cells, is_number(field.type)))
+    return columns
 
 
 def _values(column: "pa.ChunkedArray") -> list[Any]:

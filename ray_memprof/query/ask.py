@@ -18,28 +18,33 @@ import pyarrow as pa
 from ray_memprof.errors import ConfigError
 from ray_memprof.query import database, questions
 from ray_memprof.query.guard import Bounds, guarded
-from ray_memprof.store.find_run import find_run
+from ray_memprof.store.find_run import find_run, run_at, runs_folder
 from ray_memprof.store.run_files import TABLES_DIR
 from ray_memprof.store.schema import TABLES
 from ray_memprof.wording import first_line
 
 
-def runs_of(pattern: str) -> list[Path]:
+def runs_of(pattern: str, output_dir: Path | None = None) -> list[Path]:
     """The run folders that a pattern of the shell matches, each once, sorted by name.
+
+    Args:
+        pattern: of paths, as find_run() takes them. If it matches none, it is one of names or of ids of runs.
+        output_dir: where names are looked for; None: as runs_folder() has it.
 
     Raises:
         ConfigError: the pattern matches none.
     """
-    # A folder with exactly this name is meant, even if the name has characters that are special in a pattern.
-    paths = [pattern] if Path(pattern, TABLES_DIR).is_dir() else sorted(glob.glob(pattern))
-    found = dict.fromkeys(Path(path).resolve() for path in paths)
-    runs = [path for path in found if (path / TABLES_DIR).is_dir()]
-    if not runs:
-        raise ConfigError(
-            f"--runs {pattern!r} matches no run folder",
-            hint="put it in quotes, so that the shell leaves it alone: --runs 'profiler_logs/*/latest'",
-        )
-    return runs
+    folder = glob.escape(str(runs_folder(output_dir)))
+    for one in (pattern, f"{folder}/{pattern}", f"{folder}/*/{pattern}"):
+        # A folder with exactly this name is meant, even if the name has characters that are special in a pattern.
+        paths = [one] if Path(one, TABLES_DIR).is_dir() else sorted(glob.glob(one))
+        runs = dict.fromkeys(run for path in paths if (run := run_at(Path(path))) is not None)
+        if runs:
+            return list(runs)
+    raise ConfigError(
+        f"--runs {pattern!r} matches no run folder",
+        hint="put it in quotes, so that the shell leaves it alone: --runs 'profiler_logs/*/latest'",
+    )
 
 
 def ask(
@@ -124,14 +129,19 @@ def question_lines() -> list[str]:
     return [*lines, "", *(f"{table.name:<{width}}  one row = {table.row}" for table in TABLES.values())]
 
 
-def find_runs(run: str | None, pattern: str | None) -> list[Path]:
+def find_runs(run: str | None, pattern: str | None, output_dir: Path | None = None) -> list[Path]:
     """The run folders that the command line names: one run, or all runs that a pattern matches.
+
+    Args:
+        run: as find_run() takes it; None: the newest.
+        pattern: as runs_of() takes it; None: a single run is asked.
+        output_dir: where names are looked for; None: as runs_folder() has it.
 
     Raises:
         ConfigError: both are given, or there is no such run.
     """
     if pattern is None:
-        return [find_run(run or "latest")]
+        return [find_run(run or "latest", output_dir)]
     if run is not None:
         raise ConfigError(f"either a run ({run}) or --runs, not both")
-    return runs_of(pattern)
+    return runs_of(pattern, output_dir)

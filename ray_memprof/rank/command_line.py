@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.rank.settings import OUTPUT_DIR, RANGES, Program, Settings
+from ray_memprof.rank.settings import RANGES, Program, Settings
+from ray_memprof.store.find_run import OUTPUT_DIR_VARIABLE
 
 
 def parsed(argv: Sequence[str]) -> tuple[Settings, Program]:
@@ -29,7 +30,9 @@ def parsed(argv: Sequence[str]) -> tuple[Settings, Program]:
     parser.add_argument("--name", default="", help="of the run; default: the program's name")
     parser.add_argument("--level", default="event", help="stage, event or stack; default: event")
     parser.add_argument(
-        "--output-dir", type=Path, help=f"folder for runs; default: ${OUTPUT_DIR}, else profiler_logs"
+        "--output-dir",
+        type=Path,
+        help=f"folder for runs; default: ${OUTPUT_DIR_VARIABLE}, else profiler_logs",
     )
     parser.add_argument(
         "--module-spans",

@@ -15,12 +15,10 @@ from typing import Any, get_args
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.rank.starters import Start
+from ray_memprof.store.find_run import runs_folder
 from ray_memprof.store.level import Level
 from ray_memprof.store.run_files import trouble_with_name
 
-OUTPUT_DIR = "RAY_MEMPROF_DIR"
-"""Variable with the folder for runs, where no option names one."""
-_DEFAULT_DIR = "profiler_logs"
 RANGES = ("nvtx", "record_function")
 """Ranges that a program has named for other tools."""
 _LEVELS = tuple(level for level in get_args(Level) if level != "torch_profiler")
@@ -120,7 +118,7 @@ class Settings:
 
     def folder(self, environ: Mapping[str, str] = os.environ) -> Path:
         """Where the folders of runs lie."""
-        return (self.output_dir or Path(environ.get(OUTPUT_DIR) or _DEFAULT_DIR)).absolute()
+        return runs_folder(self.output_dir, environ).absolute()
 
     def run_name(self, program: Program) -> str:
         """The name of the run: what the user gave, else the program's, as far as a folder may have that name."""

@@ -1,4 +1,4 @@
-"""Derives files from the tables of a run: run.duckdb, memory_events.json and report.html; and the last lines.
+"""Derives files from a run's tables (run.duckdb, memory_events.json, report.html, summary.json), and its last lines.
 
     for line in derived(run_dir, problems): ...
 
@@ -16,10 +16,11 @@ from ray_memprof.query.questions import rows_of
 from ray_memprof.report import run_page
 from ray_memprof.report.run_page import write_run_page
 from ray_memprof.report.summary import number_lines
+from ray_memprof.store.run_summary import note_summary
 
 
 def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
-    """Write run.duckdb, memory_events.json and report.html from the tables of a run; yields what was measured.
+    """Write run.duckdb, memory_events.json, report.html and summary.json from a run's tables; yields what was measured.
 
     Args:
         run_dir: the run.
@@ -31,9 +32,11 @@ def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
     with open_run(run_dir) as connection:
         found = findings(connection)
         headlines = rows_of(connection, "headlines")
-        yield from number_lines(connection, found, headlines)
+        lines = number_lines(connection, found, headlines)
+        yield from lines
         write_memory_events(run_dir)
         write_run_page(run_dir, problems, known=run_page.Known(connection, found, headlines))
+    note_summary(run_dir, lines, headlines)
 
 
 def derive(run_dir: Path, problems: list[str]) -> list[str]:

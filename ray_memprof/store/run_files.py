@@ -5,6 +5,9 @@ from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
 RUN_FILE = "run.json"
+SUMMARY_FILE = "summary.json"
+LIVE_FILE = "live.json"
+"""Only while a driver watches the ranks."""
 DATABASE_FILE = "run.duckdb"
 EVENTS_FILE = "memory_events.json"
 REPORT_FILE = "report.html"

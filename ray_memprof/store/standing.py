@@ -13,7 +13,7 @@ from pathlib import Path
 from ray_memprof.store.processes import has_ended
 from ray_memprof.store.run_files import CONFIG_FILE
 from ray_memprof.store.run_json import Facts, run_facts
-from ray_memprof.store.run_tables import run_columns
+from ray_memprof.wording import age_text
 
 RUNNING = "running"
 """Status in run.json until the run has ended; it stays if the launcher is killed."""
@@ -70,7 +70,7 @@ def standing(run_dir: Path, now_ns: int | None = None) -> Standing | None:
         return Standing(LEFT, DRIVER_GONE, last_ns)
     silent_s = ((time.time_ns() if now_ns is None else now_ns) - last_ns) / 1e9
     if facts.get("started_by") == "record":  # nobody watches its steps
-        return Standing(RUNNING, f"for {_ago(silent_s)} now", last_ns)
+        return Standing(RUNNING, f"for {age_text(silent_s)} now", last_ns)
     return Standing(RUNNING, _how_far(progress, silent_s), last_ns)
 
 
@@ -86,6 +86,8 @@ def standing_note(run_dir: Path) -> str | None:
 
 def run_row(run_dir: Path) -> Facts | None:
     """Return a row of the table runs for a run that has none yet, from its folder; None as in standing()."""
+    from ray_memprof.store.run_tables import run_columns  # imports pyarrow, which a list of runs does without
+
     found = standing(run_dir)
     if found is None:
         return None
@@ -114,12 +116,5 @@ def _how_far(progress: Facts, silent_s: float) -> str:
     else:
         parts.append("before its first step")
     if silent_s > _SILENT_S:
-        parts.append(f"last sign of life {_ago(silent_s)} ago")
+        parts.append(f"last sign of life {age_text(silent_s)} ago")
     return ", ".join(parts)
-
-
-def _ago(seconds: float) -> str:
-    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_tables import make_ranks, make_run, span
 
 WAN = Path(__file__).resolve().parents[2] / "wan"
 MODULES = sorted(
@@ -74,3 +75,27 @@ def test_what_runs_a_script_leaves_the_names_of_other_packages_free() -> None:
         "pydantic",
     } == set()
     assert "ray_memprof.config" not in found
+
+
+ANSWERS = """
+import json, sys
+import ray_memprof
+before = len(sys.modules)
+run = ray_memprof.runs(output_dir=sys.argv[1])[0]
+assert len(ray_memprof.open_run(run.path).ask("peak_by_rank")) == 1, "one rank"
+run._repr_html_()
+print(json.dumps([before, sorted({"torch", "ray", "wan", "pydantic", "typer"} & sys.modules.keys())]))
+"""
+
+
+def test_answers_in_python_cost_no_torch_and_no_ray_and_the_package_alone_costs_nothing(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path / "a" / "r1", {0: {"spans": [span(1, "denoise", (0, 10), allocated=(0, 0, 5))]}})
+    make_ranks(run, {}, run_id="r1", name="a", status="ok")
+    command = [sys.executable, "-c", ANSWERS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=WAN.parent, timeout=100, check=False)
+    # Nothing on the standard error: DuckDB would tell there that it could not be taken down at the end.
+    assert (done.returncode, done.stderr) == (0, "")
+    num_modules, heavy = json.loads(done.stdout)
+    assert (num_modules < 60, heavy) == (True, [])

@@ -41,7 +41,7 @@ class Side:
     """One of the runs."""
 
     label: str
-    """The run's name, or its run id, or its path: the first of these that differs between all runs."""
+    """The run's name, or its run id, or its path: the first of these that differs between all runs, else numbered."""
     name: str
     run_id: str
     folder: str
@@ -124,18 +124,18 @@ def compare(
     """Compare runs with the first of them.
 
     Args:
-        run_dirs: two run folders or more.
+        run_dirs: two run folders or more; a run that is given twice is compared with itself, and nothing moves.
         limits: texts that limits.parse reads; each limit is checked against each run except the base.
         rank: look only at this rank.
         allow_failed: check limits against a run that failed or is not whole, too.
 
     Raises:
-        ConfigError: there are fewer than two runs, one is given twice, one cannot be read, there is no such rank, or
-            a limit cannot be checked against them.
+        ConfigError: there are fewer than two runs, one cannot be read, there is no such rank, or a limit cannot
+            be checked against them.
     """
     parsed = [parse(text) for text in limits]
     folders = [path.resolve() for path in run_dirs]
-    _refuse_alone_or_twice(folders)
+    _refuse_alone(folders)
     with open_runs(folders) as connection:
         sides = _sides(connection, folders)
         if parsed and not allow_failed:
@@ -177,14 +177,9 @@ def _text(name: str) -> str:
     return (SQL_DIR / f"{name}.sql").read_text(encoding="utf-8")
 
 
-def _refuse_alone_or_twice(folders: Sequence[Path]) -> None:
+def _refuse_alone(folders: Sequence[Path]) -> None:
     if len(folders) < 2:
         raise ConfigError("a comparison needs two runs", hint="ray-memprof compare BASE OTHER [OTHER ...]")
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise ConfigError(
-                f"{folder} is given twice", hint="`latest` and a name without a run id mean the newest run"
-            )
 
 
 def _refuse_failed(sides: Sequence[Side]) -> None:
@@ -243,6 +238,8 @@ def _labels(folders: Sequence[Path]) -> list[str]:
         [folder.parent.name for folder in folders],
         [folder.name for folder in folders],
         list(map(str, folders)),
+        # A run that is given twice has nothing that differs.
+        [f"{folder.parent.name} ({number})" for number, folder in enumerate(folders, 1)],
     )
     return next(labels for labels in forms if len(set(labels)) == len(labels))
 

@@ -36,7 +36,7 @@ def comparison_text(compared: Comparison, most: int, width: int | None = None) -
         parts.append("no run has a figure to compare\n")
     else:
         whose = "the worst rank" if compared.rank is None else f"rank {compared.rank}"
-        parts.append(f"the whole run, of {whose}\n" + columns_text(_whole(compared, rows), width))
+        parts.append(f"the whole run, of {whose}\n" + columns_text(whole_columns(compared, rows), width))
     for number, side in enumerate(compared.sides[1:], 1):
         against = f"{side.label} against {compared.sides[0].label}"
         mine = [row for row in rows if row["run"] == number]
@@ -96,7 +96,7 @@ def _short(value: str | None) -> str:
     return shortened(text, MOST_LETTERS)
 
 
-def _whole(compared: Comparison, rows: Sequence[Row]) -> list[Shown]:
+def whole_columns(compared: Comparison, rows: Sequence[Row]) -> list[Shown]:
     """A line for each measure, and one for its mean if there are several ranks; a column for each run."""
     is_wide = compared.rank is None and any(side.num_ranks > 1 for side in compared.sides)
     lines: dict[tuple[str, bool], dict[int, Row]] = {}
@@ -163,7 +163,11 @@ def _spans(spans: Sequence[Moved], against: str, most: int, width: int | None) -
 
 
 def _pivot(what: str, listed: Sequence[Moved], width: int | None) -> str:
-    """A line for each rank or path, with the value and the change of each measure."""
+    return columns_text(pivot_columns(what, listed), width)
+
+
+def pivot_columns(what: str, listed: Sequence[Moved]) -> list[Shown]:
+    """A line for each rank or path (`what`), with the value and the change of each measure."""
     columns = [Shown(what, [str(getattr(one, what)) for one in listed], is_number=what == "rank")]
     for measure in SHOWN:
         cells = [_cells(one.measures.get(measure), is_mean=False) for one in listed]
@@ -171,7 +175,7 @@ def _pivot(what: str, listed: Sequence[Moved], width: int | None) -> str:
             Shown(measure, [value for value, _ in cells]),
             Shown("change", [change for _, change in cells]),
         ]
-    return columns_text(columns, width)
+    return columns
 
 
 def _alone(spans: Sequence[Moved], key: str, width: int | None) -> str:

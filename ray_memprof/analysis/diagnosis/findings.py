@@ -16,6 +16,7 @@ from ray_memprof.analysis.diagnosis.diagnose import RULES, Finding, findings, li
 from ray_memprof.query.bounds import caveats
 from ray_memprof.query.database import open_run
 from ray_memprof.store.standing import DRIVER_GONE, LEFT, RUNNING
+from ray_memprof.wording import escaped
 
 _SCHEMA = pa.schema(
     [
@@ -83,16 +84,42 @@ def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:
     return "\n".join(parts)
 
 
+def found_markdown(found: Sequence[Diagnosed]) -> str:
+    """The same for a comment or a page in Markdown: a heading for each run, an item for each finding."""
+    parts = []
+    for one in found:
+        notes = [*_ending(one), *(one.bounds if one.has_spans else ()), *_nothing(one)]
+        items = []
+        for finding in one.findings:
+            below = "" if finding.is_peak else ", below the peak"
+            items.append(f"- **{finding.severity}{below}**: {escaped(finding.sentence)}")
+            items.append(f"  Knob: {escaped(finding.knob)}")
+        blocks = [f"### {escaped(f'{one.run_dir.parent.name}/{one.run_dir.name}')}", *map(escaped, notes)]
+        parts += [*blocks, *(["\n".join(items)] if items else [])]
+    return "\n\n".join(parts) + "\n"
+
+
 def _lines(one: Diagnosed) -> Iterator[str]:
+    yield from _ending(one)
+    if one.has_spans:
+        yield from one.bounds
+        yield from lines(one.findings)
+    yield from _nothing(one)
+
+
+def _ending(one: Diagnosed) -> Iterator[str]:
+    """That the run goes on, or did not end well."""
     if one.is_running:
         yield f"the run is still going on ({one.ending}); what follows is of the time until now"
     elif one.ending:
         yield f"the run did not end well ({one.ending}); what follows is of the time before"
+
+
+def _nothing(one: Diagnosed) -> Iterator[str]:
+    """Why nothing, or not everything, could be found."""
     if not one.has_spans:
         yield "nothing to say: no span was recorded"
         return
-    yield from one.bounds
-    yield from lines(one.findings)
     if not one.findings:
         yield f"nothing to say: none of the {len(RULES)} rules finds anything that makes the peak high"
     if not one.has_events:

@@ -203,6 +203,28 @@ def open_device(*, uuid: str = "", index: int = -1) -> Iterator[Device | None]:
                 nvml.nvmlShutdown()
 
 
+def driver_facts() -> dict[str, Any] | None:
+    """The driver's version, and each GPU with its facts() and free_bytes; None where there is no driver.
+
+    Raises:
+        ModuleNotFoundError: the package nvidia-ml-py is not there.
+    """
+    nvml = _started()
+    if nvml is None:
+        return None
+    try:
+        version, num_devices = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlDeviceGetCount()
+    finally:
+        nvml.nvmlShutdown()
+    gpus = []
+    for index in range(num_devices):
+        with open_device(index=index) as device:
+            if device is not None:
+                facts = device.facts()
+                gpus.append(facts | {"free_bytes": facts["device_total_bytes"] - device.used_bytes()})
+    return {"version": str(version), "gpus": gpus}
+
+
 # These are not inside open_device: an error of its block would be shown as raised while an NVMLError was handled.
 
 

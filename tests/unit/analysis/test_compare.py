@@ -281,17 +281,23 @@ def test_what_was_set_differently_is_listed(tmp_path: Path) -> None:
     )
 
 
-def test_a_comparison_needs_two_different_runs(tmp_path: Path) -> None:
+def test_a_comparison_needs_two_runs(tmp_path: Path) -> None:
     run = run_of(tmp_path / "a" / "r", steps(1, 1.0))
-    (tmp_path / "a" / "latest").symlink_to("r")
     for folders in ([], [run]):
         with pytest.raises(ConfigError, match="^a comparison needs two runs$") as caught:
             compare(folders)
         assert caught.value.hint == "ray-memprof compare BASE OTHER [OTHER ...]"
-    with pytest.raises(ConfigError) as caught:
-        compare([run, tmp_path / "a" / "latest"])
-    assert str(caught.value) == f"{run} is given twice"
-    assert caught.value.hint == "`latest` and a name without a run id mean the newest run"
+
+
+def test_a_run_compared_with_itself_moves_nowhere(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "a" / "r", steps(1, 1.0))
+    (tmp_path / "a" / "latest").symlink_to("r")
+    compared = compare([run, tmp_path / "a" / "latest", run], ["peak_allocated > +0%"])
+    assert [side.label for side in compared.sides] == ["a (1)", "a (2)", "a (3)"]
+    assert compared.differences == ()
+    rows = compared.moves.to_pylist()
+    assert {(row["change"], row["only_in"]) for row in rows if row["base_value"] is not None} == {(0.0, None)}
+    assert [(one.run, one.is_exceeded) for one in compared.checks] == [(1, False), (2, False)]
 
 
 def test_a_failed_run_is_compared_but_no_limit_is_held_against_it(tmp_path: Path) -> None:

@@ -1,11 +1,18 @@
 """What diagnosis finds, as sentences and as rows; what is said when it finds nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from run_tables import blank, make_ranks, make_run, span
 
 from ray_memprof.analysis.diagnosis.diagnose import RULES, Finding
-from ray_memprof.analysis.diagnosis.findings import Diagnosed, diagnosed, found_rows, found_text
+from ray_memprof.analysis.diagnosis.findings import (
+    Diagnosed,
+    diagnosed,
+    found_markdown,
+    found_rows,
+    found_text,
+)
 
 FINDING = Finding(
     rule="decodes_alone",
@@ -116,3 +123,24 @@ def test_findings_as_rows(tmp_path: Path) -> None:
             "sentence": "Rank 0 decodes alone.", "knob": "parallel.vae: split",
         }
     ]  # fmt: skip
+
+
+def test_findings_are_written_in_markdown(tmp_path: Path) -> None:
+    below = replace(FINDING, is_peak=False, severity="minor", sentence="A <b> of a_b.", knob="`x`")
+    runs = [found(tmp_path / "a_b" / "r1", FINDING, below), found(tmp_path / "c" / "r2", ending="oom: full")]
+    assert found_markdown(runs) == (
+        r"""### a\_b/r1
+
+- **severe**: Rank 0 decodes alone.
+  Knob: parallel.vae: split
+- **minor, below the peak**: A \<b\> of a\_b.
+  Knob: \`x\`
+
+### c/r2
+
+the run did not end well (oom: full); what follows is of the time before
+
+"""
+        f"nothing to say: none of the {len(RULES)} rules finds anything that makes the peak high\n"
+    )
+    assert found_markdown([]) == "\n"

@@ -57,7 +57,9 @@ def refusal(*arguments: object) -> tuple[int, list[str], str]:
 
 def test_every_command_has_a_line_of_help() -> None:
     text = call("--help").stdout
-    for name in ("launch", "query", "diagnose", "report", "compare", "flame", "export", "import"):
+    answers = ("query", "diagnose", "report", "compare", "flame", "export", "import", "what-if")
+    runs = ("launch", "run", "ls", "watch", "show", "open", "finish", "rm", "gc", "doctor")
+    for name in (*answers, *runs):
         assert f" {name} " in text
         assert call(name, "--help").exit_code == 0
 
@@ -425,3 +427,32 @@ def test_letters_that_the_terminal_has_not_are_escaped(logs: Path, tmp_path: Pat
             arguments = ("query", "SELECT chr(233) AS letter", "--format", form)
             assert run_with_stdout(file.fileno(), *arguments, PYTHONIOENCODING="ascii") == (0, [])
         assert text in (tmp_path / "out").read_text(encoding="utf-8")
+
+
+# where runs are kept
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("query", "imbalance", "base"),
+        ("query", "imbalance", "--runs", "base"),
+        ("diagnose", "base"),
+        ("compare", "base", "wide"),
+        ("report", "base"),
+        ("export", "base", "--format", "csv", "--name", "spans", "--out", "spans.csv"),
+    ],
+)
+def test_runs_are_looked_for_in_the_folder_that_is_named(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, arguments: tuple[str, ...]
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    logs.rename(elsewhere)
+    if how == "variable":
+        assert call(*arguments).exit_code == EXIT_CONFIG
+        monkeypatch.setenv("RAY_MEMPROF_DIR", str(elsewhere))
+    more = ("--output-dir", elsewhere) if how == "option" else ()
+    assert call(*arguments, *more).exit_code == 0
+    other = call("what-if", "base", *more).stderr, call("flame", "base", *more).stderr
+    assert not any("no run 'base'" in one for one in other)

@@ -27,6 +27,7 @@ MOST_LINES = 150
 # What CI cannot run, as patterns over whole commands, each with its reason.
 NOT_IN_CI = {
     r"python -m ray_memprof\.launch (?!.*--dry-run).*": "needs CUDA devices; `make demo` launches on the CPU",
+    r"ray-memprof run (?!.*--dry-run).*": "needs CUDA devices, or a program of one's own; tests run made-up ones",
     r"torchrun .*": "needs several CUDA devices and an official checkpoint",
     r"ray-memprof compare ring4 ulysses4 .*": "needs two runs on several GPUs; tests compare made-up ones",
     r"ray-memprof import .*": "needs snapshots of a CUDA program; tests import made-up ones",

@@ -108,9 +108,11 @@ def test_what_a_killed_launcher_left_becomes_a_run(tmp_path: Path) -> None:
     state = run_of(tmp_path)
     launched_by(state, gone())
     folder = copy_of(state, tmp_path)
+    (state.folder.path / "live.json").write_text("{}")
     lines = finish(state.folder.path, [folder])
 
     assert num_spans(state.folder.path) == NUM_SPANS
+    assert not (state.folder.path / "live.json").exists()  # nobody is at work there
     facts = facts_of(state)
     assert (facts["status"], facts["exit_code"]) == ("interrupted", 137)
     assert facts["reason"] == "the launcher ended without a verdict: it was killed, or its host was"

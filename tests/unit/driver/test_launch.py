@@ -78,3 +78,28 @@ def test_a_run_that_is_left_at_once_says_so_before_its_cluster_goes_down(
     flags = ["--plain", "--set", "name=x", "--set", f"logging.output_dir={tmp_path / 'logs'}"]
     done = CliRunner().invoke(app, [str(CPU2), *flags])
     assert (done.exit_code, found) == (130, ["interrupted"])
+
+
+def output_dir(config: Path, text: str, *flags: str) -> str:
+    code, out, _ = dry_run(config, text, *flags)
+    assert code == 0
+    return str(yaml.safe_load(out)["logging"]["output_dir"])
+
+
+def test_runs_are_kept_where_the_option_the_file_or_the_environment_says(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = f"{SCRIPT}logging: {{output_dir: in_file}}\n"
+    monkeypatch.delenv("RAY_MEMPROF_DIR", raising=False)
+    assert output_dir(config, SCRIPT) == "profiler_logs"
+    monkeypatch.setenv("RAY_MEMPROF_DIR", "007: there")
+    assert output_dir(config, SCRIPT) == "007: there"
+    assert output_dir(config, f"{SCRIPT}logging: {{output_dir: null}}\n") == "007: there"
+    assert output_dir(config, named) == "in_file"
+    assert output_dir(config, named, "--output-dir", "1e3") == "1e3"
+
+
+def test_a_section_that_is_none_is_refused_as_before(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, _, without = dry_run(config, f"{SCRIPT}logging: nothing\n")
+    monkeypatch.setenv("RAY_MEMPROF_DIR", "there")
+    assert (code, dry_run(config, f"{SCRIPT}logging: nothing\n")) == (2, (2, "", without))

@@ -246,3 +246,11 @@ def test_bytes_that_are_no_utf8_are_refused_in_a_line(runs: list[Path], tmp_path
     message, hint = refusal("peak_by_rank", [odd])
     assert message == f"'{tmp_path}/r\\udcff' cannot be read: its name is not UTF-8"
     assert hint == "rename the folder"
+
+
+def test_a_pattern_may_be_of_names_or_ids(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "base" / "latest").symlink_to("r1")
+    assert runs_of("b*", tmp_path) == runs[:1]  # the newest of the name
+    assert runs_of("*/r*", tmp_path) == runs
+    assert runs_of("r1", tmp_path) == [run for run in runs if run.name == "r1"]
+    assert find_runs(None, "b*", tmp_path) == runs[:1]

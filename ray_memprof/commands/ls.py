@@ -1,0 +1,85 @@
+"""ray-memprof ls: lists the runs, the newest first.
+
+$ ray-memprof ls
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ray_memprof.commands.terminal import OUT, OutputDir, errors_as_lines
+from ray_memprof.query.answers import write_text
+
+if TYPE_CHECKING:
+    from ray_memprof.store.run_list import ListedRun
+
+
+def ls(
+    names: Annotated[
+        list[str], typer.Argument(help="Only runs of these names; * stands for any letters.")
+    ] = [],  # noqa: B006 - typer copies it
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write every run with all that is known of it.")
+    ] = False,
+    most: Annotated[int, typer.Option(min=1, help="table: most runs.")] = 50,
+    out: Annotated[Path | None, typer.Option(help=OUT)] = None,
+    output_dir: OutputDir = None,
+) -> None:
+    """List the runs: when each was, how it ended, how much memory it took, how large it is."""
+    with errors_as_lines():
+        from fnmatch import fnmatchcase
+
+        from ray_memprof.store.find_run import runs_folder
+        from ray_memprof.store.run_list import listed_runs
+        from ray_memprof.store.whole_file import check_target
+
+        check_target(out)
+        folder = runs_folder(output_dir)
+        runs = [
+            one
+            for one in listed_runs(folder)
+            if not names or any(fnmatchcase(one.name, name) for name in names)
+        ]
+        if as_json:
+            write_text(json.dumps([one.facts() for one in runs], indent=1) + "\n", out)
+        elif not runs:
+            write_text(f"no runs{' of that name' if names else ''} in {folder.absolute()}\n", out)
+        else:
+            write_text(_table(runs[:most]) + _more(len(runs) - most), out)
+
+
+def _more(num_left: int) -> str:
+    return f"{num_left:,} older runs: --most, or --json for all\n" if num_left > 0 else ""
+
+
+def _table(runs: "list[ListedRun]") -> str:
+    import time
+
+    from ray_memprof.query.answers import Shown, columns_text
+    from ray_memprof.wording import age_text, size_text
+
+    def size(value: int | None) -> str:
+        return "-" if value is None else size_text(value)
+
+    def when(one: "ListedRun") -> str:
+        return (
+            "-"
+            if one.start_ns is None
+            else time.strftime("%Y-%m-%d %H:%M", time.localtime(one.start_ns / 1e9))
+        )
+
+    columns = {
+        "name": [one.name for one in runs],
+        "run": [one.run_id for one in runs],
+        "when": list(map(when, runs)),
+        "age": ["-" if one.start_ns is None else age_text(one.age_ns() / 1e9) for one in runs],
+        "status": [one.status for one in runs],
+        "ranks": ["-" if one.num_ranks is None else str(one.num_ranks) for one in runs],
+        "device used": [size(one.device_used_peak_bytes) for one in runs],
+        "allocated": [size(one.allocated_peak_bytes) for one in runs],
+        "on disk": [size(one.size_bytes) for one in runs],
+    }
+    texts = ("name", "run", "when", "status")
+    return columns_text([Shown(name, cells, name not in texts) for name, cells in columns.items()])

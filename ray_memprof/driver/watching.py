@@ -1,0 +1,254 @@
+"""A run that goes on, as seen from another terminal: the launcher's table, or what recorded ranks say of themselves.
+
+    run_dir = run_to_watch(None, None)       # the newest run that goes on
+    watch(run_dir, console)                  # until it has ended; then its last lines
+
+Reads files of the run folder and nothing else (store/live_file.py, logs/rankN.json, run.json): the run takes no notice.
+Imports no Ray.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich import live as rich_live
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ray_memprof.driver.live import pace_bar, progress_text, rank_table
+from ray_memprof.errors import ConfigError
+from ray_memprof.recorder.status import Beat
+from ray_memprof.report.last_lines import last_lines
+from ray_memprof.store.find_run import find_run, list_runs
+from ray_memprof.store.live_file import read_live
+from ray_memprof.store.processes import has_ended
+from ray_memprof.store.rank_notes import rank_note
+from ray_memprof.store.run_files import TABLES_DIR, rank_file
+from ray_memprof.store.run_json import run_facts
+from ray_memprof.store.run_summary import run_summary
+from ray_memprof.store.standing import RUNNING, Standing, standing
+from ray_memprof.wording import age_text, visible
+
+LOOK_S = 0.2
+"""Time between two looks at the files."""
+OLD_S = 5.0
+"""A launcher that has written nothing for so long is told: it is stopped, or its disk is slow."""
+MOST_NOTES = 64
+"""The most ranks of a recorded program that have a row; the others are counted."""
+_SETTLE_S = 30.0
+"""How long the last lines are waited for: the report is written after the run has ended."""
+
+
+def run_to_watch(run: str | None, output_dir: Path | None) -> Path:
+    """The run that is meant: the newest that goes on if none is named, and the newest of all if none goes on.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if run is None:
+        for run_dir in reversed(list_runs(output_dir, begun=True)):
+            if _goes_on(run_dir):
+                return run_dir.resolve()
+    return find_run(run or "latest", output_dir, begun=True)
+
+
+def _goes_on(run_dir: Path) -> bool:
+    try:
+        now = standing(run_dir)
+    except ConfigError:  # a damaged run is not the one
+        return False
+    return now is not None and now.status == RUNNING
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """What is known of a run at one moment."""
+
+    title: str
+    """Its name, and how far it is."""
+    beats: tuple[Beat | None, ...] = ()
+    """By rank; None: a rank that has sent none. Empty: the ranks do not work yet, or have no launcher."""
+    pace: tuple[int, int, str] = (0, 0, "")
+    """Steps done, all steps, and the pace in words."""
+    notes: tuple[tuple[str, ...], ...] = ()
+    """Of ranks without a launcher: what each says of itself."""
+    warning: str = ""
+
+    def drawn(self) -> RenderableType:
+        """For a terminal."""
+        parts: list[RenderableType] = [Text(visible(self.title))]
+        if self.beats:
+            parts += [*rank_table(self.beats), *pace_bar(*self.pace)]
+        if self.notes:
+            parts.append(_notes_table(self.notes))
+        return Group(*parts, *([Text(self.warning)] if self.warning else []))
+
+    def line(self) -> str:
+        """For a file, or a pipe: one line that changes when a rank gets on; "" between two stages."""
+        known = [beat for beat in self.beats if beat is not None]
+        if known:
+            return visible(progress_text(known[0], known, self.pace[2])) if known[0].stage else ""
+        if self.notes:
+            running = sum(note[1] == RUNNING for note in self.notes)
+            return f"{self.title}: {running} of {len(self.notes)} ranks run"
+        return visible(self.title)
+
+    def mark(self) -> object:
+        """What must differ for another line to be worth printing."""
+        known = [beat for beat in self.beats if beat is not None]
+        if known:
+            return (known[0].stage, known[0].step)
+        return [note[1] for note in self.notes] or self.line()
+
+
+def view(run_dir: Path, now: Standing, now_s: float | None = None) -> View:
+    """What is known of a run that goes on."""
+    now_s = time.time() if now_s is None else now_s
+    who = f"{run_dir.parent.name}/{run_dir.name}"
+    title = f"{who}: {now.text}"
+    facts = run_facts(run_dir) or {}
+    num_ranks = int(facts.get("num_ranks", 0))
+    if facts.get("started_by") == "record":
+        notes = tuple(_note(run_dir, rank, now_s) for rank in range(min(num_ranks, MOST_NOTES)))
+        more = num_ranks - len(notes)
+        return View(title=title, notes=notes, warning=f"and {more:,} more ranks" if more > 0 else "")
+    live = read_live(run_dir)
+    if live is None:
+        return View(title=title)
+    beats: list[Beat | None] = [None] * num_ranks
+    for one in live["beats"]:
+        beats[one["rank"]] = Beat(**one)
+    pace = live["pace"]
+    silent_s = now_s - live["t_ns"] / 1e9
+    return View(
+        title=f"{who}: {now.status}",  # how far it is, the table knows better than run.json
+        beats=tuple(beats),
+        pace=(pace["num_done"], pace["num_total"], pace["text"]),
+        warning=f"the launcher has said nothing for {age_text(silent_s)}" if silent_s > OLD_S else "",
+    )
+
+
+_NOTE_COLUMNS = ("rank", "status", "host", "process", "device", "last rows")
+
+
+def _note(run_dir: Path, rank: int, now_s: float) -> tuple[str, ...]:
+    """A row for a rank without a launcher: what it has said, and how long ago it wrote rows."""
+    try:
+        note = rank_note(run_dir, rank)
+    except ValueError:  # being copied
+        note = None
+    if note is None:
+        return (str(rank), "waiting", "", "", "", "")
+    gpu = note.get("gpu_index", -1)
+    return (
+        str(rank),
+        str(note.get("status", "")),
+        str(note.get("host", "")),
+        str(note.get("pid", "")),
+        f"GPU {gpu}" if gpu >= 0 else "CPU",
+        f"{age_text(max(0.0, now_s - _wrote_s(run_dir, rank, now_s)))} ago",
+    )
+
+
+def _wrote_s(run_dir: Path, rank: int, now_s: float) -> float:
+    """When a rank wrote a file last, in seconds since 1970."""
+    times = []
+    for file in (*run_dir.glob(f"{TABLES_DIR}/*/rank={rank}/*"), run_dir / rank_file(rank)):
+        with suppress(FileNotFoundError):  # replaced a moment ago
+            times.append(file.stat().st_mtime)
+    return max(times, default=now_s)
+
+
+def _notes_table(notes: tuple[tuple[str, ...], ...]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in _NOTE_COLUMNS:
+        table.add_column(name, justify="right" if name in ("rank", "process") else "left")
+    for note in notes:
+        table.add_row(*(Text(visible(cell)) for cell in note))
+    return table
+
+
+def watch(
+    run_dir: Path,
+    console: Console,
+    *,
+    once: bool = False,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Show a run until it has ended, then its last lines.
+
+    Args:
+        run_dir: the run.
+        console: where to show it: a table on a terminal, else a line whenever rank 0 gets on.
+        once: show it as it is now, and return.
+        sleep: waits for so many seconds.
+        clock: seconds, from any start.
+
+    Raises:
+        ConfigError: the folder cannot be read.
+    """
+    shown: _Shown = _Table(console) if console.is_terminal and not once else _Lines(console, is_whole=once)
+    with shown:
+        while (now := standing(run_dir)) is not None and now.status == RUNNING:
+            shown.show(view(run_dir, now))
+            if once:
+                return
+            sleep(LOOK_S)
+    until = clock() + _SETTLE_S
+    while not _is_derived(run_dir) and clock() < until and _driver_lives(run_dir):
+        sleep(LOOK_S)
+    for line in last_lines(run_dir):
+        console.print(visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _is_derived(run_dir: Path) -> bool:
+    return run_summary(run_dir) is not None
+
+
+def _driver_lives(run_dir: Path) -> bool:
+    driver = (run_facts(run_dir) or {}).get("driver")
+    return driver is not None and has_ended(driver) is not True
+
+
+class _Lines:
+    """Prints a line when rank 0 enters another stage or step."""
+
+    def __init__(self, console: Console, *, is_whole: bool) -> None:
+        self._console, self._is_whole, self._mark = console, is_whole, object()
+
+    def __enter__(self) -> "_Lines":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def show(self, seen: View) -> None:
+        if self._is_whole:
+            self._console.print(seen.drawn())
+        elif seen.line() and seen.mark() != self._mark:
+            self._mark = seen.mark()
+            self._console.print(seen.line(), markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+class _Table:
+    """Draws the table, and takes it away at the end."""
+
+    def __init__(self, console: Console) -> None:
+        self._live = rich_live.Live(console=console, transient=True, auto_refresh=False)
+
+    def __enter__(self) -> "_Table":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, seen: View) -> None:
+        self._live.update(seen.drawn(), refresh=True)
+
+
+_Shown = _Lines | _Table
