@@ -23,7 +23,7 @@ from ray_memprof.query.questions import fetched
 from ray_memprof.report import plots
 from ray_memprof.report.flame import clipped
 from ray_memprof.store.schema import RUNS
-from ray_memprof.wording import GIB, span_text, visible
+from ray_memprof.wording import size_text, span_text, visible
 
 _TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
 """Keys of a figure whose texts come from a run; all other texts are written in this package."""
@@ -64,7 +64,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        gib=gib,
+        size=sized,
         at_least=_at_least,
         unsampled=is_unsampled,
         seconds=_seconds,
@@ -82,11 +82,11 @@ def _data(figure: plots.Figure) -> Markup:
     return Markup(json.dumps(as_plain_text(figure), separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def gib(size: int | None) -> Markup:
-    """A size in GiB with two decimals, with the exact bytes as a tooltip."""
+def sized(size: int | None) -> Markup:
+    """A size with its unit, with the exact bytes as a tooltip."""
     if size is None:
         return Markup("&ndash;")
-    return Markup('<span title="{:,} bytes">{:.2f}</span>').format(size, size / GIB)
+    return Markup('<span title="{:,} bytes">{}</span>').format(size, size_text(size))
 
 
 def _at_least(size: Markup, is_at_least: bool) -> Markup:

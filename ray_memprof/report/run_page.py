@@ -27,11 +27,11 @@ from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import fetched, rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.flame_page import flames_of, panels_of, told_of
-from ray_memprof.report.page import Tab, environment, gib, packed_plotly, run_of
+from ray_memprof.report.page import Tab, environment, packed_plotly, run_of, sized
 from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
 from ray_memprof.store.standing import LEFT, RUNNING
 from ray_memprof.store.whole_file import run_file
-from ray_memprof.wording import GIB, at_least, span_text
+from ray_memprof.wording import at_least, size_text, span_text
 
 TEMPLATE = "report.html.j2"
 CONTENTS = {
@@ -297,7 +297,7 @@ def _tiles(headlines: Row) -> list[Row]:
     if headlines["allocated_peak_bytes"] is None:
         return []
     used, total = headlines["device_used_peak_bytes"], headlines["device_total_bytes"]
-    of_device = f", {used / total:.0%} of {total / GIB:.2f} GiB" if total else ""
+    of_device = f", {used / total:.0%} of {size_text(total)}" if total else ""
     tiles = [
         _tile(
             "device used, peak",
@@ -341,4 +341,4 @@ def _tile(name: str, value: str | Markup, note: str) -> Row:
 
 
 def _sized(size: int, is_at_least: bool) -> Markup:
-    return Markup(at_least(gib(size) + " GiB", is_at_least))
+    return Markup(at_least(sized(size), is_at_least))

@@ -161,8 +161,8 @@ def test_failed_runs_and_limits_are_told_in_lines(tmp_path: Path) -> None:
         "warning: killed did not end well (unknown: its driver ended before the run did): its figures end there",
     ]
     assert list(check_lines(found)) == [
-        "limit holds: peak_allocated > +2%: 100.0 MiB -> 90.0 MiB (-10.0 MiB, -10.0%) on rank 0 in bad, "
-        "bound 102.0 MiB",
-        "limit holds: peak_allocated > +2%: 100.0 MiB -> 80.0 MiB (-20.0 MiB, -20.0%) on rank 0 in killed, "
-        "bound 102.0 MiB",
+        "limit holds: peak_allocated > +2%: 100 MiB -> 90.0 MiB (-10.0 MiB, -10.0%) on rank 0 in bad, "
+        "bound 102 MiB",
+        "limit holds: peak_allocated > +2%: 100 MiB -> 80.0 MiB (-20.0 MiB, -20.0%) on rank 0 in killed, "
+        "bound 102 MiB",
     ]

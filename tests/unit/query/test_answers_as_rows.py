@@ -94,7 +94,7 @@ def test_a_table_lines_figures_up_at_the_right_and_text_at_the_left() -> None:
     assert table_text(rows) == (
         " stage     size_bytes    num\n"
         f" {27 * chr(0x2500)}\n"
-        " load         5.0 MiB      7\n"
+        " load         5.00 MiB      7\n"
         " denoise     3.00 GiB   1234\n"
     )
 
@@ -106,8 +106,8 @@ def test_a_table_lines_figures_up_at_the_right_and_text_at_the_left() -> None:
         ("x", True, None, "True"),
         ("x", 12, None, "12"),
         ("x_bytes", 2**30, None, "1.00 GiB"),
-        ("bytes", -(2**20), None, "-1.0 MiB"),
-        ("x_bytes", Decimal(2**20), None, "1.0 MiB"),
+        ("bytes", -(2**20), None, "-1.00 MiB"),
+        ("x_bytes", Decimal(2**20), None, "1.00 MiB"),
         ("x", Decimal("1.50"), None, "1.50"),
         ("duration_ns", 1_500_000_000, None, "1.500 s"),
         ("start_ns", 1_500_000_000, None, "1500000000"),

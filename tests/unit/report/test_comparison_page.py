@@ -123,7 +123,7 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "duration",
             "unexplained",
         ],
-        ["first", "4.00 GiB", "4.00 GiB", "4.00 GiB", "1", "3.000 s", "0.0 MiB"],
+        ["first", "4.00 GiB", "4.00 GiB", "4.00 GiB", "1", "3.000 s", "0 B"],
         [
             "more",
             "6.00 GiB | +2.00 GiB, +50.0%",
@@ -131,7 +131,7 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "6.00 GiB | +2.00 GiB, +50.0%",
             "1.5 | +0.5, +50.0%",
             "5.000 s | +2.000 s, +66.7%",
-            "0.0 MiB | =",
+            "0 B | =",
         ],
         [
             "less (oom)",
@@ -140,7 +140,7 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "1.00 GiB | -3.00 GiB, -75.0%",
             "1 | =",
             "1.000 s | -2.000 s, -66.7%",
-            "0.0 MiB | =",
+            "0 B | =",
         ],
     ]
 
@@ -308,7 +308,7 @@ def test_a_matrix_ends_with_a_page_of_its_runs(tmp_path: Path, monkeypatch: pyte
     assert [row[0] for row in rows] == ["table-one", "table-two (oom)", "table-three"]
     assert [row[1] for row in rows] == [
         "1.00 GiB",
-        "12.00 GiB | +11.00 GiB, x 12",
+        "12.0 GiB | +11.0 GiB, x 12",
         "1.00 GiB | =",
     ]
 
