@@ -114,6 +114,13 @@ def number_text(value: float | None, unit: str) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
 
 
+def share_text(fraction: float) -> str:
+    """A share in percent; one that would read 0.00% although something is there is "<0.01%"."""
+    if not fraction:
+        return "0%"
+    return f"{fraction:.2%}" if abs(fraction) >= 0.00005 else f"{'<' if fraction > 0 else '>-'}0.01%"
+
+
 def change_text(change: float | None, base: float | None, unit: str) -> str:
     """A change, with its share of the base unless the base is 0 or None: "+1.02 GiB, +7.5%"."""
     if change is None:

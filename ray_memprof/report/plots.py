@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
+from ray_memprof.report.words import ON_GPU, Words
 from ray_memprof.store.schema import CATEGORIES
 from ray_memprof.wording import size_text, unit_of
 
@@ -29,13 +30,6 @@ TENSORS = (*CATEGORIES, "uncategorised")
 OUTSIDE = ("context", "nccl", "libraries", "others", "unexplained")
 ACCOUNTS = (*TENSORS, "cached", *OUTSIDE)
 """The parts of the memory of a device, from the bottom of the figure upwards."""
-NAMES = {
-    "nccl": "NCCL",
-    "uncategorised": "tensors, category not recorded",
-    "active": "tensors",
-    "before": "held before the first event",
-}
-"""Names for readers, for accounts whose own name is not clear."""
 SIZE = "%{hovertext} (%{customdata:,d} bytes)"
 """What hovering shows of a size; report.js writes the texts."""
 NUM_COLOURS = 8
@@ -115,7 +109,9 @@ def chosen(
     return sorted([rank for rank in wanted if rank in ranks][:most])
 
 
-def area(moments: Sequence[Row], slices: Sequence[Row], bands: Sequence[Row], frame: Frame) -> Figure:
+def area(
+    moments: Sequence[Row], slices: Sequence[Row], bands: Sequence[Row], frame: Frame, words: Words = ON_GPU
+) -> Figure:
     """Who held the memory of one rank over time: stacked areas with the stages behind them."""
     starts = [row["start_ns"] for row in bands]
     names = [row["stage"] for row in bands]
@@ -126,21 +122,24 @@ def area(moments: Sequence[Row], slices: Sequence[Row], bands: Sequence[Row], fr
     where: Row = {"type": "scatter", "x": x, "y": [0] * len(x), "mode": "lines", "line": {"width": 0}}
     where |= {"text": stages, "hovertemplate": "in <b>%{text}</b><extra></extra>", "showlegend": False}
     held = [account for account in ACCOUNTS if any(row[f"{account}_bytes"] for row in moments)]
-    layers = [_layer(account, [row[f"{account}_bytes"] for row in moments]) for account in held]
+    layers = [
+        _layer(account, words.accounts.get(account, account), [row[f"{account}_bytes"] for row in moments])
+        for account in held
+    ]
     return {
-        "data": [where, *layers, _outline(slices, frame)],
+        "data": [where, *layers, _outline(words.measures["device_used"], slices, frame)],
         "layout": {**_over_time(frame), **_bands(bands, frame)},
         "unit_bytes": frame.unit[1],
         "height": 420,
     }
 
 
-def _layer(account: str, sizes: list[int]) -> Row:
+def _layer(account: str, name: str, sizes: list[int]) -> Row:
     """One area of the stack, without x: report.js takes the x of the figure's first trace."""
     colour = f"var:{account}"
     trace: Row = {
         "type": "scatter",
-        "name": NAMES.get(account, account),
+        "name": name,
         "stackgroup": "held",
         "mode": "lines",
     }
@@ -151,9 +150,9 @@ def _layer(account: str, sizes: list[int]) -> Row:
     return {**trace, "hovertemplate": SIZE}
 
 
-def _outline(slices: Sequence[Row], frame: Frame) -> Row:
+def _outline(name: str, slices: Sequence[Row], frame: Frame) -> Row:
     return {
-        **_line("device used", slices, frame, "device_used_bytes"),
+        **_line(name, slices, frame, "device_used_bytes"),
         "line": {"shape": "hv", "width": 1.5, "color": "var:ink", "dash": "dot"},
     }
 
@@ -238,7 +237,7 @@ def _bands(bands: Sequence[Row], frame: Frame) -> Row:
     return {"shapes": shapes, "annotations": notes, "margin": {"t": 38}}
 
 
-def books(rows: Sequence[Row]) -> Figure:
+def books(rows: Sequence[Row], words: Words = ON_GPU) -> Figure:
     """Who held the memory of each rank when its device was fullest: one bar for each rank."""
     ranks = list(dict.fromkeys(row["rank"] for row in rows))
     data = []
@@ -246,7 +245,7 @@ def books(rows: Sequence[Row]) -> Figure:
         sizes = [row["bytes"] for row in rows if row["account"] == account]
         if not any(sizes):
             continue
-        trace: Row = {"type": "bar", "orientation": "h", "name": NAMES.get(account, account)}
+        trace: Row = {"type": "bar", "orientation": "h", "name": words.accounts.get(account, account)}
         trace |= {"y": [f"rank {rank}" for rank in ranks], "customdata": sizes, "meta": {"size": "x"}}
         trace["marker"] = {"color": f"var:{account}", "line": {"width": 1, "color": "var:paper"}}
         if account == "cached":

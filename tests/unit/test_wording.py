@@ -14,6 +14,7 @@ from ray_memprof.wording import (
     did_you_mean,
     error_line,
     parse_size,
+    share_text,
     shortened,
     size_text,
     unit_of,
@@ -67,6 +68,21 @@ def test_a_page_writes_sizes_as_the_tables_do() -> None:
         ["node", "-e", asked], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     assert json.loads(told) == list(map(size_text, sizes))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [
+        (0, "0%"),
+        (0.1234567, "12.35%"),
+        (0.00005, "0.01%"),
+        (0.00004, "<0.01%"),
+        (-0.00004, ">-0.01%"),
+        (1, "100.00%"),
+    ],
+)
+def test_a_share_of_something_is_never_zero(fraction: float, text: str) -> None:
+    assert share_text(fraction) == text
 
 
 @pytest.mark.parametrize(

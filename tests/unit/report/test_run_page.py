@@ -224,7 +224,7 @@ def test_summary_names_peaks_imbalance_books_and_replay(run_dir: Path) -> None:
         "in denoise of step 0",
         "rank 1: peak allocated 0 B, reserved 0 B, device used 4.00 GiB, in denoise of step 3",
         "imbalance: rank 0 peaks at 2.00 x the mean of allocated",
-        "imbalance: rank 1 peaks at 1.14 x the mean of device_used",
+        "imbalance: rank 1 peaks at 1.14 x the mean of device used",
         "books at the peak: unexplained at most 4.00 GiB, 100.00% of what is used on the device (rank 1)",
         "replay: exact to the byte on 2 of 2 ranks",
     ]
