@@ -17,7 +17,7 @@ from ray_memprof.report.words import Words, words_of
 from ray_memprof.wording import at_least, rank_text, share_text, size_text, span_text
 
 MOST_RANKS = 16
-"""The most ranks that are listed; of a larger run these are the fullest."""
+"""The most lines of peaks; ranks that are alike share a line. Of more, the fullest ranks are listed."""
 MOST_FINDINGS = 2
 """The most findings that are listed; `ray-memprof diagnose` and the report have all."""
 KILLED = ("died", "hung", "lost", "interrupted")
@@ -45,16 +45,24 @@ def _peaks(connection: duckdb.DuckDBPyConnection, words: Words) -> list[str]:
     rows = rows_of(connection, "peak_by_rank")
     if not rows:
         return ["peak: no span was recorded"]
-    shown = rows
-    if len(rows) > MOST_RANKS:
+    shown, lines = rows, _peaks_of(rows, words)
+    if len(lines) > MOST_RANKS:
         fullest = sorted(rows, key=lambda row: row["device_used_peak_bytes"], reverse=True)
         shown = sorted(fullest[:MOST_RANKS], key=lambda row: int(row["rank"]))
-    lines = [_peak(row, words) for row in shown]
+        lines = _peaks_of(shown, words)
     if len(rows) > len(shown):
         lines.append(
             f"the {len(shown)} fullest of {len(rows)} ranks; all of them: peak_by_rank in run.duckdb"
         )
     return [*lines, *lower_bounds(rows, words.measures["device_used"])]
+
+
+def _peaks_of(rows: Sequence[dict[str, Any]], words: Words) -> list[str]:
+    """A line for each rank; ranks that would have the same line share it, where the first of them stands."""
+    ranks: dict[str, list[int]] = {}
+    for row in rows:
+        ranks.setdefault(_peak(row, words), []).append(row["rank"])
+    return [f"{rank_text(alike)}: {text}" for text, alike in ranks.items()]
 
 
 def _peak(row: dict[str, Any], words: Words) -> str:
@@ -66,7 +74,7 @@ def _peak(row: dict[str, Any], words: Words) -> str:
         if what in words.measures
     ]
     held.append(f"{words.measures['device_used']} {at_least(size_text(used), is_unsampled(row))}{share}")
-    return f"rank {row['rank']}: peak {', '.join(held)}, in {span_text(row['path'], row['step'])}"
+    return f"peak {', '.join(held)}, in {span_text(row['path'], row['step'])}"
 
 
 def _imbalance(headlines: dict[str, Any], words: Words) -> list[str]:

@@ -230,6 +230,23 @@ def test_summary_names_peaks_imbalance_books_and_replay(run_dir: Path) -> None:
     ]
 
 
+def test_summary_has_one_line_for_ranks_that_are_alike(tmp_path: Path) -> None:
+    """GIVEN 20 ranks, of which only rank 7 differs in what the line shows: the others differ by a few bytes."""
+    used = {rank: 3 * 2**30 + (2**30 if rank == 7 else rank) for rank in range(20)}
+    make_run(
+        tmp_path,
+        {
+            rank: {"spans": [span(1, "denoise", (0, 1), device_used=(0, 0, size))]}
+            for rank, size in used.items()
+        },
+    )
+    others = ", ".join(map(str, [0, 1, 2, 3]))
+    assert summary_lines(tmp_path)[:2] == [
+        f"19 ranks ({others} ...): peak allocated 0 B, reserved 0 B, device used 3.00 GiB, in denoise",
+        "rank 7: peak allocated 0 B, reserved 0 B, device used 4.00 GiB, in denoise",
+    ]
+
+
 def test_summary_lists_the_fullest_of_many_ranks_and_every_wrong_replay(tmp_path: Path) -> None:
     ranks = {
         rank: {"spans": [span(1, "denoise", (0, 1), device_used=(0, 0, 7 * rank % 20))]} for rank in range(20)
