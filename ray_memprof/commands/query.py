@@ -10,7 +10,7 @@ import typer
 
 from ray_memprof.commands.terminal import OUT, RUN, RUNS, errors_as_lines, say_standing
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.answers import Form, write_answer, write_text
+from ray_memprof.query.answers import Form, has_moments, write_answer, write_text
 
 
 def query(
@@ -24,7 +24,7 @@ def query(
 ) -> None:
     """Answer a question about one or several runs, given by its name or in SQL."""
     with errors_as_lines():
-        from ray_memprof.query.ask import ask, find_runs, question_lines, sql_of
+        from ray_memprof.query.ask import ask, began_ns, find_runs, question_lines, sql_of
         from ray_memprof.store.whole_file import check_target
 
         check_target(out)
@@ -37,4 +37,6 @@ def query(
         else:
             run_dirs = find_runs(run, runs)
             say_standing(run_dirs)
-            write_answer(ask(question, run_dirs, is_named=runs is not None), format, out)
+            rows = ask(question, run_dirs, is_named=runs is not None)
+            is_told = format is Form.TABLE and has_moments(rows)
+            write_answer(rows, format, out, began_ns=began_ns(run_dirs) if is_told else None)

@@ -12,6 +12,7 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.query import database, questions
 from ray_memprof.query.ask import (
     ask,
+    began_ns,
     find_runs,
     question_lines,
     runs_of,
@@ -246,3 +247,9 @@ def test_bytes_that_are_no_utf8_are_refused_in_a_line(runs: list[Path], tmp_path
     message, hint = refusal("peak_by_rank", [odd])
     assert message == f"'{tmp_path}/r\\udcff' cannot be read: its name is not UTF-8"
     assert hint == "rename the folder"
+
+
+def test_moments_of_one_run_are_told_from_the_first_thing_that_was_recorded(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: {"spans": [span(1, "denoise", (70, 90)), span(2, "decode", (90, 95))]}})
+    assert began_ns([tmp_path / "a"]) == 70
+    assert began_ns([tmp_path / "a", tmp_path / "a"]) is None
