@@ -7,6 +7,7 @@ Takes what compare.py found and the question `measures` of every run; figures co
 whole page, or none after an error.
 """
 
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -28,10 +29,13 @@ from ray_memprof.analysis.comparison.text import LEAST_FRACTION, SHOWN, check_li
 from ray_memprof.errors import RunError
 from ray_memprof.query import database
 from ray_memprof.report import comparison_plots, plots
+from ray_memprof.report.matrix_table import Line, matrix_text
 from ray_memprof.report.page import environment, packed_plotly
 from ray_memprof.store.run_files import TABLES_DIR, table_dir
+from ray_memprof.store.run_json import run_facts
+from ray_memprof.store.standing import LEFT
 from ray_memprof.store.whole_file import whole_file
-from ray_memprof.wording import change_text, number_text, shortened
+from ray_memprof.wording import change_text, number_text, shortened, visible
 
 TEMPLATE = "compare.html.j2"
 NUMBERS = {
@@ -40,6 +44,7 @@ NUMBERS = {
     "peak_allocated": "allocated, peak",
     "imbalance": "imbalance",
     "duration": "duration",
+    "step_duration": "a step",
     "unexplained": "unexplained",
 }
 """Measures of the whole run that are shown, with the heading of each."""
@@ -67,8 +72,10 @@ def write_comparison_page(compared: Comparison, path: Path) -> Path:
     return path
 
 
-def write_matrix(run_dirs: Sequence[Path], path: Path) -> Path | None:
+def write_matrix(run_dirs: Sequence[Path], path: Path) -> Comparison | None:
     """Write the page for those runs of a matrix that left tables; None: fewer than two runs recorded spans.
+
+    Returns what was compared.
 
     Raises:
         ConfigError: a run cannot be read.
@@ -76,21 +83,41 @@ def write_matrix(run_dirs: Sequence[Path], path: Path) -> Path | None:
     """
     if sum(table_dir(run_dir, "spans").is_dir() for run_dir in run_dirs) < 2:
         return None
-    return write_comparison_page(
-        compare([run_dir for run_dir in run_dirs if (run_dir / TABLES_DIR).is_dir()]), path
-    )
+    compared = compare([run_dir for run_dir in run_dirs if (run_dir / TABLES_DIR).is_dir()])
+    write_comparison_page(compared, path)
+    return compared
 
 
 def set_side_by_side(folders: Sequence[Path], page: Path) -> None:
-    """Write the page that compares the runs of a matrix; an error is only a warning, since the runs are complete."""
+    """Write the page that compares the runs of a matrix, and a table of them to stderr.
+
+    An error is only a warning, since the runs are complete.
+    """
     try:
-        if write_matrix(folders, page) is not None:
-            sys.stderr.write(f"comparison: {page.absolute()}\n")
+        if (compared := write_matrix(folders, page)) is not None:
+            width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+            table = matrix_text(_lines(folders, compared), width)
+            sys.stderr.write(f"{visible(table)}comparison: {page.absolute()}\n")
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, RunError | OSError | KeyboardInterrupt):  # a bug: print where it is
             traceback.print_exc()
         text = " ".join(str(error).split()) or type(error).__name__
         sys.stderr.write(f"warning: the runs are not compared: {text}\n")
+
+
+def _lines(folders: Sequence[Path], compared: Comparison) -> list[Line]:
+    """Every run of a matrix in its order, also one that recorded nothing."""
+    sides = {Path(side.folder): side for side in compared.sides}
+    lines = []
+    for folder in folders:
+        side = sides.get(folder.resolve())
+        if side is None:
+            status = (run_facts(folder) or {}).get("status", LEFT)
+            lines.append(Line(folder.parent.name, str(status), "", {}))
+        else:
+            whole = {name: row for (stage, name), row in _measured(folder).items() if stage is None}
+            lines.append(Line(side.label, side.status, side.source, whole))
+    return lines
 
 
 def render(compared: Comparison) -> str:

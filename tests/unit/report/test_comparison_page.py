@@ -105,9 +105,7 @@ def test_runs_without_rows_make_a_page_that_has_nothing_to_show(tmp_path: Path) 
         "Spans that moved most",
     ]
     assert found.scripts == {}
-    assert table(page, "The whole run")[1:] == [
-        [f"{name} (unknown)", "-", "-", "-", "-", "-", "-"] for name in "ab"
-    ]
+    assert table(page, "The whole run")[1:] == [[f"{name} (unknown)", *7 * ["-"]] for name in "ab"]
     assert "No span moved by 0.1% of the whole first run." in page
 
 
@@ -121,9 +119,10 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "allocated, peak",
             "imbalance",
             "duration",
+            "a step",
             "unexplained",
         ],
-        ["first", "4.00 GiB", "4.00 GiB", "4.00 GiB", "1", "3.000 s", "0 B"],
+        ["first", "4.00 GiB", "4.00 GiB", "4.00 GiB", "1", "3.000 s", "-", "0 B"],
         [
             "more",
             "6.00 GiB | +2.00 GiB, +50.0%",
@@ -131,6 +130,7 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "6.00 GiB | +2.00 GiB, +50.0%",
             "1.5 | +0.5, +50.0%",
             "5.000 s | +2.000 s, +66.7%",
+            "-",
             "0 B | =",
         ],
         [
@@ -140,6 +140,7 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "1.00 GiB | -3.00 GiB, -75.0%",
             "1 | =",
             "1.000 s | -2.000 s, -66.7%",
+            "-",
             "0 B | =",
         ],
     ]
@@ -303,7 +304,17 @@ def launched_so(tmp_path: Path) -> Result:
 def test_a_matrix_ends_with_a_page_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = launched(tmp_path, monkeypatch, (0, True), (11, True), (0, True))
     page = tmp_path / "logs" / "table-matrix.html"
-    assert (told.exit_code, told.output) == (11, f"comparison: {page}\n")
+    lines = [re.split(r"  +", line.strip()) for line in told.output.splitlines()]
+    assert (told.exit_code, lines[:1] + lines[2:]) == (
+        11,
+        [
+            ["run", "status", "tensors, peak", "change", "process memory, peak", "change"],
+            ["table-one", "ok", "1.00 GiB", "1.00 GiB"],
+            ["table-two", "oom", *2 * ["12.0 GiB", "+11.0 GiB, x 12"]],
+            ["table-three", "ok", *2 * ["1.00 GiB", "="]],
+            [f"comparison: {page}"],
+        ],
+    )
     rows = table(page.read_text(), "The whole run")[1:]
     assert [row[0] for row in rows] == ["table-one", "table-two (oom)", "table-three"]
     assert [row[1] for row in rows] == [
@@ -324,6 +335,7 @@ def test_a_run_that_recorded_nothing_is_left_out(tmp_path: Path, monkeypatch: py
     told = launched(tmp_path, monkeypatch, (0, True), (20, False), (0, True))
     rows = table((tmp_path / "logs" / "table-matrix.html").read_text(), "Runs")[1:]
     assert (told.exit_code, [row[0] for row in rows]) == (20, ["table-one", "table-three"])
+    assert re.search(r"^ table-two +unknown +- +- +- +-$", told.output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
