@@ -10,7 +10,7 @@ whole page, or none after an error.
 import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from ray_memprof.query import database
 from ray_memprof.report import comparison_plots, plots
 from ray_memprof.report.matrix_table import Line, matrix_text
 from ray_memprof.report.page import environment, packed_plotly
+from ray_memprof.report.words import words_of_runs
 from ray_memprof.store.run_files import TABLES_DIR, table_dir
 from ray_memprof.store.run_json import run_facts
 from ray_memprof.store.standing import LEFT
@@ -39,16 +40,12 @@ from ray_memprof.wording import change_text, number_text, shortened, visible
 
 TEMPLATE = "compare.html.j2"
 NUMBERS = {
-    "peak_device_used": "device used, peak",
-    "peak_reserved": "reserved, peak",
-    "peak_allocated": "allocated, peak",
     "imbalance": "imbalance",
     "duration": "duration",
     "step_duration": "a step",
     "unexplained": "unexplained",
 }
-"""Measures of the whole run that are shown, with the heading of each."""
-PEAKS = {"peak_device_used": "device used", "peak_reserved": "reserved", "peak_allocated": "allocated"}
+"""Measures of the whole run that are shown after the peaks, with the heading of each."""
 MOST_SPANS = 30
 MOST_LETTERS = 300
 """The most characters of a setting."""
@@ -125,14 +122,19 @@ def render(compared: Comparison) -> str:
     sides = compared.sides
     measured = [_measured(Path(side.folder)) for side in sides]
     stages = _merged([[stage for stage, _ in one if stage] for one in measured])
-    figures = _figures(_picture_labels(sides), stages, measured)
-    moves, num_moves = _moves(compared)
+    words = words_of_runs(side.source for side in sides)
+    peaks = {f"peak_{measure}": name for measure, name in words.measures.items()}
+    numbers = {**{measure: f"{name}, peak" for measure, name in peaks.items()}, **NUMBERS}
+    shown = [measure for measure in SHOWN if measure in peaks or measure in NUMBERS]
+    figures = _figures(_picture_labels(sides), stages, measured, peaks)
+    moves, num_moves = _moves(compared, shown)
     facts: Row = {
         "sides": sides,
         "failed": [side for side in sides if side.status != "ok"],
         "notes": _notes(sides),
-        "headings": list(NUMBERS.values()),
-        "whole": _whole(measured),
+        "words": words,
+        "headings": list(numbers.values()),
+        "whole": _whole(measured, list(numbers)),
         "stages": stages,
         "by_stage": [
             [_cell(one.get((stage, "peak_allocated")), None) for stage in stages] for one in measured
@@ -140,7 +142,7 @@ def render(compared: Comparison) -> str:
         "differences": [
             (one.key, _clipped(one.values[0]), _others(one, sides)) for one in compared.differences
         ],
-        "measures": [name.replace("_", " ") for name in SHOWN],
+        "measures": [f"peak {peaks[name]}" if name in peaks else NUMBERS[name] for name in shown],
         "moves": moves,
         "num_moves": num_moves,
         "least": LEAST_FRACTION,
@@ -180,12 +182,12 @@ def _picture_labels(sides: Sequence[Side]) -> list[str]:
 
 
 def _figures(
-    labels: Sequence[str], stages: Sequence[str], measured: Sequence[Measured]
+    labels: Sequence[str], stages: Sequence[str], measured: Sequence[Measured], peaks: Mapping[str, str]
 ) -> dict[str, plots.Figure]:
     figures = {}
-    peaks = {name: [_size(one, None, measure) for one in measured] for measure, name in PEAKS.items()}
-    if any(size is not None for sizes in peaks.values() for size in sizes):
-        figures["peaks"] = comparison_plots.peaks_of_runs(labels, peaks)
+    of_runs = {name: [_size(one, None, measure) for one in measured] for measure, name in peaks.items()}
+    if any(size is not None for sizes in of_runs.values() for size in sizes):
+        figures["peaks"] = comparison_plots.peaks_of_runs(labels, of_runs)
     if stages:
         sizes = [[_size(one, stage, "peak_allocated") for stage in stages] for one in measured]
         figures["stages"] = comparison_plots.stages_of_runs(labels, stages, sizes)
@@ -197,12 +199,12 @@ def _size(measured: Measured, stage: str | None, measure: str) -> int | None:
     return None if row is None else int(row["value"])
 
 
-def _whole(measured: Sequence[Measured]) -> list[list[Row]]:
-    """A line for each run with a cell for each of NUMBERS; the change is against the first run."""
+def _whole(measured: Sequence[Measured], numbers: Sequence[str]) -> list[list[Row]]:
+    """A line for each run with a cell for each of these measures; the change is against the first run."""
     return [
         [
             _cell(one.get((None, name)), None if one is measured[0] else measured[0].get((None, name)))
-            for name in NUMBERS
+            for name in numbers
         ]
         for one in measured
     ]
@@ -255,21 +257,21 @@ def _clipped(value: str | None) -> str:
     return shortened(value, MOST_LETTERS)
 
 
-def _moves(compared: Comparison) -> tuple[list[Row], int]:
+def _moves(compared: Comparison, shown: Sequence[str]) -> tuple[list[Row], int]:
     """The spans of all runs that moved most, the largest moves first; and how many moved in all."""
     spans = moved_of(compared.moves.to_pylist(), "span")
     moved = [one for one in spans if one.share >= LEAST_FRACTION]
     moved.sort(key=attrgetter("share"), reverse=True)
-    return [_move(one, compared.sides) for one in moved[:MOST_SPANS]], len(moved)
+    return [_move(one, compared.sides, shown) for one in moved[:MOST_SPANS]], len(moved)
 
 
-def _move(span: Moved, sides: Sequence[Side]) -> Row:
+def _move(span: Moved, sides: Sequence[Side], shown: Sequence[str]) -> Row:
     notes = {None: "", "base": "only in the first run", "other": "not in the first run"}
     return {
         "label": sides[span.run].label,
         "path": span.path,
         "note": notes[span.only_in],
-        "cells": [_moved(span.measures.get(measure)) for measure in SHOWN],
+        "cells": [_moved(span.measures.get(measure)) for measure in shown],
     }
 
 

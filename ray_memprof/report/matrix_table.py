@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_memprof.query.answers import Shown, columns_text
-from ray_memprof.report.words import CPU, ON_CPU, ON_GPU
+from ray_memprof.report.words import words_of_runs
 from ray_memprof.wording import change_text, number_text
 
 Row = dict[str, Any]
@@ -36,7 +36,7 @@ def matrix_text(lines: Sequence[Line], width: int | None = None) -> str:
         lines: the runs in their order.
         width: of the terminal; None: lines are as wide as they need to be.
     """
-    words = ON_CPU if all(line.source == CPU for line in lines if line.measures) else ON_GPU
+    words = words_of_runs(line.source for line in lines if line.measures)
     columns = [
         Shown("run", [line.name for line in lines], is_number=False),
         Shown("status", [line.status for line in lines], is_number=False),

@@ -9,7 +9,7 @@ before the first span; nothing caches, so that reserved memory is that of tensor
 names. A prediction has the words of the device that it predicts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 CPU = "cpu"
@@ -72,6 +72,12 @@ ON_CPU = Words(
     },
     left_out=frozenset({"fragmentation"}),
 )
+
+
+def words_of_runs(sources: Iterable[str | None]) -> Words:
+    """The names for runs side by side: those of a process if all of them used no device."""
+    found = set(sources)
+    return ON_CPU if found == {CPU} else ON_GPU
 
 
 def words_of(source: str | None) -> Words:

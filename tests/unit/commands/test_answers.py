@@ -79,8 +79,8 @@ def test_a_question_to_the_newest_run(logs: Path) -> None:
     lines = result.stdout.splitlines()
     assert [line.split() for line in (lines[0], *lines[2:])] == [
         ["rank", "allocated_peak_bytes"],
-        ["0", "100.0", "MiB"],
-        ["1", "120.0", "MiB"],
+        ["0", "100", "MiB"],
+        ["1", "120", "MiB"],
     ]
 
 

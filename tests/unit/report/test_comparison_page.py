@@ -42,7 +42,7 @@ def stage(number: int, path: str, seconds: tuple[int, int], gib: int) -> dict[st
 def run_of(folder: Path, *ranks: list[dict[str, Any]], status: str = "ok", **run: Any) -> Path:
     """A run with these spans on its ranks."""
     tables = {rank: {"spans": rows} for rank, rows in enumerate(ranks)}
-    run = {"run_id": folder.name, "status": status, "source": "cpu", **run}
+    run = {"run_id": folder.name, "status": status, "source": "cuda", **run}
     return make_ranks(make_run(folder, tables), *({} for _ in ranks), **run)
 
 
@@ -146,11 +146,24 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
     ]
 
 
+def test_runs_of_the_cpu_are_told_in_words_of_a_process(tmp_path: Path) -> None:
+    rows = [stage(1, "denoise", (0, 1), 2)]
+    page = page_of([run_of(tmp_path / name / "r", rows, source="cpu") for name in "ab"])
+    outline(page)
+    assert table(page, "The whole run")[:2] == [
+        ["run", "process memory, peak", "tensors, peak", "imbalance", "duration", "a step", "unexplained"],
+        ["a", "2.00 GiB", "2.00 GiB", "1", "1.000 s", "-", "0 B"],
+    ]
+    body = page[page.index("<main") : page.index('id="plotly"')]
+    for text in ("device", "reserved", "allocated"):
+        assert text not in re.sub(r"<code>.*?</code>", "", body)
+
+
 def test_it_is_told_what_was_compared_and_which_run_failed_why(page: str, run_dirs: list[Path]) -> None:
     assert [row[:6] for row in table(page, "Runs")[1:]] == [
-        ["first", "first", "r1", "ok", "1", "cpu"],
-        ["more", "more", "r2", "ok", "2", "cpu"],
-        ["less", "less", "r3", "oom", "1", "cpu"],
+        ["first", "first", "r1", "ok", "1", "cuda"],
+        ["more", "more", "r2", "ok", "2", "cuda"],
+        ["less", "less", "r3", "oom", "1", "cuda"],
     ]
     assert [row[7] for row in table(page, "Runs")[1:]] == list(map(str, run_dirs))
     assert "1 of 3 runs did not end well" in page
@@ -308,10 +321,14 @@ def test_a_matrix_ends_with_a_page_of_its_runs(tmp_path: Path, monkeypatch: pyte
     assert (told.exit_code, lines[:1] + lines[2:]) == (
         11,
         [
-            ["run", "status", "tensors, peak", "change", "process memory, peak", "change"],
-            ["table-one", "ok", "1.00 GiB", "1.00 GiB"],
-            ["table-two", "oom", *2 * ["12.0 GiB", "+11.0 GiB, x 12"]],
-            ["table-three", "ok", *2 * ["1.00 GiB", "="]],
+            [
+                "run",
+                "status",
+                *("allocated, peak", "change", "reserved, peak", "change", "device used, peak", "change"),
+            ],
+            ["table-one", "ok", *3 * ["1.00 GiB"]],
+            ["table-two", "oom", *3 * ["12.0 GiB", "+11.0 GiB, x 12"]],
+            ["table-three", "ok", *3 * ["1.00 GiB", "="]],
             [f"comparison: {page}"],
         ],
     )
@@ -335,7 +352,7 @@ def test_a_run_that_recorded_nothing_is_left_out(tmp_path: Path, monkeypatch: py
     told = launched(tmp_path, monkeypatch, (0, True), (20, False), (0, True))
     rows = table((tmp_path / "logs" / "table-matrix.html").read_text(), "Runs")[1:]
     assert (told.exit_code, [row[0] for row in rows]) == (20, ["table-one", "table-three"])
-    assert re.search(r"^ table-two +unknown +- +- +- +-$", told.output, re.MULTILINE)
+    assert re.search(r"^ table-two +unknown( +-){6}$", told.output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
