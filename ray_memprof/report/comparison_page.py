@@ -112,8 +112,7 @@ def _lines(folders: Sequence[Path], compared: Comparison) -> list[Line]:
             status = (run_facts(folder) or {}).get("status", LEFT)
             lines.append(Line(folder.parent.name, str(status), "", {}))
         else:
-            whole = {name: row for (stage, name), row in _measured(folder).items() if stage is None}
-            lines.append(Line(side.label, side.status, side.source, whole))
+            lines.append(Line(side.label, side.status, side.source, _of_run(_measured(folder))))
     return lines
 
 
@@ -124,7 +123,10 @@ def render(compared: Comparison) -> str:
     stages = _merged([[stage for stage, _ in one if stage] for one in measured])
     words = words_of_runs(side.source for side in sides)
     peaks = {f"peak_{measure}": name for measure, name in words.measures.items()}
+    whole = [_of_run(one) for one in measured]
     numbers = {**{measure: f"{name}, peak" for measure, name in peaks.items()}, **NUMBERS}
+    if not any("step_duration" in one for one in whole):
+        del numbers["step_duration"]
     shown = [measure for measure in SHOWN if measure in peaks or measure in NUMBERS]
     figures = _figures(_picture_labels(sides), stages, measured, peaks)
     moves, num_moves = _moves(compared, shown)
@@ -134,7 +136,7 @@ def render(compared: Comparison) -> str:
         "notes": _notes(sides),
         "words": words,
         "headings": list(numbers.values()),
-        "whole": _whole(measured, list(numbers)),
+        "whole": _whole(whole, list(numbers)),
         "stages": stages,
         "by_stage": [
             [_cell(one.get((stage, "peak_allocated")), None) for stage in stages] for one in measured
@@ -155,6 +157,11 @@ def render(compared: Comparison) -> str:
 
 def _measured(run_dir: Path) -> Measured:
     return {(row["stage"], row["measure"]): row for row in database.query(run_dir, "measures").to_pylist()}
+
+
+def _of_run(measured: Measured) -> dict[str, Row]:
+    """The measures of the whole run by name; a step is one of the denoise loop."""
+    return {name: row for (stage, name), row in measured.items() if stage is None or name == "step_duration"}
 
 
 def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -199,14 +206,11 @@ def _size(measured: Measured, stage: str | None, measure: str) -> int | None:
     return None if row is None else int(row["value"])
 
 
-def _whole(measured: Sequence[Measured], numbers: Sequence[str]) -> list[list[Row]]:
+def _whole(runs: Sequence[Mapping[str, Row]], numbers: Sequence[str]) -> list[list[Row]]:
     """A line for each run with a cell for each of these measures; the change is against the first run."""
     return [
-        [
-            _cell(one.get((None, name)), None if one is measured[0] else measured[0].get((None, name)))
-            for name in numbers
-        ]
-        for one in measured
+        [_cell(one.get(name), None if one is runs[0] else runs[0].get(name)) for name in numbers]
+        for one in runs
     ]
 
 

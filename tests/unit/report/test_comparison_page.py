@@ -105,7 +105,7 @@ def test_runs_without_rows_make_a_page_that_has_nothing_to_show(tmp_path: Path) 
         "Spans that moved most",
     ]
     assert found.scripts == {}
-    assert table(page, "The whole run")[1:] == [[f"{name} (unknown)", *7 * ["-"]] for name in "ab"]
+    assert table(page, "The whole run")[1:] == [[f"{name} (unknown)", *6 * ["-"]] for name in "ab"]
     assert "No span moved by 0.1% of the whole first run." in page
 
 
@@ -119,10 +119,9 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "allocated, peak",
             "imbalance",
             "duration",
-            "a step",
             "unexplained",
         ],
-        ["first", "4.00 GiB", "4.00 GiB", "4.00 GiB", "1", "3.000 s", "-", "0 B"],
+        ["first", "4.00 GiB", "4.00 GiB", "4.00 GiB", "1", "3.000 s", "0 B"],
         [
             "more",
             "6.00 GiB | +2.00 GiB, +50.0%",
@@ -130,7 +129,6 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "6.00 GiB | +2.00 GiB, +50.0%",
             "1.5 | +0.5, +50.0%",
             "5.000 s | +2.000 s, +66.7%",
-            "-",
             "0 B | =",
         ],
         [
@@ -140,10 +138,27 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "1.00 GiB | -3.00 GiB, -75.0%",
             "1 | =",
             "1.000 s | -2.000 s, -66.7%",
-            "-",
             "0 B | =",
         ],
     ]
+
+
+def test_runs_with_steps_have_the_seconds_of_a_step(tmp_path: Path) -> None:
+    """GIVEN two steps of 2 s and of 3 s; the second run does not denoise."""
+    size = (0, 0, GIB)
+    steps = [
+        span(
+            number,
+            "denoise",
+            (3 * number * SECOND, (3 * number + 2) * SECOND),
+            step=number - 1,
+            allocated=size,
+        )
+        for number in (1, 2)
+    ]
+    dirs = [run_of(tmp_path / "a" / "r", steps), run_of(tmp_path / "b" / "r", [stage(1, "load", (0, 1), 1)])]
+    rows = table(page_of(dirs), "The whole run")
+    assert [row[rows[0].index("a step")] for row in rows] == ["a step", "2.000 s", "-"]
 
 
 def test_runs_of_the_cpu_are_told_in_words_of_a_process(tmp_path: Path) -> None:
@@ -151,8 +166,8 @@ def test_runs_of_the_cpu_are_told_in_words_of_a_process(tmp_path: Path) -> None:
     page = page_of([run_of(tmp_path / name / "r", rows, source="cpu") for name in "ab"])
     outline(page)
     assert table(page, "The whole run")[:2] == [
-        ["run", "process memory, peak", "tensors, peak", "imbalance", "duration", "a step", "unexplained"],
-        ["a", "2.00 GiB", "2.00 GiB", "1", "1.000 s", "-", "0 B"],
+        ["run", "process memory, peak", "tensors, peak", "imbalance", "duration", "unexplained"],
+        ["a", "2.00 GiB", "2.00 GiB", "1", "1.000 s", "0 B"],
     ]
     body = page[page.index("<main") : page.index('id="plotly"')]
     for text in ("device", "reserved", "allocated"):
