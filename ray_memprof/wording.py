@@ -1,6 +1,6 @@
 r"""How sizes, ranks, spans and changes are written in messages, tables and pages, and how a size is read.
 
-size_text(18_628_102_656)        # "17.35 GiB"; GiB and MiB are 1024^3 and 1024^2 bytes, as in nvidia-smi
+size_text(18_628_102_656)        # "17.3 GiB"; GiB, MiB and KiB are 1024^3, 1024^2 and 1024 bytes, as in nvidia-smi
 parse_size("30 GiB")             # 32_212_254_720
 rank_text([0, 2, 5])             # "ranks 0, 2 and 5"
 span_text("denoise/step", 3)     # "denoise/step of step 3"
@@ -17,6 +17,8 @@ from ray_memprof.errors import ConfigError
 
 MIB = 2**20
 GIB = 2**30
+SIZE_UNITS = {"KiB": 2**10, "MiB": MIB, "GiB": GIB}
+"""The units in which sizes are written, with their bytes; smaller sizes are written in bytes (B)."""
 _UNITS = {
     **{"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12},
     **{"kib": 2**10, "mib": MIB, "gib": GIB, "tib": 2**40},
@@ -30,10 +32,25 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u20
 
 
 def size_text(num_bytes: int) -> str:
-    """`num_bytes` with its unit: GiB from a quarter of a GiB on, else MiB."""
-    if abs(num_bytes) >= GIB // 4:
-        return f"{num_bytes / GIB:.2f} GiB"
-    return f"{num_bytes / MIB:.1f} MiB"
+    """`num_bytes` in three digits, in the unit that suits it: "512 B", "12.0 KiB", "958 MiB", "17.4 GiB".
+
+    Halves are rounded away from zero, as report.js does, so that a table and a figure agree.
+    """
+    size, sign = abs(num_bytes), "-" if num_bytes < 0 else ""
+    if size < SIZE_UNITS["KiB"]:
+        return f"{sign}{size} B"
+    for unit, unit_bytes in SIZE_UNITS.items():
+        for digits in (3, 2, 1, 0):
+            rounded = (2 * size * 10**digits + unit_bytes) // (2 * unit_bytes)
+            if rounded < 1000:
+                return f"{sign}{rounded / 10**digits:.{digits}f} {unit}"
+    return f"{sign}{rounded:,} GiB"
+
+
+def unit_of(num_bytes: int) -> tuple[str, int]:
+    """The unit for an axis that reaches to `num_bytes`, and its bytes: ("MiB", 1048576)."""
+    fits = [(unit, size) for unit, size in SIZE_UNITS.items() if num_bytes >= size]
+    return fits[-1] if fits else ("B", 1)
 
 
 def age_text(seconds: float) -> str:
@@ -110,6 +127,13 @@ def number_text(value: float | None, unit: str) -> str:
     return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
 
 
+def share_text(fraction: float) -> str:
+    """A share in percent; one that would read 0.00% although something is there is "<0.01%"."""
+    if not fraction:
+        return "0%"
+    return f"{fraction:.2%}" if abs(fraction) >= 0.00005 else f"{'<' if fraction > 0 else '>-'}0.01%"
+
+
 def change_text(change: float | None, base: float | None, unit: str) -> str:
     """A change, with its share of the base unless the base is 0 or None: "+1.02 GiB, +7.5%"."""
     if change is None:
@@ -117,10 +141,7 @@ def change_text(change: float | None, base: float | None, unit: str) -> str:
     if not change:
         return "="
     sign = "+" if change > 0 else "-"
-    if unit == "bytes" and abs(change) < MIB // 20:  # size_text would say 0.0 MiB
-        text = f"{abs(change):,.0f} B"
-    else:
-        text = number_text(abs(change), unit)
+    text = number_text(abs(change), unit)
     if not base:
         return f"{sign}{text}"
     share = change / abs(base)

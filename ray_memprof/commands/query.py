@@ -19,7 +19,7 @@ from ray_memprof.commands.terminal import (
     say_standing,
 )
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.answers import Form, form_of, write_answer, write_text
+from ray_memprof.query.answers import Form, form_of, has_moments, write_answer, write_text
 
 
 def question_names(incomplete: str) -> list[str]:
@@ -47,7 +47,7 @@ def query(
 ) -> None:
     """Answer a question about one or several runs, given by its name or in SQL."""
     with errors_as_lines():
-        from ray_memprof.query.ask import ask, find_runs, question_lines, sql_of
+        from ray_memprof.query.ask import ask, began_ns, find_runs, question_lines, sql_of
         from ray_memprof.store.whole_file import check_target
 
         check_target(out)
@@ -60,4 +60,6 @@ def query(
         else:
             run_dirs = find_runs(run, runs, output_dir)
             say_standing(run_dirs)
-            write_answer(ask(question, run_dirs, is_named=runs is not None), format or form_of(out), out)
+            rows, form = ask(question, run_dirs, is_named=runs is not None), format or form_of(out)
+            is_told = form is Form.TABLE and has_moments(rows)
+            write_answer(rows, form, out, began_ns=began_ns(run_dirs) if is_told else None)

@@ -47,7 +47,13 @@ def supervise(cluster: "Cluster", state: RunState, live: Live, interrupts: Inter
         nonlocal is_first, noted_s
         live.update(beats.values())
         troubles.look(beats.values())
-        elsewhere.note(lambda: {"pace": live.pace(), "beats": list(map(asdict, beats.values()))})
+        elsewhere.note(
+            lambda: {
+                "device": state.config.model.device,
+                "pace": live.pace(),
+                "beats": list(map(asdict, beats.values())),
+            }
+        )
         if time.monotonic() - noted_s >= NOTE_EVERY_S:
             noted_s = time.monotonic()
             _note_progress(state, beats)

@@ -27,13 +27,15 @@ from rich.text import Text
 
 from ray_memprof.driver.pace import Pace
 from ray_memprof.recorder.status import Beat
+from ray_memprof.report.words import ON_GPU, Words, words_of
 from ray_memprof.wording import size_text, visible
 
 if TYPE_CHECKING:
     from ray_memprof.config.run_config import RunConfig
 
 LINE_EVERY_S = 1.0
-_COLUMNS = ("rank", "stage", "step", "allocated", "reserved", "device used", "outside the allocator")
+_MEASURES = ("allocated", "reserved", "device_used")
+"""What a beat tells of memory."""
 _BAR_WIDTH = 40
 MOST_RANKS = 24
 """With more ranks, the table shows the HALF ranks furthest behind, the HALF ranks with most device used, and rank 0;
@@ -75,6 +77,7 @@ class Live:
             _Console(stderr=True, highlight=False, markup=False, emoji=False) if console is None else console
         )
         self._log_interval = config.logging.log_interval
+        self._words = words_of(config.model.device)
         self._beats: list[Beat | None] = [None] * num_ranks
         self._pace = Pace(config.optimization.batch_size, clock)
         self._clock, self._stage = clock, ""
@@ -164,7 +167,9 @@ class Live:
         self.say(f"  {self._line(first)}")
 
     def _line(self, first: Beat) -> str:
-        return progress_text(first, [beat for beat in self._beats if beat is not None], self._pace.text())
+        return progress_text(
+            first, [beat for beat in self._beats if beat is not None], self._pace.text(), self._words
+        )
 
     def pace(self) -> dict[str, Any]:
         """How many steps are done and how many there are, and the pace in words."""
@@ -177,21 +182,21 @@ class Live:
     def _draw(self) -> RenderableType:
         parts: list[RenderableType] = []
         if any(beat is not None for beat in self._beats):
-            parts += rank_table(self._beats)
+            parts += rank_table(self._beats, self._words)
         parts += pace_bar(**self.pace())
         if self._stage:
             parts.append(Text(f"{self._stage} ..."))
         return Group(*parts)
 
 
-def rank_table(beats: Sequence[Beat | None]) -> list[RenderableType]:
+def rank_table(beats: Sequence[Beat | None], words: Words = ON_GPU) -> list[RenderableType]:
     """The table of ranks, and a line that counts those without a row."""
     table = Table(box=None, pad_edge=False)
-    for name in _COLUMNS:
+    for name in ("rank", "stage", "step", *columns(words)):
         table.add_column(name, justify="left" if name in ("stage", "step") else "right")
     ranks = shown_ranks(beats)
     for rank in ranks:
-        table.add_row(*map(Text, row(rank, beats[rank])))
+        table.add_row(*map(Text, row(rank, beats[rank], words)))
     if len(ranks) == len(beats):
         return [table]
     others = [beat for rank, beat in enumerate(beats) if rank not in ranks]
@@ -205,21 +210,19 @@ def pace_bar(num_done: int, num_total: int, text: str) -> list[RenderableType]:
     return [ProgressBar(total=num_total, completed=num_done, width=_BAR_WIDTH), Text(f" {text}")]
 
 
-def progress_text(first: Beat, known: Sequence[Beat], pace: str) -> str:
+def progress_text(first: Beat, known: Sequence[Beat], pace: str, words: Words = ON_GPU) -> str:
     """Where the ranks are, in one line.
 
     Args:
         first: of the lowest rank.
         known: of all ranks that have sent one.
         pace: the pace and the time left; "": not known.
+        words: of the kind of run.
     """
     step = f" {_step(first)}" if first.step >= 0 else ""
     left = f", {pace}" if pace else ""
     most = max(known, key=lambda beat: beat.device_used_bytes)
-    held = (
-        f"{size_text(most.allocated_bytes)} allocated, {size_text(most.reserved_bytes)} reserved, "
-        f"{size_text(most.device_used_bytes)} device used"
-    )
+    held = ", ".join(f"{size_text(amount)} {name}" for name, amount in amounts_of(most, words).items())
     whose = f" (rank {most.rank}, the most of {len(known)})" if len(known) > 1 else ""
     return f"{first.stage}{step}: {held}{whose}{left}"
 
@@ -249,12 +252,25 @@ def _stage_text(beat: Beat | None) -> str:
     return f"{beat.stage} {_step(beat)}" if beat.step >= 0 else beat.stage or "between stages"
 
 
-def row(rank: int, beat: Beat | None) -> tuple[str, ...]:
+def columns(words: Words) -> tuple[str, ...]:
+    """The names of the columns of sizes."""
+    named = (words.measures[name] for name in _MEASURES if name in words.measures)
+    return (*named, "outside the allocator" if words.has_device else "other than tensors")
+
+
+def amounts_of(beat: Beat, words: Words) -> dict[str, int]:
+    """Bytes by the name of their measure."""
+    return {
+        words.measures[name]: getattr(beat, f"{name}_bytes") for name in _MEASURES if name in words.measures
+    }
+
+
+def row(rank: int, beat: Beat | None, words: Words = ON_GPU) -> tuple[str, ...]:
     """The row of a rank in the table; a rank that has sent no beat yet has a row, too."""
     if beat is None:
-        return (str(rank), "waiting", "", "", "", "", "")
+        return (str(rank), "waiting", "", *("" for _ in columns(words)))
     outside = max(0, beat.device_used_bytes - beat.reserved_bytes)
-    amounts = beat.allocated_bytes, beat.reserved_bytes, beat.device_used_bytes, outside
+    amounts = [*amounts_of(beat, words).values(), outside]
     return (str(rank), visible(beat.stage), _step(beat) if beat.step >= 0 else "", *map(size_text, amounts))
 
 

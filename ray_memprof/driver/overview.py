@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.driver.preflight import needed_bytes
 from ray_memprof.rank.messages import RankFacts
-from ray_memprof.wording import MIB, rank_text, size_text
+from ray_memprof.wording import rank_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -80,7 +80,7 @@ def _how(config: RunConfig) -> str:
     level = config.logging.level if config.logging.profile_memory else "nothing but progress"
     ranks = f"{config.num_ranks} rank" + ("s" if config.num_ranks > 1 else "")
     by = f" ({', '.join(ways)})" if config.workload == "wan" and config.num_ranks > 1 else ""
-    return f"{ranks}{by}, recording {level}, about {needed_bytes(config) / MIB:,.0f} MiB on disk"
+    return f"{ranks}{by}, recording {level}, about {size_text(needed_bytes(config))} on disk"
 
 
 def _gpu_table(ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]) -> "RenderableType":

@@ -12,7 +12,7 @@ from pathlib import Path
 from ray_memprof.config.rules import warnings
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import DiskFull, PreflightFailed
-from ray_memprof.wording import MIB
+from ray_memprof.wording import MIB, size_text
 from wan.config import TASKS
 
 # For the estimate of disk space. The tiny task on the CPU, where no operations are fused, makes 1,100 per block.
@@ -32,7 +32,7 @@ def check_driver(config: RunConfig, run_dir: Path) -> list[str]:
     free = shutil.disk_usage(run_dir).free
     if free < needed:
         raise DiskFull(
-            f"{run_dir}: {free / MIB:,.0f} MiB are free, about {needed / MIB:,.0f} MiB will be written",
+            f"{run_dir}: {size_text(free)} are free, about {size_text(needed)} will be written",
             hint="set logging.output_dir to another disk, or logging.level to stage",
         )
     return warnings(config)

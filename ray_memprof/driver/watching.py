@@ -22,6 +22,7 @@ from ray_memprof.driver.live import pace_bar, progress_text, rank_table
 from ray_memprof.errors import ConfigError
 from ray_memprof.recorder.status import Beat
 from ray_memprof.report.last_lines import last_lines
+from ray_memprof.report.words import ON_GPU, Words, words_of
 from ray_memprof.store.find_run import find_run, list_runs
 from ray_memprof.store.live_file import read_live
 from ray_memprof.store.processes import has_ended
@@ -73,6 +74,7 @@ class View:
     """By rank; None: a rank that has sent none. Empty: the ranks do not work yet, or have no launcher."""
     pace: tuple[int, int, str] = (0, 0, "")
     """Steps done, all steps, and the pace in words."""
+    words: Words = ON_GPU
     notes: tuple[tuple[str, ...], ...] = ()
     """Of ranks without a launcher: what each says of itself."""
     warning: str = ""
@@ -81,7 +83,7 @@ class View:
         """For a terminal."""
         parts: list[RenderableType] = [Text(visible(self.title))]
         if self.beats:
-            parts += [*rank_table(self.beats), *pace_bar(*self.pace)]
+            parts += [*rank_table(self.beats, self.words), *pace_bar(*self.pace)]
         if self.notes:
             parts.append(_notes_table(self.notes))
         return Group(*parts, *([Text(self.warning)] if self.warning else []))
@@ -90,7 +92,7 @@ class View:
         """For a file, or a pipe: one line that changes when a rank gets on; "" between two stages."""
         known = [beat for beat in self.beats if beat is not None]
         if known:
-            return visible(progress_text(known[0], known, self.pace[2])) if known[0].stage else ""
+            return visible(progress_text(known[0], known, self.pace[2], self.words)) if known[0].stage else ""
         if self.notes:
             running = sum(note[1] == RUNNING for note in self.notes)
             return f"{self.title}: {running} of {len(self.notes)} ranks run"
@@ -127,6 +129,7 @@ def view(run_dir: Path, now: Standing, now_s: float | None = None) -> View:
         title=f"{who}: {now.status}",  # how far it is, the table knows better than run.json
         beats=tuple(beats),
         pace=(pace["num_done"], pace["num_total"], pace["text"]),
+        words=words_of(live["device"]),
         warning=f"the launcher has said nothing for {age_text(silent_s)}" if silent_s > OLD_S else "",
     )
 

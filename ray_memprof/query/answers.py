@@ -47,8 +47,14 @@ def form_of(out: Path | None) -> Form:
     return next((form for form in Form if out is not None and out.suffix == f".{form.value}"), Form.TABLE)
 
 
-def write_answer(rows: "pa.Table", form: Form, out: Path | None) -> None:
+def write_answer(rows: "pa.Table", form: Form, out: Path | None, *, began_ns: int | None = None) -> None:
     """Write rows to a file, or to the standard output.
+
+    Args:
+        rows: an answer.
+        form: how to write it.
+        out: the file; None: the standard output.
+        began_ns: when the recording of the run began: moments in a table for people are told from there on.
 
     Raises:
         BrokenPipeError: nobody reads the standard output any longer.
@@ -56,7 +62,7 @@ def write_answer(rows: "pa.Table", form: Form, out: Path | None) -> None:
         DiskFull: no room for the file.
     """
     if form is Form.TABLE:
-        write_text(table_text(rows, None if out else _width()), out)
+        write_text(table_text(rows, None if out else _width(), began_ns), out)
     elif out is not None:
         from ray_memprof.store.whole_file import whole_file
 
@@ -161,21 +167,32 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def table_text(rows: "pa.Table", width: int | None = None) -> str:
-    """Rows for people: bytes with their unit, durations in seconds, at most MOST_ROWS rows."""
-    text = columns_text(shown_columns(rows.slice(0, MOST_ROWS)), width)
+def has_moments(rows: "pa.Table") -> bool:
+    """Whether a column of an answer has moments."""
+    return any(name in _MOMENTS for name in rows.column_names)
+
+
+def table_text(rows: "pa.Table", width: int | None = None, began_ns: int | None = None) -> str:
+    """Rows for people: bytes with their unit, durations and moments in seconds, at most MOST_ROWS rows.
+
+    Without `began_ns` moments are nanoseconds since 1970.
+    """
+    text = columns_text(shown_columns(rows.slice(0, MOST_ROWS), began_ns), width)
     if rows.num_rows > MOST_ROWS:
         text += f"{rows.num_rows - MOST_ROWS:,} more rows; --format csv, json or parquet has all of them\n"
     return text
 
 
-def shown_columns(rows: "pa.Table") -> "list[Shown]":
-    """The columns of all rows, with values as people read them."""
+def shown_columns(rows: "pa.Table", began_ns: int | None = None) -> "list[Shown]":
+    """The columns of all rows, with values as people read them; moments: see table_text()."""
     is_by_row = rows.column_names.count("unit") == 1
     units = _values(rows.column("unit")) if is_by_row else [None] * rows.num_rows
     columns = []
     for field, column in zip(rows.schema, rows.columns, strict=True):
-        cells = [cell(field.name, value, unit) for value, unit in zip(_values(column), units, strict=True)]
+        cells = [
+            cell(field.name, value, unit, began_ns)
+            for value, unit in zip(_values(column), units, strict=True)
+        ]
         columns.append(Shown(field.name, cells, is_number(field.type)))
     return columns
 
@@ -210,8 +227,9 @@ class Shown:
 
 
 def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
-    """Columns as lines of text, folded to `width` if it is given."""
+    """Columns as lines of text; rows that are wider than `width` are turned: a line for each of their cells."""
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
@@ -220,14 +238,34 @@ def columns_text(columns: Sequence[Shown], width: int | None = None) -> str:
         shown.add_column(column.name, justify="right" if column.is_number else "left", overflow="fold")
     for cells in zip(*(column.cells for column in columns), strict=True):
         shown.add_row(*map(visible, cells))
-    console = Console(width=width or _WIDEST, color_system=None, highlight=False, markup=False, emoji=False)
+    console = Console(width=_WIDEST, color_system=None, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
         console.print(shown)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+    lines = "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n").split("\n")
+    if width is not None and columns and columns[0].cells and max(map(cell_len, lines)) > width:
+        return turned_text(columns)
+    return "\n".join(lines) + "\n"
 
 
-def cell(column: str, value: Any, unit: str | None = None) -> str:
-    """A value as people read it, with the unit of its row if there is one, else with that in its column's name."""
+def turned_text(columns: Sequence[Shown]) -> str:
+    """A line for each cell with the name of its column before it, and a line between two rows; paths stay whole."""
+    widest = max(len(visible(column.name)) for column in columns)
+    rows = zip(*(column.cells for column in columns), strict=True)
+    blocks = (
+        "".join(
+            f" {visible(column.name):<{widest}}   {visible(text)}".rstrip() + "\n"
+            for column, text in zip(columns, cells, strict=True)
+        )
+        for cells in rows
+    )
+    return "\n".join(blocks)
+
+
+def cell(column: str, value: Any, unit: str | None = None, began_ns: int | None = None) -> str:
+    """A value as people read it, with the unit of its row if there is one, else with that in its column's name.
+
+    A moment is told in seconds since `began_ns`, if this is known.
+    """
     if unit is not None and isinstance(value, float) and math.isfinite(value):
         return number_text(value, unit)
     if isinstance(value, Decimal) and value == value.to_integral_value():
@@ -237,6 +275,8 @@ def cell(column: str, value: Any, unit: str | None = None) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         if column == "bytes" or column.endswith("_bytes"):
             return size_text(value)
+        if column in _MOMENTS and began_ns is not None:
+            return f"{(value - began_ns) / 1e9:+,.3f} s"
         if column.endswith("_ns") and column not in _MOMENTS:
             return f"{value / 1e9:,.3f} s"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

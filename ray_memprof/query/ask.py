@@ -110,6 +110,17 @@ def _refused(error: duckdb.Error) -> ConfigError:
     )
 
 
+def began_ns(run_dirs: Sequence[Path]) -> int | None:
+    """When the recording of the run began, in nanoseconds since 1970: where the pictures of its report begin, too.
+
+    None: there are several runs, or nothing was recorded.
+    """
+    if len(run_dirs) != 1:
+        return None
+    rows = database.query(run_dirs[0], "time_slices").to_pylist()
+    return rows[0]["first_ns"] if rows else None
+
+
 def sql_of(name: str) -> str:
     """The SQL of a question, its header included.
 

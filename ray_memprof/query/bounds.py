@@ -35,8 +35,8 @@ def caveats(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return [*lower_bounds(rows), *map(inexact_text, inexact)]
 
 
-def lower_bounds(rows: list[dict[str, Any]]) -> list[str]:
-    """Lines that say why some peaks are shown as "at least"."""
+def lower_bounds(rows: list[dict[str, Any]], device_used: str = "device used") -> list[str]:
+    """Lines that say why some peaks are shown as "at least"; `device_used` is what a reader calls this measure."""
     early = [row["rank"] for row in rows if row["peak_at_least"]]
     between = [row["rank"] for row in rows if is_unsampled(row)]
     lines = []
@@ -47,7 +47,8 @@ def lower_bounds(rows: list[dict[str, Any]]) -> list[str]:
         )
     if between:
         lines.append(
-            f"device used of {rank_text(between)} is a lower bound: no sample was taken between the boundaries of spans"
+            f"{device_used} of {rank_text(between)} is a lower bound: no sample was taken between the boundaries of "
+            "spans"
         )
     return lines
 

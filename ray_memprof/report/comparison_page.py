@@ -7,9 +7,10 @@ Takes what compare.py found and the question `measures` of every run; figures co
 whole page, or none after an error.
 """
 
+import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -28,22 +29,23 @@ from ray_memprof.analysis.comparison.text import LEAST_FRACTION, SHOWN, check_li
 from ray_memprof.errors import RunError
 from ray_memprof.query import database
 from ray_memprof.report import comparison_plots, plots
+from ray_memprof.report.matrix_table import Line, matrix_text
 from ray_memprof.report.page import environment, packed_plotly
+from ray_memprof.report.words import words_of_runs
 from ray_memprof.store.run_files import TABLES_DIR, table_dir
+from ray_memprof.store.run_json import run_facts
+from ray_memprof.store.standing import LEFT
 from ray_memprof.store.whole_file import whole_file
-from ray_memprof.wording import change_text, number_text, shortened
+from ray_memprof.wording import change_text, number_text, shortened, visible
 
 TEMPLATE = "compare.html.j2"
 NUMBERS = {
-    "peak_device_used": "device used, peak",
-    "peak_reserved": "reserved, peak",
-    "peak_allocated": "allocated, peak",
     "imbalance": "imbalance",
     "duration": "duration",
+    "step_duration": "a step",
     "unexplained": "unexplained",
 }
-"""Measures of the whole run that are shown, with the heading of each."""
-PEAKS = {"peak_device_used": "device used", "peak_reserved": "reserved", "peak_allocated": "allocated"}
+"""Measures of the whole run that are shown after the peaks, with the heading of each."""
 MOST_SPANS = 30
 MOST_LETTERS = 300
 """The most characters of a setting."""
@@ -67,8 +69,10 @@ def write_comparison_page(compared: Comparison, path: Path) -> Path:
     return path
 
 
-def write_matrix(run_dirs: Sequence[Path], path: Path) -> Path | None:
+def write_matrix(run_dirs: Sequence[Path], path: Path) -> Comparison | None:
     """Write the page for those runs of a matrix that left tables; None: fewer than two runs recorded spans.
+
+    Returns what was compared.
 
     Raises:
         ConfigError: a run cannot be read.
@@ -76,16 +80,21 @@ def write_matrix(run_dirs: Sequence[Path], path: Path) -> Path | None:
     """
     if sum(table_dir(run_dir, "spans").is_dir() for run_dir in run_dirs) < 2:
         return None
-    return write_comparison_page(
-        compare([run_dir for run_dir in run_dirs if (run_dir / TABLES_DIR).is_dir()]), path
-    )
+    compared = compare([run_dir for run_dir in run_dirs if (run_dir / TABLES_DIR).is_dir()])
+    write_comparison_page(compared, path)
+    return compared
 
 
 def set_side_by_side(folders: Sequence[Path], page: Path) -> None:
-    """Write the page that compares the runs of a matrix; an error is only a warning, since the runs are complete."""
+    """Write the page that compares the runs of a matrix, and a table of them to stderr.
+
+    An error is only a warning, since the runs are complete.
+    """
     try:
-        if write_matrix(folders, page) is not None:
-            sys.stderr.write(f"comparison: {page.absolute()}\n")
+        if (compared := write_matrix(folders, page)) is not None:
+            width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+            table = matrix_text(_lines(folders, compared), width)
+            sys.stderr.write(f"{visible(table)}comparison: {page.absolute()}\n")
     except (Exception, KeyboardInterrupt) as error:
         if not isinstance(error, RunError | OSError | KeyboardInterrupt):  # a bug: print where it is
             traceback.print_exc()
@@ -93,19 +102,41 @@ def set_side_by_side(folders: Sequence[Path], page: Path) -> None:
         sys.stderr.write(f"warning: the runs are not compared: {text}\n")
 
 
+def _lines(folders: Sequence[Path], compared: Comparison) -> list[Line]:
+    """Every run of a matrix in its order, also one that recorded nothing."""
+    sides = {Path(side.folder): side for side in compared.sides}
+    lines = []
+    for folder in folders:
+        side = sides.get(folder.resolve())
+        if side is None:
+            status = (run_facts(folder) or {}).get("status", LEFT)
+            lines.append(Line(folder.parent.name, str(status), "", {}))
+        else:
+            lines.append(Line(side.label, side.status, side.source, _of_run(_measured(folder))))
+    return lines
+
+
 def render(compared: Comparison) -> str:
     """The page as text; its figures are always those of all ranks, even if only one rank was compared."""
     sides = compared.sides
     measured = [_measured(Path(side.folder)) for side in sides]
     stages = _merged([[stage for stage, _ in one if stage] for one in measured])
-    figures = _figures(_picture_labels(sides), stages, measured)
-    moves, num_moves = _moves(compared)
+    words = words_of_runs(side.source for side in sides)
+    peaks = {f"peak_{measure}": name for measure, name in words.measures.items()}
+    whole = [_of_run(one) for one in measured]
+    numbers = {**{measure: f"{name}, peak" for measure, name in peaks.items()}, **NUMBERS}
+    if not any("step_duration" in one for one in whole):
+        del numbers["step_duration"]
+    shown = [measure for measure in SHOWN if measure in peaks or measure in NUMBERS]
+    figures = _figures(_picture_labels(sides), stages, measured, peaks)
+    moves, num_moves = _moves(compared, shown)
     facts: Row = {
         "sides": sides,
         "failed": [side for side in sides if side.status != "ok"],
         "notes": _notes(sides),
-        "headings": list(NUMBERS.values()),
-        "whole": _whole(measured),
+        "words": words,
+        "headings": list(numbers.values()),
+        "whole": _whole(whole, list(numbers)),
         "stages": stages,
         "by_stage": [
             [_cell(one.get((stage, "peak_allocated")), None) for stage in stages] for one in measured
@@ -113,7 +144,7 @@ def render(compared: Comparison) -> str:
         "differences": [
             (one.key, _clipped(one.values[0]), _others(one, sides)) for one in compared.differences
         ],
-        "measures": [name.replace("_", " ") for name in SHOWN],
+        "measures": [f"peak {peaks[name]}" if name in peaks else NUMBERS[name] for name in shown],
         "moves": moves,
         "num_moves": num_moves,
         "least": LEAST_FRACTION,
@@ -126,6 +157,11 @@ def render(compared: Comparison) -> str:
 
 def _measured(run_dir: Path) -> Measured:
     return {(row["stage"], row["measure"]): row for row in database.query(run_dir, "measures").to_pylist()}
+
+
+def _of_run(measured: Measured) -> dict[str, Row]:
+    """The measures of the whole run by name; a step is one of the denoise loop."""
+    return {name: row for (stage, name), row in measured.items() if stage is None or name == "step_duration"}
 
 
 def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
@@ -153,12 +189,12 @@ def _picture_labels(sides: Sequence[Side]) -> list[str]:
 
 
 def _figures(
-    labels: Sequence[str], stages: Sequence[str], measured: Sequence[Measured]
+    labels: Sequence[str], stages: Sequence[str], measured: Sequence[Measured], peaks: Mapping[str, str]
 ) -> dict[str, plots.Figure]:
     figures = {}
-    peaks = {name: [_size(one, None, measure) for one in measured] for measure, name in PEAKS.items()}
-    if any(size is not None for sizes in peaks.values() for size in sizes):
-        figures["peaks"] = comparison_plots.peaks_of_runs(labels, peaks)
+    of_runs = {name: [_size(one, None, measure) for one in measured] for measure, name in peaks.items()}
+    if any(size is not None for sizes in of_runs.values() for size in sizes):
+        figures["peaks"] = comparison_plots.peaks_of_runs(labels, of_runs)
     if stages:
         sizes = [[_size(one, stage, "peak_allocated") for stage in stages] for one in measured]
         figures["stages"] = comparison_plots.stages_of_runs(labels, stages, sizes)
@@ -170,14 +206,11 @@ def _size(measured: Measured, stage: str | None, measure: str) -> int | None:
     return None if row is None else int(row["value"])
 
 
-def _whole(measured: Sequence[Measured]) -> list[list[Row]]:
-    """A line for each run with a cell for each of NUMBERS; the change is against the first run."""
+def _whole(runs: Sequence[Mapping[str, Row]], numbers: Sequence[str]) -> list[list[Row]]:
+    """A line for each run with a cell for each of these measures; the change is against the first run."""
     return [
-        [
-            _cell(one.get((None, name)), None if one is measured[0] else measured[0].get((None, name)))
-            for name in NUMBERS
-        ]
-        for one in measured
+        [_cell(one.get(name), None if one is runs[0] else runs[0].get(name)) for name in numbers]
+        for one in runs
     ]
 
 
@@ -228,21 +261,21 @@ def _clipped(value: str | None) -> str:
     return shortened(value, MOST_LETTERS)
 
 
-def _moves(compared: Comparison) -> tuple[list[Row], int]:
+def _moves(compared: Comparison, shown: Sequence[str]) -> tuple[list[Row], int]:
     """The spans of all runs that moved most, the largest moves first; and how many moved in all."""
     spans = moved_of(compared.moves.to_pylist(), "span")
     moved = [one for one in spans if one.share >= LEAST_FRACTION]
     moved.sort(key=attrgetter("share"), reverse=True)
-    return [_move(one, compared.sides) for one in moved[:MOST_SPANS]], len(moved)
+    return [_move(one, compared.sides, shown) for one in moved[:MOST_SPANS]], len(moved)
 
 
-def _move(span: Moved, sides: Sequence[Side]) -> Row:
+def _move(span: Moved, sides: Sequence[Side], shown: Sequence[str]) -> Row:
     notes = {None: "", "base": "only in the first run", "other": "not in the first run"}
     return {
         "label": sides[span.run].label,
         "path": span.path,
         "note": notes[span.only_in],
-        "cells": [_moved(span.measures.get(measure)) for measure in SHOWN],
+        "cells": [_moved(span.measures.get(measure)) for measure in shown],
     }
 
 

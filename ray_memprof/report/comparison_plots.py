@@ -1,8 +1,10 @@
 """Figures of several runs side by side; plots.py makes those of one run."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
-from ray_memprof.report.plots import BYTES, IN_GIB, MOST_RANKS, NUMBERS, Figure, Row, cells
+from ray_memprof.report.plots import MOST_RANKS, NUMBERS, SIZE, Figure, Row, cells, largest
+from ray_memprof.wording import unit_of
 
 
 def peaks_of_runs(names: Sequence[str], sizes: Mapping[str, Sequence[int | None]]) -> Figure:
@@ -13,22 +15,23 @@ def peaks_of_runs(names: Sequence[str], sizes: Mapping[str, Sequence[int | None]
     data: list[Row] = []
     for position, (measure, peaks) in enumerate(sizes.items()):
         trace: Row = {"type": "bar", "orientation": "h", "name": measure, "y": names}
-        trace |= {"customdata": peaks, "meta": {"gib": "x"}, "marker": {"color": f"var:heat{4 - position}"}}
-        trace["hovertemplate"] = f"%{{fullData.name}}: %{{x:.2f}} GiB ({BYTES})<extra>%{{y}}</extra>"
+        trace |= {"customdata": peaks, "meta": {"size": "x"}, "marker": {"color": f"var:heat{4 - position}"}}
+        trace["hovertemplate"] = f"%{{fullData.name}}: {SIZE}<extra>%{{y}}</extra>"
         data.append(trace)
-    layout: Row = {"barmode": "group", "xaxis": {"ticksuffix": IN_GIB, "rangemode": "tozero"}}
+    unit, unit_bytes = unit_of(largest(chain.from_iterable(sizes.values())))
+    layout: Row = {"barmode": "group", "xaxis": {"ticksuffix": f" {unit}", "rangemode": "tozero"}}
     layout["yaxis"] = {"autorange": "reversed", "automargin": True, "type": "category"}
-    return {"data": data, "layout": layout, "height": 110 + 46 * len(names)}
+    return {"data": data, "layout": layout, "unit_bytes": unit_bytes, "height": 110 + 46 * len(names)}
 
 
 def stages_of_runs(
     names: Sequence[str], stages: Sequence[str], sizes: Sequence[Sequence[int | None]]
 ) -> Figure:
     """A peak of every stage in several runs: a column for each stage, a row for each run."""
-    trace = cells(stages, names, sizes, gap=2, hover="%{y}, %{x}")
+    trace, unit_bytes = cells(stages, names, sizes, gap=2, hover="%{y}, %{x}")
     if len(stages) <= MOST_RANKS:
         trace |= NUMBERS
     layout: Row = {"margin": {"t": 30, "b": 10}}
     layout["yaxis"] = {"autorange": "reversed", "automargin": True, "showgrid": False, "type": "category"}
     layout["xaxis"] = {"side": "top", "showgrid": False, "zeroline": False, "type": "category"}
-    return {"data": [trace], "layout": layout, "height": 110 + 34 * len(names)}
+    return {"data": [trace], "layout": layout, "unit_bytes": unit_bytes, "height": 110 + 34 * len(names)}

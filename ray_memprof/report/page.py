@@ -23,7 +23,7 @@ from ray_memprof.query.questions import fetched
 from ray_memprof.report import plots
 from ray_memprof.report.flame import clipped
 from ray_memprof.store.schema import RUNS
-from ray_memprof.wording import GIB, span_text, visible
+from ray_memprof.wording import share_text, size_text, span_text, visible
 
 _TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "x0", "x1", "y0", "y1")
 """Keys of a figure whose texts come from a run; all other texts are written in this package."""
@@ -69,7 +69,7 @@ def environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        gib=gib,
+        size=sized,
         at_least=_at_least,
         unsampled=is_unsampled,
         seconds=_seconds,
@@ -87,11 +87,11 @@ def _data(figure: plots.Figure) -> Markup:
     return Markup(json.dumps(as_plain_text(figure), separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def gib(size: int | None) -> Markup:
-    """A size in GiB with two decimals, with the exact bytes as a tooltip."""
+def sized(size: int | None) -> Markup:
+    """A size with its unit, with the exact bytes as a tooltip."""
     if size is None:
         return Markup("&ndash;")
-    return Markup('<span title="{:,} bytes">{:.2f}</span>').format(size, size / GIB)
+    return Markup('<span title="{:,} bytes">{}</span>').format(size, size_text(size))
 
 
 def _at_least(size: Markup, is_at_least: bool) -> Markup:
@@ -99,11 +99,16 @@ def _at_least(size: Markup, is_at_least: bool) -> Markup:
 
 
 def _seconds(ns: int | None) -> str:
-    return "-" if ns is None else f"{ns / 1e9:,.2f}"
+    if ns is None:
+        return "-"
+    if abs(ns) >= 10**7 or not ns:
+        return f"{ns / 1e9:,.2f}" if ns else "0"
+    # Two digits would read 0.00 or 0.01.
+    return f"{ns / 1e9:.3f}" if abs(ns) >= 500_000 else "<0.001"
 
 
 def _share(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{fraction:.2%}"
+    return "-" if fraction is None else share_text(fraction)
 
 
 def _utc(ns: int) -> str:

@@ -3,18 +3,20 @@
     area(ask("timeline_by_account"), ask("timeline"), ask("stage_bands"), frame)     # who held the memory of a rank
 
 Two things are left to templates/report.js, because only the browser knows them. A colour is "var:name" for the CSS
-variable --name, so that figures follow the light, dark and print styles. Bytes are in customdata, and meta.gib names
-the axis that shows them in GiB: so hovering shows the exact number, and each number is in the page only once.
+variable --name, so that figures follow the light, dark and print styles. Bytes are in customdata, meta.size names the
+axis that shows them, and unit_bytes of the figure is that axis's unit: so hovering shows the exact number, and each
+number is in the page only once.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
+from ray_memprof.report.words import ON_GPU, Words
 from ray_memprof.store.schema import CATEGORIES
-from ray_memprof.wording import GIB, size_text
+from ray_memprof.wording import size_text, unit_of
 
 MOST_RANKS = 16
 """The most ranks of a run that have figures of their own."""
@@ -28,15 +30,8 @@ TENSORS = (*CATEGORIES, "uncategorised")
 OUTSIDE = ("context", "nccl", "libraries", "others", "unexplained")
 ACCOUNTS = (*TENSORS, "cached", *OUTSIDE)
 """The parts of the memory of a device, from the bottom of the figure upwards."""
-NAMES = {
-    "nccl": "NCCL",
-    "uncategorised": "tensors, category not recorded",
-    "active": "tensors",
-    "before": "held before the first event",
-}
-"""Names for readers, for accounts whose own name is not clear."""
-IN_GIB = " GiB"
-BYTES = "%{customdata:,d} bytes"
+SIZE = "%{hovertext} (%{customdata:,d} bytes)"
+"""What hovering shows of a size; report.js writes the texts."""
 NUM_COLOURS = 8
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 HATCH: dict[str, Any] = {
@@ -66,6 +61,11 @@ class Frame:
     def seconds(self, t_ns: int) -> float:
         """Seconds since the first slice of the run began."""
         return round((t_ns - self.first_ns) / 1e9, 4)
+
+    @property
+    def unit(self) -> tuple[str, int]:
+        """The unit of the axes of sizes, and its bytes."""
+        return unit_of(max(self.top_bytes, self.full_bytes or 0))
 
     @property
     def full_bytes(self) -> int | None:
@@ -109,7 +109,9 @@ def chosen(
     return sorted([rank for rank in wanted if rank in ranks][:most])
 
 
-def area(moments: Sequence[Row], slices: Sequence[Row], bands: Sequence[Row], frame: Frame) -> Figure:
+def area(
+    moments: Sequence[Row], slices: Sequence[Row], bands: Sequence[Row], frame: Frame, words: Words = ON_GPU
+) -> Figure:
     """Who held the memory of one rank over time: stacked areas with the stages behind them."""
     starts = [row["start_ns"] for row in bands]
     names = [row["stage"] for row in bands]
@@ -120,33 +122,37 @@ def area(moments: Sequence[Row], slices: Sequence[Row], bands: Sequence[Row], fr
     where: Row = {"type": "scatter", "x": x, "y": [0] * len(x), "mode": "lines", "line": {"width": 0}}
     where |= {"text": stages, "hovertemplate": "in <b>%{text}</b><extra></extra>", "showlegend": False}
     held = [account for account in ACCOUNTS if any(row[f"{account}_bytes"] for row in moments)]
-    layers = [_layer(account, [row[f"{account}_bytes"] for row in moments]) for account in held]
+    layers = [
+        _layer(account, words.accounts.get(account, account), [row[f"{account}_bytes"] for row in moments])
+        for account in held
+    ]
     return {
-        "data": [where, *layers, _outline(slices, frame)],
+        "data": [where, *layers, _outline(words.measures["device_used"], slices, frame)],
         "layout": {**_over_time(frame), **_bands(bands, frame)},
+        "unit_bytes": frame.unit[1],
         "height": 420,
     }
 
 
-def _layer(account: str, sizes: list[int]) -> Row:
+def _layer(account: str, name: str, sizes: list[int]) -> Row:
     """One area of the stack, without x: report.js takes the x of the figure's first trace."""
     colour = f"var:{account}"
     trace: Row = {
         "type": "scatter",
-        "name": NAMES.get(account, account),
+        "name": name,
         "stackgroup": "held",
         "mode": "lines",
     }
     trace |= {"line": {"shape": "hv", "width": 0}, "fillcolor": colour}
     if account == "cached":
         trace["fillpattern"] = HATCH
-    trace |= {"customdata": sizes, "meta": {"gib": "y"}}
-    return {**trace, "hovertemplate": f"%{{y:.2f}} GiB ({BYTES})"}
+    trace |= {"customdata": sizes, "meta": {"size": "y"}}
+    return {**trace, "hovertemplate": SIZE}
 
 
-def _outline(slices: Sequence[Row], frame: Frame) -> Row:
+def _outline(name: str, slices: Sequence[Row], frame: Frame) -> Row:
     return {
-        **_line("device used", slices, frame, "device_used_bytes"),
+        **_line(name, slices, frame, "device_used_bytes"),
         "line": {"shape": "hv", "width": 1.5, "color": "var:ink", "dash": "dot"},
     }
 
@@ -159,8 +165,8 @@ def _line(name: str, slices: Sequence[Row], frame: Frame, column: str) -> Row:
         "mode": "lines",
         "x": [frame.seconds(row["start_ns"]) for row in known],
         "customdata": [row[column] for row in known],
-        "meta": {"gib": "y"},
-        "hovertemplate": f"%{{y:.2f}} GiB ({BYTES})",
+        "meta": {"size": "y"},
+        "hovertemplate": SIZE,
     }
 
 
@@ -180,7 +186,8 @@ def ranks_over_time(
         rows = [row for row in slices if row["rank"] == rank]
         line = {"shape": "hv", "width": 2, "color": _rank_colour(position), "dash": _dash(position)}
         data.append({**_line(f"rank {rank}", rows, frame, "device_used_bytes"), "line": line})
-    return {"data": data, "layout": {**_over_time(frame), "legend": {"traceorder": "normal"}}, "height": 420}
+    layout = {**_over_time(frame), "legend": {"traceorder": "normal"}}
+    return {"data": data, "layout": layout, "unit_bytes": frame.unit[1], "height": 420}
 
 
 def _rank_colour(position: int) -> str:
@@ -193,14 +200,15 @@ def _dash(position: int) -> str:
 
 
 def _over_time(frame: Frame) -> Row:
-    top = max(frame.top_bytes, frame.full_bytes or 0) / GIB
+    unit, unit_bytes = frame.unit
+    top = max(frame.top_bytes, frame.full_bytes or 0) / unit_bytes
     layout: Row = {
         "xaxis": {"ticksuffix": " s", "range": [0, frame.length_s]},
-        "yaxis": {"ticksuffix": IN_GIB, "range": [0, 1.06 * top or 1]},
+        "yaxis": {"ticksuffix": f" {unit}", "range": [0, 1.06 * top or 1]},
         "hovermode": "x unified",
     }
     if frame.full_bytes:
-        y = frame.full_bytes / GIB
+        y = frame.full_bytes / unit_bytes
         line = {"color": "var:bad", "width": 1.5, "dash": "dash"}
         layout["shapes"] = [
             {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
@@ -229,7 +237,7 @@ def _bands(bands: Sequence[Row], frame: Frame) -> Row:
     return {"shapes": shapes, "annotations": notes, "margin": {"t": 38}}
 
 
-def books(rows: Sequence[Row]) -> Figure:
+def books(rows: Sequence[Row], words: Words = ON_GPU) -> Figure:
     """Who held the memory of each rank when its device was fullest: one bar for each rank."""
     ranks = list(dict.fromkeys(row["rank"] for row in rows))
     data = []
@@ -237,17 +245,19 @@ def books(rows: Sequence[Row]) -> Figure:
         sizes = [row["bytes"] for row in rows if row["account"] == account]
         if not any(sizes):
             continue
-        trace: Row = {"type": "bar", "orientation": "h", "name": NAMES.get(account, account)}
-        trace |= {"y": [f"rank {rank}" for rank in ranks], "customdata": sizes, "meta": {"gib": "x"}}
+        trace: Row = {"type": "bar", "orientation": "h", "name": words.accounts.get(account, account)}
+        trace |= {"y": [f"rank {rank}" for rank in ranks], "customdata": sizes, "meta": {"size": "x"}}
         trace["marker"] = {"color": f"var:{account}", "line": {"width": 1, "color": "var:paper"}}
         if account == "cached":
             trace["marker"]["pattern"] = HATCH
-        data.append(
-            {**trace, "hovertemplate": f"%{{fullData.name}}: %{{x:.2f}} GiB ({BYTES})<extra>%{{y}}</extra>"}
-        )
-    layout: Row = {"barmode": "relative", "xaxis": {"ticksuffix": IN_GIB}}
+        data.append({**trace, "hovertemplate": f"%{{fullData.name}}: {SIZE}<extra>%{{y}}</extra>"})
+    # As long as the longest bar: the parts of a rank lie on each other.
+    unit, unit_bytes = unit_of(
+        max(sum(row["bytes"] for row in rows if row["rank"] == rank) for rank in ranks)
+    )
+    layout: Row = {"barmode": "relative", "xaxis": {"ticksuffix": f" {unit}"}}
     layout["yaxis"] = {"autorange": "reversed", "automargin": True}
-    return {"data": data, "layout": layout, "height": 150 + 30 * len(ranks)}
+    return {"data": data, "layout": layout, "unit_bytes": unit_bytes, "height": 150 + 30 * len(ranks)}
 
 
 def alive(rows: Sequence[Row]) -> Figure:
@@ -296,7 +306,7 @@ def heat(rows: Sequence[Row], measure: str) -> Figure:
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     ranks = sorted({row["rank"] for row in rows})
     sizes = {(row["stage"], row["rank"]): row[f"{measure}_peak_bytes"] for row in rows}
-    trace = cells(
+    trace, unit_bytes = cells(
         ranks,
         stages,
         [[sizes.get((stage, rank)) for rank in ranks] for stage in stages],
@@ -310,30 +320,37 @@ def heat(rows: Sequence[Row], measure: str) -> Figure:
     ticks = {"dtick": 1} if len(ranks) <= MOST_RANKS else {}
     layout["xaxis"] = {"side": "top", "tickprefix": "rank ", "showgrid": False, "zeroline": False, **ticks}
     layout["margin"] = {"t": 30, "b": 10}
-    return {"data": [trace], "layout": layout, "height": 90 + 34 * len(stages)}
+    return {"data": [trace], "layout": layout, "unit_bytes": unit_bytes, "height": 90 + 34 * len(stages)}
 
 
-NUMBERS: Row = {"texttemplate": "%{z:.2f}", "textfont": {"size": 12}}
+NUMBERS: Row = {"texttemplate": "%{text}", "textfont": {"size": 12}}
 
 
 def cells(
     x: Sequence[int | str], y: Sequence[str], sizes: Sequence[Sequence[int | None]], *, gap: int, hover: str
-) -> Row:
-    """Sizes as colours, a row for each of `y`; a cell whose size is None stays empty."""
-    return {
+) -> tuple[Row, int]:
+    """Sizes as colours, a row for each of `y`, and the bytes of their unit; a cell whose size is None stays empty."""
+    unit, unit_bytes = unit_of(largest(chain.from_iterable(sizes)))
+    trace: Row = {
         "type": "heatmap",
         "x": x,
         "y": y,
         "customdata": sizes,
-        "meta": {"gib": "z"},
+        "meta": {"size": "z"},
         "colorscale": [[position / 4, f"var:heat{position}"] for position in range(5)],
-        "colorbar": {"ticksuffix": IN_GIB, "thickness": 12},
+        "colorbar": {"ticksuffix": f" {unit}", "thickness": 12},
         "zmin": 0,
         "xgap": gap,
         "ygap": 2,
-        "hovertemplate": f"{hover}: %{{z:.2f}} GiB ({BYTES})<extra></extra>",
+        "hovertemplate": f"{hover}: %{{text}} (%{{customdata:,d}} bytes)<extra></extra>",
         "hoverongaps": False,
     }
+    return trace, unit_bytes
+
+
+def largest(sizes: Iterable[int | None]) -> int:
+    """The largest of the sizes that are known; 0: none is."""
+    return max((size for size in sizes if size is not None), default=0)
 
 
 def imbalance(rows: Sequence[Row]) -> Figure:
@@ -346,7 +363,7 @@ def imbalance(rows: Sequence[Row]) -> Figure:
         "max": ("most", "diamond-open", "var:rank1"),
     }
     for column, (name, symbol, colour) in styles.items():
-        trace: Row = {"type": "scatter", "mode": "markers", "name": name, "y": stages, "meta": {"gib": "x"}}
+        trace: Row = {"type": "scatter", "mode": "markers", "name": name, "y": stages, "meta": {"size": "x"}}
         trace["customdata"] = [row[f"{column}_bytes"] for row in rows]
         trace["marker"] = {
             "size": 11,
@@ -354,18 +371,16 @@ def imbalance(rows: Sequence[Row]) -> Figure:
             "color": colour,
             "line": {"width": 2, "color": colour},
         }
-        data.append(
-            {**trace, "hovertemplate": f"%{{fullData.name}}: %{{x:.2f}} GiB ({BYTES})<extra>%{{y}}</extra>"}
-        )
-    line = {"color": "var:line", "width": 3}
-    shapes = [
-        {"type": "line", "x0": row["min_bytes"] / GIB, "x1": row["max_bytes"] / GIB, "y0": stage, "y1": stage}
-        | {"line": line, "layer": "below"}
-        for row, stage in zip(rows, stages, strict=True)
-    ]
-    layout: Row = {"shapes": shapes, "xaxis": {"ticksuffix": IN_GIB, "rangemode": "tozero"}}
+        data.append({**trace, "hovertemplate": f"%{{fullData.name}}: {SIZE}<extra>%{{y}}</extra>"})
+    unit, unit_bytes = unit_of(largest(row["max_bytes"] for row in rows))
+    line = {"type": "line", "layer": "below", "line": {"color": "var:line", "width": 3}}
+    shapes = []
+    for row, stage in zip(rows, stages, strict=True):
+        ends = {"x0": row["min_bytes"] / unit_bytes, "x1": row["max_bytes"] / unit_bytes}
+        shapes.append({**line, **ends, "y0": stage, "y1": stage})
+    layout: Row = {"shapes": shapes, "xaxis": {"ticksuffix": f" {unit}", "rangemode": "tozero"}}
     layout["yaxis"] = {"autorange": "reversed", "automargin": True}
-    return {"data": data, "layout": layout, "height": 130 + 30 * len(rows)}
+    return {"data": data, "layout": layout, "unit_bytes": unit_bytes, "height": 130 + 30 * len(rows)}
 
 
 def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
@@ -387,13 +402,14 @@ def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
         style["line"] = {"color": _rank_colour(position), "dash": _dash(position), "width": 2}
         style["marker"] = {"symbol": f"{SYMBOLS[position % len(SYMBOLS)]}-open", "size": 9}
         full, long = (_highest(mine, key) for key in ("allocated_peak_bytes", "duration_ns"))
-        sizes: Row = {"x": [row["step"] for row in full], "meta": {"gib": "y"}}
+        sizes: Row = {"x": [row["step"] for row in full], "meta": {"size": "y"}}
         sizes["customdata"] = [row["allocated_peak_bytes"] for row in full]
-        sizes["hovertemplate"] = f"step %{{x}}: %{{y:.2f}} GiB ({BYTES})"
+        sizes["hovertemplate"] = f"step %{{x}}: {SIZE}"
         times: Row = {"x": [row["step"] for row in long], "yaxis": "y2", "showlegend": False}
         times["y"] = [row["duration_ns"] / 1e9 for row in long]
         times["hovertemplate"] = "step %{x}: %{y:.3f} s"
         data += [{**style, **sizes}, {**style, **times}]
+    unit, unit_bytes = unit_of(largest(row["allocated_peak_bytes"] for row in rows))
     layout = {
         "xaxis": {
             "tickprefix": "step ",
@@ -402,7 +418,7 @@ def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
         },
         "yaxis": {
             "title": {"text": "peak allocated"},
-            "ticksuffix": IN_GIB,
+            "ticksuffix": f" {unit}",
             "domain": [0.55, 1],
             "rangemode": "tozero",
         },
@@ -414,7 +430,7 @@ def steps(rows: Sequence[Row], ranks: Sequence[int]) -> Figure:
             "anchor": "x",
         },
     }
-    return {"data": data, "layout": layout, "height": 440}
+    return {"data": data, "layout": layout, "unit_bytes": unit_bytes, "height": 440}
 
 
 def _highest(rows: Sequence[Row], figure: str, most: int = MOST_POINTS) -> list[Row]:

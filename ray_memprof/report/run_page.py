@@ -27,11 +27,12 @@ from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import fetched, rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.flame_page import flames_of, panels_of, told_of
-from ray_memprof.report.page import Tab, environment, gib, packed_plotly, run_of
+from ray_memprof.report.page import Tab, environment, packed_plotly, run_of, sized
+from ray_memprof.report.words import Words, words_of
 from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE
 from ray_memprof.store.standing import LEFT, RUNNING
 from ray_memprof.store.whole_file import run_file
-from ray_memprof.wording import GIB, at_least, span_text
+from ray_memprof.wording import at_least, share_text, size_text, span_text
 
 TEMPLATE = "report.html.j2"
 CONTENTS = {
@@ -64,7 +65,6 @@ PER_RANK = frozenset(CONTENTS) - {"peak_by_rank", "imbalance"}
 MOST_ROWS = 400
 """The most rows of a table of PER_RANK; the other rows are counted. Figures and statements are made of all rows."""
 _REACH = "MIN(start_ns) AS start_ns, MAX(end_ns) AS end_ns, MAX(device_used_bytes) AS device_used_bytes"
-MEASURES = {"device_used": "device used", "reserved": "reserved", "allocated": "allocated"}
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
@@ -143,6 +143,7 @@ def render(
 def _facts(known: Known) -> Row:
     connection = known.connection
     run = run_of(connection)
+    words = words_of(run["source"])
     ranks = fetched(connection, "FROM ranks ORDER BY rank")
     whole = {name: rows_of(connection, name) for name in OF_ALL_RANKS}
     failed = [row["rank"] for row in ranks if row["status"] != "ok"]
@@ -153,14 +154,19 @@ def _facts(known: Known) -> Row:
     if len(ranks) < 2:
         whole["imbalance"] = []
     tables = {name: _of(rows, shown) if name in PER_RANK else rows for name, rows in whole.items()}
-    drawn = _figures(connection, tables, whole, shown, few)
+    drawn = _figures(connection, tables, whole, shown, few, words)
     figures = {tab.id: tab.figure for tabs in drawn.values() for tab in tabs}
     flames = flames_of(connection, shown, tables["alive_at_peak_by_stack"], tables["alive_at_peak"])
     figures |= {name: one.figure for name, one in told_of(flames).items()}
-    sections = {name: _section(name, tables[name], whole[name], drawn.get(name, ())) for name in CONTENTS}
+    for name in words.left_out:
+        tables[name] = whole[name] = []
+    sections = {
+        name: _section(name, tables[name], whole[name], drawn.get(name, ()), words) for name in CONTENTS
+    }
     contents = {name: one.title for name, one in sections.items() if one.is_listed}
     return {
         "run": run,
+        "words": words,
         "is_running": run["status"] == RUNNING,
         "has_verdict": run["status"] not in (None, LEFT, RUNNING),
         "description": json.loads(run["config"] or "{}").get("description", ""),
@@ -170,7 +176,7 @@ def _facts(known: Known) -> Row:
         "sections": sections,
         "contents": contents,
         "details": DETAILS,
-        "tiles": list(chain.from_iterable(map(_tiles, known.headlines))),
+        "tiles": list(chain.from_iterable(_tiles(row, words) for row in known.headlines)),
         "figures": figures,
         "plotly": packed_plotly() if figures else "",
         "beside": None,
@@ -184,7 +190,9 @@ def _facts(known: Known) -> Row:
     }
 
 
-def _section(name: str, rows: list[Row], whole: Sequence[Row], figures: Sequence[Tab]) -> Section:
+def _section(
+    name: str, rows: list[Row], whole: Sequence[Row], figures: Sequence[Tab], words: Words
+) -> Section:
     """The part of a question; a table of PER_RANK is cut to the rows that tell most.
 
     Args:
@@ -192,12 +200,13 @@ def _section(name: str, rows: list[Row], whole: Sequence[Row], figures: Sequence
         rows: of the ranks that are shown.
         whole: of all ranks.
         figures: in the order of their tabs.
+        words: of the run.
     """
     listed = telling(rows, MOST_ROWS) if name in PER_RANK and len(rows) > MOST_ROWS else rows
     return Section(
         name=name,
-        title=CONTENTS[name],
-        question=questions.headline(name),
+        title=words.titles.get(name, CONTENTS[name]),
+        question=words.questions.get(name) or questions.headline(name),
         is_listed=bool(whole) or name == "peak_by_rank",
         rows=listed,
         num_left_out=len(rows) - len(listed),
@@ -228,6 +237,7 @@ def _figures(
     whole: Tables,
     shown: Sequence[int],
     few: Sequence[int],
+    words: Words,
 ) -> dict[str, list[Tab]]:
     """The figures of each part, in the order of their tabs.
 
@@ -236,18 +246,18 @@ def _figures(
     peaks = whole["peak_by_stage"]
     drawn = {
         "timeline_by_account": _tabs(
-            "timelines", _timelines(connection, tables, whole["peak_by_rank"], shown, few)
+            "timelines", _timelines(connection, tables, whole["peak_by_rank"], shown, few, words)
         ),
         "alive_at_peak": _tabs(
             "treemaps",
             [(f"rank {rank}", plots.alive(rows)) for rank, rows in _by_rank(tables["alive_at_peak"]).items()],
         ),
         "peak_by_stage": _tabs(
-            "heats", [(name, plots.heat(peaks, measure)) for measure, name in MEASURES.items() if peaks]
+            "heats", [(name, plots.heat(peaks, measure)) for measure, name in words.measures.items() if peaks]
         ),
     }
     if tables["books_at_peak"]:
-        drawn["books_at_peak"] = [Tab("", "books", plots.books(tables["books_at_peak"]))]
+        drawn["books_at_peak"] = [Tab("", "books", plots.books(tables["books_at_peak"], words))]
     compared = [row for row in tables["imbalance"] if row["measure"] == "allocated" and row["num_ranks"] > 1]
     if compared:
         drawn["imbalance"] = [Tab("", "imbalance", plots.imbalance(compared))]
@@ -266,6 +276,7 @@ def _timelines(
     peaks: Sequence[Row],
     shown: Sequence[int],
     few: Sequence[int],
+    words: Words,
 ) -> list[tuple[str, plots.Figure]]:
     slices = rows_of(connection, "timeline", shown)
     if not slices:
@@ -274,7 +285,7 @@ def _timelines(
     bands = _by_rank(rows_of(connection, "stage_bands", shown))
     moments, of_rank = _by_rank(tables["timeline_by_account"]), _by_rank(slices)
     figures = [
-        (f"rank {rank}", plots.area(moments.get(rank, []), of_rank[rank], bands.get(rank, []), frame))
+        (f"rank {rank}", plots.area(moments.get(rank, []), of_rank[rank], bands.get(rank, []), frame, words))
         for rank in shown
     ]
     if len(shown) > 1:
@@ -292,31 +303,31 @@ def _by_rank(rows: Iterable[Row]) -> dict[int, list[Row]]:
     return listed
 
 
-def _tiles(headlines: Row) -> list[Row]:
+def _tiles(headlines: Row, words: Words) -> list[Row]:
     """The few numbers that every reader wants first: name, value and note."""
     if headlines["allocated_peak_bytes"] is None:
         return []
     used, total = headlines["device_used_peak_bytes"], headlines["device_total_bytes"]
-    of_device = f", {used / total:.0%} of {total / GIB:.2f} GiB" if total else ""
+    of_device = f", {used / total:.0%} of {size_text(total)}" if total else ""
     tiles = [
         _tile(
-            "device used, peak",
+            f"{words.measures['device_used']}, peak",
             _sized(used, is_unsampled(headlines)),
             f"rank {headlines['device_used_peak_rank']}{of_device}",
         ),
         _tile(
-            "allocated, peak",
+            f"{words.measures['allocated']}, peak",
             _sized(headlines["allocated_peak_bytes"], headlines["peak_at_least"]),
             f"rank {headlines['allocated_peak_rank']}, in {span_text(headlines['path'], headlines['step'])}",
         ),
     ]
     if headlines["allocated_max_rank"] is not None:
         times = headlines["allocated_max_over_mean"]
-        note = f"rank {headlines['allocated_max_rank']} against the mean of allocated"
+        note = f"rank {headlines['allocated_max_rank']} against the mean of {words.measures['allocated']}"
         tiles.append(_tile("imbalance", "-" if times is None else f"{times:.2f} x", note))
     if (share := headlines["unexplained_fraction"]) is not None:
-        note = f"of device used at the peak, rank {headlines['unexplained_rank']}"
-        tiles.append(_tile("unexplained", f"{share:.2%}", note))
+        note = f"of {words.measures['device_used']} at the peak, rank {headlines['unexplained_rank']}"
+        tiles.append(_tile("unexplained", share_text(share), note))
     return [*tiles, *_replay_tile(headlines)]
 
 
@@ -341,4 +352,4 @@ def _tile(name: str, value: str | Markup, note: str) -> Row:
 
 
 def _sized(size: int, is_at_least: bool) -> Markup:
-    return Markup(at_least(gib(size) + " GiB", is_at_least))
+    return Markup(at_least(sized(size), is_at_least))

@@ -12,11 +12,12 @@ import duckdb
 
 from ray_memprof.analysis.diagnosis import diagnose
 from ray_memprof.query.bounds import inexact_text, is_unsampled, lower_bounds
-from ray_memprof.query.questions import rows_of
-from ray_memprof.wording import at_least, rank_text, size_text, span_text
+from ray_memprof.query.questions import fetched, rows_of
+from ray_memprof.report.words import Words, words_of
+from ray_memprof.wording import at_least, rank_text, share_text, size_text, span_text
 
 MOST_RANKS = 16
-"""The most ranks that are listed; of a larger run these are the fullest."""
+"""The most lines of peaks; ranks that are alike share a line. Of more, the fullest ranks are listed."""
 MOST_FINDINGS = 2
 """The most findings that are listed; `ray-memprof diagnose` and the report have all."""
 KILLED = ("died", "hung", "lost", "interrupted")
@@ -33,56 +34,65 @@ def number_lines(
         found: its findings.
         headlines: the answer to the question headlines: one row, or none if nothing was recorded.
     """
-    lines = _peaks(connection)
+    words = words_of(next((row["source"] for row in fetched(connection, "SELECT source FROM runs")), None))
+    lines = _peaks(connection, words)
     for row in headlines:
-        lines += [*_imbalance(row), *_books(row), *_replay(connection, row)]
+        lines += [*_imbalance(row, words), *_books(row, words), *_replay(connection, row)]
     return [*lines, *_findings(found)]
 
 
-def _peaks(connection: duckdb.DuckDBPyConnection) -> list[str]:
+def _peaks(connection: duckdb.DuckDBPyConnection, words: Words) -> list[str]:
     rows = rows_of(connection, "peak_by_rank")
     if not rows:
         return ["peak: no span was recorded"]
-    shown = rows
-    if len(rows) > MOST_RANKS:
+    shown, lines = rows, _peaks_of(rows, words)
+    if len(lines) > MOST_RANKS:
         fullest = sorted(rows, key=lambda row: row["device_used_peak_bytes"], reverse=True)
         shown = sorted(fullest[:MOST_RANKS], key=lambda row: int(row["rank"]))
-    lines = [_peak(row) for row in shown]
+        lines = _peaks_of(shown, words)
     if len(rows) > len(shown):
         lines.append(
             f"the {len(shown)} fullest of {len(rows)} ranks; all of them: peak_by_rank in run.duckdb"
         )
-    return [*lines, *lower_bounds(rows)]
+    return [*lines, *lower_bounds(rows, words.measures["device_used"])]
 
 
-def _peak(row: dict[str, Any]) -> str:
+def _peaks_of(rows: Sequence[dict[str, Any]], words: Words) -> list[str]:
+    """A line for each rank; ranks that would have the same line share it, where the first of them stands."""
+    ranks: dict[str, list[int]] = {}
+    for row in rows:
+        ranks.setdefault(_peak(row, words), []).append(row["rank"])
+    return [f"{rank_text(alike)}: {text}" for text, alike in ranks.items()]
+
+
+def _peak(row: dict[str, Any], words: Words) -> str:
     used, total = row["device_used_peak_bytes"], row["device_total_bytes"]
     share = f" ({used / total:.0%} of {size_text(total)})" if total else ""
-    tensors, reserved = (
-        at_least(size_text(row[f"{what}_peak_bytes"]), row["peak_at_least"])
+    held = [
+        f"{words.measures[what]} {at_least(size_text(row[f'{what}_peak_bytes']), row['peak_at_least'])}"
         for what in ("allocated", "reserved")
-    )
-    return (
-        f"rank {row['rank']}: peak allocated {tensors}, reserved {reserved}, "
-        f"device used {at_least(size_text(used), is_unsampled(row))}{share}, in {span_text(row['path'], row['step'])}"
-    )
+        if what in words.measures
+    ]
+    held.append(f"{words.measures['device_used']} {at_least(size_text(used), is_unsampled(row))}{share}")
+    return f"peak {', '.join(held)}, in {span_text(row['path'], row['step'])}"
 
 
-def _imbalance(headlines: dict[str, Any]) -> list[str]:
+def _imbalance(headlines: dict[str, Any], words: Words) -> list[str]:
     return [
-        f"imbalance: rank {headlines[measure + '_max_rank']} peaks at {times:.2f} x the mean of {measure}"
+        f"imbalance: rank {headlines[measure + '_max_rank']} peaks at {times:.2f} x the mean of "
+        f"{words.measures[measure]}"
         for measure in ("allocated", "device_used")
         if (times := headlines[f"{measure}_max_over_mean"]) is not None
     ]
 
 
-def _books(headlines: dict[str, Any]) -> list[str]:
+def _books(headlines: dict[str, Any], words: Words) -> list[str]:
     share = headlines["unexplained_fraction"]
     if share is None:
         return []
     return [
-        f"books at the peak: unexplained at most {size_text(headlines['unexplained_bytes'])}, {share:.2%} of what is "
-        f"used on the device (rank {headlines['unexplained_rank']})"
+        f"{words.books}: unexplained at most {size_text(headlines['unexplained_bytes'])}, {share_text(share)} "
+        f"{words.of_used} (rank {headlines['unexplained_rank']})"
     ]
 
 

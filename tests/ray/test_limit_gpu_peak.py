@@ -74,7 +74,7 @@ def test_a_launched_run_is_held_to_its_limits(tmp_path: Path) -> None:
     assert told is not None, output
     peak, place, report = told.groups()
     assert re.fullmatch(
-        rf"allocated peaks at .* \({second} bytes\), .* over the limit of 0.0 MiB \(0 bytes\)", peak
+        rf"allocated peaks at .* \({second} bytes\), .* over the limit of 0 B \(0 bytes\)", peak
     )
     assert place.partition(" in ")[2] in {
         f"stage denoise, script/denoise of step {step}" for step in range(3)

@@ -1,26 +1,102 @@
 """Sizes are read by people: never 0.00 of anything that is there. And written by them: never without a unit."""
 
+import json
+import shutil
+import subprocess
+from importlib import resources
+
 import pytest
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.wording import GIB, MIB, did_you_mean, error_line, parse_size, shortened, size_text
+from ray_memprof.wording import (
+    GIB,
+    MIB,
+    did_you_mean,
+    error_line,
+    parse_size,
+    share_text,
+    shortened,
+    size_text,
+    unit_of,
+)
 
 
 @pytest.mark.parametrize(
     ("num_bytes", "text"),
     [
-        (0, "0.0 MiB"),
-        (512 * 1024, "0.5 MiB"),
-        (GIB // 4 - 1, "256.0 MiB"),
-        (GIB // 4, "0.25 GiB"),
-        (18_628_102_656, "17.35 GiB"),
-        (-205_520_896, "-196.0 MiB"),
+        (0, "0 B"),
+        (512, "512 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (12 * 1024, "12.0 KiB"),
+        (512 * 1024, "512 KiB"),
+        (1000 * 1024, "0.977 MiB"),
+        (MIB + 5 * 1024, "1.00 MiB"),
+        (MIB + 6 * 1024, "1.01 MiB"),
+        (10 * MIB - 1, "10.0 MiB"),
+        (96 * MIB, "96.0 MiB"),
+        (958 * MIB, "958 MiB"),
+        (999 * MIB + MIB // 2 - 1, "999 MiB"),
+        (999 * MIB + MIB // 2, "0.976 GiB"),
+        (GIB, "1.00 GiB"),
+        (17 * GIB + GIB // 4, "17.3 GiB"),
+        (18_628_102_656, "17.3 GiB"),
+        (139 * GIB, "139 GiB"),
+        (1234 * GIB, "1,234 GiB"),
+        (-205_520_896, "-196 MiB"),
         (-2 * GIB, "-2.00 GiB"),
-        (33 * MIB, "33.0 MiB"),
     ],
 )
 def test_a_size_has_the_unit_that_suits_it(num_bytes: int, text: str) -> None:
     assert size_text(num_bytes) == text
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs node, which runs the page's JavaScript")
+def test_a_page_writes_sizes_as_the_tables_do() -> None:
+    sizes = [
+        0,
+        1,
+        1023,
+        *(2**power + more for power in range(10, 45) for more in (-1, 0, 1, 2**power // 4 + 7)),
+    ]
+    sizes += [999 * MIB + MIB // 2, 17 * GIB + GIB // 4, 10 * MIB - 1, -GIB]
+    script = (resources.files("ray_memprof.report") / "templates" / "report.js").read_text(encoding="utf-8")
+    function = script[script.index("const UNITS") : script.index("// Puts the sizes of a trace")]
+    body = function[: function.index("const NARROW")] + function[function.index("function sizeText") :]
+    asked = f"{body}\nconsole.log(JSON.stringify({sizes}.map(sizeText)));"
+    told = subprocess.run(
+        ["node", "-e", asked], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert json.loads(told) == list(map(size_text, sizes))
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"),
+    [
+        (0, "0%"),
+        (0.1234567, "12.35%"),
+        (0.00005, "0.01%"),
+        (0.00004, "<0.01%"),
+        (-0.00004, ">-0.01%"),
+        (1, "100.00%"),
+    ],
+)
+def test_a_share_of_something_is_never_zero(fraction: float, text: str) -> None:
+    assert share_text(fraction) == text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "unit"),
+    [
+        (0, ("B", 1)),
+        (1023, ("B", 1)),
+        (MIB, ("MiB", MIB)),
+        (GIB - 1, ("MiB", MIB)),
+        (5000 * GIB, ("GiB", GIB)),
+    ],
+)
+def test_an_axis_has_the_largest_unit_that_fits(num_bytes: int, unit: tuple[str, int]) -> None:
+    assert unit_of(num_bytes) == unit
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,6 @@ function matching(trace, letters, wanted) {
   return { found, bytes };
 }
 
-function sizeText(bytes) {
-  return bytes >= GIB ? `${(bytes / GIB).toFixed(2)} GiB` : `${(bytes / 2 ** 20).toFixed(1)} MiB`;
-}
-
 function foundText(trace, { found, bytes }) {
   const num = found.filter(Boolean).length;
   if (num === 0) return "no frame matches";

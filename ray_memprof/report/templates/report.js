@@ -4,7 +4,7 @@
 // text and tables are there before three megabytes of program have been read.
 "use strict";
 
-const GIB = 2 ** 30;
+const UNITS = [["KiB", 2 ** 10], ["MiB", 2 ** 20], ["GiB", 2 ** 30]];
 const NARROW = 600;
 const byId = (id) => document.getElementById(id);
 const figureOf = (holder) => JSON.parse(byId(`data-${holder.dataset.figure}`).textContent);
@@ -36,13 +36,30 @@ function themed(value, styles) {
   return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, themed(one, styles)]));
 }
 
-function inGib(trace, first, isNarrow) {
-  const axis = trace.meta?.gib;
+// A size as size_text of wording.py writes it: three digits and the unit that suits it.
+function sizeText(bytes) {
+  const size = Math.abs(bytes);
+  const sign = bytes < 0 ? "-" : "";
+  if (size < 1024) return `${sign}${size} B`;
+  for (const [unit, unitBytes] of UNITS) {
+    for (const digits of [3, 2, 1, 0]) {
+      const text = (size / unitBytes).toFixed(digits);
+      if (Number(text) * 10 ** digits < 999.5) return `${sign}${text} ${unit}`;
+    }
+  }
+  return `${sign}${Math.round(size / UNITS[2][1]).toLocaleString("en")} GiB`;
+}
+
+// Puts the sizes of a trace on its axis, in the unit of the figure, and their texts into what hovering shows.
+function sized(trace, figure, isNarrow) {
+  const axis = trace.meta?.size;
   // An account below zero (the books explain too much) has no height to stack; hovering shows its bytes.
   const least = trace.stackgroup ? 0 : -Infinity;
-  const shown = (size) => (Array.isArray(size) ? size.map(shown) : size === null ? null : Math.max(least, size / GIB));
+  const shown = (size) => (Array.isArray(size) ? size.map(shown) : size === null ? null : Math.max(least, size / figure.unit_bytes));
+  const told = (size) => (Array.isArray(size) ? size.map(told) : size === null ? "" : sizeText(size));
   const filled = axis ? { ...trace, [axis]: trace.customdata.map(shown) } : trace;
-  if (filled.stackgroup) filled.x ??= first.x;
+  if (axis) filled[trace.type === "heatmap" ? "text" : "hovertext"] = trace.customdata.map(told);
+  if (filled.stackgroup) filled.x ??= figure.data[0].x;
   // Cells that are too small for a number of 12 px show none; hovering still shows it.
   if (isNarrow && filled.type === "heatmap") return { ...filled, showscale: false, texttemplate: filled.x.length > 4 ? "" : filled.texttemplate };
   return filled;
@@ -98,7 +115,7 @@ function draw(holder, width) {
   const figure = figureOf(holder);
   changes.get(holder.dataset.figure)?.(figure);
   const styles = getComputedStyle(document.documentElement);
-  const traces = figure.data.map((trace) => themed(inGib(trace, figure.data[0], holder.clientWidth < NARROW), styles));
+  const traces = figure.data.map((trace) => themed(sized(trace, figure, holder.clientWidth < NARROW), styles));
   // Only named buttons: the others of plotly.js may change, and one of them sends data away.
   const buttons = [["toImage", "resetScale2d"]];
   const config = { displaylogo: false, displayModeBar: holder.clientWidth >= NARROW ? "hover" : false, modeBarButtons: buttons };
@@ -167,7 +184,7 @@ function tabulate(details) {
     cell(row, "th", at.toFixed(3));
     for (const column of columns) {
       const size = column.get(at);
-      const made = cell(row, "td", size === undefined ? "" : (size / GIB).toFixed(2));
+      const made = cell(row, "td", size === undefined ? "" : sizeText(size));
       if (size !== undefined) made.title = `${size.toLocaleString("en")} bytes`;
     }
   }

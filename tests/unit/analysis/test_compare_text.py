@@ -59,9 +59,9 @@ def test_two_runs_of_one_rank(tmp_path: Path) -> None:
         "set differently, or of another version": [["key", "before", "after"], ["slabs", "1", "8"]],
         "the whole run, of the worst rank": [
             ["measure", "before", "after", "change"],
-            ["peak_allocated", "0.39", "GiB", "0.29", "GiB", "-100.0", "MiB,", "-25.0%"],
-            ["peak_device_used", "0.39", "GiB", "0.29", "GiB", "-100.0", "MiB,", "-25.0%"],
-            ["peak_reserved", "0.39", "GiB", "0.29", "GiB", "-100.0", "MiB,", "-25.0%"],
+            ["peak_allocated", "400", "MiB", "300", "MiB", "-100", "MiB,", "-25.0%"],
+            ["peak_device_used", "400", "MiB", "300", "MiB", "-100", "MiB,", "-25.0%"],
+            ["peak_reserved", "400", "MiB", "300", "MiB", "-100", "MiB,", "-25.0%"],
             # Device memory that no span boundary saw.
             ["duration", "4.000", "s", "5.000", "s", "+1.000", "s,", "+25.0%"],
             ["imbalance", "1", "1", "="],
@@ -69,16 +69,16 @@ def test_two_runs_of_one_rank(tmp_path: Path) -> None:
         "spans that moved, after against before": [
             ["path", *(word for name in ("peak_allocated", "peak_reserved", "peak_device_used", "duration")
                        for word in (name, "change"))],
-            ["denoise", *3 * ["0.29", "GiB", "-100.0", "MiB,", "-25.0%"], "5.000", "s", "+1.000", "s,", "+25.0%"],
+            ["denoise", *3 * ["300", "MiB", "-100", "MiB,", "-25.0%"], "5.000", "s", "+1.000", "s,", "+25.0%"],
             ["moved", "by", "less", "than", "0.1%", "of", "the", "whole", "run:", "1"],
         ],
         "spans that only the base has, after against before": [
             ["path", "num_spans", "peak_allocated", "peak_reserved", "peak_device_used", "duration"],
-            ["save", "1", *3 * ["1.0", "MiB"], "0.250", "s"],
+            ["save", "1", *3 * ["1.00", "MiB"], "0.250", "s"],
         ],
         "spans that the base lacks, after against before": [
             ["path", "num_spans", "peak_allocated", "peak_reserved", "peak_device_used", "duration"],
-            ["decode", "1", *3 * ["200.0", "MiB"], "1.000", "s"],
+            ["decode", "1", *3 * ["200", "MiB"], "1.000", "s"],
         ],
     }  # fmt: skip
 
@@ -89,12 +89,12 @@ def test_ranks_have_means_and_a_table_of_their_own(tmp_path: Path) -> None:
     found = sections(comparison_text(compare([before, after]), most=5))
     whole = found["the whole run, of the worst rank"]
     assert whole[1:3] == [
-        ["peak_allocated", "100.0", "MiB", "100.0", "MiB", "="],
-        ["mean", "over", "ranks", "100.0", "MiB", "70.0", "MiB", "-30.0", "MiB,", "-30.0%"],
+        ["peak_allocated", "100", "MiB", "100", "MiB", "="],
+        ["mean", "over", "ranks", "100", "MiB", "70.0", "MiB", "-30.0", "MiB,", "-30.0%"],
     ]
     ranks = found["ranks, four against two"]
     assert [line[0] for line in ranks] == ["rank", "0", "1", "the"]
-    assert ranks[1] == ["0", *3 * ["100.0", "MiB", "="], "1.000", "s", "="]
+    assert ranks[1] == ["0", *3 * ["100", "MiB", "="], "1.000", "s", "="]
     assert ranks[-1] == ["the", "base", "lacks", "ranks", "2", "and", "3"]
     assert "no span moved by 0.1% of the whole run, four against two" in found
 
@@ -105,7 +105,7 @@ def test_a_rank_alone_has_no_mean(tmp_path: Path) -> None:
         for name, peak in (("a", 5), ("b", 7))
     ]
     found = sections(comparison_text(compare(runs, rank=1), most=5))
-    assert found["the whole run, of rank 1"][1][:5] == ["peak_allocated", "5.0", "MiB", "7.0", "MiB"]
+    assert found["the whole run, of rank 1"][1][:5] == ["peak_allocated", "5.00", "MiB", "7.00", "MiB"]
     assert not any("mean" in line for line in found["the whole run, of rank 1"])
     assert not any(title.startswith("ranks") for title in found)
 
@@ -145,7 +145,7 @@ def test_more_than_two_runs_are_columns_of_one_table(tmp_path: Path) -> None:
     found = sections(comparison_text(compare(runs), most=5))
     assert found["the whole run, of the worst rank"][:2] == [
         ["measure", "a", "b", "change", "c", "change"],
-        ["peak_allocated", "100.0", "MiB", "200.0", "MiB", "+100.0", "MiB,", "+100.0%",
+        ["peak_allocated", "100", "MiB", "200", "MiB", "+100", "MiB,", "+100.0%",
          "50.0", "MiB", "-50.0", "MiB,", "-50.0%"],
     ]  # fmt: skip
     assert {"spans that moved, b against a", "spans that moved, c against a"} <= found.keys()
@@ -161,8 +161,8 @@ def test_failed_runs_and_limits_are_told_in_lines(tmp_path: Path) -> None:
         "warning: killed did not end well (unknown: its driver ended before the run did): its figures end there",
     ]
     assert list(check_lines(found)) == [
-        "limit holds: peak_allocated > +2%: 100.0 MiB -> 90.0 MiB (-10.0 MiB, -10.0%) on rank 0 in bad, "
-        "bound 102.0 MiB",
-        "limit holds: peak_allocated > +2%: 100.0 MiB -> 80.0 MiB (-20.0 MiB, -20.0%) on rank 0 in killed, "
-        "bound 102.0 MiB",
+        "limit holds: peak_allocated > +2%: 100 MiB -> 90.0 MiB (-10.0 MiB, -10.0%) on rank 0 in bad, "
+        "bound 102 MiB",
+        "limit holds: peak_allocated > +2%: 100 MiB -> 80.0 MiB (-20.0 MiB, -20.0%) on rank 0 in killed, "
+        "bound 102 MiB",
     ]

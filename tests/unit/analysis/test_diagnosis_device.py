@@ -25,7 +25,7 @@ def test_the_device_ran_out_of_memory(empty: EmptyRun) -> None:
         component="dit",
         bytes=30 * GIB,
         sentence="Rank 1 ran out of device memory in denoise step 3: it asked for 2.00 GiB where 1.00 GiB were free, "
-        "and held 30.00 GiB in tensors and 1.00 GiB unused; the largest part is 30.00 GiB of dit (activation).",
+        "and held 30.0 GiB in tensors and 1.00 GiB unused; the largest part is 30.0 GiB of dit (activation).",
         knob="optimization.ffn_chunks: more than it was (2); or more ranks in parallel.ulysses or parallel.ring",
     )
 
@@ -35,7 +35,7 @@ def test_several_ranks_ran_out_of_memory_without_events(empty: EmptyRun) -> None
     (finding,) = out_of_memory(empty, ranks=4, failing=3, has_events=False, config=config)
     assert (finding.ranks, finding.component, finding.bytes) == ((1, 2, 3), "dit", 30 * GIB)
     assert finding.sentence == (
-        "Ranks 1 to 3 ran out of device memory in denoise step 3: rank 1, the first, held 30.00 GiB in tensors and "
+        "Ranks 1 to 3 ran out of device memory in denoise step 3: rank 1, the first, held 30.0 GiB in tensors and "
         "1.00 GiB unused."
     )
     assert finding.knob == (
@@ -47,12 +47,12 @@ def test_several_ranks_ran_out_of_memory_without_events(empty: EmptyRun) -> None
 def test_a_library_that_got_no_memory_is_named(empty: EmptyRun, has_events: bool) -> None:
     """GIVEN a refusal of the allocator that the program handled, and NCCL without memory afterwards."""
     found = out_of_memory(empty, oom_by="NCCL", free=12 * MIB, has_events=has_events, workload="script")
-    part = "; the largest part is 30.00 GiB of dit (activation)" if has_events else ""
+    part = "; the largest part is 30.0 GiB of dit (activation)" if has_events else ""
     assert (found[0].ranks, found[0].bytes, found[0].sentence) == (
         (1,),
         30 * GIB,
         "Rank 1 ran out of device memory in denoise step 3: it could get no memory for NCCL where 12.0 MiB were "
-        f"free, and held 30.00 GiB in tensors and 1.00 GiB unused{part}.",
+        f"free, and held 30.0 GiB in tensors and 1.00 GiB unused{part}.",
     )
     assert found[0].knob == (
         "torch.cuda.empty_cache() before it, or torch.cuda.set_per_process_memory_fraction: NCCL asks the device "
@@ -328,7 +328,7 @@ def test_memory_that_was_in_use_earlier_is_no_gap(empty: EmptyRun) -> None:
     ("first_peak", "gaps"),
     [
         (10 * GIB, None),
-        # From 8 % of what is reserved on, 1638.4 MiB.
+        # From 8 % of what is reserved on, 1.60 GiB.
         (10 * GIB - 1638 * MIB, None),
         (10 * GIB - 1639 * MIB, 1639 * MIB),
         # At most what reserved is above the most in use on all of them together.

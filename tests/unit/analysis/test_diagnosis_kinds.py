@@ -57,9 +57,7 @@ def test_the_first_rank_that_ran_out_and_the_largest_part_are_told_for_each_stag
     ends.append({"status": "oom", "path": "decode", "step": -1})
     found = told(diagnose(empty, *ranks, rank_rows=ends, workload="script"), "out_of_memory")
     first, second = found
-    part = (
-        "held 32.00 GiB in tensors and 13.00 GiB unused; the largest part is 17.00 GiB of dit (activation)."
-    )
+    part = "held 32.0 GiB in tensors and 13.0 GiB unused; the largest part is 17.0 GiB of dit (activation)."
     assert (first.ranks, first.bytes, first.component) == ((1, 2), 32 * GIB, "dit")
     assert first.sentence == (
         "Ranks 1 and 2 ran out of device memory in denoise step 1: rank 2, the first, asked for 5.00 GiB where "
@@ -81,7 +79,7 @@ def test_an_imported_rank_ran_out_where_its_request_failed(empty: EmptyRun) -> N
     assert (finding.severity, finding.stage, finding.component) == ("severe", "train", "dit")
     assert finding.sentence == (
         "Rank 0 ran out of device memory in train step 1: it asked for 2.00 GiB where 1.00 GiB were free, and held "
-        "32.00 GiB in tensors and 13.00 GiB unused; the largest part is 17.00 GiB of dit (activation)."
+        "32.0 GiB in tensors and 13.0 GiB unused; the largest part is 17.0 GiB of dit (activation)."
     )
     assert finding.knob == "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True in the environment"
 
@@ -91,8 +89,8 @@ def test_a_request_that_failed_outside_of_any_span(empty: EmptyRun) -> None:
     ends = [{"status": "oom", "path": "", "step": -1}]
     (finding,) = told(diagnose(empty, rank, rank_rows=ends, workload="script"), "out_of_memory")
     assert finding.sentence == (
-        "Rank 0 ran out of device memory in no span: it asked for 1.00 GiB where 1.0 MiB were free, and held 1.00 GiB "
-        "in tensors and 0.0 MiB unused; the largest part is 1.00 GiB of no component (activation)."
+        "Rank 0 ran out of device memory in no span: it asked for 1.00 GiB where 1.00 MiB were free, and held 1.00 GiB "
+        "in tensors and 0 B unused; the largest part is 1.00 GiB of no component (activation)."
     )
 
 
@@ -189,7 +187,7 @@ def test_of_two_accounts_that_grow_the_one_that_grows_more_is_told(empty: EmptyR
     more = growing((GIB, GIB + 50 * MIB, GIB + 90 * MIB), (0, 10 * MIB, 30 * MIB))
     (finding,) = told(diagnose(empty, more), "outside_grows")
     assert finding.sentence == (
-        "Memory outside the allocator grows by 120.0 MiB over 3 visits of denoise on rank 0; it belongs to libraries."
+        "Memory outside the allocator grows by 120 MiB over 3 visits of denoise on rank 0; it belongs to libraries."
     )
 
 

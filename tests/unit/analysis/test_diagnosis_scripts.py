@@ -35,7 +35,7 @@ def test_the_public_generate_script_that_keeps_all_on_the_device(empty: EmptyRun
     assert found.keys() == {"t5_stays", "weights_fp32", "decode_peaks"}
     assert words(found["t5_stays"]) == ((0,), "denoise", "t5", 11 * GIB, True)
     assert found["t5_stays"].sentence == (
-        "The text encoder is still on the device in the denoise loop, 11.00 GiB of weights on rank 0."
+        "The text encoder is still on the device in the denoise loop, 11.0 GiB of weights on rank 0."
     )
     assert found["t5_stays"].knob == (
         "--offload_model True, which moves it to the CPU after the prompt; or --t5_cpu, which keeps it there"
@@ -50,7 +50,7 @@ def test_the_public_generate_script_that_keeps_all_on_the_device(empty: EmptyRun
         "Decoding makes the peak of rank 0: 7.00 GiB more than denoise, the next stage below it."
     )
     assert found["decode_peaks"].knob == (
-        "--offload_model True: they have 17.00 GiB of weights there while it decodes; or decode in tiles or in parts "
+        "--offload_model True: they have 17.0 GiB of weights there while it decodes; or decode in tiles or in parts "
         "of the frames"
     )
 
@@ -62,7 +62,7 @@ def test_the_public_t2v_script_as_it_was_measured(empty: EmptyRun) -> None:
     loop, decode = (int(peak * GIB) - base for peak in (18.47, 24.67))
     found = diagnosed(empty, public_wan(**sizes, loop=loop, decode=decode))
     assert [one.sentence for one in found.values()] == [
-        "The text encoder is still on the device in the denoise loop, 10.58 GiB of weights on rank 0.",
+        "The text encoder is still on the device in the denoise loop, 10.6 GiB of weights on rank 0.",
         "Decoding makes the peak of rank 0: 6.20 GiB more than denoise, the next stage below it.",
         "The diffusion transformer's weights are stored in fp32 on rank 0: in bf16 they would take 2.64 GiB less.",
     ]
@@ -74,7 +74,7 @@ def test_another_program_with_these_networks_has_no_such_flags(empty: EmptyRun) 
     assert [found[rule].knob for rule in ("t5_stays", "weights_fp32", "decode_peaks")] == [
         "move it to the CPU, or drop it, once the prompt is encoded; then torch.cuda.empty_cache()",
         "model.to(torch.bfloat16) before it goes to the device, if what it computes allows that",
-        "move the other networks to the CPU first: they have 17.00 GiB of weights there while it decodes; or decode "
+        "move the other networks to the CPU first: they have 17.0 GiB of weights there while it decodes; or decode "
         "in tiles or in parts of the frames",
     ]
 
@@ -131,7 +131,7 @@ def test_one_rank_of_a_script_decodes_alone(empty: EmptyRun) -> None:
     assert found.keys() == {"t5_stays", "decodes_alone"}
     assert words(found["decodes_alone"]) == ((0,), "decode", "vae", 8 * GIB, True)
     assert found["decodes_alone"].knob == (
-        "let every rank decode a part of the video; or --offload_model True: they have 17.00 GiB of weights there "
+        "let every rank decode a part of the video; or --offload_model True: they have 17.0 GiB of weights there "
         "while it decodes"
     )
 

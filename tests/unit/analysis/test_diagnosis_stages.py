@@ -40,7 +40,7 @@ def test_t5_that_stays(empty: EmptyRun) -> None:
         stage="denoise",
         component="t5",
         bytes=11 * GIB,
-        sentence="The text encoder is still on the device in the denoise loop, 11.00 GiB of weights on rank 0.",
+        sentence="The text encoder is still on the device in the denoise loop, 11.0 GiB of weights on rank 0.",
         knob="model_config.offload: true, which was false",
     )
 
@@ -245,7 +245,7 @@ def test_encoding_makes_the_peak(empty: EmptyRun) -> None:
         stage="encode.text",
         component="t5",
         bytes=12 * GIB,
-        sentence="Encoding the text makes the peak of ranks 0 and 1: 12.00 GiB more than denoise, the next stage below "
+        sentence="Encoding the text makes the peak of ranks 0 and 1: 12.0 GiB more than denoise, the next stage below "
         "it.",
         knob="model_config.t5_cpu: true; or model_config.load_strategy: stream; or parallel.t5_fsdp: true",
     )
@@ -315,7 +315,7 @@ def test_one_rank_decodes(empty: EmptyRun) -> None:
         stage="decode",
         component="vae",
         bytes=10 * GIB,
-        sentence="Rank 0 decodes alone and needs 10.00 GiB for it, while the 3 other ranks wait.",
+        sentence="Rank 0 decodes alone and needs 10.0 GiB for it, while the 3 other ranks wait.",
         knob="parallel.vae: split",
     )
 
@@ -324,7 +324,7 @@ def test_one_of_two_decodes_and_has_its_peak_there(empty: EmptyRun) -> None:
     (finding,) = decodes_alone(empty, ranks=2, added=30 * GIB)
     assert (finding.is_peak, finding.sentence) == (
         True,
-        "Rank 0 decodes alone and needs 30.00 GiB for it, while the other rank waits.",
+        "Rank 0 decodes alone and needs 30.0 GiB for it, while the other rank waits.",
     )
 
 

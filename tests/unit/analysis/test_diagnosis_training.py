@@ -127,8 +127,8 @@ def test_activations_that_checkpointing_drops(empty: EmptyRun) -> None:
         stage="backward",
         component="GPT",
         bytes=25 * GIB,
-        sentence="Ranks 0 and 1 keep up to 36.00 GiB of activations of GPT for the backward pass when backward peaks: "
-        "checkpointing its 6 blocks would drop 25.00 GiB of them.",
+        sentence="Ranks 0 and 1 keep up to 36.0 GiB of activations of GPT for the backward pass when backward peaks: "
+        "checkpointing its 6 blocks would drop 25.0 GiB of them.",
         knob="torch.utils.checkpoint around each block of the model (use_reentrant=False), which runs its forward pass "
         "twice; or a smaller batch, with more backward passes for a step",
     )
@@ -139,8 +139,8 @@ def test_blocks_without_spans_are_known_by_sizes_that_recur(empty: EmptyRun) -> 
     (finding,) = activations_kept(empty, has_block_spans=False)
     assert (finding.bytes, finding.sentence, finding.knob.rpartition("; ")[2]) == (
         (33 - 6 * 2) * GIB * 5 // 6,
-        "Rank 0 keeps 36.00 GiB of activations of GPT for the backward pass when backward peaks: checkpointing its "
-        "blocks would drop about 17.50 GiB or more of them.",
+        "Rank 0 keeps 36.0 GiB of activations of GPT for the backward pass when backward peaks: checkpointing its "
+        "blocks would drop about 17.5 GiB or more of them.",
         "module_spans shows what each block keeps",
     )
 
@@ -179,7 +179,7 @@ def test_a_batch_that_is_larger(empty: EmptyRun) -> None:
         stage="backward",
         component="GPT",
         bytes=5 * GIB,
-        sentence="Rank 1 keeps 5.00 GiB more activations for the backward pass than rank 0, which keeps 20.00 GiB with "
+        sentence="Rank 1 keeps 5.00 GiB more activations for the backward pass than rank 0, which keeps 20.0 GiB with "
         "the same weights: its batch is larger, or the samples in it are longer.",
         knob="as many samples for each rank (drop_last of the sampler), and samples of about the same length: sort "
         "them into batches by length, or cut the longest",
@@ -190,7 +190,7 @@ def test_batches_of_several_ranks(empty: EmptyRun) -> None:
     (finding,) = batch_larger(empty, heads=[20 * GIB, 30 * GIB, 20 * GIB, 25 * GIB, 20 * GIB])
     assert (finding.ranks, finding.bytes) == ((1, 3), 10 * GIB)
     assert finding.sentence == (
-        "Ranks 1 and 3 keep up to 10.00 GiB more activations for the backward pass than rank 0, which keeps 20.00 GiB "
+        "Ranks 1 and 3 keep up to 10.0 GiB more activations for the backward pass than rank 0, which keeps 20.0 GiB "
         "with the same weights: their batches are larger, or the samples in them are longer."
     )
 

@@ -285,8 +285,8 @@ def test_a_line_has_both_values_and_the_bound(compared: "duckdb.DuckDBPyConnecti
         for text in ("peak_allocated > +1 MiB", "nccl > 2 GiB", "mean.encode.text.duration > +1%")
     ]
     assert lines == [
-        "limit exceeded: peak_allocated > +1 MiB: 100.0 MiB -> 102.0 MiB (+2.0 MiB, +2.0%) on rank 0 in after, "
-        "bound 101.0 MiB",
+        "limit exceeded: peak_allocated > +1 MiB: 100 MiB -> 102 MiB (+2.00 MiB, +2.0%) on rank 0 in after, "
+        "bound 101 MiB",
         "limit holds: nccl > 2 GiB: 1.00 GiB on rank 0 in after, bound 2.00 GiB",
         "limit holds: mean.encode.text.duration > +1%: 1.500 s -> 1.500 s (=) in after, bound 1.515 s",
     ]
@@ -298,11 +298,11 @@ def test_a_line_has_both_values_and_the_bound(compared: "duckdb.DuckDBPyConnecti
         (None, None, "bytes", "-"),
         (0.0, 5.0, "bytes", "="),
         (1.5 * GIB, 1.0 * GIB, "bytes", "+1.50 GiB, +150.0%"),
-        (-3.0 * MIB, 0.0, "bytes", "-3.0 MiB"),
+        (-3.0 * MIB, 0.0, "bytes", "-3.00 MiB"),
         (512.0, 1.0 * GIB, "bytes", "+512 B, +0.0%"),
         (99.0, 1.0, "s", "+99.000 s, x 100"),
         (-0.05, 1.05, "", "-0.05, -4.8%"),
-        (1.0 * MIB, -4.0 * MIB, "bytes", "+1.0 MiB, +25.0%"),
+        (1.0 * MIB, -4.0 * MIB, "bytes", "+1.00 MiB, +25.0%"),
     ],
 )
 def test_a_change_in_words(change: float | None, base: float | None, unit: str, text: str) -> None:

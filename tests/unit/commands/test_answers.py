@@ -81,8 +81,8 @@ def test_a_question_to_the_newest_run(logs: Path) -> None:
     lines = result.stdout.splitlines()
     assert [line.split() for line in (lines[0], *lines[2:])] == [
         ["rank", "allocated_peak_bytes"],
-        ["0", "100.0", "MiB"],
-        ["1", "120.0", "MiB"],
+        ["0", "100", "MiB"],
+        ["1", "120", "MiB"],
     ]
 
 
@@ -308,12 +308,12 @@ def test_a_limit_that_is_exceeded_ends_with_its_own_code_and_says_which(logs: Pa
     result = call("compare", "base", "wide", *(word for limit in limits for word in ("--fail-if", limit)))
     assert result.exit_code == EXIT_LIMIT == 30
     assert result.stderr.splitlines() == [
-        "limit holds: peak_allocated > +25%: 100.0 MiB -> 120.0 MiB (+20.0 MiB, +20.0%) on rank 1 in wide, "
-        "bound 125.0 MiB",
-        "limit exceeded: peak_allocated > +2%: 100.0 MiB -> 120.0 MiB (+20.0 MiB, +20.0%) on rank 1 in wide, "
-        "bound 102.0 MiB",
-        "limit exceeded: rank1.peak_allocated > 110 MiB: 100.0 MiB -> 120.0 MiB (+20.0 MiB, +20.0%) on rank 1 "
-        "in wide, bound 110.0 MiB",
+        "limit holds: peak_allocated > +25%: 100 MiB -> 120 MiB (+20.0 MiB, +20.0%) on rank 1 in wide, "
+        "bound 125 MiB",
+        "limit exceeded: peak_allocated > +2%: 100 MiB -> 120 MiB (+20.0 MiB, +20.0%) on rank 1 in wide, "
+        "bound 102 MiB",
+        "limit exceeded: rank1.peak_allocated > 110 MiB: 100 MiB -> 120 MiB (+20.0 MiB, +20.0%) on rank 1 "
+        "in wide, bound 110 MiB",
         "limit holds: duration > +1%: 1.000 s -> 1.000 s (=) on rank 0 in wide, bound 1.010 s",
         "error: 2 of 4 limits exceeded",
     ]

@@ -38,7 +38,7 @@ def test_the_page_goes_where_it_is_asked_for_with_one_rank(run_dir: Path, tmp_pa
     result = call("flame", "base", "--out", "one.html", "--rank", "1")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "flame graph: one.html\n", "")
     html = (tmp_path / "one.html").read_text()
-    assert "rank 1, 0.0 MiB" in html
+    assert "rank 1, 512 B" in html
     assert 'id="data-flames-1"' not in html
     assert not (run_dir / "flame.html").exists()
 

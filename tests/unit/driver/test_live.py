@@ -181,7 +181,7 @@ def test_lines_go_to_stderr_and_stdout_stays_clean(capsys: pytest.CaptureFixture
 def test_a_row_of_a_rank_that_waits_and_of_one_at_work() -> None:
     assert row(3, None) == ("3", "waiting", "", "", "", "", "")
     assert row(1, beat(1, step=2)) == (
-        "1", "denoise", "step 3 of 50", "1.00 GiB", "2.00 GiB", "2.50 GiB", "0.50 GiB",
+        "1", "denoise", "step 3 of 50", "1.00 GiB", "2.00 GiB", "2.50 GiB", "512 MiB",
     )  # fmt: skip
 
 
@@ -190,7 +190,7 @@ def test_a_row_of_a_script_knows_no_number_of_steps_and_on_the_cpu_nothing_lies_
         rank=0, sequence=1, path="module", stage="module", step=2, num_steps=-1,
         allocated_bytes=GIB, reserved_bytes=GIB, device_used_bytes=0,
     )  # fmt: skip
-    assert row(0, one) == ("0", "module", "step 3", "1.00 GiB", "1.00 GiB", "0.0 MiB", "0.0 MiB")
+    assert row(0, one) == ("0", "module", "step 3", "1.00 GiB", "1.00 GiB", "0 B", "0 B")
 
 
 def test_a_terminal_shows_one_table_and_takes_it_away(capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,7 +205,7 @@ def test_a_terminal_shows_one_table_and_takes_it_away(capsys: pytest.CaptureFixt
         live.summary(["done"])
     shown = out.getvalue()
     assert "rank  stage    step          allocated  reserved  device used  outside the allocator" in shown
-    assert "   0  denoise  step 2 of 50   1.00 GiB  2.00 GiB     2.50 GiB               0.50 GiB" in shown
+    assert "   0  denoise  step 2 of 50   1.00 GiB  2.00 GiB     2.50 GiB                512 MiB" in shown
     assert "   1  waiting" in shown
     assert "60.0 s a step, 49 min 0 s left in the steps" in shown
     assert shown.endswith("done\n")
@@ -277,7 +277,7 @@ def test_the_table_on_a_terminal_is_drawn_without_being_asked_for() -> None:
         live.update([beat(step=0)])
     lines = [line.rstrip() for line in out.getvalue().splitlines()]
     assert "   1  waiting" in lines
-    assert "   0  denoise  step 1 of 50   1.00 GiB  2.00 GiB     2.50 GiB               0.50 GiB" in lines
+    assert "   0  denoise  step 1 of 50   1.00 GiB  2.00 GiB     2.50 GiB                512 MiB" in lines
 
 
 def test_plain_writes_lines_on_a_terminal_too() -> None:

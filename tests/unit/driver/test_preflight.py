@@ -201,8 +201,8 @@ def refusal(*given: Any, is_mig: bool = False) -> tuple[str, str]:
 def test_a_gpu_that_others_hold_is_refused_and_they_are_named_the_largest_first() -> None:
     mine = process_name(os.getpid())
     assert refusal(70 * GIB, Holder(2**22 + 1, 20 * GIB), Holder(os.getpid(), 50 * GIB)) == (
-        f"rank 2 on alpha: GPU 6 (NVIDIA H200) has 70.00 GiB in use before the run, by {mine} (pid {os.getpid()}) "
-        "50.00 GiB, a process not visible here (pid 4194305) 20.00 GiB",
+        f"rank 2 on alpha: GPU 6 (NVIDIA H200) has 70.0 GiB in use before the run, by {mine} (pid {os.getpid()}) "
+        "50.0 GiB, a process not visible here (pid 4194305) 20.0 GiB",
         "end them, or use other GPUs: at most 1.00 GiB may be in use",
     )
 
@@ -210,7 +210,7 @@ def test_a_gpu_that_others_hold_is_refused_and_they_are_named_the_largest_first(
 def test_memory_of_processes_that_cannot_be_seen_is_told_as_such() -> None:
     message, _ = refusal(30 * GIB)
     assert message.endswith(
-        "in use before the run, by 30.00 GiB of processes that cannot be seen from here (another container?)"
+        "in use before the run, by 30.0 GiB of processes that cannot be seen from here (another container?)"
     )
 
 
@@ -240,7 +240,7 @@ def test_a_run_without_ranks_is_described_by_its_configuration() -> None:
     assert shown(given, []) == [
         "test: t2v-tiny 64*48 9 frames, 4 steps of unipc, shift 5, guidance 5, seed 3, bf16 on cuda, "
         "weights random, load full",
-        "1 rank, recording stage, about 64 MiB on disk",
+        "1 rank, recording stage, about 64.0 MiB on disk",
     ]
 
 
@@ -255,9 +255,9 @@ def test_ranks_versions_and_warnings_have_a_line_each() -> None:
         "test: job.py --x 1",
         "2 ranks, recording event, about 128 MiB on disk",
         "torch 2.11, cuda 12.8, driver 570.1",
-        "rank  host   GPU                 memory  in use before",
-        "   0  alpha  4: NVIDIA H200  140.00 GiB       0.50 GiB",
-        "   1  alpha  5: NVIDIA H200  140.00 GiB        0.0 MiB",
+        "rank  host   GPU              memory  in use before",
+        "   0  alpha  4: NVIDIA H200  140 GiB        512 MiB",
+        "   1  alpha  5: NVIDIA H200  140 GiB            0 B",
         "warning: torch differs: 2.11 in rank 0; 2.12 in rank 1",
     ]
 

@@ -229,7 +229,7 @@ def test_a_device_that_holds_memory_and_has_no_events_is_told(tmp_path: Path) ->
     (line,) = import_snapshots([path], tmp_path / "run", "x")
     assert (
         line
-        == f"rank 0: {path} has no events of cuda:2, which holds 3.0 MiB: this device is no rank of the run"
+        == f"rank 0: {path} has no events of cuda:2, which holds 3.00 MiB: this device is no rank of the run"
     )
 
 
@@ -292,7 +292,7 @@ def test_a_rank_that_ran_out_of_memory(tmp_path: Path) -> None:
 
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     reason = (
-        "device out of memory in step 1: asked for 3.00 GiB (3,221,225,472 bytes), 7.0 MiB (7,340,032 bytes) "
+        "device out of memory in step 1: asked for 3.00 GiB (3,221,225,472 bytes), 7.00 MiB (7,340,032 bytes) "
         "free on cuda:0; it ran out 2 times, this is the last; the program went on after it, with 2 more allocations"
     )
     assert (run["status"], run["exit_code"], run["reason"]) == ("oom", 11, f"rank 1: {reason}")
@@ -306,7 +306,7 @@ def test_a_rank_that_ran_out_of_memory(tmp_path: Path) -> None:
         assert ranks.fetchall() == [("ok", 0, "", ""), ("oom", 11, reason, "step 1")]
         (finding,) = [one for one in findings(connection) if one.rule == "out_of_memory"]
     assert (
-        "Rank 1 ran out of device memory in step 1: it asked for 3.00 GiB where 7.0 MiB were free"
+        "Rank 1 ran out of device memory in step 1: it asked for 3.00 GiB where 7.00 MiB were free"
         in finding.sentence
     )
 
@@ -324,12 +324,12 @@ def test_what_was_free_at_an_oom_is_not_made_up(tmp_path: Path, free: dict[str, 
 
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["reason"] == (
-        "rank 0: device out of memory in imported: asked for 5.0 MiB (5,242,880 bytes), what was free on cuda:0 is not "
-        "known"
+        "rank 0: device out of memory in imported: asked for 5.00 MiB (5,242,880 bytes), what was free on cuda:0 is "
+        "not known"
     )
     with database.open_run(tmp_path / "run") as connection:
         (finding,) = [one for one in findings(connection) if one.rule == "out_of_memory"]
-    assert "it asked for 5.0 MiB, and held 8.0 MiB in tensors" in finding.sentence
+    assert "it asked for 5.00 MiB, and held 8.00 MiB in tensors" in finding.sentence
     # It stays unknown on the way out and back.
     exported = write_snapshot(tmp_path / "run", 0, tmp_path / "again.pickle")
     import_snapshots([exported], tmp_path / "back", "x")
@@ -407,7 +407,7 @@ def _shape(segments: Any) -> list[tuple[int, int, list[tuple[int, int, str]]]]:
 
 
 def test_a_block_that_kept_more_than_it_asked_for_is_known_by_what_follows() -> None:
-    # GIVEN a segment of 8 MiB: a block that asked for 3.5 MiB and kept 4, and free space behind it
+    # GIVEN a segment of 8 MiB: a block that asked for 3.50 MiB and kept 4, and free space behind it
     events = [
         event("alloc", 4 * MIB, 4 * MIB),  # it begins where the first one ends: so much that one took
         event("free_requested", 0, 7 * MIB // 2),

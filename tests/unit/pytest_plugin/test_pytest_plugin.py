@@ -133,9 +133,9 @@ def test_a_peak_as_high_as_the_limit_passes_and_a_byte_more_does_not(
     result = of_body(pytester, mark % 1, body)
     result.assert_outcomes(failed=1)
     assert failure(result) == [
-        f"the test, on cuda:0: {measure or 'device_used'} peaks at {most}.00 GiB ({most * GIB:,} bytes), "
-        f"0.0 MiB over the limit of {most}.00 GiB ({most * GIB - 1:,} bytes)",
-        "  the allocator's peaks: allocated 12.00 GiB, reserved 20.00 GiB",
+        f"the test, on cuda:0: {measure or 'device_used'} peaks at {most}.0 GiB ({most * GIB:,} bytes), "
+        f"1 B over the limit of {most}.0 GiB ({most * GIB - 1:,} bytes)",
+        "  the allocator's peaks: allocated 12.0 GiB, reserved 20.0 GiB",
     ]
 
 
@@ -171,8 +171,8 @@ def test_every_limit_of_a_test_must_hold(pytester: pytest.Pytester, cuda: FakeCu
     )
     result = of_body(pytester, marks, "fake.hold(12, 12)")
     assert [line for line in failure(result) if "peaks at" in line] == [
-        "the test, on cuda:0: allocated peaks at 12.00 GiB (12,884,901,888 bytes), 1.00 GiB over the limit of "
-        "11.00 GiB (11,811,160,064 bytes)"
+        "the test, on cuda:0: allocated peaks at 12.0 GiB (12,884,901,888 bytes), 1.00 GiB over the limit of "
+        "11.0 GiB (11,811,160,064 bytes)"
     ]
 
 
@@ -205,7 +205,7 @@ def test_of_a_run_the_fullest_rank_counts(
     result.assert_outcomes(failed=1)
     first, *details, report = failure(result)
     assert first == (
-        "two, rank 1: allocated peaks at 9.00 GiB (9,663,676,416 bytes), 0.50 GiB over the limit of 8.50 GiB "
+        "two, rank 1: allocated peaks at 9.00 GiB (9,663,676,416 bytes), 512 MiB over the limit of 8.50 GiB "
         "(9,126,805,504 bytes)"
     )
     with database.open_run(Path(report.removeprefix("  report: ")).parent) as connection:

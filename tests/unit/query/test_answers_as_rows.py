@@ -23,6 +23,7 @@ from ray_memprof.query.answers import (
     Shown,
     cell,
     columns_text,
+    has_moments,
     table_text,
     write_answer,
     write_text,
@@ -94,7 +95,7 @@ def test_a_table_lines_figures_up_at_the_right_and_text_at_the_left() -> None:
     assert table_text(rows) == (
         " stage     size_bytes    num\n"
         f" {27 * chr(0x2500)}\n"
-        " load         5.0 MiB      7\n"
+        " load        5.00 MiB      7\n"
         " denoise     3.00 GiB   1234\n"
     )
 
@@ -106,8 +107,8 @@ def test_a_table_lines_figures_up_at_the_right_and_text_at_the_left() -> None:
         ("x", True, None, "True"),
         ("x", 12, None, "12"),
         ("x_bytes", 2**30, None, "1.00 GiB"),
-        ("bytes", -(2**20), None, "-1.0 MiB"),
-        ("x_bytes", Decimal(2**20), None, "1.0 MiB"),
+        ("bytes", -(2**20), None, "-1.00 MiB"),
+        ("x_bytes", Decimal(2**20), None, "1.00 MiB"),
         ("x", Decimal("1.50"), None, "1.50"),
         ("duration_ns", 1_500_000_000, None, "1.500 s"),
         ("start_ns", 1_500_000_000, None, "1500000000"),
@@ -148,12 +149,28 @@ def test_a_long_table_says_how_much_it_leaves_out() -> None:
     assert note == "1,500 more rows; --format csv, json or parquet has all of them"
 
 
-def test_a_narrow_terminal_folds_lines_and_loses_nothing() -> None:
-    text = columns_text(
-        [Shown("path", ["denoise/dit.forward/dit.block"], is_number=False), Shown("n", ["1"])], 20
+def test_rows_that_do_not_fit_a_terminal_are_turned_and_paths_stay_whole() -> None:
+    paths = ["denoise/dit.forward/dit.block", "decode\x1b"]
+    columns = [Shown("path", paths, is_number=False), Shown("n", ["1", ""])]
+    assert columns_text(columns, 30) == (
+        " path   denoise/dit.forward/dit.block\n n      1\n\n path   decode\\x1b\n n\n"
     )
-    assert max(map(len, text.splitlines())) <= 20
-    assert "".join(text.splitlines()[2:]).replace(" ", "").replace("1", "") == "denoise/dit.forward/dit.block"
+    assert columns_text(columns, 40) == columns_text(columns)
+    assert max(map(len, columns_text(columns).splitlines())) == 34
+
+
+def test_a_narrow_terminal_shows_the_columns_of_no_rows() -> None:
+    assert columns_text([Shown("path", []), Shown("n", [])], 4).split()[:2] == ["path", "n"]
+
+
+def test_moments_are_told_from_the_beginning_of_the_recording() -> None:
+    rows = pa.table({"t_ns": [4 * 10**9, 6_500_000_000], "end_ns": [None, 10**9], "life_ns": [10**9, 0]})
+    lines = [line.split() for line in table_text(rows, began_ns=4 * 10**9).splitlines()]
+    assert lines[2:] == [
+        ["+0.000", "s", "-", "1.000", "s"],
+        ["+2.500", "s", "-3.000", "s", "0.000", "s"],
+    ]
+    assert has_moments(rows) and not has_moments(rows.select(["life_ns"]))
 
 
 def test_rows_go_to_the_standard_output_as_they_go_to_a_file(

@@ -12,6 +12,7 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.query import database, questions
 from ray_memprof.query.ask import (
     ask,
+    began_ns,
     find_runs,
     question_lines,
     runs_of,
@@ -254,3 +255,9 @@ def test_a_pattern_may_be_of_names_or_ids(runs: list[Path], tmp_path: Path) -> N
     assert runs_of("*/r*", tmp_path) == runs
     assert runs_of("r1", tmp_path) == [run for run in runs if run.name == "r1"]
     assert find_runs(None, "b*", tmp_path) == runs[:1]
+
+
+def test_moments_of_one_run_are_told_from_the_first_thing_that_was_recorded(tmp_path: Path) -> None:
+    make_run(tmp_path / "a", {0: {"spans": [span(1, "denoise", (70, 90)), span(2, "decode", (90, 95))]}})
+    assert began_ns([tmp_path / "a"]) == 70
+    assert began_ns([tmp_path / "a", tmp_path / "a"]) is None

@@ -41,7 +41,7 @@ def test_device_out_of_memory_outside_every_span() -> None:
     reason = outcome_of(torch.OutOfMemoryError("CUDA error: out of memory"), 2, None).reason
 
     assert reason == (
-        "device out of memory in no span: allocated 0.0 MiB, reserved 0.0 MiB, "
+        "device out of memory in no span: allocated 0 B, reserved 0 B, "
         "asked an amount that torch does not report"
     )
 

@@ -42,7 +42,7 @@ def stage(number: int, path: str, seconds: tuple[int, int], gib: int) -> dict[st
 def run_of(folder: Path, *ranks: list[dict[str, Any]], status: str = "ok", **run: Any) -> Path:
     """A run with these spans on its ranks."""
     tables = {rank: {"spans": rows} for rank, rows in enumerate(ranks)}
-    run = {"run_id": folder.name, "status": status, "source": "cpu", **run}
+    run = {"run_id": folder.name, "status": status, "source": "cuda", **run}
     return make_ranks(make_run(folder, tables), *({} for _ in ranks), **run)
 
 
@@ -105,9 +105,7 @@ def test_runs_without_rows_make_a_page_that_has_nothing_to_show(tmp_path: Path) 
         "Spans that moved most",
     ]
     assert found.scripts == {}
-    assert table(page, "The whole run")[1:] == [
-        [f"{name} (unknown)", "-", "-", "-", "-", "-", "-"] for name in "ab"
-    ]
+    assert table(page, "The whole run")[1:] == [[f"{name} (unknown)", *6 * ["-"]] for name in "ab"]
     assert "No span moved by 0.1% of the whole first run." in page
 
 
@@ -123,7 +121,7 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "duration",
             "unexplained",
         ],
-        ["first", "4.00 GiB", "4.00 GiB", "4.00 GiB", "1", "3.000 s", "0.0 MiB"],
+        ["first", "4.00 GiB", "4.00 GiB", "4.00 GiB", "1", "3.000 s", "0 B"],
         [
             "more",
             "6.00 GiB | +2.00 GiB, +50.0%",
@@ -131,7 +129,7 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "6.00 GiB | +2.00 GiB, +50.0%",
             "1.5 | +0.5, +50.0%",
             "5.000 s | +2.000 s, +66.7%",
-            "0.0 MiB | =",
+            "0 B | =",
         ],
         [
             "less (oom)",
@@ -140,16 +138,47 @@ def test_the_whole_run_has_every_figure_with_its_change_against_the_first(page: 
             "1.00 GiB | -3.00 GiB, -75.0%",
             "1 | =",
             "1.000 s | -2.000 s, -66.7%",
-            "0.0 MiB | =",
+            "0 B | =",
         ],
     ]
 
 
+def test_runs_with_steps_have_the_seconds_of_a_step(tmp_path: Path) -> None:
+    """GIVEN two steps of 2 s and of 3 s; the second run does not denoise."""
+    size = (0, 0, GIB)
+    steps = [
+        span(
+            number,
+            "denoise",
+            (3 * number * SECOND, (3 * number + 2) * SECOND),
+            step=number - 1,
+            allocated=size,
+        )
+        for number in (1, 2)
+    ]
+    dirs = [run_of(tmp_path / "a" / "r", steps), run_of(tmp_path / "b" / "r", [stage(1, "load", (0, 1), 1)])]
+    rows = table(page_of(dirs), "The whole run")
+    assert [row[rows[0].index("a step")] for row in rows] == ["a step", "2.000 s", "-"]
+
+
+def test_runs_of_the_cpu_are_told_in_words_of_a_process(tmp_path: Path) -> None:
+    rows = [stage(1, "denoise", (0, 1), 2)]
+    page = page_of([run_of(tmp_path / name / "r", rows, source="cpu") for name in "ab"])
+    outline(page)
+    assert table(page, "The whole run")[:2] == [
+        ["run", "process memory, peak", "tensors, peak", "imbalance", "duration", "unexplained"],
+        ["a", "2.00 GiB", "2.00 GiB", "1", "1.000 s", "0 B"],
+    ]
+    body = page[page.index("<main") : page.index('id="plotly"')]
+    for text in ("device", "reserved", "allocated"):
+        assert text not in re.sub(r"<code>.*?</code>", "", body)
+
+
 def test_it_is_told_what_was_compared_and_which_run_failed_why(page: str, run_dirs: list[Path]) -> None:
     assert [row[:6] for row in table(page, "Runs")[1:]] == [
-        ["first", "first", "r1", "ok", "1", "cpu"],
-        ["more", "more", "r2", "ok", "2", "cpu"],
-        ["less", "less", "r3", "oom", "1", "cpu"],
+        ["first", "first", "r1", "ok", "1", "cuda"],
+        ["more", "more", "r2", "ok", "2", "cuda"],
+        ["less", "less", "r3", "oom", "1", "cuda"],
     ]
     assert [row[7] for row in table(page, "Runs")[1:]] == list(map(str, run_dirs))
     assert "1 of 3 runs did not end well" in page
@@ -303,12 +332,26 @@ def launched_so(tmp_path: Path) -> Result:
 def test_a_matrix_ends_with_a_page_of_its_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = launched(tmp_path, monkeypatch, (0, True), (11, True), (0, True))
     page = tmp_path / "logs" / "table-matrix.html"
-    assert (told.exit_code, told.output) == (11, f"comparison: {page}\n")
+    lines = [re.split(r"  +", line.strip()) for line in told.output.splitlines()]
+    assert (told.exit_code, lines[:1] + lines[2:]) == (
+        11,
+        [
+            [
+                "run",
+                "status",
+                *("allocated, peak", "change", "reserved, peak", "change", "device used, peak", "change"),
+            ],
+            ["table-one", "ok", *3 * ["1.00 GiB"]],
+            ["table-two", "oom", *3 * ["12.0 GiB", "+11.0 GiB, x 12"]],
+            ["table-three", "ok", *3 * ["1.00 GiB", "="]],
+            [f"comparison: {page}"],
+        ],
+    )
     rows = table(page.read_text(), "The whole run")[1:]
     assert [row[0] for row in rows] == ["table-one", "table-two (oom)", "table-three"]
     assert [row[1] for row in rows] == [
         "1.00 GiB",
-        "12.00 GiB | +11.00 GiB, x 12",
+        "12.0 GiB | +11.0 GiB, x 12",
         "1.00 GiB | =",
     ]
 
@@ -324,6 +367,7 @@ def test_a_run_that_recorded_nothing_is_left_out(tmp_path: Path, monkeypatch: py
     told = launched(tmp_path, monkeypatch, (0, True), (20, False), (0, True))
     rows = table((tmp_path / "logs" / "table-matrix.html").read_text(), "Runs")[1:]
     assert (told.exit_code, [row[0] for row in rows]) == (20, ["table-one", "table-three"])
+    assert re.search(r"^ table-two +unknown( +-){6}$", told.output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_every_rank_has_a_graph_and_a_search(tmp_path: Path) -> None:
     found = outline(html)
     assert found.headings == ["base <b>"]
     assert sorted(found.scripts) == ["code", "data-flames-0", "data-flames-1", "plotly"]
-    assert labels(found) == ["rank 0, 0.0 MiB", "main", "f", "g", "no Python stack", "denoise"]
-    assert labels(found, "flames-1") == ["rank 1, 0.0 MiB", "denoise", "dit", "weight"]
+    assert labels(found) == ["rank 0, 13 B", "main", "f", "g", "no Python stack", "denoise"]
+    assert labels(found, "flames-1") == ["rank 1, 3 B", "denoise", "dit", "weight"]
     # Rank 1 says what is missing and how to get it, rank 0 does not.
     first, second = html.split('id="panel-flames-1"')
     assert WITHOUT not in first
@@ -77,14 +77,14 @@ def test_frames_of_cpp_are_drawn_where_there_are_no_others(tmp_path: Path) -> No
     mixed = [("malloc", "??", 0), ("f", "a.py", 2), ("_start", "??", 0), ("main", "run.py", 1)]
     make_run(tmp_path, {0: rank_rows(mixed, [("malloc", "??", 0), ("run", "thread.cpp", 4)])})
     found = outline(flame_page.render(tmp_path))
-    assert labels(found) == ["rank 0, 0.0 MiB", "main", "run", "f", "malloc", "no Python stack", "denoise"]
+    assert labels(found) == ["rank 0, 13 B", "main", "run", "f", "malloc", "no Python stack", "denoise"]
 
 
 def test_one_rank_can_be_shown_alone(tmp_path: Path) -> None:
     make_run(tmp_path, {0: TWO, 1: NONE})
     found = outline(flame_page.render(tmp_path, rank=1))
     assert sorted(found.scripts) == ["code", "data-flames-0", "plotly"]
-    assert labels(found)[0] == "rank 1, 0.0 MiB"
+    assert labels(found)[0] == "rank 1, 3 B"
 
 
 def test_the_report_has_the_same_graphs_near_what_was_alive(tmp_path: Path) -> None:
@@ -117,7 +117,8 @@ def test_texts_of_a_run_are_letters(tmp_path: Path, evil: str) -> None:
         assert evil not in found.scripts["data-flames-0"]
         assert "<" not in evil or evil not in html
         (trace,) = drawn(found)["flames-0"]["data"]
-        (label,) = set(trace["labels"]) - {"rank 0, 0.0 MiB", "main", "no Python stack", "denoise"}
+        texts = {one for one in trace["labels"] if not one.startswith("rank 0, ")}
+        (label,) = texts - {"main", "no Python stack", "denoise"}
         assert not set("<>") & set(label + "".join(trace["text"]))
         assert not label.startswith("var:")
 
@@ -132,7 +133,7 @@ def test_of_many_ranks_some_are_drawn_and_any_other_can_be_asked_for(tmp_path: P
     found = outline(html)
     shown = [labels(found, f"flames-{number}")[0].split(",")[0] for number in range(16)]
     assert shown == [f"rank {rank}" for rank in (0, 5, *range(6, 20))]
-    assert labels(outline(flame_page.render(tmp_path, rank=3)))[0] == "rank 3, 0.0 MiB"
+    assert labels(outline(flame_page.render(tmp_path, rank=3)))[0] == "rank 3, 103 B"
 
 
 def test_a_deep_and_wide_run_makes_a_page_of_bounded_size(tmp_path: Path) -> None:

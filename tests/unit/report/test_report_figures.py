@@ -72,7 +72,7 @@ def test_what_was_alive_adds_up_at_every_level() -> None:
         "all|no component|weight": 1,
         "all|no component|weight|no span": 1,
     }
-    assert trace["labels"][5] == "b, 0.0 MiB"
+    assert trace["labels"][5] == "b, 2 B"
 
 
 def test_the_books_of_a_rank_are_one_bar_and_empty_accounts_take_no_place_in_the_legend() -> None:
@@ -165,7 +165,7 @@ def test_each_module_of_a_script_has_a_line_of_its_own_over_its_calls() -> None:
 def test_a_peak_outside_of_any_span_counts_and_has_no_place(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {"spans": [span(1, "module", (0, 1), allocated=(0, 0, 5), reserved=(0, 0, 6))]}})
     make_ranks(tmp_path, {"allocated_peak_bytes": 50, "reserved_peak_bytes": 60})
-    assert summary_lines(tmp_path)[0].endswith("device used 0.0 MiB, in no span")
+    assert summary_lines(tmp_path)[0].endswith("device used 0 B, in no span")
     (row,) = answer(tmp_path, "peak_by_rank")
     assert row[1:3] == (50, 60)
 

@@ -204,15 +204,15 @@ def test_a_failed_run_says_first_what_happened_and_escapes_it(run_dir: Path) -> 
         assert text in html, text
 
 
-def test_sizes_are_gib_with_the_bytes_as_a_tooltip(run_dir: Path) -> None:
+def test_sizes_have_their_unit_with_the_bytes_as_a_tooltip(run_dir: Path) -> None:
     html = run_page.render(run_dir)
     row = next(line for line in html.splitlines() if line.startswith('<tr><th scope="row">0</th><td><span'))
     assert re.findall(r'title="([^"]*)">([^<]*)<', row) == [
-        ("2,147,483,648 bytes", "2.00"),
-        ("2,147,483,648 bytes", "2.00"),
-        ("3,221,225,472 bytes", "3.00"),
-        ("3,221,225,472 bytes", "3.00"),
-        ("0 bytes", "0.00"),
+        ("2,147,483,648 bytes", "2.00 GiB"),
+        ("2,147,483,648 bytes", "2.00 GiB"),
+        ("3,221,225,472 bytes", "3.00 GiB"),
+        ("3,221,225,472 bytes", "3.00 GiB"),
+        ("0 bytes", "0 B"),
     ]
     assert '<td class="text">37.50%<span class="share"' in row
 
@@ -222,11 +222,28 @@ def test_summary_names_peaks_imbalance_books_and_replay(run_dir: Path) -> None:
     assert summary_lines(run_dir)[:6] == [
         "rank 0: peak allocated 2.00 GiB, reserved 2.00 GiB, device used 3.00 GiB (38% of 8.00 GiB), "
         "in denoise of step 0",
-        "rank 1: peak allocated 0.0 MiB, reserved 0.0 MiB, device used 4.00 GiB, in denoise of step 3",
+        "rank 1: peak allocated 0 B, reserved 0 B, device used 4.00 GiB, in denoise of step 3",
         "imbalance: rank 0 peaks at 2.00 x the mean of allocated",
-        "imbalance: rank 1 peaks at 1.14 x the mean of device_used",
+        "imbalance: rank 1 peaks at 1.14 x the mean of device used",
         "books at the peak: unexplained at most 4.00 GiB, 100.00% of what is used on the device (rank 1)",
         "replay: exact to the byte on 2 of 2 ranks",
+    ]
+
+
+def test_summary_has_one_line_for_ranks_that_are_alike(tmp_path: Path) -> None:
+    """GIVEN 20 ranks, of which only rank 7 differs in what the line shows: the others differ by a few bytes."""
+    used = {rank: 3 * 2**30 + (2**30 if rank == 7 else rank) for rank in range(20)}
+    make_run(
+        tmp_path,
+        {
+            rank: {"spans": [span(1, "denoise", (0, 1), device_used=(0, 0, size))]}
+            for rank, size in used.items()
+        },
+    )
+    others = ", ".join(map(str, [0, 1, 2, 3]))
+    assert summary_lines(tmp_path)[:2] == [
+        f"19 ranks ({others} ...): peak allocated 0 B, reserved 0 B, device used 3.00 GiB, in denoise",
+        "rank 7: peak allocated 0 B, reserved 0 B, device used 4.00 GiB, in denoise",
     ]
 
 
@@ -273,7 +290,7 @@ def test_summary_says_what_is_a_lower_bound_and_why(tmp_path: Path) -> None:
     page = run_page.render(tmp_path)
     rows = [line for line in page.splitlines() if line.startswith('<tr><th scope="row">')][:3]
     assert [row.count("at least") for row in rows] == [2, 1, 0]
-    assert page.count('<dd class="big">at least <span title="1,073,741,824 bytes">1.00</span> GiB</dd>') == 1
+    assert page.count('<dd class="big">at least <span title="1,073,741,824 bytes">1.00 GiB</span></dd>') == 1
 
 
 def test_summary_says_of_which_ranks_the_replay_could_be_compared(tmp_path: Path) -> None:
@@ -379,7 +396,7 @@ def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
         ],
     )
     (row,) = re.findall(r"<tr>.*<td>-25.00%</td></tr>", html)
-    assert re.findall(r">(\d\.\d\d)<", row) == ["4.00", "3.00"]
+    assert re.findall(r">(\d\.\d\d GiB)<", row) == ["4.00 GiB", "3.00 GiB"]
     with pytest.raises(ConfigError, match="it must have another source"):
         run_page.render(tmp_path / "measured", beside=tmp_path / "measured")
 
