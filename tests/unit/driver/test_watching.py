@@ -46,7 +46,7 @@ def beat(rank: int, step: int, gib: float = 1.0) -> Beat:
 
 def note(run_dir: Path, *beats: Beat, done: int = 3) -> None:
     pace = {"num_done": done, "num_total": 8, "text": "2.0 s a step, 10 s left in the steps"}
-    LiveFile(run_dir).note(lambda: {"pace": pace, "beats": list(map(asdict, beats))})
+    LiveFile(run_dir).note(lambda: {"device": "cuda", "pace": pace, "beats": list(map(asdict, beats))})
 
 
 def now_of(run_dir: Path) -> Standing:
