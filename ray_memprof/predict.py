@@ -38,6 +38,7 @@ def main(
     from ray_memprof.config.yaml_file import short_forms
     from ray_memprof.predictor.gpu_profile import gpu_at_hand
     from ray_memprof.predictor.run import predict
+    from ray_memprof.report.comparison_page import set_side_by_side
     from ray_memprof.store.find_run import runs_folder
 
     code = EXIT_OK
@@ -46,9 +47,13 @@ def main(
         expanded = expand(config, overrides, output_dir=runs_folder())
         for one in expanded.runs:
             check_files(one)
+        folders = []
         for one in expanded.runs:
-            ended, _ = predict(one, gpu=gpu or gpu_at_hand() or DEFAULT_GPU, say=_say)
+            ended, folder = predict(one, gpu=gpu or gpu_at_hand() or DEFAULT_GPU, say=_say)
             code = ended or code
+            folders.append(folder)
+        if expanded.page is not None:
+            set_side_by_side(folders, expanded.page)
     except RunError as error:
         sys.stderr.write(visible(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")))
         code = error.exit_code

@@ -14,6 +14,9 @@ def alike(config: RunConfig) -> list[list[int]]:
     Between them, ranks are alike whose parts of the tokens and of the image are.
     """
     num_ranks = config.num_ranks
+    if TASKS[config.model.task].dit.model_type != "t2v":
+        # A picture or a video decides the shape of the latents, and with it who has the larger part.
+        return [[rank] for rank in range(num_ranks)]
     groups: dict[tuple[object, ...], list[int]] = {}
     for rank in range(num_ranks):
         key = (rank == 0, rank == num_ranks - 1, _num_tokens(config, rank), _width(config, rank))

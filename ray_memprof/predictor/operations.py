@@ -4,7 +4,7 @@
         ...
 
 A storage of a result that no argument had is new: it takes memory until it is gone. What a kernel holds besides, while
-it is queued, is in _TEMPORARIES.
+it is queued, is in workspaces.py.
 """
 
 from collections.abc import Mapping
@@ -81,7 +81,7 @@ class Operations(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage._cdata in known or not isinstance(tensor, FakeTensor):
             return
-        if tensor.is_cuda:
+        if tensor.fake_device.type == "cuda":
             self._device.make(storage)
-        elif tensor.device.type == "cpu":
+        elif tensor.fake_device.type == "cpu":
             self._device.make_host(storage)

@@ -87,6 +87,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "model_config.device is cpu: a prediction is of GPUs", hint="model_config.device: cuda"
         )
+    if config.generation.use_prompt_extend:
+        raise ConfigError(
+            "generation.use_prompt_extend is true: what extends the prompt is not predicted",
+            hint="--set generation.use_prompt_extend=false predicts all the rest",
+        )
     if config.parallel.backend == "xfuser" and config.num_ranks > 1:
         raise ConfigError(
             "parallel.backend is xfuser, which cannot be imported without a GPU",

@@ -37,6 +37,17 @@ def test_those_between_the_first_and_the_last_are(parallel: dict[str, int], grou
     assert alike(config_of(**parallel)) == groups
 
 
+def test_where_a_picture_decides_the_shape_every_rank_is_predicted() -> None:
+    mapping = {
+        "name": "x",
+        "model_config": {"task": "i2v-14B", "weights": "random"},
+        "generation": {"size": "832*480", "image": "a.png"},
+        "parallel": {"ulysses": 4},
+    }
+    config = from_mapping(mapping, source="x.yaml", overridden=[], folder=Path())
+    assert alike(config) == [[0], [1], [2], [3]]
+
+
 def test_ranks_with_more_tokens_or_other_slabs_are_not() -> None:
     # 32,760 tokens over 16 ranks: 2,047 and 2,048 in turn.
     groups = alike(config_of(ulysses=8, ring=2))

@@ -51,6 +51,18 @@ def test_ranks_of_their_own_processes_make_one_run_that_answers(tmp_path: Path) 
     assert (run / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.timeout(300)
+def test_the_runs_of_a_matrix_are_set_side_by_side(tmp_path: Path) -> None:
+    rows = "matrix:\n  - name: plain\n  - name: sliced\n    set: {optimization.attention_slicing: true}\n"
+    result = call(tmp_path, TINY + rows)
+    assert result.exit_code == EXIT_OK, result.output
+    assert [line for line in result.stdout.splitlines() if line.endswith(": ok, exit 0")] == [
+        "tiny-plain: ok, exit 0",
+        "tiny-sliced: ok, exit 0",
+    ]
+    assert (tmp_path / "runs" / "tiny-matrix.html").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "error", "hint"),
     [
@@ -72,6 +84,12 @@ def test_ranks_of_their_own_processes_make_one_run_that_answers(tmp_path: Path) 
             [],
             "parallel.backend is xfuser, which cannot be imported without a GPU",
             "parallel.backend: native",
+        ),
+        (
+            TINY,
+            ["--set", "generation.use_prompt_extend=true"],
+            "generation.use_prompt_extend is true",
+            "generation.use_prompt_extend=false",
         ),
         (TINY, ["--set", "generation.steps=3"], "generation.steps", "sample_steps"),
     ],
