@@ -21,22 +21,23 @@ MOST_BYTES = 32 * 2**10
 TextForm = Literal["table", "csv", "json"]
 
 
-def rows_text(rows: "pa.Table", *, most_rows: int, form: TextForm) -> str:
+def rows_text(rows: "pa.Table", *, most_rows: int, form: TextForm, began_ns: int | None = None) -> str:
     """The first rows as text, as many as fit, and whether there are more.
 
     Args:
         rows: at least one more than `most_rows`, if there are as many.
         most_rows: at most MOST_ROWS of query/answers.py, which is what a table for people shows.
         form: table has sizes and times with their units; csv and json have them exactly.
+        began_ns: when the recording of the run began: moments in a table are told from there on.
     """
     assert 0 < most_rows <= MOST_ROWS
     shown = rows.slice(0, most_rows)
-    text = _written(shown, form)
+    text = _written(shown, form, began_ns)
     while len(text.encode()) > MOST_BYTES and shown.num_rows > 1:
         # A little less than would fit on the average, so that few attempts are enough.
         fits = shown.num_rows * MOST_BYTES // len(text.encode())
         shown = shown.slice(0, max(1, min(fits, shown.num_rows - 1)))
-        text = _written(shown, form)
+        text = _written(shown, form, began_ns)
     if shown.num_rows == rows.num_rows:
         return cut_text(text)
     why = f"max_rows is {most_rows}" if shown.num_rows == most_rows else f"more than {MOST_BYTES:,} bytes"
@@ -46,9 +47,9 @@ def rows_text(rows: "pa.Table", *, most_rows: int, form: TextForm) -> str:
 _HINT = "SQL with WHERE, LIMIT or GROUP BY, or fewer columns, gets the others."
 
 
-def _written(rows: "pa.Table", form: TextForm) -> str:
+def _written(rows: "pa.Table", form: TextForm, began_ns: int | None) -> str:
     if form == "table":
-        return table_text(rows)
+        return table_text(rows, began_ns=began_ns)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows"
         write_answer(rows, Form(form), path)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ray_memprof.assistant.bounded import TextForm, cut_text, rows_text
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.answers import MOST_ROWS, Shown, columns_text
+from ray_memprof.query.answers import MOST_ROWS, Shown, columns_text, has_moments
 from ray_memprof.query.guard import Bounds
 from ray_memprof.store.find_run import find_run, list_runs
 from ray_memprof.store.run_json import run_facts
@@ -122,12 +122,13 @@ class Tools:
         return cut_text(_compared_text(compare(folders, fail_if, rank=rank), max_rows))
 
     def _rows(self, text: str, run: str, max_rows: int, form: TextForm) -> str:
-        from ray_memprof.query.ask import ask
+        from ray_memprof.query.ask import ask, began_ns
 
         run_dir = find_run(run, self.output_dir)
         # One row more tells whether there are more.
         rows = ask(text, [run_dir], bounds=Bounds(most_rows=max_rows + 1, limit_s=LIMIT_S))
-        return _noted([run_dir], rows_text(rows, most_rows=max_rows, form=form))
+        began = began_ns([run_dir]) if form == "table" and has_moments(rows) else None
+        return _noted([run_dir], rows_text(rows, most_rows=max_rows, form=form, began_ns=began))
 
 
 def _noted(run_dirs: Iterable[Path], text: str) -> str:

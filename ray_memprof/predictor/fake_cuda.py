@@ -30,7 +30,8 @@ _VIRTUAL_FUNCTIONS = 64
 """At least as many as the class of a guard has."""
 
 
-def install_guard() -> None:
+@contextmanager
+def guarded() -> Iterator[None]:
     """Let torch have a guard for CUDA that does nothing, if it has none.
 
     torch's own ensureCUDADeviceGuardSet() installs it where the present guard counts no devices. So for the length of
@@ -38,6 +39,7 @@ def install_guard() -> None:
     """
     guards = (ctypes.c_void_p * (_CUDA + 1)).in_dll(_c10(), _GUARDS)
     if guards[_CUDA]:
+        yield
         return
     zero = ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: 0)
     address = ctypes.cast(zero, ctypes.c_void_p).value
@@ -48,6 +50,10 @@ def install_guard() -> None:
     if guards[_CUDA] == ctypes.addressof(counts_none):
         guards[_CUDA] = None
         raise RuntimeError(f"torch {torch.__version__} has no guard for CUDA devices that are not there")
+    try:
+        yield
+    finally:
+        guards[_CUDA] = None
 
 
 def _c10() -> ctypes.CDLL:
@@ -58,8 +64,8 @@ def _c10() -> ctypes.CDLL:
 @contextmanager
 def fake_cuda(device: FakeDevice) -> Iterator[None]:
     """Let torch.cuda be about `device`."""
-    install_guard()
     with ExitStack() as stack:
+        stack.enter_context(guarded())
         for name, instead in _functions(device).items():
             stack.enter_context(patch.object(torch.cuda, name, instead))
         stack.enter_context(patch.object(torch, "Generator", _Generator))

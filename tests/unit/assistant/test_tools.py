@@ -129,7 +129,7 @@ def test_a_run_that_goes_on_is_told_first(tools: Tools) -> None:
     make(tools.output_dir / "now" / "20260104-000000-dddd", 5, status="running")
     note, rest = tools.ask("peak_by_rank", "now").split("\n", 1)
     assert note.startswith("note: now/20260104-000000-dddd: running, ")
-    assert cells(rest)[1][:3] == ["0", "5.0", "MiB"]
+    assert cells(rest)[1][:3] == ["0", "5.00", "MiB"]
 
 
 def test_a_diagnosis_is_the_one_of_the_command_line(tools: Tools) -> None:

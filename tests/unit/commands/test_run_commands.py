@@ -93,7 +93,7 @@ def test_runs_are_listed_the_newest_first(logs: Path) -> None:
         ("wide", NEW, "1970-01-01", "failed", "1"),
         ("base", OLD, "1970-01-01", "ok", "1"),
     ]
-    assert [row[-4:-2] for row in rows] == [["120.0", "MiB"], ["100.0", "MiB"]]
+    assert [row[-4:-2] for row in rows] == [["120", "MiB"], ["100", "MiB"]]
 
 
 def test_only_some_runs_are_listed_and_the_rest_is_told(logs: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_run_that_goes_on_shows_what_there_is(logs: Path) -> None:
     assert (result.exit_code, result.stderr) == (0, note)
     shown = result.stdout.splitlines()
     assert (shown[0], shown[-1]) == (f"base: {text}", f"run folder: {run}")
-    assert shown[1].startswith("rank 0: peak allocated 7.0 MiB")
+    assert shown[1].startswith("rank 0: peak allocated 7.00 MiB")
 
 
 def test_a_recorded_program_that_ended_well_tells_no_exit_code(logs: Path) -> None:

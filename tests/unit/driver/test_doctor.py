@@ -36,7 +36,7 @@ def test_a_machine_with_a_gpu() -> None:
     assert _torch_checks(CUDA, DRIVER) == [
         Check("torch", "2.13.0"),
         Check("CUDA", "12.8; torch sees 1 of 1 GPUs"),
-        Check("driver", "570.1; 0: H200, 100.00 GiB of 140.00 GiB free"),
+        Check("driver", "570.1; 0: H200, 100 GiB of 140 GiB free"),
         Check("NCCL", "2.29.7"),
     ]
 

@@ -1,26 +1,28 @@
 """One predicted rank, of tiny tasks: wan runs from the prompt to the last frame, and its rows are whole."""
 
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from ranks import predicted_on
 
 from ray_memprof.config.load import from_mapping
-from ray_memprof.predictor import fake_rank
-from ray_memprof.predictor.fake_rank import FakeRank, PredictedRank, environment_of, predict_rank
+from ray_memprof.predictor.fake_rank import FakeRank, PredictedRank, environment_of
 from ray_memprof.store.gather import gather
 
+PROCESSES = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
 def predicted(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *, rank: int = 0, shapes: Any = (), **sections: Any
+    folder: Path, *, rank: int = 0, shapes: Any = (), total_bytes: int | None = None, **sections: Any
 ) -> PredictedRank:
-    """Predict a rank in this process."""
+    """Predict a rank, in a process that does nothing else: it changes torch, and counts collectives."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    monkeypatch.setattr(fake_rank, "open_log", lambda run_dir, rank: None)
     generation = {"size": "64*48", "frame_num": 9, "prompt": "a boat", **sections.pop("generation", {})}
     model = {"task": "t2v-tiny", "weights": "random", **sections.pop("model_config", {})}
     mapping = {"name": "x", "model_config": model, "generation": generation, **sections}
@@ -30,21 +32,19 @@ def predicted(
         config=config, rank=rank, num_ranks=config.num_ranks, run_dir=folder, gpu="H200", begun_ns=time.time_ns(),
         environment=environment, shapes=list(shapes),
     )  # fmt: skip
-    return predict_rank(plan)
+    return PROCESSES.submit(predicted_on, plan, total_bytes).result(timeout=100)
 
 
 @pytest.mark.parametrize("strategy", ["full", "block", "stream"])
 @pytest.mark.parametrize("task", ["t2v-tiny", "i2v-tiny"])
 def test_every_strategy_runs_to_its_end_and_is_recorded_exactly(
-    task: str, strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: str, strategy: str, tmp_path: Path
 ) -> None:
     generation: dict[str, Any] = {"sample_steps": 2}
     if task == "i2v-tiny":
         Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
         generation["image"] = str(tmp_path / "a.png")
-    made = predicted(
-        tmp_path, monkeypatch, generation=generation, model_config={"task": task, "load_strategy": strategy}
-    )
+    made = predicted(tmp_path, generation=generation, model_config={"task": task, "load_strategy": strategy})
     check = made.outcome.check
     assert made.outcome.status == "ok" and check is not None
     assert check.num_lost_events == 0 and check.max_error_bytes == 0
@@ -56,41 +56,30 @@ def test_every_strategy_runs_to_its_end_and_is_recorded_exactly(
     assert rows["spans"] > 20 and rows["ledger"] >= 3 and rows["samples"] > 3
 
 
-def test_levers_of_memory_lower_the_peak_of_their_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = predicted(
-        tmp_path / "plain", monkeypatch, optimization={"fused_kernels": False, "rope_chunks": 1}
-    )
-    fused = predicted(tmp_path / "fused", monkeypatch, optimization={"fused_kernels": True, "rope_chunks": 1})
+def test_levers_of_memory_lower_the_peak_of_their_stage(tmp_path: Path) -> None:
+    plain = predicted(tmp_path / "plain", optimization={"fused_kernels": False, "rope_chunks": 1})
+    fused = predicted(tmp_path / "fused", optimization={"fused_kernels": True, "rope_chunks": 1})
     checks = [one.outcome.check for one in (plain, fused)]
     assert checks[0] is not None and checks[1] is not None
     assert checks[0].num_events > checks[1].num_events
 
 
-def test_fp8_weights_and_products_are_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = predicted(
-        tmp_path, monkeypatch, model_config={"weights_dtype": "fp8"}, optimization={"matmul": "fp8"}
-    )
+def test_fp8_weights_and_products_are_predicted(tmp_path: Path) -> None:
+    made = predicted(tmp_path, model_config={"weights_dtype": "fp8"}, optimization={"matmul": "fp8"})
     assert made.outcome.status == "ok", made.outcome.reason
 
 
-def test_at_most_four_steps_are_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_four_steps_are_computed(tmp_path: Path) -> None:
     ends = [
-        predicted(tmp_path / str(steps), monkeypatch, generation={"sample_steps": steps}).outcome.check
+        predicted(tmp_path / str(steps), generation={"sample_steps": steps}).outcome.check
         for steps in (4, 30)
     ]
     assert ends[0] is not None and ends[1] is not None
     assert ends[0].num_events == ends[1].num_events
 
 
-def test_a_device_that_is_too_small_ends_the_rank_as_a_gpu_would(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from devices import MIB, profile
-
-    monkeypatch.setattr(fake_rank, "gpu_profile", lambda name: profile(name, total_bytes=740 * MIB))
-    outcome = predicted(tmp_path, monkeypatch).outcome
+def test_a_device_that_is_too_small_ends_the_rank_as_a_gpu_would(tmp_path: Path) -> None:
+    outcome = predicted(tmp_path, total_bytes=740 * 2**20).outcome
     assert (outcome.status, outcome.exit_code) == ("oom", 11)
     assert "device out of memory in " in outcome.reason and "asked" in outcome.reason
     assert outcome.path and outcome.oom_free_bytes is not None
@@ -107,12 +96,12 @@ def test_a_device_that_is_too_small_ends_the_rank_as_a_gpu_would(
     ids=["ulysses, FSDP, split VAE", "ring", "cfg"],
 )
 def test_ranks_run_one_by_one_and_the_second_knows_the_shapes_of_the_first(
-    parallel: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parallel: dict[str, Any], tmp_path: Path
 ) -> None:
-    first = predicted(tmp_path, monkeypatch, parallel=parallel)
+    first = predicted(tmp_path, parallel=parallel)
     assert first.outcome.status == "ok", first.outcome.reason
     assert bool(first.shapes) == ("t5_fsdp" not in parallel)
-    second = predicted(tmp_path, monkeypatch, rank=1, shapes=first.shapes, parallel=parallel)
+    second = predicted(tmp_path, rank=1, shapes=first.shapes, parallel=parallel)
     assert second.outcome.status == "ok", second.outcome.reason
     gathered = gather(tmp_path, [0, 1])
     assert not gathered.problems

@@ -249,7 +249,10 @@ def test_bytes_that_are_no_utf8_are_refused_in_a_line(runs: list[Path], tmp_path
     assert hint == "rename the folder"
 
 
-def test_a_pattern_may_be_of_names_or_ids(runs: list[Path], tmp_path: Path) -> None:
+def test_a_pattern_may_be_of_names_or_ids(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a pattern is one of paths first
     (tmp_path / "base" / "latest").symlink_to("r1")
     assert runs_of("b*", tmp_path) == runs[:1]  # the newest of the name
     assert runs_of("*/r*", tmp_path) == runs

@@ -107,7 +107,7 @@ def test_a_notebook_shows_tables_with_units_and_nothing_that_acts() -> None:
     assert Answer(table)._repr_html_() == (
         '<table><thead><tr><th style="text-align: right">size_bytes</th>'
         '<th style="text-align: left">&lt;b&gt;</th></tr></thead><tbody>'
-        '<tr><td style="text-align: right">3.0 MiB</td><td style="text-align: left">&lt;script&gt;</td></tr>'
+        '<tr><td style="text-align: right">3.00 MiB</td><td style="text-align: left">&lt;script&gt;</td></tr>'
         '<tr><td style="text-align: right">-</td><td style="text-align: left">a\\x1b</td></tr>'
         "</tbody></table>"
     )
@@ -121,7 +121,7 @@ def test_a_long_answer_is_cut_and_says_so() -> None:
 
 def test_runs_are_shown_in_a_notebook(logs: Path) -> None:
     for shown in (ray_memprof.runs()._repr_html_(), ray_memprof.open_run()._repr_html_()):
-        assert "20260102-000000-bbbb" in shown and "120.0 MiB" in shown
+        assert "20260102-000000-bbbb" in shown and "120 MiB" in shown
 
 
 def test_frames_need_their_package(logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

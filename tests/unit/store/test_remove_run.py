@@ -83,7 +83,7 @@ def test_a_run_that_never_recorded_counts_and_goes_too(tmp_path: Path) -> None:
 def test_a_dry_run_removes_nothing_and_says_the_same(tmp_path: Path) -> None:
     run = made(tmp_path / "a" / "r1")
     lines = list(removed_lines([run], dry_run=True))
-    assert lines == ["would remove a/r1 (0.0 MiB)", "would remove 1 run, 0.0 MiB"]
+    assert lines == ["would remove a/r1 (300 B)", "would remove 1 run, 300 B"]
     assert run.is_dir()
     assert list(removed_lines([run], dry_run=False)) == [
         line.replace("would remove", "removed") for line in lines
