@@ -27,7 +27,7 @@ def test_a_run_is_watched_from_elsewhere(tmp_path: Path) -> None:
     last = [line for _, line in run.lines][-len(lines) :]
     ended = last.index("test: ok, exit 0")
     assert lines[-len(last[ended:]) :] == last[ended:]
-    assert any(" process memory, " in line and "the most of 2" in line for line in lines)
+    assert any("process memory" in line and "the most of 2" in line for line in lines)
     assert sorted(os.listdir(run.run_dir)) == [
         *(
             "config.yaml",
