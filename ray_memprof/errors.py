@@ -37,6 +37,10 @@ class RunError(Exception):
         super().__init__(message)
         self.hint = hint
 
+    def lines(self) -> str:
+        """What a person is told: the error, and the hint on a line of its own."""
+        return f"error: {self}\n" + (f"hint: {self.hint}\n" if self.hint else "")
+
 
 class ConfigError(RunError, ValueError):
     """A configuration, argument or folder that cannot be used; in a launch it is found before Ray starts (exit 2)."""

@@ -55,7 +55,7 @@ def main(
         if expanded.page is not None:
             set_side_by_side(folders, expanded.page)
     except RunError as error:
-        sys.stderr.write(visible(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")))
+        sys.stderr.write(visible(error.lines()))
         code = error.exit_code
     raise typer.Exit(code)
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         start = start_of(os.environ)
         need(("torch",), "ray_memprof.record")
     except ConfigError as error:
-        sys.stderr.write(visible(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else "")))
+        sys.stderr.write(visible(error.lines()))
         return EXIT_CONFIG
     return _run(Session(settings, start, program), program)
 

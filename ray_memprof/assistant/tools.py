@@ -7,20 +7,17 @@ Nothing is written, and no number is computed here. The docstrings and annotatio
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from ray_memprof.assistant.bounded import TextForm, cut_text, rows_text
-from ray_memprof.errors import ConfigError
-from ray_memprof.query.answers import MOST_ROWS, Shown, columns_text, has_moments
+from ray_memprof.query.answers import MOST_ROWS, columns_text, has_moments
 from ray_memprof.query.guard import Bounds
 from ray_memprof.store.find_run import find_run, list_runs
-from ray_memprof.store.run_json import run_facts
 from ray_memprof.store.schema import TABLES
-from ray_memprof.store.standing import standing, standing_note
+from ray_memprof.store.standing import standing_note
 
 if TYPE_CHECKING:
     from ray_memprof.analysis.comparison.compare import Comparison
@@ -47,12 +44,15 @@ class Tools:
         self, max_rows: Annotated[int, Field(ge=1, le=MOST_ROWS, description="The most runs to list.")] = 20
     ) -> str:
         """List the recorded runs, the newest first: their names, when they were recorded and how they ended."""
-        found = list_runs(self.output_dir)[::-1]
+        from ray_memprof.query.run_table import run_columns
+        from ray_memprof.store.run_list import listed
+
+        found = list_runs(self.output_dir, begun=True)[::-1]
         if not found:
             return f"there are no runs in {self.output_dir.absolute()}\n"
-        shown = [_facts_of(run_dir) for run_dir in found[:max_rows]]
-        columns = [Shown(name, [row[name] for row in shown], is_number=name == "ranks") for name in shown[0]]
-        text = columns_text(columns)
+        shown = list(map(listed, found[:max_rows]))
+        reasons = [f"{one.name}/{one.run_id}: {one.reason}\n" for one in shown if one.reason]
+        text = columns_text(run_columns(shown)) + "".join(reasons)
         more = len(found) - len(shown)
         return cut_text(text) + (
             f"cut after {len(shown)} runs: {more} older ones are left out.\n" if more else ""
@@ -142,26 +142,6 @@ def _compared_text(compared: "Comparison", most: int) -> str:
 
     lines = [*warnings(compared), *check_lines(compared)]
     return "".join(f"{line}\n" for line in lines) + comparison_text(compared, most)
-
-
-def _facts_of(run_dir: Path) -> dict[str, str]:
-    """What is listed of a run, by heading, from its run.json."""
-    name = {"run": f"{run_dir.parent.name}/{run_dir.name}"}
-    try:
-        facts, now = run_facts(run_dir) or {}, standing(run_dir)
-    except ConfigError as error:  # the others are listed all the same
-        return {**name, "recorded": "-", "status": "-", "ranks": "-", "reason": str(error)}
-    start_ns = facts.get("start_ns")
-    when = (
-        "-" if not start_ns else datetime.fromtimestamp(start_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    )
-    return {
-        **name,
-        "recorded": when,
-        "status": now.status if now else str(facts.get("status", "-")),
-        "ranks": str(facts.get("num_ranks", "-")),
-        "reason": (now.reason if now else str(facts.get("reason") or "")) or "-",
-    }
 
 
 def _table_lines(name: str) -> str:

@@ -16,6 +16,7 @@ from ray_memprof.commands.terminal import (
     OUT,
     RUN,
     OutputDir,
+    by_suffix,
     errors_as_lines,
     flush,
     run_names,
@@ -96,7 +97,7 @@ def compare(
             _write_page(compared, html)
         # The table comes last and by itself: the exit code must not depend on whether it is read to its end.
         with unread_is_fine():
-            _write_compared(compared, format or _form_of(out), out, most)
+            _write_compared(compared, format or by_suffix(out, _BY_SUFFIX, CompareForm.TABLE), out, most)
             flush()
         if exceeded := sum(one.is_exceeded for one in compared.checks):
             raise LimitExceeded(f"{exceeded} of {len(compared.checks)} limits exceeded")
@@ -107,10 +108,6 @@ def _write_page(compared: "Comparison", path: Path) -> None:
 
     with suppress(BrokenPipeError):  # of a FIFO
         say(f"comparison: {write_comparison_page(compared, path)}\n")
-
-
-def _form_of(out: Path | None) -> CompareForm:
-    return CompareForm.TABLE if out is None else _BY_SUFFIX.get(out.suffix, CompareForm.TABLE)
 
 
 def _write_compared(compared: "Comparison", form: CompareForm, out: Path | None, most: int) -> None:

@@ -15,6 +15,7 @@ from ray_memprof.commands.terminal import (
     RUN,
     RUNS,
     OutputDir,
+    by_suffix,
     errors_as_lines,
     run_names,
     say_standing,
@@ -53,7 +54,7 @@ def diagnose(
 
         check_target(out)
         run_dirs = find_runs(run, runs, output_dir)
-        form = format or (FindingsForm.TEXT if out is None else _BY_SUFFIX.get(out.suffix, FindingsForm.TEXT))
+        form = format or by_suffix(out, _BY_SUFFIX, FindingsForm.TEXT)
         if form in (FindingsForm.CSV, FindingsForm.JSON):  # the texts say it themselves
             say_standing(run_dirs)
         found = [diagnosed(run_dir) for run_dir in run_dirs]

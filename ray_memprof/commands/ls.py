@@ -5,15 +5,12 @@ $ ray-memprof ls
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ray_memprof.commands.terminal import OUT, OutputDir, errors_as_lines
 from ray_memprof.query.answers import write_text
-
-if TYPE_CHECKING:
-    from ray_memprof.store.run_list import ListedRun
 
 
 def ls(
@@ -31,6 +28,8 @@ def ls(
     with errors_as_lines():
         from fnmatch import fnmatchcase
 
+        from ray_memprof.query.answers import columns_text
+        from ray_memprof.query.run_table import run_columns
         from ray_memprof.store.find_run import runs_folder
         from ray_memprof.store.run_list import listed_runs
         from ray_memprof.store.whole_file import check_target
@@ -47,39 +46,8 @@ def ls(
         elif not runs:
             write_text(f"no runs{' of that name' if names else ''} in {folder.absolute()}\n", out)
         else:
-            write_text(_table(runs[:most]) + _more(len(runs) - most), out)
+            write_text(columns_text(run_columns(runs[:most])) + _more(len(runs) - most), out)
 
 
 def _more(num_left: int) -> str:
     return f"{num_left:,} older runs: --most, or --json for all\n" if num_left > 0 else ""
-
-
-def _table(runs: "list[ListedRun]") -> str:
-    import time
-
-    from ray_memprof.query.answers import Shown, columns_text
-    from ray_memprof.wording import age_text, size_text
-
-    def size(value: int | None) -> str:
-        return "-" if value is None else size_text(value)
-
-    def when(one: "ListedRun") -> str:
-        return (
-            "-"
-            if one.start_ns is None
-            else time.strftime("%Y-%m-%d %H:%M", time.localtime(one.start_ns / 1e9))
-        )
-
-    columns = {
-        "name": [one.name for one in runs],
-        "run": [one.run_id for one in runs],
-        "when": list(map(when, runs)),
-        "age": ["-" if one.start_ns is None else age_text(one.age_ns() / 1e9) for one in runs],
-        "status": [one.status for one in runs],
-        "ranks": ["-" if one.num_ranks is None else str(one.num_ranks) for one in runs],
-        "device used": [size(one.device_used_peak_bytes) for one in runs],
-        "allocated": [size(one.allocated_peak_bytes) for one in runs],
-        "on disk": [size(one.size_bytes) for one in runs],
-    }
-    texts = ("name", "run", "when", "status")
-    return columns_text([Shown(name, cells, name not in texts) for name, cells in columns.items()])

@@ -3,18 +3,11 @@
 $ ray-memprof mcp --output-dir profiler_logs
 """
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from ray_memprof.commands.terminal import errors_as_lines
+from ray_memprof.commands.terminal import OutputDir, errors_as_lines
 from ray_memprof.errors import ConfigError
 
 
-def mcp(
-    output_dir: Annotated[Path, typer.Option(help="Where runs are kept.")] = Path("profiler_logs"),
-) -> None:
+def mcp(output_dir: OutputDir = None) -> None:
     """Let an assistant ask about runs: a server of the Model Context Protocol on standard input and output.
 
     An assistant starts it itself, from its configuration. It needs the optional extra mcp.
@@ -32,5 +25,6 @@ def mcp(
                 hint="pip install 'ray-memprof[mcp]'",
             )
         from ray_memprof.assistant.server import serve
+        from ray_memprof.store.find_run import runs_folder
 
-        serve(output_dir)
+        serve(runs_folder(output_dir))

@@ -9,16 +9,17 @@ Answers go to the standard output, all other messages to the standard error.
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from ray_memprof.errors import DiskFull, RunError
 from ray_memprof.wording import visible
 
+_Form = TypeVar("_Form")
 RUN = "A run: <name>, <name>/<run_id>, <run_id>, its folder, a file in it, or latest."
 RUNS = "Several runs: a pattern in quotes, such as 'profiler_logs/*/latest'."
 OUT = "File to write instead of the standard output."
@@ -47,6 +48,11 @@ def run_names(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def by_suffix(out: Path | None, forms: Mapping[str, _Form], otherwise: _Form) -> _Form:
+    """The form that the suffix of a file asks for; any other file, and none, is `otherwise`."""
+    return otherwise if out is None else forms.get(out.suffix, otherwise)
+
+
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
     """Print an error of the user, or a full disk, as one line and a hint; a reader that left early is no error."""
@@ -72,7 +78,7 @@ def errors_as_lines() -> Iterator[None]:
 
 
 def _say_error(error: RunError) -> None:
-    say(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+    say(error.lines())
 
 
 def say(text: str) -> None:

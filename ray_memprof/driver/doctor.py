@@ -29,6 +29,7 @@ LEAST_SHM_BYTES = GIB
 TORCH_S = 60.0
 """Seconds that the import of torch may take."""
 _SHM = Path("/dev/shm")
+_INSTALL = "pip install 'ray-memprof[run]'"
 _TORCH = """
 import json, torch
 has_cuda = torch.cuda.is_available()
@@ -60,7 +61,11 @@ def checks(output_dir: Path) -> list[Check]:
         Check("Python", f"{platform.python_version()}, {sys.executable}"),
         Check("ray-memprof", _version("ray-memprof") or "not installed, run from its folder"),
         *_torch_checks(_torch(), _driver_facts()),
-        _package("Ray", "ray", "to launch runs: pip install ray; recording and questions work without it"),
+        _package(
+            "Ray",
+            "ray",
+            f"to launch runs: {_INSTALL}; recording and questions work without it",
+        ),
         *_disk(output_dir),
         *_shared_memory(),
         _missing(),
@@ -108,7 +113,11 @@ def _torch_checks(torch: dict[str, Any], driver: dict[str, Any] | None) -> list[
     gpus = [] if driver is None else driver["gpus"]
     if "error" in torch:
         return [
-            Check("torch", torch["error"], "to run programs: pip install torch; questions work without it"),
+            Check(
+                "torch",
+                torch["error"],
+                f"to run programs: {_INSTALL}; questions work without it",
+            ),
             _driver(driver),
         ]
     built = torch["cuda"]

@@ -18,6 +18,7 @@ from ray_memprof.config.run_config import RunConfig
 from ray_memprof.driver.elsewhere import Elsewhere
 from ray_memprof.driver.placement import node_places
 from ray_memprof.driver.repository import commit_text, repository
+from ray_memprof.rank.layout_columns import layout_columns
 from ray_memprof.rank.messages import Outcome, RankFacts, Status
 from ray_memprof.rank.rank_rows import rank_columns
 from ray_memprof.recorder.clock import Clock
@@ -25,7 +26,6 @@ from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.store.run_tables import run_columns
 from ray_memprof.supervision.verdict import Verdict
-from wan.parallel.layout import Layout
 
 
 @dataclass
@@ -134,27 +134,21 @@ class RunState:
 
     def rank_rows(self) -> list[dict[str, Any]]:
         """The rows of the table ranks; empty if the ranks never got their places."""
-        parallel = self.config.parallel
-        layout = Layout(
-            ranks=self.config.num_ranks, ulysses=parallel.ulysses, ring=parallel.ring, cfg=parallel.cfg
-        )
         rows = []
         for rank, (node, local_rank) in enumerate(node_places(self.facts)):
-            where = {"node": node, "local_rank": local_rank, **layout.coordinates(rank)._asdict()}
+            where = {"node": node, "local_rank": local_rank, **layout_columns(self.config, rank)}
             rows.append(self._rank_row(rank) | where)
         return rows
 
     def _rank_row(self, rank: int) -> dict[str, Any]:
         """The row of a rank, without its place on the node and in the layout."""
-        verdict, facts, parallel = self._ended(), self.facts[rank], self.config.parallel
+        verdict, facts = self._ended(), self.facts[rank]
         outcome, beat = self._outcome(rank), verdict.beats.get(rank)
         if beat is not None and not outcome.path:
             outcome = replace(outcome, path=beat.path, step=beat.step)
-        is_sharded = parallel.dit_fsdp or parallel.t5_fsdp
         return {
             **rank_columns(facts, outcome),
             "clock_offset_ns": self.clock_offsets_ns.get(rank, 0),
-            "fsdp": rank if is_sharded else 0,
         }
 
     def _outcome(self, rank: int) -> Outcome:

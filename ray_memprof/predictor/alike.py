@@ -48,10 +48,13 @@ def _width(config: RunConfig, rank: int) -> tuple[int, ...]:
     """Columns of the latent image that a rank makes, in each round of the VAE; () where the first rank makes all."""
     if config.parallel.vae == "rank0":
         return ()
+    from wan.networks.vae.slabs import DECODE_FRAMES, choose_slabs
     from wan.parallel.vae import rounds
 
     _, _, height, width = _latent_shape(config)
-    slabs = config.optimization.vae_slabs or config.num_ranks
+    vae = TASKS[config.model.task].vae
+    frame_bytes = 4 * vae.base_dim * height * width * vae.stride[1] ** 2
+    slabs = config.optimization.vae_slabs or choose_slabs(frame_bytes, DECODE_FRAMES)
     shares = rounds(max(height, width), slabs, config.num_ranks)
     windows = (share[rank] for share in shares)
     return tuple(0 if window is None else window.stop - window.start for window in windows)

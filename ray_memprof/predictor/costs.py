@@ -15,21 +15,9 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from ray_memprof.predictor.gpu_profile import GpuProfile
+from ray_memprof.predictor.operation_kinds import CONVOLUTION, FP8_PRODUCTS, PRODUCTS, WITHOUT_KERNEL
 
-aten = torch.ops.aten
-
-_PRODUCTS: Mapping[Any, Any] = {
-    aten.mm.default: aten.mm, aten.addmm.default: aten.addmm, aten._addmm_activation.default: aten.addmm,
-    aten.bmm.default: aten.bmm, aten.baddbmm.default: aten.baddbmm, aten._scaled_mm.default: aten._scaled_mm,
-    aten.convolution.default: aten.convolution,
-}  # fmt: skip
-WITHOUT_KERNEL = {
-    aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
-    aten.view.default, aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.t.default,
-    aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.detach.default, aten.split.Tensor,
-    aten.unbind.int, aten.alias.default, aten.as_strided.default, aten._unsafe_view.default,
-}  # fmt: skip
-"""Operations that run no kernel."""
+_COUNTED = {**PRODUCTS, **FP8_PRODUCTS, CONVOLUTION: torch.ops.aten.convolution}
 
 
 class Costs:
@@ -51,7 +39,7 @@ class Costs:
         given = [arg for arg in args if isinstance(arg, Tensor) and arg.is_cuda]
         num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*given, *made))
         seconds = num_bytes / self._profile.memory_bytes_per_s
-        if func in _PRODUCTS and given:
+        if func in _COUNTED and given:
             seconds = max(seconds, self._flops(func, args, made) / self._rate(func, given))
         return int(seconds * 1e9)
 
@@ -62,12 +50,12 @@ class Costs:
         return int(flops / self._of_dtype(self._profile.attention_flops, query.dtype) * 1e9)
 
     def _flops(self, func: Any, args: tuple[Any, ...], made: list[Tensor]) -> int:
-        counted = flop_registry[_PRODUCTS[func]](*args, out_val=made[0])
+        counted = flop_registry[_COUNTED[func]](*args, out_val=made[0])
         return int(counted)
 
     def _rate(self, func: Any, given: list[Tensor]) -> float:
         profile = self._profile
-        rates = profile.convolution_flops if func is aten.convolution.default else profile.product_flops
+        rates = profile.convolution_flops if func is CONVOLUTION else profile.product_flops
         return self._of_dtype(rates, given[-1].dtype)
 
     @staticmethod

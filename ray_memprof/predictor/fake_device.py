@@ -129,10 +129,6 @@ class FakeDevice:
         self._finalizers[storage] = weakref.finalize(storage, self.free, block)
         self._finalizers[storage].atexit = False
 
-    def knows(self, storage: torch.UntypedStorage) -> bool:
-        """Whether the storage has memory here."""
-        return storage in self._blocks
-
     def block_of(self, storage: torch.UntypedStorage) -> Block | None:
         """Where the storage is."""
         return self._blocks.get(storage)

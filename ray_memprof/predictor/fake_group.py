@@ -56,7 +56,14 @@ def fake_group(device: FakeDevice, shapes: Shapes, environment: Mapping[str, str
         stack.enter_context(patch.object(SplitTable, "_apply", _applied))
         stack.enter_context(patch.object(Ranks, "_empty", lambda ranks, _: _received(waiting, ranks.device)))
         stack.enter_context(patch.object(Ranks, "_broadcast", _noting(shapes)))
+        stack.callback(_leave)
         yield
+
+
+def _leave() -> None:
+    """Leave the group that a rank which failed has not left."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _joining(nccl: Nccl) -> Callable[..., None]:
@@ -97,7 +104,13 @@ def _applied(table: SplitTable, change: Callable[[Tensor], Tensor], recurse: boo
     return table
 
 
+class FirstRankEnded(Exception):
+    """The first rank has sent all that it could: it has ended before this rank."""
+
+
 def _received(waiting: Shapes, device: torch.device) -> Tensor:
+    if not waiting:
+        raise FirstRankEnded
     dtype, shape = waiting.pop(0)
     return torch.empty(shape, dtype=dtype, device=device)
 

@@ -1,12 +1,16 @@
-"""Stand-ins for kernels that fake tensors do not know: wan's Triton kernels, and torch's attention on a GPU.
+"""Kernels that fake tensors do not know: wan's Triton kernels, and torch's attention and RMSNorm on a GPU.
 
-Each takes what the real one takes and returns what it returns, with the memory that the real one allocates.
+    with fake_kernels(device): ...
+
+wan's own modules of kernels run as they are, on a Triton that compiles nothing: they allocate what they allocate on a
+GPU, and a launch only takes its time. What torch does inside its kernels is written down here.
 """
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial, wraps
+from functools import partial
 from types import ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -17,107 +21,94 @@ from torch import Tensor
 
 from ray_memprof.predictor.costs import Costs
 from ray_memprof.predictor.fake_device import FakeDevice
-from ray_memprof.predictor.tensors import tensors_of
-from wan.weights.fp8 import FP8, Fp8Rows
+from ray_memprof.recorder.meters.tensors import tensors_of
 
+MODULES = (
+    "wan.networks.extremes",
+    "wan.networks.kernels",
+    "wan.networks.attention_fp8_kernels",
+    "wan.networks.vae.kernels",
+)
+"""All modules of wan that import Triton, those that others import first."""
 _CUDNN_ATTENTION_WORKSPACE_BYTES = 256
 _WITH_CUDNN = ((9, 0), (10, 0))
 """Compute capabilities for which torch prefers cuDNN's attention."""
-
-# ---- wan/networks/kernels.py -----------------------------------------------------------------------------------
-
-
-def quantise(x: Tensor, *, gelu: bool = False) -> Fp8Rows:
-    """See wan.networks.kernels."""
-    flat = x.reshape(-1, x.shape[-1])
-    if flat.stride(1) != 1:
-        flat = flat.contiguous()
-    out, scales = _empty_rows(x.shape, FP8, x.device)
-    assert scales is not None
-    return Fp8Rows(out, scales)
+_attention, _rms_norm = F.scaled_dot_product_attention, F.rms_norm
 
 
-def _empty_rows(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    out = torch.empty(shape, dtype=dtype, device=device)
-    if dtype != FP8:
-        return out, None
-    return out, torch.empty((*shape[:-1], 1), dtype=torch.float32, device=device)
+@contextmanager
+def fake_kernels(device: FakeDevice) -> Iterator[None]:
+    """Let wan's kernels launch nothing, and torch's attention be that of `device`."""
+    with (
+        _fake_triton(device),
+        patch.object(F, "scaled_dot_product_attention", partial(attention, device)),
+        patch.object(F, "rms_norm", rms_norm),
+    ):
+        yield
 
 
-def layer_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Tensor | Fp8Rows:
-    """See wan.networks.kernels."""
-    x = x.contiguous()
-    out, scales = _empty_rows(x.shape, dtype, x.device)
-    gain.contiguous(), bias.contiguous()
-    return out if scales is None else Fp8Rows(out, scales)
+# ---- Triton ------------------------------------------------------------------------------------------------------
 
 
-def add_layer_norm_(
-    x: Tensor, y: Tensor, gate: Tensor | None, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> Tensor | Fp8Rows:
-    """See wan.networks.kernels."""
-    if not x.is_contiguous():
-        gated_add_(x, y, gate)
-        return layer_norm(x, gain, bias, eps, dtype)
-    out, scales = _empty_rows(x.shape, dtype, x.device)
-    kept = [part.contiguous() for part in (y, gate, gain, bias) if part is not None]
-    kept.clear()
-    return out if scales is None else Fp8Rows(out, scales)
+@contextmanager
+def _fake_triton(device: FakeDevice) -> Iterator[None]:
+    """Import wan's modules of kernels with a Triton that compiles nothing; afterwards they are as they were."""
+    triton = _triton(device)
+    before = {name: sys.modules.pop(name, None) for name in (*triton, *MODULES)}
+    try:
+        sys.modules.update(triton)
+        for name in MODULES:
+            importlib.import_module(name)
+        # Only while they are imported: torch looks for Triton, too.
+        for name in triton:
+            _put_back(name, before.pop(name))
+        yield
+    finally:
+        for name, module in before.items():
+            _put_back(name, module)
 
 
-def rms_norm_rope_(x: Tensor, gain: Tensor, table: Tensor | None, num_heads: int, eps: float) -> Tensor:
-    """See wan.networks.kernels."""
-    return x
+def _put_back(name: str, module: ModuleType | None) -> None:
+    """Let a module, or its absence, be what an import finds."""
+    package, _, last = name.rpartition(".")
+    gone = sys.modules.pop(name, None)
+    if module is not None:
+        sys.modules[name] = module
+        if package:
+            setattr(sys.modules[package], last, module)
+    elif gone is not None and package in sys.modules:
+        vars(sys.modules[package]).pop(last, None)
 
 
-def gated_add_(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
-    """See wan.networks.kernels."""
-    if x.is_contiguous():
-        kept = [part.contiguous() for part in (y, gate) if part is not None]
-        kept.clear()
-    return x
+def _triton(device: FakeDevice) -> dict[str, ModuleType]:
+    """What wan's modules use of Triton outside of kernels."""
+    triton, language = ModuleType("triton"), ModuleType("triton.language")
+    vars(language).update(constexpr=lambda value: value, float32=object(), float64=object())
+    vars(triton).update(
+        jit=lambda function: _Kernel(device),
+        cdiv=lambda number, step: -(-number // step),
+        next_power_of_2=lambda number: 1 << (number - 1).bit_length(),
+        language=language,
+    )
+    return {"triton": triton, "triton.language": language}
 
 
-def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """See wan.networks.kernels."""
-    out = torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True)
-    return out.view(*x.shape[:-1], -1)
+class _Kernel:
+    """A kernel that only takes its time: it reads its tensors and writes its results once."""
+
+    def __init__(self, device: FakeDevice) -> None:
+        self._device = device
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self._launch
+
+    def _launch(self, *args: Any, **_: Any) -> None:
+        tensors = {id(one): one for one in tensors_of(args)}.values()
+        num_bytes = sum(one.numel() * one.element_size() for one in tensors)
+        self._device.run(int(num_bytes / self._device.profile.memory_bytes_per_s * 1e9))
 
 
-# ---- wan/networks/vae/kernels.py -------------------------------------------------------------------------------
-
-
-def norm_silu(parts: Sequence[Tensor], bias: Tensor | None, gamma: Tensor) -> Tensor:
-    """See wan.networks.vae.kernels."""
-    dense = [part.contiguous(memory_format=torch.channels_last) for part in parts]
-    return torch.empty_like(dense[0]) if len(dense) == 1 else dense[0]
-
-
-def total(
-    parts: Sequence[Tensor], bias: Tensor, crop: Callable[[Tensor], Tensor], shortcut: Tensor | None = None
-) -> Tensor:
-    """See wan.networks.vae.kernels."""
-    cropped = [crop(part.contiguous(memory_format=torch.channels_last)) for part in parts]
-    first = cropped[0]
-    is_whole = first.is_contiguous(memory_format=torch.channels_last)
-    out = first if is_whole else torch.empty_like(first, memory_format=torch.channels_last)
-    if shortcut is not None and shortcut.stride(1) != 1:
-        shortcut = shortcut.contiguous(memory_format=torch.channels_last)
-    return out
-
-
-# ---- wan/networks/attention_fp8_kernels.py ---------------------------------------------------------------------
-
-
-def channels(x: Tensor, out: Tensor, chunk: int) -> None:
-    """See wan.networks.attention_fp8_kernels."""
-
-
-def scale(x: Tensor, centre: Tensor | None, factor: Tensor, out: Tensor) -> None:
-    """See wan.networks.attention_fp8_kernels."""
-
-
-# ---- torch's attention -----------------------------------------------------------------------------------------
+# ---- torch -------------------------------------------------------------------------------------------------------
 
 
 def attention(
@@ -156,44 +147,3 @@ def rms_norm(
     scale_of_rows = torch.empty(x.shape[: -len(normalized_shape)], dtype=torch.float32, device=x.device)
     del scale_of_rows
     return out
-
-
-_attention, _rms_norm = F.scaled_dot_product_attention, F.rms_norm
-
-_MODULES: dict[str, tuple[Any, ...]] = {
-    "wan.networks.kernels": (
-        quantise, layer_norm, add_layer_norm_, rms_norm_rope_, gated_add_, linear_gelu,
-    ),
-    "wan.networks.vae.kernels": (norm_silu, total),
-    "wan.networks.attention_fp8_kernels": (channels, scale),
-}  # fmt: skip
-
-
-@contextmanager
-def fake_kernels(device: FakeDevice) -> Iterator[None]:
-    """Let wan find the stand-ins instead of its Triton kernels, and torch's attention be that of `device`."""
-    modules = {}
-    for name, functions in _MODULES.items():
-        modules[name] = ModuleType(name)
-        vars(modules[name]).update({one.__name__: _timed(one, device) for one in functions})
-    with (
-        patch.dict(sys.modules, modules),
-        patch.object(F, "scaled_dot_product_attention", partial(attention, device)),
-        patch.object(F, "rms_norm", rms_norm),
-    ):
-        yield
-
-
-def _timed(function: Callable[..., Any], device: FakeDevice) -> Callable[..., Any]:
-    """A stand-in that also takes the time of its kernel, which reads its arguments and writes its results once."""
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        made = function(*args, **kwargs)
-        if function is not linear_gelu:  # that one is an operation of torch
-            tensors = {id(one): one for one in tensors_of((*args, *kwargs.values(), made))}.values()
-            num_bytes = sum(one.numel() * one.element_size() for one in tensors)
-            device.run(int(num_bytes / device.profile.memory_bytes_per_s * 1e9))
-        return made
-
-    return call

@@ -92,6 +92,7 @@ def predict_rank(plan: FakeRank) -> PredictedRank:
 def _run(plan: FakeRank, recorder: "Recorder", device: "FakeDevice") -> Outcome:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from ray_memprof.predictor.fake_group import FirstRankEnded
     from ray_memprof.predictor.operations import Operations
     from ray_memprof.rank.outcome import free_at_failure, outcome_of
     from ray_memprof.workload import wan_rank
@@ -100,6 +101,10 @@ def _run(plan: FakeRank, recorder: "Recorder", device: "FakeDevice") -> Outcome:
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, Operations(device, mode):
             wan_rank.run(_shortened(plan.config), place, recorder, device=DEVICE, run_dir=plan.run_dir)
+    except FirstRankEnded:
+        path, step, *_ = recorder.failure() or ("", -1)
+        reason = "ended with the run: rank 0 has ended before"
+        return Outcome(rank=plan.rank, status="interrupted", reason=reason, path=path, step=step)
     except Exception as error:
         traceback.print_exc()
         free_bytes = free_at_failure(recorder, device.profile.total_bytes)

@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from ray_memprof.predictor.costs import Costs
 from ray_memprof.predictor.fake_device import FakeDevice
+from ray_memprof.predictor.operation_kinds import CONVOLUTION
 from ray_memprof.predictor.results import Results
-from ray_memprof.predictor.tensors import tensors_of
 from ray_memprof.predictor.workspaces import Workspaces, conv_order
+from ray_memprof.recorder.meters.tensors import tensors_of
 
 aten = torch.ops.aten
 _DEVICE = torch.ops.prim.device.default
@@ -48,7 +49,7 @@ class Operations(TorchDispatchMode):
         known = {tensor.untyped_storage()._cdata for tensor in given}
         with self._workspaces.before(func, args):
             result = self._results.of(func, args, kwargs)
-            if func is aten.convolution.default and args[0].is_cuda:
+            if func is CONVOLUTION and args[0].is_cuda:
                 # A build without cuDNN makes the result of another kernel, in another memory format.
                 result = result.to(memory_format=conv_order(*args[:2]))
             made = list(tensors_of((result,)))

@@ -15,20 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
-aten = torch.ops.aten
+from ray_memprof.predictor.operation_kinds import IN_PLACE, VIEWS
 
-_IN_PLACE = {
-    aten.add_.Tensor, aten.add_.Scalar, aten.sub_.Tensor, aten.mul_.Tensor, aten.mul_.Scalar, aten.div_.Tensor,
-    aten.addcmul_.default, aten.copy_.default, aten.clamp_.default, aten.reciprocal_.default, aten.silu_.default,
-    aten.gelu_.default, aten.fill_.Scalar, aten.zero_.default,
-}  # fmt: skip
-"""They return their first argument, whose metadata stay as they are."""
-_VIEWS = {
-    aten.view.default, aten.slice.Tensor, aten.select.int, aten.permute.default, aten.transpose.int, aten.t.default,
-    aten.unsqueeze.default, aten.squeeze.dim, aten.expand.default, aten.detach.default, aten.split.Tensor,
-    aten.unbind.int, aten.alias.default, aten.as_strided.default, aten._unsafe_view.default,
-}  # fmt: skip
-"""They return another shape of their first argument's memory; by its schema _unsafe_view() would not."""
 _NEW, _CHANGED, _VIEW, _OTHER = "new", "changed", "view", "other"
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.device, torch.memory_format)
 
@@ -101,9 +89,9 @@ class Results:
 
 def _kind(func: Any) -> str:
     """What an operation returns."""
-    if func in _IN_PLACE:
+    if func in IN_PLACE:
         return _CHANGED
-    if func in _VIEWS:
+    if func in VIEWS:
         return _VIEW
     schema = func._schema
     if schema.is_mutable or func.namespace != "aten" or not schema.returns:

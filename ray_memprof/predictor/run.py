@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from ray_memprof.config.load import effective_yaml
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.errors import EXIT_OK, ConfigError
+from ray_memprof.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, StartFailed
 from ray_memprof.installed import need
 from ray_memprof.predictor.alike import alike
 from ray_memprof.predictor.fake_rank import (
@@ -29,17 +30,18 @@ from ray_memprof.predictor.fake_rank import (
     rules_of,
 )
 from ray_memprof.predictor.gpu_profile import GpuProfile, gpu_profile
+from ray_memprof.rank.layout_columns import layout_columns
 from ray_memprof.rank.messages import Outcome, RankFacts
 from ray_memprof.rank.rank_rows import rank_columns
 from ray_memprof.report.derive import derive
+from ray_memprof.report.last_lines import ended_lines, first_line
 from ray_memprof.store.copied_rank import copy_rank
 from ray_memprof.store.gather import gather
-from ray_memprof.store.run_files import REPORT_FILE
+from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.store.run_tables import run_columns, write_driver_tables
 from wan.config import TASKS
 from wan.options_here import PACKAGES
-from wan.parallel.layout import Layout
 
 Say = Callable[[str], None]
 _NUM_PROCESSES = 2
@@ -71,7 +73,20 @@ def predict(config: RunConfig, *, gpu: str, say: Say) -> tuple[int, Path]:
     steps = config.generation.sample_steps or TASKS[config.model.task].sample_steps
     if num_steps(config) < steps:
         say(f"  {num_steps(config)} of {steps} steps: the memory of the others is that of the last but one")
-    ranks = _predict_ranks(config, folder, gpu, environment, say)
+    try:
+        ranks = _predict_ranks(config, folder, gpu, environment, say)
+    except BrokenProcessPool as error:
+        ended = StartFailed(
+            f"a process that predicts a rank was killed: see {folder.path / LOGS_DIR}",
+            hint="is host memory short? Predicting a rank takes 1 to 2 GiB",
+        )
+        folder.note(status="failed", exit_code=ended.exit_code, reason=str(ended), end_ns=time.time_ns())
+        raise ended from error
+    except KeyboardInterrupt:
+        folder.note(
+            status="interrupted", exit_code=EXIT_INTERRUPTED, reason="interrupted", end_ns=time.time_ns()
+        )
+        raise
     return _finish(config, folder, profile, environment, ranks, say)
 
 
@@ -126,7 +141,6 @@ def _predict_ranks(
             pool.submit(predict_rank, replace(plan, rank=ranks[0], shapes=shapes)): ranks
             for ranks in groups[1:]
         }
-        # Where the first rank runs out of memory, nobody knows what the others would have received.
         for done in as_completed(waiting):
             note(waiting[done], done.result())
     for ranks in groups:
@@ -175,13 +189,13 @@ def _finish(
     )
     row = run_columns(folder.facts, config.model_dump(mode="json", by_alias=True))
     write_driver_tables(folder.path, row, [_rank_row(config, profile, one.outcome) for one in ranks])
-    lines = derive(folder.path, problems)
-    say(f"{config.name}: {status}, exit {code}" + (f": {reason}" if reason else ""))
-    if failed is not None and failed.hint:
-        say(f"hint: {failed.hint}")
-    for line in [*(f"warning: {line}" for line in problems), *lines]:
+    measured = derive(folder.path, problems)
+    if failed is not None:
+        say(f"error: {reason}")
+        if failed.hint:
+            say(f"hint: {failed.hint}")
+    for line in ended_lines(folder.path, first_line(folder.facts), problems, measured):
         say(line)
-    say(f"report: {folder.path / REPORT_FILE}")
     return code, folder.path
 
 
@@ -198,8 +212,6 @@ def _versions(profile: GpuProfile) -> dict[str, Any]:
 
 
 def _rank_row(config: RunConfig, profile: GpuProfile, outcome: Outcome) -> dict[str, Any]:
-    parallel = config.parallel
-    layout = Layout(ranks=config.num_ranks, ulysses=parallel.ulysses, ring=parallel.ring, cfg=parallel.cfg)
     facts = RankFacts(
         node_id="",
         host="",
@@ -214,6 +226,5 @@ def _rank_row(config: RunConfig, profile: GpuProfile, outcome: Outcome) -> dict[
         "node": 0,
         "local_rank": outcome.rank,
         "clock_offset_ns": 0,
-        "fsdp": outcome.rank if parallel.dit_fsdp or parallel.t5_fsdp else 0,
-        **layout.coordinates(outcome.rank)._asdict(),
+        **layout_columns(config, outcome.rank),
     }

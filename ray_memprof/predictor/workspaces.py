@@ -15,17 +15,12 @@ import torch
 from torch import Tensor
 
 from ray_memprof.allocator.caching import Block
-from ray_memprof.predictor.costs import WITHOUT_KERNEL
 from ray_memprof.predictor.fake_device import FakeDevice
+from ray_memprof.predictor.operation_kinds import CONVOLUTION, PRODUCTS, WITH_BIAS, WITHOUT_KERNEL
 from ray_memprof.predictor.outside import Modules
 
 aten = torch.ops.aten
 
-_WITH_BIAS = {aten.addmm.default, aten._addmm_activation.default, aten.addmm.out}
-"""torch hands these to cuBLASLt, with the bias in the epilogue."""
-_PRODUCTS = {
-    *_WITH_BIAS, aten.mm.default, aten.mm.out, aten.bmm.default, aten.bmm.out, aten.baddbmm.default,
-}  # fmt: skip
 _SCALAR_BYTES = 8
 _CUDNN_ALIGNMENT_BYTES = 16
 
@@ -41,7 +36,7 @@ class Workspaces:
     @contextmanager
     def before(self, func: Any, args: tuple[Any, ...]) -> Iterator[None]:
         """Hold, while an operation runs, what it copies of its arguments before it makes its results."""
-        if func is not aten.convolution.default or not args[0].is_cuda:
+        if func is not CONVOLUTION or not args[0].is_cuda:
             yield
             return
         with self._device.holding(_copy_bytes(args[0], conv_order(*args[:2]))):
@@ -60,13 +55,13 @@ class Workspaces:
         if not any(tensor.is_cuda for tensor in made):
             return
         if func not in WITHOUT_KERNEL:
-            is_product = func in _PRODUCTS or func is aten.convolution.default
+            is_product = func in PRODUCTS or func is CONVOLUTION
             self._modules.ran(is_product=is_product, is_softmax=func is aten._softmax.default)
-        if func in _PRODUCTS and self._cublas is None:
+        if func in PRODUCTS and self._cublas is None:
             self._cublas = self._device.alloc(self._device.profile.cublas_workspace_bytes)
-        if func in _WITH_BIAS and self._cublas_lt is None:
+        if func in WITH_BIAS and self._cublas_lt is None:
             self._cublas_lt = self._device.alloc(self._device.profile.cublas_lt_workspace_bytes)
-        if func is aten.convolution.default:
+        if func is CONVOLUTION:
             x, weight = args[:2]
             # The weight is copied where it is not dense in the order in which the kernel works.
             self._pass(_copy_bytes(weight, conv_order(x, weight)), self._cudnn_bytes(x, weight))

@@ -24,6 +24,7 @@ from ray_memprof.errors import ConfigError, RunError
 from ray_memprof.query.answers import MOST_ROWS, Shown, shown_columns, table_text
 from ray_memprof.query.ask import ask
 from ray_memprof.query.questions import QUESTIONS, headline
+from ray_memprof.query.run_table import run_columns
 from ray_memprof.store.find_run import find_run, runs_folder
 from ray_memprof.store.run_list import ListedRun, listed, listed_runs
 from ray_memprof.wording import visible
@@ -152,8 +153,7 @@ class Runs(Sequence[Run]):
     def _repr_html_(self) -> str:
         if not self.facts:
             return "<p>no runs</p>"
-        names = ("name", "run_id", "status", "num_ranks", "device_used_peak_bytes", "allocated_peak_bytes")
-        return _html_table(shown_columns(self.to_arrow().select([*names, "size_bytes"])))
+        return _html_table(run_columns(self.facts))
 
 
 def runs(pattern: str = "*", output_dir: str | Path | None = None) -> Runs:

@@ -10,7 +10,7 @@ array, a mapped file) is not counted. A buffer that one operation makes and free
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -22,19 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.recorder.meters.meter import Batch, HostRss, Reading
+from ray_memprof.recorder.meters.tensors import tensors_of
 from ray_memprof.recorder.replacements import Replacements
 
 _BETWEEN = (__file__, f"{torch.__path__[0]}/_compile.py", f"{torch.__path__[0]}/_dynamo/")
 """Files whose frames lie between an operation and the meter: no part of the program's stack."""
-
-
-def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors of an operation's arguments or results, alone or in lists, at a tenth of tree_iter's cost."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _tensors(value)
 
 
 def _storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
@@ -64,7 +56,7 @@ class _Operations(TorchDispatchMode):
         kwargs = kwargs or {}
         if not self._meter.is_counting:
             return func(*args, **kwargs)
-        given = list(_tensors((*args, *kwargs.values())))
+        given = list(tensors_of((*args, *kwargs.values())))
         if any(is_traceable_wrapper_subclass(tensor) for tensor in given):
             # For a DTensor and the like: its own handler runs first, then the plain tensors inside come here.
             return NotImplemented
@@ -163,7 +155,7 @@ class HostMeter:
 
     def count(self, result: Any, known: set[int]) -> None:
         """Count the storages of an operation's result that are none of those `known` from its arguments."""
-        for tensor in _tensors((result,)):
+        for tensor in tensors_of((result,)):
             if isinstance(tensor, FakeTensor) and self.source != "predicted":
                 continue  # it takes no memory: torch.compile and torch.export look at the program with such tensors
             storage = _storage_of(tensor)

@@ -108,6 +108,18 @@ def test_ranks_run_one_by_one_and_the_second_knows_the_shapes_of_the_first(
     assert all(gathered.ranks[rank].rows["collectives"] > 0 for rank in (0, 1))
 
 
+def test_where_the_first_rank_ends_early_the_others_are_recorded_up_to_what_it_did_not_send(
+    tmp_path: Path,
+) -> None:
+    parallel = {"ulysses": 2}
+    first = predicted(tmp_path, total_bytes=1560 * 2**20, parallel=parallel)
+    assert (first.outcome.status, first.shapes) == ("oom", []), first.outcome.reason
+    second = predicted(tmp_path, rank=1, shapes=first.shapes, parallel=parallel)
+    assert (second.outcome.status, second.outcome.path) == ("interrupted", "encode.text/comm.broadcast")
+    assert second.outcome.reason == "ended with the run: rank 0 has ended before"
+    assert not gather(tmp_path, [0, 1]).problems
+
+
 def test_the_environment_is_what_a_launch_would_set(tmp_path: Path) -> None:
     mapping = {"name": "x", "model_config": {"task": "t2v-tiny", "weights": "random"}}
     config = from_mapping(mapping, source="x.yaml", folder=tmp_path)

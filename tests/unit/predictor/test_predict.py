@@ -1,13 +1,15 @@
 """python -m ray_memprof.predict: a run folder like any other, and refusals in one line."""
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from ray_memprof.errors import EXIT_CONFIG, EXIT_OK
+from ray_memprof.errors import EXIT_CONFIG, EXIT_OK, EXIT_START_FAILED
 from ray_memprof.predict import app
+from ray_memprof.predictor import run
 from ray_memprof.query.ask import ask
 from ray_memprof.store.find_run import find_run
 
@@ -38,17 +40,35 @@ def test_ranks_of_their_own_processes_make_one_run_that_answers(tmp_path: Path) 
     assert "ranks 1, 2 alike: ok, " in result.stdout
     assert "replay: exact to the byte on 4 of 4 ranks" in lines
     assert not any("at least" in line for line in lines)
-    run = find_run(lines[1].removeprefix("  into "))
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    folder = find_run(lines[1].removeprefix("  into "))
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     assert (facts["status"], facts["source"], facts["num_ranks"]) == ("ok", "predicted", 4)
-    assert ask("SELECT source FROM runs", [run]).to_pylist() == [{"source": "predicted"}]
-    peaks = ask("peak_by_rank", [run]).to_pylist()
+    assert ask("SELECT source FROM runs", [folder]).to_pylist() == [{"source": "predicted"}]
+    peaks = ask("peak_by_rank", [folder]).to_pylist()
     assert [row["rank"] for row in peaks] == [0, 1, 2, 3]
     assert peaks[1]["allocated_peak_bytes"] == peaks[2]["allocated_peak_bytes"] > 33 * 2**20
     assert {row["device_total_bytes"] for row in peaks} == {int(23.64 * 1024) * 2**20}
-    (headlines,) = ask("headlines", [run]).to_pylist()
+    (headlines,) = ask("headlines", [folder]).to_pylist()
     assert headlines["unexplained_fraction"] == 0
-    assert (run / "report.html").stat().st_size > 10_000
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_a_process_that_is_killed_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(run, "_predict_ranks", killed)
+    result = call(tmp_path, TINY)
+    assert result.exit_code == EXIT_START_FAILED
+    (folder,) = (tmp_path / "runs" / "tiny").glob("2*")
+    assert result.stderr.splitlines() == [
+        f"error: a process that predicts a rank was killed: see {folder / 'logs'}",
+        "hint: is host memory short? Predicting a rank takes 1 to 2 GiB",
+    ]
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert (facts["status"], facts["exit_code"]) == ("failed", EXIT_START_FAILED)
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,39 @@
+"""The list of runs as columns for people, the same on the console, in a notebook and for an assistant.
+
+columns_text(run_columns(listed_runs(folder)))
+"""
+
+import time
+from collections.abc import Sequence
+
+from ray_memprof.query.answers import Shown
+from ray_memprof.store.run_list import ListedRun
+from ray_memprof.wording import age_text, size_text
+
+_TEXTS = ("name", "run", "when", "status")
+
+
+def run_columns(runs: Sequence[ListedRun]) -> list[Shown]:
+    """A row for each run: its name and id, when it was, how it ended, its peaks, its size on disk."""
+    columns = {
+        "name": [one.name for one in runs],
+        "run": [one.run_id for one in runs],
+        "when": list(map(_when, runs)),
+        "age": ["-" if one.start_ns is None else age_text(one.age_ns() / 1e9) for one in runs],
+        "status": [one.status for one in runs],
+        "ranks": ["-" if one.num_ranks is None else str(one.num_ranks) for one in runs],
+        "device used": [_size(one.device_used_peak_bytes) for one in runs],
+        "allocated": [_size(one.allocated_peak_bytes) for one in runs],
+        "on disk": [_size(one.size_bytes) for one in runs],
+    }
+    return [Shown(name, cells, name not in _TEXTS) for name, cells in columns.items()]
+
+
+def _size(value: int | None) -> str:
+    return "-" if value is None else size_text(value)
+
+
+def _when(one: ListedRun) -> str:
+    if one.start_ns is None:
+        return "-"
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(one.start_ns / 1e9))
