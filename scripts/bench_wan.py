@@ -2,6 +2,7 @@
 
     python scripts/bench_wan.py                     # everything, about 25 minutes on one H200
     python scripts/bench_wan.py dit-14B run-1.3B    # some groups
+    python scripts/bench_wan.py "dit 1.3B 480P" "dit 1.3B 480P, diffusers"      # some cases
     python scripts/bench_wan.py --list
 
 Every case runs in a process of its own, so that no context, cache or fragment of one is counted for the next. Weights
@@ -31,6 +32,7 @@ from measuring import device_bytes, measure_on_gpu, peaks
 
 GIB = 2**30
 RESULT = "result: "
+FP8 = {"weights_dtype": "fp8", "matmul": "fp8", "attention_kernel": "fa3_fp8"}
 # name -> (group, function name, arguments). The part before the first comma is shared with the diffusers case to
 # compare.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -45,7 +47,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dit 14B 720P, sdpa": ("dit-14B", "our_dit", {"task": "t2v-14B", "attention_kernel": "sdpa"}),
     "dit 14B 720P, everything fp8": (
         "dit-fp8", "our_dit",
-        {"task": "t2v-14B", "weights_dtype": "fp8", "matmul": "fp8", "attention_kernel": "fa3_fp8"},
+        {"task": "t2v-14B", **FP8},
     ),
     "dit 14B 720P, fa3_fp8": ("dit-fp8", "our_dit", {"task": "t2v-14B", "attention_kernel": "fa3_fp8"}),
     "dit 14B 720P, every lever off": (
@@ -64,7 +66,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dit 1.3B 480P, sdpa": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B", "attention_kernel": "sdpa"}),
     "dit 1.3B 480P, everything fp8": (
         "dit-fp8", "our_dit",
-        {"task": "t2v-1.3B", "weights_dtype": "fp8", "matmul": "fp8", "attention_kernel": "fa3_fp8"},
+        {"task": "t2v-1.3B", **FP8},
     ),
     "dit 1.3B 480P, fa3_fp8": ("dit-fp8", "our_dit", {"task": "t2v-1.3B", "attention_kernel": "fa3_fp8"}),
     "dit 1.3B 480P, fp32": ("dit-1.3B", "our_dit", {"task": "t2v-1.3B", "precision": "fp32"}),
@@ -86,6 +88,17 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "run 1.3B 480P, every lever": (
         "run-1.3B", "our_run",
         {"task": "t2v-1.3B", "load_strategy": "stream", "attention_slicing": True, "ffn_chunks": 16, "vae_slabs": 8},
+    ),
+    "run 14B 720P, fp8": ("run-fp8", "our_run", {"task": "t2v-14B", "load_strategy": "block", **FP8}),
+    "run 14B 720P, fp8, every lever": (
+        "run-fp8", "our_run",
+        {"task": "t2v-14B", "load_strategy": "stream", "attention_slicing": True, "ffn_chunks": 16, "vae_slabs": 8,
+         **FP8},
+    ),
+    # 40 steps of i2v-14B are what LightX2V publishes: encode + 40 x step + decode is computed from these.
+    "run i2v-14B 720P, exact": ("run-i2v", "our_run", {"task": "i2v-14B", "load_strategy": "stream", "steps": 4}),
+    "run i2v-14B 720P, fp8": (
+        "run-i2v", "our_run", {"task": "i2v-14B", "load_strategy": "block", "steps": 4, **FP8},
     ),
     **{
         f"run {task}, stream": ("run-tasks", "our_run", {"task": task, "load_strategy": "stream", "steps": 2})
@@ -242,7 +255,9 @@ def their_encode() -> dict[str, float]:
         return measure(lambda: vae.encode(video.cuda()).latent_dist.mode(), 2)
 
 
-def our_run(task: str, load_strategy: str, steps: int = 3, **levers: Any) -> dict[str, float]:
+def our_run(
+    task: str, load_strategy: str, steps: int = 3, weights_dtype: str = "precision", **levers: Any
+) -> dict[str, float]:
     """From prompt to video, T5 on the GPU; the time is one denoise step (two forward passes)."""
     import torch
 
@@ -256,6 +271,7 @@ def our_run(task: str, load_strategy: str, steps: int = 3, **levers: Any) -> dic
         ckpt_dir=None,
         device="cuda",
         load_strategy=load_strategy,
+        weights_dtype=weights_dtype,  # type: ignore[arg-type]
         levers=Levers(**levers),  # type: ignore[arg-type]
     )
     moments: list[float] = []
@@ -395,7 +411,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("groups", nargs="*", metavar="GROUP", help=", ".join(groups))
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"{', '.join(groups)}; or cases")
     parser.add_argument("--case", choices=list(CASES), help="run one case in this process")
     parser.add_argument("--json", type=Path, help="write all figures here")
     parser.add_argument("--list", action="store_true", help="list the cases and stop")
@@ -404,7 +420,8 @@ def main() -> None:
         _, function, arguments = CASES[options.case]
         print(RESULT + json.dumps(globals()[function](**arguments)))
         return
-    chosen = [name for name, (group, _, _) in CASES.items() if group in (options.groups or groups)]
+    asked = options.groups or groups
+    chosen = [name for name, (group, _, _) in CASES.items() if group in asked or name in asked]
     if options.list:
         print("\n".join(chosen))
         return

@@ -233,6 +233,15 @@ class CachingAllocator:
                 self._give_back(pool, is_small=True)
                 self._give_back(pool, is_small=False)
 
+    @property
+    def peaks(self) -> tuple[int, int, int]:
+        """The most allocated, reserved and active bytes since the beginning, or since reset_peaks()."""
+        return self.allocated_peak, self.reserved_peak, self.active_peak
+
+    def reset_peaks(self) -> None:
+        """As torch.cuda.reset_peak_memory_stats()."""
+        self.allocated_peak, self.reserved_peak, self.active_peak = self.allocated, self.reserved, self.active
+
     def take_events(self) -> Columns:
         """Return the events since the last call, with sizes; the times, spans and categories are the caller's."""
         taken, self._columns = self._columns, Columns()

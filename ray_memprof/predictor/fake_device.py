@@ -72,11 +72,12 @@ class FakeDevice:
     Args:
         profile: the GPU.
         rules: of the allocator.
+        keeps_events: False: take_events() has none, and they take no memory.
     """
 
-    def __init__(self, profile: GpuProfile, rules: Rules) -> None:
+    def __init__(self, profile: GpuProfile, rules: Rules, *, keeps_events: bool = True) -> None:
         self.profile, self.rules = profile, rules
-        self.allocator = CachingAllocator(rules)
+        self.allocator = CachingAllocator(rules, keeps_events=keeps_events)
         self.has_context = False
         self.num_allocs = 0
         self.num_segments = 0

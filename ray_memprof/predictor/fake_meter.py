@@ -9,6 +9,9 @@ from ray_memprof.predictor.fake_device import FakeDevice
 from ray_memprof.recorder.meters.meter import Batch, Reading
 from ray_memprof.recorder.rows import Sample
 
+_READING_NS = 20_000
+"""What a reading of torch's counters takes on an H200's host."""
+
 
 class FakeMeter:
     """Measures one FakeDevice.
@@ -23,6 +26,8 @@ class FakeMeter:
 
     def __init__(self, device: FakeDevice, *, events: bool, begun_ns: int) -> None:
         self._device, self.has_events, self._begun_ns = device, events, begun_ns
+        self._highest = (0, 0)
+        """Peaks of allocated and reserved bytes before the last reset."""
 
     @property
     def _allocator(self) -> CachingAllocator:
@@ -40,12 +45,21 @@ class FakeMeter:
         """Nothing to do."""
 
     def read(self) -> Reading:
-        """What is held now."""
-        return self.peek()
+        """What is held now; without events, the peaks are those since the last reading.
+
+        Takes time as a real one does: else what happens behind a boundary would bear the boundary's time.
+        """
+        reading = self.peek()
+        self._device.now_ns += _READING_NS
+        if not self.has_events:
+            self._highest = self.peaks()
+            self._allocator.reset_peaks()
+        return reading
 
     def peek(self) -> Reading:
         """What is held now."""
         allocator = self._allocator
+        peaks = (-1, -1, -1) if self.has_events else allocator.peaks
         return Reading(
             t_ns=self._begun_ns + self._device.now_ns,
             allocated=allocator.allocated,
@@ -53,9 +67,9 @@ class FakeMeter:
             active=allocator.active,
             device_used=self._device.used,
             host_rss=self._device.host_bytes,
-            allocated_peak=-1,
-            reserved_peak=-1,
-            active_peak=-1,
+            allocated_peak=peaks[0],
+            reserved_peak=peaks[1],
+            active_peak=peaks[2],
             num_allocs=self._device.num_allocs,
             num_segments=self._device.num_segments,
             num_retries=allocator.num_retries,
@@ -131,4 +145,5 @@ class FakeMeter:
 
     def peaks(self) -> tuple[int, int]:
         """Peaks of allocated and reserved bytes."""
-        return self._allocator.allocated_peak, self._allocator.reserved_peak
+        allocated, reserved, _ = self._allocator.peaks
+        return max(allocated, self._highest[0]), max(reserved, self._highest[1])

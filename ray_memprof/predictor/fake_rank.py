@@ -69,16 +69,16 @@ def predict_rank(plan: FakeRank) -> PredictedRank:
     from ray_memprof.recorder.recording import recording
 
     open_log(plan.run_dir, plan.rank)
-    logging = plan.config.logging
-    device = FakeDevice(gpu_profile(plan.gpu), rules_of(plan.environment))
+    logging, profile = plan.config.logging, gpu_profile(plan.gpu)
     options = RecordingOptions(
         run_dir=plan.run_dir,
         rank=plan.rank,
         device=DEVICE,
         level=logging.level,
         keeps_rows=logging.profile_memory,
-        device_total_bytes=device.profile.total_bytes,
+        device_total_bytes=profile.total_bytes,
     )
+    device = FakeDevice(profile, rules_of(plan.environment), keeps_events=options.has_events)
     meter = FakeMeter(device, events=options.has_events, begun_ns=plan.begun_ns)
     shapes = list(plan.shapes)
     with faked(device, plan, shapes), recording(options, predicted=meter) as recorder:

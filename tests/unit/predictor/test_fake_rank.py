@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from ranks import predicted_on
 
 from ray_memprof.config.load import from_mapping
@@ -54,6 +55,26 @@ def test_every_strategy_runs_to_its_end_and_is_recorded_exactly(
     assert not gathered.problems
     rows = gathered.ranks[0].rows
     assert rows["spans"] > 20 and rows["ledger"] >= 3 and rows["samples"] > 3
+
+
+def span_peaks(folder: Path) -> dict[str, tuple[int, ...]]:
+    """By path and step: the highest peaks of the spans there."""
+    columns = ["path", "step", "allocated_peak_bytes", "reserved_peak_bytes", "active_peak_bytes",
+               "device_used_peak_bytes"]  # fmt: skip
+    found: dict[str, tuple[int, ...]] = {}
+    for row in parquet.read_table(folder / "tables" / "spans", columns=columns).to_pylist():
+        place = f"{row['path']} {row['step']}"
+        found[place] = tuple(map(max, found.get(place, (0, 0, 0, 0)), list(row.values())[2:6]))
+    return found
+
+
+def test_stages_have_the_same_peaks_without_events_as_with_them(tmp_path: Path) -> None:
+    for level in ("stage", "event"):
+        made = predicted(tmp_path / level, logging={"level": level}, model_config={"load_strategy": "stream"})
+        assert made.outcome.status == "ok"
+    stages, events = span_peaks(tmp_path / "stage"), span_peaks(tmp_path / "event")
+    assert len(stages) > 8 and len({peaks[0] for peaks in stages.values()}) > 4
+    assert stages == {place: events[place] for place in stages}
 
 
 def test_levers_of_memory_lower_the_peak_of_their_stage(tmp_path: Path) -> None:
