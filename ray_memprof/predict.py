@@ -7,6 +7,7 @@ The exit code is that of the run that is predicted: 11 if it would run out of me
 """
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,7 @@ def main(
     from ray_memprof.config.rules import check_files
     from ray_memprof.config.yaml_file import short_forms
     from ray_memprof.predictor.gpu_profile import gpu_at_hand
+    from ray_memprof.predictor.processes import Processes
     from ray_memprof.predictor.run import predict
     from ray_memprof.report.comparison_page import set_side_by_side
     from ray_memprof.store.find_run import runs_folder
@@ -48,10 +50,14 @@ def main(
         for one in expanded.runs:
             check_files(one)
         folders = []
-        for one in expanded.runs:
-            ended, folder = predict(one, gpu=gpu or gpu_at_hand() or DEFAULT_GPU, say=_say)
-            code = ended or code
-            folders.append(folder)
+        # Of a matrix, all runs are predicted by the same processes.
+        with Processes() if len(expanded.runs) > 1 else nullcontext() as processes:
+            for one in expanded.runs:
+                ended, folder = predict(
+                    one, gpu=gpu or gpu_at_hand() or DEFAULT_GPU, say=_say, processes=processes
+                )
+                code = ended or code
+                folders.append(folder)
         if expanded.page is not None:
             set_side_by_side(folders, expanded.page)
     except RunError as error:

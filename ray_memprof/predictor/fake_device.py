@@ -6,7 +6,8 @@
     device.run(work)                         # queues a kernel on the current stream
     device.used                              # what nvidia-smi would say
 
-Memory outside the allocator is `outside`: the accounts are those of outside.py.
+Memory outside the allocator is `outside`: the accounts are those of outside.py. Where `log` is a list, whatever changes
+the device adds an entry to it, so that repeats.py can play it back: a name, then what it was called with.
 """
 
 import weakref
@@ -34,13 +35,16 @@ class Stream:
         self.number = self.cuda_stream = device.num_streams
         device.num_streams += 1
         self.device = torch.device("cuda:0")
+        device.note("stream.new")
 
     def wait_stream(self, other: "Stream") -> None:
         """Begin no more work before the other stream has done what it has now."""
+        self._device.note("wait_stream", self, other)
         self.free_ns = max(self.free_ns, other.free_ns)
 
     def wait_event(self, event: Any) -> None:
         """Begin no more work before the event."""
+        self._device.note("wait_event", self, event)
         self.free_ns = max(self.free_ns, event.done_ns)
 
     def record_event(self, event: Any = None) -> Any:
@@ -51,10 +55,12 @@ class Stream:
 
     def synchronize(self) -> None:
         """Let the host wait until the stream has nothing more to do."""
+        self._device.note("stream.synchronize", self)
         self._device.wait_until(self.free_ns)
 
     def query(self) -> bool:
         """Whether the stream has nothing more to do."""
+        self._device.note("stream.query")
         return self.free_ns <= self._device.now_ns
 
     def __enter__(self) -> "Stream":
@@ -86,9 +92,12 @@ class FakeDevice:
         self.host_bytes = 0
         """Bytes of fake tensors in host memory."""
         self.now_ns = 0
+        self.log: list[tuple[Any, ...]] | None = None
+        """What the device is asked for, while somebody listens."""
         self.num_streams = 0
         self.default_stream = self.stream = Stream(self)
         self._blocks: weakref.WeakKeyDictionary[torch.UntypedStorage, Block] = weakref.WeakKeyDictionary()
+        self._owners: dict[Block, weakref.ref[torch.UntypedStorage]] = {}
         self._finalizers: weakref.WeakKeyDictionary[torch.UntypedStorage, Any] = weakref.WeakKeyDictionary()
         self._emptied: weakref.WeakKeyDictionary[torch.UntypedStorage, bool] = weakref.WeakKeyDictionary()
         self._used_seen = 0
@@ -105,6 +114,11 @@ class FakeDevice:
         """Bytes in use on the device."""
         return self.allocator.reserved + self.outside
 
+    def note(self, *entry: Any) -> None:
+        """Tell who listens what the device is asked for."""
+        if self.log is not None:
+            self.log.append(entry)
+
     # ------------------------------------------------------------------------------
     # Memory
 
@@ -116,6 +130,8 @@ class FakeDevice:
 
     def add_outside(self, size: int) -> None:
         """The driver or a library takes memory."""
+        if size:
+            self.note("outside", size)
         self.outside += size
         # What is outside of it the allocator cannot have.
         self.allocator.device_bytes = self.profile.total_bytes - self.outside
@@ -125,10 +141,26 @@ class FakeDevice:
         size = storage.nbytes()
         if not size or storage in self._blocks:
             return
-        block = self.alloc(size)
-        self._blocks[storage] = block
+        self.give(storage, self.alloc(size))
+
+    def give(self, storage: torch.UntypedStorage, block: Block) -> None:
+        """Let a storage own a block from now on, instead of the one that it may have: that one is not freed."""
+        self.take_away(storage)
+        self._blocks[storage], self._owners[block] = block, weakref.ref(storage)
         self._finalizers[storage] = weakref.finalize(storage, self.free, block)
         self._finalizers[storage].atexit = False
+
+    def take_away(self, storage: torch.UntypedStorage) -> None:
+        """Let a storage own its block no more; the block is not freed."""
+        self._blocks.pop(storage, None)
+        finalizer = self._finalizers.pop(storage, None)
+        if finalizer is not None:
+            finalizer.detach()
+
+    def owner_of(self, block: Block) -> torch.UntypedStorage | None:
+        """The storage that owns a block; None: the block is free, or no storage's."""
+        owner = self._owners.get(block)
+        return None if owner is None else owner()
 
     def block_of(self, storage: torch.UntypedStorage) -> Block | None:
         """Where the storage is."""
@@ -147,10 +179,12 @@ class FakeDevice:
     def make_host(self, storage: torch.UntypedStorage) -> None:
         """Count a storage in host memory, until it is gone."""
         size = storage.nbytes()
+        self.note("host", size)
         self.host_bytes += size
         weakref.finalize(storage, self._free_host, size).atexit = False
 
     def _free_host(self, size: int) -> None:
+        self.note("host", -size)
         self.host_bytes -= size
 
     def alloc(self, size: int) -> Block:
@@ -166,16 +200,20 @@ class FakeDevice:
                 f"{self.profile.total_bytes / 2**30:.2f} GiB of which {free / 2**20:,.2f} MiB is free. (predicted)"
             ) from error
         self.num_allocs += 1
+        self.note("alloc", size, block)
         self._stamp()
         return block
 
     def free(self, block: Block) -> None:
         """Give a block back to the allocator."""
+        self.note("free", block)
+        self._owners.pop(block, None)
         self.allocator.free(block)
         self._stamp()
 
     def empty_cache(self) -> None:
         """As torch.cuda.empty_cache()."""
+        self.note("empty_cache")
         self.synchronize()
         self.allocator.empty_cache()
         self._stamp()
@@ -210,6 +248,7 @@ class FakeDevice:
 
     def run(self, duration_ns: int) -> None:
         """Queue a kernel on the current stream; 0 ns: there is none, only the host is busy."""
+        self.note("run", duration_ns)
         self.now_ns += self.profile.launch_ns
         if duration_ns:
             self.stream.free_ns = max(self.stream.free_ns, self.now_ns) + duration_ns
@@ -224,10 +263,12 @@ class FakeDevice:
 
     def synchronize(self) -> None:
         """Let the host wait for the current stream."""
+        self.note("synchronize")
         self.wait_until(max(self.stream.free_ns, self.default_stream.free_ns))
 
     def set_stream(self, stream: Stream) -> None:
         """Queue kernels on that stream from now on."""
+        self.note("set_stream", stream)
         self.stream = stream
 
     def on(self, stream: Stream | None) -> Any:

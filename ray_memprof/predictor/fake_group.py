@@ -17,15 +17,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ray_memprof.predictor.fake_device import FakeDevice
 from ray_memprof.predictor.outside import DEFAULT_BUFFER_BYTES, Nccl
+from ray_memprof.predictor.shapes import Shapes
 from wan.parallel.fsdp import SplitTable
 from wan.parallel.ranks import Ranks
-
-Shapes = list[tuple[torch.dtype, tuple[int, ...]]]
 
 _OPS = (
     "barrier", "broadcast", "all_reduce", "all_gather_into_tensor", "all_gather_single", "all_to_all_single",
@@ -46,15 +46,15 @@ def fake_group(device: FakeDevice, shapes: Shapes, environment: Mapping[str, str
     modules = (dist, dist.distributed_c10d)
     instead: dict[str, Any] = {name: _watched(name, nccl) for name in _OPS if hasattr(dist, name)}
     instead["init_process_group"] = _joining(nccl)
-    waiting = list(shapes)
     with ExitStack() as stack:
         for name, function in instead.items():
             for module in modules:
                 if hasattr(module, name):
                     stack.enter_context(patch.object(module, name, function))
         stack.enter_context(patch.object(DeviceMesh, "from_group", _mesh_of))
+        stack.enter_context(patch.object(ShardingPropagator, _META, _without_memory))
         stack.enter_context(patch.object(SplitTable, "_apply", _applied))
-        stack.enter_context(patch.object(Ranks, "_empty", lambda ranks, _: _received(waiting, ranks.device)))
+        stack.enter_context(patch.object(Ranks, "_empty", lambda ranks, _: _received(shapes, ranks.device)))
         stack.enter_context(patch.object(Ranks, "_broadcast", _noting(shapes)))
         stack.callback(_leave)
         yield
@@ -98,20 +98,24 @@ def _mesh_of(*args: Any, **kwargs: Any) -> DeviceMesh:
         return _from_group(*args, **kwargs)
 
 
+_META = "_propagate_tensor_meta_non_cached"
+_meta_of = getattr(ShardingPropagator, _META)
+
+
+def _without_memory(*args: Any, **kwargs: Any) -> Any:
+    """What a DTensor will look like: torch finds it out once in a process, on fake tensors that no rank has."""
+    with _disable_current_modes():
+        return _meta_of(*args, **kwargs)
+
+
 def _applied(table: SplitTable, change: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitTable:
     """As nn.Module._apply: that one swaps two tensors, which fake ones do not allow."""
     table.weight = nn.Parameter(change(table.weight), requires_grad=False)
     return table
 
 
-class FirstRankEnded(Exception):
-    """The first rank has sent all that it could: it has ended before this rank."""
-
-
-def _received(waiting: Shapes, device: torch.device) -> Tensor:
-    if not waiting:
-        raise FirstRankEnded
-    dtype, shape = waiting.pop(0)
+def _received(shapes: Shapes, device: torch.device) -> Tensor:
+    dtype, shape = shapes.take()
     return torch.empty(shape, dtype=dtype, device=device)
 
 
@@ -123,7 +127,7 @@ def _noting(shapes: Shapes) -> Callable[[Ranks, Tensor], None]:
         broadcast(ranks, tensor)
         # A header and the tensor that it tells of take turns.
         if ranks.rank == 0 and not is_header:
-            shapes.append((tensor.dtype, tuple(tensor.shape)))
+            shapes.append(tensor.dtype, tuple(tensor.shape))
         is_header = not is_header
 
     return noted

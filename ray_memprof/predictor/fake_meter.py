@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ray_memprof.allocator.caching import CachingAllocator
+from ray_memprof.allocator.caching import Block, CachingAllocator
 from ray_memprof.predictor.fake_device import FakeDevice
 from ray_memprof.recorder.meters.meter import Batch, Reading
 from ray_memprof.recorder.rows import Sample
@@ -133,15 +133,12 @@ class FakeMeter:
         """None: the device is new."""
         return []
 
-    def locate(self, tensor: torch.Tensor) -> tuple[int, int, int] | None:
-        """Where the storage of a tensor is; None: not on the device."""
-        if not tensor.is_cuda:
-            return None
-        storage = tensor.untyped_storage()
-        block = self._device.block_of(storage)
+    def locate(self, tensor: torch.Tensor | Block) -> tuple[int, int, int] | None:
+        """Where the storage of a tensor is, or a block whose tensor is not computed; None: not on the device."""
+        block = tensor if isinstance(tensor, Block) else self._device.block_of(tensor.untyped_storage())
         if block is None:
             return None
-        return (self._begun_ns + self._device.now_ns) // 1000, block.address, storage.nbytes()
+        return (self._begun_ns + self._device.now_ns) // 1000, block.address, block.requested
 
     def peaks(self) -> tuple[int, int]:
         """Peaks of allocated and reserved bytes."""

@@ -21,19 +21,16 @@ from ray_memprof.rank.log import open_log
 from ray_memprof.rank.messages import Outcome
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.workload.place import Place
-from wan.config import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ray_memprof.predictor.fake_device import FakeDevice
-    from ray_memprof.predictor.fake_group import Shapes
+    from ray_memprof.predictor.repeats import Repeats
     from ray_memprof.recorder.recorder import Recorder
 
 DEVICE = "cuda:0"
 """Each rank has a process of its own, and one device in it."""
-MOST_STEPS = 4
-"""A solver keeps at most three tensors of steps before, so that memory is steady from the third step on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,8 +46,10 @@ class FakeRank:
     """When the run begins, in ns since 1970."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the rank would have: of the allocator and of NCCL."""
-    shapes: "Shapes" = field(default_factory=list)
-    """What the first rank makes alone and sends to this one; empty for the first rank itself."""
+    shapes: Path | None = None
+    """The file through which the first rank tells the shapes of what it sends; None: there are no others."""
+    replays: bool = True
+    """Whether modules that run again are played back; the rows are the same without it, and come later."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,14 +57,26 @@ class PredictedRank:
     """How a predicted rank ended."""
 
     outcome: Outcome
-    shapes: "Shapes"
     end_ns: int
+    num_played: int
+    """Calls of modules that were played back instead of computed."""
 
 
 def predict_rank(plan: FakeRank) -> PredictedRank:
     """Run `plan` in this process, and record it."""
+    try:
+        return _predicted(plan)
+    finally:
+        if plan.rank == 0 and plan.shapes is not None:
+            from ray_memprof.predictor.shapes import Shapes
+
+            Shapes(plan.shapes).end()
+
+
+def _predicted(plan: FakeRank) -> PredictedRank:
     from ray_memprof.predictor.fake_device import FakeDevice
     from ray_memprof.predictor.fake_meter import FakeMeter
+    from ray_memprof.predictor.repeats import Repeats
     from ray_memprof.recorder.recording import recording
 
     open_log(plan.run_dir, plan.rank)
@@ -80,27 +91,28 @@ def predict_rank(plan: FakeRank) -> PredictedRank:
     )
     device = FakeDevice(profile, rules_of(plan.environment), keeps_events=options.has_events)
     meter = FakeMeter(device, events=options.has_events, begun_ns=plan.begun_ns)
-    shapes = list(plan.shapes)
-    with faked(device, plan, shapes), recording(options, predicted=meter) as recorder:
+    with faked(device, plan), recording(options, predicted=meter) as recorder:
         # Nothing is between two samples: one is taken whenever more of the device is in use.
         device.on_growth = lambda: recorder.tick(meter.sample())
-        outcome = _run(plan, recorder, device)
+        repeats = Repeats(device, recorder)
+        outcome = _run(plan, recorder, device, repeats)
     outcome = replace(outcome, check=recorder.check(), problems=recorder.problems)
-    return PredictedRank(outcome=outcome, shapes=shapes, end_ns=plan.begun_ns + device.now_ns)
+    return PredictedRank(outcome=outcome, end_ns=plan.begun_ns + device.now_ns, num_played=repeats.num_played)
 
 
-def _run(plan: FakeRank, recorder: "Recorder", device: "FakeDevice") -> Outcome:
+def _run(plan: FakeRank, recorder: "Recorder", device: "FakeDevice", repeats: "Repeats") -> Outcome:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from ray_memprof.predictor.fake_group import FirstRankEnded
     from ray_memprof.predictor.operations import Operations
+    from ray_memprof.predictor.shapes import FirstRankEnded
     from ray_memprof.rank.outcome import free_at_failure, outcome_of
     from ray_memprof.workload import wan_rank
 
     place = Place(rank=plan.rank, local_rank=0, num_ranks=plan.num_ranks)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, Operations(device, mode):
-            wan_rank.run(_shortened(plan.config), place, recorder, device=DEVICE, run_dir=plan.run_dir)
+            with repeats.replaying(mode) if plan.replays else nullcontext():
+                wan_rank.run(_without_file(plan.config), place, recorder, device=DEVICE, run_dir=plan.run_dir)
     except FirstRankEnded:
         path, step, *_ = recorder.failure() or ("", -1)
         reason = "ended with the run: rank 0 has ended before"
@@ -113,13 +125,12 @@ def _run(plan: FakeRank, recorder: "Recorder", device: "FakeDevice") -> Outcome:
 
 
 @contextmanager
-def faked(device: "FakeDevice", plan: FakeRank, shapes: "Shapes") -> "Iterator[None]":
+def faked(device: "FakeDevice", plan: FakeRank) -> "Iterator[None]":
     """Let torch be about a device and ranks that are not there.
 
     Args:
         device: of this rank.
         plan: of this rank.
-        shapes: see fake_group().
     """
     # Before torch is changed: it looks through itself when it is imported.
     import torch._dynamo
@@ -127,25 +138,21 @@ def faked(device: "FakeDevice", plan: FakeRank, shapes: "Shapes") -> "Iterator[N
     from ray_memprof.predictor.fake_cuda import fake_cuda
     from ray_memprof.predictor.fake_group import fake_group
     from ray_memprof.predictor.fake_kernels import fake_kernels
+    from ray_memprof.predictor.shapes import Shapes
 
     del torch
     with ExitStack() as stack:
         stack.enter_context(fake_cuda(device))
         stack.enter_context(fake_kernels(device))
-        is_alone = plan.num_ranks == 1
-        stack.enter_context(nullcontext() if is_alone else fake_group(device, shapes, plan.environment))
+        if plan.num_ranks > 1:
+            assert plan.shapes is not None, "several ranks need a file for shapes"
+            stack.enter_context(fake_group(device, Shapes(plan.shapes), plan.environment))
         yield
 
 
-def num_steps(config: RunConfig) -> int:
-    """The steps of a run, or so many of them that the others are like the last but one."""
-    return min(config.generation.sample_steps or TASKS[config.model.task].sample_steps, MOST_STEPS)
-
-
-def _shortened(config: RunConfig) -> RunConfig:
-    """The same with fewer steps, and without a file for the video: there are no frames."""
-    changed = {"save_file": None, "sample_steps": num_steps(config)}
-    return config.model_copy(update={"generation": config.generation.model_copy(update=changed)})
+def _without_file(config: RunConfig) -> RunConfig:
+    """The same without a file for the video: there are no frames."""
+    return config.model_copy(update={"generation": config.generation.model_copy(update={"save_file": None})})
 
 
 def rules_of(environment: Mapping[str, str]) -> Rules:

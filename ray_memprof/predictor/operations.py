@@ -34,6 +34,11 @@ class Operations(TorchDispatchMode):
         self._device, self._results = device, Results(mode)
         self._workspaces, self._costs = Workspaces(device), Costs(device.profile)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: torch would put a guard against torch.compile around each operation, which nobody compiles here."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

@@ -1,19 +1,22 @@
 """A run that is predicted: its folder, a process for each kind of rank, the tables, the report.
 
     code, folder = predict(config, gpu="H200", say=print)
+    with Processes() as processes:                       # for many runs
+        for config in configs:
+            predict(config, gpu="H200", say=print, processes=processes)
 
 Leaves a run folder as a launch does, with runs.source = predicted.
 """
 
-import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray_memprof.config.load import effective_yaml
@@ -25,11 +28,10 @@ from ray_memprof.predictor.fake_rank import (
     FakeRank,
     PredictedRank,
     environment_of,
-    num_steps,
-    predict_rank,
     rules_of,
 )
 from ray_memprof.predictor.gpu_profile import GpuProfile, gpu_profile
+from ray_memprof.predictor.processes import NUM_PROCESSES, Processes
 from ray_memprof.rank.layout_columns import layout_columns
 from ray_memprof.rank.messages import Outcome, RankFacts
 from ray_memprof.rank.rank_rows import rank_columns
@@ -40,20 +42,19 @@ from ray_memprof.store.gather import gather
 from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.store.run_tables import run_columns, write_driver_tables
-from wan.config import TASKS
 from wan.options_here import PACKAGES
 
 Say = Callable[[str], None]
-_NUM_PROCESSES = 2
 
 
-def predict(config: RunConfig, *, gpu: str, say: Say) -> tuple[int, Path]:
+def predict(config: RunConfig, *, gpu: str, say: Say, processes: Processes | None = None) -> tuple[int, Path]:
     """Predict one run; returns the exit code of the run that is predicted, and the folder.
 
     Args:
         config: of the run.
         gpu: a GPU model that has a profile.
         say: is told how far it is, a line each.
+        processes: that predict the ranks; None: new ones. Who predicts several runs keeps them warm.
 
     Raises:
         ConfigError: what the configuration runs cannot be predicted, or there is no such profile.
@@ -70,11 +71,9 @@ def predict(config: RunConfig, *, gpu: str, say: Say) -> tuple[int, Path]:
     )
     say(f"{config.name}: {config.num_ranks} x {profile.name} ({profile.source})")
     say(f"  into {folder.path}")
-    steps = config.generation.sample_steps or TASKS[config.model.task].sample_steps
-    if num_steps(config) < steps:
-        say(f"  {num_steps(config)} of {steps} steps: the memory of the others is that of the last but one")
     try:
-        ranks = _predict_ranks(config, folder, gpu, environment, say)
+        with nullcontext(processes) if processes else Processes(_num_processes(config)) as running:
+            ranks = _predict_ranks(config, folder, gpu, environment, say, running)
     except BrokenProcessPool as error:
         ended = StartFailed(
             f"a process that predicts a rank was killed: see {folder.path / LOGS_DIR}",
@@ -115,34 +114,32 @@ def check(config: RunConfig) -> None:
 
 
 def _predict_ranks(
-    config: RunConfig, folder: RunFolder, gpu: str, environment: Mapping[str, str], say: Say
+    config: RunConfig,
+    folder: RunFolder,
+    gpu: str,
+    environment: Mapping[str, str],
+    say: Say,
+    processes: Processes,
 ) -> list[PredictedRank]:
-    """Every rank, in order. The first one comes first: the others need to know the shapes of what it sends."""
-    plan = FakeRank(
-        config=config,
-        num_ranks=config.num_ranks,
-        run_dir=folder.path,
-        gpu=gpu,
-        begun_ns=folder.facts["start_ns"],
-        environment=environment,
-    )
+    """Every rank, in order; the first one begins first, for the others need the shapes of what it sends."""
     groups = alike(config)
     found: dict[int, PredictedRank] = {}
-    with _processes() as pool:
-        began = time.monotonic()
-
-        def note(ranks: list[int], one: PredictedRank) -> None:
+    began = time.monotonic()
+    with TemporaryDirectory() as shared:
+        plan = FakeRank(
+            config=config,
+            num_ranks=config.num_ranks,
+            run_dir=folder.path,
+            gpu=gpu,
+            begun_ns=folder.facts["start_ns"],
+            environment=environment,
+            shapes=Path(shared) / "shapes",
+        )
+        waiting = {processes.submit(replace(plan, rank=ranks[0])): ranks for ranks in groups}
+        for done in as_completed(waiting):
+            ranks, one = waiting[done], done.result()
             found[ranks[0]] = one
             say(f"{_ranks_text(ranks)}: {one.outcome.status}, {time.monotonic() - began:.0f} s")
-
-        note(groups[0], pool.submit(predict_rank, plan).result())
-        shapes = found[0].shapes
-        waiting = {
-            pool.submit(predict_rank, replace(plan, rank=ranks[0], shapes=shapes)): ranks
-            for ranks in groups[1:]
-        }
-        for done in as_completed(waiting):
-            note(waiting[done], done.result())
     for ranks in groups:
         for rank in ranks[1:]:
             copy_rank(folder.path, ranks[0], rank)
@@ -151,12 +148,8 @@ def _predict_ranks(
     return [found[rank] for rank in sorted(found)]
 
 
-@contextmanager
-def _processes() -> Iterator[ProcessPoolExecutor]:
-    # Each rank changes torch for itself, and a forked process would have the threads of ours.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(_NUM_PROCESSES, context, max_tasks_per_child=1) as pool:
-        yield pool
+def _num_processes(config: RunConfig) -> int:
+    return min(NUM_PROCESSES, len(alike(config)))
 
 
 def _ranks_text(ranks: list[int]) -> str:

@@ -153,7 +153,7 @@ class Recorder:
 
     def _stamp(self, span_id: int) -> None:
         """Stamp this thread's events from now on; events of threads without a stamp get a span by order and time."""
-        if self._meter.has_events:
+        if self._meter.has_events and self._meter.source != "predicted":  # that has a clock of its own
             self._stamps.append((time.time_ns() // 1000, span_id))  # by the clock of the events
         self._meter.stamp(span_id)
 

@@ -1,0 +1,61 @@
+"""Processes that predict ranks, kept warm: torch and wan are imported once in each, which takes 4 s.
+
+    with Processes() as processes:
+        predict(config, gpu="H200", say=print, processes=processes)
+        predict(another, gpu="H200", say=print, processes=processes)
+
+Each predicts one rank at a time: it changes torch meanwhile, and undoes that. Several threads may share the processes:
+then the ranks of several runs are predicted side by side.
+"""
+
+import multiprocessing
+from concurrent.futures import Future, ProcessPoolExecutor
+from types import TracebackType
+
+from ray_memprof.predictor.fake_rank import FakeRank, PredictedRank, predict_rank
+
+NUM_PROCESSES = 2
+"""Each takes a core and 0.6 GiB."""
+
+
+class Processes:
+    """Some processes; they end with the block.
+
+    Args:
+        number: how many.
+    """
+
+    def __init__(self, number: int = NUM_PROCESSES) -> None:
+        # A forked process would have the threads of ours.
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(number, context, initializer=_import)
+        for _ in range(number):
+            # One process for each call that waits: they import while the first rank is being predicted.
+            self._pool.submit(_nothing)
+
+    def submit(self, plan: FakeRank) -> "Future[PredictedRank]":
+        """Predict a rank; of a run, the first rank first: the others wait for what it tells them."""
+        return self._pool.submit(predict_rank, plan)
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _nothing() -> None:
+    return None
+
+
+def _import() -> None:
+    """What every prediction needs."""
+    import torch._dynamo
+
+    from ray_memprof.predictor import fake_cuda, fake_group, operations, repeats
+    from ray_memprof.workload import wan_rank
+    from wan import generate, pipeline
+
+    del torch, fake_cuda, fake_group, operations, repeats, wan_rank, generate, pipeline
