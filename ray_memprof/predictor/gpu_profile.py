@@ -48,6 +48,8 @@ class GpuProfile:
     page_locked_bytes_per_s: float
     """Between the device and host memory that is page-locked, and other host memory."""
     pageable_bytes_per_s: float
+    link_bytes_per_s: float
+    """Between two GPUs of one host, in each direction, as NCCL reaches it."""
     launch_ns: int
     """What the host takes for an operation."""
     cublas_workspace_bytes: int = 32 * 2**20
