@@ -40,8 +40,10 @@ class FakeMeter:
         """Nothing to do."""
 
     def read(self) -> Reading:
-        """What is held now."""
-        return self.peek()
+        """What is held now; what comes after it is later: else a sample would count for a span that has just ended."""
+        reading = self.peek()
+        self._device.now_ns += 1
+        return reading
 
     def peek(self) -> Reading:
         """What is held now."""

@@ -32,7 +32,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_account_peaks_of_stages_and_of_the_whole_run(run_dir: Path) -> None:
-    assert columns(run_dir, "account_peaks") == ["rank", "stage", "place", "account", "bytes"]
+    assert columns(run_dir, "account_peaks") == ["rank", "stage", "place", "account", "bytes", "most_bytes"]
     names = ("allocated", "reserved", "device_used", "context", "nccl", "libraries")
     whole, load, denoise = (
         (1000, 1100, 1600, 500, 0, 0),
@@ -40,12 +40,18 @@ def test_account_peaks_of_stages_and_of_the_whole_run(run_dir: Path) -> None:
         (1000, 1100, 1600, 500, 0, 0),
     )
     assert answer(run_dir, "account_peaks") == [
-        *((0, None, 0, name, size * MIB) for name, size in zip(names, whole, strict=True)),
-        *((0, "load", 1, name, size * MIB) for name, size in zip(names, load, strict=True)),
-        *((0, "denoise", 2, name, size * MIB) for name, size in zip(names, denoise, strict=True)),
+        *((0, None, 0, name, size * MIB, size * MIB) for name, size in zip(names, whole, strict=True)),
+        *((0, "load", 1, name, size * MIB, size * MIB) for name, size in zip(names, load, strict=True)),
+        *((0, "denoise", 2, name, size * MIB, size * MIB) for name, size in zip(names, denoise, strict=True)),
         # Nothing is booked on this rank.
-        *((1, None, 0, name, size * MIB) for name, size in zip(names, (50, 60, 560, 0, 0, 0), strict=True)),
-        *((1, "load", 1, name, size * MIB) for name, size in zip(names, (50, 60, 560, 0, 0, 0), strict=True)),
+        *(
+            (1, None, 0, name, size * MIB, size * MIB)
+            for name, size in zip(names, (50, 60, 560, 0, 0, 0), strict=True)
+        ),
+        *(
+            (1, "load", 1, name, size * MIB, size * MIB)
+            for name, size in zip(names, (50, 60, 560, 0, 0, 0), strict=True)
+        ),
     ]
 
 
@@ -95,6 +101,17 @@ def test_what_was_measured_beside_what_was_predicted(run_dir: Path) -> None:
         # A failed run may have no such stage.
         (0, "decode", "allocated", 7, None, None, None, 0.03, False),
     ]
+
+
+def test_what_no_sample_has_seen_may_have_been_as_predicted(tmp_path: Path) -> None:
+    seen = span(1, "load", (0, 9), device_used=(0, 0, 500 * MIB), device_used_bound_bytes=900 * MIB)
+    make_run(tmp_path, {0: {"spans": [seen]}})
+    sizes = (480, 470, 900, 930, 921)
+    found = []
+    for size in sizes:
+        write_predicted(tmp_path, {0: [told("load", "device_used", size * MIB)]})
+        found += [row[-1] for row in answer(tmp_path, "predicted_vs_measured") if row[3] is not None]
+    assert found == [False, True, False, True, True]
 
 
 def test_a_second_prediction_takes_the_place_of_the_first(run_dir: Path) -> None:

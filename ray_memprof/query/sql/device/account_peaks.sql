@@ -1,12 +1,15 @@
 -- How much did each account of each rank hold at most, in each stage and in the
 -- whole run?
 -- One row = an account of a rank in a stage, or in the whole run.
---   rank      of the run
---   stage     name of the outermost span; null: the whole run
---   place     of the stage among those of the rank, from 1; 0: the whole run
---   account   allocated, reserved or device_used, without what other processes
---             held; context, nccl or libraries, at boundaries of spans
---   bytes     the most
+--   rank        of the run
+--   stage       name of the outermost span; null: the whole run
+--   place       of the stage among those of the rank, from 1; 0: the whole run
+--   account     allocated, reserved or device_used, without what other
+--               processes held; context, nccl or libraries, at boundaries of
+--               spans
+--   bytes       the most that was seen
+--   most_bytes  it was no more than this; more than bytes only for device_used,
+--               which is seen at boundaries of spans and by samples
 WITH held AS (
     SELECT
         rank,
@@ -29,6 +32,8 @@ stages AS (
         MAX(spans.allocated_peak_bytes) AS allocated,
         MAX(spans.reserved_peak_bytes) AS reserved,
         MAX(spans.device_used_peak_bytes - held.others_bytes) AS device_used,
+        MAX(spans.device_used_bound_bytes - held.others_bytes)
+            AS device_used_bound,
         MAX(held.context_bytes) AS context,
         MAX(held.nccl_bytes) AS nccl,
         MAX(held.libraries_bytes) AS libraries
@@ -47,6 +52,7 @@ wide AS (
         allocated,
         reserved,
         device_used,
+        device_used_bound,
         context,
         nccl,
         libraries
@@ -59,6 +65,7 @@ wide AS (
         MAX(allocated) AS allocated,
         MAX(reserved) AS reserved,
         MAX(device_used) AS device_used,
+        MAX(device_used_bound) AS device_used_bound,
         MAX(context) AS context,
         MAX(nccl) AS nccl,
         MAX(libraries) AS libraries
@@ -66,7 +73,17 @@ wide AS (
     GROUP BY rank
 )
 
-SELECT rank, stage, place, account, bytes::BIGINT AS bytes
+SELECT
+    rank,
+    stage,
+    place,
+    account,
+    bytes::BIGINT AS bytes,
+    IF(
+        account = 'device_used',
+        GREATEST(bytes, device_used_bound),
+        bytes
+    )::BIGINT AS most_bytes
 FROM wide
 UNPIVOT (
     bytes FOR account IN (

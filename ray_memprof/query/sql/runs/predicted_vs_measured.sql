@@ -10,13 +10,14 @@
 --   difference_bytes  measured - predicted
 --   error_fraction    predicted / measured - 1; null: nothing was measured
 --   stated_fraction   the largest error that is stated; null: none is
---   is_beyond         the error is larger than that
+--   is_beyond         the error is larger than that; what may have been between
+--                     two samples is no error
 WITH told AS (
     SELECT rank, stage, account, bytes FROM predicted
 ),
 
 here AS (
-    SELECT rank, stage, place, account, bytes
+    SELECT rank, stage, place, account, bytes, most_bytes
     FROM account_peaks
     WHERE rank IN (SELECT told.rank FROM told)
 )
@@ -31,7 +32,7 @@ SELECT
     told.bytes / NULLIF(here.bytes, 0) - 1 AS error_fraction,
     stated.fraction AS stated_fraction,
     COALESCE(
-        ABS(here.bytes - told.bytes)
+        GREATEST(here.bytes - told.bytes, told.bytes - here.most_bytes)
         > GREATEST(stated.fraction * here.bytes, stated.least_bytes),
         FALSE
     ) AS is_beyond
