@@ -1,13 +1,12 @@
 """A recorded run is predicted afterwards: both stand side by side, and the run stays as it was."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
+from measured import as_measured
 from run_tables import answer, make_ranks, make_run, span
 from typer.testing import CliRunner
 
@@ -18,7 +17,7 @@ from ray_memprof.errors import ConfigError, RunError
 from ray_memprof.predictor import audit
 from ray_memprof.predictor.audit import audit_after, audited
 from ray_memprof.predictor.run import predict
-from ray_memprof.store.run_files import part_name, table_dir
+from ray_memprof.store.run_files import table_dir
 from ray_memprof.store.run_list import listed_runs
 
 GIB = 2**30
@@ -30,26 +29,6 @@ def config_of(folder: Path, **sections: Any) -> RunConfig:
     logging = {"output_dir": str(folder / "runs"), **sections.pop("logging", {})}
     mapping = {"name": "x", "model_config": model, "generation": generation, "logging": logging, **sections}
     return from_mapping(mapping, source="x.yaml", folder=folder)
-
-
-def as_measured(run_dir: Path, *, gpu_name: str = "NVIDIA H200", added_bytes: int = 0) -> Path:
-    """Let a predicted run be one that a GPU measured, with so many bytes more in tensors while it decodes."""
-    change(table_dir(run_dir, "runs") / part_name(0), lambda row: {**row, "source": "cuda"})
-    change(table_dir(run_dir, "ranks", 0) / part_name(0), lambda row: {**row, "gpu_name": gpu_name})
-
-    def grown(row: dict[str, Any]) -> dict[str, Any]:
-        size = added_bytes if row["stage"] == "decode" else 0
-        names = ("allocated_peak_bytes", "reserved_peak_bytes", "device_used_peak_bytes")
-        return {**row, **{name: row[name] + size for name in names}}
-
-    for path in table_dir(run_dir, "spans", 0).glob("*.parquet"):
-        change(path, grown)
-    return run_dir
-
-
-def change(path: Path, changed: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    table = parquet.read_table(path, partitioning=None)
-    parquet.write_table(pa.Table.from_pylist(list(map(changed, table.to_pylist())), table.schema), path)
 
 
 @pytest.mark.timeout(300)
