@@ -19,6 +19,7 @@ import typer
 from ray_memprof import launch, predict
 from ray_memprof.commands import (
     audit,
+    calibrate,
     compare,
     diagnose,
     doctor,
@@ -48,6 +49,7 @@ app.command("launch")(launch.main)
 app.command("run", cls=run.RunCommand)(run.run)
 app.command("predict")(predict.main)
 app.command("audit")(audit.audit)
+app.command("calibrate")(calibrate.calibrate)
 app.command("ls")(ls.ls)
 app.command("watch")(watch.watch)
 app.command("show")(show.show)
