@@ -1,6 +1,7 @@
 """The command line: launch, and commands that work with recorded runs, each in a file of commands/.
 
     $ ray-memprof launch configs/baseline.yaml
+    $ ray-memprof audit latest
     $ ray-memprof ls
     $ ray-memprof query peak_by_rank
     $ ray-memprof compare baseline memory_opt
@@ -17,6 +18,8 @@ import typer
 
 from ray_memprof import launch, predict
 from ray_memprof.commands import (
+    audit,
+    calibrate,
     compare,
     diagnose,
     doctor,
@@ -45,6 +48,8 @@ app.callback()(version.options)
 app.command("launch")(launch.main)
 app.command("run", cls=run.RunCommand)(run.run)
 app.command("predict")(predict.main)
+app.command("audit")(audit.audit)
+app.command("calibrate")(calibrate.calibrate)
 app.command("ls")(ls.ls)
 app.command("watch")(watch.watch)
 app.command("show")(show.show)

@@ -110,6 +110,10 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
             with ending.ending(state, live, interrupts):
                 ending.write_results(state, live)
         live.summary(ending.summary(state))
+    if state.exit_code == EXIT_OK:
+        from ray_memprof.predictor.audit import audit_after
+
+        audit_after(config, state.folder.path, live.say)
     return state.exit_code, state.folder.path
 
 

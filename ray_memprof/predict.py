@@ -28,7 +28,8 @@ def main(
     gpu: Annotated[
         str,
         typer.Option(
-            help=f"The GPU model that every rank has; default: the one at hand, else {DEFAULT_GPU}."
+            help="The GPU model that every rank has, or a file of `ray-memprof calibrate`; "
+            f"default: the one at hand, else {DEFAULT_GPU}."
         ),
     ] = "",
     output_dir: OutputDir = None,

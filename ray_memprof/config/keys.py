@@ -264,6 +264,8 @@ class Logging(Section):
     """Run folders are made below it: <output_dir>/<name>/<run_id>. Not given: that of RAY_MEMPROF_DIR, if set."""
     sample_interval_s: Annotated[Seconds, Field(ge=0.01)] = 0.1
     """Time between two samples of the device and the host; the model's thread waits 0.1 ms or less for each sample."""
+    predict: bool | None = None
+    """After the run, predict it and set both side by side (ray-memprof audit). None: if that takes less than 10 s."""
     profiler: Profiler = Field(default_factory=Profiler)
 
 

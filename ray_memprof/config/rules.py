@@ -26,6 +26,7 @@ def check(config: RunConfig) -> None:
     _check_ranks(config)
     _check_ray(config)
     _check_matrix(config)
+    _check_predict(config)
     if config.workload == "script":
         _check_script(config.script)
         return
@@ -35,6 +36,21 @@ def check(config: RunConfig) -> None:
     _check_batch(config)
     _check_profiler(config)
     check_wan(config)
+
+
+def _check_predict(config: RunConfig) -> None:
+    if not config.logging.predict:
+        return
+    for key, value, is_wrong in (
+        ("workload", config.workload, config.workload != "wan"),
+        ("model_config.device", config.model.device, config.model.device == "cpu"),
+        ("logging.profile_memory", "false", not config.logging.profile_memory),
+    ):
+        if is_wrong:
+            raise ConfigError(
+                f"logging.predict is true, and {key} is {value}: only measured runs of wan on GPUs are predicted",
+                hint="leave logging.predict out: then a run is predicted where it can be",
+            )
 
 
 def _check_script(script: Script | None) -> None:

@@ -24,7 +24,8 @@ def alike(config: RunConfig) -> list[list[int]]:
     return list(groups.values())
 
 
-def _latent_shape(config: RunConfig) -> tuple[int, ...]:
+def latent_shape(config: RunConfig) -> tuple[int, ...]:
+    """Of the latents of a video: channels, frames, height, width."""
     task, generation = TASKS[config.model.task], config.generation
     size = generation.size or task.sizes[0]
     num_frames = task.frame_num if generation.frame_num is None else generation.frame_num
@@ -34,7 +35,7 @@ def _latent_shape(config: RunConfig) -> tuple[int, ...]:
 
 def _num_tokens(config: RunConfig, rank: int) -> int:
     """Tokens of a rank, as SplitTokens gives them."""
-    _, frames, height, width = _latent_shape(config)
+    _, frames, height, width = latent_shape(config)
     sizes = zip((frames, height, width), TASKS[config.model.task].dit.patch_size, strict=True)
     num_tokens = 1
     for length, patch in sizes:
@@ -51,7 +52,7 @@ def _width(config: RunConfig, rank: int) -> tuple[int, ...]:
     from wan.networks.vae.slabs import DECODE_FRAMES, choose_slabs
     from wan.parallel.vae import rounds
 
-    _, _, height, width = _latent_shape(config)
+    _, _, height, width = latent_shape(config)
     vae = TASKS[config.model.task].vae
     frame_bytes = 4 * vae.base_dim * height * width * vae.stride[1] ** 2
     slabs = config.optimization.vae_slabs or choose_slabs(frame_bytes, DECODE_FRAMES)

@@ -25,8 +25,10 @@ from ray_memprof.predictor.fake_device import FakeDevice, Stream
 
 MOST_CALLS_KEPT = 2
 """Calls after which a block that a call keeps must be free, at most."""
-_NEVER_AGAIN = {"outside", "stream.new", "stream.query", "event.query", "empty_cache", "span.failed"}
-"""What happens once, or asks what time it is: a call in which it happens is no repeat."""
+_NEVER_AGAIN = {
+    "outside", "stream.new", "stream.query", "event.query", "empty_cache", "span.failed", "record_stream",
+}  # fmt: skip
+"""What happens once, or depends on what time it is: a call in which it happens is no repeat."""
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.memory_format)
 Name = tuple[int, int]
 """How many calls ago, and the number in that call."""

@@ -39,6 +39,8 @@ def guarded() -> Iterator[None]:
     """
     guards = (ctypes.c_void_p * (_CUDA + 1)).in_dll(_c10(), _GUARDS)
     if guards[_CUDA]:
+        # A CUDA build whose GPUs are hidden gets the one that does nothing; one that sees a GPU keeps its own.
+        torch._C._ensureCUDADeviceGuardSet()
         yield
         return
     zero = ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: 0)

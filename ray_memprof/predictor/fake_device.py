@@ -100,6 +100,10 @@ class FakeDevice:
         self._owners: dict[Block, weakref.ref[torch.UntypedStorage]] = {}
         self._finalizers: weakref.WeakKeyDictionary[torch.UntypedStorage, Any] = weakref.WeakKeyDictionary()
         self._emptied: weakref.WeakKeyDictionary[torch.UntypedStorage, bool] = weakref.WeakKeyDictionary()
+        self._pending: dict[Block, int] = {}
+        """Blocks that other streams use, whose free is requested; the time at which those streams have passed."""
+        self._users: dict[Block, list[Stream]] = {}
+        """The other streams that use a block."""
         self._used_seen = 0
         self.on_growth: Callable[[], None] = lambda: None
         """Called when more of the device is in use than before."""
@@ -190,6 +194,7 @@ class FakeDevice:
     def alloc(self, size: int) -> Block:
         """A block for a request of `size` bytes."""
         self.start()
+        self._take_back()
         try:
             block = self.allocator.alloc(size, self.stream.number)
         except OutOfDeviceMemory as error:
@@ -204,17 +209,35 @@ class FakeDevice:
         self._stamp()
         return block
 
+    def record_stream(self, storage: torch.UntypedStorage, stream: Stream) -> None:
+        """As Tensor.record_stream(): once freed, the block waits for what that stream has to do by then."""
+        self.note("record_stream")
+        self._users.setdefault(self._blocks[storage], []).append(stream)
+
     def free(self, block: Block) -> None:
-        """Give a block back to the allocator."""
+        """Give a block back to the allocator: at once, or at a request after the streams that use it have passed."""
         self.note("free", block)
         self._owners.pop(block, None)
-        self.allocator.free(block)
+        users = self._users.pop(block, None)
+        if users is None:
+            self.allocator.free(block)
+        else:
+            self._pending[block] = max(stream.free_ns for stream in users)
+            self.allocator.free_later(block)
         self._stamp()
+
+    def _take_back(self) -> None:
+        """Give the allocator the blocks whose streams have passed; it looks for them at each request."""
+        for block in [one for one, time_ns in self._pending.items() if time_ns <= self.now_ns]:
+            del self._pending[block]
+            self.allocator.complete(block)
 
     def empty_cache(self) -> None:
         """As torch.cuda.empty_cache()."""
         self.note("empty_cache")
         self.synchronize()
+        self.wait_until(max(self._pending.values(), default=0))
+        self._pending.clear()
         self.allocator.empty_cache()
         self._stamp()
 

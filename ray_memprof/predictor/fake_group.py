@@ -1,4 +1,6 @@
-"""torch.distributed for one rank that is alone: every exchange ends at once, and takes what NCCL would take.
+"""torch.distributed for one rank that is alone: an exchange takes the memory that NCCL would take.
+
+What is sent point to point takes its time, for the memory of its tensors waits for it; all other exchanges end at once.
 
     with fake_group(device, shapes, environment):
         torch.distributed.init_process_group("nccl", rank=1, world_size=4)
@@ -29,7 +31,6 @@ from wan.parallel.ranks import Ranks
 
 _OPS = (
     "barrier", "broadcast", "all_reduce", "all_gather_into_tensor", "all_gather_single", "all_to_all_single",
-    "batch_isend_irecv",
 )  # fmt: skip
 
 
@@ -46,6 +47,7 @@ def fake_group(device: FakeDevice, shapes: Shapes, environment: Mapping[str, str
     modules = (dist, dist.distributed_c10d)
     instead: dict[str, Any] = {name: _watched(name, nccl) for name in _OPS if hasattr(dist, name)}
     instead["init_process_group"] = _joining(nccl)
+    instead["batch_isend_irecv"] = _passing(nccl)
     with ExitStack() as stack:
         for name, function in instead.items():
             for module in modules:
@@ -85,6 +87,18 @@ def _watched(name: str, nccl: Nccl) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         nccl.call(name, args)
         return original(*args, **kwargs)
+
+    return call
+
+
+def _passing(nccl: Nccl) -> Callable[..., Any]:
+    original = dist.batch_isend_irecv
+
+    @functools.wraps(original)
+    def call(p2p_op_list: list[Any]) -> list[Any]:
+        nccl.call("batch_isend_irecv", (p2p_op_list,))
+        original(p2p_op_list)
+        return [nccl.transfer(p2p_op_list)]
 
     return call
 

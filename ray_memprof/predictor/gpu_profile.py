@@ -4,13 +4,15 @@ profile = gpu_profile("H200")
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ray_memprof.errors import ConfigError
+from ray_memprof.wording import first_line
 
 _FOLDER, _SUFFIX = files("ray_memprof.predictor") / "gpus", ".yaml"
 
@@ -48,12 +50,22 @@ class GpuProfile:
     page_locked_bytes_per_s: float
     """Between the device and host memory that is page-locked, and other host memory."""
     pageable_bytes_per_s: float
+    link_bytes_per_s: float
+    """Between two GPUs of one host, in each direction, as NCCL reaches it."""
     launch_ns: int
     """What the host takes for an operation."""
     cublas_workspace_bytes: int = 32 * 2**20
     cublas_lt_workspace_bytes: int = 2**20
     cudnn_workspaces: Mapping[tuple[int, ...], int] = field(default_factory=dict)
     """By input channels, output channels, side of the kernel, height and width of the input."""
+
+
+_NUMBERS = {
+    one.name: int if one.type is int else (int, float)
+    for one in fields(GpuProfile)
+    if one.type in (int, float)
+}
+"""The types of what is a plain number."""
 
 
 def profile_names() -> list[str]:
@@ -64,17 +76,48 @@ def profile_names() -> list[str]:
 
 
 def gpu_profile(name: str) -> GpuProfile:
-    """The profile of a GPU model: "H200", "RTX 4090", "rtx_4090".
+    """The profile of a GPU model: "H200", "RTX 4090", "rtx_4090"; or that of a file, by its path.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or the file is none.
     """
+    if name.endswith((_SUFFIX, ".yml")):
+        return _of_file(Path(name))
     key = name.strip().lower().replace(" ", "_").replace("-", "_")
     if key not in profile_names():
         raise ConfigError(
             f"--gpu {name}: there is no profile of it", hint=f"there are: {', '.join(profile_names())}"
         )
-    facts: dict[str, Any] = yaml.safe_load((_FOLDER / f"{key}{_SUFFIX}").read_text(encoding="utf-8"))
+    return _profile(yaml.safe_load((_FOLDER / f"{key}{_SUFFIX}").read_text(encoding="utf-8")))
+
+
+def _of_file(path: Path) -> GpuProfile:
+    hint = "ray-memprof calibrate writes one on a machine with such a GPU"
+    try:
+        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--gpu {path} cannot be read: {first_line(error)}", hint=hint) from error
+    names = {one.name: one for one in fields(GpuProfile)}
+    given = facts.keys() if isinstance(facts, dict) else set()
+    needed = {name for name, one in names.items() if one.default is one.default_factory is MISSING}
+    if missing := sorted(needed - given):
+        raise ConfigError(f"--gpu {path} is no profile: {', '.join(missing)} is missing", hint=hint)
+    if unknown := sorted(given - names.keys()):
+        raise ConfigError(f"--gpu {path} has unknown keys: {', '.join(unknown)}", hint=hint)
+    try:
+        return _profile(facts)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--gpu {path}: {first_line(error)}", hint=hint) from error
+
+
+def _profile(facts: dict[str, Any]) -> GpuProfile:
+    for name, kind in _NUMBERS.items():
+        value = facts.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, kind) or value < 0:
+            raise ValueError(f"{name} is {value!r}, and must be a number")
+    for name in ("product_flops", "convolution_flops", "attention_flops"):
+        if not isinstance(facts[name], dict) or "float32" not in facts[name]:
+            raise ValueError(f"{name} must have a rate for float32, by which dtypes without one go")
     facts["capability"] = tuple(facts["capability"])
     facts["cudnn_workspaces"] = {tuple(key): size for *key, size in facts.get("cudnn_workspaces", ())}
     return GpuProfile(**facts)
@@ -86,5 +129,13 @@ def gpu_at_hand() -> str:
 
     with open_device(index=0) as device:
         name = "" if device is None else str(device.facts().get("gpu_name", ""))
-    words = set(name.lower().replace("-", " ").split())
+    return profile_of(name)
+
+
+def profile_of(gpu_name: str) -> str:
+    """The profile of a GPU by the name that its driver gives it; "": there is none.
+
+    profile_of("NVIDIA H200")       # "h200"
+    """
+    words = set(gpu_name.lower().replace("-", " ").split())
     return next((key for key in profile_names() if set(key.split("_")) <= words), "")

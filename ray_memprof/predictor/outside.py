@@ -9,12 +9,14 @@ Sources: measured on the GPU of the profile, see its file. Buffers of NCCL's con
 2.38 and 2.14 GiB outside the allocator in all, whose differences are as here.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from ray_memprof.predictor.fake_device import FakeDevice
+from ray_memprof.predictor.fake_device import FakeDevice, Stream
 
 _MIB = 2**20
 _HOST_PAGE_BYTES, _ENTRY_BYTES, _STEP_BYTES = 4096, 8, 2 * _MIB
@@ -67,6 +69,19 @@ class PageLocked:
         self._tables = tables
 
 
+class Transfer:
+    """What torch.distributed returns for a batch: wait() lets the current stream wait, not the host."""
+
+    def __init__(self, device: FakeDevice, done_ns: int) -> None:
+        self._device, self._done_ns = device, done_ns
+
+    def wait(self) -> bool:
+        """Begin no more work on the current stream before the batch is done."""
+        stream = self._device.stream
+        stream.free_ns = max(stream.free_ns, self._done_ns)
+        return True
+
+
 class Nccl:
     """The one communicator of a rank, of all ranks."""
 
@@ -80,6 +95,7 @@ class Nccl:
         """What a barrier adds up over the ranks; torch keeps it."""
         self._senders: set[int] = set()
         self._receivers: set[int] = set()
+        self._stream = Stream(device)
 
     def join(self, rank: int, size: int) -> None:
         """The communicator is made."""
@@ -101,6 +117,23 @@ class Nccl:
         elif not self._is_connected:
             self._is_connected = True
             self._device.add_outside(self._device.profile.nccl_rings_bytes)
+
+    def transfer(self, operations: Sequence[Any]) -> Transfer:
+        """Send and receive point to point, in one batch, after what the current stream has to do now.
+
+        torch runs a batch on NCCL's own stream and calls record_stream for each of its tensors, those that are sent
+        and those that are received (ProcessGroupNCCL::pointToPoint). Collectives keep their tensors until wait()
+        instead (pytorch pull request 148590, which left point to point as it was).
+        """
+        device, num_bytes = self._device, Counter[Any]()
+        for one in operations:
+            num_bytes[one.op] += one.tensor.numel() * one.tensor.element_size()
+            device.record_stream(one.tensor.untyped_storage(), self._stream)
+        # The link carries both directions at once.
+        seconds = max(num_bytes.values()) / device.profile.link_bytes_per_s
+        self._stream.wait_stream(device.stream)
+        self._stream.free_ns = max(self._stream.free_ns, device.now_ns) + int(seconds * 1e9)
+        return Transfer(device, self._stream.free_ns)
 
     def _connect(self, to: set[int], sources: set[int]) -> None:
         new_receivers, new_senders = len(to - self._receivers), len(sources - self._senders)

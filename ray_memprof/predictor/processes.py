@@ -9,6 +9,7 @@ then the ranks of several runs are predicted side by side.
 """
 
 import multiprocessing
+import os
 from concurrent.futures import Future, ProcessPoolExecutor
 from types import TracebackType
 
@@ -51,7 +52,8 @@ def _nothing() -> None:
 
 
 def _import() -> None:
-    """What every prediction needs."""
+    """What every prediction needs, and no GPU: where there is one, its memory is the run's."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch._dynamo
 
     from ray_memprof.predictor import fake_cuda, fake_group, operations, repeats

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -75,18 +75,43 @@ def predict(config: RunConfig, *, gpu: str, say: Say, processes: Processes | Non
         with nullcontext(processes) if processes else Processes(_num_processes(config)) as running:
             ranks = _predict_ranks(config, folder, gpu, environment, say, running)
     except BrokenProcessPool as error:
-        ended = StartFailed(
+        killed = StartFailed(
             f"a process that predicts a rank was killed: see {folder.path / LOGS_DIR}",
             hint="is host memory short? Predicting a rank takes 1 to 2 GiB",
         )
-        folder.note(status="failed", exit_code=ended.exit_code, reason=str(ended), end_ns=time.time_ns())
-        raise ended from error
+        folder.note(status="failed", exit_code=killed.exit_code, reason=str(killed), end_ns=time.time_ns())
+        raise killed from error
     except KeyboardInterrupt:
         folder.note(
             status="interrupted", exit_code=EXIT_INTERRUPTED, reason="interrupted", end_ns=time.time_ns()
         )
         raise
-    return _finish(config, folder, profile, environment, ranks, say)
+    ended = _write_tables(config, folder, profile, environment, ranks)
+    measured = derive(folder.path, ended.problems)
+    if ended.failed is not None:
+        say(f"error: {ended.reason}")
+        if ended.failed.hint:
+            say(f"hint: {ended.failed.hint}")
+    for line in ended_lines(folder.path, first_line(folder.facts), ended.problems, measured):
+        say(line)
+    return ended.exit_code, folder.path
+
+
+def predict_tables(
+    config: RunConfig, folder: RunFolder, gpu: str, environment: Mapping[str, str], say: Say
+) -> "Ended":
+    """Only the tables of a predicted run, in a folder that is there; nothing is derived from them.
+
+    Args:
+        config: of the run; see check().
+        folder: of the prediction.
+        gpu: a GPU model that has a profile, or the path of one.
+        environment: the variables of the ranks that their memory depends on.
+        say: is told how far it is, a line each.
+    """
+    with Processes(_num_processes(config)) as running:
+        ranks = _predict_ranks(config, folder, gpu, environment, say, running)
+    return _write_tables(config, folder, gpu_profile(gpu), environment, ranks)
 
 
 def check(config: RunConfig) -> None:
@@ -156,15 +181,25 @@ def _ranks_text(ranks: list[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))} alike"
 
 
-def _finish(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a predicted run ended."""
+
+    failed: Outcome | None
+    """The first rank that did not end well."""
+    exit_code: int
+    reason: str
+    problems: list[str]
+
+
+def _write_tables(
     config: RunConfig,
     folder: RunFolder,
     profile: GpuProfile,
     environment: Mapping[str, str],
     ranks: list[PredictedRank],
-    say: Say,
-) -> tuple[int, Path]:
-    """Write the tables of the driver and what is derived from all tables."""
+) -> Ended:
+    """Write the tables of the driver, beside those of the ranks."""
     failed = next((one.outcome for one in ranks if one.outcome.status != "ok"), None)
     status, code = ("ok", EXIT_OK) if failed is None else (failed.status, failed.exit_code)
     reason = "" if failed is None else f"rank {failed.rank}: {failed.reason}"
@@ -182,14 +217,7 @@ def _finish(
     )
     row = run_columns(folder.facts, config.model_dump(mode="json", by_alias=True))
     write_driver_tables(folder.path, row, [_rank_row(config, profile, one.outcome) for one in ranks])
-    measured = derive(folder.path, problems)
-    if failed is not None:
-        say(f"error: {reason}")
-        if failed.hint:
-            say(f"hint: {failed.hint}")
-    for line in ended_lines(folder.path, first_line(folder.facts), problems, measured):
-        say(line)
-    return code, folder.path
+    return Ended(failed=failed, exit_code=code, reason=reason, problems=problems)
 
 
 def _versions(profile: GpuProfile) -> dict[str, Any]:

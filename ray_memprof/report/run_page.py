@@ -44,6 +44,7 @@ CONTENTS = {
     "peak_by_stage": "Stages and ranks",
     "imbalance": "Imbalance",
     "steps": "Steps",
+    "predicted_vs_measured": "Predicted and measured",
     "base_memory": "Base memory",
     "alive_at_peak_by_owner": "Owners at the peak",
     "activation_by_stage": "Activation by stage",

@@ -1,12 +1,13 @@
-"""The rows that the driver writes itself: one for the run, and one for each rank.
+"""The rows that no rank writes itself: one for the run, one for each rank, and what a prediction says of the run.
 
     write_driver_tables(run_dir, run_row, rank_rows)
+    write_predicted(run_dir, {0: [{"stage": "denoise", "account": "allocated", "bytes": 7}]})
 
-Leaves tables/runs/ and tables/ranks/.
+Leaves tables/runs/, tables/ranks/ and tables/predicted/.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,23 @@ def write_driver_tables(run_dir: Path, run: Mapping[str, Any], ranks: Iterable[M
         for folder, (table, columns) in folders.items():
             batch = to_batch(table, {name: [value] for name, value in columns.items()})
             write_part(folder / part_name(0), pa.Table.from_batches([batch], TABLES[table].schema))
+
+
+def write_predicted(run_dir: Path, ranks: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+    """Write the table predicted, in place of the one that is there.
+
+    Args:
+        run_dir: the run that was predicted.
+        ranks: rows with the columns of the table, by rank; a rank has one row at least.
+
+    Raises:
+        DiskFull: no room in the run folder.
+    """
+    with driver_writing(run_dir, f"are in {run_dir / TABLES_DIR}"):
+        for rank, rows in ranks.items():
+            columns = {name: [row[name] for row in rows] for name in TABLES["predicted"].schema.names}
+            batch = to_batch("predicted", columns)
+            write_part(
+                table_dir(run_dir, "predicted", rank) / part_name(0),
+                pa.Table.from_batches([batch], TABLES["predicted"].schema),
+            )

@@ -314,6 +314,16 @@ LEDGER = Table(
     ),
 )
 
+PREDICTED = Table(
+    "predicted",
+    "an account of a rank in a stage, or in the whole run, as the prediction of this run has it",
+    (
+        _word("stage", "name of the outermost span; null: the whole run", nullable=True),
+        _word("account", "allocated, reserved, device_used, context, nccl or libraries"),
+        _bytes("bytes", "the most that it holds there"),
+    ),
+)
+
 STACKS = Table(
     "stacks",
     "a frame of a Python stack",
@@ -335,7 +345,19 @@ def stack_columns(rows: Iterable[tuple[int, int, str, str, int]]) -> dict[str, l
 
 TABLES = {
     table.name: table
-    for table in (RUNS, RANKS, SPANS, ALLOCS, OWNERS, SAMPLES, COLLECTIVES, COMMUNICATORS, LEDGER, STACKS)
+    for table in (
+        RUNS,
+        RANKS,
+        SPANS,
+        ALLOCS,
+        OWNERS,
+        SAMPLES,
+        COLLECTIVES,
+        COMMUNICATORS,
+        LEDGER,
+        PREDICTED,
+        STACKS,
+    )
 }
 RANK_TABLES = ("spans", "allocs", "owners", "samples", "collectives", "communicators", "ledger", "stacks")
-"""Written by the ranks; runs and ranks are written by the driver."""
+"""Written by the ranks; runs and ranks are written by the driver, and predicted by a prediction after the run."""

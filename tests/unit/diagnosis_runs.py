@@ -454,6 +454,25 @@ def passes_in_turn(
     )
 
 
+def unpredicted(
+    empty: EmptyRun, *ranks: Mapping[str, Mapping[str, int]], **predicted: Mapping[str, int]
+) -> list[Finding]:
+    """Ranks that hold so much by account and stage, in turn; `predicted`: of each of them, the same by stage."""
+    ranks = ranks or ({"denoise": {"allocated": 12 * GIB}},)
+    predicted = predicted or {"denoise": {"allocated": 11 * GIB}}
+    told = [
+        {"stage": None if stage == "whole" else stage, "account": account, "bytes": size}
+        for stage, sizes in predicted.items()
+        for account, size in sizes.items()
+    ]
+    spans = [
+        [span(at, stage, (at, at + 1), **{name: (0, 0, size) for name, size in sizes.items()})
+         for at, (stage, sizes) in enumerate(one.items(), start=1)]
+        for one in ranks
+    ]  # fmt: skip
+    return diagnose(empty, *({"spans": rows, "predicted": told} for rows in spans))
+
+
 RUNS: dict[str, Callable[..., list[Finding]]] = {
     "out_of_memory": out_of_memory,
     "retries": retries,
@@ -470,4 +489,5 @@ RUNS: dict[str, Callable[..., list[Finding]]] = {
     "outside_grows": outside_grows,
     "starts_late": starts_late,
     "passes_in_turn": passes_in_turn,
+    "unpredicted": unpredicted,
 }

@@ -247,7 +247,8 @@ def places() -> Iterator[Row]:
             "offload": number == 1, "ranks": [1], "typical_rank": 0, "is_public_wan": number == 4,
             "dtype": "float32" if number else "uint8", "num_blocks": number,
             "cfg": 2 if number == 1 else 1, "ulysses": max(1, number), "ring": 2 if number == 1 else 1,
-            "activation_bytes": 7,
+            "activation_bytes": 7, "is_more": free == 2,
+            "account": {0: "allocated", 1: "reserved", 4: "device_used"}[number],
         }  # fmt: skip
 
 
@@ -297,7 +298,8 @@ def test_every_variable_that_is_named_reaches_the_ranks_and_is_known() -> None:
 def test_every_question_that_is_named_is_one() -> None:
     listed = re.findall(r"ray-memprof query (\w+), and (\w+)", "\n".join(every_knob()))
     assert {name for pair in listed for name in pair} == {
-        "alive_at_peak", "largest_allocations", "books", "collectives",
+        "alive_at_peak", "largest_allocations", "books", "collectives", "fragmentation", "device_calls",
+        "books_at_peak", "nccl_by_communicator", "predicted_vs_measured", "account_peaks",
     }  # fmt: skip
     assert {name for pair in listed for name in pair} <= {*questions.QUESTIONS, *TABLES}
 

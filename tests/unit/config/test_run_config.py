@@ -61,7 +61,7 @@ def test_a_name_is_enough(write: Write) -> None:
         },
         "logging": {
             "profile_memory": True, "level": "event", "log_interval": 10, "trace_path": None,
-            "output_dir": Path("profiler_logs"), "sample_interval_s": 0.1,
+            "output_dir": Path("profiler_logs"), "sample_interval_s": 0.1, "predict": None,
             "profiler": {
                 "wait": 1, "warmup": 1, "active": 3, "record_shapes": False, "profile_memory": True,
                 "with_stack": False,

@@ -26,6 +26,7 @@ MOST_LINES = 150
 
 # What CI cannot run, as patterns over whole commands, each with its reason.
 NOT_IN_CI = {
+    r"ray-memprof audit latest": "needs a run that a GPU has measured; tests let a predicted run be one",
     r"python -m ray_memprof\.launch (?!.*--dry-run).*": "needs CUDA devices; `make demo` launches on the CPU",
     r"ray-memprof run (?!.*--dry-run).*": "needs CUDA devices, or a program of one's own; tests run made-up ones",
     r"torchrun .*": "needs several CUDA devices and an official checkpoint",

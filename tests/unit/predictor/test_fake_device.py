@@ -133,3 +133,36 @@ def test_a_stream_waits_for_an_event_of_another() -> None:
         event.wait()
         device.run(100)
     assert device.default_stream.free_ns == 600
+
+
+def test_memory_that_another_stream_uses_comes_back_at_a_request_after_that_stream_has_passed() -> None:
+    device = device_of(rules=Rules(), launch_ns=0)
+    with on_device(device):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            device.run(500)
+        first = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
+        device.record_stream(first.untyped_storage(), side)
+        del first
+        gc.collect()
+        assert (device.allocator.allocated, device.allocator.active) == (0, 12 * MIB)
+        second = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
+        assert device.allocator.reserved == 24 * MIB
+        device.wait_until(500)
+        third = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
+        assert (device.allocator.active, device.allocator.reserved) == (24 * MIB, 24 * MIB)
+        del second, third
+
+
+def test_emptying_the_cache_waits_for_the_streams_that_use_what_was_freed() -> None:
+    device = device_of(rules=Rules(), launch_ns=0)
+    with on_device(device):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            device.run(500)
+        first = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
+        device.record_stream(first.untyped_storage(), side)
+        del first
+        gc.collect()
+        torch.cuda.empty_cache()
+    assert (device.allocator.active, device.allocator.reserved, device.now_ns) == (0, 0, 500)

@@ -10,6 +10,7 @@ from ranks import EXPANDABLE, predicted
 
 from ray_memprof.config.load import from_mapping
 from ray_memprof.predictor.fake_rank import environment_of
+from ray_memprof.query.database import query
 from ray_memprof.store.gather import gather
 
 
@@ -128,3 +129,12 @@ def test_the_environment_is_what_a_launch_would_set(tmp_path: Path) -> None:
     assert many == EXPANDABLE | {"NCCL_BUFFSIZE": "1048576", "NCCL_NVLS_ENABLE": "0"}
     own = {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64", "NCCL_BUFFSIZE": "8388608"}
     assert environment_of(config, 1, own) == own
+
+
+def test_a_stage_has_no_peak_of_the_stage_after_it(tmp_path: Path) -> None:
+    assert predicted(tmp_path).outcome.status == "ok"
+    stages = {row["stage"]: row for row in query(tmp_path, "peak_by_stage").to_pylist()}
+    outside = 526.8125 + 92 + 74  # the context, kernels, libraries
+    warmup = stages["warmup"]
+    assert warmup["device_used_peak_bytes"] == warmup["reserved_peak_bytes"] + outside * 2**20
+    assert stages["encode.text"]["device_used_peak_bytes"] > warmup["device_used_peak_bytes"]

@@ -28,3 +28,5 @@ def test_every_profile_says_where_it_comes_from_and_has_room(name: str) -> None:
         > found.product_flops["bfloat16"]
         > found.product_flops["float32"]
     )
+    # A link is slower than the device's own memory.
+    assert found.pageable_bytes_per_s < found.link_bytes_per_s < found.memory_bytes_per_s

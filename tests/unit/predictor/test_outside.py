@@ -1,10 +1,15 @@
 """Memory outside the allocator, as recorded on H200s (torch 2.11, NCCL 2.28.9, 2026-11-28)."""
 
+import gc
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
 from devices import MIB, device_of, on_device
 
+from ray_memprof.allocator.rules import Rules
 from ray_memprof.predictor.outside import Nccl, PageLocked
 
 GIB = 1024 * MIB
@@ -82,3 +87,34 @@ def test_a_ring_connects_its_neighbours_only(monkeypatch: pytest.MonkeyPatch) ->
     assert grown(0, nccl, "batch_isend_irecv", batch) == 0
     # All others are new but for these two.
     assert grown(0, nccl, "all_to_all_single") == 32 * (2 * 8 + 2 * 2) * MIB
+
+
+@dataclass
+class Passing:
+    op: Any
+    tensor: torch.Tensor
+
+
+def test_what_is_sent_point_to_point_takes_its_time_after_the_work_before_it() -> None:
+    device = device_of(rules=Rules(), launch_ns=0, link_bytes_per_s=MIB * 1e6)  # 1 MiB takes 1,000 ns
+    nccl = Nccl(device, MIB)
+    with on_device(device):
+        sent, received, other = (torch.empty(2 * MIB, dtype=torch.uint8, device="cuda") for _ in range(3))
+        device.default_stream.free_ns = 700
+        # Both directions at once; two tensors one way, one after the other.
+        batch = [Passing(dist.isend, sent), Passing(dist.irecv, received), Passing(dist.irecv, other)]
+        transfer = nccl.transfer(batch)
+        assert device.default_stream.free_ns == 700
+        transfer.wait()
+        assert (device.default_stream.free_ns, device.now_ns) == (700 + 4000, 0)
+        assert nccl.transfer([Passing(dist.isend, sent)]).wait()
+        assert device.default_stream.free_ns == 700 + 4000 + 2000
+        batch.clear()
+        del sent, received
+        gc.collect()
+        # NCCL's stream has not passed: torch keeps what was sent and what was received.
+        assert (device.allocator.allocated, device.allocator.active) == (2 * MIB, 6 * MIB)
+        device.wait_until(700 + 4000 + 2000)
+        last = torch.empty(1, device="cuda")
+        assert device.allocator.active == 2 * MIB + 512
+        del last, other

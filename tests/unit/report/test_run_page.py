@@ -16,6 +16,7 @@ from ray_memprof.analysis.comparison.stage_peaks import StagePeaks, stage_peaks
 from ray_memprof.errors import ConfigError
 from ray_memprof.report import run_page
 from ray_memprof.report.run_page import write_run_page
+from ray_memprof.store.run_tables import write_predicted
 
 GIB = 2**30
 VOID = {"input", "meta"}
@@ -399,6 +400,22 @@ def test_a_prediction_stands_beside_what_was_measured(tmp_path: Path) -> None:
     assert re.findall(r">(\d\.\d\d GiB)<", row) == ["4.00 GiB", "3.00 GiB"]
     with pytest.raises(ConfigError, match="it must have another source"):
         run_page.render(tmp_path / "measured", beside=tmp_path / "measured")
+
+
+def test_a_run_that_was_predicted_afterwards_shows_both(tmp_path: Path) -> None:
+    spans = [span(1, "denoise", (0, 9), allocated=(0, 0, 4 * GIB), reserved=(0, 0, 5 * GIB))]
+    make_ranks(make_run(tmp_path, {0: {"spans": spans}}), {}, status="ok", source="cuda")
+    assert "predicted_vs_measured" not in run_page.render(tmp_path)
+    told = [{"stage": stage, "account": "allocated", "bytes": 3 * GIB} for stage in (None, "denoise")]
+    write_predicted(tmp_path, {0: told})
+    html = run_page.render(tmp_path)
+    page = Outline(html)
+    assert "Predicted and measured" in page.headings and not page.open
+    assert page.ids.count("predicted_vs_measured") == 1
+    wanted = '<td class="text">{}</td><td class="text">allocated</td>'
+    assert html.count(wanted.format("whole run")) == html.count(wanted.format("denoise")) == 1
+    assert html.count("<td>-25.00%</td>") == 2 and html.count(">beyond</td>") == 2
+    assert "1.00 GiB more in tensors in denoise than the 3.00 GiB that are predicted" in html
 
 
 def test_a_report_of_many_steps_is_small_and_says_what_it_leaves_out(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ray_memprof.errors import DiskFull
 from ray_memprof.store.parts import read_stream, write_part
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_files import OPEN_STREAM, manifest_path, part_name, table_dir
-from ray_memprof.store.schema import TABLES
+from ray_memprof.store.schema import RANK_TABLES, TABLES
 
 LEDGER = {"t_ns": [1, 2], "span_id": [1, 1], "account": ["nccl", "context"], "bytes": [5, -5]}
 
@@ -81,7 +81,7 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
 
 def test_every_table_of_a_rank_takes_a_blank_row(tmp_path: Path) -> None:
     store = RankStore(tmp_path, 0)
-    rows = {name: blank(name) for name in TABLES if name not in ("runs", "ranks")}
+    rows = {name: blank(name) for name in RANK_TABLES}
     for name, row in rows.items():
         store.append(name, {column: [value] for column, value in row.items() if value is not None})
     store.close()

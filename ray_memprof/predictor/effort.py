@@ -1,0 +1,36 @@
+"""How long a prediction takes, roughly: so that a launch predicts its run by itself only where nobody waits for it.
+
+estimated_s(config)         # 7.5
+
+Measured on two cores (2026-11-30): what a process takes to begin and to build the networks, a step that is played back,
+and a chunk of frames through the VAE. It takes no longer for more tokens, except where they come in chunks.
+"""
+
+from math import ceil
+
+from ray_memprof.config.run_config import RunConfig
+from ray_memprof.config.wan_keys import wan_options
+from ray_memprof.predictor.alike import alike, latent_shape
+from ray_memprof.predictor.processes import NUM_PROCESSES
+from wan.config import TASKS
+
+_BEGIN_S, _STEP_S, _CHUNK_S = 6.0, 0.1, 0.25
+
+
+def estimated_s(config: RunConfig) -> float:
+    """Seconds that a prediction of a run of wan takes."""
+    num_waves = ceil(len(alike(config)) / NUM_PROCESSES)
+    num_steps = wan_options(config).sample_steps * config.optimization.batch_size
+    num_chunks = latent_shape(config)[1] * _num_slabs(config) * config.optimization.batch_size
+    return num_waves * (_BEGIN_S + _STEP_S * num_steps + _CHUNK_S * num_chunks)
+
+
+def _num_slabs(config: RunConfig) -> int:
+    """Slabs of a chunk that a rank makes."""
+    from wan.networks.vae.slabs import DECODE_FRAMES, choose_slabs
+
+    if config.optimization.vae_slabs:
+        return config.optimization.vae_slabs
+    _, _, height, width = latent_shape(config)
+    vae = TASKS[config.model.task].vae
+    return choose_slabs(4 * vae.base_dim * height * width * vae.stride[1] ** 2, DECODE_FRAMES)
