@@ -1,6 +1,7 @@
 """The command line: launch, and commands that work with recorded runs, each in a file of commands/.
 
     $ ray-memprof launch configs/baseline.yaml
+    $ ray-memprof plan --task t2v-14B --gpu "RTX 4090"
     $ ray-memprof ls
     $ ray-memprof query peak_by_rank
     $ ray-memprof compare baseline memory_opt
@@ -15,7 +16,7 @@ An error of the user is printed as one line and a hint; the exit code is that of
 
 import typer
 
-from ray_memprof import launch, predict
+from ray_memprof import launch, plan, predict
 from ray_memprof.commands import (
     compare,
     diagnose,
@@ -45,6 +46,7 @@ app.callback()(version.options)
 app.command("launch")(launch.main)
 app.command("run", cls=run.RunCommand)(run.run)
 app.command("predict")(predict.main)
+app.command("plan")(plan.main)
 app.command("ls")(ls.ls)
 app.command("watch")(watch.watch)
 app.command("show")(show.show)
