@@ -27,7 +27,9 @@ def main(
     size: Annotated[str | None, typer.Option(help="width*height in pixels; default: of the task.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames, 4n+1; default: of the task.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoise steps; default: of the task.")] = None,
-    gpu: Annotated[str, typer.Option(help="The GPU model; default: the one at hand, else H200.")] = "",
+    gpu: Annotated[
+        str, typer.Option(help="The GPU model, or here: the one at hand. Default: that, else H200.")
+    ] = "",
     gpus: Annotated[int, typer.Option(min=1, help="GPUs, all on one host.")] = 1,
     limit: Annotated[
         str | None, typer.Option(help="What each rank may use: '22 GiB'; default: all of the GPU.")
@@ -40,6 +42,9 @@ def main(
     ] = False,
     rows: Annotated[int, typer.Option(min=1, help="The most rows.")] = 5,
     overrides: Set = [],  # noqa: B006 - typer copies it
+    flags: Annotated[
+        list[str], typer.Option("--flag", help="As --set, by a flag of wan.generate: ffn_chunks=16.")
+    ] = [],  # noqa: B006 - typer copies it
     write: Annotated[Path | None, typer.Option(help="A folder for a YAML file of each row.")] = None,
     html: Annotated[Path | None, typer.Option(help="A page with the rows, and time against memory.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")] = False,
@@ -49,14 +54,14 @@ def main(
 ) -> None:
     """Say which layouts and levers fit on these GPUs, the fastest first."""
     from ray_memprof.planner.search import Predictions, search
-    from ray_memprof.planner.space import Asked
+    from ray_memprof.planner.space import Asked, key_of_flag, model_of
     from ray_memprof.planner.table import facts_of, points_of, text_of, write_rows
-    from ray_memprof.predictor.gpu_profile import gpu_at_hand, gpu_profile
+    from ray_memprof.predictor.gpu_profile import gpu_profile
     from ray_memprof.report.plan_page import write_plan_page
 
     code = EXIT_OK
     try:
-        model = gpu or gpu_at_hand() or "H200"
+        model = model_of(gpu)
         with TemporaryDirectory(prefix="ray-memprof-plan-") as folder:
             asked = Asked(
                 task=task,
@@ -68,7 +73,7 @@ def main(
                 size=size,
                 frame_num=frames,
                 sample_steps=steps,
-                overrides=tuple(overrides),
+                overrides=(*overrides, *map(key_of_flag, flags)),
                 folder=output_dir or Path(folder),
             )
             with Predictions(asked) as tools:

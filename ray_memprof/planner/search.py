@@ -135,11 +135,9 @@ def _without_heavy(
     firsts = {weights_key(choice): choice for choice in found}
     measured |= tools.probes(_missing(firsts.values(), measured, ("denoise",)), say)
     weights = {key: measured[stage_key(choice, "denoise")].weights_bytes for key, choice in firsts.items()}
-    light = [choice for choice in found if weights[weights_key(choice)] <= plan.asked.limit_bytes]
-    if not light and found:
-        # Nothing fits: what is nearest is still to be told.
-        least = min(weights.values())
-        return [choice for choice in found if weights[weights_key(choice)] == least]
+    # Where nothing fits, what is nearest is still to be told.
+    most = max(plan.asked.limit_bytes, min(weights.values(), default=0))
+    light = [choice for choice in found if weights[weights_key(choice)] <= most]
     plan.num_by_weights = len(found) - len(light)
     return light
 

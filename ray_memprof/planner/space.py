@@ -19,6 +19,7 @@ from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.config.wan_keys import KEYS, wan_options
 from ray_memprof.errors import ConfigError
+from ray_memprof.predictor.gpu_profile import gpu_at_hand, profile_names
 from wan.config import TASKS
 from wan.errors import InputError
 from wan.levers import Levers
@@ -218,6 +219,7 @@ def _fixed(asked: Asked, base: RunConfig) -> dict[str, Any]:
     return found
 
 
+_HERE, _DEFAULT_GPU = "here", "H200"
 _LEVERS = {one.name for one in fields(Levers)}
 
 
@@ -234,3 +236,23 @@ def _is_legal(options: Options, choice: Choice, num_ranks: int) -> bool:
     except InputError:
         return False
     return True
+
+
+def model_of(gpu: str) -> str:
+    """The profile that --gpu means; "": the one at hand, else that of a prediction. Raises ConfigError."""
+    if gpu != _HERE:
+        return gpu or gpu_at_hand() or _DEFAULT_GPU
+    if not (found := gpu_at_hand()):
+        raise ConfigError(
+            "--gpu here: this machine has no GPU of which there is a profile",
+            hint=f"there are: {', '.join(profile_names())}",
+        )
+    return found
+
+
+def key_of_flag(text: str) -> str:
+    """section.key=value for a flag of wan.generate with its value. Raises ConfigError."""
+    name, equals, value = text.partition("=")
+    if not equals or name not in KEYS:
+        raise ConfigError(f"--flag {text}: not of the form flag=value", hint="--flag ffn_chunks=16")
+    return f"{KEYS[name]}={value}"

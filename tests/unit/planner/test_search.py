@@ -71,7 +71,11 @@ def test_a_prediction_over_the_limit_takes_along_what_shares_its_stage() -> None
     plan = plan_of(asked(), told, num_rows=1)
     assert plan.rows[0].choice.attention_slicing
     assert plan.num_by_prediction > plan.num_predicted
-    keys = [(one.attention_slicing, one.ffn_chunks, one.expandable_segments) for one in told.predicted if one.offload]
+    keys = [
+        (one.attention_slicing, one.ffn_chunks, one.expandable_segments)
+        for one in told.predicted
+        if one.offload
+    ]
     assert len(keys) == len(set(keys))
 
 
@@ -93,7 +97,9 @@ def test_one_lever_that_would_make_the_faster_one_fit_is_named() -> None:
         if stage != "denoise":
             return measured(1)
         if choice.cfg == 2:
-            return measured(9 if choice.attention_slicing else 11, seconds=1.2 if choice.attention_slicing else 1)
+            return measured(
+                9 if choice.attention_slicing else 11, seconds=1.2 if choice.attention_slicing else 1
+            )
         return measured(5, seconds=1.1)
 
     told = Told(probe, lambda choice: predicted(5 if choice.cfg == 1 else 12, run_s=5))
