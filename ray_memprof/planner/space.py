@@ -195,7 +195,7 @@ def _values(asked: Asked, base: RunConfig, inexact: bool) -> dict[str, tuple[Any
         "matmul": ("precision", "fp8") if inexact and base.model.precision == "bf16" else ("precision",),
         "attention_slicing": either,
         # One GPU has few other ways.
-        "ffn_chunks": (0, 4) if num_tokens <= 4096 else (0, 16, 64) if several else (0, 4, 8, 16, 32, 64),
+        "ffn_chunks": (0, 4) if num_tokens <= 4096 else (0, 16, 32) if several else (0, 1, 4, 8, 16, 32),
         "vae_slabs": (0, 2 * slabs, 4 * slabs) if several else (0, 1, 2 * slabs, 4 * slabs),
         "fused_kernels": (True,),
         "expandable_segments": (True, False),
