@@ -2,6 +2,7 @@
 
     $ ray-memprof launch configs/baseline.yaml
     $ ray-memprof audit latest
+    $ ray-memprof plan --task t2v-14B --gpu "RTX 4090"
     $ ray-memprof ls
     $ ray-memprof query peak_by_rank
     $ ray-memprof compare baseline memory_opt
@@ -16,7 +17,7 @@ An error of the user is printed as one line and a hint; the exit code is that of
 
 import typer
 
-from ray_memprof import launch, predict
+from ray_memprof import launch, plan, predict
 from ray_memprof.commands import (
     audit,
     calibrate,
@@ -50,6 +51,7 @@ app.command("run", cls=run.RunCommand)(run.run)
 app.command("predict")(predict.main)
 app.command("audit")(audit.audit)
 app.command("calibrate")(calibrate.calibrate)
+app.command("plan")(plan.main)
 app.command("ls")(ls.ls)
 app.command("watch")(watch.watch)
 app.command("show")(show.show)

@@ -6,6 +6,8 @@ rank ends with one of wan's own errors (weights, media, service), the exit code 
 
 EXIT_OK = 0
 EXIT_BUG = 1
+EXIT_NOTHING_FITS = 1
+"""Of a plan without a row."""
 EXIT_CONFIG = 2
 EXIT_RANK_DIED = 10
 EXIT_DEVICE_OOM = 11

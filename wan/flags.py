@@ -137,6 +137,15 @@ def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
         help="full: through host memory; block: straight to the device; stream: blocks visit the device in turn; "
         "default: full, or block with several ranks",
     )  # fmt: skip
+    _switch(
+        group,
+        "--fit",
+        False,
+        "let ray-memprof plan choose the levers that are not given, for the GPU at hand",
+    )
+    group.add_argument(
+        "--fit_limit", metavar="SIZE", help="what --fit may use: '22 GiB'; default: all of the GPU"
+    )
     _switch(group, "--offload_model", True, "give a network's device memory back after its stage")
     _switch(group, "--t5_cpu", False, "run the text encoder on the CPU")
     levers = Levers()

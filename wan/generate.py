@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from wan.config import TASKS, sides_of
 from wan.errors import EXIT_INTERRUPTED, EXIT_OK, DeviceMemoryError, InputError, WanError
+from wan.fit import fitted
 from wan.options import FLAGS, Names, Options, describe, parse, warn
 from wan.options_check import check, layout_of
 from wan.options_here import check_memory, check_packages
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     place, is_checked = Place(), False
     try:
         place = Place.of(os.environ)
-        options = parse(sys.argv[1:] if argv is None else argv)
+        options = parse(fitted(sys.argv[1:] if argv is None else argv))
         check(options)
         check_packages()
         is_checked = True

@@ -107,6 +107,8 @@ def parse(argv: Sequence[str], *, num_ranks: int | None = None) -> Options:
         InputError: what cannot be parsed.
     """
     values = vars(flag_parser().parse_args(argv))
+    # Who starts wan.generate has acted on these two already: fit.py.
+    del values["fit"], values["fit_limit"]
     levers = Levers(**{name: values.pop(name) for name in Levers.__dataclass_fields__})
     defaults = defaults_of(TASKS[values["task"]], values["size"], ranks_here(num_ranks))
     values = {name: defaults.get(name) if value is None else value for name, value in values.items()}

@@ -22,6 +22,7 @@ from torch import Tensor
 from ray_memprof.predictor.costs import Costs
 from ray_memprof.predictor.fake_device import FakeDevice
 from ray_memprof.recorder.meters.tensors import tensors_of
+from wan.networks import sdpa
 
 MODULES = (
     "wan.networks.extremes",
@@ -34,6 +35,7 @@ _CUDNN_ATTENTION_WORKSPACE_BYTES = 256
 _WITH_CUDNN = ((9, 0), (10, 0))
 """Compute capabilities for which torch prefers cuDNN's attention."""
 _attention, _rms_norm = F.scaled_dot_product_attention, F.rms_norm
+_attention_lse = sdpa.attention_lse
 
 
 @contextmanager
@@ -43,6 +45,7 @@ def fake_kernels(device: FakeDevice) -> Iterator[None]:
         _fake_triton(device),
         patch.object(F, "scaled_dot_product_attention", partial(attention, device)),
         patch.object(F, "rms_norm", rms_norm),
+        patch.object(sdpa, "attention_lse", partial(attention_lse, device)),
     ):
         yield
 
@@ -135,6 +138,13 @@ def attention(
         besides = query.new_empty(batch, num_heads, num_tokens, dtype=torch.float32)
     del besides, seed, offset
     return out
+
+
+def attention_lse(device: FakeDevice, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """As wan.networks.sdpa.attention_lse, by which a ring attends to each part of its keys; it takes its time, too."""
+    if query.is_cuda:
+        device.run(Costs(device.profile).attention_ns(query.transpose(1, 2), key.transpose(1, 2)))
+    return _attention_lse(query, key, value)
 
 
 def rms_norm(

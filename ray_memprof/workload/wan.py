@@ -53,11 +53,11 @@ def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepLis
     sys.stderr.write(describe(options, place.num_ranks) + "\n")
     if place.rank == 0:
         _check_outputs(options, num_videos)
-    _start_device(options.device)
+    start_device(options.device)
     timeout = timedelta(seconds=config.ray.timeouts.process_group_s)
     wan_place = WanPlace(rank=place.rank, local_rank=place.local_rank, num_ranks=place.num_ranks)
     with joined(wan_place, torch.device(device), timeout=timeout):
-        _warm_up(options)
+        warm_up(options)
         # First: this reads only headers, and refuses a wrong folder before a prompt model or an input is loaded.
         pipeline = make_pipeline(options, num_ranks=place.num_ranks, names=KEYS)
         sys.stderr.writelines(f"{line}\n" for line in told_levers(options))
@@ -73,7 +73,7 @@ def _make_videos(config: RunConfig, place: Place, device: str, recorder: StepLis
                 _save(video, save_path(options.save_file, index, num_videos), options)
 
 
-def _start_device(device: str) -> None:
+def start_device(device: str) -> None:
     """Make the CUDA context in a span of its own, so that its memory is not counted in another span."""
     import torch
 
@@ -85,7 +85,7 @@ def _start_device(device: str) -> None:
             torch.cuda.synchronize()
 
 
-def _warm_up(options: Options) -> None:
+def warm_up(options: Options) -> None:
     """Run a matrix product in every dtype and a convolution: cuBLAS and cuDNN make handles and workspaces here."""
     import torch
     from torch.nn import functional

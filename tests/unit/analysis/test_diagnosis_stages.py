@@ -179,6 +179,11 @@ def test_weights_that_fp8_would_not_help(empty: EmptyRun, changes: dict[str, Any
     assert "weights_fp8" not in {one.rule for one in weights_fp8(empty, **changes)}
 
 
+def test_weights_of_the_largest_model_do_not_overflow(empty: EmptyRun) -> None:
+    (finding,) = weights_fp8(empty, task="t2v-14B", weights=27 * GIB)
+    assert finding.rule == "weights_fp8" and 12 * GIB < finding.bytes < 14 * GIB
+
+
 def test_four_fifths_of_the_device_are_enough_for_fp8(empty: EmptyRun) -> None:
     (finding,) = weights_fp8(empty, total=(2 * PARAMETERS + GIB) * 5 // 4)
     assert finding.rule == "weights_fp8"

@@ -33,6 +33,7 @@ NOT_IN_CI = {
     r"ray-memprof compare ring4 ulysses4 .*": "needs two runs on several GPUs; tests compare made-up ones",
     r"ray-memprof import .*": "needs snapshots of a CUDA program; tests import made-up ones",
     r"ray-memprof what-if .*": "needs a run on a CUDA device; tests ask it of made-up ones",
+    r"ray-memprof plan .*": "takes minutes on a slow machine; tests plan for tiny tasks",
     r"ray-memprof query peak_by_rank baseline": "needs a run on a CUDA device; other questions are asked of a demo",
     r"ray-memprof finish .*": "needs a run over several hosts; tests finish made-up ones, and one of two hosts",
     r"duckdb .*": "needs DuckDB's own client and a run on several GPUs; the same database is read in tests",

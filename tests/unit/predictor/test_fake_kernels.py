@@ -11,6 +11,7 @@ from devices import allocations, device_of, on_device
 
 import wan.networks
 from ray_memprof.predictor import fake_kernels
+from wan.networks import sdpa
 from wan.weights.fp8 import FP8, Fp8Rows
 
 
@@ -103,3 +104,16 @@ def test_rms_norm_is_one_kernel_with_a_number_for_each_row() -> None:
         allocations(device)
         F.rms_norm(x, (8,))
     assert allocations(device) == [5 * 8 * 4, 5 * 4]
+
+
+def test_a_ring_s_attention_to_a_part_of_the_keys_takes_its_time() -> None:
+    device = device_of("H200")
+    with on_device(device):
+        query, key = (
+            torch.empty(1, num, 40, 128, dtype=torch.bfloat16, device="cuda") for num in (9000, 4500)
+        )
+        began = device.stream.free_ns
+        out, lse = sdpa.attention_lse(query, key, key)
+    assert (out.shape, lse.shape) == (query.shape, (1, 9000, 40, 1))
+    flops = 4 * 40 * 9000 * 4500 * 128
+    assert device.stream.free_ns - began >= flops / device.profile.attention_flops["bfloat16"] * 1e9

@@ -205,7 +205,7 @@ def test_every_dtype_that_multiplies_is_warmed_up(
         generation={"image": str(picture)} if task == "i2v-tiny" else {},
     )
     monkeypatch.setattr("torch.nn.functional.linear", watch)
-    wan._warm_up(wan_options(given))
+    wan.warm_up(wan_options(given))
     assert seen == dtypes
 
 
@@ -226,7 +226,7 @@ def test_a_product_in_fp8_is_warmed_up_without_drawing_numbers(
     )
     monkeypatch.setattr(torch, "_scaled_mm", watch)
     before = torch.get_rng_state()
-    wan._warm_up(wan_options(given))
+    wan.warm_up(wan_options(given))
     assert len(seen) == num_products
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -241,7 +241,7 @@ def test_a_gpu_without_fp8_units_is_refused_before_it_multiplies(monkeypatch: py
     monkeypatch.setattr("wan.networks.linear.check_matmul", refuse)
     monkeypatch.setattr(torch, "_scaled_mm", lambda *given, **named: 1 / 0)
     with pytest.raises(InputError, match=r"^optimization\.matmul fp8 on cpu$"):
-        wan._warm_up(wan_options(given))
+        wan.warm_up(wan_options(given))
 
 
 def test_the_prompt_is_extended_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

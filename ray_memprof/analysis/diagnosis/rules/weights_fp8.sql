@@ -18,7 +18,7 @@ WITH found AS (
         stage_peaks.stage,
         base_memory.base_bytes,
         stage_peaks.run_peak_bytes,
-        base_memory.base_bytes * networks.saved_bytes
+        base_memory.base_bytes::HUGEINT * networks.saved_bytes
         // (2 * networks.num_parameters) AS bytes
     FROM base_memory
     INNER JOIN stage_peaks

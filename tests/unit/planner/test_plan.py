@@ -1,0 +1,136 @@
+"""python -m ray_memprof.plan: its answers, its files and its exit codes; the space is kept small by --set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from choices import GIB, Told, asked, measured, predicted
+from typer.testing import CliRunner, Result
+
+from ray_memprof.config.load import load_config
+from ray_memprof.errors import EXIT_CONFIG, EXIT_NOTHING_FITS, EXIT_OK
+from ray_memprof.plan import app
+from ray_memprof.planner import search as searching
+from ray_memprof.planner.space import Choice, config_of
+from ray_memprof.planner.table import facts_of, seconds_text, text_of, write_rows
+
+FEW = [
+    f"--set={key}"
+    for key in (
+        "optimization.ffn_chunks=0", "optimization.vae_slabs=0", "optimization.attention_slicing=false",
+        "optimization.expandable_segments=true", "model_config.t5_cpu=false", "model_config.offload=true",
+    )
+]  # fmt: skip
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["--task", "t2v-tiny", "--gpu", "RTX 4090", *arguments])
+
+
+@pytest.mark.timeout(300)
+def test_rows_are_predicted_written_and_drawn_and_nothing_else_is_on_the_standard_output(
+    tmp_path: Path,
+) -> None:
+    page, folder = tmp_path / "plan.html", tmp_path / "rows"
+    result = call(*FEW, "--json", "--rows", "2", "--write", str(folder), "--html", str(page))
+    assert result.exit_code == EXIT_OK, result.stderr
+    plan: dict[str, Any] = json.loads(result.stdout)
+    assert plan["judged"]["legal"] == 3 and plan["judged"]["predicted"] == 2
+    assert [row["row"] for row in plan["rows"]] == [1, 2]
+    for row in plan["rows"]:
+        assert 0 < row["bound_bytes"] <= row["device_used_bytes"]
+        assert row["headroom_bytes"] == plan["limit_bytes"] - row["device_used_bytes"]
+        config = load_config(row["file"])
+        assert config.model.load_strategy == row["flags"]["load_strategy"]
+    assert "bounds" in result.stderr and "predicting 2 in full" in result.stderr
+    html = page.read_text(encoding="utf-8")
+    assert "2 ways fit" in html and 'data-figure="front"' in html
+
+
+@pytest.mark.timeout(300)
+def test_where_nothing_fits_the_exit_code_is_1_and_the_nearest_is_told() -> None:
+    result = call(*FEW, "--limit", "500 MiB")
+    assert result.exit_code == EXIT_NOTHING_FITS, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0] == "nothing fits: t2v-tiny on NVIDIA GeForce RTX 4090 under 500 MiB"
+    assert lines[1].startswith("nearest: ") and "of the device are missing in " in lines[1]
+    assert lines[-1].startswith("3 legal configurations: 3 cannot fit, by a bound; ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--limit", "22"], "error: --limit: '22' is no size"),
+        (["--host-memory", "much"], "error: --host-memory: 'much' is no size"),
+        (["--gpu", "Voodoo"], "error: --gpu Voodoo: there is no profile of it"),
+        (["--gpu", "here"], "error: --gpu here: this machine has no GPU of which there is a profile"),
+        (["--frames", "8"], "error: plan: generation.frame_num 8 is not 4n+1"),
+        (["--size", "9*9"], "error: plan: generation.size 9*9 is not a size of t2v-tiny"),
+        (["--task", "t2v-teeny"], "error: plan: model_config.task 't2v-teeny' is not a task"),
+        (["--flag", "chunks=3"], "error: --flag chunks=3: not of the form flag=value"),
+        (["--gpus", "3", "--set", "parallel.ulysses=3"], "error: plan: parallel.ulysses 3 does not divide"),
+    ],
+)
+def test_bad_input_ends_in_one_line_and_a_hint(
+    arguments: list[str], error: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_memprof.planner import space
+
+    monkeypatch.setattr(space, "gpu_at_hand", lambda: "")
+    result = call(*arguments)
+    assert result.exit_code == EXIT_CONFIG
+    first, hint = result.stderr.splitlines()
+    assert first.startswith(error) and hint.startswith("hint: ")
+
+
+def found(**changed: object) -> searching.Plan:
+    told = Told(lambda choice, stage: measured(2), lambda choice: predicted(2.5, run_s=90))
+    return searching.search(asked(**changed), num_rows=3, say=lambda _: None, tools=told)
+
+
+def test_a_file_of_a_row_loads_into_what_was_predicted(tmp_path: Path) -> None:
+    plan = found(num_gpus=2, size="128*96", overrides=("optimization.batch_size=2",))
+    files = write_rows(plan, tmp_path / "rows")
+    assert [file.name for file in files] == ["plan-1.yaml", "plan-2.yaml", "plan-3.yaml"]
+    for file, row in zip(files, plan.rows, strict=True):
+        loaded = load_config(file)
+        wanted = config_of(plan.asked, row.choice, file.stem)
+        seed = {"base_seed": 0}
+        assert loaded.model_copy(
+            update={"generation": loaded.generation.model_copy(update=seed)}
+        ) == wanted.model_copy(update={"generation": wanted.generation.model_copy(update=seed)})
+        assert loaded.optimization.batch_size == 2 and loaded.num_ranks == 2
+
+
+def test_the_json_is_plain_data_with_bytes_and_seconds() -> None:
+    facts = facts_of(found())
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["schema_version"] == 1 and facts["nearest"] is None
+    row = facts["rows"][0]
+    assert set(row) == {
+        "row", "device_used_bytes", "headroom_bytes", "stage", "rank", "step_s", "run_s", "host_bytes",
+        "bound_bytes", "is_inexact", "levers", "set", "flags", "file",
+    }  # fmt: skip
+    assert (row["device_used_bytes"], row["bound_bytes"]) == (int(2.5 * GIB), 2 * GIB)
+    assert row["levers"] == "no lever" and row["set"] == {} and row["flags"]["offload_model"] is True
+
+
+def test_the_table_has_a_line_for_each_row() -> None:
+    lines = text_of(found(num_gpus=2)).splitlines()
+    assert lines[0].split("  ")[0] == "row" and lines[0].endswith("levers")
+    assert "2.50 GiB" in lines[1] and "7.50 GiB" in lines[1] and "denoise, rank 0" in lines[1]
+    assert len(lines) == 1 + 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.5, "0.50 s"), (48, "48 s"), (720, "12 min"), (11160, "3.1 h")]
+)
+def test_times_have_the_unit_that_suits_them(seconds: float, text: str) -> None:
+    assert seconds_text(seconds) == text
+
+
+def test_a_row_is_named_by_what_is_not_at_its_default() -> None:
+    from ray_memprof.planner.table import levers_text
+
+    assert levers_text(Choice(cfg=2, offload=False, ffn_chunks=16)) == "cfg 2, no offload, ffn_chunks 16"
