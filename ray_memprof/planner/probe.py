@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 from unittest.mock import patch
 
@@ -146,12 +147,15 @@ def _faked(
     from wan.parallel.group import joined
 
     num_ranks = config.num_ranks
-    plan = FakeRank(
-        config=config, num_ranks=num_ranks, run_dir=Path(), gpu="", begun_ns=0, environment=environment
-    )
     options = replace(wan_options(config), device=DEVICE)
     with ExitStack() as stack:
-        stack.enter_context(faked(device, plan, []))
+        # The first rank writes what the others need to know: there are none.
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        plan = FakeRank(
+            config=config, num_ranks=num_ranks, run_dir=folder, gpu="", begun_ns=0, environment=environment,
+            shapes=folder / "shapes",
+        )  # fmt: skip
+        stack.enter_context(faked(device, plan))
         mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(Operations(device, mode))
         stack.enter_context(patch.dict(TASKS, {options.task: task}))
