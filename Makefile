@@ -49,6 +49,11 @@ format: $(STAMP)  ## let ruff mend what it can
 
 demo: $(STAMP)  ## record a tiny model on two CPU ranks, from the launch to a report
 	$(BIN)/python -m ray_memprof.launch configs/cpu2.yaml
+	@echo
+	@echo "That was a whole run. Worth trying next:"
+	@echo "  $(BIN)/ray-memprof open latest                  # its report in the browser"
+	@echo "  $(BIN)/ray-memprof query alive_at_peak latest   # what was alive at the peak of each rank"
+	@echo "  $(BIN)/ray-memprof open --sample                # the same of a real run: 14B on two H200s"
 
 constraints:  ## resolve every version anew and rewrite constraints.txt
 	$(PYTHON) scripts/pin_constraints.py

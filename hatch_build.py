@@ -1,4 +1,4 @@
-"""Packs plotly.js into the wheel, so that a report needs no plotly, which takes 70 MB on disk, when it is written.
+"""Packs plotly.js and the sample run into the wheel: a report needs no plotly, which takes 70 MB, when it is written.
 
 hatchling runs it for every build. The wheel gets ray_memprof/report/plotly/ with plotly.min.js.gz and its licence, both
 taken from the plotly of the build; an editable install takes them from the plotly that is installed beside it.
@@ -12,10 +12,12 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 FOLDER = "ray_memprof/report/plotly"
+SAMPLE = {"docs/sample/ulysses2": "ray_memprof/store/sample"}
+"""The sample run: where it lies in the repository, and where ray_memprof/store/sample.py looks for it in a wheel."""
 
 
 class PlotlyHook(BuildHookInterface[Any]):
-    """Adds the two files to a wheel."""
+    """Adds the two files and the sample run to a wheel."""
 
     PLUGIN_NAME = "custom"
 
@@ -31,6 +33,7 @@ class PlotlyHook(BuildHookInterface[Any]):
         folder = Path(self.directory) / "plotly"
         for path in pack(folder):
             build_data["force_include"][str(path)] = f"{FOLDER}/{path.name}"
+        build_data["force_include"].update(SAMPLE)
 
 
 def pack(folder: Path) -> list[Path]:

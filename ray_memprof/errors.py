@@ -9,6 +9,7 @@ EXIT_BUG = 1
 EXIT_NOTHING_FITS = 1
 """Of a plan without a row."""
 EXIT_CONFIG = 2
+EXIT_SERVICE = 5
 EXIT_RANK_DIED = 10
 EXIT_DEVICE_OOM = 11
 EXIT_HANG = 12
@@ -48,6 +49,12 @@ class ConfigError(RunError, ValueError):
     """A configuration, argument or folder that cannot be used; in a launch it is found before Ray starts (exit 2)."""
 
     exit_code = EXIT_CONFIG
+
+
+class ServiceFailed(RunError):
+    """A service to which a run is exported refused it, or could not be reached (exit 5)."""
+
+    exit_code = EXIT_SERVICE
 
 
 class NotEnoughGpus(RunError):

@@ -109,6 +109,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
         if not state.is_abandoned:
             with ending.ending(state, live, interrupts):
                 ending.write_results(state, live)
+                ending.export(state, live, interrupts)
         live.summary(ending.summary(state))
     if state.exit_code == EXIT_OK:
         from ray_memprof.predictor.audit import audit_after

@@ -145,7 +145,7 @@ def measure(folder: Path, part: tuple[int, int], num_gpus: int) -> int:
     config = {
         "name": "row",
         "generation": {"sample_steps": 2, "base_seed": 42},
-        "logging": {"level": "stage", "output_dir": str(folder)},
+        "logging": {"level": "stage", "predict": False, "output_dir": str(folder)},
         "matrix": [{"name": f"{number:02d}", "set": row.keys(folder)} for number, row in mine],
     }
     file = folder / f"rows_{num_gpus}gpu_{part[0]}.yaml"

@@ -4,7 +4,8 @@
 
 Only resolves: nothing is installed but pip, in a temporary environment. Run it on x86-64 Linux with the
 oldest Python that the project supports. Wheels that only a CUDA build of torch asks for are left out, and so
-are the extras that need one, so that the same file serves a machine without a GPU.
+are the extras that need one, so that the same file serves a machine without a GPU; and extras that a development
+environment goes without.
 """
 
 import json
@@ -23,11 +24,13 @@ CONSTRAINTS = ROOT / "constraints.txt"
 TORCH = "torch==2.13.0"
 # The packages that install the rest, and those that build the wheel.
 TOOLS = ("pip", "hatchling", "editables")
-CUDA_EXTRAS = ("fa3", "fa4")
+UNPINNED_EXTRAS = ("fa3", "fa4", "wandb", "mlflow")
+"""The first two need CUDA; a development environment goes without the others: see pyproject.toml."""
 CUDA_ONLY = re.compile(r"(nvidia-(?!ml-py$).*|cuda-.*|triton)$")
 HEADER = """\
 # Every version, direct and transitive, for Python 3.11 on x86-64 Linux: pip install -c constraints.txt ...
-# Written by `make constraints` from pyproject.toml with its extras but fa3 and fa4; do not edit by hand.
+# Written by `make constraints` from pyproject.toml with its extras but fa3, fa4, wandb
+# and mlflow; do not edit by hand.
 # CUDA-only wheels are left out on purpose: a CUDA build of torch, installed first, brings its own.
 """
 
@@ -47,8 +50,10 @@ def resolve(requirements: list[str]) -> dict[str, str]:
 
 
 def wanted(project: dict[str, Any]) -> list[str]:
-    """The requirements to resolve: those of the project and of its extras, but for CUDA_EXTRAS."""
-    extras = [needs for extra, needs in project["optional-dependencies"].items() if extra not in CUDA_EXTRAS]
+    """The requirements to resolve: those of the project and of its extras, but for UNPINNED_EXTRAS."""
+    extras = [
+        needs for extra, needs in project["optional-dependencies"].items() if extra not in UNPINNED_EXTRAS
+    ]
     listed = [*project["dependencies"], *(one for extra in extras for one in extra)]
     # An extra may name others, as dev does run: they are listed themselves.
     return [one for one in listed if not one.startswith(f"{project['name']}[")]

@@ -2,6 +2,7 @@
 
     python scripts/write_docs.py              # after a change of a column or a question
     python scripts/write_docs.py --check      # exit 1 and the files' names where they are out of date
+    python scripts/write_docs.py --sample     # docs/sample/report.html, after a change of the report
 
 The examples are real answers: the questions are asked of two runs that make_synthetic_run.py plays, four ranks each.
 The same code writes the same pages.
@@ -24,10 +25,12 @@ from ray_memprof.analysis.comparison import compare
 from ray_memprof.analysis.comparison.text import comparison_text
 from ray_memprof.analysis.diagnosis import diagnose, findings
 from ray_memprof.query import answers, database, questions
+from ray_memprof.report import run_page
 from ray_memprof.store import gather, run_tables, schema
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+SAMPLE = DOCS / "sample" / "ulysses2"
 RANKS, EVENTS, BLOCKS = 4, 3_000, 2
 SKEW_BYTES = 12 * 2**30
 RUNS = {
@@ -326,7 +329,18 @@ def main(arguments: Sequence[str] | None = None, docs: Path = DOCS) -> int:
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit 1 where a page is out of date"
     )
-    if parser.parse_args(arguments).check:
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        help="write only docs/sample/report.html, the report of the sample run",
+    )
+    asked = parser.parse_args(arguments)
+    if asked.sample:
+        path = docs / "sample" / "report.html"
+        path.write_text(run_page.render(next(SAMPLE.glob("*/tables")).parent), encoding="utf-8")
+        print(path)
+        return 0
+    if asked.check:
         told = stale(docs)
         for line in told:
             print(line, file=sys.stderr)

@@ -1,6 +1,7 @@
-"""ray-memprof export: writes a run in the format of another tool.
+"""ray-memprof export: writes a run in the format of another tool, or sends it to where other runs are looked at.
 
 $ ray-memprof export latest --format perfetto
+$ ray-memprof export latest --to tensorboard
 """
 
 import sys
@@ -10,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names
+from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say_standing
 from ray_memprof.errors import ConfigError
+from ray_memprof.formats.trackers.services import Service
 
 
 class Format(StrEnum):
@@ -40,21 +42,49 @@ def export(
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Write only this rank.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write, or folder for several files.")] = None,
+    to: Annotated[
+        Service | None,
+        typer.Option(help="Send it there instead: headlines, peaks, curves, findings and the report."),
+    ] = None,
     name: Annotated[
         str | None, typer.Option(help="csv: write this table or question instead of every table.")
     ] = None,
     output_dir: OutputDir = None,
 ) -> None:
-    """Write a run in the format of another tool."""
+    """Write a run in the format of another tool, or send it to another service."""
     from ray_memprof.store.find_run import find_run
 
     with errors_as_lines():
+        if to is not None:
+            _check_alone(to, {"--format": format, "--rank": rank, "--name": name})
+            _send(find_run(run, output_dir), to, out)
+            return
         form = format or _form_of(out)
         if name is not None and form is not Format.CSV:
             raise ConfigError(f"--name {name} goes with --format csv, not {form.value}")
         run_dir = find_run(run, output_dir)
         for path in _export(run_dir, form, rank, out, name):
             sys.stdout.write(f"{path}\n")
+
+
+def _check_alone(to: Service, others: dict[str, object]) -> None:
+    for flag, value in others.items():
+        if value is not None:
+            raise ConfigError(
+                f"{flag} {value} does not go with --to {to.value}", hint="leave one of them out"
+            )
+
+
+def _send(run_dir: Path, to: Service, out: Path | None) -> None:
+    from ray_memprof.formats.trackers.send import send
+
+    if out is not None and to in (Service.WANDB, Service.MLFLOW):
+        raise ConfigError(
+            f"--out {out} does not go with --to {to.value}",
+            hint=f"where it goes is said to {to.value} itself",
+        )
+    say_standing([run_dir])
+    sys.stdout.write(f"{send(run_dir, to, out)}\n")
 
 
 def _form_of(out: Path | None) -> Format:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say
+from ray_memprof.commands.terminal import RUN, OutputDir, Sample, errors_as_lines, run_named, run_names, say
 from ray_memprof.errors import ConfigError
 
 _OF_TEXT = ("www-browser", "links", "elinks", "lynx", "w3m", "browsh")
@@ -19,15 +19,19 @@ _OF_TEXT = ("www-browser", "links", "elinks", "lynx", "w3m", "browsh")
 
 def open_(
     run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)] = "latest",
+    sample: Sample = False,
     output_dir: OutputDir = None,
 ) -> None:
     """Open report.html of a run in the browser, and print its path; without a browser only print it."""
     with errors_as_lines():
-        from ray_memprof.store.find_run import find_run
         from ray_memprof.store.run_files import REPORT_FILE
 
-        run_dir = find_run(run, output_dir)
+        run_dir = run_named(run, sample, output_dir)
         path = run_dir / REPORT_FILE
+        if sample and not path.is_file():
+            from ray_memprof.report.run_page import write_run_page
+
+            write_run_page(run_dir)
         if not path.is_file():
             raise ConfigError(
                 f"{run_dir.parent.name}/{run_dir.name} has no {REPORT_FILE}",

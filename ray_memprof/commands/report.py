@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from ray_memprof.commands.terminal import RUN, OutputDir, errors_as_lines, run_names, say_standing
+from ray_memprof.commands.terminal import (
+    RUN,
+    OutputDir,
+    Sample,
+    errors_as_lines,
+    run_named,
+    run_names,
+    say_standing,
+)
 
 
 def report(
@@ -16,6 +24,7 @@ def report(
     beside: Annotated[
         str | None, typer.Option(help="Another run of the same configuration, such as a prediction.")
     ] = None,
+    sample: Sample = False,
     output_dir: OutputDir = None,
 ) -> None:
     """Write report.html of a run again."""
@@ -26,7 +35,7 @@ def report(
         from ray_memprof.store.run_json import run_facts
         from ray_memprof.store.whole_file import check_target
 
-        run_dir = find_run(run, output_dir)
+        run_dir = run_named(run, sample, output_dir)
         check_target(run_dir / REPORT_FILE)
         say_standing([run_dir])
         other = None if beside is None else find_run(beside, output_dir)

@@ -16,7 +16,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from ray_memprof.errors import DiskFull, RunError
+from ray_memprof.errors import ConfigError, DiskFull, RunError
 from ray_memprof.wording import visible
 
 _Form = TypeVar("_Form")
@@ -32,6 +32,31 @@ OutputDir = Annotated[
         help="Where runs are kept. Default: $RAY_MEMPROF_DIR, else profiler_logs.",
     ),
 ]
+
+Sample = Annotated[bool, typer.Option("--sample", help="The run that comes with this package, two H200s.")]
+
+
+def run_named(run: str, sample: bool, output_dir: Path | None, *, begun: bool = False) -> Path:
+    """The folder of the run that a person means: by name, or the sample, which is copied among the runs at first.
+
+    Raises:
+        ConfigError: there is no such run, or both are named.
+    """
+    from ray_memprof.store.find_run import find_run, runs_folder
+    from ray_memprof.store.run_files import LATEST_LINK
+
+    if not sample:
+        return find_run(run, output_dir, begun=begun)
+    if run != LATEST_LINK:
+        raise ConfigError(f"{run} and --sample both name a run", hint="leave one out")
+    from ray_memprof.store.sample import NAME, sample_run
+
+    folder = runs_folder(output_dir)
+    is_new = not (folder / NAME).exists()
+    run_dir = sample_run(folder)
+    if is_new:
+        say(f"note: the sample run is in {run_dir} now; every command takes it as {NAME}\n")
+    return run_dir
 
 
 def run_names(ctx: typer.Context, incomplete: str) -> list[str]:

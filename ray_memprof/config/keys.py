@@ -23,6 +23,7 @@ from wan.parallel.layout import NUM_PASSES, Backend, VaeRanks
 Weights = Literal["random", "checkpoint"]
 Device = Literal["cuda", "cpu"]
 Placement = Literal["pack", "strict_pack", "spread"]
+Export = Literal["wandb", "mlflow", "tensorboard"]
 
 
 def _usable(path: Path) -> Path:
@@ -267,6 +268,11 @@ class Logging(Section):
     predict: bool | None = None
     """After the run, predict it and set both side by side (ray-memprof audit). None: if that takes less than 10 s."""
     profiler: Profiler = Field(default_factory=Profiler)
+    export: Annotated[tuple[Export, ...], Field(strict=False)] = ()
+    """Where the run is sent once it is complete: wandb, mlflow, tensorboard. The first two go where their own variables
+    of the environment say, the last into the run folder. What fails is a warning."""
+    ray_metrics: bool = False
+    """Tell Ray's own metrics what each rank holds, for Prometheus and Grafana. Needs ray[default]."""
 
 
 class Timeouts(Section):
@@ -288,6 +294,8 @@ class Timeouts(Section):
     """How long the processes of the ranks may take to end before they are killed."""
     collect_s: Seconds = 120.0
     """How long the ranks' files may take to arrive from another node."""
+    export_s: Seconds = 120.0
+    """How long one of logging.export may take; the run waits for it."""
 
 
 class Ray(Section):

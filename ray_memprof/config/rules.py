@@ -193,6 +193,8 @@ def warnings(config: RunConfig) -> list[str]:
         found.append("logging.profiler has no effect: it is for logging.level torch_profiler")
     if not logging.profile_memory and logging.level != "event":
         found.append(f"logging.level {logging.level} has no effect: logging.profile_memory is false")
+    if not logging.profile_memory and logging.export:
+        found.append("logging.export has no effect: logging.profile_memory is false")
     return found + (_script_warnings(config) if config.workload == "script" else _wan_warnings(config))
 
 

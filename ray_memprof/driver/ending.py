@@ -31,6 +31,7 @@ from ray_memprof.supervision.watch import Timeouts, watch
 if TYPE_CHECKING:
     from ray_memprof.config import keys
     from ray_memprof.driver.cluster import Cluster
+    from ray_memprof.driver.ray_metrics import RankGauges
 
 _DRIVER_LOG = "driver.log"
 
@@ -43,9 +44,13 @@ def supervise(cluster: "Cluster", state: RunState, live: Live, interrupts: Inter
     # Only wan's steps are known to be of a denoise loop.
     first_step = "first denoise step" if state.config.workload == "wan" else "first step"
 
+    gauges = _gauges(state)
+
     def show(beats: Mapping[int, Beat]) -> None:
         nonlocal is_first, noted_s
         live.update(beats.values())
+        if gauges is not None:
+            gauges.show(beats.values())
         troubles.look(beats.values())
         elsewhere.note(
             lambda: {
@@ -75,6 +80,15 @@ def supervise(cluster: "Cluster", state: RunState, live: Live, interrupts: Inter
     # Rank 0 may have written more lines since its last beat. They often explain the verdict, so they come before it.
     cluster.crew.last_words()
     return verdict
+
+
+def _gauges(state: RunState) -> "RankGauges | None":
+    """The gauges of Ray's metrics, where logging.ray_metrics asks for them."""
+    if not state.config.logging.ray_metrics:
+        return None
+    from ray_memprof.driver.ray_metrics import RankGauges  # imports Ray
+
+    return RankGauges(state.config.name, state.folder.run_id)
 
 
 def _timeouts(given: "keys.Timeouts") -> Timeouts:
@@ -164,6 +178,24 @@ def write_results(state: RunState, live: Live) -> None:
             # Kept one by one, so that these lines are printed even if the report cannot be written.
             state.measured.append(line)
     state.note()  # again, with the seconds of this stage
+
+
+def export(state: RunState, live: Live, interrupts: Interrupts) -> None:
+    """Send the complete run to the services of logging.export; what fails is a line and nothing more."""
+    from ray_memprof.driver.exporting import exported
+
+    config = state.config
+    if not (config.logging.export and config.logging.profile_memory) or state.is_abandoned:
+        return
+    limit_s = config.ray.timeouts.export_s
+    with live.stage("export"):
+        for line in exported(
+            state.folder.path,
+            config.logging.export,
+            limit_s=limit_s,
+            is_stopped=lambda: interrupts.signal != 0,
+        ):
+            live.say(line)
 
 
 def summary(state: RunState) -> list[str]:

@@ -7,11 +7,14 @@ It runs before Ray is started or joined, so that a run that cannot succeed ends 
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ray_memprof.config.rules import warnings
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.errors import DiskFull, PreflightFailed
+from ray_memprof.driver.ray_metrics import missing_readers
+from ray_memprof.errors import ConfigError, DiskFull, PreflightFailed
+from ray_memprof.formats.trackers.services import Service, check_service
 from ray_memprof.wording import MIB, size_text
 from wan.config import TASKS
 
@@ -35,7 +38,18 @@ def check_driver(config: RunConfig, run_dir: Path) -> list[str]:
             f"{run_dir}: {size_text(free)} are free, about {size_text(needed)} will be written",
             hint="set logging.output_dir to another disk, or logging.level to stage",
         )
-    return warnings(config)
+    return [*warnings(config), *_lacking(config)]
+
+
+def _lacking(config: RunConfig) -> Iterator[str]:
+    """A line for each package without which the run is told less to others, although it asks for that."""
+    for name in config.logging.export:
+        try:
+            check_service(Service(name))
+        except ConfigError as error:
+            yield f"logging.export: {error} ({error.hint})"
+    if config.logging.ray_metrics and (line := missing_readers()):
+        yield line
 
 
 def _check_writable(run_dir: Path) -> None:

@@ -41,3 +41,13 @@ def test_a_report_of_an_editable_install_takes_it_from_plotly(monkeypatch: pytes
 
     assert gzip.decompress(base64.b64decode(page.packed_plotly())).decode() == get_plotlyjs()
     page.packed_plotly.cache_clear()
+
+
+def test_a_wheel_has_the_sample_run_where_it_is_looked_for(tmp_path: Path) -> None:
+    from ray_memprof.store import sample
+
+    ((source, target),) = hatch_build().SAMPLE.items()
+    packed, in_repository = sample._PLACES
+    root = Path(__file__).parents[2]
+    assert (root / source, root / target) == (in_repository, packed)
+    assert next(in_repository.glob("*/tables")).is_dir()

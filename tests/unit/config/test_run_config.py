@@ -66,6 +66,7 @@ def test_a_name_is_enough(write: Write) -> None:
                 "wait": 1, "warmup": 1, "active": 3, "record_shapes": False, "profile_memory": True,
                 "with_stack": False,
             },
+            "export": (), "ray_metrics": False,
         },
         "ray": {
             "address": None, "num_gpus": None, "gpus_per_rank": 1, "cpus_per_rank": 1, "placement": "pack",
@@ -73,6 +74,7 @@ def test_a_name_is_enough(write: Write) -> None:
             "timeouts": {
                 "start_s": 120.0, "init_s": 300.0, "process_group_s": 1800.0, "stall_s": 300.0,
                 "grace_s": 1.0, "node_grace_s": 3.0, "stop_s": 10.0, "collect_s": 120.0,
+                "export_s": 120.0,
             },
         },
         "matrix": None,
