@@ -15,6 +15,7 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -160,18 +161,19 @@ def measure(folder: Path, part: tuple[int, int], num_gpus: int) -> int:
 def compare(folder: Path, file: Path | None) -> None:
     """Predict every run in `folder` and print how far off each prediction is."""
     import ray_memprof
+    from ray_memprof.predictor.processes import NUM_PROCESSES, Processes
 
-    found: list[dict[str, Any]] = []
-    for run in sorted(ray_memprof.runs(output_dir=folder), key=lambda run: run.facts.name):
-        if run.facts.status != "ok":
-            continue
-        found += _errors(run, _predicted(run, folder / "predicted"))
+    runs = [run for run in ray_memprof.runs(output_dir=folder) if run.facts.status == "ok"]
+    runs.sort(key=lambda run: run.facts.name)
+    with Processes() as processes, ThreadPoolExecutor(NUM_PROCESSES) as pool:
+        predictions = pool.map(lambda run: _predicted(run, folder / "predicted", processes), runs)
+        found = [row for run, one in zip(runs, predictions, strict=True) for row in _errors(run, one)]
     if file is not None:
         file.write_text(json.dumps(found, indent=1), encoding="ascii")
     _print_summary(found)
 
 
-def _predicted(run: Any, folder: Path) -> Any:
+def _predicted(run: Any, folder: Path, processes: Any) -> Any:
     """The prediction of a run, as a run."""
     import ray_memprof
     from ray_memprof.config.load import load_config
@@ -181,7 +183,7 @@ def _predicted(run: Any, folder: Path) -> Any:
     kernel = re.search(r"attention: (\w+)", (run.path / "logs" / "rank0.log").read_text(encoding="utf-8"))
     keys = {"logging.output_dir": folder} | ({"optimization.attention_kernel": kernel[1]} if kernel else {})
     config = load_config(run.path / "config.yaml", [f"{key}={value}" for key, value in keys.items()])
-    _, path = predict(config, gpu="H200", say=lambda line: print(line, file=sys.stderr))
+    _, path = predict(config, gpu="H200", say=lambda line: None, processes=processes)
     return ray_memprof.open_run(path)
 
 
