@@ -43,11 +43,18 @@ class Costs:
             seconds = max(seconds, self._flops(func, args, made) / self._rate(func, given))
         return int(seconds * 1e9)
 
-    def attention_ns(self, query: Tensor, key: Tensor) -> int:
-        """Of attention: query [B, N, Lq, D], key [B, N, Lk, D]."""
+    def attention_ns(self, query: Tensor, key: Tensor, kernel: str = "") -> int:
+        """Of attention: query [B, N, Lq, D], key [B, N, Lk, D].
+
+        The profile may have a rate of a kernel's own (fa3, fa3_float8_e4m3fn); else it is that of torch's attention,
+        in bf16 where torch has none for the dtype.
+        """
         batch, num_heads, num_queries, width = query.shape
         flops = 4 * batch * num_heads * num_queries * key.shape[2] * width
-        return int(flops / self._of_dtype(self._profile.attention_flops, query.dtype) * 1e9)
+        rates, dtype = self._profile.attention_flops, query.dtype
+        name = kernel if dtype.itemsize > 1 else f"{kernel}_{str(dtype).removeprefix('torch.')}"
+        usual = self._of_dtype(rates, dtype if dtype.itemsize > 1 else torch.bfloat16)
+        return int(flops / rates.get(name, usual) * 1e9)
 
     def _flops(self, func: Any, args: tuple[Any, ...], made: list[Tensor]) -> int:
         counted = flop_registry[_COUNTED[func]](*args, out_val=made[0])

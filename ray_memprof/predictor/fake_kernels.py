@@ -22,7 +22,7 @@ from torch import Tensor
 from ray_memprof.predictor.costs import Costs
 from ray_memprof.predictor.fake_device import FakeDevice
 from ray_memprof.recorder.meters.tensors import tensors_of
-from wan.networks import sdpa
+from wan.networks import attention_kernels, sdpa
 
 MODULES = (
     "wan.networks.extremes",
@@ -36,6 +36,8 @@ _WITH_CUDNN = ((9, 0), (10, 0))
 """Compute capabilities for which torch prefers cuDNN's attention."""
 _attention, _rms_norm = F.scaled_dot_product_attention, F.rms_norm
 _attention_lse = sdpa.attention_lse
+_flash_attention_3 = attention_kernels._flash_attention_3
+_flash_attention_4 = attention_kernels._flash_attention_4
 
 
 @contextmanager
@@ -46,6 +48,8 @@ def fake_kernels(device: FakeDevice) -> Iterator[None]:
         patch.object(F, "scaled_dot_product_attention", partial(attention, device)),
         patch.object(F, "rms_norm", rms_norm),
         patch.object(sdpa, "attention_lse", partial(attention_lse, device)),
+        patch.object(attention_kernels, "_flash_attention_3", _timed(device, _flash_attention_3, "fa3")),
+        patch.object(attention_kernels, "_flash_attention_4", _timed(device, _flash_attention_4, "fa4")),
     ):
         yield
 
@@ -145,6 +149,20 @@ def attention_lse(device: FakeDevice, query: Tensor, key: Tensor, value: Tensor)
     if query.is_cuda:
         device.run(Costs(device.profile).attention_ns(query.transpose(1, 2), key.transpose(1, 2)))
     return _attention_lse(query, key, value)
+
+
+def _timed(device: FakeDevice, kernel: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """A kernel of another package: wan makes its results on fake tensors, and here it takes its time.
+
+    Its arguments begin with q [B, Lq, N, D] and k [B, Lk, N, D].
+    """
+
+    def call(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Any:
+        if q.is_cuda:
+            device.run(Costs(device.profile).attention_ns(q.transpose(1, 2), k.transpose(1, 2), kernel=name))
+        return kernel(q, k, v, **options)
+
+    return call
 
 
 def rms_norm(

@@ -11,7 +11,8 @@ from devices import allocations, device_of, on_device
 
 import wan.networks
 from ray_memprof.predictor import fake_kernels
-from wan.networks import sdpa
+from ray_memprof.predictor.costs import Costs
+from wan.networks import attention_kernels, sdpa
 from wan.weights.fp8 import FP8, Fp8Rows
 
 
@@ -117,3 +118,26 @@ def test_a_ring_s_attention_to_a_part_of_the_keys_takes_its_time() -> None:
     assert (out.shape, lse.shape) == (query.shape, (1, 9000, 40, 1))
     flops = 4 * 40 * 9000 * 4500 * 128
     assert device.stream.free_ns - began >= flops / device.profile.attention_flops["bfloat16"] * 1e9
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate"), [(torch.bfloat16, "fa3"), (torch.float8_e4m3fn, "fa3_float8_e4m3fn")]
+)
+def test_attention_of_another_package_takes_its_time_at_its_own_rate(dtype: torch.dtype, rate: str) -> None:
+    device = device_of("H200")
+    with on_device(device):
+        query, key = (torch.empty(1, num, 40, 128, dtype=dtype, device="cuda") for num in (9000, 4500))
+        began = device.stream.free_ns
+        attention_kernels._flash_attention_3(query, key, key)
+        took = device.stream.free_ns - began
+    flops = 4 * 40 * 9000 * 4500 * 128
+    expected = flops / device.profile.attention_flops[rate] * 1e9
+    assert expected <= took < 1.1 * expected
+
+
+def test_a_profile_without_a_rate_of_the_kernel_has_that_of_torch() -> None:
+    costs = Costs(device_of("A100").profile)
+    query = torch.empty(1, 8, 4096, 128, dtype=torch.bfloat16, device="meta")
+    assert costs.attention_ns(query, query, kernel="fa3") == costs.attention_ns(query, query)
+    narrow = query.to(torch.float8_e4m3fn)
+    assert costs.attention_ns(narrow, narrow, kernel="fa3") == costs.attention_ns(query, query)
