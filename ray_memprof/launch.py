@@ -84,6 +84,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
     from ray_memprof.driver import ending, own_ray
     from ray_memprof.driver.interrupts import Interrupts
     from ray_memprof.driver.live import Live
+    from ray_memprof.driver.overview import run_lines
     from ray_memprof.driver.preflight import check_driver
     from ray_memprof.driver.run_state import RunState
     from ray_memprof.store.gather import gather
@@ -92,6 +93,8 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
     screen = Live(config, config.num_ranks, plain, stages_s=state.stages_s)
     with screen as live, Interrupts(live.say) as interrupts:
         with ending.ending(state, live, interrupts):
+            for line in run_lines(config):
+                live.say(line)
             for line in check_driver(config, state.folder.path):
                 live.say(f"warning: {line}")
             own_ray.guard(config.ray.address)
@@ -108,8 +111,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
                 state.elsewhere = cluster.elsewhere(gathered.received)
         if not state.is_abandoned:
             with ending.ending(state, live, interrupts):
-                ending.write_results(state, live)
-                ending.export(state, live, interrupts)
+                ending.write_results(state, live, interrupts)
         live.summary(ending.summary(state))
     if state.exit_code == EXIT_OK:
         from ray_memprof.predictor.audit import audit_after

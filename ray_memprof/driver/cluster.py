@@ -118,7 +118,7 @@ class Cluster:
         self._state.problems += gaps(checks)
         self._state.elsewhere = self.elsewhere()
         self._state.note()
-        self._live.say(describe(self.config, list(zip(self.facts, checks, strict=True))))
+        self._live.say(describe(list(zip(self.facts, checks, strict=True))))
         self._say_folders()
         address = self._all("open_store", [()])[0]
         first = self.prepared[0]

@@ -3,7 +3,7 @@
 with ending(state, live, interrupts):       # an error in this block becomes the verdict of the run
     ...
     settle(state, supervise(cluster, state, live, interrupts), live)
-write(state, live)                          # tables of the driver, run.duckdb, memory_events.json, report.html
+write_results(state, live, interrupts)      # tables of the driver, run.duckdb, memory_events.json, report.html
 
 Takes the RunState of the run; leaves in its folder all files that the ranks do not write.
 """
@@ -165,8 +165,8 @@ def _bug(error: Exception, state: RunState) -> Verdict:
     return verdict_of_bug(error, log)
 
 
-def write_results(state: RunState, live: Live) -> None:
-    """Write the tables of the driver and all files that are derived from the records of the ranks."""
+def write_results(state: RunState, live: Live, interrupts: Interrupts) -> None:
+    """Write the tables of the driver and all files that are derived from the ranks' records; then send them on."""
     from ray_memprof.report.derive import derived
     from ray_memprof.store.run_tables import write_driver_tables
 
@@ -178,14 +178,15 @@ def write_results(state: RunState, live: Live) -> None:
             # Kept one by one, so that these lines are printed even if the report cannot be written.
             state.measured.append(line)
     state.note()  # again, with the seconds of this stage
+    _export(state, live, interrupts)
 
 
-def export(state: RunState, live: Live, interrupts: Interrupts) -> None:
+def _export(state: RunState, live: Live, interrupts: Interrupts) -> None:
     """Send the complete run to the services of logging.export; what fails is a line and nothing more."""
     from ray_memprof.driver.exporting import exported
 
     config = state.config
-    if not (config.logging.export and config.logging.profile_memory) or state.is_abandoned:
+    if not (config.logging.export and config.logging.profile_memory):
         return
     limit_s = config.ray.timeouts.export_s
     with live.stage("export"):

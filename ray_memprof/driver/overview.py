@@ -1,8 +1,9 @@
-"""The run on one screen, before it begins: what runs, where, with which versions, and warnings about it.
+"""The run on one screen, before it begins: what runs, then where, with which versions, and warnings about it.
 
-    console.print(describe(config, [(facts, checks), ...]))
+    run_lines(config)                           # before Ray starts, and has lines of its own
+    console.print(describe([(facts, checks), ...]))
 
-Takes the configuration and what every rank reported about itself; writes no file.
+Takes the configuration, and what every rank reported about itself; writes no file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,21 +42,21 @@ def disagreements(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
     return lines
 
 
-def describe(
-    config: RunConfig, ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]
-) -> "RenderableType":
-    """The run on one screen, for a rich console: what runs, where, with which versions, and warnings about it."""
+def run_lines(config: RunConfig) -> list[str]:
+    """What runs and how, in two lines."""
+    return [_what(config), _how(config)]
+
+
+def describe(ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]) -> "RenderableType":
+    """Where it runs, for a rich console: versions, the device of each rank, and warnings about them."""
     from rich.console import Group
     from rich.text import Text
 
     checks = [one for _, one in ranks]
-    lines = [_what(config), _how(config)]
-    if checks:
-        shown = ("python", "torch", "cuda", "cudnn", "nccl", "driver", "ray")
-        lines.append(", ".join(f"{name} {checks[0][name]}" for name in shown if checks[0].get(name)))
-    texts = [Text(line) for line in lines]
+    shown = ("python", "torch", "cuda", "cudnn", "nccl", "driver", "ray")
+    versions = ", ".join(f"{name} {checks[0][name]}" for name in shown if checks[0].get(name))
     warned = [Text(f"warning: {line}", style="yellow") for line in [*disagreements(checks), *gaps(checks)]]
-    return Group(*texts, *([_gpu_table(ranks)] if ranks else []), *warned)
+    return Group(Text(versions), _gpu_table(ranks), *warned)
 
 
 def _what(config: RunConfig) -> str:

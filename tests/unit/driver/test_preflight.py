@@ -15,7 +15,7 @@ from rich.console import Console
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.rules import warnings
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.driver.overview import describe, disagreements, gaps
+from ray_memprof.driver.overview import describe, disagreements, gaps, run_lines
 from ray_memprof.driver.preflight import check_driver, needed_bytes
 from ray_memprof.errors import EXIT_DISK_FULL, EXIT_PREFLIGHT, DiskFull, PreflightFailed
 from ray_memprof.rank.checks import check_gpu, check_rank, process_name
@@ -227,10 +227,12 @@ def test_holders_that_the_driver_does_not_name_are_not_made_up() -> None:
 # --- what is shown ---
 
 
-def shown(*given: Any) -> list[str]:
+def shown(given: Any, ranks: Any) -> list[str]:
+    """What is said before Ray starts, and after it has."""
     out = io.StringIO()
-    Console(file=out, width=200, color_system=None).print(describe(*given))
-    return [line.rstrip() for line in out.getvalue().splitlines()]
+    if ranks:
+        Console(file=out, width=200, color_system=None).print(describe(ranks))
+    return run_lines(given) + [line.rstrip() for line in out.getvalue().splitlines()]
 
 
 def test_a_run_without_ranks_is_described_by_its_configuration() -> None:

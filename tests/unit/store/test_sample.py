@@ -1,4 +1,4 @@
-"""The sample run that comes with the package: whole, small, copied once, in a wheel too; its page is of today."""
+"""The sample run of the package: whole, small, copied once, in a wheel too; its page is that of the code."""
 
 import re
 from pathlib import Path
