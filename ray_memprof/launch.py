@@ -84,8 +84,7 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
     from ray_memprof.driver import ending, own_ray
     from ray_memprof.driver.interrupts import Interrupts
     from ray_memprof.driver.live import Live
-    from ray_memprof.driver.overview import run_lines
-    from ray_memprof.driver.preflight import check_driver
+    from ray_memprof.driver.overview import before_ray
     from ray_memprof.driver.run_state import RunState
     from ray_memprof.store.gather import gather
 
@@ -93,18 +92,15 @@ def run(config: "RunConfig", *, plain: bool) -> tuple[int, Path]:
     screen = Live(config, config.num_ranks, plain, stages_s=state.stages_s)
     with screen as live, Interrupts(live.say) as interrupts:
         with ending.ending(state, live, interrupts):
-            for line in run_lines(config):
+            for line in before_ray(config, state.folder.path):
                 live.say(line)
-            for line in check_driver(config, state.folder.path):
-                live.say(f"warning: {line}")
             own_ray.guard(config.ray.address)
             from ray_memprof.driver.cluster import Cluster  # imports Ray
 
-            # Settle before Ray shuts down: after a second Ctrl-C the process ends in 2.5 s.
             with Cluster(state, live, interrupts) as cluster, ending.ending(state, live, interrupts):
                 cluster.start()
                 verdict = ending.supervise(cluster, state, live, interrupts)
-                ending.settle(state, verdict, live)
+                ending.settle(state, verdict, live)  # now: at a second Ctrl-C Ray's end has 2.5 s
                 state.problems += cluster.end(verdict)
                 gathered = gather(state.folder.path, config.recorded_ranks, cluster.remotes(verdict))
                 state.problems += [*gathered.problems, *cluster.clear(gathered.received)]

@@ -6,11 +6,12 @@
 Takes the configuration, and what every rank reported about itself; writes no file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.driver.preflight import needed_bytes
+from ray_memprof.driver.preflight import check_driver, needed_bytes
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.wording import rank_text, size_text
 
@@ -101,3 +102,10 @@ def _gpu_table(ranks: Sequence[tuple[RankFacts, Mapping[str, str | int]]]) -> "R
             size_text(held) if isinstance(held, int) else "",
         )
     return table
+
+
+def before_ray(config: RunConfig, run_dir: Path) -> Iterator[str]:
+    """What the run is, then what the driver's machine may lack for it, line by line; see check_driver() for errors."""
+    yield from run_lines(config)
+    for line in check_driver(config, run_dir):
+        yield f"warning: {line}"
