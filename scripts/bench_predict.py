@@ -11,7 +11,6 @@ that a run was recorded with; its last lines are medians, p95 and worst errors o
 
 import argparse
 import json
-import re
 import statistics
 import sys
 from collections.abc import Iterator
@@ -177,13 +176,13 @@ def _predicted(run: Any, folder: Path, processes: Any) -> Any:
     """The prediction of a run, as a run."""
     import ray_memprof
     from ray_memprof.config.load import load_config
+    from ray_memprof.predictor.audit import attention_packages
     from ray_memprof.predictor.run import predict
+    from ray_memprof.store.run_json import run_facts
 
-    # auto takes what is installed where it runs; what that was is told in the log of the first rank.
-    kernel = re.search(r"attention: (\w+)", (run.path / "logs" / "rank0.log").read_text(encoding="utf-8"))
-    keys = {"logging.output_dir": folder} | ({"optimization.attention_kernel": kernel[1]} if kernel else {})
-    config = load_config(run.path / "config.yaml", [f"{key}={value}" for key, value in keys.items()])
-    _, path = predict(config, gpu="H200", say=lambda line: None, processes=processes)
+    config = load_config(run.path / "config.yaml", [f"logging.output_dir={folder}"])
+    packages = attention_packages(run_facts(run.path) or {})
+    _, path = predict(config, gpu="H200", say=lambda line: None, packages=packages, processes=processes)
     return ray_memprof.open_run(path)
 
 

@@ -42,9 +42,7 @@ def main() -> int:
     for one in wrong:
         print(f"bound too high: {levers_text(one)}")
     fitting = [
-        one
-        for one, found in every.items()
-        if not found.exit_code and found.device_used_bytes <= asked.limit_bytes
+        one for one, found in every.items() if not found.exit_code and found.most_bytes <= asked.limit_bytes
     ]
     if not fitting:
         print(f"nothing fits; the plan has {len(plan.rows)} rows")

@@ -9,6 +9,7 @@ Leaves a run folder like any other below asked.folder.
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class Predicted:
     """Of the run: 11 if a rank would run out of memory."""
     device_used_bytes: int
     """The most of any rank; where a rank ran out of memory, until then."""
+    error_bytes: int
+    """The error that is stated for it: so much more may be measured (query/sql/macros/stated_errors.sql)."""
     rank: int
     """The rank with the most, the first of several."""
     stage: str
@@ -40,6 +43,11 @@ class Predicted:
     step_s: float
     run_s: float
     folder: Path
+
+    @property
+    def most_bytes(self) -> int:
+        """What the device must have for it to fit surely."""
+        return self.device_used_bytes + self.error_bytes
 
 
 def predict_all(asked: Asked, chosen: Sequence[Choice]) -> list[Predicted]:
@@ -67,6 +75,9 @@ def _answers(folder: Path, code: int, steps: int) -> Predicted:
         peaks = rows_of(connection, "peak_by_rank")
         stages = rows_of(connection, "peak_by_stage")
         taken = rows_of(connection, "steps")
+        ((fraction,),) = connection.execute(
+            "SELECT fraction FROM stated_errors() WHERE account = 'device_used' AND NOT is_stage"
+        ).fetchall()
     worst = max(peaks, key=lambda row: (row["device_used_peak_bytes"] or 0, -row["rank"]))
     own = [row for row in stages if row["rank"] == worst["rank"]]
     by_stage: dict[str, int] = {}
@@ -77,6 +88,7 @@ def _answers(folder: Path, code: int, steps: int) -> Predicted:
     return Predicted(
         exit_code=code,
         device_used_bytes=worst["device_used_peak_bytes"] or 0,
+        error_bytes=ceil(fraction * (worst["device_used_peak_bytes"] or 0)),
         rank=worst["rank"],
         stage=max(own, key=lambda row: row["device_used_peak_bytes"] or 0)["stage"] if own else "start",
         stage_bytes=by_stage,

@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.predictor.fake_device import FakeDevice
+from ray_memprof.predictor.sizes import latent_shape, num_slabs
 from wan.config import TASKS, Task, sides_of
 
 if TYPE_CHECKING:
@@ -175,13 +176,6 @@ def _shortened(task: Task, stage: Stage) -> Task:
     return replace(task, dit=dit, text=text)
 
 
-def _latent_shape(config: RunConfig) -> tuple[int, int, int, int]:
-    """[16, T', h, w]; of a picture's own ratio, as if the area had the ratio of --size."""
-    task, generation = TASKS[config.model.task], config.generation
-    assert generation.size is not None and generation.frame_num is not None
-    return task.latent_shape(*sides_of(generation.size), generation.frame_num)
-
-
 # ---- Stages ----------------------------------------------------------------------------------------------------------
 
 
@@ -244,7 +238,7 @@ def _decode(pipeline: "Pipeline", config: RunConfig, device: _Gauge, task: Task)
 
     from wan.spans import listening
 
-    channels, num, height, width = _latent_shape(config)
+    channels, num, height, width = latent_shape(config)
     cut = min(num, _NUM_LATENTS)
     latents = torch.zeros(channels, cut, height, width, device=DEVICE)
     heard = _Heard(device)
@@ -319,17 +313,14 @@ def _block_bytes(dit: "WanDit", device: FakeDevice, period: int) -> tuple[float,
 
 def _feature_bytes(config: RunConfig) -> int:
     """What a latent frame more holds while the first rank makes its last slab: the features that it reads."""
-    from wan.networks.vae.slabs import DECODE_FRAMES, choose_slabs
     from wan.parallel.vae import rounds
 
     vae = TASKS[config.model.task].vae
-    _, _, height, width = _latent_shape(config)
+    _, _, height, width = latent_shape(config)
     pixel_bytes = 4 * vae.base_dim * vae.dim_mult[-1]
     if config.num_ranks == 1 or config.parallel.vae == "rank0":
         return pixel_bytes * height * width
-    frame_bytes = 4 * vae.base_dim * height * width * vae.stride[1] ** 2
-    slabs = config.optimization.vae_slabs or choose_slabs(frame_bytes, DECODE_FRAMES)
-    last = rounds(max(height, width), slabs, config.num_ranks)[-1][0]
+    last = rounds(max(height, width), num_slabs(config), config.num_ranks)[-1][0]
     return 0 if last is None else pixel_bytes * min(height, width) * (last.stop - last.start)
 
 
@@ -397,7 +388,7 @@ def _conditions(config: RunConfig, task: Task) -> "Conditions":
 
     from wan.pipeline import Conditions
 
-    shape = _latent_shape(config)
+    shape = latent_shape(config)
     dit = task.dit
     if dit.has_image_context:
         latents = torch.zeros(dit.in_dim - dit.out_dim, *shape[1:], device=DEVICE)

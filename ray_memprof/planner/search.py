@@ -58,8 +58,8 @@ class Row:
         return self.predicted.run_s + self.bound.cpu_s
 
     def fits(self, limit_bytes: int) -> bool:
-        """Whether it ran, and no rank used more than that."""
-        return self.predicted.exit_code == 0 and self.predicted.device_used_bytes <= limit_bytes
+        """Whether it ran, and no rank used more than that, with the stated error to spare."""
+        return self.predicted.exit_code == 0 and self.predicted.most_bytes <= limit_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,7 +279,7 @@ def _nearest(plan: Plan, tools: Tools) -> Nearest | None:
         (predicted,) = tools.predictions([choice])
         plan.num_predicted += 1
         if not predicted.exit_code:
-            device = max(device, predicted.device_used_bytes - asked.limit_bytes)
+            device = max(device, predicted.most_bytes - asked.limit_bytes)
         found = replace(found, predicted=predicted, misses_by_bytes=device)
     return _cured(plan, found)
 

@@ -20,10 +20,10 @@ from ray_memprof.config.run_config import RunConfig
 from ray_memprof.config.wan_keys import KEYS, wan_options
 from ray_memprof.errors import ConfigError
 from ray_memprof.predictor.gpu_profile import gpu_at_hand, profile_names
+from ray_memprof.predictor.sizes import chosen_slabs, latent_shape
 from wan.config import TASKS
 from wan.errors import InputError
 from wan.levers import Levers
-from wan.networks.vae.slabs import DECODE_FRAMES, choose_slabs
 from wan.options import Options
 from wan.options_check import check
 from wan.parallel.layout import legal_degrees
@@ -172,15 +172,9 @@ def _legal_config(asked: Asked) -> RunConfig:
 
 def _values(asked: Asked, base: RunConfig, inexact: bool) -> dict[str, tuple[Any, ...]]:
     """What each field may be."""
-    several, generation = asked.num_gpus > 1, base.generation
-    assert generation.size is not None
-    task = TASKS[asked.task]
-    frame_num = task.frame_num if generation.frame_num is None else generation.frame_num
-    width, height = (int(side) for side in generation.size.split("*"))
-    _, latents, rows, columns = task.latent_shape(width, height, frame_num)
-    frame_bytes = 4 * task.vae.base_dim * width * height
-    slabs = choose_slabs(frame_bytes, DECODE_FRAMES)
-    num_tokens = latents * rows * columns // 4
+    several = asked.num_gpus > 1
+    _, latents, rows, columns = latent_shape(base)
+    slabs, num_tokens = chosen_slabs(base), latents * rows * columns // 4
     either = (False, True)
     return {
         "dit_fsdp": either if several else (False,),

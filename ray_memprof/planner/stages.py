@@ -52,9 +52,14 @@ class Bound:
     """An estimate of the whole run."""
 
 
+def _read_by_block(choice: Choice) -> Choice:
+    """The same under `block`: `full` differs only in how weights are read."""
+    return replace(choice, load_strategy="block") if choice.load_strategy == "full" else choice
+
+
 def stage_key(choice: Choice, stage: Stage) -> Key:
-    """What the stage depends on. `full` and `block` differ only in how weights are read."""
-    plain = replace(choice, load_strategy="block") if choice.load_strategy == "full" else choice
+    """What the stage depends on."""
+    plain = _read_by_block(choice)
     if stage == "text" and (choice.t5_fsdp or choice.t5_cpu):
         plain = replace(plain, load_strategy="block")
     return (stage, *(getattr(plain, name) for name in _OF_STAGE[stage]))
@@ -62,14 +67,13 @@ def stage_key(choice: Choice, stage: Stage) -> Key:
 
 def weights_key(choice: Choice) -> Key:
     """What the weights on the device depend on while denoising."""
-    plain = replace(choice, load_strategy="block") if choice.load_strategy == "full" else choice
+    plain = _read_by_block(choice)
     return tuple(getattr(plain, name) for name in _OF_WEIGHTS)
 
 
 def representative(choice: Choice, stage: Stage) -> Choice:
     """A legal choice with the same key, for the probe."""
-    plain = replace(choice, offload=True, expandable_segments=True)
-    return replace(plain, load_strategy="block") if choice.load_strategy == "full" else plain
+    return _read_by_block(replace(choice, offload=True, expandable_segments=True))
 
 
 def bound_of(asked: Asked, choice: Choice, measured: Mapping[Key, Measured], steps: int) -> Bound:

@@ -4,7 +4,8 @@ alike(config)             # [[0], [1, 2], [3]]
 """
 
 from ray_memprof.config.run_config import RunConfig
-from wan.config import TASKS, sides_of
+from ray_memprof.predictor.sizes import latent_shape, num_slabs
+from wan.config import TASKS
 
 
 def alike(config: RunConfig) -> list[list[int]]:
@@ -24,15 +25,6 @@ def alike(config: RunConfig) -> list[list[int]]:
     return list(groups.values())
 
 
-def latent_shape(config: RunConfig) -> tuple[int, ...]:
-    """Of the latents of a video: channels, frames, height, width."""
-    task, generation = TASKS[config.model.task], config.generation
-    size = generation.size or task.sizes[0]
-    num_frames = task.frame_num if generation.frame_num is None else generation.frame_num
-    width, height = sides_of(size)
-    return task.latent_shape(width, height, num_frames)
-
-
 def _num_tokens(config: RunConfig, rank: int) -> int:
     """Tokens of a rank, as SplitTokens gives them."""
     _, frames, height, width = latent_shape(config)
@@ -49,13 +41,9 @@ def _width(config: RunConfig, rank: int) -> tuple[int, ...]:
     """Columns of the latent image that a rank makes, in each round of the VAE; () where the first rank makes all."""
     if config.parallel.vae == "rank0":
         return ()
-    from wan.networks.vae.slabs import DECODE_FRAMES, choose_slabs
     from wan.parallel.vae import rounds
 
     _, _, height, width = latent_shape(config)
-    vae = TASKS[config.model.task].vae
-    frame_bytes = 4 * vae.base_dim * height * width * vae.stride[1] ** 2
-    slabs = config.optimization.vae_slabs or choose_slabs(frame_bytes, DECODE_FRAMES)
-    shares = rounds(max(height, width), slabs, config.num_ranks)
+    shares = rounds(max(height, width), num_slabs(config), config.num_ranks)
     windows = (share[rank] for share in shares)
     return tuple(0 if window is None else window.stop - window.start for window in windows)

@@ -10,7 +10,7 @@ in the run folder, and writes anew what is derived from its tables (run.duckdb, 
 import shlex
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from ray_memprof.predictor.gpu_profile import gpu_profile, profile_of
 from ray_memprof.predictor.run import Say, check, predict_tables
 from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import fetched, rows_of
+from ray_memprof.rank.versions import ATTENTION_PACKAGES
 from ray_memprof.report.derive import derive
 from ray_memprof.store.run_files import CONFIG_FILE
 from ray_memprof.store.run_folder import RunFolder
@@ -86,7 +87,8 @@ def audited(run_dir: Path, gpu: str = "") -> Iterator[str]:
     environment = environment_of(config, config.num_ranks, folder.facts.get("environment", {}))
     rules_of(environment)
     yield f"predicting {folder.facts['name']}: {config.num_ranks} x {profile.name} ({profile.source})"
-    rows, ended = _peaks(config, gpu, environment)
+    packages = attention_packages(folder.facts)
+    rows, ended = _peaks(config, gpu, environment, packages)
     write_predicted(run_dir, rows)
     took_s = time.monotonic() - began
     versions = {"measured": folder.facts.get("versions", {}).get("torch", ""), "predicted": _torch()}
@@ -143,7 +145,14 @@ def _profile_for(ranks: Sequence[Row]) -> str:
     return gpu
 
 
-def _peaks(config: RunConfig, gpu: str, environment: dict[str, str]) -> tuple[dict[int, list[Row]], str]:
+def attention_packages(facts: Mapping[str, Any]) -> list[str]:
+    """The packages of attention kernels that were installed where a run ran, from its facts."""
+    return [name for name in ATTENTION_PACKAGES if name in facts.get("versions", {})]
+
+
+def _peaks(
+    config: RunConfig, gpu: str, environment: dict[str, str], packages: Sequence[str]
+) -> tuple[dict[int, list[Row]], str]:
     """The predicted peaks of each rank, and why the prediction ended early; "": it did not."""
     logging = config.logging.model_copy(update={"level": "event", "profile_memory": True})
     config = config.model_copy(update={"logging": logging})
@@ -153,7 +162,7 @@ def _peaks(config: RunConfig, gpu: str, environment: dict[str, str]) -> tuple[di
     with tempfile.TemporaryDirectory(prefix="ray-memprof-audit-") as scratch:
         text = effective_yaml(config)
         folder = RunFolder.create(Path(scratch), config.name, config_text=text, num_ranks=config.num_ranks)
-        ended = predict_tables(config, folder, gpu, environment, lambda _: None)
+        ended = predict_tables(config, folder, gpu, environment, packages, lambda _: None)
         rows: dict[int, list[Row]] = {}
         with open_run(folder.path) as connection:
             for row in rows_of(connection, "account_peaks"):

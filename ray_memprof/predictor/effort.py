@@ -10,9 +10,9 @@ from math import ceil
 
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.config.wan_keys import wan_options
-from ray_memprof.predictor.alike import alike, latent_shape
+from ray_memprof.predictor.alike import alike
 from ray_memprof.predictor.processes import NUM_PROCESSES
-from wan.config import TASKS
+from ray_memprof.predictor.sizes import latent_shape, num_slabs
 
 _BEGIN_S, _STEP_S, _CHUNK_S = 6.0, 0.1, 0.25
 
@@ -21,16 +21,5 @@ def estimated_s(config: RunConfig) -> float:
     """Seconds that a prediction of a run of wan takes."""
     num_waves = ceil(len(alike(config)) / NUM_PROCESSES)
     num_steps = wan_options(config).sample_steps * config.optimization.batch_size
-    num_chunks = latent_shape(config)[1] * _num_slabs(config) * config.optimization.batch_size
+    num_chunks = latent_shape(config)[1] * num_slabs(config) * config.optimization.batch_size
     return num_waves * (_BEGIN_S + _STEP_S * num_steps + _CHUNK_S * num_chunks)
-
-
-def _num_slabs(config: RunConfig) -> int:
-    """Slabs of a chunk that a rank makes."""
-    from wan.networks.vae.slabs import DECODE_FRAMES, choose_slabs
-
-    if config.optimization.vae_slabs:
-        return config.optimization.vae_slabs
-    _, _, height, width = latent_shape(config)
-    vae = TASKS[config.model.task].vae
-    return choose_slabs(4 * vae.base_dim * height * width * vae.stride[1] ** 2, DECODE_FRAMES)

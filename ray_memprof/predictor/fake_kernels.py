@@ -8,7 +8,7 @@ GPU, and a launch only takes its time. What torch does inside its kernels is wri
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
@@ -22,6 +22,7 @@ from torch import Tensor
 from ray_memprof.predictor.costs import Costs
 from ray_memprof.predictor.fake_device import FakeDevice
 from ray_memprof.recorder.meters.tensors import tensors_of
+from wan.levers import AttentionKernel
 from wan.networks import attention_kernels, sdpa
 
 MODULES = (
@@ -41,13 +42,19 @@ _flash_attention_4 = attention_kernels._flash_attention_4
 
 
 @contextmanager
-def fake_kernels(device: FakeDevice) -> Iterator[None]:
-    """Let wan's kernels launch nothing, and torch's attention be that of `device`."""
+def fake_kernels(device: FakeDevice, packages: Collection[str] = ()) -> Iterator[None]:
+    """Let wan's kernels launch nothing, and torch's attention be that of `device`.
+
+    Args:
+        device: what they would run on.
+        packages: of attention kernels that are installed there: attention_kernel auto takes the fastest that fits.
+    """
     with (
         _fake_triton(device),
         patch.object(F, "scaled_dot_product_attention", partial(attention, device)),
         patch.object(F, "rms_norm", rms_norm),
         patch.object(sdpa, "attention_lse", partial(attention_lse, device)),
+        patch.object(attention_kernels, "_for_fakes", partial(_kernel_of, packages)),
         patch.object(attention_kernels, "_flash_attention_3", _timed(device, _flash_attention_3, "fa3")),
         patch.object(attention_kernels, "_flash_attention_4", _timed(device, _flash_attention_4, "fa4")),
     ):
@@ -149,6 +156,19 @@ def attention_lse(device: FakeDevice, query: Tensor, key: Tensor, value: Tensor)
     if query.is_cuda:
         device.run(Costs(device.profile).attention_ns(query.transpose(1, 2), key.transpose(1, 2)))
     return _attention_lse(query, key, value)
+
+
+def _kernel_of(
+    packages: Collection[str], name: AttentionKernel, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> attention_kernels.Kernel:
+    """As attention_kernels.choose() where these packages are installed."""
+    if name != "auto":
+        return attention_kernels.KERNELS[name]
+    return next(
+        kernel
+        for kernel in attention_kernels._exact()
+        if (not kernel.package or kernel.package in packages) and not kernel.misfit(device, dtype, head_dim)
+    )
 
 
 def _timed(device: FakeDevice, kernel: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -46,6 +46,8 @@ class FakeRank:
     """When the run begins, in ns since 1970."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables that the rank would have: of the allocator and of NCCL."""
+    packages: tuple[str, ...] = ()
+    """Of attention kernels, as far as they are installed where the rank would run."""
     shapes: Path | None = None
     """The file through which the first rank tells the shapes of what it sends; None: there are no others."""
     replays: bool = True
@@ -143,7 +145,7 @@ def faked(device: "FakeDevice", plan: FakeRank) -> "Iterator[None]":
     del torch
     with ExitStack() as stack:
         stack.enter_context(fake_cuda(device))
-        stack.enter_context(fake_kernels(device))
+        stack.enter_context(fake_kernels(device, plan.packages))
         if plan.num_ranks > 1:
             assert plan.shapes is not None, "several ranks need a file for shapes"
             stack.enter_context(fake_group(device, Shapes(plan.shapes), plan.environment))

@@ -10,7 +10,7 @@ Leaves a run folder as a launch does, with runs.source = predicted.
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
@@ -47,13 +47,21 @@ from wan.options_here import PACKAGES
 Say = Callable[[str], None]
 
 
-def predict(config: RunConfig, *, gpu: str, say: Say, processes: Processes | None = None) -> tuple[int, Path]:
+def predict(
+    config: RunConfig,
+    *,
+    gpu: str,
+    say: Say,
+    packages: Sequence[str] = (),
+    processes: Processes | None = None,
+) -> tuple[int, Path]:
     """Predict one run; returns the exit code of the run that is predicted, and the folder.
 
     Args:
         config: of the run.
         gpu: a GPU model that has a profile.
         say: is told how far it is, a line each.
+        packages: of attention kernels that are installed there: `attention_kernel: auto` takes the fastest that fits.
         processes: that predict the ranks; None: new ones. Who predicts several runs keeps them warm.
 
     Raises:
@@ -73,7 +81,7 @@ def predict(config: RunConfig, *, gpu: str, say: Say, processes: Processes | Non
     say(f"  into {folder.path}")
     try:
         with nullcontext(processes) if processes else Processes(_num_processes(config)) as running:
-            ranks = _predict_ranks(config, folder, gpu, environment, say, running)
+            ranks = _predict_ranks(_first(config, folder, gpu, environment, packages), say, running)
     except BrokenProcessPool as error:
         killed = StartFailed(
             f"a process that predicts a rank was killed: see {folder.path / LOGS_DIR}",
@@ -98,7 +106,12 @@ def predict(config: RunConfig, *, gpu: str, say: Say, processes: Processes | Non
 
 
 def predict_tables(
-    config: RunConfig, folder: RunFolder, gpu: str, environment: Mapping[str, str], say: Say
+    config: RunConfig,
+    folder: RunFolder,
+    gpu: str,
+    environment: Mapping[str, str],
+    packages: Sequence[str],
+    say: Say,
 ) -> "Ended":
     """Only the tables of a predicted run, in a folder that is there; nothing is derived from them.
 
@@ -107,10 +120,11 @@ def predict_tables(
         folder: of the prediction.
         gpu: a GPU model that has a profile, or the path of one.
         environment: the variables of the ranks that their memory depends on.
+        packages: see predict().
         say: is told how far it is, a line each.
     """
     with Processes(_num_processes(config)) as running:
-        ranks = _predict_ranks(config, folder, gpu, environment, say, running)
+        ranks = _predict_ranks(_first(config, folder, gpu, environment, packages), say, running)
     return _write_tables(config, folder, gpu_profile(gpu), environment, ranks)
 
 
@@ -138,28 +152,27 @@ def check(config: RunConfig) -> None:
         )
 
 
-def _predict_ranks(
-    config: RunConfig,
-    folder: RunFolder,
-    gpu: str,
-    environment: Mapping[str, str],
-    say: Say,
-    processes: Processes,
-) -> list[PredictedRank]:
+def _first(
+    config: RunConfig, folder: RunFolder, gpu: str, environment: Mapping[str, str], packages: Sequence[str]
+) -> FakeRank:
+    return FakeRank(
+        config=config,
+        num_ranks=config.num_ranks,
+        run_dir=folder.path,
+        gpu=gpu,
+        begun_ns=folder.facts["start_ns"],
+        environment=environment,
+        packages=tuple(packages),
+    )
+
+
+def _predict_ranks(first: FakeRank, say: Say, processes: Processes) -> list[PredictedRank]:
     """Every rank, in order; the first one begins first, for the others need the shapes of what it sends."""
-    groups = alike(config)
+    groups = alike(first.config)
     found: dict[int, PredictedRank] = {}
     began = time.monotonic()
     with TemporaryDirectory() as shared:
-        plan = FakeRank(
-            config=config,
-            num_ranks=config.num_ranks,
-            run_dir=folder.path,
-            gpu=gpu,
-            begun_ns=folder.facts["start_ns"],
-            environment=environment,
-            shapes=Path(shared) / "shapes",
-        )
+        plan = replace(first, shapes=Path(shared) / "shapes")
         waiting = {processes.submit(replace(plan, rank=ranks[0])): ranks for ranks in groups}
         for done in as_completed(waiting):
             ranks, one = waiting[done], done.result()
@@ -167,7 +180,7 @@ def _predict_ranks(
             say(f"{_ranks_text(ranks)}: {one.outcome.status}, {time.monotonic() - began:.0f} s")
     for ranks in groups:
         for rank in ranks[1:]:
-            copy_rank(folder.path, ranks[0], rank)
+            copy_rank(first.run_dir, ranks[0], rank)
             one = found[ranks[0]]
             found[rank] = replace(one, outcome=replace(one.outcome, rank=rank))
     return [found[rank] for rank in sorted(found)]

@@ -8,10 +8,15 @@ import socket
 from importlib import metadata
 
 Checks = dict[str, str | int]
+ATTENTION_PACKAGES = ("fa3-fwd", "flash-attn-4")
+"""Packages with kernels that attention_kernel auto takes where they are installed."""
 
 
 def versions() -> Checks:
-    """The versions of all software that decides where memory goes; "" for software that is not there."""
+    """The versions of all software that decides where memory goes; "" for software that is not there.
+
+    Packages of attention kernels are named only where they are.
+    """
     import torch
 
     found: Checks = {
@@ -27,7 +32,8 @@ def versions() -> Checks:
         # Not torch.backends.cudnn.version(): it starts CUDA, before the recorder runs.
         found["cudnn"] = ".".join(map(str, torch._C._cudnn.getRuntimeVersion()))
         found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
-    return found
+    kernels = {name: _installed(name) for name in ATTENTION_PACKAGES}
+    return found | {name: version for name, version in kernels.items() if version}
 
 
 def _installed(package: str) -> str:

@@ -188,7 +188,7 @@ def choose(
         InputError: the kernel named does not fit, or is not installed.
     """
     if isinstance(torch.empty(0), FakeTensor):
-        return _for_fakes(name)
+        return _for_fakes(name, device, dtype, head_dim)
     if name == "auto":
         fitting = (kernel for kernel in _exact() if not kernel.misfit(device, dtype, head_dim))
         return next(kernel for kernel in fitting if not kernel.missing())
@@ -207,7 +207,7 @@ def kernel_for(name: AttentionKernel, parts: list[Tensor]) -> Kernel:
     """As choose(), for these q, k and v [B, L, N, D]; torch's own where autograd records what is done with them."""
     q = parts[0]
     if isinstance(q, FakeTensor):
-        return _for_fakes(name)
+        return _for_fakes(name, q.device, q.dtype, q.shape[-1])
     if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
         return SDPA
     return choose(name, q.device, q.dtype, q.shape[-1])
@@ -231,7 +231,7 @@ def _exact() -> list[Kernel]:
     return [kernel for name, kernel in KERNELS.items() if name not in INEXACT_KERNELS]
 
 
-def _for_fakes(name: AttentionKernel) -> Kernel:
+def _for_fakes(name: AttentionKernel, device: torch.device, dtype: torch.dtype, head_dim: int) -> Kernel:
     return SDPA if name == "auto" else KERNELS[name]
 
 

@@ -24,11 +24,13 @@ def measured(floor: float, *, used: float = 0.0, seconds: float = 1.0, **changed
     return Measured(**(given | changed))  # type: ignore[arg-type]
 
 
-def predicted(used: float, *, run_s: float = 1.0, stage: str = "denoise", exit_code: int = 0) -> Predicted:
+def predicted(
+    used: float, *, run_s: float = 1.0, stage: str = "denoise", exit_code: int = 0, error: float = 0.0
+) -> Predicted:
     size = int(used * GIB)
     return Predicted(
-        exit_code=exit_code, device_used_bytes=size, rank=0, stage=stage, stage_bytes={stage: size}, step_s=run_s,
-        run_s=run_s, folder=Path("run"),
+        exit_code=exit_code, device_used_bytes=size, error_bytes=int(error * GIB), rank=0, stage=stage,
+        stage_bytes={stage: size}, step_s=run_s, run_s=run_s, folder=Path("run"),
     )  # fmt: skip
 
 

@@ -33,6 +33,14 @@ def test_the_fastest_that_fits_is_the_first_row_and_has_no_lever_that_saves_noth
     assert plan.num_predicted == 1 and plan.nearest is None
 
 
+@pytest.mark.parametrize(("error", "num_rows"), [(0.25, 1), (0.26, 0)])
+def test_a_row_has_the_stated_error_of_its_prediction_to_spare(error: float, num_rows: int) -> None:
+    limit = asked().limit_bytes / GIB
+    told = Told(lambda choice, stage: measured(1), lambda choice: predicted(limit - 0.25, error=error))
+    plan = plan_of(asked(), told, num_rows=1)
+    assert len(plan.rows) == num_rows
+
+
 def test_what_is_over_the_limit_by_its_bound_is_never_predicted() -> None:
     told = denoise_only(12, 1.0)
     plan = plan_of(asked(), told)

@@ -8,10 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from devices import allocations, device_of, on_device
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import wan.networks
 from ray_memprof.predictor import fake_kernels
 from ray_memprof.predictor.costs import Costs
+from ray_memprof.predictor.fake_cuda import fake_cuda
+from ray_memprof.rank.versions import ATTENTION_PACKAGES
 from wan.networks import attention_kernels, sdpa
 from wan.weights.fp8 import FP8, Fp8Rows
 
@@ -141,3 +144,26 @@ def test_a_profile_without_a_rate_of_the_kernel_has_that_of_torch() -> None:
     assert costs.attention_ns(query, query, kernel="fa3") == costs.attention_ns(query, query)
     narrow = query.to(torch.float8_e4m3fn)
     assert costs.attention_ns(narrow, narrow, kernel="fa3") == costs.attention_ns(query, query)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "packages", "dtype", "kernel"),
+    [
+        ("H200", (), torch.bfloat16, "sdpa"),
+        ("H200", ATTENTION_PACKAGES[:1], torch.bfloat16, "fa3"),
+        ("H200", ATTENTION_PACKAGES[:1], torch.float16, "sdpa"),
+        ("A100", ATTENTION_PACKAGES, torch.bfloat16, "sdpa"),
+    ],
+)
+def test_auto_takes_what_is_installed_where_the_run_would_be(
+    gpu: str, packages: tuple[str, ...], dtype: torch.dtype, kernel: str
+) -> None:
+    device = device_of(gpu)
+    with fake_cuda(device), fake_kernels.fake_kernels(device, packages), FakeTensorMode():
+        q = torch.empty(1, 8, 2, 128, dtype=dtype, device="cuda")
+        assert attention_kernels.kernel_for("auto", [q, q, q]).name == kernel
+        assert attention_kernels.kernel_for("fa3", [q, q, q]).name == "fa3"
+
+
+def test_packages_of_kernels_are_those_that_wan_knows() -> None:
+    assert set(ATTENTION_PACKAGES) == {one.package for one in attention_kernels.KERNELS.values()} - {""}
