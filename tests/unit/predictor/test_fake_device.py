@@ -7,6 +7,7 @@ import torch
 from devices import MIB, allocations, device_of, on_device
 
 from ray_memprof.allocator.rules import Rules
+from ray_memprof.predictor.fake_device import FakeDevice
 
 
 def test_a_new_device_has_nothing_on_it() -> None:
@@ -135,16 +136,21 @@ def test_a_stream_waits_for_an_event_of_another() -> None:
     assert device.default_stream.free_ns == 600
 
 
+def free_used_elsewhere(device: FakeDevice) -> None:
+    """Free 12 MiB that a stream besides the default one uses for 500 ns."""
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        device.run(500)
+    tensor = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
+    device.record_stream(tensor.untyped_storage(), side)
+    del tensor
+    gc.collect()
+
+
 def test_memory_that_another_stream_uses_comes_back_at_a_request_after_that_stream_has_passed() -> None:
     device = device_of(rules=Rules(), launch_ns=0)
     with on_device(device):
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            device.run(500)
-        first = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
-        device.record_stream(first.untyped_storage(), side)
-        del first
-        gc.collect()
+        free_used_elsewhere(device)
         assert (device.allocator.allocated, device.allocator.active) == (0, 12 * MIB)
         second = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
         assert device.allocator.reserved == 24 * MIB
@@ -157,12 +163,6 @@ def test_memory_that_another_stream_uses_comes_back_at_a_request_after_that_stre
 def test_emptying_the_cache_waits_for_the_streams_that_use_what_was_freed() -> None:
     device = device_of(rules=Rules(), launch_ns=0)
     with on_device(device):
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            device.run(500)
-        first = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
-        device.record_stream(first.untyped_storage(), side)
-        del first
-        gc.collect()
+        free_used_elsewhere(device)
         torch.cuda.empty_cache()
     assert (device.allocator.active, device.allocator.reserved, device.now_ns) == (0, 0, 500)
