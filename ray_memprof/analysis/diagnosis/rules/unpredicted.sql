@@ -28,12 +28,14 @@ WITH beyond AS (
 
 -- The error of a whole run is smaller than that of a stage: then its fullest
 -- stage is told.
-staged AS (
-    SELECT *, FALSE AS is_peak
-    FROM beyond
-    WHERE stage IS NOT NULL
-    UNION ALL BY NAME
-    SELECT beyond.* REPLACE (peaks.stage AS stage), TRUE AS is_peak
+whole AS (
+    SELECT
+        beyond.rank,
+        beyond.account,
+        beyond.predicted_bytes,
+        beyond.difference_bytes,
+        beyond.stated_fraction,
+        peaks.stage
     FROM beyond
     INNER JOIN predicted_vs_measured AS peaks
         ON beyond.rank = peaks.rank AND beyond.account = peaks.account
@@ -44,6 +46,29 @@ staged AS (
     ) = 1
 ),
 
+staged AS (
+    SELECT
+        rank,
+        account,
+        stage,
+        predicted_bytes,
+        difference_bytes,
+        stated_fraction,
+        FALSE AS is_peak
+    FROM beyond
+    WHERE stage IS NOT NULL
+    UNION ALL BY NAME
+    SELECT
+        rank,
+        account,
+        stage,
+        predicted_bytes,
+        difference_bytes,
+        stated_fraction,
+        TRUE AS is_peak
+    FROM whole
+),
+
 firsts AS (
     SELECT rank, stage, MIN(span_id) AS first_span_id
     FROM spans
@@ -52,7 +77,13 @@ firsts AS (
 
 told AS (
     SELECT
-        staged.* REPLACE (BOOL_OR(staged.is_peak) OVER of_account AS is_peak),
+        staged.rank,
+        staged.account,
+        staged.stage,
+        staged.predicted_bytes,
+        staged.difference_bytes,
+        staged.stated_fraction,
+        BOOL_OR(staged.is_peak) OVER of_account AS is_peak,
         FIRST_VALUE(staged.stage) OVER (
             PARTITION BY staged.rank, staged.account
             ORDER BY firsts.first_span_id
@@ -73,7 +104,15 @@ told AS (
 ),
 
 causes AS (
-    SELECT *
+    SELECT
+        rank,
+        account,
+        stage,
+        predicted_bytes,
+        difference_bytes,
+        stated_fraction,
+        is_peak,
+        first_stage
     FROM told
     QUALIFY ROW_NUMBER() OVER (PARTITION BY rank ORDER BY place) = 1
 )
