@@ -28,7 +28,8 @@ def sample_run(output_dir: Path) -> Path:
     found = next((run for place in _PLACES for run in place.glob(f"*/{TABLES_DIR}")), None)
     if found is None:
         raise ConfigError("this installation has no sample run", hint="docs/sample of the repository has it")
-    target = output_dir / NAME / found.parent.name
+    # As find_run() has it: a path that is whole, wherever it is used.
+    target = output_dir.resolve() / NAME / found.parent.name
     if target.is_dir():
         return target
     try:

@@ -45,6 +45,17 @@ def test_it_is_copied_once(tmp_path: Path) -> None:
     assert sample_run(tmp_path / "runs") == run_dir and (run_dir / "mark").exists()
 
 
+def test_in_a_folder_of_the_working_folder_its_report_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BROWSER", "true")
+    done = CliRunner().invoke(app, ["open", "--sample", "--output-dir", "runs"])
+    assert (done.exit_code, done.exception) == (0, None)
+    assert Path(done.stdout.strip()) == sample_run(Path("runs")) / "report.html"
+    assert Path(done.stdout.strip()).is_absolute()
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(ConfigError, match=f"the sample run cannot be copied to {tmp_path}/runs/sample/"):
