@@ -23,6 +23,12 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFIG = {"name": "two", "model_config": {"task": "t2v-tiny", "device": "cpu", "precision": "fp32"}}
 
 
+@pytest.fixture(autouse=True)
+def no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test file that another of its name, size and second follows would run again from its bytecode."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return FakeCuda(monkeypatch)
