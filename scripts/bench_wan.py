@@ -26,9 +26,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from measuring import device_bytes, measure_on_gpu, peaks
+
+if TYPE_CHECKING:
+    from wan.levers import VaeDtype
 
 GIB = 2**30
 RESULT = "result: "
@@ -75,6 +78,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vae decode 720P, 1 slab": ("vae", "our_decode", {"slabs": 1}),
     "vae decode 720P, 8 slabs": ("vae", "our_decode", {"slabs": 8}),
     "vae decode 720P, diffusers": ("vae", "their_decode", {}),
+    "vae decode 720P, bf16": ("vae", "our_decode", {"dtype": "bf16"}),
+    "vae encode 720P, bf16": ("vae", "our_encode", {"dtype": "bf16"}),
     "vae encode 720P": ("vae", "our_encode", {}),
     "vae encode 720P, diffusers": ("vae", "their_encode", {}),
     "run 14B 720P, resident": ("run-14B", "our_run", {"task": "t2v-14B", "load_strategy": "block"}),
@@ -192,34 +197,33 @@ def fill(module: Any) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def our_vae(*, encoder: bool) -> Any:
-    """Half a WanVae on the GPU, fp32."""
-    import torch
-
+def our_vae(*, encoder: bool, dtype: "VaeDtype" = "fp32") -> Any:
+    """Half a WanVae on the GPU."""
     from wan.config import VaeConfig
+    from wan.networks.dtypes import DTYPES
     from wan.networks.vae.network import WanVae
     from wan.weights.fill import load, on_meta, random_vae
 
-    vae = on_meta(lambda: WanVae(VaeConfig(), encoder=encoder, decoder=not encoder), torch.float32)
+    vae = on_meta(lambda: WanVae(VaeConfig(), encoder=encoder, decoder=not encoder), DTYPES[dtype])
     load(vae, random_vae(), "cuda")
     return vae
 
 
-def our_decode(slabs: int = 0) -> dict[str, float]:
-    """81 frames of 1280*720 out of latents, exactly."""
+def our_decode(slabs: int = 0, dtype: "VaeDtype" = "fp32") -> dict[str, float]:
+    """81 frames of 1280*720 out of latents, in fp32 exactly."""
     import torch
 
-    vae = our_vae(encoder=False)
+    vae = our_vae(encoder=False, dtype=dtype)
     latents = torch.randn(16, *latent_grid("14B"), device="cuda")
     with torch.no_grad():
         return measure(lambda: vae.decode(latents, slabs=slabs), 2)
 
 
-def our_encode(slabs: int = 0) -> dict[str, float]:
-    """81 frames of 1280*720 from host memory into latents, exactly."""
+def our_encode(slabs: int = 0, dtype: "VaeDtype" = "fp32") -> dict[str, float]:
+    """81 frames of 1280*720 from host memory into latents, in fp32 exactly."""
     import torch
 
-    vae = our_vae(encoder=True)
+    vae = our_vae(encoder=True, dtype=dtype)
     video = torch.rand(3, 81, 720, 1280) * 2 - 1
     with torch.no_grad():
         return measure(lambda: vae.encode(video, slabs=slabs), 2)

@@ -12,6 +12,7 @@ import torch
 from wan.config import Task
 from wan.levers import Levers, LoadStrategy, WeightsDtype
 from wan.networks.dit import WanDit
+from wan.networks.dtypes import DTYPES
 from wan.networks.image import ImageEncoder, build_image_encoder
 from wan.networks.linear import in_fp8
 from wan.networks.text import TextEncoder, build_text_encoder
@@ -87,15 +88,16 @@ class Components:
         )
 
     def vae(self, levers: Levers, *, encoder: bool) -> Component[WanVae]:
-        """One half of the VAE, fp32."""
+        """One half of the VAE, in levers.vae_dtype."""
         config, fused = self._task.vae, levers.fused_kernels
+        dtype = DTYPES[levers.vae_dtype]
 
         def build() -> WanVae:
             return WanVae(config, encoder=encoder, decoder=not encoder, fused=fused)
 
         return Component(
             "vae",
-            lambda: on_meta(build, torch.float32),
+            lambda: on_meta(build, dtype),
             self._source(checkpoint.open_vae, fill.random_vae),
             strategy=self._strategy,
             device=self._device,

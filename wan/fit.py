@@ -22,8 +22,8 @@ from wan.parallel.environment import Place
 
 _PLANNER = "ray_memprof"
 _FIXED = (
-    "precision", "rope_chunks", "gradient_checkpointing", "sample_guide_scale", "sample_solver", "image", "first_frame",
-    "last_frame", "src_video", "src_mask", "src_ref_images",
+    "precision", "vae_dtype", "rope_chunks", "gradient_checkpointing", "sample_guide_scale", "sample_solver", "image",
+    "first_frame", "last_frame", "src_video", "src_mask", "src_ref_images",
 )  # fmt: skip
 """Flags besides the levers that decide how much memory is needed."""
 _LEVERS = (

@@ -11,7 +11,7 @@ from wan.config import (
     Solver,
 )
 from wan.errors import InputError
-from wan.levers import AttentionKernel, Levers, LoadStrategy, Matmul, Precision, WeightsDtype
+from wan.levers import AttentionKernel, Levers, LoadStrategy, Matmul, Precision, VaeDtype, WeightsDtype
 from wan.parallel.layout import Backend, VaeRanks
 
 # The words that the release accepts, in upper or lower case.
@@ -175,6 +175,12 @@ def _add_memory_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=levers.vae_slabs,
         help="slabs of the image in the VAE; 0: by size; 1: off",
+    )
+    group.add_argument(
+        "--vae_dtype",
+        choices=get_args(VaeDtype),
+        default=levers.vae_dtype,
+        help="dtype of the VAE; bf16: half of its memory, less time, inexact",
     )
     group.add_argument(
         "--attention_kernel",

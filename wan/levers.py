@@ -18,6 +18,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 WeightsDtype = Literal["precision", "fp8"]
 """Of the linear layers in the DiT's blocks: that of all other parameters, or e4m3 with a scale for each output."""
 Matmul = Literal["precision", "fp8"]
+VaeDtype = Literal["fp32", "bf16"]
 AttentionKernel = Literal["auto", "sdpa", "fa3", "fa3_fp8", "fa4"]
 KERNEL_PRECISIONS: dict[AttentionKernel, tuple[Precision, ...]] = {
     "fa3": ("bf16",), "fa3_fp8": ("bf16",), "fa4": ("bf16", "fp16"),
@@ -41,6 +42,9 @@ class Levers:
     """Token chunks in which rotary embedding holds its fp64 copies where no fused kernel runs; 1 is off."""
     vae_slabs: int = 0
     """Slabs of columns (or rows) in which the VAE works, exactly; 0 chooses by size, 1 is off."""
+    vae_dtype: VaeDtype = "fp32"
+    """bf16: weights, frames and what is remembered of them take half the memory, and convolutions less time; inexact.
+    Sums of taps, norms and the statistics of the latents are computed in fp32 all the same on CUDA."""
     gradient_checkpointing: bool = False
     """Recompute blocks in backward; without autograd it changes nothing and says so."""
     fused_kernels: bool = True
@@ -53,10 +57,12 @@ class Levers:
     @property
     def inexact(self) -> tuple[str, ...]:
         """What is on and changes the result, each as "lever value"; empty where the result is that of no lever."""
-        matmul = ("matmul fp8",) if self.matmul == "fp8" else ()
-        if self.attention_kernel not in INEXACT_KERNELS:
-            return matmul
-        return (*matmul, f"attention_kernel {self.attention_kernel}")
+        found = ["matmul fp8"] if self.matmul == "fp8" else []
+        if self.attention_kernel in INEXACT_KERNELS:
+            found.append(f"attention_kernel {self.attention_kernel}")
+        if self.vae_dtype != "fp32":
+            found.append(f"vae_dtype {self.vae_dtype}")
+        return tuple(found)
 
     def num_chunks(self, num_tokens: int) -> int:
         """Chunks of a pass over `num_tokens`: as asked, else of about 20,000 tokens, or 8,000 with slicing.

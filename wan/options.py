@@ -160,10 +160,11 @@ def describe(options: Options, num_ranks: int = 1) -> str:
 
 
 def _describe_dtypes(options: Options) -> str:
-    if options.weights_dtype == "precision":
-        return options.precision
-    product = "" if options.levers.matmul == "precision" else f" and matmul {options.levers.matmul}"
-    return f"{options.precision} with {options.weights_dtype} weights{product}"
+    told: str = options.precision
+    if options.weights_dtype != "precision":
+        product = "" if options.levers.matmul == "precision" else f" and matmul {options.levers.matmul}"
+        told += f" with {options.weights_dtype} weights{product}"
+    return told if options.levers.vae_dtype == "fp32" else f"{told}, VAE {options.levers.vae_dtype}"
 
 
 def _describe_ranks(options: Options, num_ranks: int) -> str:

@@ -99,7 +99,7 @@ class Pipeline:
         device: where the networks run.
         precision: storage and matrix products of the DiT, every parameter included; its time path, modulation,
             norm statistics and head are computed in fp32 whatever the storage. UMT5 runs in bf16 and CLIP in
-            fp16 as published, and in fp32 when this is fp32; the VAE always runs in fp32.
+            fp16 as published, and in fp32 when this is fp32; the VAE runs in levers.vae_dtype.
         weights_dtype: storage of the linear layers in the DiT's blocks; fp8 makes the result inexact, see linear.py.
         load_strategy: how weights get to the device, see residency.py.
         offload_model: give a network's device memory back after its stage.

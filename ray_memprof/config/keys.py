@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ray_memprof.store.level import Level
 from ray_memprof.store.run_files import trouble_with_name
 from wan.config import Language, Method, Solver
-from wan.levers import AttentionKernel, LoadStrategy, Matmul, Precision, WeightsDtype
+from wan.levers import AttentionKernel, LoadStrategy, Matmul, Precision, VaeDtype, WeightsDtype
 from wan.parallel.layout import NUM_PASSES, Backend, VaeRanks
 
 Weights = Literal["random", "checkpoint"]
@@ -217,6 +217,8 @@ class Optimization(Section):
     """Number of token chunks of the rotary embedding if no fused kernel runs; 1: off."""
     vae_slabs: int = 0
     """Number of slabs of columns or rows in which the VAE works; 0: chosen by size, 1: off."""
+    vae_dtype: VaeDtype = "fp32"
+    """dtype in which the VAE encodes and decodes. bf16: half of its memory, and less time; inexact."""
     fused_kernels: bool = True
     """Compute norms and rotary embedding in one kernel each (CUDA)."""
     matmul: Matmul = "precision"

@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.predictor.fake_device import FakeDevice
-from ray_memprof.predictor.sizes import latent_shape, num_slabs
+from ray_memprof.predictor.sizes import latent_shape, num_slabs, vae_number_bytes
 from wan.config import TASKS, Task, sides_of
 
 if TYPE_CHECKING:
@@ -317,7 +317,7 @@ def _feature_bytes(config: RunConfig) -> int:
 
     vae = TASKS[config.model.task].vae
     _, _, height, width = latent_shape(config)
-    pixel_bytes = 4 * vae.base_dim * vae.dim_mult[-1]
+    pixel_bytes = vae_number_bytes(config) * vae.base_dim * vae.dim_mult[-1]
     if config.num_ranks == 1 or config.parallel.vae == "rank0":
         return pixel_bytes * height * width
     last = rounds(max(height, width), num_slabs(config), config.num_ranks)[-1][0]

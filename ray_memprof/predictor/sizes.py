@@ -21,7 +21,13 @@ def chosen_slabs(config: RunConfig) -> int:
     """Slabs in which a chunk is decoded where the user leaves it open."""
     _, _, height, width = latent_shape(config)
     vae = TASKS[config.model.task].vae
-    return choose_slabs(4 * vae.base_dim * height * width * vae.stride[1] ** 2, DECODE_FRAMES)
+    frame_bytes = vae_number_bytes(config) * vae.base_dim * height * width * vae.stride[1] ** 2
+    return choose_slabs(frame_bytes, DECODE_FRAMES)
+
+
+def vae_number_bytes(config: RunConfig) -> int:
+    """Of each number in the weights and frames of the VAE."""
+    return {"fp32": 4, "bf16": 2}[config.optimization.vae_dtype]
 
 
 def num_slabs(config: RunConfig) -> int:

@@ -80,6 +80,8 @@ class Workspaces:
             return 0
         num_taps, num_pixels = math.prod(kernel), math.prod(x.shape[2:])
         if x.dtype != torch.float32:
+            if conv_order(x, weight) == torch.channels_last and not (num_in % 8 or num_out % 8):
+                return 0  # what its kernels read as it lies; not measured
             # Copies of all three in channels-last memory; channels of input and weight are padded to eight.
             padded = _up_to_multiple(num_in, 8)
             num_outputs = num_out * math.prod(

@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 
+from tests.references import relative_error
 from wan.config import TASKS
 from wan.levers import Levers
 from wan.pipeline import Pipeline, Request
@@ -71,6 +72,14 @@ def test_released_components_hold_no_device_memory() -> None:
     for strategy in ("full", "block", "stream"):
         video("t2v-tiny", load_strategy=strategy)
     assert held() - before < 2**20
+
+
+def test_a_vae_in_bf16_is_near_and_slabs_of_it_nearer() -> None:
+    """Its convolutions have kernels of their own, and the fused sums read bf16."""
+    plain, half = video("i2v-tiny"), video("i2v-tiny", levers=Levers(vae_dtype="bf16"))
+    assert 1e-4 < relative_error(half, plain) < 0.1
+    slabs = video("i2v-tiny", levers=Levers(vae_dtype="bf16", vae_slabs=3))
+    assert relative_error(slabs, half) < 0.5 * relative_error(half, plain)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

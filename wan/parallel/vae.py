@@ -62,7 +62,7 @@ def decode(vae: WanVae, z: Tensor, ranks: Ranks, slabs: int = 0) -> Tensor | Non
                 _hand_over(made, ranks)
             else:
                 slabs_of = [None if w is None else _part(video, dim, w, scale) for w in share]
-                _put_together(made, slabs_of, ranks)
+                _put_together(made, slabs_of, ranks, vae.dtype)
     return video
 
 
@@ -80,8 +80,13 @@ def _hand_over(made: Iterator[tuple[int, Tensor]], ranks: Ranks) -> None:
     pending.wait()
 
 
-def _put_together(made: Iterator[tuple[int, Tensor]], targets: list[Tensor | None], ranks: Ranks) -> None:
-    """On the first rank: its own pixels and those of the others into `targets`, on the host, one a rank."""
+def _put_together(
+    made: Iterator[tuple[int, Tensor]], targets: list[Tensor | None], ranks: Ranks, dtype: torch.dtype
+) -> None:
+    """On the first rank: its own pixels and those of the others into `targets`, on the host, one a rank.
+
+    Pixels are in `dtype` until they are there.
+    """
     own, *others = targets
     assert own is not None, "the first rank has the first slab"
     with HostWriter() as writer:
@@ -93,7 +98,9 @@ def _put_together(made: Iterator[tuple[int, Tensor]], targets: list[Tensor | Non
                 if target is not None
             ]
             # Posted before this rank's own work, so that no other rank waits for that work.
-            buffers = [(rank, part.new_empty(part.shape, device=ranks.device)) for rank, part in parts]
+            buffers = [
+                (rank, part.new_empty(part.shape, dtype=dtype, device=ranks.device)) for rank, part in parts
+            ]
             pending = ranks.receive(buffers)
             first, pixels = next(made)
             assert first == start, "every rank makes the same frames"

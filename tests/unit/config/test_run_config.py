@@ -54,7 +54,7 @@ def test_a_name_is_enough(write: Write) -> None:
             "ulysses": 1, "ring": 1, "cfg": 1, "dit_fsdp": False, "t5_fsdp": False, "vae": "rank0", "backend": "native",
         },
         "optimization": {
-            "attention_slicing": False, "ffn_chunks": 0, "rope_chunks": 16, "vae_slabs": 0,
+            "attention_slicing": False, "ffn_chunks": 0, "rope_chunks": 16, "vae_slabs": 0, "vae_dtype": "fp32",
             "fused_kernels": True, "matmul": "precision", "attention_kernel": "auto", "gradient_checkpointing": False,
             "batch_size": 1,
             "micro_batch_size": 1, "parallel_degree": None, "expandable_segments": True,

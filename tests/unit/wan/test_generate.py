@@ -250,7 +250,7 @@ def test_every_flag_of_memory_and_weights_reaches_the_pipeline(recorder: Recorde
     flags = (
         "--task t2i-tiny --ckpt_dir . --device cpu --precision fp16 --load_strategy block --offload_model False "
         "--t5_cpu --attention_slicing --ffn_chunks 3 --rope_chunks 2 --vae_slabs 5 --gradient_checkpointing "
-        "--fused_kernels False --weights_dtype fp8 --attention_kernel sdpa --save_file out.png"
+        "--fused_kernels False --weights_dtype fp8 --attention_kernel sdpa --vae_dtype bf16 --save_file out.png"
     )
     assert main(flags.split()) == EXIT_OK
     assert recorder.made_with == {
@@ -270,6 +270,7 @@ def test_every_flag_of_memory_and_weights_reaches_the_pipeline(recorder: Recorde
             gradient_checkpointing=True,
             fused_kernels=False,
             attention_kernel="sdpa",
+            vae_dtype="bf16",
         ),
         "layout": Layout(ranks=1),
     }

@@ -67,6 +67,7 @@ def test_no_flags_are_the_official_defaults() -> None:
             ffn_chunks=0,
             rope_chunks=16,
             vae_slabs=0,
+            vae_dtype="fp32",
             gradient_checkpointing=False,
             fused_kernels=True,
             matmul="precision",

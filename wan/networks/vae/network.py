@@ -159,8 +159,9 @@ class WanVae(nn.Module):
     def decode_features(self, z: Tensor) -> Tensor:
         """Latents [16, T', h, w] to what every slab is made from: features [T', C, h, w] on the device."""
         with span("vae.features"):
-            z = z.to(self._like()) * self._statistic(self.config.std) + self._statistic(self.config.mean)
-            z = self.conv2(z.movedim(1, 0))
+            z = z.to(self._like().device, torch.float32)
+            z = z * self._statistic(self.config.std) + self._statistic(self.config.mean)
+            z = self.conv2(z.to(self.dtype).movedim(1, 0))
             full = _full_pass(self.decoder.full_steps(), z)
             return torch.cat([x for frame in z.split(1) for x in full(frame)])
 
@@ -198,7 +199,7 @@ class WanVae(nn.Module):
 
     @torch.no_grad()
     def encode(self, video: Tensor, slabs: int = 0) -> Tensor:
-        """A video [3, F, H, W] in [-1, 1], F = 4n + 1, to its normalised mode latents [16, T', h, w].
+        """A video [3, F, H, W] in [-1, 1], F = 4n + 1, to its normalised mode latents [16, T', h, w] fp32.
 
         The video may be on the host: four frames of a slab at a time are moved to the parameters' device, and
         there the latents stay. `slabs` as in decode.
@@ -238,11 +239,12 @@ class WanVae(nn.Module):
 
     @torch.no_grad()
     def encode_latents(self, features: Tensor) -> Tensor:
-        """Whole features [T', C, h, w] to normalised mode latents [16, T', h, w]."""
+        """Whole features [T', C, h, w] to normalised mode latents [16, T', h, w] fp32."""
         with span("vae.latents"):
             full = _full_pass(self.encoder.full_steps(), features)
             moments = torch.cat([x for frame in features.split(1) for x in full(frame)])
             mode: Tensor = self.conv1(moments)[:, : self.config.z_dim].movedim(1, 0)
+            mode = mode.to(torch.float32)
             return (mode - self._statistic(self.config.mean)) / self._statistic(self.config.std)
 
     def num_slabs(self, height: int, width: int, num_frames: int) -> int:
@@ -250,12 +252,17 @@ class WanVae(nn.Module):
         frame_bytes = self.config.base_dim * height * width * self._like().element_size()
         return choose_slabs(frame_bytes, num_frames)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that all parameters and frames have; latents and the video are fp32."""
+        return self._like().dtype
+
     def _like(self) -> Tensor:
         """A parameter, for the device and dtype that all parameters have."""
         return next(self.parameters())
 
     def _statistic(self, values: tuple[float, ...]) -> Tensor:
-        return self._like().new_tensor(values).view(-1, 1, 1, 1)
+        return self._like().new_tensor(values, dtype=torch.float32).view(-1, 1, 1, 1)
 
 
 def cut_dim(frames: Tensor) -> int:

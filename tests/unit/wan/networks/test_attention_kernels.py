@@ -169,6 +169,8 @@ def test_the_levers_that_change_the_result_are_named() -> None:
     assert Levers().inexact == ()
     assert Levers(attention_kernel="fa3").inexact == ()
     assert Levers(attention_kernel="fa3_fp8").inexact == ("attention_kernel fa3_fp8",)
+    both = Levers(attention_kernel="fa3_fp8", vae_dtype="bf16")
+    assert both.inexact == ("attention_kernel fa3_fp8", "vae_dtype bf16")
 
 
 # ---- what they compute -------------------------------------------------------------------------------------------

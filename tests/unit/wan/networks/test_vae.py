@@ -7,6 +7,7 @@ from live_bytes import LiveBytes
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
+from tests.references import relative_error
 from wan.config import VaeConfig
 from wan.levers import LoadStrategy
 from wan.networks.vae import layers
@@ -195,6 +196,31 @@ def test_encode_equals_diffusers(
     torch.testing.assert_close(vae.encode(video, slabs), expected, atol=1e-5, rtol=0)
 
 
+# bf16.
+
+
+def test_bf16_is_near_fp32_and_latents_and_video_stay_fp32() -> None:
+    vae, half = tiny_vae(), tiny_vae().to(torch.bfloat16)
+    z, video = torch.randn(16, 2, 3, 6), torch.rand(3, 5, 24, 48) * 2 - 1
+    for made, expected in (
+        (half.decode(z), vae.decode(z)),
+        (half.encode(video), vae.encode(video)),
+        (half.decode(z, 2), vae.decode(z)),
+    ):
+        assert made.dtype == torch.float32
+        assert 1e-3 < relative_error(made, expected) < 6e-2
+
+
+def test_latents_far_from_zero_keep_the_digits_of_fp32_until_the_first_convolution() -> None:
+    """GIVEN statistics that round in bf16 THEN the shift by them does not: only its result is rounded."""
+    half, seen = tiny_vae().to(torch.bfloat16), []
+    half.conv2.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    z = torch.randn(16, 1, 2, 2)
+    half.decode(z)
+    mean, std = statistics()
+    assert torch.equal(seen[0], (z * std + mean).movedim(1, 0).to(torch.bfloat16))
+
+
 # Slabs.
 
 
@@ -289,10 +315,17 @@ def test_spans_name_features_slabs_and_chunks(vae: WanVae) -> None:
 # Memory, without a device.
 
 
-def peak_gib(what: str, height: int, width: int, frames: int, slabs: int) -> float:
+def peak_gib(
+    what: str, height: int, width: int, frames: int, slabs: int, dtype: torch.dtype = torch.float32
+) -> float:
     """Live bytes above weights, video and latents, in GiB, at the public size."""
     with FakeTensorMode(), torch.no_grad():
-        vae = WanVae(VaeConfig(), encoder=what == "encode", decoder=what == "decode").requires_grad_(False)
+        torch.set_default_dtype(dtype)
+        try:
+            vae = WanVae(VaeConfig(), encoder=what == "encode", decoder=what == "decode")
+        finally:
+            torch.set_default_dtype(torch.float32)
+        vae.requires_grad_(False)
         z = torch.empty(16, (frames - 1) // 4 + 1, height // 8, width // 8)
         video = torch.empty(3, frames, height, width)
         run = (
@@ -324,6 +357,13 @@ def test_480p_stays_under_its_bounds() -> None:
     missing = features_gib(18, 480, 832)
     assert peak_gib("decode", 480, 832, 9, 0) + missing < 2.5
     assert peak_gib("encode", 480, 832, 9, 0) + missing < 2.7
+
+
+@pytest.mark.parametrize("what", ["decode", "encode"])
+def test_bf16_takes_half_of_what_fp32_takes(what: str) -> None:
+    """What is fp32 all the same: the input, the first convolution's or the pixels' copy; a few per cent."""
+    half, whole = peak_gib(what, 240, 416, 9, 2, torch.bfloat16), peak_gib(what, 240, 416, 9, 2)
+    assert half == pytest.approx(whole / 2, rel=0.05)
 
 
 @pytest.mark.slow
