@@ -21,10 +21,10 @@ from ray_memprof.rank.process_end import ProcessEnd
 from ray_memprof.rank.session import Session
 from ray_memprof.rank.settings import Program, Settings
 from ray_memprof.rank.starters import start_of
+from ray_memprof.recorder.after_import import after_import
 from ray_memprof.store.level import Level
 from ray_memprof.wording import visible
 from ray_memprof.workload import main_program
-from ray_memprof.workload.after_import import after_import
 
 
 def main(argv: Sequence[str] | None = None) -> int:

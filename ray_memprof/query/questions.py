@@ -116,4 +116,7 @@ def rows_of(
 
 def fetched(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     """The rows that `sql` returns."""
-    return connection.sql(sql).to_arrow_table().to_pylist()  # type: ignore[no-any-return]
+    # Not connection.sql(): it looks up all that the SQL names once more, which takes a third of a short answer's time.
+    answer = connection.execute(sql)
+    names = [column[0] for column in answer.description]
+    return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]

@@ -24,9 +24,9 @@ from ray_memprof.rank.process_end import ProcessEnd
 from ray_memprof.rank.pulse import Pulse
 from ray_memprof.rank.script_messages import ScriptOrders, message_of
 from ray_memprof.rank.script_recording import ScriptRecording
+from ray_memprof.recorder.after_import import after_import
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.workload import main_program
-from ray_memprof.workload.after_import import after_import
 from ray_memprof.workload.script import run_script
 
 _PR_SET_PDEATHSIG = 1

@@ -22,7 +22,9 @@ def versions() -> Checks:
     found: Checks = {
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(
+            torch.__version__
+        ),  # its own class would make the driver import torch: it unpickles this
         "cuda": torch.version.cuda or "",
         "cudnn": "",
         "nccl": "",

@@ -8,7 +8,7 @@ Where a release of torch has none of that name, nothing is replaced: then gather
 """
 
 import functools
-import importlib
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ray_memprof.recorder.after_import import after_import
 from ray_memprof.recorder.replacements import Replacements
 from ray_memprof.recorder.rows import Owner
 from ray_memprof.recorder.spans import Attribute, span
@@ -48,10 +49,11 @@ def claiming_gathered(
         yield
         return
     gathered = _Gathered(claim, problem, names)
-    gathered.watch_fsdp2()
     gathered.watch_ddp()
     try:
-        yield
+        # FSDP takes a second to import: only a program that uses it shall.
+        with after_import(_FSDP2, gathered.watch_fsdp2):
+            yield
     finally:
         gathered.close()
 
@@ -100,13 +102,13 @@ class _Gathered:
             self._problem(f"what FSDP has gathered is not known: {error_line(error)}")
 
     def watch_fsdp2(self) -> None:
-        """The gathered shards of a group of parameters, the whole parameters, and what is reduced."""
+        """The gathered shards of a group of parameters, the whole parameters, and what is reduced; once imported."""
+        group: Any = sys.modules[_FSDP2]
         try:
-            group = importlib.import_module(_FSDP2)
             gather, copy_out, reduce = (
                 group.foreach_all_gather, group.foreach_all_gather_copy_out, group.foreach_reduce
             )  # fmt: skip
-        except (ImportError, AttributeError):
+        except AttributeError:
             return
 
         @functools.wraps(gather)

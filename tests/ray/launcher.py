@@ -26,8 +26,8 @@ HARD_LIMIT_S = 90.0
 DISK_MIB = 400
 """Of a disk that a test fills: more than preflight asks for the ranks."""
 
-RANKS = 3
-"""Of a run where a test does not say: one that fails, and two that wait for it; each costs seconds of two cores."""
+RANKS = 2
+"""Of a run where a test does not say: one that fails, and one that waits for it; each costs seconds of two cores."""
 
 
 @dataclass
@@ -163,15 +163,17 @@ def config_of(
     return config
 
 
+NODE = {"num_cpus": 4, "num_gpus": 2}
+
+
 @contextmanager
 def two_nodes() -> Iterator["Cluster"]:
     """A Ray cluster of two raylets with two GPUs each; this process is on the first node."""
     import ray
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 4, "num_gpus": 2, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    cluster.add_node(num_cpus=4, num_gpus=2)
+    cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    cluster.add_node(**NODE)
     try:
         yield cluster
     finally:

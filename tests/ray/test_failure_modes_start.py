@@ -60,7 +60,7 @@ def test_7_silent_listener_on_the_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "rank", "who"), [("torch", "2", "rank 2"), ("ray_memprof.rank.actor", "", "actor ")]
+    ("module", "rank", "who"), [("torch", "1", "rank 1"), ("ray_memprof.rank.actor", "", "actor ")]
 )
 def test_8_import_fails_in_a_rank(tmp_path: Path, module: str, rank: str, who: str) -> None:
     environ = {"PYTHONPATH": FAULTS, "FAULT_IMPORT": module, "FAULT_RANK": rank}
@@ -82,7 +82,7 @@ def test_8_import_fails_in_a_rank(tmp_path: Path, module: str, rank: str, who: s
 def test_8_a_rank_never_joins(tmp_path: Path) -> None:
     init_s = 15.0
     limits = {"num_gpus": 4, "timeouts": {"init_s": init_s, "stall_s": 600.0}}
-    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "never", "--at-rank", 2], ray=limits))
+    code, run = launch(tmp_path, config_of(tmp_path, ranks=3, args=["--fault", "never"], ray=limits))
 
     reason = "waiting for rank 2: not met within 15 s"
     assert (code, *run.verdict()) == (23, 23, "never_started", reason)

@@ -9,8 +9,17 @@ import pytest
 from command_line import import_script
 from empty_run import EmptyRun
 from PIL import Image
+from warm_processes import keep_warm
 
 from wan.config import TASKS
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"warm", "warm_runs"} & set(getattr(item, "fixturenames", ())):
+            # One worker for all of them (--dist loadgroup): another would start processes of its own.
+            item.add_marker(pytest.mark.xdist_group("warm"))
 
 
 @pytest.fixture
@@ -56,3 +65,9 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyRun]:
     """A run in memory, to be filled by each test."""
     with EmptyRun(tmp_path_factory.mktemp("run")) as run:
         yield run
+
+
+@pytest.fixture
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predictions share processes that stay from test to test."""
+    keep_warm(monkeypatch)

@@ -3,12 +3,17 @@
 import importlib.util
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_tables import make_ranks, make_run, span
+
+from ray_memprof.rank.messages import Outcome, Prepared
+from ray_memprof.rank.versions import versions
 
 WAN = Path(__file__).resolve().parents[2] / "wan"
 MODULES = sorted(
@@ -75,6 +80,51 @@ def test_what_runs_a_script_leaves_the_names_of_other_packages_free() -> None:
         "pydantic",
     } == set()
     assert "ray_memprof.config" not in found
+
+
+RECORDED = """
+import json, sys
+from pathlib import Path
+import torch
+from ray_memprof.recorder.options import RecordingOptions
+from ray_memprof.recorder.recording import recording
+from ray_memprof.workload.observed import observed
+
+with recording(RecordingOptions(run_dir=Path(sys.argv[1]), device="cpu")) as recorder, observed(recorder):
+    torch.nn.Linear(2, 2)(torch.ones(1, 2)).sum().backward()
+print(json.dumps(sorted({"torch._dynamo", "torch.distributed.fsdp", "sympy"} & sys.modules.keys())))
+"""
+
+
+def test_a_recording_imports_nothing_that_only_some_programs_use(tmp_path: Path) -> None:
+    """torch.compile and FSDP take seconds to import, and 100 MB."""
+    assert printed(RECORDED, str(tmp_path)) == []
+
+
+UNPICKLED = """
+import json, pickle, sys
+from pathlib import Path
+pickle.loads(Path(sys.argv[1]).read_bytes())
+print(json.dumps(sorted({"torch", "ray"} & sys.modules.keys())))
+"""
+
+
+def test_what_a_rank_tells_is_read_without_torch(tmp_path: Path) -> None:
+    """The driver has no other use for it: the version of torch is a class of torch."""
+    told = Prepared(run_dir=tmp_path, shared=True, environment={}, checks=versions())
+    (tmp_path / "told").write_bytes(pickle.dumps([told, Outcome(rank=0, status="ok")]))
+    assert printed(UNPICKLED, str(tmp_path / "told")) == []
+
+
+def printed(program: str, *arguments: str) -> Any:
+    """What a program prints last, as JSON, in an interpreter of its own."""
+    environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=WAN.parent, env=environ, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 ANSWERS = """

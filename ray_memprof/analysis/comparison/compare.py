@@ -136,7 +136,7 @@ def compare(
     parsed = [parse(text) for text in limits]
     folders = [path.resolve() for path in run_dirs]
     _refuse_alone(folders)
-    with open_runs(folders) as connection:
+    with open_runs(folders, only="") as connection:  # every question here is of each single run
         sides = _sides(connection, folders)
         if parsed and not allow_failed:
             _refuse_failed(sides)
@@ -211,12 +211,12 @@ def _gather(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side], rank: 
     of_rank = "" if rank is None else f" WHERE rank = {rank:d}"
     for number, side in enumerate(sides):
         begin = "INSERT INTO run_values" if number else "CREATE TEMP TABLE run_values AS"
-        # The views of each single run are in a schema of its own.
-        connection.execute(f"SET schema = 'run{number}'")
+        # The views of each single run are in a database of its own.
+        connection.execute(f"USE run{number}")
         connection.execute(f"{begin} SELECT {number} AS run, * FROM (\n{_text('run_values')}\n){of_rank}")
         if rank is not None:
             _refuse_unknown(connection, number, side, rank)
-    connection.execute("SET schema = 'main'")
+    connection.execute("USE memory")
     connection.execute(f"CREATE TEMP TABLE compared AS\n{_text('compared')}")
 
 
@@ -267,9 +267,9 @@ def _side(connection: duckdb.DuckDBPyConnection, number: int, folder: Path, labe
 
 def _bounds(connection: duckdb.DuckDBPyConnection, number: int) -> list[str]:
     """The caveats of the whole run; a span has columns of its own for them."""
-    connection.execute(f"SET schema = 'run{number}'")
+    connection.execute(f"USE run{number}")
     lines = caveats(connection)
-    connection.execute("SET schema = 'main'")
+    connection.execute("USE memory")
     return lines
 
 

@@ -33,7 +33,7 @@ def stage_peaks(run_dir: Path, other_dir: Path) -> StagePeaks:
     Raises:
         ConfigError: one of both is no run, or the other has the same source, or its source is not known.
     """
-    with open_runs([run_dir, other_dir]) as connection:
+    with open_runs([run_dir, other_dir], only="") as connection:
         here = connection.execute("SELECT source FROM run0.runs").fetchall()
         there = connection.execute("SELECT run_id, source FROM run1.runs").fetchall()
         if not there or (here and there[0][1] == here[0][0]):

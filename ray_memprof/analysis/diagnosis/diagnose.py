@@ -15,6 +15,7 @@ from pathlib import Path
 import duckdb
 
 from ray_memprof.analysis.diagnosis.row_text import Row
+from ray_memprof.query.questions import fetched
 
 _HERE = Path(__file__).parent
 EVIDENCE = (
@@ -86,7 +87,7 @@ def findings(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
     found = [
         _finding(rule, row, used)
         for rule in RULES
-        for row in connection.sql(rule_text(rule.name)).to_arrow_table().to_pylist()
+        for row in fetched(connection, rule_text(rule.name))
     ]
     return sorted(
         found,

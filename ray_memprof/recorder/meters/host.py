@@ -11,7 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
+from ray_memprof.recorder.after_import import after_import
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.recorder.meters.meter import Batch, HostRss, Reading
@@ -49,6 +50,11 @@ class _Operations(TorchDispatchMode):
         """Whether torch.compile works beside this mode; else it would refuse to compile the program."""
         return True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: torch's own guard would import torch.compile with the first operation; see _guard()."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
@@ -64,6 +70,18 @@ class _Operations(TorchDispatchMode):
         result = func(*args, **kwargs)
         self._meter.count(result, known)
         return result
+
+
+_UNGUARDED = _Operations.__torch_dispatch__
+
+
+def _guard() -> None:
+    """Keep torch.compile out of the meter: inside a compiled program it would compile what the meter does, too.
+
+    Importing torch._dynamo takes a second and 100 MB, so that only a program that imports it itself has it.
+    """
+    if _Operations.__torch_dispatch__ is _UNGUARDED:
+        _Operations.__torch_dispatch__ = torch._disable_dynamo(_UNGUARDED)  # type: ignore[method-assign]
 
 
 class HostMeter:
@@ -92,7 +110,7 @@ class HostMeter:
         self._lock = threading.RLock()
         self._host_rss = HostRss()
         self._operations: _Operations | None = None
-        self._replaced = Replacements()
+        self._replaced, self._guarded = Replacements(), ExitStack()
         self._frames: dict[tuple[Any, int], dict[str, Any]] = {}
         silent_in_children(self)
 
@@ -108,6 +126,7 @@ class HostMeter:
     def start(self) -> None:
         """Begin to count, on the calling thread and on those that are started from now on."""
         self.is_counting = True
+        self._guarded.enter_context(after_import("torch._dynamo", _guard))
         self._replaced.put(torch.UntypedStorage, "resize_", self._resized())
         self._replaced.put(threading.Thread, "start", self._hearing(threading.Thread.start))
         self._operations = _Operations(self)
@@ -119,6 +138,7 @@ class HostMeter:
             self._operations.__exit__(None, None, None)  # type: ignore[no-untyped-call]
             self._operations = None
         self._replaced.take_back()
+        self._guarded.close()
         self.is_counting = False
 
     def _hearing(self, start: Callable[..., None]) -> Callable[..., None]:

@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--fault", default="")
-    parser.add_argument("--at-rank", type=int, default=2)
+    parser.add_argument("--at-rank", type=int, default=-1, help="default: the last")
     parser.add_argument("--at-step", type=int, default=3)
     parser.add_argument(
         "--rest", type=float, default=0.0, help="seconds to stand still before the fault strikes"
@@ -101,9 +101,10 @@ def main() -> None:
         written.write_text(str(os.getpid()))
         written.rename(options.marker / f"rank{rank}.pid")  # whole from the first moment on
         (options.marker / f"rank{rank}.json").write_text(json.dumps(dict(os.environ)))
-    if options.fault == "never" and rank == options.at_rank:
+    at_rank = options.at_rank % world_size
+    if options.fault == "never" and rank == at_rank:
         time.sleep(3600)
-    if options.fault == "late" and rank == options.at_rank:
+    if options.fault == "late" and rank == at_rank:
         until = time.monotonic() + CHILD_S
         while time.monotonic() < until:
             sum(range(100_000))
@@ -119,7 +120,7 @@ def main() -> None:
     print(f"rank {rank} of {world_size} runs", flush=True)
     for step in range(options.steps):
         with span("denoise", step=step):
-            if options.fault and (rank, step) == (options.at_rank, options.at_step):
+            if options.fault and (rank, step) == (at_rank, options.at_step):
                 time.sleep(options.rest)
                 if options.marker:
                     (options.marker / "struck").write_text(repr(time.time()))

@@ -31,6 +31,7 @@ def config_of(folder: Path, **sections: Any) -> RunConfig:
     return from_mapping(mapping, source="x.yaml", folder=folder)
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.timeout(300)
 def test_a_run_that_is_as_predicted_and_one_that_takes_more(tmp_path: Path) -> None:
     # GIVEN a run that a GPU measured exactly as it is predicted

@@ -53,6 +53,7 @@ def test_ranks_of_their_own_processes_make_one_run_that_answers(tmp_path: Path) 
     assert (folder / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_process_that_is_killed_ends_the_run_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_process_that_is_killed_ends_the_run_in_one_line(
     assert (facts["status"], facts["exit_code"]) == ("failed", EXIT_START_FAILED)
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.timeout(300)
 def test_the_runs_of_a_matrix_are_set_side_by_side(tmp_path: Path) -> None:
     rows = "matrix:\n  - name: plain\n  - name: sliced\n    set: {optimization.attention_slicing: true}\n"

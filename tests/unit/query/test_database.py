@@ -239,6 +239,31 @@ def test_tables_columns_and_views_carry_their_meaning(run_dir: Path) -> None:
         )
 
 
+def test_a_run_is_opened_where_no_temporary_file_can_be_made(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    catalog = "SELECT view_name, sql, comment FROM duckdb_views() WHERE NOT internal ORDER BY view_name"
+    with database.open_run(run_dir) as connection:
+        known = connection.execute(catalog).fetchall()
+    database._definitions.cache_clear()
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    with database.open_run(run_dir) as connection:
+        assert connection.execute(catalog).fetchall() == known
+        assert connection.execute(COUNT.format("spans")).fetchone() == (2,)
+
+
+def test_a_forked_child_leaves_the_files_of_its_parent(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    database._remove(str(kept), os.getpid() + 1)
+    assert kept.exists()
+    database._remove(str(kept), os.getpid())
+    assert not kept.exists()
+
+
 ANALYSIS = (
     "ray_memprof.store.gather",
     "ray_memprof.query.database",

@@ -3,9 +3,10 @@
 import gc
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -243,6 +244,27 @@ def test_stacks_are_those_of_the_program() -> None:
         kib.__code__.co_firstlineno + 1,
     )
     assert [event.get("frames") for event in freed] == [None, None]
+
+
+def test_torch_compile_compiles_the_program_and_leaves_the_meter_alone() -> None:
+    """GIVEN a line that is not compiled, so that its operation runs as it is inside a compiled program."""
+    num_graphs = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        nonlocal num_graphs
+        num_graphs += 1
+        return graph.forward
+
+    def program(x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        exec("y * 3", {"y": y})
+        return y * 2
+
+    torch.compiler.reset()
+    with metering() as meter:
+        assert torch.compile(program, backend=backend)(torch.ones(4)).tolist() == [4.0] * 4
+        assert num_graphs == 2
+        assert [size for action, size, _ in told(meter) if action == "alloc"].count(16) >= 4
 
 
 def test_without_events_each_reading_has_the_peak_since_the_one_before() -> None:

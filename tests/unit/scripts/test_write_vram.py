@@ -27,6 +27,7 @@ def test_a_card_keeps_a_little_for_the_driver(gib: float, card: str) -> None:
     assert write_vram.smallest_card(int(gib * write_vram.GIB)) == card
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.timeout(300)
 def test_a_case_that_is_missing_is_predicted_kept_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

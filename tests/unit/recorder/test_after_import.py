@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_memprof.workload.after_import import after_import
+from ray_memprof.recorder.after_import import after_import
 
 
 @pytest.fixture
