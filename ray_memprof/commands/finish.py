@@ -1,5 +1,6 @@
 """ray-memprof finish: completes a run whose launcher was killed, or whose records are still on other hosts.
 
+$ ray-memprof finish nano /mnt/host2/profiler_logs/nano
 $ ray-memprof finish ulysses8 --from 20260102-030405-ab12
 """
 
@@ -14,7 +15,15 @@ from ray_memprof.wording import visible
 
 
 def finish(
-    run: Annotated[str, typer.Argument(help=RUN, autocompletion=run_names)],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN [FOLDER]...",
+            help=f"{RUN} Of a recorded program also the folders that its other hosts have left.",
+            autocompletion=run_names,
+            show_default=False,
+        ),
+    ],
     copies: Annotated[
         list[Path],
         typer.Option("--from", metavar="FOLDER", help="A copy of a host's scratch folder of this run."),
@@ -36,11 +45,12 @@ def finish(
     with errors_as_lines():
         from ray_memprof.driver import recorded
         from ray_memprof.driver.finish import finish as make_whole
+        from ray_memprof.driver.joining import joined
 
-        run_dir = find_run(run, output_dir)
+        run_dir, notes = joined([find_run(run, output_dir) for run in runs], wait_s=wait)
         is_recorded = recorded.is_recorded(run_dir)
         for line in (
-            recorded.complete(run_dir, wait_s=wait)
+            notes + recorded.complete(run_dir, wait_s=wait)
             if is_recorded
             else make_whole(run_dir, copies, address=address)
         ):

@@ -35,6 +35,8 @@ from ray_memprof.wording import rank_text
 _NO_WORD = "it was killed, or its host was"
 _NEVER = "it recorded nothing: it did not import torch, or ended before"
 _GPU = ("gpu_index", "gpu_uuid", "gpu_name", "device_total_bytes")
+CLOCK_OFFSET = "clock_offset_ns"
+"""Fact of a rank: by how much its clock was ahead, which was subtracted from its times when folders were joined."""
 _HOW = ("status", "exit_code", "reason", "path", "step", "oom_by", "oom_free_bytes")
 
 
@@ -60,12 +62,12 @@ def complete(run_dir: Path, *, wait_s: float = 0.0) -> list[str]:
             f"{run_dir.parent.name}/{run_dir.name} has not ended: still running: {rank_text(left)}",
             hint="wait until they have ended, or say how long to wait: --wait SECONDS",
         )
-    with _alone(run_dir):
+    with alone(run_dir):
         return _completed(RunFolder.open(run_dir))
 
 
 @contextmanager
-def _alone(run_dir: Path) -> Iterator[None]:
+def alone(run_dir: Path) -> Iterator[None]:
     """Wait until no other process completes this run: ranks that end at the same time may each start one."""
     held = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -84,10 +86,10 @@ def _completed(folder: RunFolder) -> list[str]:
     problems = list(dict.fromkeys([*problems, *gathered.problems]))
     _note_end(folder, notes, _verdict(facts, outcomes, notes), problems)
     config = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
-    # How a program splits its work is its own affair; times of all hosts are taken as they are.
-    no_place = dict.fromkeys(("clock_offset_ns", "ulysses", "ring", "cfg", "fsdp"), 0)
+    # How a program splits its work is its own affair.
+    no_place = dict.fromkeys(("ulysses", "ring", "cfg", "fsdp"), 0)
     rows = [
-        {**rank_columns(*report), "node": node, "local_rank": (note or {}).get("local_rank", 0), **no_place}
+        {**rank_columns(*report), **_place(note or {}), "node": node, **no_place}
         for report, note, (node, _) in zip(
             zip(facts, outcomes, strict=True), notes, node_places(facts), strict=True
         )
@@ -95,7 +97,8 @@ def _completed(folder: RunFolder) -> list[str]:
     write_driver_tables(run_dir, run_columns(folder.facts, config), rows)
     lines = derive.derive(run_dir, problems)
     folder.note(problems=problems)
-    return ended_lines(run_dir, first_line(folder.facts), problems, lines)
+    lines = ended_lines(run_dir, first_line(folder.facts), problems, lines)
+    return lines + _elsewhere_lines(run_dir, notes)
 
 
 def _report(rank: int, note: Mapping[str, Any] | None) -> tuple[RankFacts, Outcome]:
@@ -117,6 +120,22 @@ def _report(rank: int, note: Mapping[str, Any] | None) -> tuple[RankFacts, Outco
             check=None if check is None else ReplayCheck(**check),
         ),
     )
+
+
+def _place(note: Mapping[str, Any]) -> dict[str, int]:
+    """Columns of the table ranks; joining.py notes a clock offset where it has found one."""
+    return {name: note.get(name, 0) for name in ("local_rank", CLOCK_OFFSET)}
+
+
+def _elsewhere_lines(run_dir: Path, notes: Sequence[Mapping[str, Any] | None]) -> list[str]:
+    """What is said of ranks that left nothing here: a host without this disk keeps a folder of its own."""
+    absent = [rank for rank, note in enumerate(notes) if note is None]
+    if not absent or len(absent) == len(notes):
+        return []
+    return [
+        f"hint: {rank_text(absent)} left nothing here; if their host keeps a run folder of its own: "
+        f"ray-memprof finish {run_dir} FOLDER"
+    ]
 
 
 def _note_end(

@@ -3,9 +3,10 @@
     RAY_MEMPROF=1 torchrun --nproc_per_node 8 train.py
     RAY_MEMPROF=settings.yaml accelerate launch train.py
 
-torch calls load() at the end of `import torch`, in every process: it is an entry point of the group torch.backends. A
-process is recorded if a starter gave it a rank, or as soon as it starts CUDA. A settings file has the keys of
-settings.Settings. Nothing here may break the import: everything is caught.
+torch calls record_where_asked() of ray_memprof at the end of `import torch`, in every process: it is an entry point of
+the group torch.backends, and calls load() where RAY_MEMPROF is set. A process is recorded if a starter gave it a rank,
+or as soon as it starts CUDA. A settings file has the keys of settings.Settings. Nothing here may break the import:
+everything is caught.
 """
 
 import os

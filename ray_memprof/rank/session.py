@@ -22,9 +22,16 @@ from ray_memprof.rank.finisher import finish_later, finished
 from ray_memprof.rank.process_recording import ProcessRecording, line_of
 from ray_memprof.rank.settings import Program, Settings
 from ray_memprof.rank.starters import Start
-from ray_memprof.store.joint_folder import announce_failure, await_joint, make_joint, withdraw
+from ray_memprof.store.joint_folder import (
+    NoFolderYet,
+    announce_failure,
+    await_joint,
+    make_joint,
+    patience_s,
+    withdraw,
+)
 from ray_memprof.store.processes import process_facts
-from ray_memprof.store.rank_notes import note_rank, still_running
+from ray_memprof.store.rank_notes import note_rank, rank_note, still_running
 from ray_memprof.store.standing import RUNNING
 
 if TYPE_CHECKING:
@@ -64,6 +71,7 @@ class Session(ProcessRecording):
             # Ranks that record twice under one name must not join the folder of the first time.
             self._start = replace(start, key=f"{start.key}-{_num_sessions[self._name]}")
         self._folder: RunFolder | None = None
+        self._made_it = False
         self._device, self._facts = "cpu", dict[str, Any]()
 
     def forked(self) -> None:
@@ -106,14 +114,19 @@ class Session(ProcessRecording):
         import yaml
 
         start = self._start
-        if start.rank:
+        if start.leads_host:
+            with suppress(NoFolderYet):
+                wait_s = patience_s(self._output_dir)
+                return await_joint(self._output_dir, self._name, start.key, wait_s=wait_s)
+        elif start.rank:
             return await_joint(self._output_dir, self._name, start.key)
         config = self._settings.config(self._program, start, self._device.partition(":")[0])
         text = yaml.safe_dump(config, sort_keys=False)
         folder = make_joint(
             self._output_dir, self._name, start.key, config_text=text, num_ranks=start.num_ranks
         )
-        folder.note(started_by="record")
+        folder.note(started_by="record", start=dict(start.variables))
+        self._made_it = True
         return folder
 
     def leave(self, exit_code: int) -> None:
@@ -185,17 +198,28 @@ class Session(ProcessRecording):
         Where this rank has failed, others may wait for it until the starter has seen it end, and kills them.
         """
         start, run_dir = self._start, self._run_folder()
-        if start.rank == 0:
+        if self._made_it:
             withdraw(self._output_dir, self._name, start.key)
+            if start.rank:
+                self._tell(
+                    f"what the ranks of this host recorded is in {run_dir}, apart from rank 0's folder"
+                )
+                self._tell(
+                    "hint: ray-memprof finish FOLDER FOLDER takes both together, from copies or mounts"
+                )
         if start.rank == 0 and (is_ok or start.num_ranks == 1):
             if not still_running(run_dir, start.num_ranks, wait_s=WAIT_S):
                 for line in finished(run_dir):
                     self._tell(line)
                 return
-        if start.rank == 0 or not is_ok:
+        if self._has_rank_0() and (start.rank == 0 or not is_ok):
             log = finish_later(run_dir)
             if log is not None:
                 self._tell(f"the run is completed once all ranks have ended; see {log}")
+
+    def _has_rank_0(self) -> bool:
+        """Whether the run folder is rank 0's, and not that of a host which does not share its disk."""
+        return self._start.rank == 0 or rank_note(self._run_folder(), 0) is not None
 
     def _tell(self, text: str) -> None:
         with suppress(Exception):  # a program may have closed its standard error

@@ -7,7 +7,7 @@ Pure: takes a mapping, and needs neither torch nor Ray.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ray_memprof.errors import ConfigError
 
@@ -38,6 +38,10 @@ class Start:
     """Among those of its host."""
     key: str = ""
     """The same for all ranks of one start, different for another start that runs at the same time; "": one rank."""
+    leads_host: bool = False
+    """Whether it is the first rank of a host that does not have rank 0, as far as the starter says so."""
+    variables: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """What the starter calls this start: variables that all its ranks have alike."""
 
 
 def start_of(environ: Mapping[str, str]) -> Start:
@@ -58,8 +62,15 @@ def start_of(environ: Mapping[str, str]) -> Start:
                 f"environment variable {names[0]} is {rank}, and {names[1]} is {num_ranks}",
                 hint="ranks are numbered from 0",
             )
-        key = _key(environ, num_ranks) if num_ranks > 1 else ""
-        return Start(rank=rank, num_ranks=num_ranks, local_rank=local_rank, key=key)
+        shared = {one: environ[one] for one in _OF_ONE_START if one in environ} if num_ranks > 1 else {}
+        return Start(
+            rank=rank,
+            num_ranks=num_ranks,
+            local_rank=local_rank,
+            key=_key(shared, num_ranks) if num_ranks > 1 else "",
+            leads_host=rank > 0 and local_rank == 0 and names[2] in environ,
+            variables=shared,
+        )
     return Start()
 
 
@@ -75,6 +86,6 @@ def _number(environ: Mapping[str, str], name: str, *, beside: str) -> int:
     return int(text)
 
 
-def _key(environ: Mapping[str, str], num_ranks: int) -> str:
-    known = [f"{name}={environ[name]}" for name in _OF_ONE_START if name in environ]
+def _key(shared: Mapping[str, str], num_ranks: int) -> str:
+    known = [f"{name}={value}" for name, value in shared.items()]
     return hashlib.sha256("\n".join([str(num_ranks), *known]).encode()).hexdigest()[:16]

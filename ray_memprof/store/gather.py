@@ -12,9 +12,9 @@ Folders of nodes that share no file system come as chunks of bytes: send() there
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -200,6 +200,13 @@ def _read_manifest(path: Path, found: RankRows) -> list[Sealed]:
         except (ValueError, TypeError):
             found.problems.append(f"rank {found.rank}: line {number} of {path} cannot be read")
     return listed
+
+
+def rewrite_sizes(run_dir: Path, rank: int, sizes: Mapping[tuple[str, str], int]) -> None:
+    """Note new sizes in bytes of parts, by table and file, in the manifest of a rank whose rows are gathered."""
+    path = manifest_path(run_dir, rank)
+    listed = _read_manifest(path, RankRows(rank=rank))
+    _write_manifest(path, [replace(one, bytes=sizes.get((one.table, one.file), one.bytes)) for one in listed])
 
 
 def _write_manifest(path: Path, listed: Sequence[Sealed]) -> None:

@@ -3,6 +3,9 @@
     folder = make_joint(output_dir, "nanogpt", key, config_text=text, num_ranks=8)      # rank 0
     folder = await_joint(output_dir, "nanogpt", key)                                    # the other ranks
 
+On a disk that rank 0 does not share, the first rank of the host makes a folder for the ranks of that host, in the same
+way, once it has waited patience_s(output_dir) for rank 0's; driver/joining.py takes the folders together.
+
 The file lies beside the runs of that name, and goes when rank 0 ends. One that an earlier start left behind, because
 its rank 0 was killed, is told by its process, or on another host by its age.
 """
@@ -20,8 +23,20 @@ from ray_memprof.store.run_files import announcement_name
 from ray_memprof.store.run_folder import RunFolder, is_run
 from ray_memprof.store.whole_file import replacing
 
+
+class NoFolderYet(NeverArrived):
+    """Rank 0 has not announced a folder on this disk."""
+
+
 WAIT_S = 60.0
 """Seconds that a rank waits for the folder: all ranks start together, but import torch at different speeds."""
+_WAIT_HERE_S = 10.0
+"""The same for the first rank of a host, on a disk of that host: rank 0 may be another node of the same machine."""
+_WAIT_AFAR_S = 45.0
+"""The same on a disk of the network: less than WAIT_S, for the other ranks of the host wait for this one."""
+_HOST_DISKS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
+"""Kinds of file systems that no other host writes to."""
+_MOUNTS = Path("/proc/self/mounts")
 _FRESH_S = 120.0
 """So long an announcement of another host counts: whether its process still runs cannot be seen from here."""
 _LOOK_S = 0.05
@@ -64,7 +79,8 @@ def await_joint(
     """The folder that rank 0 of the same start has made, as soon as it is there.
 
     Raises:
-        NeverArrived: it is not there after `wait_s`, or rank 0 has said that there will be none.
+        NoFolderYet: it is not there after `wait_s`.
+        NeverArrived: rank 0 has said that there will be none.
     """
     path = _announcement(output_dir, name, key)
     until = clock() + wait_s
@@ -77,11 +93,29 @@ def await_joint(
             if is_run(folder, facts["run_id"]):
                 return RunFolder.open(folder)
         if clock() >= until:
-            raise NeverArrived(
+            raise NoFolderYet(
                 f"rank 0 made no run folder in {path.parent} within {wait_s:.0f} s",
                 hint="set --output-dir to a folder that all ranks share",
             )
         sleep(_LOOK_S)
+
+
+def patience_s(output_dir: Path) -> float:
+    """Seconds that the first rank of a host waits for rank 0's folder before it makes one for its host."""
+    return _WAIT_HERE_S if _disk_kind(output_dir.resolve()) in _HOST_DISKS else _WAIT_AFAR_S
+
+
+def _disk_kind(folder: Path) -> str:
+    """The kind of the file system that holds `folder`, which may not be there yet; "": it is not known."""
+    found, kind = Path(""), ""
+    with suppress(OSError):
+        for line in _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            _, point, this, *_ = line.split(" ")
+            place = Path(point.replace("\\040", " "))
+            # Of several mounts at one place, the last one is seen.
+            if folder.is_relative_to(place) and len(place.parts) >= len(found.parts):
+                found, kind = place, this
+    return kind
 
 
 def withdraw(output_dir: Path, name: str, key: str) -> None:

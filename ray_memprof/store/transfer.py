@@ -45,7 +45,7 @@ class Remote:
 
 def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
     """Yield the files of these ranks in a scratch folder, in chunks; manifests first, to notice a torn transfer."""
-    for path in _files_of(folder, ranks):
+    for path in files_of(folder, ranks):
         with open(path, "rb") as file:
             data = file.read(chunk_bytes)
             yield name_in_run(folder, path), data
@@ -58,14 +58,15 @@ def remove(folder: Path, ranks: Iterable[int]) -> None:
 
     Another node of the same host may have ranks in the same folder: the files of those ranks stay.
     """
-    for path in _files_of(folder, ranks):
+    for path in files_of(folder, ranks):
         path.unlink()
     for path in [*sorted(folder.rglob("*/"), reverse=True), folder]:
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
 
 
-def _files_of(folder: Path, ranks: Iterable[int]) -> list[Path]:
+def files_of(folder: Path, ranks: Iterable[int]) -> list[Path]:
+    """The files of these ranks in a folder: what send() sends."""
     names = []
     for rank in ranks:
         names += [manifest_path(folder, rank)]

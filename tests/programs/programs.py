@@ -12,6 +12,7 @@ from ray_memprof.query import database, questions
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 100
 RECORD = (sys.executable, "-m", "ray_memprof.record")
+TORCHRUN_NODES = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "2")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 MODEL = """
 import torch

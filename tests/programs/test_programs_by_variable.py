@@ -11,7 +11,8 @@ ON = {"RAY_MEMPROF": "1"}
 
 pytestmark = pytest.mark.skipif(
     not any(
-        one.value == "ray_memprof.rank.hook:load" for one in metadata.entry_points(group="torch.backends")
+        one.dist is not None and one.dist.name == "ray-memprof"
+        for one in metadata.entry_points(group="torch.backends")
     ),
     reason="the entry point is not installed: make env",
 )

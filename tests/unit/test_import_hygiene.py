@@ -40,7 +40,7 @@ print(json.dumps(sorted(sys.modules)))
 
 def modules_after_importing(*names: str) -> set[str]:
     """The modules that a fresh interpreter holds after importing `names`."""
-    # torch loads the entry points of other packages; ray_memprof has one (rank/hook.py).
+    # torch loads the entry points of other packages; ray_memprof has one.
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     command = [sys.executable, "-c", PROGRAM, *names]
     done = subprocess.run(

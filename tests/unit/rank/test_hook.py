@@ -1,10 +1,14 @@
 """The entry point of torch: what it does where CUDA starts later, and that it never breaks the import."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
 
+from ray_memprof import record_where_asked
 from ray_memprof.rank import hook
 
 
@@ -81,3 +85,25 @@ def test_no_error_of_ours_breaks_the_import(
     err = capsys.readouterr().err
     assert err.startswith("ray-memprof: RAY_MEMPROF=1: nothing is recorded: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("value", "num_loads"), [(None, 0), ("", 0), ("0", 0), ("1", 1), ("run.yaml", 1)])
+def test_what_torch_calls_reads_one_variable_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, num_loads: int
+) -> None:
+    loads: list[None] = []
+    monkeypatch.setattr(hook, "load", lambda: loads.append(None))
+    monkeypatch.delenv("RAY_MEMPROF", raising=False)
+    if value is not None:
+        monkeypatch.setenv("RAY_MEMPROF", value)
+    record_where_asked()
+    assert len(loads) == num_loads
+
+
+def test_where_nothing_is_asked_for_no_other_module_of_ours_is_read() -> None:
+    text = "import sys, ray_memprof; ray_memprof.record_where_asked(); print([m for m in sys.modules if 'memprof' in m])"
+    environ = {name: one for name, one in os.environ.items() if name != "RAY_MEMPROF"}
+    done = subprocess.run(
+        [sys.executable, "-c", text], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "['ray_memprof']\n"
