@@ -26,7 +26,7 @@ from ray_memprof.predictor.fake_device import FakeDevice, Stream
 MOST_CALLS_KEPT = 2
 """Calls after which a block that a call keeps must be free, at most."""
 _NEVER_AGAIN = {
-    "outside", "stream.new", "stream.query", "event.query", "empty_cache", "span.failed", "record_stream",
+    "outside", "stream.new", "stream.query", "event.query", "empty_cache", "span.failed",
 }  # fmt: skip
 """What happens once, or depends on what time it is: a call in which it happens is no repeat."""
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.memory_format)
@@ -84,6 +84,8 @@ class CallRecord:
     freed: dict[int, int] = field(default_factory=dict)
     """Numbers of blocks of earlier calls that it freed, and how many calls ago each was taken."""
     returned: set[int] = field(default_factory=set)
+    others: set[Block] = field(default_factory=set)
+    """Blocks that it has let other streams use, and that were there before: the next call needs them, too."""
     events: "list[weakref.ref[Event]]" = field(default_factory=list)
 
     @property
@@ -168,8 +170,11 @@ class Reader:
             return kind, *(self._events.get(event, event) for event in entry[1:])
         elif kind == "wait_event":
             return kind, entry[1], self._events.get(entry[2], entry[2])
-        elif kind == "claim":
-            return kind, self._blocks.get(entry[1], entry[1]), *entry[2:]
+        elif kind in ("claim", "record_stream"):
+            name = self._blocks.get(entry[1])
+            if name is None and kind == "record_stream":
+                self._made.others.add(entry[1])
+            return kind, name or entry[1], *entry[2:]
         return entry
 
     def _took(self, size: int, block: Block) -> tuple[Any, ...]:

@@ -211,8 +211,12 @@ class FakeDevice:
 
     def record_stream(self, storage: torch.UntypedStorage, stream: Stream) -> None:
         """As Tensor.record_stream(): once freed, the block waits for what that stream has to do by then."""
-        self.note("record_stream")
-        self._users.setdefault(self._blocks[storage], []).append(stream)
+        self.use(self._blocks[storage], stream)
+
+    def use(self, block: Block, stream: Stream) -> None:
+        """The same for a block."""
+        self.note("record_stream", block, stream)
+        self._users.setdefault(block, []).append(stream)
 
     def free(self, block: Block) -> None:
         """Give a block back to the allocator: at once, or at a request after the streams that use it have passed."""
@@ -279,6 +283,11 @@ class FakeDevice:
             self._queued.append(self.stream.free_ns)
             if len(self._queued) == self._queued.maxlen:
                 self.wait_until(self._queued[0])
+
+    def occupy(self, stream: Stream, duration_ns: int) -> None:
+        """Let a stream be busy for so long, from the moment at which it has nothing else to do; the host is not."""
+        self.note("occupy", stream, duration_ns)
+        stream.free_ns = max(stream.free_ns, self.now_ns) + duration_ns
 
     def wait_until(self, time_ns: int) -> None:
         """Let the host wait."""

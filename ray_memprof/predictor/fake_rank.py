@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from ray_memprof.allocator.rules import Rules
 from ray_memprof.allocator.settings import given, settings_of
@@ -136,6 +137,7 @@ def faked(device: "FakeDevice", plan: FakeRank) -> "Iterator[None]":
     """
     # Before torch is changed: it looks through itself when it is imported.
     import torch._dynamo
+    from torch.autograd.profiler import record_function
 
     from ray_memprof.predictor.fake_cuda import fake_cuda
     from ray_memprof.predictor.fake_group import fake_group
@@ -145,11 +147,18 @@ def faked(device: "FakeDevice", plan: FakeRank) -> "Iterator[None]":
     del torch
     with ExitStack() as stack:
         stack.enter_context(fake_cuda(device))
+        for name in ("__enter__", "__exit__"):
+            # torch marks its own work for its profiler, which nobody runs here.
+            stack.enter_context(patch.object(record_function, name, _nothing))
         stack.enter_context(fake_kernels(device, plan.packages))
         if plan.num_ranks > 1:
             assert plan.shapes is not None, "several ranks need a file for shapes"
             stack.enter_context(fake_group(device, Shapes(plan.shapes), plan.environment))
         yield
+
+
+def _nothing(*_: object) -> None:
+    return None
 
 
 def _without_file(config: RunConfig) -> RunConfig:

@@ -19,9 +19,13 @@ WITHOUT_KERNEL = VIEWS | {
 IN_PLACE = {
     aten.add_.Tensor, aten.add_.Scalar, aten.sub_.Tensor, aten.mul_.Tensor, aten.mul_.Scalar, aten.div_.Tensor,
     aten.addcmul_.default, aten.copy_.default, aten.clamp_.default, aten.reciprocal_.default, aten.silu_.default,
-    aten.gelu_.default, aten.fill_.Scalar, aten.zero_.default,
+    aten.gelu_.default, aten.fill_.Scalar, aten.zero_.default, aten.uniform_.default, aten.normal_.default,
 }  # fmt: skip
 """They return their first argument, whose metadata stay as they are."""
+BY_ELEMENT = {aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten._to_copy.default}
+"""Of a tensor of floats and numbers they make one of the same shape: how long it is, need not be remembered."""
+FILLS = {"fsdp.split_with_sizes_copy.default"}
+"""They write to tensors that they are given, and return nothing; FSDP's own are there once it is imported."""
 WITH_BIAS = {aten.addmm.default, aten._addmm_activation.default}
 """Products that torch hands to cuBLASLt, with the bias in the epilogue."""
 PRODUCTS: Mapping[Any, Any] = {

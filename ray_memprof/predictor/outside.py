@@ -72,13 +72,12 @@ class PageLocked:
 class Transfer:
     """What torch.distributed returns for a batch: wait() lets the current stream wait, not the host."""
 
-    def __init__(self, device: FakeDevice, done_ns: int) -> None:
-        self._device, self._done_ns = device, done_ns
+    def __init__(self, device: FakeDevice, done: Any) -> None:
+        self._device, self._done = device, done
 
     def wait(self) -> bool:
         """Begin no more work on the current stream before the batch is done."""
-        stream = self._device.stream
-        stream.free_ns = max(stream.free_ns, self._done_ns)
+        self._device.stream.wait_event(self._done)
         return True
 
 
@@ -132,8 +131,8 @@ class Nccl:
         # The link carries both directions at once.
         seconds = max(num_bytes.values()) / device.profile.link_bytes_per_s
         self._stream.wait_stream(device.stream)
-        self._stream.free_ns = max(self._stream.free_ns, device.now_ns) + int(seconds * 1e9)
-        return Transfer(device, self._stream.free_ns)
+        device.occupy(self._stream, int(seconds * 1e9))
+        return Transfer(device, self._stream.record_event())
 
     def _connect(self, to: set[int], sources: set[int]) -> None:
         new_receivers, new_senders = len(to - self._receivers), len(sources - self._senders)

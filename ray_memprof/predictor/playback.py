@@ -71,6 +71,8 @@ class Playback:
             "alloc": self._alloc,
             "free": self._free,
             "run": device.run,
+            "occupy": device.occupy,
+            "record_stream": lambda name, stream: device.use(self._block(name), stream),
             "host": self._host,
             "set_stream": device.set_stream,
             "synchronize": device.synchronize,

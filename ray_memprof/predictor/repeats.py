@@ -149,12 +149,11 @@ class Repeats:
         return call
 
     def _is_playable(self, records: list[CallRecord]) -> bool:
-        """Whether what the calls before have kept is still there."""
+        """Whether what the calls before have kept, and what they have used of others, is still there."""
         last, device = records[0], self._device
+        kept = [records[age].blocks[number] for number, calls in last.kept.items() for age in range(calls)]
         return device.stream is last.stream and all(
-            device.owner_of(records[age].blocks[number]) is not None
-            for number, calls in last.kept.items()
-            for age in range(calls)
+            device.owner_of(block) is not None for block in (*kept, *last.others)
         )
 
     def _play(self, mode: FakeTensorMode, history: _History, arguments: list[Any]) -> Any:

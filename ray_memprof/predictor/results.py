@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from ray_memprof.predictor.operation_kinds import IN_PLACE, VIEWS
+from ray_memprof.predictor.operation_kinds import BY_ELEMENT, FILLS, IN_PLACE, VIEWS
 
-_NEW, _CHANGED, _VIEW, _OTHER = "new", "changed", "view", "other"
+_NEW, _CHANGED, _VIEW, _FILLS, _OTHER = "new", "changed", "view", "fills", "other"
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.device, torch.memory_format)
 
 
@@ -41,6 +41,8 @@ class Results:
         self._mode = mode
         self._known: dict[Any, tuple[_Made, ...]] = {}
         self._kinds: dict[Any, str] = {}
+        self._attributes: dict[torch.device, dict[str, Any]] = {}
+        """What a fake tensor that has just been made has, by device."""
 
     def of(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The result of an operation: made from what is known, or by FakeTensorMode."""
@@ -48,10 +50,23 @@ class Results:
         if kind is None:
             kind = self._kinds[func] = _kind(func)
         if kind == _NEW:
-            return self._new(func, args, kwargs)
+            made = self._like(func, args, kwargs) if func in BY_ELEMENT else None
+            return self._new(func, args, kwargs) if made is None else made
+        if kind == _FILLS:
+            return None
         if kind == _OTHER or not isinstance(args[0], FakeTensor):
             return func(*args, **kwargs)
         return args[0] if kind == _CHANGED else self._view(func, args, kwargs)
+
+    def _like(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> FakeTensor | None:
+        """Of a row of floats, by element: a row as long as it. None: it is not as simple as that."""
+        first = args[0]
+        if type(first) is not FakeTensor or first.stride() != (1,) or not first.dtype.is_floating_point:
+            return None
+        if any(type(one) is not float for one in args[1:]) or kwargs.keys() - {"dtype"}:
+            return None
+        made = _Made(first.shape, first.stride(), kwargs.get("dtype") or first.dtype, first.fake_device)
+        return self._make(made)
 
     def _new(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Tensors that share memory with no other, from what is known of such arguments."""
@@ -75,16 +90,37 @@ class Results:
     def _make(self, made: _Made) -> FakeTensor:
         with torch._C._DisableTorchDispatch():
             plain = torch.empty_strided(made.shape, made.stride, dtype=made.dtype, device="meta")
-            return FakeTensor(self._mode, plain, made.device)
+            return self._fake(plain, made.device)
+
+    def _fake(self, plain: Tensor, device: torch.device) -> FakeTensor:
+        """As FakeTensor(), which looks through arguments that are never given here, for a `device` with its index."""
+        attributes = self._attributes.get(device)
+        if attributes is None:
+            first = FakeTensor(self._mode, plain, device)
+            self._attributes[device] = dict(vars(first))
+            return first
+        made: FakeTensor = Tensor._make_subclass(
+            FakeTensor, plain, plain.requires_grad, dispatch_device=True, device_for_backend_keys=device
+        )
+        torch._C._set_throw_on_mutable_data_ptr(made)
+        vars(made).update(attributes)
+        return made
 
     def _view(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Other shapes on the memory of the first argument."""
-        with in_kernel_invocation_manager(self._mode):
-            plain = func(*args, **kwargs)
+        mode = self._mode
+        # As in_kernel_invocation_manager(), for operations that are not within others.
+        with torch._C._DisableTorchDispatch(), torch._C._PreserveDispatchKeyGuard():
+            mode.in_kernel_invocation = True
+            torch._C._set_meta_in_tls_dispatch_include(True)
+            try:
+                plain = func(*args, **kwargs)
+            finally:
+                mode.in_kernel_invocation = False
         device = args[0].fake_device
         if isinstance(plain, Tensor):
-            return FakeTensor(self._mode, plain, device)
-        return [FakeTensor(self._mode, one, device) for one in plain]
+            return self._fake(plain, device)
+        return [self._fake(one, device) for one in plain]
 
 
 def _kind(func: Any) -> str:
@@ -93,6 +129,8 @@ def _kind(func: Any) -> str:
         return _CHANGED
     if func in VIEWS:
         return _VIEW
+    if str(func) in FILLS:
+        return _FILLS
     schema = func._schema
     if schema.is_mutable or func.namespace != "aten" or not schema.returns:
         return _OTHER

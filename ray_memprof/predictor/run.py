@@ -187,7 +187,7 @@ def _predict_ranks(first: FakeRank, say: Say, processes: Processes) -> list[Pred
 
 
 def _num_processes(config: RunConfig) -> int:
-    return min(NUM_PROCESSES, len(alike(config)))
+    return min(NUM_PROCESSES + 1, len(alike(config)))
 
 
 def _ranks_text(ranks: list[int]) -> str:

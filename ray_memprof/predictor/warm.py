@@ -1,0 +1,21 @@
+"""Imports what every prediction needs, and no GPU: where there is one, its memory is the run's.
+
+Imported in processes that do nothing else (processes.py). What is imported stays until they end, so the collector of
+garbage does not look through it again and again.
+"""
+
+import gc
+import os
+
+gc.disable()
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch._dynamo  # noqa: E402
+
+from ray_memprof.predictor import fake_cuda, fake_group, operations, repeats  # noqa: E402
+from ray_memprof.workload import wan_rank  # noqa: E402
+from wan import generate, pipeline  # noqa: E402
+
+del torch, fake_cuda, fake_group, operations, repeats, wan_rank, generate, pipeline
+gc.freeze()
+gc.enable()
