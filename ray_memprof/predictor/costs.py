@@ -5,9 +5,14 @@
 
 Products, convolutions and attention at the rates that the GPU reaches with them, everything else at the speed of its
 memory. Formulae of products: torch.utils.flop_counter.
+
+A rate of the profile is looked up by dtype and shape first ("bfloat16_5120x13824"), then by dtype: the shapes are those
+that were measured, of products the numbers of inputs and outputs of a layer, of convolutions that of output channels,
+of attention the width of a head.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,9 +20,21 @@ from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from ray_memprof.predictor.gpu_profile import GpuProfile
-from ray_memprof.predictor.operation_kinds import CONVOLUTION, FP8_PRODUCTS, PRODUCTS, WITHOUT_KERNEL
+from ray_memprof.predictor.operation_kinds import (
+    CONVOLUTION,
+    FILLS,
+    FP8_PRODUCTS,
+    LOOKUPS,
+    PRODUCTS,
+    WITHOUT_KERNEL,
+)
+from ray_memprof.recorder.meters.tensors import tensors_of
 
-_COUNTED = {**PRODUCTS, **FP8_PRODUCTS, CONVOLUTION: torch.ops.aten.convolution}
+_PRODUCTS = {**PRODUCTS, **FP8_PRODUCTS}
+_TILE = (128, 256)
+"""Rows and columns of a result that one SM makes at a time: of cuBLAS's kernels for large products, by their names."""
+_QUERIES = 128
+"""Queries of a head that one SM attends with at a time: cuDNN's kernels and FlashAttention-3."""
 
 
 class Costs:
@@ -36,12 +53,33 @@ class Costs:
         """
         if func in WITHOUT_KERNEL:
             return 0
-        given = [arg for arg in args if isinstance(arg, Tensor) and arg.is_cuda]
-        num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*given, *made))
-        seconds = num_bytes / self._profile.memory_bytes_per_s
-        if func in _COUNTED and given:
-            seconds = max(seconds, self._flops(func, args, made) / self._rate(func, given))
-        return int(seconds * 1e9)
+        given = [tensor for tensor in tensors_of(args) if tensor.is_cuda]
+        if given and func in _PRODUCTS:
+            return max(self._product_ns(func, args, made[0]), self.traffic_ns(touched_bytes((*given, *made))))
+        if given and func is CONVOLUTION:
+            return self._convolution_ns(args, made[0])
+        if func in FILLS:
+            return self.traffic_ns(touched_bytes(made))
+        if func in LOOKUPS:
+            # Only those rows are read that are written.
+            return self.traffic_ns(2 * touched_bytes(made))
+        return self.elementwise_ns(*given, *made)
+
+    def elementwise_ns(self, *tensors: Tensor) -> int:
+        """Of one of torch's own kernels that goes through each of `tensors` once.
+
+        Where they differ in dtype, shape or order in memory, it reads one number at a time and converts each, and
+        reaches less of the memory's speed.
+        """
+        profile, num_bytes = self._profile, touched_bytes(tensors)
+        if len({(tensor.dtype, tensor.shape, tensor.stride()) for tensor in tensors}) > 1:
+            rate = profile.mixed_bytes_per_s or profile.memory_bytes_per_s
+            return int(num_bytes / rate * 1e9)
+        return self.traffic_ns(num_bytes)
+
+    def traffic_ns(self, num_bytes: int) -> int:
+        """Of a kernel that reads and writes many bytes at a time, such as a copy."""
+        return int(num_bytes / self._profile.memory_bytes_per_s * 1e9)
 
     def attention_ns(self, query: Tensor, key: Tensor, kernel: str = "") -> int:
         """Of attention: query [B, N, Lq, D], key [B, N, Lk, D].
@@ -52,20 +90,60 @@ class Costs:
         batch, num_heads, num_queries, width = query.shape
         flops = 4 * batch * num_heads * num_queries * key.shape[2] * width
         rates, dtype = self._profile.attention_flops, query.dtype
-        name = kernel if dtype.itemsize > 1 else f"{kernel}_{str(dtype).removeprefix('torch.')}"
-        usual = self._of_dtype(rates, dtype if dtype.itemsize > 1 else torch.bfloat16)
-        return int(flops / rates.get(name, usual) * 1e9)
+        usual = _rate(rates, dtype if dtype.itemsize > 1 else torch.bfloat16, width)
+        name = kernel if dtype.itemsize > 1 else f"{kernel}_{_name(dtype)}"
+        share = self._share(batch * num_heads * math.ceil(num_queries / _QUERIES))
+        # Keys and values are alike, and so are queries and results.
+        return max(
+            int(flops / rates.get(name, usual) / share * 1e9),
+            self.traffic_ns(2 * touched_bytes((query, key))),
+        )
 
-    def _flops(self, func: Any, args: tuple[Any, ...], made: list[Tensor]) -> int:
-        counted = flop_registry[_COUNTED[func]](*args, out_val=made[0])
-        return int(counted)
+    def _product_ns(self, func: Any, args: tuple[Any, ...], made: Tensor) -> int:
+        flops = flop_registry[_PRODUCTS[func]](*args, out_val=made)
+        *batch, num_rows, num_columns = made.shape
+        left = args[1] if func in PRODUCTS and len(args) > 2 else args[0]
+        num_inner = left.shape[-1]
+        rate = _rate(self._profile.product_flops, left.dtype, f"{num_inner}x{num_columns}")
+        num_tiles = math.ceil(num_rows / _TILE[0]) * math.ceil(num_columns / _TILE[1])
+        return int(flops / rate / self._share(math.prod(batch) * num_tiles) * 1e9)
 
-    def _rate(self, func: Any, given: list[Tensor]) -> float:
-        profile = self._profile
-        rates = profile.convolution_flops if func is CONVOLUTION else profile.product_flops
-        return self._of_dtype(rates, given[-1].dtype)
+    def _convolution_ns(self, args: tuple[Any, ...], made: Tensor) -> int:
+        x, weight, bias = args[:3]
+        flops = flop_registry[torch.ops.aten.convolution](*args, out_val=made)
+        rate = _rate(self._profile.convolution_flops, weight.dtype, weight.shape[0])
+        ns = max(int(flops / rate * 1e9), self.traffic_ns(touched_bytes((x, weight, made))))
+        # torch adds the bias afterwards, in a kernel of its own (aten/src/ATen/native/Convolution.cpp).
+        return ns if bias is None else ns + self.elementwise_ns(made, made, bias)
 
-    @staticmethod
-    def _of_dtype(rates: Mapping[str, float], dtype: torch.dtype) -> float:
-        name = str(dtype).removeprefix("torch.")
-        return rates.get(name, rates["float32"])
+    def _share(self, num_parts: int) -> float:
+        """Of the SMs that work, on the average, where each takes one part at a time: the last round may be short."""
+        num_sms = self._profile.num_sms
+        return num_parts / (math.ceil(num_parts / num_sms) * num_sms)
+
+
+def touched_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of memory that a kernel reads or writes which goes through each of `tensors` once."""
+    return sum(_distinct(tensor) * tensor.element_size() for tensor in tensors)
+
+
+def _distinct(tensor: Tensor) -> int:
+    """Elements of a tensor that have memory of their own: an expanded dimension has one."""
+    sizes: Iterator[int] = (
+        size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride
+    )
+    return math.prod(sizes)
+
+
+def _rate(rates: Mapping[str, float], dtype: torch.dtype, shape: object) -> float:
+    """The rate of a dtype for a shape, if there is one; else of the dtype; else of fp32.
+
+    fp16 takes the rate that bf16 has for a shape: the units of a GPU are equally fast with both.
+    """
+    name = _name(dtype)
+    named = [f"{name}_{shape}", *([f"bfloat16_{shape}"] if name == "float16" else ()), name, "float32"]
+    return next(rates[one] for one in named if one in rates)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

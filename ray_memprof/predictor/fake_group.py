@@ -1,6 +1,6 @@
-"""torch.distributed for one rank that is alone: an exchange takes the memory that NCCL would take.
+"""torch.distributed for one rank that is alone: an exchange takes the memory and the time that NCCL would take.
 
-What is sent point to point takes its time, for the memory of its tensors waits for it; all other exchanges end at once.
+The other ranks are taken to be ready when this one is.
 
     with fake_group(device, shapes, environment):
         torch.distributed.init_process_group("nccl", rank=1, world_size=4)
@@ -10,6 +10,7 @@ notes them in `shapes`, and the others read them there.
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -32,6 +33,12 @@ from wan.parallel.ranks import Ranks
 _OPS = (
     "barrier", "broadcast", "all_reduce", "all_gather_into_tensor", "all_gather_single", "all_to_all_single",
 )  # fmt: skip
+_GATHERED = ("output_tensor", "input_tensor")
+_TENSORS = {
+    "broadcast": ("tensor", ""), "all_reduce": ("tensor", ""), "all_gather_into_tensor": _GATHERED,
+    "all_gather_single": _GATHERED, "all_to_all_single": ("output", "input"),
+}  # fmt: skip
+"""The names of a function's tensors."""
 
 
 @contextmanager
@@ -86,9 +93,40 @@ def _watched(name: str, nccl: Nccl) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(*args: Any, **kwargs: Any) -> Any:
         nccl.call(name, args)
-        return original(*args, **kwargs)
+        result = original(*args, **kwargs)
+        if name == "barrier":
+            return result
+        given = inspect.signature(original).bind(*args, **kwargs).arguments
+        exchange = nccl.exchange(_crossing_bytes(name, given))
+        if given.get("async_op"):
+            return exchange
+        exchange.wait()
+        return result
 
     return call
+
+
+def _crossing_bytes(name: str, given: Mapping[str, Any]) -> int:
+    """Bytes that a rank sends to others, or receives from them: the larger of both.
+
+    Args:
+        name: of the function of torch.distributed.
+        given: its arguments by their names.
+    """
+    size, rank = dist.get_world_size(), dist.get_rank()
+    others = (size - 1) / size
+    first, second = (given.get(key) for key in _TENSORS[name])
+    if name == "all_to_all_single":
+        ways = (first, given.get("output_split_sizes")), (second, given.get("input_split_sizes"))
+        return max(
+            int(_bytes(x) * (1 - rows[rank] / max(1, sum(rows)) if rows else others)) for x, rows in ways
+        )
+    # A ring passes every part but one on; in a sum each of them twice, first added up and then spread.
+    return int(_bytes(first) * {"broadcast": 1, "all_reduce": 2 * others}.get(name, others))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _passing(nccl: Nccl) -> Callable[..., Any]:

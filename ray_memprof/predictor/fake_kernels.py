@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ray_memprof.predictor.costs import Costs
+from ray_memprof.predictor.costs import Costs, touched_bytes
 from ray_memprof.predictor.fake_device import FakeDevice
-from ray_memprof.recorder.meters.tensors import tensors_of
+from ray_memprof.predictor.kernel_source import passes
 from wan.levers import AttentionKernel
 from wan.networks import attention_kernels, sdpa
 
@@ -99,7 +99,7 @@ def _triton(device: FakeDevice) -> dict[str, ModuleType]:
     triton, language = ModuleType("triton"), ModuleType("triton.language")
     vars(language).update(constexpr=lambda value: value, float32=object(), float64=object())
     vars(triton).update(
-        jit=lambda function: _Kernel(device),
+        jit=lambda function: _Kernel(device, function),
         cdiv=lambda number, step: -(-number // step),
         next_power_of_2=lambda number: 1 << (number - 1).bit_length(),
         language=language,
@@ -108,18 +108,23 @@ def _triton(device: FakeDevice) -> dict[str, ModuleType]:
 
 
 class _Kernel:
-    """A kernel that only takes its time: it reads its tensors and writes its results once."""
+    """A kernel that only takes its time: that of the memory traffic which its source tells of."""
 
-    def __init__(self, device: FakeDevice) -> None:
-        self._device = device
+    def __init__(self, device: FakeDevice, function: Callable[..., None]) -> None:
+        self._device, self._passes = device, passes(function)
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self._launch
 
     def _launch(self, *args: Any, **_: Any) -> None:
-        tensors = {id(one): one for one in tensors_of(args)}.values()
-        num_bytes = sum(one.numel() * one.element_size() for one in tensors)
-        self._device.run(int(num_bytes / self._device.profile.memory_bytes_per_s * 1e9))
+        # A tensor that stands in for one that is not there is given twice.
+        done = {
+            (id(one), way): one
+            for one, ways in zip(args, self._passes, strict=False)
+            if isinstance(one, Tensor)
+            for way in ways or {"load"}
+        }
+        self._device.run(Costs(self._device.profile).traffic_ns(touched_bytes(done.values())))
 
 
 # ---- torch -------------------------------------------------------------------------------------------------------

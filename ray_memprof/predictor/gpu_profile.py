@@ -43,17 +43,26 @@ class GpuProfile:
     nccl_rings_bytes: int
     """When it connects its rings, with the first collective that is not point to point."""
     memory_bytes_per_s: float
+    """Of kernels that read and write many bytes at a time."""
     product_flops: Mapping[str, float]
-    """FLOP/s of matrix products, by dtype."""
+    """FLOP/s of matrix products, by dtype; and by dtype and shape of the weight, inputs x outputs, where it was measured:
+    bfloat16, bfloat16_5120x13824."""
     convolution_flops: Mapping[str, float]
+    """The same of convolutions; the shape is the number of output channels: float32, float32_96."""
     attention_flops: Mapping[str, float]
+    """The same of torch's attention, by the width of a head, and of kernels of other packages: bfloat16, float32_384,
+    fa3, fa3_float8_e4m3fn."""
     page_locked_bytes_per_s: float
     """Between the device and host memory that is page-locked, and other host memory."""
     pageable_bytes_per_s: float
     link_bytes_per_s: float
     """Between two GPUs of one host, in each direction, as NCCL reaches it."""
     launch_ns: int
-    """What the host takes for an operation."""
+    """What the host takes for an operation of a network, with the Python around it, whether it runs a kernel or not."""
+    mixed_bytes_per_s: float = 0.0
+    """As memory_bytes_per_s, of torch's own kernels on tensors that differ in dtype, shape or order in memory; 0: that."""
+    exchange_ns: int = 30_000
+    """What an exchange between GPUs takes besides its bytes: where it was not measured, so much is assumed."""
     cublas_workspace_bytes: int = 32 * 2**20
     cublas_lt_workspace_bytes: int = 2**20
     cudnn_workspaces: Mapping[tuple[int, ...], int] = field(default_factory=dict)

@@ -15,6 +15,7 @@ VIEWS = {
 """They return another shape of their first argument's memory; by its schema _unsafe_view() would not."""
 WITHOUT_KERNEL = VIEWS | {
     aten.empty.memory_format, aten.empty_strided.default, aten.empty_like.default, aten.new_empty.default,
+    aten.view_as_real.default, aten.view_as_complex.default, aten.view.dtype,
 }  # fmt: skip
 IN_PLACE = {
     aten.add_.Tensor, aten.add_.Scalar, aten.sub_.Tensor, aten.mul_.Tensor, aten.mul_.Scalar, aten.div_.Tensor,
@@ -24,8 +25,18 @@ IN_PLACE = {
 """They return their first argument, whose metadata stay as they are."""
 BY_ELEMENT = {aten.mul.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.div.Tensor, aten._to_copy.default}
 """Of a tensor of floats and numbers they make one of the same shape: how long it is, need not be remembered."""
-FILLS = {"fsdp.split_with_sizes_copy.default"}
+COPIES_INTO = {"fsdp.split_with_sizes_copy.default"}
 """They write to tensors that they are given, and return nothing; FSDP's own are there once it is imported."""
+FILLS = {
+    aten.fill_.Scalar, aten.zero_.default, aten.zeros.default, aten.ones.default, aten.full.default,
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.new_zeros.default,
+    aten.new_ones.default, aten.new_full.default, aten.normal_.default, aten.uniform_.default,
+}  # fmt: skip
+"""They write, and read nothing."""
+LOOKUPS = {
+    aten.embedding.default, aten.index.Tensor, aten.index_select.default, aten.gather.default,
+}  # fmt: skip
+"""They read as much of their first argument as they write."""
 WITH_BIAS = {aten.addmm.default, aten._addmm_activation.default}
 """Products that torch hands to cuBLASLt, with the bias in the epilogue."""
 PRODUCTS: Mapping[Any, Any] = {

@@ -74,7 +74,7 @@ class Operations(TorchDispatchMode):
             return
         num_bytes, profile = made.numel() * made.element_size(), self._device.profile
         if made.is_cuda and source.is_cuda:
-            self._device.run(int(2 * num_bytes / profile.memory_bytes_per_s * 1e9))
+            self._device.run(self._costs.elementwise_ns(made, source))
             return
         is_free = kwargs.get("non_blocking", len(args) > 2 and args[2])
         rate = profile.page_locked_bytes_per_s if is_free else profile.pageable_bytes_per_s

@@ -69,14 +69,15 @@ class PageLocked:
         self._tables = tables
 
 
-class Transfer:
-    """What torch.distributed returns for a batch: wait() lets the current stream wait, not the host."""
+class Exchange(dist.Work):
+    """What torch.distributed returns for a collective or a batch: wait() lets the current stream wait, not the host."""
 
     def __init__(self, device: FakeDevice, done: Any) -> None:
+        super().__init__()
         self._device, self._done = device, done
 
-    def wait(self) -> bool:
-        """Begin no more work on the current stream before the batch is done."""
+    def wait(self, timeout: Any = None) -> bool:
+        """Begin no more work on the current stream before it is done."""
         self._device.stream.wait_event(self._done)
         return True
 
@@ -117,7 +118,25 @@ class Nccl:
             self._is_connected = True
             self._device.add_outside(self._device.profile.nccl_rings_bytes)
 
-    def transfer(self, operations: Sequence[Any]) -> Transfer:
+    def exchange(self, num_bytes: int) -> Exchange:
+        """A collective in which `num_bytes` cross the link, in the direction with more of them.
+
+        NCCL works on a stream of its own: after what the current stream has to do now, and one after the other. The
+        other ranks are taken to be ready when this one is.
+        """
+        device, stream = self._device, self._stream
+        stream.wait_stream(device.stream)
+        before = device.stream
+        device.set_stream(stream)
+        device.run(self._link_ns(num_bytes))
+        device.set_stream(before)
+        return Exchange(device, stream.record_event())
+
+    def _link_ns(self, num_bytes: int) -> int:
+        profile = self._device.profile
+        return profile.exchange_ns + int(num_bytes / profile.link_bytes_per_s * 1e9)
+
+    def transfer(self, operations: Sequence[Any]) -> Exchange:
         """Send and receive point to point, in one batch, after what the current stream has to do now.
 
         torch runs a batch on NCCL's own stream and calls record_stream for each of its tensors, those that are sent
@@ -129,10 +148,9 @@ class Nccl:
             num_bytes[one.op] += one.tensor.numel() * one.tensor.element_size()
             device.record_stream(one.tensor.untyped_storage(), self._stream)
         # The link carries both directions at once.
-        seconds = max(num_bytes.values()) / device.profile.link_bytes_per_s
         self._stream.wait_stream(device.stream)
-        device.occupy(self._stream, int(seconds * 1e9))
-        return Transfer(device, self._stream.record_event())
+        device.occupy(self._stream, self._link_ns(max(num_bytes.values())))
+        return Exchange(device, self._stream.record_event())
 
     def _connect(self, to: set[int], sources: set[int]) -> None:
         new_receivers, new_senders = len(to - self._receivers), len(sources - self._senders)

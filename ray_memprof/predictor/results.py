@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from ray_memprof.predictor.operation_kinds import BY_ELEMENT, FILLS, IN_PLACE, VIEWS
+from ray_memprof.predictor.operation_kinds import BY_ELEMENT, COPIES_INTO, IN_PLACE, VIEWS
 
-_NEW, _CHANGED, _VIEW, _FILLS, _OTHER = "new", "changed", "view", "fills", "other"
+_NEW, _CHANGED, _VIEW, _COPIES_INTO, _OTHER = "new", "changed", "view", "copies into", "other"
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.device, torch.memory_format)
 
 
@@ -52,7 +52,7 @@ class Results:
         if kind == _NEW:
             made = self._like(func, args, kwargs) if func in BY_ELEMENT else None
             return self._new(func, args, kwargs) if made is None else made
-        if kind == _FILLS:
+        if kind == _COPIES_INTO:
             return None
         if kind == _OTHER or not isinstance(args[0], FakeTensor):
             return func(*args, **kwargs)
@@ -129,8 +129,8 @@ def _kind(func: Any) -> str:
         return _CHANGED
     if func in VIEWS:
         return _VIEW
-    if str(func) in FILLS:
-        return _FILLS
+    if str(func) in COPIES_INTO:
+        return _COPIES_INTO
     schema = func._schema
     if schema.is_mutable or func.namespace != "aten" or not schema.returns:
         return _OTHER

@@ -96,7 +96,8 @@ class Passing:
 
 
 def test_what_is_sent_point_to_point_takes_its_time_after_the_work_before_it() -> None:
-    device = device_of(rules=Rules(), launch_ns=0, link_bytes_per_s=MIB * 1e6)  # 1 MiB takes 1,000 ns
+    # 1 MiB takes 1,000 ns, and a batch 10 more.
+    device = device_of(rules=Rules(), launch_ns=0, exchange_ns=10, link_bytes_per_s=MIB * 1e6)
     nccl = Nccl(device, MIB)
     with on_device(device):
         sent, received, other = (torch.empty(2 * MIB, dtype=torch.uint8, device="cuda") for _ in range(3))
@@ -106,15 +107,30 @@ def test_what_is_sent_point_to_point_takes_its_time_after_the_work_before_it() -
         transfer = nccl.transfer(batch)
         assert device.default_stream.free_ns == 700
         transfer.wait()
-        assert (device.default_stream.free_ns, device.now_ns) == (700 + 4000, 0)
+        assert (device.default_stream.free_ns, device.now_ns) == (700 + 4010, 0)
         assert nccl.transfer([Passing(dist.isend, sent)]).wait()
-        assert device.default_stream.free_ns == 700 + 4000 + 2000
+        assert device.default_stream.free_ns == 700 + 4010 + 2010
         batch.clear()
         del sent, received
         gc.collect()
         # NCCL's stream has not passed: torch keeps what was sent and what was received.
         assert (device.allocator.allocated, device.allocator.active) == (2 * MIB, 6 * MIB)
-        device.wait_until(700 + 4000 + 2000)
+        device.wait_until(700 + 4010 + 2010)
         last = torch.empty(1, device="cuda")
         assert device.allocator.active == 2 * MIB + 512
         del last, other
+
+
+def test_collectives_run_one_after_the_other_beside_the_work_of_the_current_stream() -> None:
+    device = device_of(launch_ns=0, exchange_ns=10, link_bytes_per_s=1e9)  # a byte takes 1 ns
+    nccl = Nccl(device, MIB)
+    with on_device(device):
+        device.default_stream.free_ns = 700
+        first, second = nccl.exchange(100), nccl.exchange(50)
+        device.run(30)
+        assert device.stream is device.default_stream and device.stream.free_ns == 730
+        first.wait()
+        assert (device.default_stream.free_ns, device.now_ns) == (810, 0)
+        device.run(500)
+        second.wait()
+        assert device.default_stream.free_ns == 1310  # it was done at 870
