@@ -44,7 +44,7 @@ RUN_ID = "20270115-080000-0000"
 """The time of make_synthetic_run.START_NS."""
 MOST_ROWS, MOST_TURNED, WIDEST = 6, 3, 120
 """Most rows of an example; most rows of a turned one; an example that is wider than this is turned."""
-COMPARE_ORDER = ("run_values", "compared", "moves", "value", "stage_peaks")
+COMPARE_ORDER = ("run_values", "compared", "moves", "value", "stage_peaks", "against_base")
 TYPES = {
     **{"bool": "BOOLEAN", "int16": "SMALLINT", "int32": "INTEGER", "int64": "BIGINT", "uint64": "UBIGINT"},
     **{"float": "FLOAT", "string": "VARCHAR", "dictionary": "VARCHAR"},

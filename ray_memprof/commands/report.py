@@ -1,6 +1,7 @@
 """ray-memprof report: writes report.html of a run again.
 
 $ ray-memprof report latest
+$ ray-memprof report latest --base baseline      # each number against that of another run
 """
 
 import sys
@@ -24,11 +25,15 @@ def report(
     beside: Annotated[
         str | None, typer.Option(help="Another run of the same configuration, such as a prediction.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="A run whose numbers stand beside those of this run, everywhere.")
+    ] = None,
     sample: Sample = False,
     output_dir: OutputDir = None,
 ) -> None:
     """Write report.html of a run again."""
     with errors_as_lines():
+        from ray_memprof.query.database import build
         from ray_memprof.report.run_page import write_run_page
         from ray_memprof.store.find_run import find_run
         from ray_memprof.store.run_files import REPORT_FILE
@@ -40,5 +45,8 @@ def report(
         say_standing([run_dir])
         other = None if beside is None else find_run(beside, output_dir)
         problems = list((run_facts(run_dir) or {}).get("problems", ()))
-        path = write_run_page(run_dir, problems, beside=other)
+        against = None if base is None else find_run(base, output_dir)
+        # The SQL that the report offers must find its views there, also in a run of an older version.
+        build(run_dir)
+        path = write_run_page(run_dir, problems, beside=other, base=against)
         sys.stdout.write(f"report: {path}\n")

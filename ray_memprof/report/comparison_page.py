@@ -30,7 +30,7 @@ from ray_memprof.errors import RunError
 from ray_memprof.query import database
 from ray_memprof.report import comparison_plots, plots
 from ray_memprof.report.matrix_table import Line, matrix_text
-from ray_memprof.report.page import environment, packed_plotly
+from ray_memprof.report.page import environment, packed_plotly, sql_texts
 from ray_memprof.report.words import words_of_runs
 from ray_memprof.store.run_files import TABLES_DIR, table_dir
 from ray_memprof.store.run_json import run_facts
@@ -132,6 +132,7 @@ def render(compared: Comparison) -> str:
     moves, num_moves = _moves(compared, shown)
     facts: Row = {
         "sides": sides,
+        "sql": sql_texts(["run_overview", "measures", "run_values", "versions"]),
         "failed": [side for side in sides if side.status != "ok"],
         "notes": _notes(sides),
         "words": words,

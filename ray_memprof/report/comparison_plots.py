@@ -16,7 +16,7 @@ def peaks_of_runs(names: Sequence[str], sizes: Mapping[str, Sequence[int | None]
     for position, (measure, peaks) in enumerate(sizes.items()):
         trace: Row = {"type": "bar", "orientation": "h", "name": measure, "y": names}
         trace |= {"customdata": peaks, "meta": {"size": "x"}, "marker": {"color": f"var:heat{4 - position}"}}
-        trace["hovertemplate"] = f"%{{fullData.name}}: {SIZE}<extra>%{{y}}</extra>"
+        trace["hovertemplate"] = f"%{{y}}, %{{fullData.name}}: {SIZE}<extra></extra>"
         data.append(trace)
     unit, unit_bytes = unit_of(largest(chain.from_iterable(sizes.values())))
     layout: Row = {"barmode": "group", "xaxis": {"ticksuffix": f" {unit}", "rangemode": "tozero"}}

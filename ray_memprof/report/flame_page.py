@@ -18,7 +18,7 @@ from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.flame import MOST_STACKS, Flame, Step, flame_by_span, flame_by_stack, frame_step
-from ray_memprof.report.page import Tab, environment, packed_plotly, run_of
+from ray_memprof.report.page import Tab, environment, packed_plotly, run_of, sql_texts
 from ray_memprof.store.whole_file import whole_file
 from ray_memprof.wording import rank_text
 
@@ -59,6 +59,7 @@ def render(run_dir: Path, rank: int | None = None) -> str:
     told = told_of(drawn)
     figures = {name: one.figure for name, one in told.items()}
     facts |= {"flames": panels_of(drawn), "told": told, "figures": figures, "plotly": packed_plotly()}
+    facts["sql"] = sql_texts(["alive_at_peak_by_stack", "alive_at_peak_by_frame"])
     return environment().get_template(TEMPLATE).render(**facts)
 
 

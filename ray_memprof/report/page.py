@@ -8,9 +8,11 @@ A page fetches nothing. This module writes no file; run_page.py and comparison_p
 import base64
 import gzip
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import duckdb
 import jinja2
 from markupsafe import Markup
 
+from ray_memprof.analysis.comparison.compare import SQL_DIR
 from ray_memprof.query.bounds import is_unsampled
-from ray_memprof.query.questions import fetched
-from ray_memprof.report import plots
+from ray_memprof.query.questions import fetched, question
+from ray_memprof.report import over_time, plots
 from ray_memprof.report.flame import clipped
 from ray_memprof.store.schema import RUNS
 from ray_memprof.wording import share_text, size_text, span_text, visible
@@ -29,6 +32,11 @@ _TEXTS = ("name", "text", "labels", "parents", "ids", "legendgroup", "x", "y", "
 """Keys of a figure whose texts come from a run; all other texts are written in this package."""
 _PLOTLY = Path(__file__).parent / "plotly" / "plotly.min.js.gz"
 """plotly.js in a wheel, where hatch_build.py put it; an editable install has the package plotly instead."""
+_TABLES_ASKED = {
+    "endings": "SELECT rank, host, gpu_index, status, path, step, reason FROM ranks WHERE status != 'ok' ORDER BY rank",
+    "versions": "SELECT versions, git_commit, config FROM runs",
+}
+"""Tables of a page that show rows as they are recorded, with the SQL of each."""
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 
 
@@ -48,6 +56,23 @@ def run_of(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """The row of an open run; each column is None if its driver was killed and wrote no row."""
     rows = fetched(connection, "FROM runs")
     return rows[0] if rows else dict.fromkeys(RUNS.schema.names)
+
+
+def sql_texts(names: Iterable[str]) -> dict[str, str]:
+    """What the buttons of a page copy, by name: questions, and what is asked of the tables themselves.
+
+    Without the header of its file, because a command line would take the dashes of a comment for an option.
+    """
+    return {name: _TABLES_ASKED[name] if name in _TABLES_ASKED else _statement(name) for name in names}
+
+
+def _statement(name: str) -> str:
+    # run_values is what a comparison asks of each of its runs.
+    text = (
+        (SQL_DIR / "run_values.sql").read_text(encoding="utf-8") if name == "run_values" else question(name)
+    )
+    lines = text.splitlines()
+    return "\n".join(dropwhile(lambda line: line.startswith("--"), lines)).strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +97,13 @@ def environment() -> jinja2.Environment:
         size=sized,
         at_least=_at_least,
         unsampled=is_unsampled,
-        seconds=_seconds,
+        seconds=seconds,
         share=_share,
         span_text=span_text,
         utc=_utc,
         data=_data,
+        json=_json,
+        kind=over_time.kind_text,
         clipped=clipped,
     )
     return made
@@ -84,7 +111,12 @@ def environment() -> jinja2.Environment:
 
 def _data(figure: plots.Figure) -> Markup:
     """A figure as JSON that cannot break out of its script element; plotly.js shows its texts letter by letter."""
-    return Markup(json.dumps(as_plain_text(figure), separators=(",", ":")).replace("<", "\\u003c"))
+    return _json(as_plain_text(figure))
+
+
+def _json(value: Any) -> Markup:
+    """JSON that cannot break out of its script element."""
+    return Markup(json.dumps(value, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def sized(size: int | None) -> Markup:
@@ -98,7 +130,8 @@ def _at_least(size: Markup, is_at_least: bool) -> Markup:
     return Markup("at least {}").format(size) if is_at_least else size
 
 
-def _seconds(ns: int | None) -> str:
+def seconds(ns: int | None) -> str:
+    """A time in seconds, without its unit."""
     if ns is None:
         return "-"
     if abs(ns) >= 10**7 or not ns:

@@ -88,7 +88,7 @@ def _trace(name: str, points: Sequence[Mapping[str, Any]], *, symbol: str, colou
     trace: Row = {"type": "scatter", "mode": "markers", "name": name, "meta": {"size": "y"}}
     trace |= {"x": [round(one["run_s"], 1) for one in points], "text": [one["levers"] for one in points]}
     trace["customdata"] = [one["device_used_bytes"] for one in points]
-    trace["hovertemplate"] = f"%{{text}}<br>{SIZE}, %{{x:,.0f}} s<extra>{name}</extra>"
+    trace["hovertemplate"] = f"{name}<br>%{{text}}<br>{SIZE}, %{{x:,.0f}} s<extra></extra>"
     if symbol:
         trace["marker"] = {"symbol": symbol, "color": colour, "size": 7}
     return trace

@@ -6,6 +6,7 @@
 
 const UNITS = [["KiB", 2 ** 10], ["MiB", 2 ** 20], ["GiB", 2 ** 30]];
 const NARROW = 600;
+const LONGEST_NAME = 118; // of a stage that is written upright, in pixels
 const byId = (id) => document.getElementById(id);
 const figureOf = (holder) => JSON.parse(byId(`data-${holder.dataset.figure}`).textContent);
 const drawn = new Set();
@@ -59,6 +60,7 @@ function sized(trace, figure, isNarrow) {
   const told = (size) => (Array.isArray(size) ? size.map(told) : size === null ? "" : sizeText(size));
   const filled = axis ? { ...trace, [axis]: trace.customdata.map(shown) } : trace;
   if (axis) filled[trace.type === "heatmap" ? "text" : "hovertext"] = trace.customdata.map(told);
+  if (trace.meta?.lines) filled.text = trace.text.map(inLines);
   if (filled.stackgroup) filled.x ??= figure.data[0].x;
   // Cells that are too small for a number of 12 px show none; hovering still shows it.
   if (isNarrow && filled.type === "heatmap") return { ...filled, showscale: false, texttemplate: filled.x.length > 4 ? "" : filled.texttemplate };
@@ -79,14 +81,65 @@ function lettersOf(text) {
   return area.value;
 }
 
-// The name of a stage is drawn across, upright or not at all, depending on the width of the stage.
-function fitting(notes, width) {
-  return notes.map((note) => {
-    if (!note.name?.startsWith("band ")) return note;
-    const room = Number(note.name.slice(5)) * width;
-    const fits = room > 7 * lettersOf(note.text).length + 6;
-    return { ...note, visible: fits || room > 18, textangle: fits ? 0 : -90, font: { ...note.font, size: 12 } };
-  });
+// In a text of a figure a new line is <br>; plotly.js escapes nothing that plots.py has not escaped before.
+const inLines = (text) => text.replaceAll("\n", "<br>");
+
+const ruler = document.createElement("canvas").getContext("2d");
+function widthOf(text) {
+  ruler.font = "12px system-ui, sans-serif";
+  return ruler.measureText(text).width;
+}
+
+function shortened(text) {
+  if (widthOf(text) <= LONGEST_NAME) return text;
+  const letters = [...text];
+  while (letters.length && widthOf(`${letters.join("")}...`) > LONGEST_NAME) letters.pop();
+  return `${letters.join("")}...`;
+}
+
+// Names of stages have a lane of their own above the areas: across where the stage is wide enough, else upright where
+// no other name is; the longest stages choose first. A stage without room is told by hovering.
+function laned(notes, width, length) {
+  const bands = notes.filter((note) => note.name?.startsWith("band "));
+  if (bands.length === 0) return { notes, lane: 0 };
+  const taken = [];
+  let lane = 20;
+  const share = (note) => Number(note.name.slice(5));
+  const placed = new Map();
+  for (const note of [...bands].sort((a, b) => share(b) - share(a))) {
+    const text = lettersOf(note.text);
+    const middle = (note.x / length) * width;
+    const isAcross = share(note) * width > widthOf(text) + 6;
+    const half = isAcross ? widthOf(text) / 2 + 3 : 8;
+    const isFree = middle > 4 && taken.every(([from, to]) => middle + half <= from || middle - half >= to);
+    placed.set(note, { visible: isFree, textangle: isAcross ? 0 : -90, text: isAcross ? note.text : escapedText(shortened(text)) });
+    if (!isFree) continue;
+    taken.push([middle - half, middle + half]);
+    if (!isAcross) lane = Math.max(lane, Math.min(widthOf(text), LONGEST_NAME) + 10);
+  }
+  const moved = notes.map((note) => (placed.has(note) ? { ...note, ...placed.get(note), font: { ...note.font, size: 12 } } : note));
+  return { notes: moved, lane };
+}
+
+function escapedText(text) {
+  const span = document.createElement("span");
+  span.textContent = text;
+  return span.innerHTML;
+}
+
+// Black or white, whichever can be read on a colour: one of them always has a contrast of 4.5.
+function textOn(colour) {
+  const channels = /^#(..)(..)(..)$/.exec(colour)?.slice(1).map((two) => parseInt(two, 16) / 255);
+  if (!channels) return undefined;
+  const [red, green, blue] = channels.map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#000000" : "#ffffff";
+}
+
+function legible(trace) {
+  const colours = trace.marker?.colors;
+  if (!Array.isArray(colours)) return trace;
+  const font = { size: 12, color: colours.map(textOn) };
+  return { ...trace, textfont: font, insidetextfont: font, outsidetextfont: font, pathbar: { ...trace.pathbar, textfont: font } };
 }
 
 function layoutOf(figure, width, styles) {
@@ -95,19 +148,31 @@ function layoutOf(figure, width, styles) {
   const narrow = width < NARROW;
   const layout = {
     ...given,
-    width, height: figure.height + (narrow ? 60 : 0),
+    // On a phone the legend has a line for each entry.
+    width, height: figure.height + (narrow ? 19 * figure.data.filter((trace) => trace.showlegend !== false).length : 0),
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size: 12, color: colours.ink },
     hoverlabel: { bgcolor: colours.paper, bordercolor: colours.line, font: { size: 12, color: colours.ink } },
     margin: { l: narrow ? 44 : 60, r: 12, t: 24, b: 44, ...given.margin },
     // The legend is as far below the axis as the axis numbers need, whatever the height of the figure.
     legend: { orientation: "h", yref: "paper", y: -30 / (figure.height - 68), yanchor: "top", font: { size: 12 }, ...given.legend },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: colours.line, activecolor: colours.ink },
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
     xaxis: axis(given.xaxis, colours), yaxis: axis(given.yaxis, colours),
   };
   if (given.yaxis2) layout.yaxis2 = axis(given.yaxis2, colours);
-  if (given.annotations) layout.annotations = fitting(given.annotations, width - layout.margin.l - 12);
+  if (given.annotations) {
+    const room = width - layout.margin.l - layout.margin.r;
+    const { notes, lane } = laned(given.annotations, room, given.xaxis?.range?.[1] || 1);
+    layout.annotations = notes.map((note) => ({ ...note, text: inLines(note.text) }));
+    if (lane) {
+      layout.margin.t = lane;
+      layout.height += lane;
+      // The bands reach up to their names, whatever height the legend leaves for the areas.
+      const bands = layout.shapes.filter((shape) => shape.type === "rect");
+      const upwards = { ysizemode: "pixel", yanchor: 1, y0: 0, y1: lane };
+      layout.shapes = [...layout.shapes, ...bands.map((shape) => ({ ...shape, ...upwards }))];
+    }
+  }
   return layout;
 }
 
@@ -115,12 +180,32 @@ function draw(holder, width) {
   const figure = figureOf(holder);
   changes.get(holder.dataset.figure)?.(figure);
   const styles = getComputedStyle(document.documentElement);
-  const traces = figure.data.map((trace) => themed(sized(trace, figure, holder.clientWidth < NARROW), styles));
-  // Only named buttons: the others of plotly.js may change, and one of them sends data away.
-  const buttons = [["toImage", "resetScale2d"]];
-  const config = { displaylogo: false, displayModeBar: holder.clientWidth >= NARROW ? "hover" : false, modeBarButtons: buttons };
+  const traces = figure.data.map((trace) => legible(themed(sized(trace, figure, holder.clientWidth < NARROW), styles)));
+  // No buttons of plotly.js: no key reaches them, they lie on what is drawn, and one of them sends data away.
+  const config = { displaylogo: false, displayModeBar: false };
+  if (!drawn.has(holder)) addTools(holder, figure);
   drawn.add(holder);
   return window.Plotly.react(holder, traces, layoutOf(figure, width ?? holder.clientWidth, styles), config);
+}
+
+function tool(text, label, act) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = text;
+  button.setAttribute("aria-label", `${text}: ${label}`);
+  button.addEventListener("click", act);
+  return button;
+}
+
+function addTools(holder, figure) {
+  const label = holder.getAttribute("aria-label");
+  const row = document.createElement("div");
+  row.className = "tools";
+  // Of a treemap and of a flame graph, the bar at the top zooms out.
+  if (figure.layout.xaxis) row.append(tool("Reset zoom", label, () => draw(holder)));
+  const save = { format: "png", filename: holder.dataset.figure, scale: 2 };
+  row.append(tool("Save picture", label, () => window.Plotly.downloadImage(holder, { ...save, width: holder.clientWidth, height: holder.layout.height })));
+  holder.before(row);
 }
 
 const isShown = (holder) => holder.offsetParent !== null;

@@ -363,7 +363,14 @@ def test_all_of_it_as_json(tmp_path: Path) -> None:
 
 def test_the_questions_of_compare_have_headers(tmp_path: Path) -> None:
     paths = sorted(SQL_DIR.glob("*.sql"))
-    assert [path.stem for path in paths] == ["compared", "moves", "run_values", "stage_peaks", "value"]
+    assert [path.stem for path in paths] == [
+        "against_base",
+        "compared",
+        "moves",
+        "run_values",
+        "stage_peaks",
+        "value",
+    ]
     for path in paths:
         text = path.read_text()
         assert re.match(r"-- [A-Z][^\n]*\n(-- [^\n]*\n)*-- One row = [a-z]", text), path

@@ -75,14 +75,14 @@ def test_base_memory_is_the_most_that_a_component_brought(run_dir: Path) -> None
 def test_activation_by_step(run_dir: Path) -> None:
     assert columns(run_dir, "activation_by_step") == [
         *("rank", "stage", "step", "began_bytes", "allocated_peak_bytes", "activation_peak_bytes"),
-        *("base_bytes", "above_base_bytes"),
+        *("base_bytes", "above_base_bytes", "activation_bytes"),
     ]
     assert answer(run_dir, "activation_by_step") == [
-        (0, "encode.text", None, 0, 140, 140, 100, 40),
-        (0, "denoise", 0, 68, 98, 30, 60, 38),
-        (0, "denoise", 1, 70, 99, 29, 60, 39),
-        (0, "decode", None, 69, 75, 6, 61, 14),
-        (1, "denoise", 0, 0, 0, 0, 0, 0),
+        (0, "encode.text", None, 0, 140, 140, 100, 40, 40),
+        (0, "denoise", 0, 68, 98, 30, 60, 38, 38),
+        (0, "denoise", 1, 70, 99, 29, 60, 39, 39),
+        (0, "decode", None, 69, 75, 6, 61, 14, 14),
+        (1, "denoise", 0, 0, 0, 0, 0, 0, 0),
     ]
 
 
@@ -104,6 +104,11 @@ def test_a_script_does_not_say_what_its_weights_are(tmp_path: Path) -> None:
     assert answer(tmp_path, "activation_by_stage") == [
         (0, "script", 1, 9, None, None, None),
         (0, "Model", 1, 4, 0, None, None),
+    ]
+    # What a stage added is all that is known of its activations.
+    assert answer(tmp_path, "activation_by_step") == [
+        (0, "script", None, 0, 9, 9, None, None, 9),
+        (0, "Model", 0, 5, 9, 4, None, None, 4),
     ]
 
 

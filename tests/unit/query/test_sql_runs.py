@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from run_tables import answer, blank, columns, event, make_ranks, make_run, span
+from run_tables import Row, answer, blank, columns, event, make_ranks, make_run, span
 
 SECOND = 10**9
 
@@ -71,7 +71,14 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_nothing_recorded_gives_no_rows(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {}})
-    for name in ("run_overview", "measures", "host_memory", "activation_by_block", "headlines"):
+    for name in (
+        "run_overview",
+        "measures",
+        "host_memory",
+        "activation_by_block",
+        "headlines",
+        "memory_parts",
+    ):
         assert answer(tmp_path, name) == []
 
 
@@ -140,6 +147,59 @@ def test_headlines_take_each_figure_from_the_rank_that_has_the_most(tmp_path: Pa
             *(-55, -55 / 50, 2),
             *(6, 5, 2, 2, 6),
         )
+    ]
+
+
+def test_memory_parts_take_each_part_from_the_rank_that_has_the_most(tmp_path: Path) -> None:
+    def rank(more: int, time: int) -> list[Row]:
+        """Loads the DiT, takes two steps, decodes and lets the DiT go; steps and decode differ by `more`."""
+        return [
+            span(1, "load.dit", (0, 10 + time), allocated=(0, 50, 50), component="dit"),
+            span(2, "load.vae", (20, 21), allocated=(50, 55, 55), component="vae"),
+            span(3, "denoise", (30, 40), allocated=(55, 55, 75 + more), device_used=(60, 60, 90), step=0),
+            span(4, "denoise", (40, 50), allocated=(55, 55, 80 - more), device_used=(60, 60, 80), step=1),
+            span(5, "decode", (50, 60), allocated=(55, 55, 57 + more), device_used=(60, 60, 70)),
+            span(6, "residency.offload", (60, 62), allocated=(55, 5, 55), component="dit"),
+        ]
+
+    spans = {0: rank(0, 5), 1: rank(9, 0), 2: rank(9, 5)}
+    make_run(tmp_path, {number: {"spans": rows} for number, rows in spans.items()})
+    make_ranks(tmp_path, {}, {"peak_at_least": True}, {})
+    assert columns(tmp_path, "memory_parts") == [
+        *("part", "item", "bytes", "rank", "path", "step", "num_times", "duration_ns", "is_at_least")
+    ]
+    assert answer(tmp_path, "memory_parts") == [
+        ("total", None, 90, 0, None, None, None, None, False),
+        ("tensors", None, 84, 1, "denoise", 0, None, None, True),
+        ("base", "dit", 50, 0, None, None, 1, 15, False),
+        ("base", "vae", 5, 0, None, None, 1, 1, False),
+        ("activation", "denoise", 29, 1, None, 0, 2, None, False),
+        ("activation", "decode", 11, 1, None, None, 1, None, False),
+        ("switching", None, 55, 0, None, None, 3, 18, False),
+    ]
+
+
+def test_memory_parts_with_events_tell_fragmentation_and_of_an_unsampled_device_a_lower_bound(
+    tmp_path: Path,
+) -> None:
+    spans = [
+        span(
+            1,
+            "denoise",
+            (0, 9),
+            allocated=(0, 5, 5),
+            reserved=(0, 20, 20),
+            device_used=(0, 7, 7),
+            num_samples=0,
+        )
+    ]
+    events = [event(1, "segment_alloc", 20, span_id=1), event(2, "alloc", 5, address=1, span_id=1)]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}})
+    assert answer(tmp_path, "memory_parts") == [
+        ("total", None, 7, 0, None, None, None, None, True),
+        ("tensors", None, 5, 0, "denoise", None, None, None, False),
+        ("activation", "denoise", 5, 0, None, None, 1, None, False),
+        ("fragmentation", None, 15, 0, None, None, None, None, False),
     ]
 
 

@@ -11,7 +11,7 @@ from run_tables import Row, answer, blank, columns, event, make_ranks, make_run,
     "name",
     [
         *("peak_event", "alive_at_peak", "largest_allocations", "churn", "device_calls"),
-        "imbalance_by_component",
+        *("imbalance_by_component", "peak_moment", "alive_at_peak_by_category"),
     ],
 )
 def test_nothing_recorded_gives_no_rows(tmp_path: Path, name: str) -> None:
@@ -123,6 +123,57 @@ def test_alive_at_peak(run_dir: Path) -> None:
         (1, None, None, None, 7, 1),
         (1, None, "activation", "module", 5, 1),
         (2, None, None, None, 3, 1),
+    ]
+
+
+def test_alive_at_peak_by_category_joins_the_spans(tmp_path: Path) -> None:
+    spans = [
+        span(1, "load.dit", (0, 4), allocated=(0, 9, 9), component="dit"),
+        span(2, "denoise", (4, 9), allocated=(9, 30, 30), component="dit"),
+        span(3, "denoise/dit.block", (5, 8), parent_id=2, allocated=(16, 30, 30), component="dit"),
+        span(4, "denoise/dit.block/gather", (6, 7), parent_id=3, allocated=(20, 30, 30)),
+    ]
+    events = [
+        event(1, "alloc", 9, "weight", address=1, span_id=1),
+        event(4, "alloc", 7, "activation", address=2, span_id=2),
+        event(5, "alloc", 4, "activation", address=3, span_id=3),
+        event(6, "alloc", 10, "activation", address=4, span_id=4),
+    ]
+    make_run(tmp_path, {1: {"spans": spans, "allocs": events}, 0: {"allocs": events[:1]}})
+    assert columns(tmp_path, "alive_at_peak_by_category") == [
+        *("rank", "component", "category", "bytes", "num_tensors")
+    ]
+    assert answer(tmp_path, "alive_at_peak_by_category") == [
+        (0, None, "weight", 9, 1),
+        (1, "dit", "activation", 11, 2),
+        (1, None, "activation", 10, 1),
+        (1, "dit", "weight", 9, 1),
+    ]
+
+
+def test_peak_moment_is_that_of_the_event_or_else_of_what_was_seen(tmp_path: Path) -> None:
+    spans = [
+        span(1, "load.dit", (0, 4), allocated=(0, 9, 9), component="dit"),
+        span(2, "denoise", (10, 30), allocated=(9, 9, 40), step=5, component="dit"),
+    ]
+    events = [
+        event(1, "alloc", 9, "weight", address=1, span_id=1),
+        event(13, "alloc", 31, "activation", address=2, span_id=2),
+        event(14, "free_requested", 31, "activation", address=2, span_id=2),
+    ]
+    samples = [blank("samples", t_ns=t_ns, allocated_bytes=size) for t_ns, size in ((3, 7), (5, 8), (6, 8))]
+    ranks = {0: {"spans": spans, "allocs": events}, 1: {"spans": spans}, 2: {"samples": samples}}
+    # Of events alone no peak is told by rank.
+    make_run(tmp_path, {**ranks, 3: {"allocs": events}})
+    make_ranks(tmp_path, {}, {"peak_at_least": True}, {}, {})
+    assert columns(tmp_path, "peak_moment") == [
+        *("rank", "t_ns", "allocated_bytes", "peak_at_least", "is_event"),
+        *("stage", "path", "step", "size_bytes", "category"),
+    ]
+    assert answer(tmp_path, "peak_moment") == [
+        (0, 13, 40, False, True, "denoise", "denoise", 5, 31, "activation"),
+        (1, 20, 40, True, False, "denoise", "denoise", 5, None, None),
+        (2, 5, 8, False, False, None, None, None, None, None),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from run_tables import answer, blank, make_ranks, make_run, span, summary_lines
 
-from ray_memprof.report import comparison_plots, plots, run_page
+from ray_memprof.report import comparison_plots, over_time, plots, run_page, step_plots
 from ray_memprof.store.schema import TABLES
 
 GIB = 2**30
@@ -31,9 +31,9 @@ def slices(*sizes: int | None) -> list[dict[str, Any]]:
 def test_areas_stack_what_was_held_and_say_in_which_stage() -> None:
     bands = [{"stage": "denoise", "start_ns": 10**9, "end_ns": 2 * 10**9}]
     rows = [moment(0, context=5), moment(1, context=5, weight=7, cached=1)]
-    frame = plots.frame(slices(5, None, 13), [{"device_total_bytes": 100}])
+    frame = over_time.frame(slices(5, None, 13), [{"device_total_bytes": 100}])
     assert (frame.top_bytes, frame.length_s, frame.full_bytes) == (13, 3.0, None)
-    figure = plots.area(rows, slices(5, None, 13), bands, frame)
+    figure = over_time.area(over_time.OfRank(rows, slices(5, None, 13), bands), frame)
     where, *layers, outline_ = figure["data"]
     assert (where["x"], where["text"]) == ([0.0, 1.0], ["before the first stage", "denoise"])
     assert [(layer["name"], layer["customdata"]) for layer in layers] == [
@@ -45,9 +45,67 @@ def test_areas_stack_what_was_held_and_say_in_which_stage() -> None:
     assert [note["name"] for note in figure["layout"]["annotations"]] == ["band 0.3333"]
 
 
+def test_the_peak_is_marked_with_rank_size_and_time_and_what_was_alive() -> None:
+    frame = over_time.frame(slices(5, 9, 13), [])
+    peak = {"rank": 3, "t_ns": 2_500_000_000, "allocated_bytes": 12, "peak_at_least": True}
+    kinds = [("dit", "weight", 9), (None, "workspace", 2), ("dit", None, 1)]
+    alive = [{"component": of, "category": what, "bytes": size} for of, what, size in kinds]
+    figure = over_time.area(over_time.OfRank([], slices(5, 9, 13), [], peak, alive), frame)
+    marker = figure["data"][-1]
+    assert (marker["x"], marker["customdata"], marker["mode"]) == ([2.5], [12], "markers")
+    assert marker["text"] == ["\n9 B weight of dit\n2 B workspace\n1 B tensors, category not recorded of dit"]
+    (note,) = figure["layout"]["annotations"]
+    assert note["text"] == "peak of rank 3\nat least 12 B at 2.50 s"
+    # Inwards and downwards: it lies in the right half, and is high.
+    assert (note["x"], note["y"], note["xanchor"], note["ay"]) == (2.5, 12.0, "right", 40)
+
+
+def test_a_base_run_is_a_line_that_begins_at_zero_too() -> None:
+    late = [
+        {**row, "start_ns": row["start_ns"] + 10**12, "end_ns": row["end_ns"] + 10**12}
+        for row in slices(7, 20, 3, 1)
+    ]
+    frame = over_time.frame(slices(5, 9), [], late)
+    assert (frame.first_ns, frame.length_s, frame.top_bytes) == (0, 4.0, 20)
+    line = over_time.area(over_time.OfRank([], slices(5, 9), []), frame, base=late)["data"][-1]
+    assert (line["name"], line["x"], line["customdata"]) == (
+        "device used, base run", [0.0, 1.0, 2.0, 3.0], [7, 20, 3, 1]
+    )  # fmt: skip
+
+
+def activation_rows(*rows: tuple[str, int | None, int]) -> list[dict[str, Any]]:
+    return [{"stage": stage, "step": step, "activation_bytes": size} for stage, step, size in rows]
+
+
+def test_activation_has_a_line_for_each_stage_and_a_level_for_those_outside_the_loop() -> None:
+    rows = activation_rows(
+        ("init", None, 1),
+        ("encode", None, 500),
+        ("denoise", 0, 4000),
+        ("denoise", 1, 5000),
+        ("encode", None, 700),
+    )
+    base = activation_rows(("denoise", 0, 6000), ("denoise", 1, 1), ("denoise", 2, 2))
+    # What is less than a thousandth of the largest has no line.
+    stages = step_plots.largest_stages(rows)
+    assert stages == ["encode", "denoise"]
+    figure = step_plots.activation(rows, stages, base)
+    assert [(one["name"], one["x"], one["customdata"], one["line"]["dash"]) for one in figure["data"]] == [
+        ("encode", [0, 2], [700, 700], "dot"),
+        ("denoise", [0, 1], [4000, 5000], "solid"),
+        ("denoise, base run", [0, 1, 2], [6000, 1, 2], "dash"),
+    ]
+
+
+def test_of_many_stages_the_largest_have_a_line_in_the_order_in_which_they_began() -> None:
+    sizes = [5, 90, 30, 40, 50, 60, 70, 80, 20, 10]
+    rows = activation_rows(*((f"s{number}", 0, size) for number, size in enumerate(sizes)))
+    assert step_plots.largest_stages(rows) == [f"s{number}" for number in (1, 2, 3, 4, 5, 6, 7, 8)]
+
+
 def test_a_device_nearly_full_has_its_size_drawn() -> None:
-    frame = plots.frame(slices(8 * GIB), [{"device_total_bytes": 10 * GIB}])
-    (line,) = plots.ranks_over_time(slices(8 * GIB), [], [0], frame)["layout"]["shapes"]
+    frame = over_time.frame(slices(8 * GIB), [{"device_total_bytes": 10 * GIB}])
+    (line,) = over_time.ranks_over_time(slices(8 * GIB), [], [0], frame)["layout"]["shapes"]
     assert (line["y0"], line["y1"]) == (10.0, 10.0)
 
 
@@ -84,6 +142,17 @@ def test_the_books_of_a_rank_are_one_bar_and_empty_accounts_take_no_place_in_the
         ("context", [3], ["rank 0"]),
         ("unexplained", [-1], ["rank 0"]),
     ]
+
+
+def test_the_bar_of_a_base_run_is_under_that_of_the_same_rank() -> None:
+    rows = [{"rank": rank, "account": "context", "bytes": 5 + rank} for rank in (0, 1)]
+    base = [{"rank": rank, "account": "nccl", "bytes": 3} for rank in (0, 7)]
+    figure = plots.books(rows, base=base)
+    assert [(bar["name"], bar["y"], bar["customdata"]) for bar in figure["data"]] == [
+        ("context", ["rank 0", "rank 1"], [5, 6]),
+        ("NCCL", ["rank 0, base"], [3]),
+    ]
+    assert figure["layout"]["yaxis"]["categoryarray"] == ["rank 0", "rank 0, base", "rank 1"]
 
 
 def test_a_stage_that_a_rank_did_not_run_is_a_gap_in_the_heat() -> None:
@@ -154,12 +223,12 @@ def test_each_module_of_a_script_has_a_line_of_its_own_over_its_calls() -> None:
         {"rank": 0, "stage": stage, "step": step, "allocated_peak_bytes": size, "duration_ns": 10**9}
         for stage, step, size in (("DiT", 0, 1), ("DiT", 1, 2), ("Decoder", 0, 3))
     ]
-    script = [one for one in plots.steps(rows, [0])["data"] if "meta" in one]
+    script = [one for one in step_plots.steps(rows, [0])["data"] if "meta" in one]
     assert [(one["name"], one["x"], one["customdata"]) for one in script] == [
         ("rank 0, DiT", [0, 1], [1, 2]),
         ("rank 0, Decoder", [0], [3]),
     ]
-    assert [one["name"] for one in plots.steps(rows[:2], [0])["data"]] == ["rank 0", "rank 0"]
+    assert [one["name"] for one in step_plots.steps(rows[:2], [0])["data"]] == ["rank 0", "rank 0"]
 
 
 def test_a_peak_outside_of_any_span_counts_and_has_no_place(tmp_path: Path) -> None:
@@ -178,8 +247,8 @@ def test_a_line_of_many_steps_keeps_its_peaks() -> None:
     ]
     rows[7_777] |= {"allocated_peak_bytes": 9}
     rows[7_778] |= {"duration_ns": 3 * 10**9}
-    sizes, times, *_ = plots.steps(rows, [0, 1])["data"]
-    assert len(sizes["x"]) == len(sizes["customdata"]) == len(times["x"]) == plots.MOST_POINTS
+    sizes, times, *_ = step_plots.steps(rows, [0, 1])["data"]
+    assert len(sizes["x"]) == len(sizes["customdata"]) == len(times["x"]) == step_plots.MOST_POINTS
     assert dict(zip(sizes["x"], sizes["customdata"], strict=True))[7_777] == max(sizes["customdata"]) == 9
     assert dict(zip(times["x"], times["y"], strict=True))[7_778] == max(times["y"]) == 3.0
     assert sizes["x"] == sorted(sizes["x"])
@@ -190,9 +259,9 @@ def test_of_many_stages_the_longest_are_drawn_behind_an_area() -> None:
         {"stage": f"s{number}", "start_ns": 10 * number, "end_ns": 10 * number + 1} for number in range(3_000)
     ]
     bands[2_500] |= {"end_ns": 25_009}
-    frame = plots.frame(slices(5), [])
-    layout = plots.area([], slices(5), bands, frame)["layout"]
-    assert len(layout["shapes"]) == len(layout["annotations"]) == plots.MOST_BANDS
+    frame = over_time.frame(slices(5), [])
+    layout = over_time.area(over_time.OfRank([], slices(5), bands), frame)["layout"]
+    assert len(layout["shapes"]) == len(layout["annotations"]) == over_time.MOST_BANDS
     assert "s2500" in {note["text"] for note in layout["annotations"]}
 
 

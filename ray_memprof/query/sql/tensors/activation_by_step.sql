@@ -11,6 +11,7 @@
 --                          at any time during it; null: the run names no
 --                          components, as a script does not
 --   above_base_bytes       peak - base: activations, inputs and outputs alone
+--   activation_bytes       above base; where base is not known, what it added
 WITH stages AS (
     SELECT
         rank,
@@ -56,7 +57,8 @@ SELECT
         AS activation_peak_bytes,
     COALESCE(bases.base_bytes, nothing.base_bytes) AS base_bytes,
     stages.allocated_peak_bytes - COALESCE(bases.base_bytes, nothing.base_bytes)
-        AS above_base_bytes
+        AS above_base_bytes,
+    COALESCE(above_base_bytes, activation_peak_bytes) AS activation_bytes
 FROM stages
 CROSS JOIN nothing
 LEFT JOIN bases
