@@ -152,9 +152,9 @@ def _tensor(data: Any, *, device: Any = None, **kwargs: Any) -> torch.Tensor:
     return made if device is None else made.to(device)
 
 
-def _new_tensor(tensor: FakeTensor, data: Any) -> torch.Tensor:
+def _new_tensor(tensor: FakeTensor, data: Any, *, dtype: torch.dtype | None = None) -> torch.Tensor:
     """As Tensor.new_tensor, for the same reason."""
-    return _tensor(data, dtype=tensor.dtype, device=tensor.device)
+    return _tensor(data, dtype=dtype or tensor.dtype, device=tensor.device)
 
 
 _DATA: Any = torch.Tensor.data

@@ -34,5 +34,6 @@ def keep_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     def processes(number: int = 1) -> "AbstractContextManager[Processes]":
         return nullcontext(kept)
 
-    for name in _STARTED_IN:
-        monkeypatch.setattr(importlib.import_module(name), "Processes", processes)
+    # All are imported before: an annotation that is read meanwhile would meet the function.
+    for module in [importlib.import_module(name) for name in _STARTED_IN]:
+        monkeypatch.setattr(module, "Processes", processes)
