@@ -278,11 +278,12 @@ def _define(connection: duckdb.DuckDBPyConnection, wanted: set[str], *, has_comm
 
 def _comment(connection: duckdb.DuckDBPyConnection, table: Table, kind: str) -> None:
     """Say what a row and each column is."""
-    connection.execute(f"COMMENT ON {kind} {table.name} IS {_literal(f'One row = {table.row}')}")
+    said = [f"COMMENT ON {kind} {table.name} IS {_literal(f'One row = {table.row}')}"]
     for column in table.columns:
         unit = f" ({column.unit})" if column.unit else ""
         name = f"{table.name}.{_quoted(column.name)}"
-        connection.execute(f"COMMENT ON COLUMN {name} IS {_literal(column.meaning + unit)}")
+        said.append(f"COMMENT ON COLUMN {name} IS {_literal(column.meaning + unit)}")
+    connection.execute(";\n".join(said))
 
 
 def _copy_definitions(connection: duckdb.DuckDBPyConnection) -> None:
@@ -305,7 +306,9 @@ def _definitions() -> Path:
     atexit.register(_remove, folder, os.getpid())
     path = Path(folder) / "definitions.duckdb"
     with duckdb.connect(str(path)) as connection:
+        connection.begin()  # else each statement would wait for the disk
         _define(connection, {*TABLES, *QUESTIONS}, has_comments=True)
+        connection.commit()
     return path
 
 

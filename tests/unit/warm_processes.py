@@ -37,3 +37,4 @@ def keep_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     # All are imported before: an annotation that is read meanwhile would meet the function.
     for module in [importlib.import_module(name) for name in _STARTED_IN]:
         monkeypatch.setattr(module, "Processes", processes)
+    monkeypatch.setattr("ray_memprof.planner.search._NUM_PROCESSES", 1)

@@ -84,11 +84,7 @@ def findings(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
     for name in EVIDENCE:
         connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS\n{rule_text(name)}")
     used = _device_used(connection)
-    found = [
-        _finding(rule, row, used)
-        for rule in RULES
-        for row in fetched(connection, rule_text(rule.name))
-    ]
+    found = [_finding(rule, row, used) for rule in RULES for row in fetched(connection, rule_text(rule.name))]
     return sorted(
         found,
         key=lambda one: (one.rule not in FATAL, not one.is_peak, -one.bytes, one.rule, one.ranks, one.stage),

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch._compile import _disable_dynamo
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
@@ -81,7 +82,7 @@ def _guard() -> None:
     Importing torch._dynamo takes a second and 100 MB, so that only a program that imports it itself has it.
     """
     if _Operations.__torch_dispatch__ is _UNGUARDED:
-        _Operations.__torch_dispatch__ = torch._disable_dynamo(_UNGUARDED)  # type: ignore[method-assign]
+        _Operations.__torch_dispatch__ = _disable_dynamo(_UNGUARDED)  # type: ignore[method-assign]
 
 
 class HostMeter:

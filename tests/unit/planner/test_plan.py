@@ -28,6 +28,7 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["--task", "t2v-tiny", "--gpu", "RTX 4090", *arguments])
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.timeout(300)
 def test_rows_are_predicted_written_and_drawn_and_nothing_else_is_on_the_standard_output(
     tmp_path: Path,
@@ -48,6 +49,7 @@ def test_rows_are_predicted_written_and_drawn_and_nothing_else_is_on_the_standar
     assert "2 ways fit" in html and 'data-figure="front"' in html
 
 
+@pytest.mark.usefixtures("warm")
 @pytest.mark.timeout(300)
 def test_where_nothing_fits_the_exit_code_is_1_and_the_nearest_is_told() -> None:
     result = call(*FEW, "--limit", "500 MiB")

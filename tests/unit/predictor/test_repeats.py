@@ -28,6 +28,11 @@ def tables(folder: Path) -> dict[str, pa.Table]:
     return found
 
 
+def is_equal(left: pa.Table, right: pa.Table) -> bool:
+    """Whether the rows are equal, however they are stored; Arrow compares faster than Python where they are alike."""
+    return left.equals(right) or left.to_pydict() == right.to_pydict()
+
+
 def both(
     folder: Path, num_ranks: int = 1, **sections: Any
 ) -> tuple[list[PredictedRank], list[PredictedRank]]:
@@ -41,7 +46,7 @@ def both(
     ]
     played, computed = (tables(folder / str(replays)) for replays in (True, False))
     assert played.keys() == computed.keys() and len(played) >= 4 * num_ranks
-    assert [name for name, table in played.items() if table.to_pydict() != computed[name].to_pydict()] == []
+    assert [name for name, table in played.items() if not is_equal(table, computed[name])] == []
     assert all(one.num_played == 0 for one in made[1])
     return made[0], made[1]
 
@@ -88,6 +93,6 @@ def test_a_picture_that_is_encoded_is_played_back_too(tmp_path: Path) -> None:
     ids=["ulysses, FSDP, split VAE", "ring", "cfg"],
 )
 def test_ranks_that_exchange_leave_the_same_rows(parallel: dict[str, Any], tmp_path: Path) -> None:
-    played, _ = both(tmp_path, 2, generation=GENERATION, parallel=parallel)
+    played, _ = both(tmp_path, 2, generation={"frame_num": 17, "sample_steps": 4}, parallel=parallel)
     assert [one.outcome.status for one in played] == ["ok", "ok"]
     assert all(one.num_played > 20 for one in played)
