@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(__file__).parent / "scripts"
-HARD_LIMIT_S = 90.0
+HARD_LIMIT_S = 180.0
 """After which a launcher is killed with everything it started: a test hangs no longer than this."""
 
 DISK_MIB = 400

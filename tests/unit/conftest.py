@@ -13,13 +13,24 @@ from warm_processes import keep_warm
 
 from wan.config import TASKS
 
+_ON_ONE_WORKER = {
+    "warm": "warm",
+    "warm_runs": "warm",
+    "pages": "pages",
+    "once": "pages",
+    "guarded_run": "guarded",
+}
+"""Groups of tests by a fixture that takes seconds: each worker (--dist loadgroup) would make another."""
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"warm", "warm_runs"} & set(getattr(item, "fixturenames", ())):
-            # One worker for all of them (--dist loadgroup): another would start processes of its own.
-            item.add_marker(pytest.mark.xdist_group("warm"))
+        groups = {
+            _ON_ONE_WORKER[name] for name in getattr(item, "fixturenames", ()) if name in _ON_ONE_WORKER
+        }
+        for group in groups:
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

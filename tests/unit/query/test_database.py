@@ -161,11 +161,16 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
         assert connection.execute(known).fetchall() == [(0, 0, False)] * 2
 
 
-def test_a_run_opened_for_one_question_has_what_it_reads(run_dir: Path) -> None:
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_run_opened_for_one_question_has_what_it_reads(run_dir: Path, is_first: bool) -> None:
+    """GIVEN a process that has opened no whole run before, or one."""
+    database._definitions.cache_clear()
+    if not is_first:
+        database._definitions()
     with database.open_run(run_dir, questions.question("measures")) as connection:
         made = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
         assert {"imbalance", "imbalance_by_component", "books_at_peak"} <= {name for (name,) in made}
-        assert ("timeline",) not in made
+        assert (("timeline",) in made) is not is_first
         assert connection.execute(COUNT.format("allocs")).fetchone() == (4,)
     with database.open_run(run_dir, "FROM runs") as connection:
         assert connection.execute(COUNT.format("runs")).fetchone() == (1,)

@@ -20,36 +20,38 @@ SECRET = pa.table({"a": [1]})
 
 
 @pytest.fixture(scope="module")
-def run_dir(maker: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def guarded_run(maker: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("guarded") / "run"
     maker.make(folder, RANKS, EVENTS, blocks=BLOCKS, level="stack")
     maker.finish(folder, RANKS)
     return folder
 
 
-def bounded(text: str, run_dir: Path, bounds: Bounds = FEW) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = ask(text, [run_dir], bounds=bounds).to_pylist()
+def bounded(text: str, guarded_run: Path, bounds: Bounds = FEW) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = ask(text, [guarded_run], bounds=bounds).to_pylist()
     return rows
 
 
 @pytest.mark.parametrize("name", sorted(QUESTIONS))
-def test_a_bounded_answer_is_the_beginning_of_the_answer(run_dir: Path, name: str) -> None:
-    whole = ask(name, [run_dir]).to_pylist()
-    assert bounded(name, run_dir) == whole[: FEW.most_rows]
+def test_a_bounded_answer_is_the_beginning_of_the_answer(guarded_run: Path, name: str) -> None:
+    whole = ask(name, [guarded_run]).to_pylist()
+    assert bounded(name, guarded_run) == whole[: FEW.most_rows]
 
 
-def test_every_table_can_be_read(run_dir: Path) -> None:
+def test_every_table_can_be_read(guarded_run: Path) -> None:
     for name in TABLES:
         asked = f"SELECT COUNT(*) AS num_rows FROM {name}"
-        assert bounded(asked, run_dir) == ask(asked, [run_dir]).to_pylist()
+        assert bounded(asked, guarded_run) == ask(asked, [guarded_run]).to_pylist()
 
 
-def test_large_tables_are_read_through_a_question_and_in_sql(run_dir: Path) -> None:
-    ((num_rows,),) = (row.values() for row in bounded("SELECT COUNT(*) FROM alive_at_peak", run_dir))
+def test_large_tables_are_read_through_a_question_and_in_sql(guarded_run: Path) -> None:
+    ((num_rows,),) = (row.values() for row in bounded("SELECT COUNT(*) FROM alive_at_peak", guarded_run))
     assert isinstance(num_rows, int) and num_rows > 0
-    assert len(bounded("FROM allocs ORDER BY rank, seq", run_dir)) == FEW.most_rows
-    assert len(bounded('SELECT Seq FROM "Allocs" JOIN ALIVE_AT_PEAK USING (rank)', run_dir)) == FEW.most_rows
-    assert bounded("PIVOT allocs ON action USING COUNT(*)", run_dir)
+    assert len(bounded("FROM allocs ORDER BY rank, seq", guarded_run)) == FEW.most_rows
+    assert (
+        len(bounded('SELECT Seq FROM "Allocs" JOIN ALIVE_AT_PEAK USING (rank)', guarded_run)) == FEW.most_rows
+    )
+    assert bounded("PIVOT allocs ON action USING COUNT(*)", guarded_run)
 
 
 @pytest.mark.parametrize(
@@ -74,19 +76,19 @@ def test_large_tables_are_read_through_a_question_and_in_sql(run_dir: Path) -> N
         "SELECT 1; SELECT 2",
     ],
 )
-def test_nothing_else_is_read_and_nothing_written(run_dir: Path, text: str) -> None:
-    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+def test_nothing_else_is_read_and_nothing_written(guarded_run: Path, text: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in guarded_run.rglob("*")}
     with pytest.raises(ConfigError) as refused:
-        bounded(text.format(folder=run_dir), run_dir)
+        bounded(text.format(folder=guarded_run), guarded_run)
     assert "\n" not in str(refused.value)
-    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in guarded_run.rglob("*")} == before
 
 
-def test_what_takes_too_long_is_stopped(run_dir: Path) -> None:
+def test_what_takes_too_long_is_stopped(guarded_run: Path) -> None:
     began = time.monotonic()
     endless = "SELECT COUNT(*) FROM range(10000000) a, range(10000000) b WHERE a.range * b.range % 7 = 3"
     with pytest.raises(ConfigError) as stopped:
-        bounded(endless, run_dir, Bounds(most_rows=1, limit_s=2))
+        bounded(endless, guarded_run, Bounds(most_rows=1, limit_s=2))
     assert time.monotonic() - began < 30
     assert (str(stopped.value), stopped.value.hint) == (
         "the SQL was stopped after 2 s",
@@ -94,7 +96,7 @@ def test_what_takes_too_long_is_stopped(run_dir: Path) -> None:
     )
 
 
-def test_a_person_s_sql_may_read_files(run_dir: Path) -> None:
+def test_a_person_s_sql_may_read_files(guarded_run: Path) -> None:
     """Only bounded answers are shut off: on the command line it is the person's own machine."""
-    text = f"SELECT COUNT(*) AS n FROM read_blob('{run_dir}/run.duckdb')"
-    assert ask(text, [run_dir]).to_pylist() == [{"n": 1}]
+    text = f"SELECT COUNT(*) AS n FROM read_blob('{guarded_run}/run.duckdb')"
+    assert ask(text, [guarded_run]).to_pylist() == [{"n": 1}]
