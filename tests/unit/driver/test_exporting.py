@@ -1,6 +1,5 @@
 """What becomes of a run that is sent when it is complete: a line for each service, and never an error of the run."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -68,13 +67,11 @@ def test_one_that_cannot_be_started_too(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_server_that_does_not_answer_is_left_with_all_that_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    began = time.monotonic()
-    # The child of the child holds the pipes open.
-    said = lines_of(tmp_path, monkeypatch, "sleep 100 & sleep 100", limit_s=0.3)
+    # The child of the child holds the pipes open, for longer than a test may take.
+    said = lines_of(tmp_path, monkeypatch, "sleep 1000 & sleep 1000", limit_s=0.3)
     assert said == [
         f"warning: tensorboard: the run was not sent within 0.3 s (ray.timeouts.export_s); {AGAIN}"
     ]
-    assert time.monotonic() - began < 10
 
 
 def test_a_signal_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 import os
 import stat
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -121,10 +120,8 @@ def test_a_git_that_does_not_answer_is_not_waited_for(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(repositories, "_TIMEOUT_S", 0.2)
-    fake_git(tmp_path, monkeypatch, "exec sleep 60")
-    start = time.monotonic()
+    fake_git(tmp_path, monkeypatch, "exec sleep 1000")  # longer than a test may take
     assert repository(folder / "src" / "train.py") is None
-    assert time.monotonic() - start < 20
 
 
 def test_where_the_state_takes_too_long_only_that_is_not_known(

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 
 import pytest
 
@@ -44,10 +43,8 @@ def test_a_message_that_comes_in_two_pieces_is_kept_until_it_is_whole() -> None:
 def test_shutting_ends_a_wait_and_loses_no_message() -> None:
     mine, theirs = pair()
     threading.Timer(0.1, mine.shut).start()
-    began = time.monotonic()
     with pytest.raises(EOFError):
-        mine.receive()
-    assert time.monotonic() - began < 5
+        mine.receive()  # else for ever
     mine, theirs = pair()
     theirs.send({"last": 1})
     mine.shut()

@@ -410,14 +410,18 @@ def test_the_allocator_is_not_asked_while_the_model_is_inside_one_call(cuda: Fak
     lock.acquire()
     answers: list[bool] = []
 
+    asked = threading.Event()
+
     def ask() -> None:
+        asked.wait()
         time.sleep(0.05)  # by then the model's thread waits for the lock
         answers.append(meter.answers())
         lock.release()
 
     thread = threading.Thread(target=ask)
     thread.start()
-    assert lock.acquire(timeout=20)
+    asked.set()
+    lock.acquire()
     thread.join()
     assert answers == [False]
 

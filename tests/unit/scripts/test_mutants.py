@@ -135,15 +135,14 @@ def test_the_command_line_shows_diffs_and_refuses_other_areas() -> None:
 def test_tests_that_run_are_ended_when_a_copy_is_stopped(root: Path, tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     (root / "tests/unit/test_counts.py").write_text(
-        f"import pathlib, time\n\ndef test():\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(100)\n"
+        f"import pathlib, time\n\ndef test():\n    pathlib.Path({str(begun)!r}).touch()\n    time.sleep(1000)\n"
     )
     copy = mutants.Copy(root, tmp_path / "copy")
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(copy.outcome, ["tests/unit/test_counts.py"], 100)
+        running = pool.submit(copy.outcome, ["tests/unit/test_counts.py"], 1000)
         while not begun.exists() and not running.done():
             time.sleep(0.05)
         copy.stop()
-        assert running.result(timeout=20).is_failed
-    start = time.monotonic()
-    copy.outcome(["tests/unit/test_counts.py"], 100)
-    assert time.monotonic() - start < 20
+        assert running.result().is_failed
+    # Nothing is begun after it: the test would take longer than this one may.
+    copy.outcome(["tests/unit/test_counts.py"], 1000)
