@@ -50,6 +50,7 @@ CONTENTS = {
     "activation_by_stage": "Activation by stage",
     "fragmentation": "Fragmentation and fluctuation",
     "model_switching": "Model switching",
+    "pools": "Memory pools",
     "nccl_by_communicator": "NCCL by communicator",
     "collectives_summary": "Collectives",
     "replay_check": "Replay check",
