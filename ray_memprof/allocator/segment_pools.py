@@ -3,7 +3,7 @@
     pools = SegmentPools()
     rows = pools.follow(events, segments)          # events: (seq, action, address, bytes, pool or None), in order
 
-torch 2.12 and later name the pool in each event (pool_id). Before, only the segments of a snapshot do
+torch 2.13 names the pool in each event (pool_id). torch 2.11 names it only in the segments of a snapshot
 (segment_pool_id): a segment that came and went between two snapshots counts in the default pool. Rows are of other
 pools alone, and so most programs have none.
 """

@@ -1,4 +1,4 @@
-"""Pools of segments, as torch 2.12 names them in events, and as torch 2.11 names them in the segments of snapshots."""
+"""Pools of segments: torch 2.13 names them in events, torch 2.11 only in the segments of snapshots."""
 
 from collections.abc import Sequence
 from typing import Any
