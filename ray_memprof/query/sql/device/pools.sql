@@ -1,7 +1,6 @@
 -- How much does each memory pool of the allocator hold at the peak?
--- CUDA graphs keep what their kernels use in pools of their own, which nothing
--- else may use. One row = a pool of a rank that has other pools than the
--- default one; other ranks have no rows.
+-- One row = a pool of a rank that has other pools than the default one, as for
+-- CUDA graphs, whose memory nothing else may use. Other ranks have no rows.
 --   rank                 of the run
 --   pool                 as torch numbers it; (0, 0): the default one
 --   owner                graph: of one CUDA graph. shared: of a
