@@ -94,6 +94,10 @@ class BeforeTrace:
                 self._segment_events.append((action, address, size, pool))
         self._num_events = number
 
+    def segment_pools(self) -> Iterator[Pool | None]:
+        """Return the pool of each event of segments, in order; None: the event does not name it."""
+        return (pool for _, _, _, pool in self._segment_events)
+
     def new_pools(self) -> Iterator[Pool | None]:
         """Return the pool of each segment_alloc and segment_map, in order; None: the event does not name it."""
         return (

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from ray_memprof.allocator.block_sizes import decide
+from ray_memprof.allocator.doubt import pool_of
 from ray_memprof.allocator.replay import (
     BlockReplay,
     Columns,
@@ -20,6 +21,7 @@ from ray_memprof.allocator.replay import (
     Replay,
     Segment,
 )
+from ray_memprof.allocator.segment_pools import OF_SEGMENTS, SegmentPools
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.event_spans import give_spans
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
@@ -80,7 +82,7 @@ class Scribe:
         """What ended the writing; nothing is written after it."""
         self.problems = problems or Problems()
         self._inherited: dict[int, _Inherited] = {}
-        self._owners = Owners()
+        self._owners, self._pools = Owners(), SegmentPools()
         self._restraint = Restraint()
         self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
         self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
@@ -184,6 +186,7 @@ class Scribe:
         columns = self.replay.prime(base, base_ns)
         self._owners.prime(columns)
         self._append_events(columns, lambda: None)
+        self._append_pools(columns, (), base)
 
     def _write_events(self, batch: Batch, parcel: Parcel) -> None:
         self._num_known_lost += batch.num_lost
@@ -202,7 +205,31 @@ class Scribe:
             self._count_missing(batch)
             return
         self._append_events(columns, pause)
+        self._append_pools(columns, batch.events, batch.segments)
         self._check(batch)
+
+    def _append_pools(self, columns: Columns, events: Sequence[Event], segments: Sequence[Segment]) -> None:
+        """Write of which memory pools the segments in these events are; `segments`: those of a snapshot after them."""
+        if OF_SEGMENTS.isdisjoint(
+            columns.action
+        ):  # most batches; a loop would hold Python's lock three times as long
+            return
+        places = [place for place, action in enumerate(columns.action) if action in OF_SEGMENTS]
+        rows = self._pools.follow(
+            (
+                (
+                    columns.seq[place],
+                    columns.action[place],
+                    columns.address[place],
+                    columns.requested_bytes[place],
+                    pool_of(events[place].get("pool_id")) if events else None,
+                )
+                for place in places
+            ),
+            segments,
+        )
+        if rows.seq:
+            self._store.append("segment_pools", asdict(rows))
 
     def _rest(self, since: float) -> None:
         """Let the model have Python's lock; what is written now has waited `since` then."""

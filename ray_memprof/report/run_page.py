@@ -54,6 +54,7 @@ CONTENTS = {
     "imbalance": "Imbalance",
     "steps": "Steps",
     "predicted_vs_measured": "Predicted and measured",
+    "pools": "Memory pools",
     "nccl_by_communicator": "NCCL by communicator",
     "collectives_summary": "Collectives",
     "replay_check": "Replay check",

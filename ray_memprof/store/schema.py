@@ -250,6 +250,15 @@ OWNERS = Table(
     ),
 )
 
+SEGMENT_POOLS = Table(
+    "segment_pools",
+    "a change of a segment that is of another memory pool than the default one",
+    (
+        _count("seq", "of the change, in allocs"),
+        _word("pool", "as torch numbers it, (1, 0) or (0, 1); see the question pools"),
+    ),
+)
+
 SAMPLES = Table(
     "samples",
     "a look at the device, at a fixed interval",
@@ -351,6 +360,7 @@ TABLES = {
         SPANS,
         ALLOCS,
         OWNERS,
+        SEGMENT_POOLS,
         SAMPLES,
         COLLECTIVES,
         COMMUNICATORS,
@@ -359,5 +369,7 @@ TABLES = {
         STACKS,
     )
 }
-RANK_TABLES = ("spans", "allocs", "owners", "samples", "collectives", "communicators", "ledger", "stacks")
+RANK_TABLES = (
+    "spans", "allocs", "owners", "segment_pools", "samples", "collectives", "communicators", "ledger", "stacks"
+)  # fmt: skip
 """Written by the ranks; runs and ranks are written by the driver, and predicted by a prediction after the run."""

@@ -49,6 +49,9 @@ class PhaseListener:
     def moved(self, module: Module) -> None:
         """The parameters of a module are on another device now."""
 
+    def backward_begins(self) -> None:
+        """A backward begins: gradients that are there were kept from an earlier one."""
+
     def optimizer_steps(self, optimizer: Optimizer) -> None:
         """An optimizer begins a step: the gradients are whole."""
 
@@ -143,6 +146,7 @@ class Phases:
                 return original(*args, **kwargs)
             phases.end_failed_steps()
             phases._step.has_begun = phases._is_in_backward = True
+            phases._noted(phases._listener.backward_begins)
             try:
                 with span("backward", stage="backward", **phases._step.attributes()):
                     return original(*args, **kwargs)

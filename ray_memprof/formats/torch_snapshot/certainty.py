@@ -142,7 +142,8 @@ def _follow(
         found, doubt = _prove(replay, spool, segments, doubt)
         replay.decided = found.decided
     at_start = spool.before.segments_at_start(segments, replay.rules, doubt)
-    written = rows.write(at_start, spool.chunks(), stacks)
+    pools = spool.before.segment_pools()
+    written = rows.write(at_start, spool.chunks(), stacks, pools=pools, segments_at_end=segments)
     written.max_error_bytes = difference(replay, segments)
     held = sum(segment["total_size"] for segment in at_start)
     unproved = 0 if found is None else found.inexact_bytes

@@ -8,7 +8,7 @@ Leaves tables/{allocs,spans,stacks}/rank=N/.
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ray_memprof.allocator.doubt import Pool
 from ray_memprof.allocator.replay import (
     BlockReplay,
     Columns,
@@ -23,6 +24,7 @@ from ray_memprof.allocator.replay import (
     Replay,
     Segment,
 )
+from ray_memprof.allocator.segment_pools import OF_SEGMENTS, SegmentEvent, SegmentPools
 from ray_memprof.formats.torch_snapshot.snapshot_parts import FrameLine
 from ray_memprof.formats.torch_snapshot.spool import Chunk
 from ray_memprof.store.categories import category_of, component_of
@@ -119,16 +121,34 @@ class Rows:
         segments_at_start: Iterable[Segment],
         chunks: Iterable[Chunk],
         stacks: Sequence[tuple[FrameLine, ...]],
+        *,
+        pools: Iterable[Pool | None] = (),
+        segments_at_end: Sequence[Segment] = (),
     ) -> Written:
-        """Write all rows, then close the store."""
-        start_ns = -1
+        """Write all rows, then close the store.
+
+        Args:
+            segments_at_start: what was held before the first event.
+            chunks: the events.
+            stacks: Python stacks, by number.
+            pools: of each event of segments, in order; None: the event does not name it.
+            segments_at_end: those of the snapshot.
+        """
+        start_ns, named_pools, found = -1, iter(pools), SegmentPools()
+        changes: list[SegmentEvent] = []
         for chunk in chunks:
             if start_ns < 0:
                 start_ns = int(chunk.t_ns[0])
                 before = self.replay.prime(segments_at_start, start_ns)
                 names = (name for name in Columns.__slots__ if name != "stack_id")
                 self._store.append("allocs", {name: getattr(before, name) for name in names})
+                held = zip(before.seq, before.action, before.address, before.requested_bytes, strict=True)
+                first = [(*one, None) for one in held if one[1] in OF_SEGMENTS]
+                self._append_pools(found, first, list(segments_at_start))
+            first_seq = self.replay.num_events
             self._store.append("allocs", self._follow(chunk))
+            changes += [(*one, next(named_pools, None)) for one in _changes(chunk, first_seq)]
+        self._append_pools(found, changes, segments_at_end)
         self._close(0)
         self._flush()
         for rows in _stack_rows(stacks):
@@ -139,6 +159,13 @@ class Rows:
             replay.num_events, start_ns, self._now_ns, replay.allocated_peak, replay.reserved_peak,
             replay.num_allocs, self._num_ooms, self._last_oom,
         )  # fmt: skip
+
+    def _append_pools(
+        self, pools: SegmentPools, events: Sequence[SegmentEvent], segments: Sequence[Segment]
+    ) -> None:
+        rows = pools.follow(events, segments)
+        if rows.seq:
+            self._store.append("segment_pools", asdict(rows))
 
     def discard(self) -> None:
         """Delete what write() wrote; the store is closed already."""
@@ -278,6 +305,14 @@ class Rows:
         if self._ended:
             self._store.append("spans", {name: [row[name] for row in self._ended] for name in self._ended[0]})
             self._ended.clear()
+
+
+def _changes(chunk: Chunk, first: int) -> Iterator[tuple[int, str, int, int]]:
+    """Number, action, address and bytes of the events of segments in a chunk whose first event has number `first`."""
+    kinds = [number for number, action in enumerate(chunk.actions) if action in OF_SEGMENTS]
+    for place in np.flatnonzero(np.isin(chunk.action, kinds)).tolist():
+        action = chunk.actions[int(chunk.action[place])]
+        yield first + place, action, int(chunk.address[place]), int(chunk.size[place])
 
 
 def _stack_rows(stacks: Sequence[tuple[FrameLine, ...]]) -> Iterator[dict[str, list[Any]]]:

@@ -31,7 +31,9 @@ class Curves:
         self.replay = BlockReplay()
         self.curve: Curve = []
 
-    def write(self, at_start: Iterable[Mapping[str, Any]], chunks: Iterable[Any], stacks: object) -> Written:
+    def write(
+        self, at_start: Iterable[Mapping[str, Any]], chunks: Iterable[Any], stacks: object, **pools: object
+    ) -> Written:
         replay = self.replay
         replay.prime(at_start, 0)
         self.curve = [(replay.allocated, replay.reserved, replay.active)]

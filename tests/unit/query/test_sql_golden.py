@@ -67,6 +67,7 @@ WHOLE: dict[str, list[Row]] = {
     "ledger": [blank("ledger", t_ns=3, account="nccl", bytes=5)],
     "collectives": [blank("collectives", op="all_reduce", group="world", group_size=2, bytes=4)],
     "communicators": [blank("communicators", group="world", backend="nccl", group_size=2, bytes=5)],
+    "segment_pools": [blank("segment_pools", seq=1, pool="(1, 0)")],
     "stacks": [blank("stacks", function="forward", file="dit.py", line=7)],
 }
 FAILED = [{**row, "failed": True} for row in SPANS[2:4]]

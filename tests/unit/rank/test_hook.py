@@ -101,7 +101,8 @@ def test_what_torch_calls_reads_one_variable_and_nothing_else(
 
 
 def test_where_nothing_is_asked_for_no_other_module_of_ours_is_read() -> None:
-    text = "import sys, ray_memprof; ray_memprof.record_where_asked(); print([m for m in sys.modules if 'memprof' in m])"
+    asked = "import sys, ray_memprof; ray_memprof.record_where_asked()"
+    text = f"{asked}; print([one for one in sys.modules if 'memprof' in one])"
     environ = {name: one for name, one in os.environ.items() if name != "RAY_MEMPROF"}
     done = subprocess.run(
         [sys.executable, "-c", text], env=environ, capture_output=True, text=True, check=True

@@ -96,8 +96,10 @@ def counted(tensors: Iterable[Tensor | None]) -> int:
 
 
 def bucket_sizes(wrapped: DistributedDataParallel) -> list[int]:
-    """Bytes of DDP's buckets, as it logs them itself once it has built them anew."""
-    return [int(size) for size in wrapped._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(",")]
+    """Bytes of DDP's buckets, as it logs them itself; it builds them anew after the first step."""
+    logged = wrapped._get_ddp_logging_data()
+    sizes = logged.get("rebuilt_bucket_sizes") or logged["bucket_sizes"]
+    return [int(size) for size in sizes.split(",")]
 
 
 def train(is_view: bool, num_steps: int, peak_in: str) -> dict[str, int]:
@@ -114,12 +116,16 @@ def train(is_view: bool, num_steps: int, peak_in: str) -> dict[str, int]:
         torch.ones(PEAK // 4)
         state = [value for held in optimizer.state.values() for value in held.values() if value.dim()]
         gradients = counted(one.grad for one in model.parameters())
+        buckets = sum(map(in_blocks, bucket_sizes(wrapped)))
+        # Gradients are views of the buckets once they are reduced; those of a batch that is not are none yet.
+        are_views = is_view and peak_in == "step"
+        assert not are_views or gradients == buckets
         count.update(
             weight=counted(model.parameters()),
             buffer=counted(model.buffers()),
             optimizer=counted(state),
-            gradient=0 if is_view else gradients,
-            communication=gradients if is_view else sum(map(in_blocks, bucket_sizes(wrapped))),
+            gradient=0 if are_views else gradients,
+            communication=buckets,
         )
 
     for number in range(num_steps):
