@@ -120,6 +120,7 @@ def test_findings_as_rows(tmp_path: Path) -> None:
         {
             "run_id": "r1", "name": "base", "rule": "decodes_alone", "severity": "severe", "is_peak": True,
             "ranks": [0], "stage": "decode", "component": None, "bytes": 1024,
+            "peak_at_least": False,
             "sentence": "Rank 0 decodes alone.", "knob": "parallel.vae: split",
         }
     ]  # fmt: skip
