@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_tables import Row, answer, blank, columns, event, make_run, span
+from run_tables import Row, answer, blank, columns, event, make_ranks, make_run, span
 
 from ray_memprof.query.database import query
 from ray_memprof.store.schema import CATEGORIES
@@ -76,16 +76,22 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
         *(
             "allocated_peak_bytes",
             "reserved_peak_bytes",
+            "peak_at_least",
             "device_used_peak_bytes",
             "num_samples",
             "num_allocs",
         ),
     ]
-    assert answer(tmp_path, "steps") == [
-        (0, "denoise", 0, 1, 3, 5, 6, 7, 1, 8),
-        (0, "denoise", 1, 4, 1, 0, 0, 0, 1, 0),
-        (1, "Model", 3, 1, 3, 0, 0, 0, 1, 0),
+    expected = [
+        (0, "denoise", 0, 1, 3, 5, 6, False, 7, 1, 8),
+        (0, "denoise", 1, 4, 1, 0, 0, False, 0, 1, 0),
+        (1, "Model", 3, 1, 3, 0, 0, False, 0, 1, 0),
     ]
+    assert answer(tmp_path, "steps") == expected
+    # Of rank 0 a part was not seen.
+    make_ranks(tmp_path, {"peak_at_least": True}, {})
+    flags = [row["peak_at_least"] for row in query(tmp_path, "steps").to_pylist()]
+    assert flags == [True, True, False]
 
 
 def chunks(rank_events: list[Row]) -> dict[str, list[Row]]:
