@@ -48,6 +48,7 @@ def test_a_run_without_a_span_has_nothing_to_say(tmp_path: Path) -> None:
             "stage",
             "component",
             "bytes",
+            "peak_at_least",
             "sentence",
         ),
         "knob",
