@@ -9,13 +9,16 @@ The exit code is that of the run that is predicted: 11 if it would run out of me
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ray_memprof.config.flags import OutputDir, Set
 from ray_memprof.errors import EXIT_OK, RunError
 from ray_memprof.wording import visible
+
+if TYPE_CHECKING:
+    from ray_memprof.config.run_config import RunConfig
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 DEFAULT_GPU = "H200"
@@ -59,12 +62,22 @@ def main(
                 )
                 code = ended or code
                 folders.append(folder)
+                _export(one, folder)
         if expanded.page is not None:
             set_side_by_side(folders, expanded.page)
     except RunError as error:
         sys.stderr.write(visible(error.lines()))
         code = error.exit_code
     raise typer.Exit(code)
+
+
+def _export(config: "RunConfig", run_dir: Path) -> None:
+    """Send the run to the services of logging.export, as a launch does; what fails is a line and nothing more."""
+    from ray_memprof.driver.exporting import exported
+
+    limit_s = config.ray.timeouts.export_s
+    for line in exported(run_dir, config.logging.export, limit_s=limit_s, is_stopped=lambda: False):
+        _say(line)
 
 
 def _say(line: str) -> None:

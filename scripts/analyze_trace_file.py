@@ -6,7 +6,8 @@
 Reads the "[memory]" instant events (Bytes, Total Allocated, Total Reserved, Device Type, Device Id) and the operators
 around them (category cpu_op). Prints, for each device, the highest allocated and reserved memory with their times, the
 largest allocations, and the operators that allocated the most. Events that lack what is needed are left out and counted
-in a warning. Needs nothing but Python. Exit code 2: no such file, a file cut off, or no memory events in it.
+in a warning. Needs this package, but neither torch nor Ray. Exit code 2: no such file, a file that is cut off, or one
+without memory events.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-GIB, MIB = 2**30, 2**20
+from ray_memprof.wording import size_text
+
 DEVICE_TYPES = {0: "cpu", 1: "cuda"}
 """Device Type in a trace is the number of c10::DeviceType."""
 NOBODY = "(outside of operators)"
@@ -176,15 +178,15 @@ def _device_lines(device: str, events: list[Event], top: int) -> list[str]:
         calls[event.operator] += 1
     return [
         f"{device}: {len(events):,} memory events",
-        f"  peak allocated {allocated.allocated_bytes / GIB:.2f} GiB "
+        f"  peak allocated {size_text(allocated.allocated_bytes)} "
         f"({allocated.allocated_bytes:,} bytes) at {_ms(allocated)}, in {allocated.operator}",
-        f"  peak reserved  {reserved.reserved_bytes / GIB:.2f} GiB "
+        f"  peak reserved  {size_text(reserved.reserved_bytes)} "
         f"({reserved.reserved_bytes:,} bytes) at {_ms(reserved)}",
         "  largest allocations:",
-        *(f"    {event.bytes / MIB:12,.2f} MiB at {_ms(event)}  {event.operator}" for event in taken[:top]),
+        *(f"    {size_text(event.bytes):>12} at {_ms(event)}  {event.operator}" for event in taken[:top]),
         "  operators that allocated the most, freed memory not subtracted:",
         *(
-            f"    {size / MIB:12,.2f} MiB in {calls[name]:,} allocations  {name}"
+            f"    {size_text(size):>12} in {calls[name]:,} allocations  {name}"
             for name, size in operators.most_common(top)
         ),
     ]

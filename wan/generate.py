@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = Place.of(os.environ)
         options = parse(fitted(sys.argv[1:] if argv is None else argv))
         check(options)
-        check_packages()
+        check_packages(options, options.save_file or _default_path(options))
         is_checked = True
         run(options)
     except WanError as error:

@@ -50,8 +50,15 @@ class _Heard:
         self._listeners = listeners
 
     def __enter__(self) -> None:
-        for listener in self._listeners:
-            listener.enter(self._name, self._attributes)
+        heard = 0
+        try:
+            for listener in self._listeners:
+                listener.enter(self._name, self._attributes)
+                heard += 1
+        except BaseException:  # a signal's handler raised in between: the block will not run
+            for listener in reversed(self._listeners[:heard]):
+                listener.exit(self._name, True)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

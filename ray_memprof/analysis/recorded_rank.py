@@ -68,7 +68,9 @@ class RecordedRank:
                 connection, "spans", ("span_id", "parent_id", "path", "step", "num_retries"), rank
             )
             self._ledger = _columns(connection, "ledger", ("t_ns", "account", "bytes"), rank, order="t_ns")
-            told = _columns(connection, "ranks", ("device_total_bytes", "num_lost_events"), rank)
+            told = _columns(
+                connection, "ranks", ("device_total_bytes", "num_lost_events", "peak_at_least"), rank
+            )
             run = connection.execute("SELECT config, environment FROM runs").fetchone() or ("{}", "{}")
         self._times = columns["t_ns"]
         self.events = Recorded(**{name: columns[name] for name in _EVENTS})
@@ -79,6 +81,7 @@ class RecordedRank:
         }
         self.device_bytes: int | None = next(iter(told["device_total_bytes"]), None) or None
         self.num_lost: int = next(iter(told["num_lost_events"]), None) or 0
+        self.is_late: bool = bool(next(iter(told["peak_at_least"]), False))
         rules = recorded_rules(json.loads(run[0]), json.loads(run[1]), rank)
         self.rules = _as_seen(rules, columns["action"])
         self.requests = Requests.of(self.events, self._retried())

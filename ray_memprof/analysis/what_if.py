@@ -123,6 +123,8 @@ def _notes(recorded: RecordedRank, as_recorded: Outcome | None) -> list[str]:
     if as_recorded is None:
         outside = recorded.outside(with_others=True)
         as_recorded = play(requests, outside, recorded.rules, recorded.device_bytes)
+    if recorded.is_late:
+        notes.append("peaks are at least that: what was held before the first event is not known")
     if not peak:
         notes.append("no event tells of a segment")
     elif abs(as_recorded.reserved_peak - peak) > _MOST_OFF * peak:

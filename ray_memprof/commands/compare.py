@@ -75,12 +75,14 @@ def compare(
 ) -> None:
     """Compare runs with the first of them: the whole run, every rank and every span.
 
-    With --fail-if: exit code 30 if a limit is exceeded. A limit is [WHERE.]MEASURE > [+]AMOUNT, or the same with <; it
-    is exceeded if that is true. `ray-memprof query measures` lists the measures. WHERE is rankN, mean, or a span as
-    the table names it. With a sign or % the amount is a change against the base.
+    With --fail-if: exit code 30 if a limit is exceeded, or if the figures are too rough to tell. A limit is
+    [WHERE.]MEASURE > [+]AMOUNT, or the same with <; it is exceeded if that is true. `ray-memprof query measures` lists
+    the measures. WHERE is rankN, mean, or a span as the table names it. With a sign or % the amount is a change against
+    the base.
     """
     with errors_as_lines():
         from ray_memprof.analysis.comparison import compare as comparing
+        from ray_memprof.analysis.comparison.limits import verdict_text
         from ray_memprof.analysis.comparison.text import check_lines, warnings
         from ray_memprof.store.find_run import find_run
         from ray_memprof.store.whole_file import check_target
@@ -99,8 +101,8 @@ def compare(
         with unread_is_fine():
             _write_compared(compared, format or by_suffix(out, _BY_SUFFIX, CompareForm.TABLE), out, most)
             flush()
-        if exceeded := sum(one.is_exceeded for one in compared.checks):
-            raise LimitExceeded(f"{exceeded} of {len(compared.checks)} limits exceeded")
+        if verdict := verdict_text(compared.checks):
+            raise LimitExceeded(verdict)
 
 
 def _write_page(compared: "Comparison", path: Path) -> None:

@@ -18,7 +18,7 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.installed import need
 from ray_memprof.wording import did_you_mean, profiler_text
 from wan.config import LARGEST_SEED, TASKS
-from wan.options_here import PACKAGES
+from wan.options_here import packages_of
 
 
 def check(config: RunConfig) -> None:
@@ -85,7 +85,9 @@ def check_packages(config: RunConfig) -> None:
     Raises:
         ConfigError: a package is missing.
     """
-    of_ranks = PACKAGES if config.workload == "wan" else ("torch",)
+    of_ranks: tuple[str, ...] = ("torch",)
+    if config.workload == "wan":
+        of_ranks = packages_of(config.generation, config.generation.save_file)
     need(("ray", *of_ranks) if config.ray.address is None else ("ray",), "a launch")
 
 

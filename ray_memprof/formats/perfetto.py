@@ -26,6 +26,7 @@ _THREAD = 1
 _NS_PER_US = 1000
 _FETCH_ROWS = 10_000
 Event = dict[str, Any]
+_LATE = "peaks are at least what is shown: they may lie before the first event"
 
 
 def write_perfetto(run_dir: Path, path: Path, rank: int | None = None) -> Path:
@@ -88,8 +89,9 @@ def _rows(connection: duckdb.DuckDBPyConnection, name: str, parameters: list[Any
 
 
 def _names(connection: duckdb.DuckDBPyConnection, ranks: list[int]) -> Iterator[Event]:
-    rows = connection.execute("SELECT rank, host, gpu_name FROM ranks").fetchall()
-    places = {rank: ", ".join(part for part in place if part) for rank, *place in rows}
+    rows = connection.execute("SELECT rank, host, gpu_name, peak_at_least FROM ranks").fetchall()
+    places = {rank: ", ".join(part for part in place if part) for rank, *place, _ in rows}
+    late = {rank for rank, *_, is_late in rows if is_late}
     for rank in ranks:
         place = places.get(rank)
         name = f"rank {rank}" + (f" ({place})" if place else "")
@@ -101,6 +103,14 @@ def _names(connection: duckdb.DuckDBPyConnection, ranks: list[int]) -> Iterator[
             "tid": _THREAD,
             "args": {"sort_index": rank},
         }
+        if rank in late:  # shown beside the name of the process
+            yield {
+                "ph": "M",
+                "name": "process_labels",
+                "pid": rank,
+                "tid": _THREAD,
+                "args": {"labels": _LATE},
+            }
         yield {"ph": "M", "name": "thread_name", "pid": rank, "tid": _THREAD, "args": {"name": "spans"}}
 
 

@@ -7,22 +7,26 @@
 --   allocated_peak_bytes       the most inside: tensors
 --   reserved_peak_bytes        the most inside: held by the allocator
 --   device_used_peak_bytes     the most inside: in use on the device by anybody
+--   peak_at_least              allocated and reserved may have been more before
+--                              the first event; null: no
 --   num_allocs                 tensors allocated inside it
 SELECT
-    rank,
-    span_id,
-    name,
-    path,
-    component,
-    step,
-    block,
-    branch,
-    failed,
-    start_ns,
-    end_ns,
-    allocated_peak_bytes,
-    reserved_peak_bytes,
-    device_used_peak_bytes,
-    num_allocs
+    spans.rank,
+    spans.span_id,
+    spans.name,
+    spans.path,
+    spans.component,
+    spans.step,
+    spans.block,
+    spans.branch,
+    spans.failed,
+    spans.start_ns,
+    spans.end_ns,
+    spans.allocated_peak_bytes,
+    spans.reserved_peak_bytes,
+    spans.device_used_peak_bytes,
+    IF(ranks.peak_at_least, TRUE, NULL) AS peak_at_least,
+    spans.num_allocs
 FROM spans
-ORDER BY rank, start_ns, depth, span_id
+LEFT JOIN ranks ON spans.rank = ranks.rank
+ORDER BY spans.rank, spans.start_ns, spans.depth, spans.span_id

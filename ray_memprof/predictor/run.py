@@ -42,7 +42,7 @@ from ray_memprof.store.gather import gather
 from ray_memprof.store.run_files import LOGS_DIR
 from ray_memprof.store.run_folder import RunFolder
 from ray_memprof.store.run_tables import run_columns, write_driver_tables
-from wan.options_here import PACKAGES
+from wan.options_here import PACKAGES, packages_of
 
 Say = Callable[[str], None]
 
@@ -130,8 +130,9 @@ def predict_tables(
 
 def check(config: RunConfig) -> None:
     """Refuse what cannot be predicted. Raises ConfigError."""
-    need(PACKAGES, "a prediction")
-    if config.workload != "wan":
+    is_wan = config.workload == "wan"
+    need(packages_of(config.generation, None) if is_wan else PACKAGES, "a prediction")
+    if not is_wan:
         raise ConfigError(
             f"workload is {config.workload}: only runs of wan are predicted",
             hint="workload: wan; a program of your own must run to be measured",

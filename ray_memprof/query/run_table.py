@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ray_memprof.query.answers import Shown
 from ray_memprof.store.run_list import ListedRun
-from ray_memprof.wording import age_text, size_text
+from ray_memprof.wording import age_text, at_least, size_text
 
 _TEXTS = ("name", "run", "when", "status")
 
@@ -23,7 +23,7 @@ def run_columns(runs: Sequence[ListedRun]) -> list[Shown]:
         "status": [one.status for one in runs],
         "ranks": ["-" if one.num_ranks is None else str(one.num_ranks) for one in runs],
         "device used": [_size(one.device_used_peak_bytes) for one in runs],
-        "allocated": [_size(one.allocated_peak_bytes) for one in runs],
+        "allocated": [at_least(_size(one.allocated_peak_bytes), one.peak_at_least) for one in runs],
         "on disk": [_size(one.size_bytes) for one in runs],
     }
     return [Shown(name, cells, name not in _TEXTS) for name, cells in columns.items()]

@@ -15,10 +15,12 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Protocol
 
+from ray_memprof.recorder.handler_errors import pass_on, suppressed
 from ray_memprof.recorder.meters.meter import Reading
+from ray_memprof.recorder.replacements import found_as
 from ray_memprof.recorder.status import Group
 
 # isend and irecv are not wrapped: P2POp accepts only the functions that torch.distributed has under these names, and a
@@ -66,6 +68,8 @@ def watching(listener: CollectiveListener) -> Iterator[None]:
     originals = {op: getattr(dist, op) for op in (*OPS, *_FROM_CPP) if hasattr(dist, op)}
     places = [(module, op) for op in originals for module in modules if hasattr(module, op)]
     watched = {op: _watched(op, original, listener, calls) for op, original in originals.items()}
+    for op, ours in watched.items():
+        found_as(dist, op, ours)
     for module, op in places:
         setattr(module, op, watched[op])
     try:
@@ -95,7 +99,7 @@ def _watched(
     @functools.wraps(original)
     def watched(*args: Any, **kwargs: Any) -> Any:
         if op == _BATCH:
-            with suppress(Exception):  # torch itself raises what is wrong with a batch
+            with suppressed():  # torch itself raises what is wrong with a batch
                 _count_batch(kwargs.get("p2p_op_list", args and args[0]))
         if op in _MAKES_GROUP and not calls.is_shut:
             _make_context(kwargs.get("backend"), kwargs.get("device_id"))
@@ -112,6 +116,7 @@ def _watched(
             name, size = _describe(group)
             num_bytes = 0 if op == _FROM_CPP[0] else _num_bytes(args, kwargs)  # it passes shapes, not tensors
         except Exception as error:  # a program's own classes may lack attributes that torch does not need
+            pass_on(error)
             listener.problem(f"group and bytes of {op} are unknown: {type(error).__name__}")
             name, size, num_bytes = "", 0, 0
         listener.end_collective(before, op=op, num_bytes=num_bytes, group=name, group_size=size)
@@ -137,7 +142,7 @@ def _make_context(backend: Any, device: Any) -> None:
     """
     import torch
 
-    with suppress(Exception):  # the call itself raises what is wrong with the device
+    with suppressed():  # the call itself raises what is wrong with the device
         if backend is not None and "nccl" not in str(backend):
             return
         if isinstance(device, torch.device) and device.type == "cuda":
@@ -180,7 +185,7 @@ def joined() -> dict[Group, int]:
     found = dict(_passed)
     for group in list(c10d._world.pg_map):
         # Some backends do not count, a program's own classes may lack attributes, and a group may be gone by now.
-        with suppress(Exception):
+        with suppressed():
             # name() is of the backend that counts. get_backend() says "undefined" or "cpu:gloo" where the program asked
             # for that.
             if group.name() != "gloo":

@@ -22,10 +22,10 @@ with its last user.
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from ray_memprof.recorder.handler_errors import pass_on, suppressed
 from ray_memprof.recorder.ledger import Ledger, Where
 from ray_memprof.recorder.meters.meter import Reading
 from ray_memprof.recorder.rows import Communicator, Entry
@@ -69,6 +69,8 @@ class _Group:
     def hold(self, more: int, *, is_shared: bool) -> None:
         """Its memory has grown, or shrunk, by `more` bytes."""
         if self.bytes is None or (self.how == OWN and more > 0):  # NCCL's own figure knows better
+            return
+        if more < 0 and not self.bytes:  # nothing that it is known to hold was given back
             return
         self.bytes = max(0, self.bytes + more)
         self.shared = min(self.bytes, max(0, self.shared + more * (is_shared or more < 0)))
@@ -118,6 +120,7 @@ class Communicators:
             except (
                 Exception
             ) as error:  # the group was destroyed on another thread meanwhile, or does not count
+                pass_on(error)
                 self._problem(f"calls of a process group are not counted: {error_line(error)}")
                 continue
             if num_calls != known.num_calls:
@@ -201,8 +204,15 @@ class Communicators:
 
     def _grown(self, group: str) -> _Group:
         """The group that has grown: the one that made its first call, or the only one that made any."""
-        found = self._first or self._called or [one for one in self._known if group and one.name == group]
-        return found[0] if len(found) == 1 else self._together
+        named = [one for one in self._known if group and one.name == group]
+        found = self._first or self._called or named or self._known
+        return found[0] if len(found) == 1 else self._several()
+
+    def _several(self) -> _Group:
+        """What several groups share; it has their backend where all have the same."""
+        backends = {one.backend for one in (*self._known, *self._gone)}
+        self._together.backend = backends.pop() if len(backends) == 1 else ""
+        return self._together
 
     def _shrunk(self, group: str) -> _Group:
         return self._gone[0] if len(self._gone) == 1 else self._grown(group)
@@ -243,7 +253,8 @@ class Communicators:
                 self._can_ask = False
                 return None
             return int(backend.memory_stats()["total"])
-        except Exception:  # an NCCL that is too old for it, or a communicator that is not made yet
+        except Exception as error:  # an NCCL that is too old for it, or a communicator that is not made yet
+            pass_on(error)
             return None
 
     def rows(self, t_ns: int, *, is_last: bool = False) -> list[Communicator]:
@@ -289,13 +300,13 @@ def _described(group: Any) -> _Group:
 
     name = backend = ranks = ""
     size, is_eager = 0, False
-    with suppress(Exception):  # a program's own classes may lack attributes that torch does not need
+    with suppressed():  # a program's own classes may lack attributes that torch does not need
         name, size = str(group.group_name), int(group.size())
-    with suppress(Exception):
+    with suppressed():
         backend = str(group.name()).lower()
-    with suppress(Exception):
+    with suppressed():
         ranks = ranks_text(dist.get_process_group_ranks(group))
-    with suppress(Exception):
+    with suppressed():
         is_eager = group.bound_device_id is not None
     return _Group(name, backend, ranks, size, is_eager=is_eager)
 

@@ -17,7 +17,7 @@ all accounts of this process fall to zero.
 """
 
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ray_memprof.recorder.meters.meter import Reading
 from ray_memprof.recorder.rows import Entry
@@ -51,6 +51,14 @@ class Ledger:
     def has_context(self) -> bool:
         """Whether the program's context is booked."""
         return self._has_context
+
+    def state(self) -> tuple[Any, ...]:
+        """What restore() needs to undo a booking that was interrupted."""
+        return self._own, self.others, self._held.copy(), self._has_context
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Go back to what state() returned."""
+        self._own, self.others, self._held, self._has_context = state
 
     def is_first(self, where: Where) -> bool:
         """Whether libraries may be loaded there: the span's path runs for the first time."""

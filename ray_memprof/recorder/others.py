@@ -10,6 +10,7 @@ to a library. While nothing changes, the driver is not asked.
 
 from collections.abc import Callable
 
+from ray_memprof.recorder.handler_errors import pass_on
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.meters.nvml import OwnShare
 from ray_memprof.recorder.rows import Sample
@@ -52,6 +53,7 @@ class Others:
             try:
                 own = self._share.read(reading.device_used, reading.reserved, is_on=self._meter.is_on)
             except Exception as error:  # if raised, the span at this boundary would be lost
+                pass_on(error)
                 own = None
                 self._problem(f"the driver could not be asked what this process holds: {error_line(error)}")
             if own is None:

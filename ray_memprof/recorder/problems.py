@@ -12,9 +12,10 @@ nothing at its end.
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.recorder.handler_errors import pass_on, suppressed
 from ray_memprof.wording import error_line
 
 MOST_PROBLEMS = 100
@@ -44,18 +45,27 @@ class Problems:
                 self._num_more += 1
                 return
             self._texts[text] = None
-        with suppress(
-            Exception
-        ):  # a program may have closed its standard error, or put anything in its place
+        with suppressed():  # a program may have closed its standard error, or put anything in its place
             sys.stderr.write(f"warning: recording: {text}\n")
 
     def note(self, what: str, error: Exception) -> None:
-        """Keep what failed and why, in one line."""
+        """Keep what failed and why, in one line.
+
+        Raises:
+            BaseException: what a signal's handler of the program has raised.
+        """
+        pass_on(error)
         self.add(f"{what}: {' '.join(error_line(error).split())}")
+
+    def interrupted(self, error: BaseException) -> None:
+        """Note that a signal's handler has raised in the middle of the recorder."""
+        if isinstance(error, Exception):  # the others end the program
+            kind = type(error).__name__
+            self.add(f"a signal's handler raised {kind} inside the recorder: a peak may be missing")
 
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:
-        """An Exception inside the block ends it and is noted; that of a signal (KeyboardInterrupt) passes through."""
+        """An Exception inside the block ends it and is noted; what a signal's handler raises passes through."""
         try:
             yield
         except Exception as error:

@@ -1,6 +1,7 @@
 """Rows on their way to disk: what the recorder hands to the thread that writes."""
 
 import threading
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -163,6 +164,13 @@ class Parcel:
     """Set once all rows of this parcel are written, or cannot be written any more."""
     since: float = 0.0
     """When it was handed over."""
+
+    def held_back(self, known_ns: int) -> list[SpanRecord]:
+        """Take out and return the spans that ended after `known_ns`: a sample may still come that belongs to them."""
+        # They are in the order in which they ended.
+        num = bisect_right(self.spans, known_ns, key=lambda span: span.end.t_ns if span.end else 0)
+        self.spans, late = self.spans[:num], self.spans[num:]
+        return late
 
     @property
     def num_events(self) -> int:

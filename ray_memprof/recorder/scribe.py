@@ -31,6 +31,7 @@ from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.restraint import Restraint, paced
 from ray_memprof.recorder.rows import Parcel, SpanRecord
 from ray_memprof.recorder.stacks import Stacks
+from ray_memprof.recorder.status import ReplayCheck
 from ray_memprof.store.rank_store import RankStore
 
 QUEUE_LENGTH = 64
@@ -123,6 +124,29 @@ class Scribe:
     def hurry(self) -> None:
         """Write without long rests from now on, for the recording ends; from any thread."""
         self._restraint.hurry()
+
+    def verdict(self, peaks: tuple[int, int], *, recorder_ns: int, longest_pause_ns: int) -> ReplayCheck:
+        """How replay and counters compare, after the end.
+
+        Args:
+            peaks: allocated and reserved, by the allocator's counters.
+            recorder_ns: spent on the thread that runs the model.
+            longest_pause_ns: the longest of these times.
+        """
+        replay = self.replay
+        return ReplayCheck(
+            num_events=replay.num_events,
+            num_lost_events=self.num_lost_events,
+            num_checks=self.num_checks,
+            max_error_bytes=self.max_error_bytes,
+            allocated_peak_bytes=peaks[0],
+            replayed_allocated_peak_bytes=replay.allocated_peak,
+            reserved_peak_bytes=peaks[1],
+            replayed_reserved_peak_bytes=replay.reserved_peak,
+            recorder_ns=recorder_ns,
+            longest_pause_ns=longest_pause_ns,
+            recorder_bytes=self.most_waiting_bytes,
+        )
 
     def close(self) -> None:
         """Write all that was delivered and seal the store; the error that stopped the writing is kept, not raised."""

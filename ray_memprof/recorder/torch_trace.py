@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule,
 
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.recorder.handler_errors import pass_on
 from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.store.whole_file import replacing
 from ray_memprof.wording import profiler_text
@@ -109,6 +110,11 @@ class StepTrace:
         annotation.__enter__()
         self._open.append((annotation, is_step))
 
+    @property
+    def num_open(self) -> int:
+        """How many spans are open."""
+        return len(self._open)
+
     def exit(self, name: str, failed: bool) -> None:
         """A span ends; the end of a step moves the profiler on."""
         if self._is_silent or not self._open or threading.get_ident() != self._thread:
@@ -122,6 +128,7 @@ class StepTrace:
         try:
             yield
         except Exception as error:
+            pass_on(error)
             self._is_silent = True
             self._problem(f"there is no trace, for torch.profiler failed: {type(error).__name__}: {error}")
 

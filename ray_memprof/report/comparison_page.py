@@ -36,7 +36,7 @@ from ray_memprof.store.run_files import TABLES_DIR, table_dir
 from ray_memprof.store.run_json import run_facts
 from ray_memprof.store.standing import LEFT
 from ray_memprof.store.whole_file import whole_file
-from ray_memprof.wording import change_text, number_text, shortened, visible
+from ray_memprof.wording import at_least, change_text, number_text, shortened, visible
 
 TEMPLATE = "compare.html.j2"
 NUMBERS = {
@@ -220,12 +220,12 @@ def _cell(row: Row | None, base: Row | None) -> Row:
         return {"value": "-", "change": ""}
     value, unit = row["value"], row["unit"]
     change = "" if base is None else change_text(value - base["value"], base["value"], unit)
-    return {"value": _shown(value, unit), "change": change}
+    return {"value": _shown(value, unit, row["is_at_least"]), "change": change}
 
 
-def _shown(value: float | None, unit: str) -> str | Markup:
-    """A figure with its unit; a size has the exact bytes as a tooltip."""
-    text = number_text(value, unit)
+def _shown(value: float | None, unit: str, is_at_least: bool) -> str | Markup:
+    """A figure with its unit; a size has the exact bytes as a tooltip, and says if it is a lower bound."""
+    text = at_least(number_text(value, unit), is_at_least)
     if value is None or unit != "bytes":
         return text
     return Markup('<span title="{:,} bytes">{}</span>').format(round(value), text)
@@ -284,6 +284,8 @@ def _moved(row: Row | None) -> Row:
     """A cell of a span; if only the first run has the span, the figure is that of the first run."""
     if row is None:
         return {"value": "-", "change": ""}
-    value = row["base_value"] if row["only_in"] == "base" else row["value"]
+    of_base = row["only_in"] == "base"
+    value = row["base_value" if of_base else "value"]
+    is_at_least = row["base_is_at_least" if of_base else "is_at_least"]
     change = "" if row["only_in"] else change_text(row["change"], row["base_value"], row["unit"])
-    return {"value": _shown(value, row["unit"]), "change": change}
+    return {"value": _shown(value, row["unit"], is_at_least), "change": change}

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray_memprof.query.answers import Shown, columns_text
 from ray_memprof.report.words import words_of_runs
-from ray_memprof.wording import change_text, number_text
+from ray_memprof.wording import at_least, change_text, number_text
 
 Row = dict[str, Any]
 
@@ -55,9 +55,13 @@ def _figures(name: str, rows: Sequence[Row | None]) -> list[Shown]:
     base = next((row for row in rows if row is not None), None)
     if base is None:
         return []
-    figures = ["-" if row is None else number_text(row["value"], row["unit"]) for row in rows]
+    figures = ["-" if row is None else _figure(row) for row in rows]
     changes = ["" if row is base else _change(row, base) for row in rows]
     return [Shown(name, figures), Shown("change", changes)]
+
+
+def _figure(row: Row) -> str:
+    return at_least(number_text(row["value"], row["unit"]), bool(row.get("is_at_least")))
 
 
 def _change(row: Row | None, base: Row) -> str:

@@ -58,6 +58,8 @@ class ListedRun:
     """None: it has not ended, or that is not known."""
     allocated_peak_bytes: int | None
     """The most that a rank held in tensors; None: nothing is sealed yet."""
+    peak_at_least: bool = False
+    """A rank may have held more before its first event: allocated_peak_bytes is a lower bound."""
     device_used_peak_bytes: int | None
     """The most that was in use on a device; None: nothing is sealed yet."""
     size_bytes: int
@@ -84,6 +86,7 @@ def listed(run_dir: Path) -> ListedRun:
     summary = run_summary(run_dir)
     peaks = _peaks(run_dir) if summary is None else {name: getattr(summary, name) for name in _PEAKS}
     records = records_bytes(run_dir) if summary is None else summary.records_bytes
+    is_late = None if summary is None else summary.peak_at_least
     facts = _facts(run_dir)
     return ListedRun(
         name=run_dir.parent.name,
@@ -96,6 +99,7 @@ def listed(run_dir: Path) -> ListedRun:
         start_ns=facts.get("start_ns"),
         end_ns=facts.get("end_ns"),
         size_bytes=records + loose_bytes(run_dir),
+        peak_at_least=_is_late(run_dir) if is_late is None else is_late,
         **{name: peaks[name] for name in _PEAKS},
     )
 
@@ -127,6 +131,12 @@ def _peaks(run_dir: Path) -> dict[str, int | None]:
     tables = {table for columns in _PEAKS.values() for table, _ in columns}
     found = {table: list(map(_footer, _parts(run_dir, table))) for table in tables}
     return {name: _highest(found, columns) for name, columns in _PEAKS.items()}
+
+
+def _is_late(run_dir: Path) -> bool:
+    """Whether the peak of a rank may lie before its first event."""
+    footers = map(_footer, _parts(run_dir, "ranks"))
+    return any(value for footer in footers for value in _highest_of(footer, "peak_at_least"))
 
 
 def _highest(found: "Mapping[str, Sequence[FileMetaData]]", columns: Iterable[tuple[str, str]]) -> int | None:

@@ -29,6 +29,8 @@ class Summary:
     """The most that was in use on a device."""
     records_bytes: int
     """Of all files in the folders of the run (tables, logs, traces), which do not change any more."""
+    peak_at_least: bool | None = None
+    """A rank may have held more before its first event; None: an older version wrote the file, and did not say."""
 
 
 def note_summary(run_dir: Path, lines: Sequence[str], headlines: Sequence[Mapping[str, Any]]) -> None:
@@ -48,6 +50,7 @@ def note_summary(run_dir: Path, lines: Sequence[str], headlines: Sequence[Mappin
         allocated_peak_bytes=peaks.get("allocated_peak_bytes"),
         device_used_peak_bytes=peaks.get("device_used_peak_bytes"),
         records_bytes=records_bytes(run_dir),
+        peak_at_least=bool(peaks.get("peak_at_least")),
     )
     with run_file(run_dir / SUMMARY_FILE) as temporary:
         temporary.write_text(json.dumps(asdict(summary), indent=2) + "\n", encoding="utf-8")

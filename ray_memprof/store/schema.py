@@ -107,7 +107,10 @@ RUNS = Table(
     (
         _text("run_id", "unique, sorts by time"),
         _text("name", "name in the configuration"),
-        _text("source", "cuda (measured), cpu (measured on host tensors) or predicted"),
+        _text(
+            "source",
+            "cuda (measured), cpu (measured on host tensors) or predicted; of an import also xpu and others",
+        ),
         _text("workload", "wan or script"),
         Column("num_ranks", pa.int32(), "", "ranks the run was to have"),
         _text("config", "effective configuration, JSON"),

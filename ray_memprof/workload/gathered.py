@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ray_memprof.recorder.after_import import after_import
+from ray_memprof.recorder.handler_errors import pass_on
 from ray_memprof.recorder.replacements import Replacements
 from ray_memprof.recorder.rows import Owner
 from ray_memprof.recorder.spans import Attribute, span
@@ -99,6 +100,7 @@ class _Gathered:
         try:
             self._claim(tensors(), params)
         except Exception as error:
+            pass_on(error)
             self._problem(f"what FSDP has gathered is not known: {error_line(error)}")
 
     def watch_fsdp2(self) -> None:
@@ -154,6 +156,7 @@ class _Gathered:
                 name = None if self._is_over else self._names.named(module)
                 self._wrapped = "" if name is None else name.component
             except Exception as error:
+                pass_on(error)
                 self._problem(f"what DDP wraps is not known: {error_line(error)}")
             try:
                 original(wrapper, module, *args, **kwargs)

@@ -33,6 +33,7 @@ import torch
 from torch.nn import Module
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from ray_memprof.recorder.handler_errors import pass_on, surely
 from ray_memprof.recorder.problems import unheard
 from ray_memprof.recorder.replacements import Replacements
 from ray_memprof.recorder.spans import Attribute, in_step, span
@@ -148,9 +149,13 @@ class ModuleSpans:
             try:
                 result = original(module, *args, **kwargs)
             except BaseException as error:
-                spans._ended(call, None if type(error).__name__ == _RECOMPUTED else error)
+                surely(spans._ended, call, None if type(error).__name__ == _RECOMPUTED else error)
                 raise
-            spans._ended(call, None)
+            try:
+                spans._ended(call, None)
+            except BaseException:  # of a signal's handler, perhaps before the first instruction
+                surely(spans._ended, call, None)
+                raise
             return result
 
         return __call__
@@ -158,10 +163,14 @@ class ModuleSpans:
     def _opened(self, module: Module) -> _Call:
         call = _Call(module, "", None)
         try:
-            self._begin(call)
-        except Exception as error:  # a class may override any method or attribute, and raise in it
-            self._note(error)
-        self._calls.append(call)
+            try:
+                self._begin(call)
+            except Exception as error:  # a class may override any method or attribute, and raise in it
+                self._note(error)
+            self._calls.append(call)
+        except BaseException as error:  # of a signal's handler: the call will not be made
+            surely(self._ended, call, error)
+            raise
         return call
 
     def _begin(self, call: _Call) -> None:
@@ -178,17 +187,23 @@ class ModuleSpans:
         opened = None if is_wrapped else self._span(call.module, name)
         if opened is not None:
             opened.__enter__()
-            call.span = opened
+            call.span = opened  # at once: what interrupts must find it
             self._num_open += 1
 
     def _ended(self, call: _Call, error: BaseException | None) -> None:
         """A call is over; calls inside it that are still open ended before, where a signal's handler raised."""
-        if call in self._calls:
-            while self._calls:
-                last = self._calls.pop()
+        if call not in self._calls:  # it was interrupted as it began, or as it ended
+            self._end(call, error)
+            return
+        while self._calls:
+            last = self._calls.pop()
+            try:
                 self._end(last, error)
-                if last is call:
-                    break
+            except BaseException as again:  # of a signal's handler
+                surely(self._ended, call, again)
+                raise
+            if last is call:
+                break
 
     def close(self) -> None:
         """End the calls that go on: the recording ends inside them."""
@@ -198,13 +213,14 @@ class ModuleSpans:
 
     def _end(self, call: _Call, error: BaseException | None) -> None:
         """End the span of a call; `error` is the exception that left the call, None if it ended well."""
-        if call.span is None:
+        opened, call.span = call.span, None
+        if opened is None:
             return
         self._num_open -= 1
         if error is None:
-            call.span.__exit__(None, None, None)
+            opened.__exit__(None, None, None)
         else:
-            call.span.__exit__(type(error), error, error.__traceback__)
+            opened.__exit__(type(error), error, error.__traceback__)
 
     def _span(self, module: Module, name: Name) -> AbstractContextManager[None] | None:
         if "." not in name.path:
@@ -267,6 +283,7 @@ class ModuleSpans:
             self._note(error)
 
     def _note(self, error: Exception) -> None:
+        pass_on(error)
         self._problem(f"a module could not be named: {error_line(error)}")
 
 

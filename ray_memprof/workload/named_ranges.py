@@ -19,6 +19,7 @@ import torch
 from torch.autograd.profiler import record_function
 from torch.cuda import nvtx
 
+from ray_memprof.recorder.handler_errors import pass_on, surely
 from ray_memprof.recorder.problems import unheard
 from ray_memprof.recorder.replacements import Replacements
 from ray_memprof.recorder.spans import Span, span
@@ -79,8 +80,7 @@ class NamedRanges:
             try:
                 return original(*args, **kwargs)
             finally:
-                if self._hears():
-                    self._end(None)
+                self._leave(None)
 
         return range_pop
 
@@ -104,8 +104,7 @@ class NamedRanges:
             try:
                 return original(label, kind, error, trace)
             finally:
-                if self._hears():
-                    self._end(label, kind)
+                self._leave(label, kind)
 
         return leave
 
@@ -118,17 +117,41 @@ class NamedRanges:
     def _begin(self, label: object, name: object) -> None:
         try:
             one = span(str(name).replace("/", ".") or "range")
-            one.__enter__()
-            self._open.append((label, one))
         except Exception as error:  # a name may be any object, whose text raises
+            pass_on(error)
             self._problem(f"a range could not be named: {error_line(error)}")
+            return
+        one.__enter__()
+        try:
+            self._open.append((label, one))
+        except BaseException as error:  # of a signal's handler: the range's block will not run
+            surely(self._end, label, type(error))
+            raise
+
+    def _leave(self, label: object, kind: Any = None) -> None:
+        """End a range once, wherever a signal's handler raises meanwhile."""
+        num_before = None
+        try:
+            if self._hears():
+                num_before = len(self._open)
+                self._end(label, kind)
+        except BaseException:
+            if num_before is not None:
+                surely(self._end_one_of, num_before, label, kind)
+            raise
+
+    def _end_one_of(self, num: int, label: object, kind: Any) -> None:
+        if len(self._open) == num:
+            self._end(label, kind)
 
     def _end(self, label: object, kind: Any = None) -> None:
         """End the innermost range of that label; none is open where it began before the recording."""
         for at in range(len(self._open) - 1, -1, -1):
             if self._open[at][0] is label:
-                _, one = self._open.pop(at)
-                one.__exit__(kind, None, None)
+                try:
+                    self._open[at][1].__exit__(kind, None, None)
+                finally:
+                    del self._open[at]
                 return
 
     def close(self) -> None:

@@ -30,6 +30,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from ray_memprof.recorder.handler_errors import pass_on
 from ray_memprof.recorder.replacements import Replacements
 from ray_memprof.recorder.spans import Attribute, Span, span
 from ray_memprof.recorder.stacks import hide_frames
@@ -132,6 +133,7 @@ class Phases:
         try:
             return work()
         except Exception as error:
+            pass_on(error)
             self._problem(f"a phase could not be named: {error_line(error)}")
             return None
 
@@ -219,8 +221,10 @@ class Phases:
         if self._hears():
             self.end_failed_steps()
             opened = span("optimizer", stage="optimizer", **self._step.attributes(begins=False))
+            frame = sys._getframe(1)
             opened.__enter__()
-            self._steps.append((optimizer, opened, sys._getframe(1)))
+            # A handler may raise after this call: end_failed_steps() ends the span then.
+            self._steps.append((optimizer, opened, frame))
 
     def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Hook of torch: an optimizer has made its step."""
@@ -322,5 +326,6 @@ def _target(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.d
             return None if found is None else torch.device(found)
         device: torch.device | None = torch._C._nn._parse_to(*args, **kwargs)[0]
         return device
-    except Exception:
+    except Exception as error:
+        pass_on(error)
         return None

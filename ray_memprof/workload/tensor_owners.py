@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy as is_uninitialized
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from ray_memprof.recorder.handler_errors import pass_on
 from ray_memprof.recorder.rows import Owner
 from ray_memprof.wording import error_line
 from ray_memprof.workload.module_names import ModuleNames, Name, children_of, kind_of
@@ -55,6 +56,7 @@ class TensorOwners(PhaseListener):
         try:
             work(*args)
         except Exception as error:
+            pass_on(error)
             self._problem(f"the owner of a tensor is not known: {error_line(error)}")
 
     def _claim(self, tensor: Any, path: str, component: str | None, category: str) -> None:

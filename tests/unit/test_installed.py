@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from ray_memprof.driver.finish import _connected
 from ray_memprof.errors import ConfigError
 from ray_memprof.installed import need
 from wan import generate
-from wan.options_here import PACKAGES
+from wan.options_here import PACKAGES, VIDEO_PACKAGES, packages_of
 
 CPU2 = Path(__file__).parents[2] / "configs" / "cpu2.yaml"
 HINT = "hint: pip install 'ray-memprof[run]'"
@@ -92,6 +93,50 @@ def test_a_run_needs_only_what_it_imports_here(
         check_packages(found)
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [
+        ([], False),  # the video is made and not kept
+        (["generation.save_file=x.mp4"], True),
+        (["generation.save_file=x.mp4", "ray.address=head:6379"], False),  # its hosts have theirs
+        (["generation.frame_num=1", "generation.save_file=x.png"], False),
+        (["model_config.task=vace-tiny", "generation.src_video=x.mp4"], True),
+    ],
+)
+def test_videos_need_their_package_only_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, settings: list[str], is_refused: bool
+) -> None:
+    from ray_memprof.config.rules import check_packages
+
+    found = load_config(CPU2, settings)
+    without(monkeypatch, *VIDEO_PACKAGES)
+    if not is_refused:
+        check_packages(found)
+        return
+    with pytest.raises(ConfigError, match="a launch needs av, which is not installed here"):
+        check_packages(found)
+
+
+@pytest.mark.parametrize(
+    ("sources", "save_file", "is_needed"),
+    [
+        ({}, None, False),
+        ({}, "x.PNG", False),
+        ({}, "x.mp4", True),
+        ({"src_mask": "mask.png"}, None, False),
+        ({"src_mask": "mask.webm"}, None, True),
+        ({"src_video": "clip.gif"}, "x.png", True),
+    ],
+)
+def test_what_is_read_and_written_says_whether_videos_are(
+    sources: dict[str, str], save_file: str | None, is_needed: bool
+) -> None:
+    files = {"src_video": None, "src_mask": None} | {name: Path(path) for name, path in sources.items()}
+    found = packages_of(SimpleNamespace(**files), Path(save_file) if save_file else None)
+    assert ("av" in found) == is_needed
+    assert set(found) - {"av"} == set(PACKAGES)
+
+
 def test_a_recording_begins_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,7 +155,7 @@ def test_a_recording_begins_nothing(
 
 def test_a_video_is_not_begun(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     without(monkeypatch, "tokenizers", "av")
-    flags = ["--task", "t2i-tiny", "--weights", "random", "--device", "cpu"]
+    flags = ["--task", "t2v-tiny", "--weights", "random", "--device", "cpu"]
     assert (generate.main(flags), capsys.readouterr().err.splitlines()) == (
         2,
         ["error: wan.generate needs tokenizers, av, which are not installed here", HINT],

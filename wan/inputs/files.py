@@ -13,6 +13,10 @@ from typing import Literal, NamedTuple
 
 Found = Literal["file", "folder", "other", "nothing"]
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+"""Files that are read and written as one picture."""
+SAVE_VIDEO_SUFFIX = ".mp4"
+
 CHECK_PATH = "check the path; relative ones start at the working folder"
 
 

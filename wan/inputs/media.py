@@ -23,14 +23,12 @@ from torch import Tensor
 
 from wan.errors import InputError, MediaError
 from wan.inputs import video_file
-from wan.inputs.files import what_is_at
+from wan.inputs.files import IMAGE_SUFFIXES, SAVE_VIDEO_SUFFIX, what_is_at
 from wan.inputs.video_file import VIDEO_SUFFIXES, Pixels, check_source, import_av
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-SAVE_VIDEO_SUFFIX = ".mp4"
 FPS = 16
 
 # Visually lossless for H.264, where 23 is the usual value and each 6 less doubles the bitrate.

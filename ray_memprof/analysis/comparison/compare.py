@@ -19,6 +19,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from ray_memprof.analysis.comparison.certainty import certainty_of
 from ray_memprof.analysis.comparison.limits import Check, check, parse
 from ray_memprof.errors import ConfigError
 from ray_memprof.query.bounds import caveats
@@ -144,9 +145,9 @@ def compare(
         _gather(connection, sides, rank)
         moves = connection.sql(_text("moves")).to_arrow_table()
         labels = [side.label for side in sides]
-        unsure = {number: _unsure(connection, number) for number in range(len(sides))}
+        certain = {number: certainty_of(connection, f"run{number}", rank) for number in range(len(sides))}
         checks = [
-            check(connection, limit, number, labels, unsure)
+            check(connection, limit, number, labels, certain)
             for limit in parsed
             for number in range(1, len(sides))
         ]
@@ -271,12 +272,6 @@ def _bounds(connection: duckdb.DuckDBPyConnection, number: int) -> list[str]:
     lines = caveats(connection)
     connection.execute("USE memory")
     return lines
-
-
-def _unsure(connection: duckdb.DuckDBPyConnection, number: int) -> list[int]:
-    """Ranks whose peaks may lie before their first event."""
-    rows = connection.execute(f"SELECT rank FROM run{number}.ranks WHERE peak_at_least").fetchall()
-    return [row[0] for row in rows]
 
 
 def _differences(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side]) -> Iterator[Difference]:

@@ -7,34 +7,27 @@
 
 An amount with a sign is a change against the base; a percentage always needs a sign. Measures, ranks and spans are
 those of compare. If one of the two runs lacks the value, this is an error of the user, and the limit does not count as
-held.
+held. Figures of imported snapshots may be known only roughly; a limit within which the truth may lie on either side is
+told as not known, and counts as exceeded.
 """
 
 import math
-import operator
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
+from ray_memprof.analysis.comparison.certainty import CERTAIN, Certainty, Interval
 from ray_memprof.errors import ConfigError
 from ray_memprof.wording import change_text, did_you_mean, number_text, parse_size
 
-_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
 _SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _LIMIT = re.compile(
     r"\s*(?:(?P<who>mean|rank(?P<rank>\d+))\.)?(?:(?P<path>[^<>=]+)\.)?(?P<measure>\w+)"
     r"\s*(?P<comparison>[<>]=?)\s*(?P<sign>[+-]?)\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[A-Za-z]*)\s*"
 )
-_TENSORS = ("peak_allocated", "peak_reserved", "peak_active")
-"""Measures that may have been higher before the first event."""
 _EXAMPLE = "'peak_device_used > +2%', 'denoise.peak_allocated > +100 MiB', 'rank0.peak_reserved > 16 GiB'"
 
 
@@ -80,7 +73,9 @@ class Check:
     rank: int | None
     """The rank that the value is of; None: it is of no single rank."""
     is_unknown: bool = False
-    """It is not known whether it holds, since the value or the base's is a lower bound; it counts as exceeded then."""
+    """The truth may lie on either side of the bound; the limit counts as exceeded then."""
+    why_unknown: str = ""
+    """What is known only roughly; empty: the verdict is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +133,7 @@ def check(
     limit: Limit,
     run: int,
     labels: list[str],
-    unsure: Mapping[int, Collection[int]] | None = None,
+    certainty: Mapping[int, Certainty] | None = None,
 ) -> Check:
     """Check a limit against a run, with the table `compared` of compare.
 
@@ -147,7 +142,7 @@ def check(
         limit: the limit; it must not be exceeded.
         run: number of the run.
         labels: names of the runs, by number.
-        unsure: by run, ranks whose peaks of tensors and of reserved memory are lower bounds.
+        certainty: how certain the figures of each run are, by its number; a run that is left out is exact.
 
     Raises:
         ConfigError: the run lacks the figure, the base lacks it though the limit needs it, or the unit does not fit.
@@ -159,32 +154,66 @@ def check(
     if limit.unit not in (there.unit, "%"):
         raise _unfit(limit, there.unit)
     bound = limit.bound(0.0 if base is None else base.value)
-    is_exceeded = _COMPARISONS[limit.comparison](there.value, bound)
-    is_vague = _is_vague(limit, run, unsure or {}) and limit.comparison in (">", ">=")
-    is_unknown = not is_exceeded and (is_vague or (limit.is_change and _is_vague(limit, 0, unsure or {})))
+    known = certainty or {}
+    allowed = Interval(bound, bound)
+    if limit.is_change and base is not None:
+        allowed = _bounds(limit, _interval(connection, limit, 0, base.value, known))
+    value = _interval(connection, limit, run, there.value, known)
+    verdict = value.meets(limit.comparison, allowed)
     return Check(
         limit=limit.text,
         run=run,
-        is_exceeded=is_exceeded or is_unknown,
+        is_exceeded=verdict is not False,
         unit=there.unit,
         base_value=None if base is None else base.value,
         value=there.value,
         bound=bound,
         rank=there.rank,
-        is_unknown=is_unknown,
+        is_unknown=verdict is None,
+        why_unknown="" if verdict is not None else _why(limit, run, known),
     )
 
 
-def _is_vague(limit: Limit, run: int, unsure: Mapping[int, Collection[int]]) -> bool:
-    """Whether the value of a run is a lower bound; that of the worst rank is one if any rank's is one."""
-    ranks = unsure.get(run, ())
-    return limit.measure in _TENSORS and (bool(ranks) if limit.rank is None else limit.rank in ranks)
+def _bounds(limit: Limit, base: Interval) -> Interval:
+    """Between which values the bound lies, if the base's figure is one of `base`."""
+    ends = [limit.bound(base.least), limit.bound(base.most)]
+    if any(map(math.isnan, ends)):  # infinity less infinity
+        return Interval(-math.inf, math.inf)
+    return Interval(min(ends), max(ends))
+
+
+def _interval(
+    connection: duckdb.DuckDBPyConnection,
+    limit: Limit,
+    run: int,
+    value: float,
+    known: Mapping[int, Certainty],
+) -> Interval:
+    """Between which values a figure of a run truly lies."""
+    certain = known.get(run, CERTAIN)
+    if limit.measure != "imbalance":
+        return certain.interval_of(value, limit.measure, limit.rank)
+    rows = _rows(connection, run, "peak_allocated", limit.path, None)
+    largest, mean = (rows[0][0], rows[0][1]) if rows else (None, None)
+    return certain.imbalance(value, largest, mean)
+
+
+def _why(limit: Limit, run: int, known: Mapping[int, Certainty]) -> str:
+    """Why a verdict is not known: what of the run or of the base is known only roughly."""
+    measure = "peak_allocated" if limit.measure == "imbalance" else limit.measure
+    runs = [known.get(number, CERTAIN) for number in ((run, 0) if limit.is_change else (run,))]
+    reasons = []
+    if any(one.is_lower_bound(measure, limit.rank) for one in runs):
+        which = "one of them" if limit.is_change else "it"
+        reasons.append(f"{which} is a lower bound: what was held before the first event is not known")
+    if error := max(one.error(measure, limit.rank) for one in runs):
+        which = "one of them" if limit.is_change else "it"
+        reasons.append(f"{which} may be off by {error:,} bytes: the replay is right only within them")
+    return "; ".join(reasons)
 
 
 def _measured(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int) -> _Measured | None:
-    asked = {"run": run, "measure": limit.measure, "path": limit.path, "rank": limit.rank}
-    text = (Path(__file__).parent / "sql" / "value.sql").read_text(encoding="utf-8")
-    rows = connection.execute(text, asked).fetchall()
+    rows = _rows(connection, run, limit.measure, limit.path, limit.rank)
     if not rows:
         return None
     ((value, mean, rank, unit),) = rows
@@ -194,6 +223,15 @@ def _measured(connection: duckdb.DuckDBPyConnection, limit: Limit, run: int) -> 
     if value is None or not math.isfinite(value):
         return None
     return _Measured(value, rank if limit.rank is None else limit.rank, unit)
+
+
+def _rows(
+    connection: duckdb.DuckDBPyConnection, run: int, measure: str, path: str | None, rank: int | None
+) -> list[tuple[float | None, float | None, int | None, str]]:
+    """Value, mean, rank and unit of a measure of a run: one row, or none if the run has no such value."""
+    asked = {"run": run, "measure": measure, "path": path, "rank": rank}
+    text = (Path(__file__).parent / "sql" / "value.sql").read_text(encoding="utf-8")
+    return connection.execute(text, asked).fetchall()
 
 
 def _lacking(connection: duckdb.DuckDBPyConnection, limit: Limit, label: str) -> ConfigError:
@@ -239,8 +277,20 @@ def check_line(one: Check, label: str) -> str:
         moved = f" ({change_text(one.value - one.base_value, one.base_value, one.unit)})"
     who = "" if one.rank is None else f" on rank {one.rank}"
     verdict = "not known" if one.is_unknown else "exceeded" if one.is_exceeded else "holds"
-    why = "; one of them is a lower bound: what was held before the first event is not known"
+    why = f"; {one.why_unknown}" if one.why_unknown else ""
     return (
         f"limit {verdict}: {one.limit}: {was}{number_text(one.value, one.unit)}{moved}{who} in {label}, "
-        f"bound {number_text(one.bound, one.unit)}{why if one.is_unknown else ''}"
+        f"bound {number_text(one.bound, one.unit)}{why}"
     )
+
+
+def verdict_text(checks: Sequence[Check]) -> str:
+    """How many limits do not hold: "2 of 5 limits exceeded, 1 not known"; empty if all hold."""
+    unknown = sum(one.is_unknown for one in checks)
+    exceeded = sum(one.is_exceeded for one in checks) - unknown
+    if not exceeded and not unknown:
+        return ""
+    known = f"{exceeded} of {len(checks)} limits exceeded"
+    if not unknown:
+        return known
+    return f"{known}, {unknown} not known" if exceeded else f"{unknown} of {len(checks)} limits not known"

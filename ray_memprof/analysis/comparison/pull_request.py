@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree as xml
 
 from ray_memprof.analysis.comparison.compare import Comparison, moved_of
-from ray_memprof.analysis.comparison.limits import check_line
+from ray_memprof.analysis.comparison.limits import check_line, verdict_text
 from ray_memprof.analysis.comparison.text import (
     LEAST_FRACTION,
     check_lines,
@@ -37,10 +37,8 @@ def comparison_markdown(compared: Comparison, most: int) -> str:
     base, *others = (side.label for side in compared.sides)
     parts = [f"### Memory: {', '.join(map(escaped, others))} against {escaped(base)}"]
     if compared.checks:
-        exceeded = sum(one.is_exceeded for one in compared.checks)
-        verdict = (
-            f"**{exceeded} of {len(compared.checks)} limits exceeded**" if exceeded else "All limits hold."
-        )
+        told = verdict_text(compared.checks)
+        verdict = f"**{told}**" if told else "All limits hold."
         parts += [verdict, "\n".join(f"- {escaped(line)}" for line in check_lines(compared))]
     if noted := [f"- {escaped(line)}" for line in warnings(compared)]:
         parts.append("\n".join(noted))

@@ -12,7 +12,7 @@ from ray_memprof.analysis.comparison.compare import Comparison, Moved, Row, move
 from ray_memprof.analysis.comparison.limits import check_line
 from ray_memprof.query.answers import Shown, columns_text
 from ray_memprof.store.standing import ending_text
-from ray_memprof.wording import change_text, number_text, rank_text, shortened
+from ray_memprof.wording import at_least, change_text, number_text, rank_text, shortened
 
 SHOWN = ("peak_allocated", "peak_reserved", "peak_device_used", "duration")
 """Measures that are shown for ranks and spans; --format csv has more."""
@@ -121,15 +121,21 @@ def whole_columns(compared: Comparison, rows: Sequence[Row]) -> list[Shown]:
 
 def _base_cell(of_run: dict[int, Row], is_mean: bool) -> str:
     row = next(iter(of_run.values()))
-    return number_text(row["base_mean" if is_mean else "base_value"], row["unit"])
+    return _sized(row, "base_mean" if is_mean else "base_value")
+
+
+def _sized(row: Row, column: str) -> str:
+    """A figure of the base or of the other run, with "at least" if it may have been larger."""
+    value, flag = row[column], "base_is_at_least" if column.startswith("base") else "is_at_least"
+    return at_least(number_text(value, row["unit"]), value is not None and row[flag])
 
 
 def _cells(row: Row | None, is_mean: bool) -> tuple[str, str]:
     if row is None:
         return "-", "-"
     names = ("base_mean", "mean_value", "mean_change") if is_mean else ("base_value", "value", "change")
-    base, value, change = (row[name] for name in names)
-    return number_text(value, row["unit"]), change_text(change, base, row["unit"])
+    base, value, change = names
+    return _sized(row, value), change_text(row[change], row[base], row["unit"])
 
 
 def _ranks(ranks: Sequence[Moved], against: str, most: int, width: int | None) -> Iterator[str]:
@@ -182,7 +188,7 @@ def _alone(spans: Sequence[Moved], key: str, width: int | None) -> str:
     columns = [Shown("path", [str(one.path) for one in spans], is_number=False)]
     for measure in ("num_spans", *SHOWN):
         rows = [one.measures.get(measure) for one in spans]
-        cells = ["-" if row is None else number_text(row[key], row["unit"]) for row in rows]
+        cells = ["-" if row is None else _sized(row, key) for row in rows]
         columns.append(Shown(measure, cells))
     return columns_text(columns, width)
 

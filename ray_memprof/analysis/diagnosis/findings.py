@@ -29,11 +29,13 @@ _SCHEMA = pa.schema(
         ("stage", pa.string()),
         ("component", pa.string()),
         ("bytes", pa.int64()),
+        ("peak_at_least", pa.bool_()),
         ("sentence", pa.string()),
         ("knob", pa.string()),
     ]
 )
-"""The run of a finding, then the columns of diagnose.Finding."""
+"""The run of a finding, then the columns of diagnose.Finding; peak_at_least: a peak of its ranks may have been higher,
+before the first event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,8 @@ class Diagnosed:
     findings: tuple[Finding, ...]
     is_running: bool = False
     """Whether the run is still going on."""
+    late: frozenset[int] = frozenset()
+    """Ranks whose peak may lie before their first event."""
     bounds: tuple[str, ...] = ()
     """Lines that say which of its peaks are lower bounds and why, and how far the replay of a rank may be wrong."""
 
@@ -70,7 +74,17 @@ def diagnosed(run_dir: Path) -> Diagnosed:
         ending = "" if status == "ok" else f"{status}{joint}{reason}"
         found = tuple(findings(connection))
         known = tuple(caveats(connection))
-        return Diagnosed(run_dir, ending, has_spans, has_events, found, status == RUNNING, known)
+        late = connection.execute("SELECT rank FROM rank_peaks() WHERE peak_at_least").fetchall()
+        return Diagnosed(
+            run_dir=run_dir,
+            ending=ending,
+            has_spans=has_spans,
+            has_events=has_events,
+            findings=found,
+            is_running=status == RUNNING,
+            late=frozenset(rank for (rank,) in late),
+            bounds=known,
+        )
 
 
 def found_text(found: Sequence[Diagnosed], *, is_named: bool = False) -> str:
@@ -133,7 +147,8 @@ def found_rows(found: Sequence[Diagnosed]) -> pa.Table:
         {
             "run_id": one.run_dir.name,
             "name": one.run_dir.parent.name,
-            **{name: getattr(finding, name) for name in own},
+            **{name: getattr(finding, name) for name in own if name != "peak_at_least"},
+            "peak_at_least": not one.late.isdisjoint(finding.ranks),
         }
         for one in found
         for finding in one.findings

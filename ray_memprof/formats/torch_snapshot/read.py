@@ -8,9 +8,9 @@ folder: spans, allocs and stacks of each rank, run.json, run.duckdb, memory_even
 
 What an imported run says and what it does not:
 
-* The row of runs has source "cuda", workload "script" and status "ok", or "oom" if a trace has such an event. Its
-  configuration lists the files under "imported". A file of several devices gives a rank for each device, see
-  rank_numbers.py.
+* The row of runs has the kind of device as its source (device_names.py: "cuda", "xpu" ...), workload "script" and
+  status "ok", or "oom" if a trace has such an event. Its configuration lists the files under "imported". A file of
+  several devices gives a rank for each device, see rank_numbers.py.
 * A run of the CPU that this project exported keeps its source; the sizes in its events count, no block is rounded.
 * Blocks, curves and peaks are replayed. The replay begins with the state that before_trace.py finds and ends at the
   segments of the snapshot: ranks.max_error_bytes is the difference there, num_checks is 1. If the settings do not tell
@@ -30,7 +30,7 @@ import multiprocessing
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -44,6 +44,7 @@ from ray_memprof.allocator.doubt import pool_of
 from ray_memprof.allocator.rules import SETTINGS_VARIABLES
 from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, DiskFull
 from ray_memprof.formats.torch_snapshot.certainty import follow
+from ray_memprof.formats.torch_snapshot.device_names import CUDA, NOT_TOLD, kind_of, numbered_device
 from ray_memprof.formats.torch_snapshot.event_shapes import Run
 from ray_memprof.formats.torch_snapshot.events_to_rows import Rows, Written
 from ray_memprof.formats.torch_snapshot.pickle_reader import PickleStream
@@ -54,7 +55,6 @@ from ray_memprof.formats.torch_snapshot.snapshot_parts import (
     FrameLine,
     as_address,
     as_bytes,
-    as_whole,
 )
 from ray_memprof.formats.torch_snapshot.spool import MAX_TOTAL_BYTES, Spool
 from ray_memprof.formats.torch_snapshot.write import HOST_SOURCES, MARK, SPAN_FILE
@@ -83,7 +83,8 @@ class Imported:
     written: Written
     settings: dict[str, Any]
     problems: tuple[str, ...]
-    source: str = "cuda"
+    source: str = CUDA
+    """The kind of the device, or one of HOST_SOURCES if this project exported the file."""
 
 
 @dataclass(slots=True)
@@ -154,7 +155,11 @@ def _say_ranks(imported: list[Imported], say: Callable[[str], None], *, is_count
 
 
 def _device_name(one: Imported) -> str:
-    return f"cuda:{one.device}" if one.source == "cuda" else f"host memory ({one.source})"
+    if one.source in HOST_SOURCES:
+        return f"host memory ({one.source})"
+    if one.source == NOT_TOLD:
+        return f"device {one.device} (the file does not say of what kind)"
+    return f"{one.source}:{one.device}"
 
 
 def _import_all(files: Mapping[int, Path], run_dir: Path, *, named: bool) -> list[Imported]:
@@ -227,13 +232,15 @@ def import_file(path: Path, folder: Path) -> list[Imported]:
         snapshot, stacks = _read(path, folder, spools, closing)
         if not spools:
             raise NotASnapshot(f"{path} has no events: nothing was recorded", hint=_HOW_TO_RECORD)
-        segments = _segments(path, snapshot)
+        segments, source = _segments(path, snapshot)
         imported = [
-            _import_device(path, snapshot, device, spools[device], segments.pop(device, []), stacks, folder)
+            _import_device(
+                path, snapshot, device, spools[device], segments.pop(device, []), stacks, folder, source
+            )
             for device in sorted(spools)
         ]
     silent = tuple(
-        f"{path} has no events of cuda:{device}, which holds {size_text(held)}: this device is no rank of the run"
+        f"{path} has no events of {source}:{device}, which holds {size_text(held)}: this device is no rank of the run"
         for device, several in sorted(segments.items())
         if (held := sum(segment["total_size"] for segment in several))
     )
@@ -249,11 +256,12 @@ def _import_device(
     segments: list[dict[str, Any]],
     stacks: _Stacks,
     folder: Path,
+    source: str,
 ) -> Imported:
     settings = _settings(snapshot.get("allocator_settings"))
     named = spool.num_texts <= MAX_TEXTS
-    source = _source_of(snapshot)
-    make_rows = partial(Rows, folder, device, named=named, nested=MARK in snapshot, is_host=source != "cuda")
+    is_host = source in HOST_SOURCES
+    make_rows = partial(Rows, folder, device, named=named, nested=MARK in snapshot, is_host=is_host)
     spool.stack_ids = stacks.ids
     followed = follow(make_rows, spool, list[Mapping[str, Any]](segments), settings, stacks.frames)
     problems = followed.problems(path)
@@ -265,11 +273,17 @@ def _import_device(
     return Imported(device, path, device, followed.written, settings, tuple(problems), source)
 
 
-def _source_of(snapshot: Mapping[str, Any]) -> str:
-    """The source of the run if this project exported it; otherwise "cuda"."""
+def _source_of(snapshot: Mapping[str, Any], kinds: Collection[str]) -> str:
+    """The source of the run if this project exported it; otherwise the kind of its devices.
+
+    Raises:
+        ValueError: its segments are on devices of several kinds.
+    """
     mark = snapshot.get(MARK)
     source = mark.get("source") if isinstance(mark, dict) else None
-    return source if source in HOST_SOURCES else "cuda"
+    if isinstance(source, str) and (source in HOST_SOURCES or re.fullmatch("[a-z][a-z0-9_]{0,31}", source)):
+        return source
+    return kind_of(snapshot.get("allocator_settings"), kinds)
 
 
 def _read(
@@ -316,20 +330,26 @@ def _read(
     return snapshot, stacks
 
 
-def _segments(path: Path, snapshot: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
-    """The segments of each device, with what a replay needs of them."""
+def _segments(path: Path, snapshot: dict[str, Any]) -> tuple[dict[int, list[dict[str, Any]]], str]:
+    """The segments of each device, with what a replay needs of them; and the source of the run."""
     found: dict[int, list[dict[str, Any]]] = {}
+    kinds: set[str] = set()
     total_bytes = 0
     try:
         for segment in snapshot.get("segments") or ():
             one = _segment(segment)
             total_bytes += one["total_size"]
-            found.setdefault(as_whole(segment.get("device", 0)), []).append(one)
+            kind, number = numbered_device(segment.get("device", 0))
+            kinds |= {kind} if kind else set()
+            found.setdefault(number, []).append(one)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise NotASnapshot(f"{path} has a damaged segment: {type(error).__name__} {error}") from error
     if total_bytes > MAX_TOTAL_BYTES:
         raise NotASnapshot(f"{path} has segments of {total_bytes:,} bytes in all, which no device has")
-    return found
+    try:
+        return found, _source_of(snapshot, kinds)
+    except ValueError as error:
+        raise NotASnapshot(f"{path}: {error}") from error
 
 
 def _segment(segment: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_memprof.analysis.diagnosis.findings import diagnosed, found_markdown
+from ray_memprof.query.bounds import is_lower_bound
 from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import fetched, rows_of
 from ray_memprof.store.run_files import REPORT_FILE
@@ -24,6 +25,7 @@ MOST_RANKS = 32
 MEASURES = ("allocated", "reserved", "device_used")
 _TOLD = (
     "allocated_peak_bytes",
+    "peak_at_least",
     "device_used_peak_bytes",
     "device_total_bytes",
     "allocated_max_over_mean",
@@ -59,6 +61,8 @@ class Peak:
     measure: str
     """allocated, reserved or device_used."""
     peak_bytes: int
+    is_at_least: bool = False
+    """It may have been more: before the first event, or of device_used, between the boundaries of spans."""
 
     @property
     def name(self) -> str:
@@ -102,8 +106,10 @@ class Account:
 
     @property
     def numbers(self) -> dict[str, int | float]:
-        """The headlines and the peaks, by name."""
-        return {**self.headlines, **{peak.name: peak.peak_bytes for peak in self.peaks}}
+        """The headlines and the peaks, by name; of a peak that may have been more also at_least/<name>: 1."""
+        peaks = {peak.name: peak.peak_bytes for peak in self.peaks}
+        bounds = {f"at_least/{peak.name}": 1 for peak in self.peaks if peak.is_at_least}
+        return {**self.headlines, **peaks, **bounds}
 
     @property
     def is_ok(self) -> bool:
@@ -141,7 +147,7 @@ def account_of(run_dir: Path) -> Account:
         versions=json.loads(row.get("versions") or "{}"),
         start_ns=row.get("start_ns"),
         end_ns=row.get("end_ns"),
-        headlines={name: headlines[name] for name in _TOLD if headlines.get(name) is not None},
+        headlines={name: _number(headlines[name]) for name in _TOLD if headlines.get(name) is not None},
         peaks=sorted(_peaks([*of_ranks, *stages]), key=lambda peak: peak.rank),
         moments=list(_moments(slices)),
         findings=found_markdown([found]),
@@ -151,11 +157,22 @@ def account_of(run_dir: Path) -> Account:
     )
 
 
-def _peaks(rows: Sequence[Mapping[str, Any]]) -> Iterator[Peak]:
+def _peaks(rows: Sequence[dict[str, Any]]) -> Iterator[Peak]:
     for row in rows:
         for measure in MEASURES:
             if (peak_bytes := row[f"{measure}_peak_bytes"]) is not None:
-                yield Peak(rank=row["rank"], stage=row["stage"], measure=measure, peak_bytes=peak_bytes)
+                yield Peak(
+                    rank=row["rank"],
+                    stage=row["stage"],
+                    measure=measure,
+                    peak_bytes=peak_bytes,
+                    is_at_least=is_lower_bound(row, measure),
+                )
+
+
+def _number(value: bool | int | float) -> int | float:
+    """A flag as 0 or 1, for services that know only numbers."""
+    return int(value) if isinstance(value, bool) else value
 
 
 def _moments(slices: Sequence[Mapping[str, Any]]) -> Iterator[Moment]:

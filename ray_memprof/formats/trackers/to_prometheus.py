@@ -17,6 +17,7 @@ GAUGES: Mapping[str, str] = {
     "ray_memprof_run_end_timestamp_seconds": "when the run ended, since 1970",
     "ray_memprof_peak_bytes": "the most that a rank held, by measure: allocated, reserved, device_used",
     "ray_memprof_stage_peak_bytes": "the same within a stage",
+    "ray_memprof_peak_at_least": "1: ray_memprof_peak_bytes may have been more; 0: it is what was held",
     "ray_memprof_device_total_bytes": "memory of the fullest device",
     "ray_memprof_unexplained_fraction": "of device used at the peak, on the rank with the largest share",
     "ray_memprof_findings": "how many findings the diagnosis has, by severity",
@@ -27,6 +28,7 @@ _LABELS = {
     "ray_memprof_run_info": (*_RUN, "status", "source", "workload"),
     "ray_memprof_peak_bytes": (*_RUN, "rank", "measure"),
     "ray_memprof_stage_peak_bytes": (*_RUN, "rank", "stage", "measure"),
+    "ray_memprof_peak_at_least": (*_RUN, "rank", "measure"),
     "ray_memprof_findings": (*_RUN, "severity"),
 }
 
@@ -63,6 +65,7 @@ def write_textfile(account: Account, path: Path) -> Path:
             gauges["ray_memprof_stage_peak_bytes"].labels(**labels, stage=peak.stage).set(peak.peak_bytes)
         else:
             gauges["ray_memprof_peak_bytes"].labels(**labels).set(peak.peak_bytes)
+            gauges["ray_memprof_peak_at_least"].labels(**labels).set(int(peak.is_at_least))
     for severity, count in account.num_severities.items():
         gauges["ray_memprof_findings"].labels(**run, severity=severity).set(count)
     with whole_file(path) as temporary:

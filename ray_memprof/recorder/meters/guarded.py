@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from ray_memprof.recorder.clock import Clock
+from ray_memprof.recorder.handler_errors import pass_on
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.problems import Problems
 
@@ -81,6 +82,10 @@ class Guarded:
         self._last = reading
         return reading
 
+    def stale(self) -> Reading:
+        """The last reading, as if it were of now."""
+        return self._stale()
+
     def _stale(self, error: Exception | None = None) -> Reading:
         if error is not None:
             self._problems.note("memory could not be read", error)
@@ -126,7 +131,8 @@ class Guarded:
             return None
         try:
             return self._meter.locate(tensor)
-        except Exception:  # a fake tensor, or a class of the program's own, may refuse in any way
+        except Exception as error:  # a fake tensor, or a class of the program's own, may refuse in any way
+            pass_on(error)
             return None
 
     def peaks(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from ray_memprof.analysis.comparison.compare import (
     compare,
 )
 from ray_memprof.analysis.comparison.limits import Check
+from ray_memprof.analysis.comparison.text import comparison_text
 from ray_memprof.errors import ConfigError
 
 SECOND = 10**9
@@ -340,6 +341,35 @@ def test_limits_by_rank_and_place(tmp_path: Path) -> None:
     ]
 
 
+def test_a_limit_within_the_error_of_a_replay_is_not_known(tmp_path: Path) -> None:
+    before, after = pair(tmp_path)
+    make_ranks(after, {}, {"inexact_bytes": 200, "num_checks": 1}, run_id="r2", status="ok", source="cpu")
+    limits = ("peak_allocated > 1700 B", "rank0.peak_allocated > 1900 B", "rank1.peak_allocated > 700 B")
+    checks = compare([before, after], limits).checks
+    assert [(one.is_exceeded, one.is_unknown) for one in checks] == [
+        (True, True),
+        (False, False),
+        (True, True),
+    ]
+    assert checks[2].why_unknown == "it may be off by 200 bytes: the replay is right only within them"
+    # Of rank 0 alone everything is known.
+    (alone,) = compare([before, after], limits[:1], rank=0).checks
+    assert (alone.is_exceeded, alone.is_unknown) == (True, False)
+
+
+def test_peaks_that_may_have_been_more_say_so(tmp_path: Path) -> None:
+    before, after = pair(tmp_path)
+    make_ranks(after, {}, {"peak_at_least": True}, run_id="r2", status="ok", source="cpu")
+    found = compare([before, after])
+    rows = [row for row in found.moves.to_pylist() if row["measure"] == "peak_reserved"]
+    flags = {(row["level"], row["path"], row["rank"]): row["is_at_least"] for row in rows}
+    assert flags[("run", None, None)] and flags[("rank", None, 1)] and not flags[("rank", None, 0)]
+    assert flags[("span", "denoise", None)] and not flags[("span", "decode", None)]
+    assert not any(row["base_is_at_least"] for row in rows)
+    text = comparison_text(found, most=20)
+    assert "at least 3.52 KiB" in text
+
+
 def test_all_of_it_as_json(tmp_path: Path) -> None:
     facts = json.loads(json.dumps(as_facts(compare(pair(tmp_path), ["peak_allocated > 1 KiB"]))))
     assert list(facts) == ["runs", "differences", "moves", "limits"]
@@ -348,12 +378,14 @@ def test_all_of_it_as_json(tmp_path: Path) -> None:
         {
             "limit": "peak_allocated > 1 KiB", "run": 1, "is_exceeded": True, "unit": "bytes",
             "base_value": 1200, "value": 1800, "bound": 1024, "rank": 0, "is_unknown": False,
+            "why_unknown": "",
         }
     ]  # fmt: skip
     (row,) = [row for row in facts["moves"] if row["measure"] == "peak_allocated" and row["level"] == "run"]
     assert row == {
         "run": 1, "name": "after", "run_id": "r2", "level": "run", "path": None, "rank": None,
-        "measure": "peak_allocated", "unit": "bytes", "base_value": 1200, "value": 1800, "change": 600,
+        "measure": "peak_allocated", "unit": "bytes", "base_value": 1200, "value": 1800,
+        "base_is_at_least": False, "is_at_least": False, "change": 600,
         "change_fraction": 0.5, "base_mean": 1200, "mean_value": 1200, "mean_change": 0, "max_rank": 0,
         "only_in": None, "share_fraction": 0.5,
     }  # fmt: skip

@@ -48,6 +48,7 @@ def test_a_run_without_a_span_has_nothing_to_say(tmp_path: Path) -> None:
             "stage",
             "component",
             "bytes",
+            "peak_at_least",
             "sentence",
         ),
         "knob",
@@ -120,6 +121,7 @@ def test_findings_as_rows(tmp_path: Path) -> None:
         {
             "run_id": "r1", "name": "base", "rule": "decodes_alone", "severity": "severe", "is_peak": True,
             "ranks": [0], "stage": "decode", "component": None, "bytes": 1024,
+            "peak_at_least": False,
             "sentence": "Rank 0 decodes alone.", "knob": "parallel.vae: split",
         }
     ]  # fmt: skip

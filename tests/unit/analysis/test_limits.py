@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import duckdb
 import pytest
 
-from ray_memprof.analysis.comparison.limits import Check, check, check_line, parse
+from ray_memprof.analysis.comparison.certainty import Certainty
+from ray_memprof.analysis.comparison.limits import Check, check, check_line, parse, verdict_text
 from ray_memprof.errors import ConfigError
 from ray_memprof.wording import change_text
 
@@ -233,39 +234,99 @@ def test_a_unit_that_does_not_fit_is_an_error(
     assert (str(caught.value), caught.value.hint) == (f"--fail-if {text!r} {message}", hint)
 
 
-UNKNOWN = {1: [0]}
-"""Of the second run, what rank 0 held before its first event is not known."""
+def late(*ranks: int) -> Certainty:
+    """What these ranks held before their first event is not known."""
+    return Certainty(lower_bounds=frozenset(ranks))
+
+
+def rough(**mib: int) -> Certainty:
+    """The replays of these ranks may be off by so many MiB."""
+    return Certainty({int(rank.removeprefix("rank")): size * MIB for rank, size in mib.items()})
+
+
+UNKNOWN = {1: late(0)}
 
 
 @pytest.mark.parametrize(
-    ("text", "unsure", "is_exceeded", "is_unknown"),
+    ("text", "certainty", "is_exceeded", "is_unknown"),
     [
         ("peak_allocated > +3%", UNKNOWN, True, True),
         ("peak_allocated > 1 GiB", UNKNOWN, True, True),
         ("peak_allocated > +1%", UNKNOWN, True, False),
         ("rank0.peak_allocated > 1 GiB", UNKNOWN, True, True),
-        ("rank0.peak_allocated > 1 GiB", {1: [1]}, False, False),
+        ("rank0.peak_allocated > 1 GiB", {1: late(1)}, False, False),
         ("mean.peak_allocated > 1 GiB", UNKNOWN, True, True),
-        # More than what is known is not less.
+        # More than what is known is not less, and may be more than the bound.
         ("peak_allocated < 1 MiB", UNKNOWN, False, False),
-        ("peak_allocated < 1 GiB", UNKNOWN, True, False),
+        ("peak_allocated < 1 GiB", UNKNOWN, True, True),
         ("num_retries > 9", UNKNOWN, False, False),
-        # What the base had at most moves the bound.
-        ("peak_allocated > +3%", {0: [1]}, True, True),
-        ("peak_allocated < -3%", {0: [1]}, True, True),
-        ("peak_allocated > 1 GiB", {0: [1]}, False, False),
+        # 102 MiB in the second run: the base had 100 MiB or more, so it grew by 2 % or less.
+        ("peak_allocated > +3%", {0: late(1)}, False, False),
+        ("peak_allocated > +1%", {0: late(1)}, True, True),
+        ("peak_allocated < -3%", {0: late(1)}, True, True),
+        ("peak_allocated > 1 GiB", {0: late(1)}, False, False),
+        # The replay of the second run may be off by 3 MiB: 99 to 105 MiB.
+        ("peak_allocated > 104 MiB", {1: rough(rank0=3)}, True, True),
+        ("peak_allocated > 100 MiB", {1: rough(rank0=3)}, True, True),
+        ("peak_allocated > 105 MiB", {1: rough(rank0=3)}, False, False),
+        ("peak_allocated >= 105 MiB", {1: rough(rank0=3)}, True, True),
+        ("peak_allocated > 98 MiB", {1: rough(rank0=3)}, True, False),
+        ("peak_allocated < 99 MiB", {1: rough(rank0=3)}, False, False),
+        ("peak_allocated < 100 MiB", {1: rough(rank0=3)}, True, True),
+        ("peak_allocated < 106 MiB", {1: rough(rank0=3)}, True, False),
+        ("mean.peak_allocated > 84 MiB", {1: rough(rank0=3)}, True, True),
+        ("rank0.peak_allocated > 104 MiB", {1: rough(rank1=3)}, False, False),
+        ("nccl > 1025 MiB", {1: rough(rank0=3)}, False, False),
+        # The base as well: 98 to 102 MiB, so that +5 % are 102.9 to 107.1 MiB.
+        ("peak_allocated > +5%", {0: rough(rank1=2), 1: rough(rank0=3)}, True, True),
+        ("peak_allocated > +5%", {0: rough(rank1=2)}, False, False),
+        ("peak_allocated > +3%", {0: rough(rank1=2)}, True, True),
+        ("peak_allocated > +8%", {0: rough(rank1=2), 1: rough(rank0=3)}, False, False),
+        # The largest peak and the mean: (102 +- 1) / (82 -+ 1).
+        ("imbalance > 1.2", {1: rough(rank0=1)}, True, True),
+        ("imbalance > 1.28", {1: rough(rank0=1)}, False, False),
+        ("imbalance > 1.2", UNKNOWN, True, True),
+        ("imbalance < 1", UNKNOWN, False, False),
     ],
 )
 def test_a_limit_does_not_hold_where_nobody_knows(
     compared: "duckdb.DuckDBPyConnection",
     text: str,
-    unsure: dict[int, list[int]],
+    certainty: dict[int, Certainty],
     is_exceeded: bool,
     is_unknown: bool,
 ) -> None:
-    found = check(compared, parse(text), 1, LABELS, unsure)
+    found = check(compared, parse(text), 1, LABELS, certainty)
     assert (found.is_exceeded, found.is_unknown) == (is_exceeded, is_unknown)
     assert check_line(found, "after").startswith("limit not known: ") == is_unknown
+
+
+def test_a_line_says_why_a_verdict_is_not_known(compared: "duckdb.DuckDBPyConnection") -> None:
+    lines = [
+        check_line(check(compared, parse(text), 1, LABELS, certainty), "after")
+        for text, certainty in (
+            ("rank0.peak_allocated > 104 MiB", {1: rough(rank0=3)}),
+            ("peak_allocated > +3%", {0: rough(rank0=2), 1: late(0)}),
+        )
+    ]
+    assert lines == [
+        "limit not known: rank0.peak_allocated > 104 MiB: 60.0 MiB -> 102 MiB (+42.0 MiB, +70.0%) on rank 0 in after, "
+        "bound 104 MiB; it may be off by 3,145,728 bytes: the replay is right only within them",
+        "limit not known: peak_allocated > +3%: 100 MiB -> 102 MiB (+2.00 MiB, +2.0%) on rank 0 in after, bound "
+        "103 MiB; one of them is a lower bound: what was held before the first event is not known; one of them may be "
+        "off by 2,097,152 bytes: the replay is right only within them",
+    ]
+
+
+def test_the_verdict_counts_what_is_not_known(compared: "duckdb.DuckDBPyConnection") -> None:
+    def verdict(*texts: str) -> str:
+        return verdict_text([check(compared, parse(text), 1, LABELS, UNKNOWN) for text in texts])
+
+    sure, unsure, holds = "peak_allocated > +1%", "peak_allocated > +3%", "nccl > 2 GiB"
+    assert verdict(holds) == ""
+    assert verdict(holds, sure) == "1 of 2 limits exceeded"
+    assert verdict(holds, unsure) == "1 of 2 limits not known"
+    assert verdict(unsure, sure, sure) == "2 of 3 limits exceeded, 1 not known"
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])

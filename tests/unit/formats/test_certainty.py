@@ -66,7 +66,7 @@ def imported(content: dict[str, Any], folder: Path) -> tuple[Followed, Curve]:
         made.append(Curves())
         return made[-1]
 
-    segments = _segments(path, snapshot).get(0, [])
+    segments = _segments(path, snapshot)[0].get(0, [])
     settings = _settings(snapshot.get("allocator_settings"))
     followed = follow(make_rows, spool, segments, settings, stacks.frames)  # type: ignore[arg-type]
     spool.close()

@@ -116,3 +116,16 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["export", "latest", "--format", "perfetto"])
     assert (result.exit_code, result.output) == (0, "base-r1.trace.json.gz\n")
     assert gzip.decompress(Path("base-r1.trace.json.gz").read_bytes())
+
+
+def test_peaks_that_may_lie_before_the_first_event_say_so(tmp_path: Path) -> None:
+    spans = {"spans": [span(1, "denoise", (0, 10), allocated=(0, 0, 90))]}
+    run_dir = make_ranks(make_run(tmp_path / "run", {0: spans, 1: spans}), {}, {"peak_at_least": True})
+    events = exported(run_dir, tmp_path / "x.json")
+    assert {one["pid"]: one["args"].get("peak_at_least") for one in events if one["ph"] == "X"} == {
+        0: None,
+        1: True,
+    }
+    assert [(one["pid"], one["args"]["labels"]) for one in events if one["name"] == "process_labels"] == [
+        (1, "peaks are at least what is shown: they may lie before the first event")
+    ]

@@ -495,3 +495,72 @@ def test_segments_that_are_none_are_refused(tmp_path: Path, segments: Any) -> No
     path = write(tmp_path / "rank0.pickle", snapshot([event("alloc", 0, 512)], segments))
     with pytest.raises(NotASnapshot, match="damaged segment"):
         import_snapshots([path], tmp_path / "run", "x")
+
+
+# --------------------------------------------------------------------------------
+# Kinds of devices
+
+
+def of_device(device: object = 0, **settings: Any) -> dict[str, Any]:
+    """A snapshot with one segment on `device`, whose allocator settings have these variables alone."""
+    content = snapshot([event("segment_alloc", 0, 2 * MIB)], [segment(0, (2 * MIB, "inactive"))])
+    content["segments"][0]["device"] = device
+    content["allocator_settings"] = settings
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "source"),
+    [
+        (of_device(), "cuda:0", "cuda"),
+        (of_device(PYTORCH_CUDA_ALLOC_CONF=""), "cuda:0", "cuda"),
+        (of_device(PYTORCH_HIP_ALLOC_CONF=""), "cuda:0", "cuda"),
+        (of_device(PYTORCH_XPU_ALLOC_CONF=""), "xpu:0", "xpu"),
+        # As torch.xpu writes it, and as any other device may.
+        (of_device(PYTORCH_ALLOC_CONF=""), "device 0 (the file does not say of what kind)", "device"),
+        (of_device("xpu", PYTORCH_ALLOC_CONF=""), "xpu:0", "xpu"),
+        (of_device("privateuseone:0"), "privateuseone:0", "privateuseone"),
+        (of_device("meta"), "meta:0", "meta"),
+    ],
+)
+def test_a_device_is_called_what_the_file_says(
+    tmp_path: Path, content: dict[str, Any], name: str, source: str
+) -> None:
+    path = write(tmp_path / "dump.pickle", content)
+    lines: list[str] = []
+    import_snapshots([path], tmp_path / "run", "x", lines.append, derive=derive)
+    assert lines == [f"rank 0: {path}, {name}"]
+    with database.open_run(tmp_path / "run") as connection:
+        assert connection.execute("SELECT source FROM runs").fetchall() == [(source,)]
+    # An export of it says the same.
+    again = tmp_path / "again.pickle"
+    write_snapshot(tmp_path / "run", 0, again)
+    lines.clear()
+    import_snapshots([again], tmp_path / "second", "x", lines.append)
+    assert lines == [f"rank 0: {again}, {name}"]
+
+
+@pytest.mark.parametrize(
+    ("device", "told"),
+    [
+        ("xpu:x", "has a damaged segment: ValueError 'xpu:x' names no device"),
+        ("", "has a damaged segment: ValueError '' names no device"),
+        (1.5, "has a damaged segment: TypeError a float is no number"),
+    ],
+)
+def test_a_device_that_cannot_be_is_refused(tmp_path: Path, device: object, told: str) -> None:
+    path = write(tmp_path / "dump.pickle", of_device(device))
+    with pytest.raises(NotASnapshot) as caught:
+        import_snapshots([path], tmp_path / "run", "x")
+    assert str(caught.value) == f"{path} {told}"
+
+
+def test_devices_of_two_kinds_in_one_file_are_refused(tmp_path: Path) -> None:
+    content = of_device("xpu:0")
+    content["segments"].append({**segment(4 * MIB, (2 * MIB, "inactive")), "device": "cuda:0"})
+    path = write(tmp_path / "dump.pickle", content)
+    with pytest.raises(NotASnapshot) as caught:
+        import_snapshots([path], tmp_path / "run", "x")
+    assert str(caught.value) == (
+        f"{path}: it has segments on cuda and on xpu, and its events do not say on which of them they were"
+    )

@@ -50,6 +50,30 @@ def test_a_run_is_told_by_headlines_peaks_and_curves(tmp_path: Path) -> None:
     assert told.findings.startswith("### pair/r1\n")
 
 
+def test_peaks_that_may_have_been_more_say_so(tmp_path: Path) -> None:
+    pytest.importorskip("prometheus_client")
+    run_dir = tracked_run(tmp_path)
+    make_ranks(run_dir, {"peak_at_least": True}, {}, run_id="r1", name="pair", status="ok", config="{}")
+    told = account.account_of(run_dir)
+    assert told.numbers["peak_at_least"] == 1
+    late = {name for name in told.numbers if name.startswith("at_least/")}
+    assert late == {
+        f"at_least/rank0/{stage}{measure}_peak_bytes"
+        for stage in ("", "load/", "denoise/")
+        for measure in ("allocated", "reserved")
+    }
+    path = tmp_path / "pair.prom"
+    send.send(run_dir, Service.PROMETHEUS, path)
+    lines = [one for one in path.read_text().splitlines() if one.startswith("ray_memprof_peak_at_least{")]
+    flags = {
+        line.split('measure="')[1].split('"')[0] + line.split('rank="')[1][0]: line[-3:] for line in lines
+    }
+    assert flags == {
+        "allocated0": "1.0", "reserved0": "1.0", "device_used0": "0.0",
+        "allocated1": "0.0", "reserved1": "0.0", "device_used1": "0.0",
+    }  # fmt: skip
+
+
 def test_of_many_ranks_the_fullest_are_told_and_the_others_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

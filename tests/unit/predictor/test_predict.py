@@ -1,12 +1,14 @@
 """python -m ray_memprof.predict: a run folder like any other, and refusals in one line."""
 
 import json
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from ray_memprof.driver import exporting
 from ray_memprof.errors import EXIT_CONFIG, EXIT_OK, EXIT_START_FAILED
 from ray_memprof.predict import app
 from ray_memprof.predictor import run
@@ -83,6 +85,31 @@ def test_the_runs_of_a_matrix_are_set_side_by_side(tmp_path: Path) -> None:
         "tiny-sliced: ok, exit 0",
     ]
     assert (tmp_path / "runs" / "tiny-matrix.html").stat().st_size > 10_000
+
+
+def test_a_prediction_is_sent_as_its_configuration_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[Path, tuple[str, ...], float]] = []
+
+    def exported(run_dir: Path, services: Sequence[str], *, limit_s: float, is_stopped: object) -> list[str]:
+        sent.append((run_dir, tuple(services), limit_s))
+        return [f"warning: {one}: the run was not sent" for one in services]
+
+    monkeypatch.setattr(run, "predict", lambda config, **how: (EXIT_OK, tmp_path / config.name))
+    monkeypatch.setattr(exporting, "exported", exported)
+    result = call(
+        tmp_path,
+        TINY + "logging: {export: [wandb, mlflow]}\nray: {timeouts: {export_s: 7}}\n",
+        "--gpu",
+        "H200",
+    )
+    assert sent == [(tmp_path / "tiny", ("wandb", "mlflow"), 7.0)]
+    # A service that fails is a line, and no error of the prediction.
+    assert (result.exit_code, result.stdout.splitlines()) == (
+        EXIT_OK,
+        ["warning: wandb: the run was not sent", "warning: mlflow: the run was not sent"],
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_tables import Row, answer, blank, columns, event, make_run, span
+from run_tables import Row, answer, blank, columns, event, make_ranks, make_run, span
 
 from ray_memprof.query.database import query
 from ray_memprof.store.schema import CATEGORIES
@@ -76,16 +76,22 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
         *(
             "allocated_peak_bytes",
             "reserved_peak_bytes",
+            "peak_at_least",
             "device_used_peak_bytes",
             "num_samples",
             "num_allocs",
         ),
     ]
-    assert answer(tmp_path, "steps") == [
-        (0, "denoise", 0, 1, 3, 5, 6, 7, 1, 8),
-        (0, "denoise", 1, 4, 1, 0, 0, 0, 1, 0),
-        (1, "Model", 3, 1, 3, 0, 0, 0, 1, 0),
+    expected = [
+        (0, "denoise", 0, 1, 3, 5, 6, False, 7, 1, 8),
+        (0, "denoise", 1, 4, 1, 0, 0, False, 0, 1, 0),
+        (1, "Model", 3, 1, 3, 0, 0, False, 0, 1, 0),
     ]
+    assert answer(tmp_path, "steps") == expected
+    # Of rank 0 a part was not seen.
+    make_ranks(tmp_path, {"peak_at_least": True}, {})
+    flags = [row["peak_at_least"] for row in query(tmp_path, "steps").to_pylist()]
+    assert flags == [True, True, False]
 
 
 def chunks(rank_events: list[Row]) -> dict[str, list[Row]]:
@@ -156,6 +162,66 @@ def test_categories_over_time_turn_activations_into_cache_when_their_chunk_is_ov
     ], 6)]  # fmt: skip
 
 
+def held_over_time(run_dir: Path, *categories: str) -> list[tuple[Any, ...]]:
+    names = ("rank", "slice", "is_peak", "active_bytes", *(f"{one}_bytes" for one in categories))
+    return [tuple(row[name] for name in names) for row in query(run_dir, "categories_over_time").to_pylist()]
+
+
+def test_of_equal_peaks_the_first_event_counts_and_of_one_moment_the_last(tmp_path: Path) -> None:
+    """Events of one nanosecond on two ranks: their numbers tell which came first, whatever their categories."""
+    now = {"t_ns": 10}
+    late = event(100, "alloc", 2, "buffer", t_ns=399)
+    first = [
+        event(1, "alloc", 8, "weight", **now),
+        event(2, "alloc", 4, "activation", **now),
+        event(3, "free_completed", 4, "activation", **now),
+        event(4, "alloc", 4, "output", **now),  # 12 again
+        event(5, "free_completed", 8, "weight", **now),
+    ]
+    second = [
+        event(7, "alloc", 5, "temporary", **now),
+        event(8, "free_completed", 5, "temporary", **now),
+        event(9, "alloc", 5, "output", **now),  # the peak again, and the end
+    ]
+    third = [event(5, "alloc", 5, "output", **now)]  # peak and end are one event
+    make_run(tmp_path, {0: {"allocs": [*first, late]}, 1: {"allocs": [*second, late]}, 2: {"allocs": third}})
+    asked = ("weight", "activation", "temporary", "output", "buffer")
+    assert held_over_time(tmp_path, *asked) == [
+        (0, 0, True, 12, 8, 4, 0, 0, 0),
+        (0, 0, False, 4, 0, 0, 0, 4, 0),
+        (0, 389, True, 6, 0, 0, 0, 4, 2),
+        (1, 0, True, 5, 0, 0, 5, 0, 0),
+        (1, 0, False, 5, 0, 0, 0, 5, 0),
+        (1, 389, True, 7, 0, 0, 0, 5, 2),
+        (2, 0, True, 5, 0, 0, 0, 5, 0),
+    ]
+
+
+def test_what_a_chunk_leaves_is_cache_at_the_end_of_its_slice_too(tmp_path: Path) -> None:
+    """GIVEN a chunk that ends in the middle of 32 events that are summed at once, far below the peak of their slice."""
+    act, now = "activation", {"t_ns": 0}
+    ones = [
+        event(1, "alloc", 1000, "weight", **now),
+        event(33, "free_completed", 1000, "weight", **now),
+        event(64, "alloc", 16, act, address=1, span_id=2, **now),
+        event(65, "alloc", 8, act, address=2, span_id=2, **now),
+        event(66, "free_requested", 8, act, address=2, span_id=2, **now),
+        event(67, "free_completed", 8, act, address=2, span_id=2, **now),
+        event(99, "alloc", 1, "output", t_ns=399),
+    ]
+    # On the other rank the chunk ends with its allocation, and more of the 32 events follow.
+    others = [*ones[:3], event(70, "alloc", 4, "output", **now), ones[-1]]
+    make_run(tmp_path, {0: chunks(ones), 1: chunks(others)})
+    assert held_over_time(tmp_path, "weight", act, "cache", "output") == [
+        (0, 0, True, 1000, 1000, 0, 0, 0),
+        (0, 0, False, 16, 0, 0, 16, 0),
+        (0, 199, True, 17, 0, 0, 16, 1),
+        (1, 0, True, 1000, 1000, 0, 0, 0),
+        (1, 0, False, 20, 0, 0, 16, 4),
+        (1, 199, True, 21, 0, 0, 16, 5),
+    ]
+
+
 def test_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Path) -> None:
     spans = [span(1, "denoise", (0, 399), device_used=(7, 27, 27), reserved=(0, 20, 20), active=(0, 2, 12))]
     events = [
@@ -219,10 +285,11 @@ def random_events(seed: int) -> list[Row]:
     return rows
 
 
-def followed(rows: list[Row]) -> list[dict[str, Any]]:
-    """The same answer, by going through the events one by one."""
-    first = min(row["t_ns"] for row in rows)
-    slice_ns = -(-(max(row["t_ns"] for row in rows) - first + 1) // 400)
+def followed(rows: list[Row], rank: int = 0, times: list[int] | None = None) -> list[dict[str, Any]]:
+    """The same answer, by going through the events one by one; `times`: of the events of all ranks."""
+    times = times or [row["t_ns"] for row in rows]
+    first = min(times)
+    slice_ns = -(-(max(times) - first + 1) // 400)
     held: dict[str, int] = defaultdict(int)
     now_ns = 0
     moments: dict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
@@ -238,7 +305,7 @@ def followed(rows: list[Row]) -> list[dict[str, Any]]:
             held[row["category"]] += sign * row["size_bytes"]
         held_at_least = max(held["reserved"], held["active"])
         slice_ = (now_ns - first) // slice_ns
-        moment = {"rank": 0, "slice": slice_, "is_peak": False, "t_ns": now_ns}
+        moment = {"rank": rank, "slice": slice_, "is_peak": False, "t_ns": now_ns}
         moment |= {"active_bytes": held["active"], "reserved_bytes": held_at_least}
         moment |= {f"{category}_bytes": held[category] for category in CATEGORIES}
         moments[slice_].append((row["seq"], moment))
@@ -253,6 +320,8 @@ def followed(rows: list[Row]) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_categories_over_time_are_exact_however_the_events_lie(tmp_path: Path, seed: int) -> None:
-    rows = random_events(seed)
-    make_run(tmp_path, {0: {"allocs": rows}})
-    assert query(tmp_path, "categories_over_time").to_pylist() == followed(rows)
+    by_rank = [random_events(seed), random_events(100 + seed)]
+    times = [row["t_ns"] for rows in by_rank for row in rows]
+    make_run(tmp_path, {rank: {"allocs": rows} for rank, rows in enumerate(by_rank)})
+    expected = [row for rank, rows in enumerate(by_rank) for row in followed(rows, rank, times)]
+    assert query(tmp_path, "categories_over_time").to_pylist() == expected

@@ -161,6 +161,27 @@ def test_what_a_destroyed_group_gives_back_is_its_own(desk: Desk) -> None:
     assert desk.rows(is_last=True) == []
 
 
+def test_groups_that_end_at_once_leave_no_row_without_a_name(desk: Desk) -> None:
+    desk.groups = [FakeGroup("0", backend="gloo"), FakeGroup("1", backend="gloo")]
+    desk.start()
+    desk.book(540, account="nccl", group="1")
+    desk.groups = []
+    desk.book(520, account="nccl", group="")
+    assert [(name, held) for name, _, held, *_ in desk.rows()] == [("1", 40)]
+
+
+def test_what_groups_of_gloo_take_at_once_is_not_called_nccl(desk: Desk) -> None:
+    desk.groups = [FakeGroup("0", backend="gloo"), FakeGroup("1", backend="gloo")]
+    desk.start()
+    desk.book(540, account="nccl", group="")
+    (row,) = [one for one in desk.communicators.rows(9) if not one.group]
+    assert (row.backend, row.bytes) == ("gloo", 40)
+    # One group alone is the one.
+    desk.groups = desk.groups[:1]
+    desk.book(560, account="nccl", group="")
+    assert [(one.group, one.bytes) for one in desk.communicators.rows(10) if one.bytes] == [("0", 20)]
+
+
 def test_a_group_of_gloo_holds_nothing_of_the_device(desk: Desk) -> None:
     desk.groups = [FakeGroup("0", backend="gloo", calls=7)]
     desk.book(500, Where(True))

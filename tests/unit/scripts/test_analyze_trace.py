@@ -112,7 +112,7 @@ def test_control_characters_in_names_are_read_and_not_printed(tmp_path: Path, ca
     assert "\x1b" in trace.read_text()
     code, out, err = run(capsys, trace)
     assert (code, err) == (0, "")
-    assert out.splitlines()[-1] == "            0.00 MiB in 1 allocations  ?[2J?mm"
+    assert out.splitlines()[-1] == "           512 B in 1 allocations  ?[2J?mm"
 
 
 def test_an_operator_without_end_holds_nothing_and_is_told(tmp_path: Path, capsys: Captured) -> None:
@@ -163,7 +163,7 @@ def test_memory_events_without_sizes_are_left_out_and_told(
     trace = written(tmp_path / "trace.json", left_out, memory(2, 1024, 2048, 2**21))
     code, out, err = run(capsys, trace)
     assert (code, err) == (0, f"warning: {trace}: {why}\n")
-    assert "peak allocated 0.00 GiB (2,048 bytes) at 0.001 ms" in out
+    assert "peak allocated 2.00 KiB (2,048 bytes) at 0.001 ms" in out
 
 
 ODD: list[Any] = [None, True, -1, 1e999, float("nan"), 10**400, "a", "\ud800", [], {}, [[]], {"Bytes": 1}]
@@ -202,22 +202,22 @@ def test_peaks_and_operators_by_device(tmp_path: Path, capsys: Captured) -> None
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "cpu: 1 memory events",
-        "  peak allocated 0.00 GiB (5,242,880 bytes) at 0.015 ms, in aten::addmm",
-        "  peak reserved  0.00 GiB (0 bytes) at 0.015 ms",
+        "  peak allocated 5.00 MiB (5,242,880 bytes) at 0.015 ms, in aten::addmm",
+        "  peak reserved  0 B (0 bytes) at 0.015 ms",
         "  largest allocations:",
-        "            5.00 MiB at 0.015 ms  aten::addmm",
+        "        5.00 MiB at 0.015 ms  aten::addmm",
         "  operators that allocated the most, freed memory not subtracted:",
-        "            5.00 MiB in 1 allocations  aten::addmm",
+        "        5.00 MiB in 1 allocations  aten::addmm",
         "",
         "cuda:2: 4 memory events",
-        "  peak allocated 0.88 GiB (943,718,400 bytes) at 0.070 ms, in aten::linear",
+        "  peak allocated 900 MiB (943,718,400 bytes) at 0.070 ms, in aten::linear",
         "  peak reserved  2.00 GiB (2,147,483,648 bytes) at 0.200 ms",
         "  largest allocations:",
-        "          600.00 MiB at 0.070 ms  aten::linear",
-        "          300.00 MiB at 0.020 ms  aten::addmm",
+        "         600 MiB at 0.070 ms  aten::linear",
+        "         300 MiB at 0.020 ms  aten::addmm",
         "  operators that allocated the most, freed memory not subtracted:",
-        "          600.00 MiB in 1 allocations  aten::linear",
-        "          300.00 MiB in 1 allocations  aten::addmm",
+        "         600 MiB in 1 allocations  aten::linear",
+        "         300 MiB in 1 allocations  aten::addmm",
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from run_tables import blank, make_ranks, make_run, span
 
+from ray_memprof.query.run_table import run_columns
 from ray_memprof.store import run_summary as run_summary_module
 from ray_memprof.store.processes import process_facts
 from ray_memprof.store.run_files import RUN_FILE, SUMMARY_FILE
@@ -168,3 +169,26 @@ def test_a_file_that_goes_while_it_is_counted_counts_nothing(
     assert run_summary_module.records_bytes(run) == on_disk(run / "tables")
     assert run_summary_module.records_bytes(tmp_path / "never") == 0
     assert listed(tmp_path / "a" / "never").size_bytes == 0
+
+
+@pytest.mark.parametrize("summary", [False, True])
+def test_a_peak_that_may_lie_before_the_first_event_is_told_as_at_least(
+    tmp_path: Path, summary: bool
+) -> None:
+    run = made(tmp_path / "base" / "r1", status="ok", exit_code=0)
+    assert not listed(run).peak_at_least
+    make_ranks(run, {}, {"peak_at_least": True})
+    if summary:
+        note_summary(run, ["a line"], [{**HEADLINES[0], "peak_at_least": True}])
+    assert listed(run).peak_at_least
+    cells = {one.name: one.cells for one in run_columns([listed(run)])}
+    assert cells["allocated"] == ["at least 7 B" if summary else "at least 5.00 MiB"]
+
+
+def test_a_summary_of_an_older_version_does_not_say_that_a_peak_is_certain(tmp_path: Path) -> None:
+    run = made(tmp_path / "base" / "r1", summary=True, status="ok", exit_code=0)
+    make_ranks(run, {"peak_at_least": True})
+    content = json.loads((run / SUMMARY_FILE).read_text())
+    del content["peak_at_least"]
+    (run / SUMMARY_FILE).write_text(json.dumps(content))
+    assert listed(run).peak_at_least

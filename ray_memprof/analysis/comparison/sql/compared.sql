@@ -6,10 +6,11 @@
 --                as in run_values
 --   value        over all ranks: of the worst rank, as `measures` has it
 --   mean_value   mean over the ranks; null: single ranks have no such value
+--   is_at_least  it may have been larger; over all ranks, if any rank's may
 --   max_rank     the lowest rank with this value; null: it is of no single
 --                rank, like the time from the first start to the last end
 WITH ranked AS (
-    SELECT run, path, rank, measure, unit, value
+    SELECT run, path, rank, measure, unit, value, is_at_least
     FROM run_values
     WHERE rank IS NOT NULL
 ),
@@ -25,6 +26,7 @@ over_ranks AS (
         ) AS value,
         MAX(value) FILTER (WHERE rank IS NOT NULL) AS max_value,
         AVG(value) FILTER (WHERE rank IS NOT NULL) AS mean_value,
+        BOOL_OR(is_at_least) AS is_at_least,
         ARG_MIN(rank, (-value, rank)) FILTER (WHERE rank IS NOT NULL)
             AS max_rank
     FROM run_values
@@ -39,8 +41,18 @@ SELECT
     unit,
     value,
     mean_value,
+    is_at_least,
     IF(value = max_value, max_rank, NULL) AS max_rank
 FROM over_ranks
 UNION ALL
-SELECT run, path, rank, measure, unit, value, NULL, NULL
+SELECT
+    run,
+    path,
+    rank,
+    measure,
+    unit,
+    value,
+    NULL AS mean_value,
+    is_at_least,
+    NULL AS max_rank
 FROM ranked

@@ -10,6 +10,9 @@
 --   measure, unit    as in run_values
 --   base_value       in the base, in that unit; null: the base has none
 --   value            in the other run; null: that run has none
+--   base_is_at_least base_value may have been larger: before the first event
+--                    or, of device_used, between two measurements
+--   is_at_least      the same of value
 --   change           value - base_value; null where one of them is null
 --   change_fraction  of base_value; null where that is 0
 --   base_mean        like base_value, but the mean over the ranks
@@ -22,14 +25,23 @@
 --                    the order. If only one side has a span, the whole
 --                    duration is its change.
 WITH shown AS (
-    SELECT run, path, rank, measure, unit, value, mean_value, max_rank
+    SELECT
+        run,
+        path,
+        rank,
+        measure,
+        unit,
+        value,
+        mean_value,
+        is_at_least,
+        max_rank
     FROM compared
     WHERE path IS NULL OR rank IS NULL
 ),
 
 base AS (
     FROM shown
-    SELECT path, rank, measure, unit, value, mean_value
+    SELECT path, rank, measure, unit, value, mean_value, is_at_least
     WHERE run = 0
 ),
 
@@ -70,6 +82,8 @@ paired AS (
         keys.unit,
         base.value AS base_value,
         there.value,
+        COALESCE(base.is_at_least, FALSE) AS base_is_at_least,
+        COALESCE(there.is_at_least, FALSE) AS is_at_least,
         there.value - base.value AS change,
         base.mean_value AS base_mean,
         there.mean_value,
@@ -109,6 +123,8 @@ SELECT
     unit,
     base_value,
     value,
+    base_is_at_least,
+    is_at_least,
     change,
     change / NULLIF(ABS(base_value), 0) AS change_fraction,
     base_mean,

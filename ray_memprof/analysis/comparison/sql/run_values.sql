@@ -7,7 +7,17 @@
 --   unit     bytes, s, or empty for a count or a ratio
 --   value    in that unit; of several visits the largest peak, but the sum of
 --            times and counts
-WITH visits AS (
+--   is_at_least
+--            of a peak: it may have been larger, as in measures
+WITH flags AS (
+    SELECT
+        rank,
+        peak_at_least,
+        num_samples = 0 AND device_used_peak_bytes > 0 AS is_between
+    FROM rank_peaks()
+),
+
+visits AS (
     SELECT
         path,
         rank,
@@ -66,31 +76,50 @@ by_rank AS (
 )
 
 SELECT
-    path,
-    rank,
-    measure,
+    by_rank.path,
+    by_rank.rank,
+    by_rank.measure,
     CASE
-        WHEN measure LIKE 'peak%' THEN 'bytes'
-        WHEN measure = 'duration' THEN 's'
+        WHEN by_rank.measure LIKE 'peak%' THEN 'bytes'
+        WHEN by_rank.measure = 'duration' THEN 's'
         ELSE ''
     END AS unit,
-    value
+    by_rank.value,
+    CASE
+        WHEN by_rank.measure = 'peak_device_used' THEN flags.is_between
+        WHEN by_rank.measure = 'peak_host_rss' THEN FALSE
+        WHEN by_rank.measure LIKE 'peak%' THEN flags.peak_at_least
+        ELSE FALSE
+    END AS is_at_least
 FROM by_rank
+INNER JOIN flags ON by_rank.rank = flags.rank
 UNION ALL
-SELECT NULL, rank, account, 'bytes', bytes::DOUBLE
+SELECT NULL, rank, account, 'bytes', bytes::DOUBLE, FALSE
 FROM books_at_peak
 WHERE account != 'active' AND account != 'context'
 UNION ALL
-SELECT NULL, rank, 'fragmentation', 'bytes', fragmentation_bytes::DOUBLE
+SELECT
+    NULL,
+    rank,
+    'fragmentation',
+    'bytes',
+    fragmentation_bytes::DOUBLE,
+    FALSE
 FROM fragmentation
 WHERE stage IS NULL AND fragmentation_bytes IS NOT NULL
 UNION ALL
-SELECT 'denoise', rank, 'step_duration', 's', MEDIAN(end_ns - start_ns) / 1e9
+SELECT
+    'denoise',
+    rank,
+    'step_duration',
+    's',
+    MEDIAN(end_ns - start_ns) / 1e9,
+    FALSE
 FROM spans
 WHERE path = 'denoise' AND step IS NOT NULL
 GROUP BY rank
 UNION ALL
-SELECT stage, NULL, measure, unit, value
+SELECT stage, NULL, measure, unit, value, is_at_least
 FROM measures
 -- Modules of a script are stages too, but `visits` has their paths already.
 WHERE stage IS NULL OR stage IN (SELECT path FROM spans WHERE depth = 0)

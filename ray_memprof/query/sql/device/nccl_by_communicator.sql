@@ -1,10 +1,11 @@
 -- How much of the device does each process group hold, and how is that known?
--- One row = a process group of a rank. A group without a name stands for
--- several that took memory at once, which nobody tells apart.
+-- One row = a process group of a rank. `several groups` stands for those that
+-- took memory at once, which nobody tells apart; it is there only if they did.
 --   rank           of the run
 --   group_name     name of the process group
 --   backend        nccl, gloo ...; null: a run that was recorded before the
---                  table communicators was there
+--                  table communicators was there, or several groups that
+--                  differ in it
 --   ranks          these are in it, with ranges; null: not recorded
 --   group_size     ranks in it
 --   num_calls      collectives that it has counted, those of C++ too; in an
@@ -53,18 +54,28 @@ recorded AS (
     SELECT
         rank,
         "group" AS group_name,
-        ARG_MAX(backend, t_ns) AS backend,
-        ARG_MAX(ranks, t_ns) AS ranks,
+        ARG_MAX(backend, (t_ns, num_calls, backend)) AS backend,
+        ARG_MAX(ranks, (t_ns, num_calls, ranks)) AS ranks,
         MAX(group_size) AS group_size,
         MAX(num_calls) AS num_calls,
         MAX(bytes) AS bytes,
         -- A list keeps a null of the last row, which ARG_MAX would skip.
-        LIST(bytes ORDER BY t_ns DESC)[1] AS end_bytes,
-        ARG_MAX(how_known, t_ns) AS how_known,
+        LIST(bytes ORDER BY t_ns DESC, num_calls DESC, bytes DESC)[1]
+            AS end_bytes,
+        ARG_MAX(how_known, (t_ns, num_calls, how_known)) AS how_known,
         MAX(shared_bytes) AS shared_bytes,
         BOOL_OR(how_known = 'formula') AS is_in_context
     FROM communicators
     GROUP BY rank, "group"
+),
+
+backends AS (
+    SELECT
+        rank,
+        IF(COUNT(DISTINCT backend) = 1, MIN(backend), NULL) AS common_backend
+    FROM recorded
+    WHERE group_name != ''
+    GROUP BY rank
 ),
 
 made AS (
@@ -224,9 +235,10 @@ bounded AS (
 )
 
 SELECT
-    rank,
-    group_name,
-    backend,
+    bounded.rank,
+    IF(group_name = '', 'several groups', group_name) AS group_name,
+    -- Older recordings call those of several groups of gloo nccl.
+    IF(group_name = '', common_backend, backend) AS backend,
     ranks,
     group_size,
     num_calls,
@@ -269,4 +281,6 @@ SELECT
         ''
     ) AS note
 FROM bounded
-ORDER BY rank, bytes DESC NULLS LAST, group_name
+LEFT JOIN backends ON bounded.rank = backends.rank
+WHERE group_name != '' OR bytes > 0
+ORDER BY bounded.rank, bytes DESC NULLS LAST, bounded.group_name

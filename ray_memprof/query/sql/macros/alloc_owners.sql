@@ -22,7 +22,13 @@ FROM (
                 'category': category,
                 'dtype': dtype
             },
-            (t_ns, owner, category)
+            (
+                t_ns,
+                owner,
+                category,
+                COALESCE(component, ''),
+                COALESCE(dtype, '')
+            )
         ) AS last_found
     FROM owners
     GROUP BY rank, seq

@@ -8,23 +8,26 @@
 --   duration_ns             from its beginning to its end
 --   allocated_peak_bytes    tensors, as the allocator counts them
 --   reserved_peak_bytes     held by the allocator
+--   peak_at_least           both may have been more before the first event
 --   device_used_peak_bytes  in use on the device by anybody, as measured
 --   num_samples             samples in the step; 0: device used may have been
 --                           more between the boundaries of spans
 --   num_allocs              tensors allocated
 SELECT
-    rank,
-    stage,
-    step,
-    start_ns,
-    end_ns - start_ns AS duration_ns,
-    allocated_peak_bytes,
-    reserved_peak_bytes,
-    device_used_peak_bytes,
-    num_samples,
-    num_allocs
+    spans.rank,
+    spans.stage,
+    spans.step,
+    spans.start_ns,
+    spans.end_ns - spans.start_ns AS duration_ns,
+    spans.allocated_peak_bytes,
+    spans.reserved_peak_bytes,
+    COALESCE(ranks.peak_at_least, FALSE) AS peak_at_least,
+    spans.device_used_peak_bytes,
+    spans.num_samples,
+    spans.num_allocs
 FROM spans
+LEFT JOIN ranks ON spans.rank = ranks.rank
 WHERE
-    is_stage(depth, path)
-    AND step IS NOT NULL
-ORDER BY rank, span_id
+    is_stage(spans.depth, spans.path)
+    AND spans.step IS NOT NULL
+ORDER BY spans.rank, spans.span_id
