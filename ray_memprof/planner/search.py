@@ -307,13 +307,21 @@ class Predictions:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._processes = Processes()
+        self._running: Processes | None = None
 
     def __enter__(self) -> "Predictions":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._processes.__exit__(None, None, None)
+        if self._running is not None:
+            self._running.__exit__(None, None, None)
+
+    @property
+    def _processes(self) -> Processes:
+        """Begun when the first number is asked for: what cannot be is refused before."""
+        if self._running is None:
+            self._running = Processes()
+        return self._running
 
     def probes(self, plans: Mapping[Key, tuple[Choice, Stage]], say: Say) -> dict[Key, Measured]:
         """Measure each, in processes of their own."""
