@@ -1,6 +1,6 @@
 """The search: from all legal choices to the fastest that fit, each of these predicted in full.
 
-    plan = search(asked, num_rows=5, say=print)
+    plan = search(asked, num_rows=3, say=print)
     plan.rows                                    # Row: the choice, its bound, its prediction; the fastest first
 
 1. One probe for each set of weights; choices whose weights alone are over the limit are out, with all their levers.
