@@ -40,7 +40,7 @@ def main(
     inexact: Annotated[
         bool, typer.Option("--inexact/--exact-only", help="Propose levers that change the result (fp8), too.")
     ] = False,
-    rows: Annotated[int, typer.Option(min=1, help="The most rows.")] = 5,
+    rows: Annotated[int, typer.Option(min=1, help="The most rows.")] = 3,
     overrides: Set = [],  # noqa: B006 - typer copies it
     flags: Annotated[
         list[str], typer.Option("--flag", help="As --set, by a flag of wan.generate: ffn_chunks=16.")
@@ -75,6 +75,7 @@ def main(
                 sample_steps=steps,
                 overrides=(*overrides, *map(key_of_flag, flags)),
                 folder=output_dir or Path(folder),
+                keeps_runs=output_dir is not None,
             )
             with Predictions(asked) as tools:
                 plan = search(asked, num_rows=rows, say=_say, tools=tools)

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from ray_memprof.planner.full import predict_in_full
 from ray_memprof.planner.space import Asked, Choice
 from ray_memprof.planner.table import levers_text
 from ray_memprof.predictor.gpu_profile import gpu_profile
+from ray_memprof.predictor.processes import Processes
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 GPU = "H200"
@@ -94,13 +96,16 @@ def cases() -> Iterator[Case]:
                     yield Case(task, size, num_gpus, choice)
 
 
-def predicted(case: Case, folder: Path, *, frame_num: int | None = None) -> dict[str, Any]:
+def predicted(
+    case: Case, folder: Path, *, frame_num: int | None = None, processes: Processes | None = None
+) -> dict[str, Any]:
     """The figures of a line.
 
     Args:
         case: the line.
         folder: for the predicted run, and for a picture to start from.
         frame_num: None: as many as the task makes.
+        processes: that predict; None: new ones.
     """
     width, height = (int(side) for side in case.size.split("*"))
     overrides = []
@@ -114,7 +119,7 @@ def predicted(case: Case, folder: Path, *, frame_num: int | None = None) -> dict
         task=case.task, size=case.size, gpu=GPU, num_gpus=case.num_gpus, frame_num=frame_num,
         limit_bytes=gpu_profile(GPU).total_bytes, overrides=tuple(overrides), folder=folder,
     )  # fmt: skip
-    found = predict_in_full(asked, case.choice)
+    found = predict_in_full(asked, case.choice, processes)
     if found.exit_code:
         raise RuntimeError(f"{case.key}: exit code {found.exit_code}")
     return {
@@ -185,11 +190,14 @@ def main(argv: list[str] | None = None, docs: Path = DOCS) -> int:
     if given.check:
         return int(target.read_text(encoding="utf-8") != page(figures))
     missing = [case for case in cases() if given.again or case.key not in figures]
-    for case in [] if given.only_page else missing[: given.limit]:
-        with TemporaryDirectory() as folder:
-            figures[case.key] = predicted(case, Path(folder), frame_num=given.frames)
-        data.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        print(f"{case.key}: {figures[case.key]['device_used_bytes'] / GIB:.2f} GiB", flush=True)
+    now = [] if given.only_page else missing[: given.limit]
+    with Processes() if now else nullcontext() as processes:
+        for number, case in enumerate(now, 1):
+            with TemporaryDirectory() as folder:
+                figures[case.key] = predicted(case, Path(folder), frame_num=given.frames, processes=processes)
+            data.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+            size = figures[case.key]["device_used_bytes"]
+            print(f"{number} of {len(now)}: {case.key}: {size / GIB:.2f} GiB", flush=True)
     target.write_text(page(figures), encoding="utf-8")
     return 0
 

@@ -23,7 +23,8 @@ INSTRUCTIONS = (
     "ray-memprof records where the GPU memory of each rank goes. Begin with list_runs, then diagnose a run. "
     "`questions` lists what can be asked by name; `ask` one of them, such as peak_by_rank, imbalance, alive_at_peak "
     "or books_at_peak. Use `sql` for what no question answers: bytes are whole numbers in columns that end in "
-    "_bytes, times are in _ns. `compare` says what moved between two runs. Take every number from an answer."
+    "_bytes, times are in _ns. `compare` says what moved between two runs. `plan` needs no run: it predicts which "
+    "configuration of wan fits on a GPU. Take every number from an answer."
 )
 """What the assistant is told of the server before it calls a tool."""
 
@@ -47,7 +48,15 @@ def make_server(output_dir: Path) -> MCPServer:
     )
     tools = Tools(output_dir)
     annotations = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
-    for one in (tools.list_runs, tools.questions, tools.ask, tools.sql, tools.diagnose, tools.compare):
+    for one in (
+        tools.list_runs,
+        tools.questions,
+        tools.ask,
+        tools.sql,
+        tools.diagnose,
+        tools.compare,
+        tools.plan,
+    ):
         server.add_tool(
             _telling(one), description=inspect.getdoc(one), annotations=annotations, structured_output=False
         )

@@ -2,7 +2,7 @@
 
     Tools(Path("profiler_logs")).ask("peak_by_rank", "baseline")
 
-Nothing is written, and no number is computed here. The docstrings and annotations are what the assistant reads.
+No run is written, and no number is computed here. The docstrings and annotations are what the assistant reads.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,6 +22,8 @@ from ray_memprof.store.standing import standing_note
 if TYPE_CHECKING:
     from ray_memprof.analysis.comparison.compare import Comparison
 
+MOST_PLAN_ROWS = 5
+"""Each row is a whole prediction."""
 LIMIT_S = 60.0
 """Seconds until a question or an SQL statement is stopped."""
 
@@ -120,6 +122,49 @@ class Tools:
 
         folders = [find_run(one, self.output_dir) for one in runs]
         return cut_text(_compared_text(compare(folders, fail_if, rank=rank), max_rows))
+
+    def plan(
+        self,
+        task: Annotated[str, Field(description="A task of wan, such as t2v-14B.")],
+        gpu: Annotated[
+            str, Field(description="The GPU model, or here: the one at hand. Default: that, else H200.")
+        ] = "",
+        gpus: Annotated[int, Field(ge=1, description="GPUs, all on one host.")] = 1,
+        size: Annotated[str, Field(description="width*height in pixels; default: of the task.")] = "",
+        frames: Annotated[int | None, Field(ge=1, description="Frames, 4n+1; default: of the task.")] = None,
+        steps: Annotated[int | None, Field(ge=1, description="Denoise steps; default: of the task.")] = None,
+        limit: Annotated[
+            str, Field(description="What each rank may use: '22 GiB'; default: all of the GPU.")
+        ] = "",
+        host_memory: Annotated[
+            str, Field(description="Host memory of all ranks together; default: it does not matter.")
+        ] = "",
+        inexact: Annotated[
+            bool, Field(description="Whether levers that change the result (fp8) are proposed, too.")
+        ] = False,
+        overrides: Annotated[
+            Sequence[str], Field(description="Other keys, as section.key=value: they stay as they are.")
+        ] = (),
+        flags: Annotated[
+            Sequence[str], Field(description="The same by flags of wan.generate: ffn_chunks=16.")
+        ] = (),
+        max_rows: Annotated[
+            int, Field(ge=1, le=MOST_PLAN_ROWS, description="The most rows; each takes half a minute.")
+        ] = 3,
+    ) -> str:
+        """Say which layouts and levers of wan fit on these GPUs, the fastest first: predicted, without a GPU.
+
+        Takes a minute or more. A row has its device memory, headroom, times, host memory and settings.
+        """
+        from ray_memprof.assistant.planning import plan_text
+
+        given = {
+            "--task": task, "--gpu": gpu, "--gpus": gpus, "--size": size, "--frames": frames, "--steps": steps,
+            "--limit": limit, "--host-memory": host_memory, "--rows": max_rows,
+        }  # fmt: skip
+        arguments = [f"{name}={value}" for name, value in given.items() if value not in ("", None)]
+        arguments += [*(f"--set={one}" for one in overrides), *(f"--flag={one}" for one in flags)]
+        return cut_text(plan_text([*arguments, *(["--inexact"] if inexact else [])]))
 
     def _rows(self, text: str, run: str, max_rows: int, form: TextForm) -> str:
         from ray_memprof.query.ask import ask, began_ns

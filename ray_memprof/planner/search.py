@@ -1,6 +1,6 @@
 """The search: from all legal choices to the fastest that fit, each of these predicted in full.
 
-    plan = search(asked, num_rows=5, say=print)
+    plan = search(asked, num_rows=3, say=print)
     plan.rows                                    # Row: the choice, its bound, its prediction; the fastest first
 
 1. One probe for each set of weights; choices whose weights alone are over the limit are out, with all their levers.
@@ -12,9 +12,8 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from typing import Protocol
 
 from ray_memprof.planner import space
@@ -22,6 +21,7 @@ from ray_memprof.planner.full import Predicted, predict_all
 from ray_memprof.planner.probe import STAGES, Measured, Probe, Stage, probe
 from ray_memprof.planner.space import Asked, Choice, config_of
 from ray_memprof.planner.stages import Bound, Key, bound_of, representative, stage_key, weights_key
+from ray_memprof.predictor.processes import Processes
 from ray_memprof.predictor.run import check
 
 Say = Callable[[str], None]
@@ -31,7 +31,6 @@ MOST_PREDICTIONS = 4
 """Whole predictions for each row that is asked for."""
 _SAME_FRACTION = 0.005
 """So near that the one with fewer levers is taken."""
-_NUM_PROCESSES = 2
 
 
 class Tools(Protocol):
@@ -308,19 +307,27 @@ class Predictions:
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
-        self._pool = ProcessPoolExecutor(_NUM_PROCESSES, get_context("spawn"))
+        self._running: Processes | None = None
 
     def __enter__(self) -> "Predictions":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        if self._running is not None:
+            self._running.__exit__(None, None, None)
+
+    @property
+    def _processes(self) -> Processes:
+        """Begun when the first number is asked for: what cannot be is refused before."""
+        if self._running is None:
+            self._running = Processes()
+        return self._running
 
     def probes(self, plans: Mapping[Key, tuple[Choice, Stage]], say: Say) -> dict[Key, Measured]:
         """Measure each, in processes of their own."""
         found: dict[Key, Measured] = {}
         waiting = {
-            self._pool.submit(probe, self._probe(choice, stage)): key
+            self._processes.call(probe, self._probe(choice, stage)): key
             for key, (choice, stage) in plans.items()
         }
         for done in as_completed(waiting):
@@ -334,4 +341,4 @@ class Predictions:
 
     def predictions(self, chosen: Sequence[Choice]) -> list[Predicted]:
         """Predict each in full."""
-        return predict_all(self._asked, chosen)
+        return predict_all(self._asked, chosen, self._processes)

@@ -50,6 +50,8 @@ class Asked:
     """section.key=value of the user."""
     folder: Path = Path("profiler_logs")
     """Below it are the runs that are predicted."""
+    keeps_runs: bool = False
+    """Whether somebody looks at them: then each has its report, too."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

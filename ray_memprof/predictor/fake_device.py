@@ -133,9 +133,11 @@ class FakeDevice:
             self.add_outside(self.profile.context_bytes)
 
     def add_outside(self, size: int) -> None:
-        """The driver or a library takes memory."""
+        """The driver or a library takes memory. Raises torch.OutOfMemoryError where the device has less."""
         if size:
             self.note("outside", size)
+        if size > self.profile.total_bytes - self.used:
+            raise self._out_of_memory(size)
         self.outside += size
         # What is outside of it the allocator cannot have.
         self.allocator.device_bytes = self.profile.total_bytes - self.outside
@@ -199,15 +201,18 @@ class FakeDevice:
             block = self.allocator.alloc(size, self.stream.number)
         except OutOfDeviceMemory as error:
             self._stamp()
-            free = self.profile.total_bytes - self.used
-            raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size / 2**20:,.2f} MiB. GPU 0 has a total capacity of "
-                f"{self.profile.total_bytes / 2**30:.2f} GiB of which {free / 2**20:,.2f} MiB is free. (predicted)"
-            ) from error
+            raise self._out_of_memory(size) from error
         self.num_allocs += 1
         self.note("alloc", size, block)
         self._stamp()
         return block
+
+    def _out_of_memory(self, size: int) -> torch.OutOfMemoryError:
+        free = self.profile.total_bytes - self.used
+        return torch.OutOfMemoryError(
+            f"CUDA out of memory. Tried to allocate {size / 2**20:,.2f} MiB. GPU 0 has a total capacity of "
+            f"{self.profile.total_bytes / 2**30:.2f} GiB of which {free / 2**20:,.2f} MiB is free. (predicted)"
+        )
 
     def record_stream(self, storage: torch.UntypedStorage, stream: Stream) -> None:
         """As Tensor.record_stream(): once freed, the block waits for what that stream has to do by then."""

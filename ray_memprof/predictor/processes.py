@@ -11,10 +11,15 @@ They are forked from one that has imported everything and has no threads (a "for
 """
 
 import multiprocessing
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from types import TracebackType
+from typing import TypeVar
 
 from ray_memprof.predictor.fake_rank import FakeRank, PredictedRank, predict_rank
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 NUM_PROCESSES = 2
 """Each takes a core and 0.6 GiB, of which 0.3 GiB are shared."""
@@ -38,7 +43,11 @@ class Processes:
 
     def submit(self, plan: FakeRank) -> "Future[PredictedRank]":
         """Predict a rank; of a run, the first rank first: the others wait for what it tells them."""
-        return self._pool.submit(predict_rank, plan)
+        return self.call(predict_rank, plan)
+
+    def call(self, work: Callable[[Given], Made], plan: Given) -> "Future[Made]":
+        """Do some other work on fake tensors: a function of a module, and data that can be sent to a process."""
+        return self._pool.submit(work, plan)
 
     def __enter__(self) -> "Processes":
         return self

@@ -102,7 +102,10 @@ class Results:
         made: FakeTensor = Tensor._make_subclass(
             FakeTensor, plain, plain.requires_grad, dispatch_device=True, device_for_backend_keys=device
         )
-        torch._C._set_throw_on_mutable_data_ptr(made)
+        if self._mode._allow_unsafe_data_ptr_access:  # wan asks where a tensor begins, to lock its pages
+            torch._C._set_warn_deprecated_on_mutable_data_ptr(made)
+        else:
+            torch._C._set_throw_on_mutable_data_ptr(made)
         vars(made).update(attributes)
         return made
 

@@ -112,6 +112,7 @@ def predict_tables(
     environment: Mapping[str, str],
     packages: Sequence[str],
     say: Say,
+    processes: Processes | None = None,
 ) -> "Ended":
     """Only the tables of a predicted run, in a folder that is there; nothing is derived from them.
 
@@ -122,8 +123,9 @@ def predict_tables(
         environment: the variables of the ranks that their memory depends on.
         packages: see predict().
         say: is told how far it is, a line each.
+        processes: see predict().
     """
-    with Processes(_num_processes(config)) as running:
+    with nullcontext(processes) if processes else Processes(_num_processes(config)) as running:
         ranks = _predict_ranks(_first(config, folder, gpu, environment, packages), say, running)
     return _write_tables(config, folder, gpu_profile(gpu), environment, ranks)
 
@@ -188,6 +190,7 @@ def _predict_ranks(first: FakeRank, say: Say, processes: Processes) -> list[Pred
 
 
 def _num_processes(config: RunConfig) -> int:
+    # One more than cores: of three kinds of ranks, as most layouts have, the third does not begin after the others.
     return min(NUM_PROCESSES + 1, len(alike(config)))
 
 

@@ -21,7 +21,7 @@ from ray_memprof.cli import app
 ROOT = Path(__file__).resolve().parents[3]
 MOST_S = 60
 """Seconds until a test gives the server up."""
-NAMES = ["ask", "compare", "diagnose", "list_runs", "questions", "sql"]
+NAMES = ["ask", "compare", "diagnose", "list_runs", "plan", "questions", "sql"]
 T = TypeVar("T")
 
 
@@ -34,7 +34,7 @@ def logs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def talk(logs: Path, body: Callable[[Client], Awaitable[T]], mode: str = "auto") -> T:
+def talk(logs: Path, body: Callable[[Client], Awaitable[T]], mode: str = "auto", most_s: float = MOST_S) -> T:
     """What `body` returns of a conversation with a server of its own."""
 
     async def main() -> T:
@@ -43,7 +43,7 @@ def talk(logs: Path, body: Callable[[Client], Awaitable[T]], mode: str = "auto")
             args=["-m", "ray_memprof.cli", "mcp", "--output-dir", str(logs)],
             env={"PYTHONPATH": str(ROOT)},
         )
-        with anyio.fail_after(MOST_S):
+        with anyio.fail_after(most_s):
             async with Client(stdio_client(server), mode=mode) as client:
                 return await body(client)
 
@@ -85,7 +85,7 @@ def test_every_tool_answers_what_the_tools_return(logs: Path) -> None:
         "diagnose": ({"run": "wide"}, tools.diagnose("wide")),
         "compare": ({"runs": ["base", "wide"]}, tools.compare(["base", "wide"])),
     }
-    assert sorted(calls) == NAMES
+    assert sorted([*calls, "plan"]) == NAMES  # its answer has a test of its own
 
     async def body(client: Client) -> dict[str, tuple[bool, str]]:
         found = {}
@@ -117,6 +117,32 @@ def test_a_mistake_is_told_with_its_hint_and_the_server_goes_on(logs: Path) -> N
         assert not (await client.call_tool("list_runs", {})).is_error
 
     talk(logs, body)
+
+
+@pytest.mark.timeout(300)
+def test_a_plan_is_that_of_the_command(logs: Path) -> None:
+    levers = [
+        "optimization.ffn_chunks=0", "optimization.vae_slabs=0", "optimization.attention_slicing=false",
+        "optimization.expandable_segments=true", "model_config.t5_cpu=false", "model_config.offload=true",
+        "model_config.load_strategy=block",
+    ]  # fmt: skip
+    asked = {"task": "t2v-tiny", "gpu": "RTX 4090", "limit": "8 GiB", "overrides": levers, "max_rows": 1}
+    wrong = [
+        ({"task": "t2v-tiny", "gpu": "RTX 9"}, "RTX 9"),
+        ({"task": "t2v-tiny", "gpu": "H100", "limit": "many"}, "--limit: "),
+        ({"task": "t2v-tiny", "gpu": "H100", "max_rows": 6}, "less than or equal to 5"),
+    ]
+
+    async def body(client: Client) -> None:
+        for arguments, told in wrong:
+            result = await client.call_tool("plan", arguments)
+            assert result.is_error and told in text_of(result) and "Traceback" not in text_of(result)
+        result = await client.call_tool("plan", asked)
+        lines = text_of(result).splitlines()
+        assert not result.is_error and lines[0].startswith("row  device used  headroom"), lines
+        assert lines[1].startswith("1 ") and lines[-1].startswith("1 legal configurations: ")
+
+    talk(logs, body, most_s=250)
 
 
 def test_it_ends_when_nobody_speaks_to_it_any_more(logs: Path) -> None:

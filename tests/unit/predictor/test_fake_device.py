@@ -166,3 +166,12 @@ def test_emptying_the_cache_waits_for_the_streams_that_use_what_was_freed() -> N
         free_used_elsewhere(device)
         torch.cuda.empty_cache()
     assert (device.allocator.active, device.allocator.reserved, device.now_ns) == (0, 0, 500)
+
+
+def test_what_libraries_take_must_fit_too() -> None:
+    device = device_of(total_bytes=600 * MIB, context_bytes=500 * MIB)
+    device.start()
+    with pytest.raises(torch.OutOfMemoryError, match=r"allocate 101.00 MiB\..* 100.00 MiB is free"):
+        device.add_outside(101 * MIB)
+    device.add_outside(100 * MIB)
+    assert device.used == 600 * MIB

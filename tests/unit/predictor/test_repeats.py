@@ -83,14 +83,43 @@ def test_a_picture_that_is_encoded_is_played_back_too(tmp_path: Path) -> None:
     assert played[0].num_played > 100
 
 
+@pytest.mark.parametrize("mib", [840, 900, 1000])
+def test_memory_runs_out_at_the_same_moment(mib: int, tmp_path: Path) -> None:
+    # Latent frames are kept until the last one is decoded, by layers that are played back meanwhile.
+    generation = {**GENERATION, "size": "480*480"}
+    one, other = (
+        predicted(
+            tmp_path / str(replays),
+            replays=replays,
+            begun_ns=BEGUN_NS,
+            total_bytes=mib * 2**20,
+            generation=generation,
+        )
+        for replays in (True, False)
+    )
+    assert one.outcome.status == "oom" and one.outcome.path.startswith("decode")
+    assert one.num_played > 30 and other.num_played == 0
+    facts = ("status", "reason", "path", "step", "exit_code")
+    assert [getattr(one.outcome, name) for name in facts] == [getattr(other.outcome, name) for name in facts]
+    played, computed = (_until_out_of_memory(tables(tmp_path / str(replays))) for replays in (True, False))
+    assert played == computed and played[-1]["action"] == "oom"
+
+
+def _until_out_of_memory(found: dict[str, pa.Table]) -> list[dict[str, Any]]:
+    """What comes later is freed when Python comes to it."""
+    rows: list[dict[str, Any]] = found["allocs/rank=0"].to_pylist()
+    return rows[: 1 + next(number for number, row in enumerate(rows) if row["action"] == "oom")]
+
+
 @pytest.mark.parametrize(
     "parallel",
     [
         {"ulysses": 2, "dit_fsdp": True, "t5_fsdp": True, "vae": "split"},
         {"ring": 2},
+        {"ring": 2, "dit_fsdp": True, "vae": "split"},
         {"cfg": 2},
     ],
-    ids=["ulysses, FSDP, split VAE", "ring", "cfg"],
+    ids=["ulysses, FSDP, split VAE", "ring", "ring, FSDP, split VAE", "cfg"],
 )
 def test_ranks_that_exchange_leave_the_same_rows(parallel: dict[str, Any], tmp_path: Path) -> None:
     played, _ = both(tmp_path, 2, generation={"frame_num": 17, "sample_steps": 4}, parallel=parallel)
