@@ -22,9 +22,11 @@ _TABLES_BYTES = 2 * 2**20
 _HOPPER, _ADA = (9, 0), (8, 9)
 _WORKSPACE_BYTES, _SMALL_WORKSPACE_BYTES = 32 * 2**20, 8_519_680
 """What torch gives cuBLAS as a workspace: from Hopper on, and before."""
-_NCCL = ("nccl_communicator_bytes", "nccl_rings_bytes", "link_bytes_per_s")
+_NCCL = ("nccl_communicator_bytes", "nccl_rings_bytes", "link_bytes_per_s", "exchange_ns")
 _TOLD = {
-    "memory_bytes_per_s": "rates that the GPU reaches: a copy on the device, products, convolutions, attention",
+    "memory_bytes_per_s": "rates that the GPU reaches: a copy on the device, torch's kernels on tensors that differ, "
+    "products, convolutions, attention",
+    "launch_ns": "the host: an operation of a network",
     "context_bytes": "outside the allocator, by NVML before and after each",
     "nccl_communicator_bytes": "NCCL, two GPUs",
 }
@@ -54,7 +56,7 @@ def calibrated(say: Callable[[str], None]) -> str:
         taken = outside(gpu)
         properties = torch.cuda.get_device_properties(0)
         capability = (properties.major, properties.minor)
-        say("rates of kernels and copies, about 20 s")
+        say("rates of kernels and copies, about 40 s")
         with torch.no_grad():
             rate = rounded(
                 rates(Stopwatch(torch.cuda.synchronize), device="cuda", has_fp8=capability >= _ADA)

@@ -45,8 +45,8 @@ class GpuProfile:
     memory_bytes_per_s: float
     """Of kernels that read and write many bytes at a time."""
     product_flops: Mapping[str, float]
-    """FLOP/s of matrix products, by dtype; and by dtype and shape of the weight, inputs x outputs, where it was measured:
-    bfloat16, bfloat16_5120x13824."""
+    """FLOP/s of matrix products, by dtype; and by dtype and shape of the weight, inputs x outputs, where that was
+    measured: bfloat16, bfloat16_5120x13824."""
     convolution_flops: Mapping[str, float]
     """The same of convolutions; the shape is the number of output channels: float32, float32_96."""
     attention_flops: Mapping[str, float]
@@ -60,7 +60,8 @@ class GpuProfile:
     launch_ns: int
     """What the host takes for an operation of a network, with the Python around it, whether it runs a kernel or not."""
     mixed_bytes_per_s: float = 0.0
-    """As memory_bytes_per_s, of torch's own kernels on tensors that differ in dtype, shape or order in memory; 0: that."""
+    """As memory_bytes_per_s, of torch's own kernels on tensors that differ in dtype, shape or order in memory; 0: the
+    same."""
     exchange_ns: int = 30_000
     """What an exchange between GPUs takes besides its bytes: where it was not measured, so much is assumed."""
     cublas_workspace_bytes: int = 32 * 2**20
@@ -75,6 +76,8 @@ _NUMBERS = {
     if one.type in (int, float)
 }
 """The types of what is a plain number."""
+_RATES = ("memory_bytes_per_s", "page_locked_bytes_per_s", "pageable_bytes_per_s", "link_bytes_per_s")
+_FLOPS = ("product_flops", "convolution_flops", "attention_flops")
 
 
 def profile_names() -> list[str]:
@@ -124,9 +127,18 @@ def _profile(facts: dict[str, Any]) -> GpuProfile:
         value = facts.get(name, 0)
         if isinstance(value, bool) or not isinstance(value, kind) or value < 0:
             raise ValueError(f"{name} is {value!r}, and must be a number")
-    for name in ("product_flops", "convolution_flops", "attention_flops"):
+    for name in _RATES:
+        if not facts[name]:
+            raise ValueError(f"{name} is 0: nothing would ever end")
+    for name in _FLOPS:
         if not isinstance(facts[name], dict) or "float32" not in facts[name]:
             raise ValueError(f"{name} must have a rate for float32, by which dtypes without one go")
+        for key, value in facts[name].items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                hint = (
+                    ": YAML takes 7e14 for a text, and 7.0e+14 for a number" if isinstance(value, str) else ""
+                )
+                raise ValueError(f"{name}.{key} is {value!r}, and must be a number above 0{hint}")
     facts["capability"] = tuple(facts["capability"])
     facts["cudnn_workspaces"] = {tuple(key): size for *key, size in facts.get("cudnn_workspaces", ())}
     return GpuProfile(**facts)

@@ -13,6 +13,8 @@ from datetime import timedelta
 from typing import Any
 
 _SENT_BYTES = 256 * 2**20
+_NUM_SMALL = 200
+"""Exchanges of one byte, one after the other: what each takes, bytes apart."""
 _LIMIT_S = 100.0
 
 
@@ -68,6 +70,11 @@ def _rank(rank: int, port: int) -> dict[str, Any]:
             gpu, {"nccl_communicator_bytes": join, "nccl_rings_bytes": lambda: dist.all_reduce(small)}
         )
         # The number of times must be the same on both ranks: so no budget of time.
-        seconds = Stopwatch(torch.cuda.synchronize, budget_s=0.0).seconds(pass_on)
+        stopwatch = Stopwatch(torch.cuda.synchronize, budget_s=0.0)
+        seconds = stopwatch.seconds(pass_on)
+        many = stopwatch.seconds(lambda: [dist.all_reduce(small) for _ in range(_NUM_SMALL)])
         dist.destroy_process_group()
-    return found | {"link_bytes_per_s": _SENT_BYTES / seconds}
+    return found | {
+        "link_bytes_per_s": _SENT_BYTES / seconds,
+        "exchange_ns": int(many / _NUM_SMALL * 1e9),
+    }

@@ -85,18 +85,18 @@ def test_nothing_recorded_gives_no_rows(tmp_path: Path) -> None:
 def test_run_overview(run_dir: Path) -> None:
     assert columns(run_dir, "run_overview") == [
         *("run_id", "name", "source", "workload", "num_ranks", "gpu_name", "torch", "git_commit"),
-        *("status", "reason", "duration_ns", "num_steps"),
+        *("status", "reason", "duration_ns", "duration_error_ns", "num_steps"),
         *("allocated_peak_bytes", "reserved_peak_bytes", "peak_at_least"),
         *("device_used_peak_bytes", "num_samples", "host_rss_peak_bytes"),
     ]
     about = ("r", "n", "cuda", "wan", 3, "H", "2.13.0", "c", "oom", "rank 1: out of memory")
-    assert answer(run_dir, "run_overview") == [(*about, 20, 2, 20, 30, False, 62, 1, 150)]
+    assert answer(run_dir, "run_overview") == [(*about, 20, None, 2, 20, 30, False, 62, 1, 150)]
 
 
 def test_a_run_that_ended_before_a_rank_recorded_is_a_run_nevertheless(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {}})
     make_ranks(tmp_path, run_id="r", status="failed", start_ns=1, end_ns=3)
-    about = ("r", "", "", "", 0, None, None, "", "failed", "", 2)
+    about = ("r", "", "", "", 0, None, None, "", "failed", "", 2, None)
     assert answer(tmp_path, "run_overview") == [(*about, None, None, None, False, None, None, None)]
 
 

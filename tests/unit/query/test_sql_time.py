@@ -1,5 +1,6 @@
 """Questions about the run over time: hand-made rows in, exact rows out."""
 
+import json
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
     ]
     make_run(tmp_path, {0: {"spans": spans}, 1: {"spans": script}})
     assert columns(tmp_path, "steps") == [
-        *("rank", "stage", "step", "start_ns", "duration_ns"),
+        *("rank", "stage", "step", "start_ns", "duration_ns", "duration_error_ns"),
         *(
             "allocated_peak_bytes",
             "reserved_peak_bytes",
@@ -83,15 +84,37 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
         ),
     ]
     expected = [
-        (0, "denoise", 0, 1, 3, 5, 6, False, 7, 1, 8),
-        (0, "denoise", 1, 4, 1, 0, 0, False, 0, 1, 0),
-        (1, "Model", 3, 1, 3, 0, 0, False, 0, 1, 0),
+        (0, "denoise", 0, 1, 3, None, 5, 6, False, 7, 1, 8),
+        (0, "denoise", 1, 4, 1, None, 0, 0, False, 0, 1, 0),
+        (1, "Model", 3, 1, 3, None, 0, 0, False, 0, 1, 0),
     ]
     assert answer(tmp_path, "steps") == expected
     # Of rank 0 a part was not seen.
     make_ranks(tmp_path, {"peak_at_least": True}, {})
     flags = [row["peak_at_least"] for row in query(tmp_path, "steps").to_pylist()]
     assert flags == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("profile", "errors"),
+    [
+        ("measured on one H200", (12, 36, 120)),
+        ("data sheet; the rest", (None, None, None)),
+        ("", (None, None, None)),
+    ],
+)
+def test_predicted_times_have_the_error_that_is_stated_for_their_profile(
+    profile: str, errors: tuple[int | None, ...], tmp_path: Path
+) -> None:
+    spans = [span(1, "denoise", (0, 100), step=0), span(2, "denoise", (100, 300), step=1)]
+    make_run(tmp_path, {0: {"spans": spans}})
+    versions = {"torch": "2.13.0", **({"profile": profile} if profile else {})}
+    make_ranks(tmp_path, {}, source="predicted", start_ns=5, end_ns=1005, versions=json.dumps(versions))
+    found = [
+        answer(tmp_path, name)[0][columns(tmp_path, name).index("duration_error_ns")]
+        for name in ("steps", "peak_by_stage", "run_overview")
+    ]
+    assert tuple(found) == errors
 
 
 def chunks(rank_events: list[Row]) -> dict[str, list[Row]]:

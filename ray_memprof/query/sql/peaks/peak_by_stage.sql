@@ -5,6 +5,8 @@
 --                          each module that the script itself calls
 --   num_spans              how often the stage ran; of denoise: its steps
 --   duration_ns            of all of them together
+--   duration_error_ns      if predicted, it may be off by so much either way;
+--                          null: it is measured, or the error is not known
 --   allocated_peak_bytes   tensors, as the allocator counts them
 --   reserved_peak_bytes    held by the allocator
 --   peak_at_least          both may have been more before the first event
@@ -24,6 +26,8 @@ SELECT
     spans.stage,
     COUNT(*) AS num_spans,
     SUM(spans.end_ns - spans.start_ns)::BIGINT AS duration_ns,
+    (SUM(spans.end_ns - spans.start_ns) * MAX(stated.fraction))::BIGINT
+        AS duration_error_ns,
     MAX(spans.allocated_peak_bytes) AS allocated_peak_bytes,
     MAX(spans.reserved_peak_bytes) AS reserved_peak_bytes,
     COALESCE(BOOL_OR(ranks.peak_at_least), FALSE) AS peak_at_least,
@@ -37,6 +41,7 @@ SELECT
     SUM(spans.num_retries)::BIGINT AS num_retries
 FROM spans
 LEFT JOIN ranks ON spans.rank = ranks.rank
+LEFT JOIN stated_time_error() AS stated ON TRUE
 WHERE is_stage(spans.depth, spans.path)
 GROUP BY spans.rank, spans.stage
 ORDER BY spans.rank, MIN(spans.span_id)

@@ -8,6 +8,8 @@
 --   status, reason         how it ended; running: it has not ended yet, and
 --                          the reason says how far it is
 --   duration_ns            from launch to end, or to the last sign of life
+--   duration_error_ns      if predicted, it may be off by so much either way;
+--                          null: it is measured, or the error is not known
 --   num_steps              denoise steps of the rank with the most
 --   allocated_peak_bytes   the most of any rank
 --   reserved_peak_bytes    the most of any rank
@@ -57,6 +59,8 @@ SELECT
     runs.status,
     runs.reason,
     runs.end_ns - runs.start_ns AS duration_ns,
+    ((runs.end_ns - runs.start_ns) * stated.fraction)::BIGINT
+        AS duration_error_ns,
     steps.num_steps,
     peaks.allocated_peak_bytes,
     peaks.reserved_peak_bytes,
@@ -68,4 +72,5 @@ FROM runs
 CROSS JOIN peaks
 CROSS JOIN steps
 LEFT JOIN first_rank ON TRUE
+LEFT JOIN stated_time_error() AS stated ON TRUE
 ORDER BY runs.run_id
