@@ -253,7 +253,8 @@ def _section(
         name=name,
         title=words.titles.get(name, CONTENTS[name]),
         question=words.questions.get(name) or questions.headline(name),
-        is_listed=bool(whole) or name == "peak_by_rank",
+        # Of a run without steps, the part before it has all activations.
+        is_listed=bool(figures) if name == "activation_by_step" else bool(whole) or name == "peak_by_rank",
         rows=listed,
         num_left_out=len(rows) - len(listed),
         figures=figures,
@@ -278,7 +279,7 @@ def _copied(
     """The SQL of all that the page shows, by name."""
     names = ["memory_parts", "headlines"] if has_tiles else []
     for one in sections.values():
-        names += [one.name, *one.also] if one.rows or one.figures else []
+        names += [one.name, *one.also] if one.is_listed and (one.rows or one.figures) else []
     names += ["endings"] if has_culprits else []
     names += ["versions"] if run["versions"] else []
     return sql_texts(names)

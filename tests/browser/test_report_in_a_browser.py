@@ -72,7 +72,7 @@ def test_every_figure_is_drawn_without_a_complaint_or_a_request(page: Page, writ
     page.wait(
         "[...document.querySelectorAll('[data-figure]')].every((one) => one.hasAttribute('data-drawn'))"
     )
-    assert page.ask("document.querySelectorAll('[data-figure]').length") == 16
+    assert page.ask("document.querySelectorAll('[data-figure]').length") == 19
     assert page.ask(UNDRAWN) == []
     assert page.ask(TOO_SMALL) == []
     assert page.complaints() == []

@@ -148,7 +148,7 @@ def test_a_run_without_rows_has_a_report_that_says_so(tmp_path: Path) -> None:
     assert found.headings == [
         tmp_path.name,
         "The driver wrote no verdict",
-        "Peak by rank",
+        "Total peak per rank",
         "Versions, configuration",
     ]
     assert "No rank recorded a span." in html
@@ -175,23 +175,24 @@ def test_a_failed_run_says_first_what_happened_and_escapes_it(run_dir: Path) -> 
         "baseline",
         "The run failed: oom",
         "What makes the peak high",
-        "Peak by rank",
+        "Total peak per rank",
         "Memory over time",
-        "Books at the peak",
-        "Stages and ranks",
-        "Imbalance",
-        "Steps",
-        "Base memory",
-        "Activation by stage",
+        "Base memory per component",
+        "Activation peak per stage",
+        "Activation peak per step",
         "Fragmentation and fluctuation",
         "Model switching",
+        "Books at the peak",
+        "Peak by stage and rank",
+        "Imbalance",
+        "Steps",
         "Replay check",
         "Versions, configuration",
     ]
     assert html.index("The run failed") < html.index("Ranks that did not end well") < html.index("<dl")
     assert list(drawn(found)) == [
-        *("timelines-0", "timelines-1", "timelines-2", "books", "heats-0", "heats-1", "heats-2"),
-        *("imbalance", "steps"),
+        *("timelines-0", "timelines-1", "timelines-2", "activations-0", "activations-1"),
+        *("books", "heats-0", "heats-1", "heats-2", "imbalance", "steps"),
     ]
     # Which findings there are is test_diagnosis.py's business; here, that they come first.
     assert html.index("The run failed") < html.index('class="diagnosis"') < html.index("<nav")

@@ -34,7 +34,7 @@ def test_a_run_of_the_cpu_has_the_words_of_a_process(tmp_path: Path) -> None:
     ]
     html = run_page.render(tmp_path)
     page = re.sub(r"var:\w+", "", html[html.index("<main") : html.index('id="plotly"')])
-    for text in ("process memory, peak", "tensors, peak", "Process at the peak", "process at its start"):
+    for text in ("process memory, rank 0", "Peak of tensors", "Process at the peak", "process at its start"):
         assert text in page
     for text in ("device used", "reserved", "context", "NCCL", "of device", "Fragmentation", ">0.00"):
         assert text not in page
@@ -47,7 +47,7 @@ def test_a_device_has_its_own_words_whether_measured_or_predicted(tmp_path: Path
         "ranks 0 and 1: peak allocated 4.00 MiB, reserved 4.00 MiB, device used 100 MiB, in denoise"
     )
     assert lines[3].endswith("unexplained at most 36.0 MiB, 36.00% of what is used on the device (rank 0)")
-    assert "device used, peak" in run_page.render(tmp_path)
+    assert "device used, rank 0" in run_page.render(tmp_path)
 
 
 def test_a_run_without_a_row_of_its_driver_has_the_words_of_a_device() -> None:
