@@ -91,3 +91,25 @@ def test_any_environment_is_a_rank_or_one_line(environ: dict[str, str]) -> None:
     except ConfigError:
         return
     assert 0 <= start.rank < start.num_ranks
+
+
+@pytest.mark.parametrize(
+    ("environ", "leads"),
+    [
+        (TORCHRUN, False),
+        (TORCHRUN | {"LOCAL_RANK": "0"}, True),
+        (TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0"}, False),  # it has rank 0 itself
+        (OPEN_MPI, True),
+        (MPICH | {"MPI_LOCALRANKID": "0"}, True),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, False),  # the starter does not say
+        ({}, False),
+    ],
+)
+def test_the_first_rank_of_another_host_than_that_of_rank_0(environ: dict[str, str], leads: bool) -> None:
+    assert start_of(environ).leads_host == leads
+
+
+def test_what_the_starter_calls_a_start_is_kept_for_later() -> None:
+    assert start_of(TORCHRUN).variables == {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert start_of(SLURM).variables == {"SLURM_STEP_ID": "0", "SLURM_JOB_ID": "77"}
+    assert start_of(TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"}).variables == {}

@@ -110,3 +110,22 @@ def test_it_goes_when_rank_0_ends_and_one_rank_announces_nothing(tmp_path: Path)
 
 def test_all_ranks_wait_long_enough_for_torch_to_be_imported() -> None:
     assert joint_folder.WAIT_S >= 60
+
+
+@pytest.mark.parametrize(
+    ("mounts", "seconds"),
+    [
+        ("overlay / overlay rw 0 0\n", 10.0),
+        ("overlay / overlay rw 0 0\nhost:/a /data nfs4 rw 0 0\n", 45.0),
+        ("host:/a /data nfs4 rw 0 0\n/dev/sda1 /data/my\\040runs ext4 rw 0 0\n", 10.0),
+        ("host:/a /data nfs4 rw 0 0\n/dev/sda1 /data ext4 rw 0 0\n", 10.0),  # the last one is seen
+        ("host:/a /dat nfs4 rw 0 0\noverlay / overlay rw 0 0\n", 10.0),
+        ("", 45.0),
+    ],
+)
+def test_a_host_waits_longer_for_rank_0_on_a_disk_of_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: str, seconds: float
+) -> None:
+    (tmp_path / "mounts").write_text(mounts)
+    monkeypatch.setattr(joint_folder, "_MOUNTS", tmp_path / "mounts")
+    assert joint_folder.patience_s(Path("/data/my runs/nano")) == seconds
