@@ -34,6 +34,7 @@ NOT_IN_CI = {
     r"(ray-memprof|python -m ray_memprof\.)\s?plan .*": "takes minutes; tests plan for tiny tasks",
     r"ray-memprof what-if latest .*": "needs a run on a CUDA device; it is asked of the sample",
     r"ray-memprof finish .*": "needs a run that was cut off; tests finish made-up ones, and one of two hosts",
+    r"rsync -a host2:.*": "needs a second host; `make programs` has two nodes with a folder each",
     r"WANDB_MODE=offline .*": "needs wandb, which .[dev] leaves out for its size; tests send where it is installed",
     r"MLFLOW_TRACKING_URI=.*": "needs mlflow and a server; tests send to its local store where it is installed",
     r"tensorboard --logdir .*": "stays open until it is stopped; tests read the events with TensorBoard's own reader",
