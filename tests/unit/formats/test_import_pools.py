@@ -9,6 +9,7 @@ from run_tables import answer
 from snapshots import write
 
 from ray_memprof.formats.torch_snapshot.read import import_snapshots
+from ray_memprof.report.derive import derive
 
 MIB = 2**20
 GRAPH, SHARED = (1, 0), (0, 1)
@@ -45,6 +46,14 @@ def test_each_pool_holds_what_the_allocator_has_in_it(
     }
     owners = {pool: owner for _, pool, owner, *_ in found}
     assert owners == {"(0, 0)": "default", "(1, 0)": "graph", "(0, 1)": "shared"}
+
+
+def test_the_report_has_a_part_on_pools(tmp_path: Path) -> None:
+    path = write(tmp_path / "rank0.pickle", grown(False).snapshot(VERSIONS[-1]))
+    import_snapshots([path], tmp_path / "run", "x", derive=derive)
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert 'id="pools"' in page
+    assert "a MemPool, or graphs that share it" in page
 
 
 def test_a_release_that_names_no_pools_has_no_rows(tmp_path: Path) -> None:
