@@ -51,8 +51,9 @@ class Costs:
             args: its arguments.
             made: the tensors of its results.
         """
-        if func in WITHOUT_KERNEL:
-            return 0
+        return 0 if func in WITHOUT_KERNEL else max(1, self._kernel_ns(func, args, made))
+
+    def _kernel_ns(self, func: Any, args: tuple[Any, ...], made: list[Tensor]) -> int:
         given = [tensor for tensor in tensors_of(args) if tensor.is_cuda]
         if given and func in _PRODUCTS:
             return max(self._product_ns(func, args, made[0]), self.traffic_ns(touched_bytes((*given, *made))))

@@ -281,7 +281,7 @@ class FakeDevice:
     def run(self, duration_ns: int) -> None:
         """Queue a kernel on the current stream; 0 ns: there is none, only the host is busy."""
         self.note("run", duration_ns)
-        self.now_ns += self.profile.launch_ns
+        self.now_ns += self.profile.launch_ns if duration_ns else self.profile.view_ns
         if duration_ns:
             self.stream.free_ns = max(self.stream.free_ns, self.now_ns) + duration_ns
             # The host does not run ahead without end: the queue of the device is full.

@@ -115,7 +115,7 @@ def _crossing_bytes(name: str, given: Mapping[str, Any]) -> int:
     """
     size, rank = dist.get_world_size(), dist.get_rank()
     others = (size - 1) / size
-    first, second = (given.get(key) for key in _TENSORS[name])
+    first, second = (given[key] if key else torch.empty(0) for key in _TENSORS[name])
     if name == "all_to_all_single":
         ways = (first, given.get("output_split_sizes")), (second, given.get("input_split_sizes"))
         return max(

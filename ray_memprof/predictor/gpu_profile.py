@@ -58,10 +58,12 @@ class GpuProfile:
     link_bytes_per_s: float
     """Between two GPUs of one host, in each direction, as NCCL reaches it."""
     launch_ns: int
-    """What the host takes for an operation of a network, with the Python around it, whether it runs a kernel or not."""
+    """What the host takes for an operation of a network that runs a kernel, with the Python around it."""
     mixed_bytes_per_s: float = 0.0
     """As memory_bytes_per_s, of torch's own kernels on tensors that differ in dtype, shape or order in memory; 0: the
     same."""
+    view_ns: int = 3_000
+    """The same of an operation that runs none, such as a view: where it was not measured, so much is assumed."""
     exchange_ns: int = 30_000
     """What an exchange between GPUs takes besides its bytes: where it was not measured, so much is assumed."""
     cublas_workspace_bytes: int = 32 * 2**20

@@ -18,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ray_memprof.predictor.operation_kinds import WITHOUT_KERNEL
+
 FP8 = torch.float8_e4m3fn
+_NUM_VIEWS = 1000
 BUDGET_S = 1.0
 """Each piece of work is repeated for so long, and three times at least."""
 _LEAST_TIMES = 3
@@ -119,7 +122,7 @@ def rates(
         "attention_flops": attentions(stopwatch, sizes, device),
         "page_locked_bytes_per_s": from_host(stopwatch, sizes, device, is_locked=device != "cpu"),
         "pageable_bytes_per_s": from_host(stopwatch, sizes, device, is_locked=False),
-        "launch_ns": launch_ns(stopwatch, device, sizes.calls),
+        **host_ns(stopwatch, device, sizes.calls),
     }
 
 
@@ -267,8 +270,8 @@ def from_host(stopwatch: Stopwatch, sizes: Sizes, device: str, *, is_locked: boo
     return sizes.copied_bytes / stopwatch.seconds(lambda: target.copy_(source, non_blocking=is_locked))
 
 
-def launch_ns(stopwatch: Stopwatch, device: str, times: int) -> int:
-    """What the host takes for an operation of a network, views included, in ns.
+def host_ns(stopwatch: Stopwatch, device: str, times: int) -> dict[str, int]:
+    """What the host takes for an operation of a network, with a kernel and without one (a view), in ns.
 
     The network is a block of a DiT, so small that the host waits for nothing.
     """
@@ -292,18 +295,22 @@ def launch_ns(stopwatch: Stopwatch, device: str, times: int) -> int:
             for _ in range(times):
                 block(*given)
 
-    with _Counted() as counted:
+    with _Counted() as counted:  # type: ignore[no-untyped-call]
         work()
-    return int(stopwatch.seconds(work) / counted.num * 1e9)
+    small = torch.zeros(16, device=device)
+    view_s = stopwatch.seconds(lambda: [small.view(4, 4) for _ in range(_NUM_VIEWS)]) / _NUM_VIEWS
+    launch_s = (stopwatch.seconds(work) - counted.num_views * view_s) / counted.num_kernels
+    return {"launch_ns": max(1, int(launch_s * 1e9)), "view_ns": int(view_s * 1e9)}
 
 
 class _Counted(TorchDispatchMode):
-    """Counts the operations of torch."""
+    """Counts the operations of torch that run a kernel, and the others."""
 
-    num = 0
+    num_kernels = num_views = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.num += 1
+        self.num_kernels += func not in WITHOUT_KERNEL
+        self.num_views += func in WITHOUT_KERNEL
         return func(*args, **(kwargs or {}))
 
 

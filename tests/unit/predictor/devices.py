@@ -19,6 +19,9 @@ MIB = 2**20
 
 
 def profile(name: str = "H200", **changed: object) -> GpuProfile:
+    """Of a GPU model, with changes; who changes launch_ns means all operations of the host."""
+    if "launch_ns" in changed:
+        changed.setdefault("view_ns", changed["launch_ns"])
     return replace(gpu_profile(name), **changed)  # type: ignore[arg-type]
 
 

@@ -1,8 +1,8 @@
 -- How far may the times of a prediction be off? As docs/prediction.md states.
 -- One row = the run, if its times are predicted by a profile that was measured;
 -- by a data sheet it is not known.
---   fraction        of what would be measured, either way: the largest error
---                   of a step among those that were compared
+--   fraction        of what would be measured, either way: more than any step
+--                   that was compared is off, for GPUs of one model differ
 CREATE MACRO stated_time_error() AS TABLE
 SELECT stated.fraction::DOUBLE AS fraction
 FROM runs
