@@ -52,7 +52,7 @@ set_up AS (
 recorded AS (
     SELECT
         rank,
-        "group" AS group_name,
+        communicators.group AS group_name,
         ARG_MAX(backend, t_ns) AS backend,
         ARG_MAX(ranks, t_ns) AS ranks,
         MAX(group_size) AS group_size,
@@ -64,7 +64,7 @@ recorded AS (
         MAX(shared_bytes) AS shared_bytes,
         BOOL_OR(how_known = 'formula') AS is_in_context
     FROM communicators
-    GROUP BY rank, "group"
+    GROUP BY rank, communicators.group
 ),
 
 made AS (
@@ -79,7 +79,7 @@ made AS (
 calls AS (
     SELECT
         collectives.rank,
-        collectives."group" AS group_name,
+        collectives.group AS group_name,
         collectives.group_size,
         collectives.op,
         COALESCE(booked.bytes, 0) AS booked_bytes,
