@@ -92,5 +92,5 @@ GROUP BY rank
 UNION ALL
 SELECT stage, NULL, measure, unit, value
 FROM measures
--- Modules of a script are stages too, but `visits` has their paths already.
+-- Modules of a script are stages too, but visits has their paths already.
 WHERE stage IS NULL OR stage IN (SELECT path FROM spans WHERE depth = 0)
