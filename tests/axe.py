@@ -34,6 +34,5 @@ def faults(page: Page) -> list[str]:
     assert path is not None
     if not page.ask("typeof axe === 'object'"):
         page.driver.execute_script(path.read_text(encoding="utf-8"))
-    page.driver.set_script_timeout(60)
     found: list[str] = page.driver.execute_async_script(RUN)
     return found

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-DEADLINE_S = 60
+DEADLINE_S = 120
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
@@ -34,6 +34,8 @@ def window(profile: Path) -> Iterator["Page"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    # A page that draws on a busy machine answers late.
+    driver.set_script_timeout(DEADLINE_S)
     try:
         yield Page(driver)
     finally:

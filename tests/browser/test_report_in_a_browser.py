@@ -39,6 +39,7 @@ def rank_rows(rank: int) -> dict[str, list[Row]]:
         blank(
             "allocs",
             seq=seq,
+            address=1 if category == "weight" else 2,
             t_ns=at * MS,
             action=action,
             size_bytes=bytes_,

@@ -83,7 +83,7 @@ def test_frames_of_cpp_are_drawn_where_there_are_no_others(tmp_path: Path) -> No
 def test_one_rank_can_be_shown_alone(tmp_path: Path) -> None:
     make_run(tmp_path, {0: TWO, 1: NONE})
     found = outline(flame_page.render(tmp_path, rank=1))
-    assert sorted(found.scripts) == ["code", "data-flames-0", "plotly"]
+    assert sorted(found.scripts) == ["code", "data-flames-0", "plotly", "sql"]
     assert labels(found)[0] == "rank 1, 3 B"
 
 
@@ -92,7 +92,7 @@ def test_the_report_has_the_same_graphs_near_what_was_alive(tmp_path: Path) -> N
     html = run_page.render(tmp_path)
     found = outline(html)
     at = found.headings.index("Flame graph")
-    assert found.headings[at - 1 : at + 2] == ["Alive at the peak", "Flame graph", "Stages and ranks"]
+    assert found.headings[at - 1 : at + 2] == ["Alive at the peak", "Flame graph", "Peak by stage and rank"]
     assert {"flames-0", "flames-1"} <= drawn(found).keys()
     alone = outline(flame_page.render(tmp_path))
     assert found.scripts["data-flames-0"] == alone.scripts["data-flames-0"]

@@ -121,5 +121,5 @@ GROUP BY rank
 UNION ALL
 SELECT stage, NULL, measure, unit, value, is_at_least
 FROM measures
--- Modules of a script are stages too, but `visits` has their paths already.
+-- Modules of a script are stages too, but visits has their paths already.
 WHERE stage IS NULL OR stage IN (SELECT path FROM spans WHERE depth = 0)

@@ -14,7 +14,7 @@
 SELECT
     rank,
     op,
-    "group" AS group_name,
+    collectives.group AS group_name,
     group_size,
     COUNT(*) AS num_calls,
     SUM(bytes)::BIGINT AS total_bytes,
@@ -22,5 +22,5 @@ SELECT
     SUM(end_ns - start_ns)::BIGINT AS duration_ns,
     SUM(non_torch_growth_bytes)::BIGINT AS non_torch_growth_bytes
 FROM collectives
-GROUP BY rank, op, "group", group_size
+GROUP BY rank, op, collectives.group, group_size
 ORDER BY rank, total_bytes DESC, op, group_name, group_size

@@ -53,7 +53,7 @@ set_up AS (
 recorded AS (
     SELECT
         rank,
-        "group" AS group_name,
+        communicators.group AS group_name,
         ARG_MAX(backend, (t_ns, num_calls, backend)) AS backend,
         ARG_MAX(ranks, (t_ns, num_calls, ranks)) AS ranks,
         MAX(group_size) AS group_size,
@@ -66,7 +66,7 @@ recorded AS (
         MAX(shared_bytes) AS shared_bytes,
         BOOL_OR(how_known = 'formula') AS is_in_context
     FROM communicators
-    GROUP BY rank, "group"
+    GROUP BY rank, communicators.group
 ),
 
 backends AS (
@@ -90,7 +90,7 @@ made AS (
 calls AS (
     SELECT
         collectives.rank,
-        collectives."group" AS group_name,
+        collectives.group AS group_name,
         collectives.group_size,
         collectives.op,
         COALESCE(booked.bytes, 0) AS booked_bytes,
