@@ -33,6 +33,7 @@ from ray_memprof.recorder.meters.tensors import tensors_of
 _PRODUCTS = {**PRODUCTS, **FP8_PRODUCTS}
 _TILE = (128, 256)
 """Rows and columns of a result that one SM makes at a time: of cuBLAS's kernels for large products, by their names."""
+_HALVES = ("float16", "bfloat16")
 _QUERIES = 128
 """Queries of a head that one SM attends with at a time: cuDNN's kernels and FlashAttention-3."""
 
@@ -139,10 +140,11 @@ def _distinct(tensor: Tensor) -> int:
 def _rate(rates: Mapping[str, float], dtype: torch.dtype, shape: object) -> float:
     """The rate of a dtype for a shape, if there is one; else of the dtype; else of fp32.
 
-    fp16 takes the rate that bf16 has for a shape: the units of a GPU are equally fast with both.
+    fp16 and bf16 take each other's rates: the units of a GPU are equally fast with both.
     """
     name = _name(dtype)
-    named = [f"{name}_{shape}", *([f"bfloat16_{shape}"] if name == "float16" else ()), name, "float32"]
+    alike = [name, *(one for one in _HALVES if name in _HALVES and one != name)]
+    named = [*(f"{one}_{shape}" for one in alike), *alike, "float32"]
     return next(rates[one] for one in named if one in rates)
 
 

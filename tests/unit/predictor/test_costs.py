@@ -86,6 +86,16 @@ def test_a_bias_is_added_to_a_convolution_by_a_kernel_of_its_own() -> None:
     assert convolution(16, True) == flops + 2 * 16 * 100 * 4 + 16 * 4
 
 
+def test_halves_of_either_kind_take_the_rate_of_the_other_before_that_of_fp32() -> None:
+    def convolution(dtype: torch.dtype) -> int:
+        return took_ns(
+            lambda: F.conv2d(empty(1, 4, 10, 10, dtype=dtype), empty(16, 4, 3, 3, dtype=dtype), padding=1),
+            convolution_flops={"float32": 1e9, "float16": 2e9},
+        )
+
+    assert convolution(torch.bfloat16) == convolution(torch.float16) == convolution(torch.float32) // 2
+
+
 def test_torch_s_own_kernels_are_slower_where_tensors_differ() -> None:
     wide = torch.float32
     even = took_ns(lambda: empty(1000, 8).add_(empty(1000, 8)), memory_bytes_per_s=1e9, mixed_bytes_per_s=5e8)
