@@ -22,9 +22,8 @@ def versions() -> Checks:
     found: Checks = {
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "torch": str(
-            torch.__version__
-        ),  # its own class would make the driver import torch: it unpickles this
+        # Its own class would make the driver, which unpickles this, import torch.
+        "torch": str(torch.__version__),
         "cuda": torch.version.cuda or "",
         "cudnn": "",
         "nccl": "",
