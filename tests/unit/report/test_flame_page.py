@@ -61,7 +61,7 @@ def test_every_rank_has_a_graph_and_a_search(tmp_path: Path) -> None:
     html = write_flame_page(tmp_path, tmp_path / "flame.html").read_text()
     found = outline(html)
     assert found.headings == ["base <b>"]
-    assert sorted(found.scripts) == ["code", "data-flames-0", "data-flames-1", "plotly"]
+    assert sorted(found.scripts) == ["code", "data-flames-0", "data-flames-1", "plotly", "sql"]
     assert labels(found) == ["rank 0, 13 B", "main", "f", "g", "no Python stack", "denoise"]
     assert labels(found, "flames-1") == ["rank 1, 3 B", "denoise", "dit", "weight"]
     # Rank 1 says what is missing and how to get it, rank 0 does not.

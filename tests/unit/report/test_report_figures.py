@@ -215,7 +215,7 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
         span(3, "denoise/dit", (2, 3), step=0, parent_id=2),
     ]
     make_run(tmp_path, {0: {"spans": spans}})
-    assert answer(tmp_path, "steps") == [(0, "denoise", 0, 1, 3, 5, 6, 7, 1, 0)]
+    assert answer(tmp_path, "steps") == [(0, "denoise", 0, 1, 3, None, 5, 6, False, 7, 1, 0)]
 
 
 def test_each_module_of_a_script_has_a_line_of_its_own_over_its_calls() -> None:

@@ -337,7 +337,8 @@ def test_names_from_a_run_cannot_leave_their_script_element(tmp_path: Path) -> N
     make_ranks(make_run(tmp_path, {0: {"spans": [span(1, evil.replace("/", ""), (0, 9))]}}), {})
     found = outline(run_page.render(tmp_path))
     assert sorted(found.scripts) == [
-        *("code", "data-books", "data-heats-0", "data-heats-1", "data-heats-2", "data-timelines-0", "plotly")
+        *("code", "data-books", "data-heats-0", "data-heats-1", "data-heats-2", "data-timelines-0", "plotly"),
+        "sql",
     ]
     assert drawn(found)["heats-0"]["data"][0]["y"] == ["&lt;script&gt;&lt;script&gt;alert(1)&lt;script&gt;"]
 
