@@ -6,7 +6,6 @@ The fixture `warm` of conftest.py puts them in the place of those that each pred
 import atexit
 import functools
 import importlib
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,27 +13,33 @@ import pytest
 if TYPE_CHECKING:
     from ray_memprof.predictor.processes import Processes
 
-_STARTED_IN = ("ray_memprof.predictor.processes", "ray_memprof.predictor.run", "ray_memprof.planner.full")
+_STARTED_IN = (
+    "ray_memprof.predictor.processes", "ray_memprof.predictor.run", "ray_memprof.planner.full",
+    "ray_memprof.planner.search",
+)  # fmt: skip
 
 
 @functools.cache
 def _kept() -> "Processes":
-    """One process: the ranks of a run are predicted one after the other."""
+    """One process, which a block does not end: the ranks of a run are predicted one after the other."""
     from ray_memprof.predictor.processes import Processes
 
-    processes = Processes(1)
-    atexit.register(processes.__exit__, None, None, None)
-    return processes
+    class Kept(Processes):
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    kept = Kept(1)
+    atexit.register(Processes.__exit__, kept, None, None, None)
+    return kept
 
 
 def keep_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the end of a test, predictions share processes that stay."""
     kept = _kept()
 
-    def processes(number: int = 1) -> "AbstractContextManager[Processes]":
-        return nullcontext(kept)
+    def processes(number: int = 1) -> "Processes":
+        return kept
 
     # All are imported before: an annotation that is read meanwhile would meet the function.
     for module in [importlib.import_module(name) for name in _STARTED_IN]:
         monkeypatch.setattr(module, "Processes", processes)
-    monkeypatch.setattr("ray_memprof.planner.search._NUM_PROCESSES", 1)
