@@ -11,6 +11,7 @@ a point, since slashes separate the names in a span's path. A range costs 2 us m
 
 import functools
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,13 +52,24 @@ def naming_ranges(kinds: Sequence[str], problem: Callable[[str], None] = unheard
         ranges.close()
 
 
+_NVTX, _GONE = object(), None
+
+
+def _reference(label: object) -> Callable[[], object]:
+    """What returns the label, or _GONE once nobody else has it."""
+    try:
+        return weakref.ref(label)
+    except TypeError:  # NVTX; a class of the program's own may not allow it
+        return lambda: label
+
+
 class NamedRanges:
     """The ranges that are open, and the functions that open and end them."""
 
     def __init__(self, problem: Callable[[str], None] = unheard) -> None:
         self._thread, self._problem = threading.get_ident(), problem
-        self._open: list[tuple[object, Span]] = []
-        """With each span the record_function that opened it; None: an NVTX range."""
+        self._open: list[tuple[Callable[[], object], Span]] = []
+        """With each span a reference to the record_function that opened it, or to NVTX."""
         self._is_closed = False
 
     def around_push(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +79,7 @@ class NamedRanges:
         def range_push(*args: Any, **kwargs: Any) -> Any:
             result = original(*args, **kwargs)  # raises where torch has no NVTX: then there is no range
             if self._hears():
-                self._begin(None, kwargs["msg"] if "msg" in kwargs else args[0])
+                self._begin(_NVTX, kwargs["msg"] if "msg" in kwargs else args[0])
             return result
 
         return range_push
@@ -80,7 +92,7 @@ class NamedRanges:
             try:
                 return original(*args, **kwargs)
             finally:
-                self._leave(None)
+                self._leave(_NVTX)
 
         return range_pop
 
@@ -121,9 +133,10 @@ class NamedRanges:
             pass_on(error)
             self._problem(f"a range could not be named: {error_line(error)}")
             return
+        self._end_left()
         one.__enter__()
         try:
-            self._open.append((label, one))
+            self._open.append((_reference(label), one))
         except BaseException as error:  # of a signal's handler: the range's block will not run
             surely(self._end, label, type(error))
             raise
@@ -147,12 +160,21 @@ class NamedRanges:
     def _end(self, label: object, kind: Any = None) -> None:
         """End the innermost range of that label; none is open where it began before the recording."""
         for at in range(len(self._open) - 1, -1, -1):
-            if self._open[at][0] is label:
+            if self._open[at][0]() is label:
                 try:
                     self._open[at][1].__exit__(kind, None, None)
                 finally:
                     del self._open[at]
                 return
+
+    def _end_left(self) -> None:
+        """End ranges whose block has been left without a word: a signal's handler has raised before leave() began.
+
+        Their record_function is gone then. The innermost ones come first; an NVTX range lasts until it is popped.
+        """
+        while self._open and self._open[-1][0]() is _GONE:
+            self._open[-1][1].__exit__(RuntimeError, None, None)
+            del self._open[-1]
 
     def close(self) -> None:
         """End the ranges that are still open; later ones are not heard."""

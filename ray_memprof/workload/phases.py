@@ -147,9 +147,9 @@ class Phases:
             if torch.compiler.is_compiling() or phases._is_in_backward or not phases._hears():
                 return original(*args, **kwargs)
             phases.end_failed_steps()
-            phases._step.has_begun = phases._is_in_backward = True
-            phases._noted(phases._listener.backward_begins)
             try:
+                phases._step.has_begun = phases._is_in_backward = True
+                phases._noted(phases._listener.backward_begins)
                 with span("backward", stage="backward", **phases._step.attributes()):
                     return original(*args, **kwargs)
             finally:
@@ -166,8 +166,8 @@ class Phases:
             if torch.compiler.is_compiling() or phases._is_moving or not phases._hears():
                 return original(module, *args, **kwargs)
             opened = phases._noted(lambda: phases._span_of_move(module, name, args, kwargs))
-            phases._is_moving = True
             try:
+                phases._is_moving = True
                 if opened is None:
                     return original(module, *args, **kwargs)
                 with opened:
@@ -185,8 +185,8 @@ class Phases:
         def _apply(module: Module, *args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling() or phases._is_applying or not phases._hears():
                 return original(module, *args, **kwargs)
-            phases._is_applying = True
             try:
+                phases._is_applying = True
                 return original(module, *args, **kwargs)
             finally:
                 phases._is_applying = False
@@ -281,8 +281,8 @@ class Phases:
                 opened = phases._noted(lambda: phases._span_of_method(module, name))
             if opened is None:
                 return original(module, *args, **kwargs)
-            phases._is_in_method = True
             try:
+                phases._is_in_method = True
                 with opened:
                     return original(module, *args, **kwargs)
             finally:
