@@ -124,7 +124,8 @@ def test_every_question_is_there_with_every_column_and_rows_of_its_own(
         words = set(re.findall(r"\w+", found[2]))
         assert columns[name] - words == set(), name
         assert len(found[2].splitlines()) >= 3, name
-    assert len(empty) <= 2, empty
+    # The played runs hold no graphs, are measured ones, and make no second frame.
+    assert set(empty) <= {"pools", "predicted_vs_measured", "vae_cache"}
 
 
 def test_pages_are_ascii(pages: dict[str, str]) -> None:

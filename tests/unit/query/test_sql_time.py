@@ -83,12 +83,11 @@ def test_steps_are_the_outermost_spans_with_a_step(tmp_path: Path) -> None:
             "num_allocs",
         ),
     ]
-    expected = [
+    assert answer(tmp_path, "steps") == [
         (0, "denoise", 0, 1, 3, None, 5, 6, False, 7, 1, 8),
         (0, "denoise", 1, 4, 1, None, 0, 0, False, 0, 1, 0),
         (1, "Model", 3, 1, 3, None, 0, 0, False, 0, 1, 0),
     ]
-    assert answer(tmp_path, "steps") == expected
     # Of rank 0 a part was not seen.
     make_ranks(tmp_path, {"peak_at_least": True}, {})
     flags = [row["peak_at_least"] for row in query(tmp_path, "steps").to_pylist()]

@@ -1,7 +1,7 @@
 -- What were the tensors for that were alive when each rank had the most memory
 -- allocated?
--- One row = a component and a category on a rank, the largest first. The rows of
--- a rank add up to its peak.
+-- One row = a component and a category on a rank, the largest first. The rows
+-- of a rank add up to its peak.
 --   rank         of the run
 --   component    t5, clip, vae, dit or the class of a module; null: none
 --   category     what the tensors are for (see vae_cache)
