@@ -4,7 +4,7 @@ from pathlib import Path
 
 from run_tables import answer, make_run, span
 
-from ray_memprof.query.database import open_run
+from ray_memprof.query.database import open_run, query
 
 SPANS = [
     span(1, "script", (0, 99), stage="script", allocated=(0, 0, 9)),
@@ -42,7 +42,8 @@ def test_is_stage(tmp_path: Path) -> None:
 
 def test_stages_of_a_program_with_steps(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {"spans": SPANS}})
-    found = [(row[1], row[2], row[4]) for row in answer(tmp_path, "peak_by_stage")]
+    stages = query(tmp_path, "peak_by_stage").to_pylist()
+    found = [(row["stage"], row["num_spans"], row["allocated_peak_bytes"]) for row in stages]
     assert found == [
         ("script", 1, 9), ("load.t5", 1, 3), ("forward", 1, 9), ("backward", 1, 8), ("GPT", 1, 4)
     ]  # fmt: skip
