@@ -68,7 +68,7 @@ def build(run_dir: Path) -> Path:
     """Write run.duckdb anew from the tables of a run; returns its path.
 
     Raises:
-        ConfigError: `run_dir` is no run, or one of a newer version.
+        ConfigError: `run_dir` is no run, one of a newer version, or one that cannot be read.
         DiskFull: no room for the file.
     """
     path = run_dir / DATABASE_FILE
@@ -78,10 +78,10 @@ def build(run_dir: Path) -> Path:
                 missing_ok=True
             )  # a process that was killed may have left it; DuckDB would open it
             _write(run_dir.absolute(), temporary.absolute())
-    except duckdb.IOException as error:
-        if "No space left" not in str(error):
-            raise
-        raise disk_error("the driver", path, OSError(str(error))) from error
+    except duckdb.Error as error:
+        if isinstance(error, duckdb.IOException) and "No space left" in str(error):
+            raise disk_error("the driver", path, OSError(str(error))) from error
+        raise _unreadable([run_dir], error) from error
     return path
 
 
@@ -179,10 +179,14 @@ def _reading(run_dirs: Sequence[Path]) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        raise ConfigError(
-            f"{', '.join(map(str, run_dirs))} cannot be read: {first_line(error)}",
-            hint="if it is a copy, copy the whole folder again",
-        ) from error
+        raise _unreadable(run_dirs, error) from error
+
+
+def _unreadable(run_dirs: Sequence[Path], error: duckdb.Error) -> ConfigError:
+    return ConfigError(
+        f"{', '.join(map(str, run_dirs))} cannot be read: {first_line(error)}",
+        hint="if it is a copy, copy the whole folder again",
+    )
 
 
 def is_utf8(text: str) -> bool:

@@ -283,7 +283,7 @@ UNKNOWN = {1: late(0)}
         ("peak_allocated > +3%", {0: rough(rank1=2)}, True, True),
         ("peak_allocated > +8%", {0: rough(rank1=2), 1: rough(rank0=3)}, False, False),
         # The largest peak and the mean: (102 +- 1) / (82 -+ 1).
-        ("imbalance > 1.2", {1: rough(rank0=1)}, True, True),
+        ("imbalance > 1.25", {1: rough(rank0=1)}, True, True),
         ("imbalance > 1.28", {1: rough(rank0=1)}, False, False),
         ("imbalance > 1.2", UNKNOWN, True, True),
         ("imbalance < 1", UNKNOWN, False, False),

@@ -231,7 +231,7 @@ def test_alarms_at_any_moment_reach_a_program_with_spans(alarm: Callable[[Any], 
             pass
 
     with at_work() as desk:
-        num_raised, num_seen = hammered(desk, work, settle, 3.0)
+        num_raised, num_seen = hammered(desk, work, settle, 1.0)
     assert num_raised == num_seen >= 20
     rows = desk.store.rows["spans"]
     assert {row["path"] for row in rows} <= {"a", "a/b", "a/b/a", "after"}
@@ -255,7 +255,7 @@ def test_alarms_at_any_moment_reach_a_program_that_trains(alarm: Callable[[Any],
     with at_work(events=False) as desk:
         with observed(desk.recorder, module_spans=("*",), ranges=("record_function",)):
             work()
-            num_raised, num_seen = hammered(desk, work, work, 3.0)
+            num_raised, num_seen = hammered(desk, work, work, 1.0)
             with span("last"):
                 work()
     # Code of other libraries may take an alarm for its own error, or run where nothing can be raised (weak references).
