@@ -1,5 +1,6 @@
 """Snapshots of torch's allocator become a run whose peaks are the truth; whatever is no snapshot is refused."""
 
+import copy
 import json
 import pickle
 from pathlib import Path
@@ -467,7 +468,8 @@ def test_a_snapshot_with_any_value_anywhere_is_a_run_or_none(
     content = pickle.loads(pickle.dumps(content))
     for _ in range(data.draw(st.integers(1, 3))):
         container, key = data.draw(st.sampled_from(places_in(content)))
-        container[key] = data.draw(st.sampled_from(_ODD))
+        # A copy, for a list that is put into itself has no end.
+        container[key] = copy.deepcopy(data.draw(st.sampled_from(_ODD)))
     folder = tmp_path_factory.mktemp("any")
     path = folder / "rank0.pickle"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
