@@ -360,8 +360,6 @@ def _less_memory(options: Options) -> str:
         unused.append("--attention_slicing True")
     unused.append(f"--ffn_chunks {2 * levers.ffn_chunks or 16}")
     unused.append(f"--vae_slabs {2 * levers.vae_slabs or 8}")
-    if levers.vae_dtype == "fp32":
-        unused.append("--vae_dtype bf16 (inexact)")
     if options.weights_dtype == "precision" and options.precision != "fp32":
         unused.append("--weights_dtype fp8 (inexact)")
     return "try " + ", ".join(unused)
