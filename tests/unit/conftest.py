@@ -82,3 +82,14 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyRun]:
 def warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predictions share processes that stay from test to test."""
     keep_warm(monkeypatch)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone, by gloo."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()

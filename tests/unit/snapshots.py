@@ -8,6 +8,8 @@ from typing import Any
 
 from simple_allocator import Allocator, Block
 
+from ray_memprof.query import database
+
 MIB = 2**20
 Event = dict[str, Any]
 Segment = dict[str, Any]
@@ -152,3 +154,21 @@ class Call:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return self._call
+
+
+def segment(address: int, *blocks: tuple[int, str]) -> dict[str, Any]:
+    """A segment of a snapshot with these blocks, sizes and states, one after the other."""
+    placed, at = [], address
+    for size, state in blocks:
+        placed.append({"address": at, "size": size, "requested_size": size, "state": state})
+        at += size
+    return {"device": 0, "address": address, "total_size": at - address, "stream": 0, "blocks": placed}
+
+
+def peaks(run_dir: Path) -> list[tuple[int, int, int]]:
+    """Of each rank: the largest of its spans."""
+    with database.open_run(run_dir) as connection:
+        return connection.execute(  # type: ignore[no-any-return]
+            "SELECT MAX(allocated_peak_bytes), MAX(reserved_peak_bytes), MAX(active_peak_bytes) "
+            "FROM spans GROUP BY rank ORDER BY rank"
+        ).fetchall()

@@ -1,8 +1,6 @@
 """What grows outside the allocator while a process group makes calls is that group's, whoever makes the calls."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -279,14 +277,6 @@ def test_a_group_that_does_not_count_is_a_problem_and_no_error(desk: Desk) -> No
 
 # --------------------------------------------------------------------------------
 # torch's own groups
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("group")

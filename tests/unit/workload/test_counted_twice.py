@@ -4,13 +4,12 @@ The program counts by itself, at the moment of its peak, and knows nothing of ho
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -143,13 +142,6 @@ def train(is_view: bool, num_steps: int, peak_in: str) -> dict[str, int]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return count
-
-
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
 
 
 @pytest.mark.usefixtures("group")

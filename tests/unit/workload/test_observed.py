@@ -286,13 +286,6 @@ def test_an_optimizer_that_raises_leaves_no_open_span(tmp_path: Path) -> None:
     assert [stage for _, stage, _, _ in stages(tmp_path)][-3:] == ["forward", "backward", "optimizer"]
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[None]:
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("is_view", [False, True])
 def test_buckets_of_ddp_are_communication(tmp_path: Path, is_view: bool) -> None:
