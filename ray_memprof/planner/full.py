@@ -6,7 +6,6 @@
 Leaves a run folder like any other below asked.folder.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -15,15 +14,11 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from ray_memprof.config.load import effective_yaml
-from ray_memprof.config.run_config import RunConfig
 from ray_memprof.planner.space import Asked, Choice, config_of
-from ray_memprof.predictor.fake_rank import environment_of
 from ray_memprof.predictor.processes import Processes
-from ray_memprof.predictor.run import check, predict, predict_tables
+from ray_memprof.predictor.run import predict
 from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import rows_of
-from ray_memprof.store.run_folder import RunFolder
 
 MOST_STEPS = 3
 """Steps that are predicted. With more, reserved memory has been seen 0.4 % lower, and never higher."""
@@ -77,22 +72,14 @@ def predict_in_full(asked: Asked, choice: Choice, processes: Processes | None = 
     )
     logging = config.logging.model_copy(update={"level": "stage", "output_dir": asked.folder})
     shortened = config.model_copy(update={"generation": generation, "logging": logging})
-    if asked.keeps_runs:
-        code, folder = predict(shortened, gpu=asked.gpu, say=lambda line: None, processes=processes)
-    else:
-        code, folder = _tables(shortened, asked.gpu, processes)
-    return _answers(folder, code, steps)
-
-
-def _tables(config: RunConfig, gpu: str, processes: Processes | None) -> tuple[int, Path]:
-    """As predict(), without the report and the files for people, which nobody would look at."""
-    check(config)
-    folder = RunFolder.create(
-        config.logging.output_dir, config.name, config_text=effective_yaml(config), num_ranks=config.num_ranks
+    code, folder = predict(
+        shortened,
+        gpu=asked.gpu,
+        say=lambda line: None,
+        processes=processes,
+        is_derived=asked.keeps_runs,
     )
-    environment = environment_of(config, config.num_ranks, os.environ)
-    ended = predict_tables(config, folder, gpu, environment, (), lambda line: None, processes)
-    return ended.exit_code, folder.path
+    return _answers(folder, code, steps)
 
 
 def _answers(folder: Path, code: int, steps: int) -> Predicted:

@@ -54,6 +54,7 @@ def predict(
     say: Say,
     packages: Sequence[str] = (),
     processes: Processes | None = None,
+    is_derived: bool = True,
 ) -> tuple[int, Path]:
     """Predict one run; returns the exit code of the run that is predicted, and the folder.
 
@@ -63,6 +64,7 @@ def predict(
         say: is told how far it is, a line each.
         packages: of attention kernels that are installed there: `attention_kernel: auto` takes the fastest that fits.
         processes: that predict the ranks; None: new ones. Who predicts several runs keeps them warm.
+        is_derived: whether run.duckdb and the report are made, too, for people who look at the run.
 
     Raises:
         ConfigError: what the configuration runs cannot be predicted, or there is no such profile.
@@ -80,8 +82,7 @@ def predict(
     say(f"{config.name}: {config.num_ranks} x {profile.name} ({profile.source})")
     say(f"  into {folder.path}")
     try:
-        with nullcontext(processes) if processes else Processes(_num_processes(config)) as running:
-            ranks = _predict_ranks(_first(config, folder, gpu, environment, packages), say, running)
+        ended = predict_tables(config, folder, gpu, environment, packages, say, processes)
     except BrokenProcessPool as error:
         killed = StartFailed(
             f"a process that predicts a rank was killed: see {folder.path / LOGS_DIR}",
@@ -94,7 +95,8 @@ def predict(
             status="interrupted", exit_code=EXIT_INTERRUPTED, reason="interrupted", end_ns=time.time_ns()
         )
         raise
-    ended = _write_tables(config, folder, profile, environment, ranks)
+    if not is_derived:
+        return ended.exit_code, folder.path
     measured = derive(folder.path, ended.problems)
     if ended.failed is not None:
         say(f"error: {ended.reason}")
