@@ -6,14 +6,17 @@
 1. One probe for each set of weights; choices whose weights alone are over the limit are out, with all their levers.
 2. The other probes: every choice gets a lower bound of its memory, an estimate, and a time.
 3. Choices over the limit by their bound are out: proven. Of the others, the fastest of each way to share the work is
-   predicted in full. One that misses the limit takes along all that share the stage in which it does.
+   predicted in full. One that misses the limit takes along all that share the stage in which it does, and teaches how
+   much more than its estimate a choice of this way needs.
 4. The rest is slower than what was found, by the times of step 2, or at most a few percent faster than a choice whose
    estimate fits.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Protocol
 
 from ray_memprof.planner import space
@@ -25,12 +28,15 @@ from ray_memprof.predictor.processes import Processes
 from ray_memprof.predictor.run import check
 
 Say = Callable[[str], None]
+Way = tuple[object, ...]
 NEAR_FRACTION = 0.03
 """Choices whose times differ by less are as good as one another."""
 MOST_PREDICTIONS = 4
 """Whole predictions for each row that is asked for."""
 _SAME_FRACTION = 0.005
 """So near that the one with fewer levers is taken."""
+_PATIENCE = 3
+"""Predictions of a way that may miss the limit before all other ways come first."""
 
 
 class Tools(Protocol):
@@ -160,8 +166,9 @@ class _Open:
     def __init__(self, plan: Plan) -> None:
         self._asked = plan.asked
         self.left: dict[Choice, Bound] = {}
-        self._more: dict[tuple[tuple[object, ...], Stage], int] = {}
-        """By way and stage, how much more a prediction had than its estimate."""
+        self._more: dict[tuple[Way, Stage], int] = {}
+        """By way, how much more a stage of a prediction that missed the limit needed than its estimate."""
+        self._num_missed: Counter[Way] = Counter()
         limit, host_limit = plan.asked.limit_bytes, plan.asked.host_limit_bytes
         for choice, bound in sorted(plan.bounds.items(), key=_by_time):
             if bound.floor_bytes > limit:
@@ -176,28 +183,35 @@ class _Open:
 
         One whose estimate is over the limit is only worth it if it is faster than all whose estimate is not.
         """
-        ways: dict[tuple[object, ...], list[Choice]] = {}
+        ways: dict[Way, list[Choice]] = {}
         for choice in self.left:
             ways.setdefault(choice.way, []).append(choice)
         best = [self._best(group) for group in ways.values()]
-        return sorted(best, key=lambda choice: _by_time((choice, self.left[choice])))
+        return sorted(
+            best,
+            key=lambda one: (self._num_missed[one.way] >= _PATIENCE, *_by_time((one, self.left[one]))),
+        )
 
     def _best(self, group: Sequence[Choice]) -> Choice:
+        """Of one way. An estimate says little before a prediction of the way has missed the limit."""
         surely = [one for one in group if self._used(one) <= self._asked.limit_bytes]
         fastest = min(self.left[one].run_s for one in group)
-        near = [one for one in surely if self.left[one].run_s <= fastest * (1 + NEAR_FRACTION)]
+        is_taught = self._num_missed[group[0].way] > 0
+        near = [one for one in surely if is_taught or self.left[one].run_s <= fastest * (1 + NEAR_FRACTION)]
         if near:
             least = min(self.left[one].run_s for one in near)
             same = [one for one in near if self.left[one].run_s <= least * (1 + _SAME_FRACTION)]
             return min(same, key=lambda one: (len(one.changed()), self._used(one)))
+        if is_taught:
+            return min(group, key=lambda one: (self._used(one), *_by_time((one, self.left[one]))))
         # The fastest may fit, and nothing near it surely does.
         quick = [one for one in group if self.left[one].run_s <= fastest * (1 + _SAME_FRACTION)]
         return min(quick, key=lambda one: (self._used(one), len(one.changed())))
 
     def _used(self, choice: Choice) -> int:
         """The estimate, with what predictions of the same way have taught."""
-        bound = self.left[choice]
-        return bound.used_bytes + self._more.get((choice.way, bound.stage), 0)
+        used = self.left[choice].stage_used_bytes
+        return max(size + self._more.get((choice.way, stage), 0) for stage, size in used.items())
 
     def drop_way(self, choice: Choice) -> None:
         """The way has its row."""
@@ -210,28 +224,47 @@ class _Open:
         Where networks are offloaded, a stage begins with an empty allocator and knows nothing of the one before.
         """
         self.left.pop(row.choice, None)
-        if not row.predicted.exit_code:
-            more = row.predicted.device_used_bytes - row.bound.used_bytes
-            self._more[row.choice.way, row.bound.stage] = max(0, more)
-        gone = [one for one in self.left if _shares(row, one, limit_bytes)]
+        self._num_missed[row.choice.way] += 1
+        needed = _needed(row, limit_bytes)
+        for stage, size in needed.items():
+            more = size - row.bound.stage_used_bytes[stage]
+            self._more[row.choice.way, stage] = max(self._more.get((row.choice.way, stage), 0), more)
+        gone = [one for one in self.left if _shares(row.choice, one, needed)]
         for one in gone:
             del self.left[one]
         return 1 + len(gone)
 
 
-_STAGE_OF = {"encode.text": "text", "load.dit": "denoise", "denoise": "denoise", "decode": "decode"}
+_STAGE_OF: dict[str, Stage] = {
+    "encode.text": "text",
+    "load.dit": "denoise",
+    "denoise": "denoise",
+    "decode": "decode",
+}
 
 
-def _shares(row: Row, other: Choice, limit_bytes: int) -> bool:
-    if not row.choice.offload or row.choice.expandable_segments != other.expandable_segments:
-        return False
-    if row.predicted.exit_code:
-        over = {row.predicted.stage}
+def _needed(row: Row, limit_bytes: int) -> dict[Stage, int]:
+    """The stages in which a prediction misses the limit, with what they need, its stated error included."""
+    predicted = row.predicted
+    if predicted.exit_code:
+        # It ended before it had all that it needs: that is more than the limit, nobody knows how much.
+        sizes = {predicted.stage: limit_bytes + 1}
     else:
-        over = {stage for stage, size in row.predicted.stage_bytes.items() if size > limit_bytes}
-    stages = {_STAGE_OF[stage] for stage in over if stage in _STAGE_OF}
-    keys = [stage for stage in STAGES if stage in stages]
-    return any(stage_key(row.choice, stage) == stage_key(other, stage) for stage in keys)
+        error = predicted.error_bytes / max(1, predicted.device_used_bytes)
+        sizes = {stage: ceil(size * (1 + error)) for stage, size in predicted.stage_bytes.items()}
+    needed: dict[Stage, int] = {}
+    for name, size in sizes.items():
+        if size > limit_bytes and name in _STAGE_OF:
+            stage = _STAGE_OF[name]
+            needed[stage] = max(needed.get(stage, 0), size)
+    return needed
+
+
+def _shares(choice: Choice, other: Choice, stages: Iterable[Stage]) -> bool:
+    """Whether one of these stages is the same in both, whatever comes before it."""
+    if not choice.offload or choice.expandable_segments != other.expandable_segments:
+        return False
+    return any(stage_key(choice, stage) == stage_key(other, stage) for stage in stages)
 
 
 def _by_time(pair: tuple[Choice, Bound]) -> tuple[float, int, int]:

@@ -39,10 +39,8 @@ class Bound:
 
     floor_bytes: int
     """The device used of the first rank is not less: proven, see probe.py."""
-    used_bytes: int
-    """An estimate of it."""
-    stage: Stage
-    """The one with the highest estimate."""
+    stage_used_bytes: Mapping[Stage, int]
+    """An estimate of it by stage."""
     host_bytes: int
     """Of all ranks together: tensors in host memory, pinned ones too, and the processes."""
     cpu_s: float
@@ -50,6 +48,16 @@ class Bound:
     step_s: float
     run_s: float
     """An estimate of the whole run."""
+
+    @property
+    def used_bytes(self) -> int:
+        """An estimate of the device used."""
+        return max(self.stage_used_bytes.values())
+
+    @property
+    def stage(self) -> Stage:
+        """The one with the highest estimate."""
+        return max(self.stage_used_bytes, key=lambda stage: self.stage_used_bytes[stage])
 
 
 def _read_by_block(choice: Choice) -> Choice:
@@ -87,8 +95,7 @@ def bound_of(asked: Asked, choice: Choice, measured: Mapping[Key, Measured], ste
     cpu_s = _cpu_seconds(TASKS[asked.task].text) if choice.t5_cpu else 0.0
     return Bound(
         floor_bytes=max(one.floor_bytes + kept[name] for name, one in stages.items()),
-        used_bytes=max(used.values()),
-        stage=max(stages, key=lambda name: used[name]),
+        stage_used_bytes=used,
         host_bytes=host_bytes_of(asked, choice, stages),
         cpu_s=cpu_s,
         step_s=denoise.seconds,

@@ -43,7 +43,12 @@ def test_12_rank_killed_while_writing(tmp_path: Path) -> None:
 def test_12_run_folder_that_is_not_shared(tmp_path: Path) -> None:
     """GIVEN ranks that write to their node's own disk THEN all of it arrives through Ray, and nothing of it stays."""
     scratch = tmp_path / "scratch"
-    config = config_of(tmp_path, args=["--steps", 30], ray={"scratch_dir": str(scratch)})
+    config = config_of(
+        tmp_path,
+        args=["--steps", 30],
+        ray={"scratch_dir": str(scratch)},
+        logging={"sample_interval_s": 0.1},  # the steps take 0.6 s
+    )
     code, run = launch(tmp_path, config)
 
     assert (code, run.facts["problems"]) == (0, [])

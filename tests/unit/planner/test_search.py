@@ -3,6 +3,7 @@
 import pytest
 from choices import GIB, Told, asked, measured, predicted
 
+from ray_memprof.planner.full import Predicted
 from ray_memprof.planner.probe import Measured, Stage
 from ray_memprof.planner.search import Plan, search
 from ray_memprof.planner.space import Asked, Choice, choices
@@ -75,7 +76,10 @@ def test_a_prediction_over_the_limit_takes_along_what_shares_its_stage() -> None
     def predict(choice: Choice) -> object:
         return predicted(6 if choice.attention_slicing else 11)
 
-    told = Told(lambda choice, stage: measured(4, used=9.9), predict)  # type: ignore[arg-type]
+    def probe(choice: Choice, stage: Stage) -> Measured:
+        return measured(4, used=9.8 if choice.attention_slicing else 9.9)
+
+    told = Told(probe, predict)  # type: ignore[arg-type]
     plan = plan_of(asked(), told, num_rows=1)
     assert plan.rows[0].choice.attention_slicing
     assert plan.num_by_prediction > plan.num_predicted
@@ -135,3 +139,54 @@ def test_a_key_of_the_user_stays_and_inexact_levers_are_only_tried_where_they_ar
     assert {(one.ffn_chunks, one.cfg) for one in choices(fixed)} == {(3, 2)}
     assert not any(one.is_inexact for one in choices(asked()))
     assert any(one.matmul == "fp8" for one in choices(asked(allows_inexact=True)))
+
+
+def test_a_miss_teaches_how_much_more_than_its_estimate_a_way_needs() -> None:
+    """GIVEN a prediction 2 GiB over its estimate THEN the next of its way has 2 GiB to spare, though it is slower."""
+    estimates = {(False, 0): 9.5, (False, 4): 9.0, (True, 0): 7.9, (True, 4): 7.8}
+
+    def probe(choice: Choice, stage: Stage) -> Measured:
+        if stage != "denoise" or choice.load_strategy == "stream":
+            return measured(1, seconds=9)
+        size = estimates[choice.attention_slicing, choice.ffn_chunks]
+        return measured(4, used=size, seconds=1.5 if choice.attention_slicing else 1.0)
+
+    def predict(choice: Choice) -> Predicted:
+        return predicted(estimates[choice.attention_slicing, choice.ffn_chunks] + 2)
+
+    told = Told(probe, predict)
+    plan = plan_of(asked(), told, num_rows=1)
+    first, second = told.predicted
+    assert not first.attention_slicing and second == Choice(attention_slicing=True)
+    assert [row.choice for row in plan.rows] == [second]
+
+
+def test_a_rank_without_memory_teaches_that_more_than_the_limit_is_needed() -> None:
+    """GIVEN exit 11 at an estimate THEN choices with the same estimate or a higher one are not tried after it."""
+
+    def probe(choice: Choice, stage: Stage) -> Measured:
+        if stage != "denoise" or choice.load_strategy == "stream":
+            return measured(1, seconds=9)
+        return measured(4, used=7.5 if choice.ffn_chunks == 4 else 8, seconds=1 + choice.ffn_chunks / 1000)
+
+    def predict(choice: Choice) -> Predicted:
+        return predicted(6) if choice.ffn_chunks == 4 else predicted(3, exit_code=11)
+
+    told = Told(probe, predict)
+    plan = plan_of(asked(), told, num_rows=1)
+    assert [choice.ffn_chunks for choice in told.predicted] == [0, 4]
+    assert [row.choice.ffn_chunks for row in plan.rows] == [4]
+
+
+def test_a_way_that_misses_again_and_again_waits_for_the_others() -> None:
+    def probe(choice: Choice, stage: Stage) -> Measured:
+        is_slow = choice.load_strategy == "stream"
+        return measured(1 + choice.attention_slicing / 8, seconds=9 if is_slow else 1)
+
+    def predict(choice: Choice) -> Predicted:
+        return predicted(2 if choice.load_strategy == "stream" else 11)
+
+    told = Told(probe, predict)
+    plan = plan_of(asked(), told, num_rows=1)
+    assert [row.choice.load_strategy for row in plan.rows] == ["stream"]
+    assert [choice.load_strategy == "stream" for choice in told.predicted] == [False] * 3 + [True]
