@@ -2,8 +2,8 @@
 
     claims = Claims(meter)
     claims.add(parameter, Owner("GPT.lm_head.weight", "GPT", "weight"))       # on any thread of the program
-    found = Owners()
-    rows = found.follow(columns, claims.taken())                              # on the thread that writes
+    claims.move_to(found)
+    rows = Owners().follow(columns, found)                                    # on the thread that writes
 
 A storage is often named long after it was allocated: a weight when its module is moved to the device or called, a
 gradient when the optimizer begins its step. So a claim says which storage a tensor has at a moment. The storage is
@@ -49,12 +49,14 @@ class Claims:
         if found is not None:
             self._claims.append(Claim(*found, owner))
 
-    def taken(self) -> list[Claim]:
-        """Take the claims so far."""
+    def move_to(self, found: list[Claim]) -> None:
+        """Move the claims so far to the end of `found`."""
         # No lock: another thread may append in the meantime, and its claim stays for the next time.
         taken = self._claims[:]
-        del self._claims[: len(taken)]
-        return taken
+        num = len(taken)
+        # No call between these, at which a signal's handler could come.
+        found += taken
+        del self._claims[:num]
 
 
 _Alive = list[Any]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ray_memprof.recorder.communicators import Communicators
-from ray_memprof.recorder.event_spans import Stamp
+from ray_memprof.recorder.flag import Flag
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.recorder.handler_errors import surely
 from ray_memprof.recorder.ledger import Ledger, Where
@@ -23,9 +23,9 @@ from ray_memprof.recorder.meters.guarded import Guarded
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.open_spans import OpenSpans
 from ray_memprof.recorder.others import Others
-from ray_memprof.recorder.owners import Claims
+from ray_memprof.recorder.outbox import Outbox
 from ray_memprof.recorder.problems import Problems
-from ray_memprof.recorder.rows import Collective, Owner, Parcel, Sample, SpanRecord
+from ray_memprof.recorder.rows import Collective, Owner, Sample, SpanRecord
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.spans import Attribute
 from ray_memprof.recorder.status import Beat, ReplayCheck
@@ -80,9 +80,7 @@ class Recorder:
         self._ledger, self._groups = Ledger(), Communicators(self.problem)
         self._is_in_collective = False
         self._open = OpenSpans(self.problem)
-        self._parcel = Parcel()
-        self._claims = Claims(self._meter)
-        self._stamps: list[Stamp] = [(0, 0)]
+        self._outbox = Outbox(self._meter)
         self._sequence = self._begun_ns = 0
         self._step, self._num_steps = -1, -1
         self._sampled_ns = 0
@@ -91,8 +89,8 @@ class Recorder:
         self._recorder_ns = self._longest_pause_ns = 0
         self._lock = threading.RLock()
         self._thread = 0
-        self._primed = self._is_sealed = self._is_closing = self._is_child = False
-        self._closed = threading.Event()
+        self._is_sealed = self._is_closing = self._is_child = False
+        self._closed = Flag()
         self._check: ReplayCheck | None = None
         silent_in_children(self)
 
@@ -149,21 +147,15 @@ class Recorder:
         reading = self._read()
         span = self._open.opened_span(name, attributes, reading)
         self._open.append(span)
-        self._parcel.categories[span.span_id] = category_of(name)
-        self._stamp(span.span_id)
+        self._outbox.parcel.categories[span.span_id] = category_of(name)
+        self._outbox.stamp(span.span_id)
         self._sequence += 1
         if span.step is not None:
             self._step = span.step
         self._settle(began)
 
-    def _stamp(self, span_id: int) -> None:
-        """Stamp this thread's events from now on; events of threads without a stamp get a span by order and time."""
-        if self._meter.has_events and self._meter.source != "predicted":  # that has a clock of its own
-            self._stamps.append((time.time_ns() // 1000, span_id))  # by the clock of the events
-        self._meter.stamp(span_id)
-
     def _stamp_innermost(self) -> None:
-        self._stamp(self._open[-1].span_id if self._open else 0)
+        self._outbox.stamp(self._open[-1].span_id if self._open else 0)
 
     def exit(self, name: str, failed: bool) -> None:
         """The innermost span of that name ends."""
@@ -191,9 +183,9 @@ class Recorder:
         with self._lock:
             self._problems.interrupted(error)
             if any(one is span for one in self._open):
-                if not any(one is span for one in self._parcel.spans[-1:]):
+                if not any(one is span for one in self._outbox.parcel.spans[-1:]):
                     span.end, span.failed = self._meter.stale(), failed
-                    self._parcel.spans.append(span)
+                    self._outbox.parcel.spans.append(span)
                 self._open.drop(span)
             self._stamp_innermost()
 
@@ -209,7 +201,7 @@ class Recorder:
 
     def _close_span(self, span: SpanRecord, reading: Reading, failed: bool) -> None:
         span.end, span.failed = reading, failed
-        self._parcel.spans.append(span)
+        self._outbox.parcel.spans.append(span)
         self._open.drop(span)  # after its row is there: see _end_interrupted()
         self._ledger.close(span.path)
 
@@ -233,13 +225,13 @@ class Recorder:
         )
         kept = self._ledger.state()
         try:
-            self._parcel.ledger += self._groups.book(
+            self._outbox.parcel.ledger += self._groups.book(
                 self._ledger, reading, where, account=account, group=group, may_ask=look is None
             )
         except BaseException:  # the next reading books it
             self._ledger.restore(kept)
             raise
-        self._parcel.communicators += self._groups.rows(reading.t_ns)
+        self._outbox.parcel.communicators += self._groups.rows(reading.t_ns)
         self._last = reading
         return reading
 
@@ -263,22 +255,11 @@ class Recorder:
 
     def _flush(self) -> None:
         self._last_flush = time.monotonic()
-        parcel, self._parcel = self._parcel, Parcel()
-        if self._scribe is None:
-            self._stamps = self._stamps[-1:]
-            return
-        if self._sampled_ns and not (parcel.seal or self._is_closing):
+        known_ns = None
+        if self._sampled_ns and not (self._outbox.parcel.seal or self._is_closing):
             assert self._last is not None
-            self._parcel.spans = parcel.held_back(max(self._sampled_ns, self._last.t_ns - LATE_NS))
-        if not self._primed and self._meter.is_on:
-            self._primed = True
-            # Before the meter was on there were no events.
-            parcel.base, parcel.base_ns = self._meter.base_segments(), self._begun_ns
-        # Before the events: all that was claimed has been allocated in these, or earlier.
-        parcel.claims = self._claims.taken()
-        parcel.batch = self._meter.drain()
-        parcel.stamps, self._stamps = self._stamps, self._stamps[-1:]
-        self._scribe.deliver(parcel)
+            known_ns = max(self._sampled_ns, self._last.t_ns - LATE_NS)
+        self._outbox.hand_over(self._scribe, known_ns=known_ns, begun_ns=self._begun_ns)
 
     def on_step(self, step: int, steps: int) -> None:
         """`step` of `steps` is done."""
@@ -292,7 +273,7 @@ class Recorder:
     def claim(self, tensor: "torch.Tensor", owner: Owner) -> None:
         """Name the owner of a tensor's storage, as it is now; from any thread, in 2 us."""
         if self._scribe is not None:
-            self._claims.add(tensor, owner)
+            self._outbox.claim(tensor, owner)
 
     def begin_collective(self) -> Reading | None:
         """Read the meter as a collective begins; None on other threads than the model's: nothing is recorded."""
@@ -321,7 +302,7 @@ class Recorder:
             reading, self._is_in_collective = self._read("nccl", group=group), False
             grown = (reading.device_used - reading.reserved) - (before.device_used - before.reserved)
             grown -= self._ledger.others - self._others_began
-            self._parcel.collectives.append(
+            self._outbox.parcel.collectives.append(
                 Collective(
                     start_ns=before.t_ns,
                     end_ns=reading.t_ns,
@@ -347,11 +328,11 @@ class Recorder:
             return
         with self._problems.noting("a sample could not be recorded"), self._lock:
             self._others.note(sample)
-            self._parcel.samples.append(sample)
+            self._outbox.parcel.samples.append(sample)
             if is_whole and not self._ledger.has_context and self._meter.is_on:
                 self._book_context()
             self._sampled_ns = max(self._sampled_ns, sample.t_ns)
-            for span in reversed(self._parcel.spans):
+            for span in reversed(self._outbox.parcel.spans):
                 if span.end is not None and span.end.t_ns < sample.t_ns:
                     break
                 span.note_sample(sample, is_whole=is_whole)
@@ -414,16 +395,16 @@ class Recorder:
         if (scribe := self._scribe) is not None:
             scribe.hurry()
 
-    def _seal(self) -> threading.Event:
-        """Hand over all records; the returned event is set once they are written."""
+    def _seal(self) -> Flag:
+        """Hand over all records; the returned flag is set once they are written."""
         self._flush()  # before the device is read: it may be in a state in which it does not answer
         reading = self._read(look=self._meter.peek)
         while self._open:
             self._close_span(self._open[-1], reading, failed=True)
-        self._parcel.communicators += self._groups.rows(reading.t_ns, is_last=True)
+        self._outbox.parcel.communicators += self._groups.rows(reading.t_ns, is_last=True)
         self._is_sealed = True
-        done = threading.Event()
-        self._parcel.seal, self._parcel.done = True, done
+        done = Flag()
+        self._outbox.parcel.seal, self._outbox.parcel.done = True, done
         self._flush()
         if self._scribe is None:
             done.set()
@@ -477,7 +458,7 @@ class Recorder:
                 reading = self._read()
                 while self._open:
                     self._close_span(self._open[-1], reading, failed=True)
-                self._parcel.communicators += self._groups.rows(reading.t_ns, is_last=True)
+                self._outbox.parcel.communicators += self._groups.rows(reading.t_ns, is_last=True)
                 self._flush()
                 peaks = self._meter.peaks() if self._meter.has_events else (0, 0)
                 # Inside the lock: what a late sample handed over after the end mark would vanish without a word.

@@ -13,10 +13,11 @@ memory, and what a killed rank would lose. The nearer they are, the shorter are 
 events than 1 % of its time can write finds the work spread evenly, not at once when a limit is reached.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from ray_memprof.recorder.flag import Flag
 
 IDLE = 100.0
 """Seconds of rest for each second of work, while nothing waits for long: work takes 1 % of the model's time."""
@@ -54,7 +55,7 @@ class Restraint:
         self._clock, self._worked_s = clock, worked_s
         self._before_s: float | None = None
         self._is_over = False
-        self._hurries = threading.Event()
+        self._hurries = Flag()
 
     def hurry(self) -> None:
         """Take no long rest from now on; from any thread."""

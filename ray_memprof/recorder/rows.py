@@ -1,6 +1,5 @@
 """Rows on their way to disk: what the recorder hands to the thread that writes."""
 
-import threading
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from ray_memprof.allocator.replay import (
     Segment,
 )
 from ray_memprof.recorder.event_spans import Stamp
+from ray_memprof.recorder.flag import Flag
 from ray_memprof.recorder.meters.meter import Batch, Reading
 
 
@@ -160,17 +160,18 @@ class Parcel:
     samples: list[Sample] = field(default_factory=list)
     seal: bool = False
     """Turn what is written so far into sealed parts."""
-    done: threading.Event | None = None
+    done: Flag | None = None
     """Set once all rows of this parcel are written, or cannot be written any more."""
     since: float = 0.0
     """When it was handed over."""
+    is_counted: bool = False
+    """Whether its events count as handed over."""
+    is_written: bool = False
 
-    def held_back(self, known_ns: int) -> list[SpanRecord]:
-        """Take out and return the spans that ended after `known_ns`: a sample may still come that belongs to them."""
+    def num_ended_by(self, known_ns: int) -> int:
+        """How many of its first spans ended by then: a sample may still come that belongs to the others."""
         # They are in the order in which they ended.
-        num = bisect_right(self.spans, known_ns, key=lambda span: span.end.t_ns if span.end else 0)
-        self.spans, late = self.spans[:num], self.spans[num:]
-        return late
+        return bisect_right(self.spans, known_ns, key=lambda span: span.end.t_ns if span.end else 0)
 
     @property
     def num_events(self) -> int:

@@ -3,13 +3,12 @@
 The thread that runs the model only hands over what it took (Parcel); everything that costs time happens here.
 """
 
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from queue import SimpleQueue
 
 from ray_memprof.allocator.block_sizes import decide
 from ray_memprof.allocator.doubt import pool_of
@@ -24,6 +23,7 @@ from ray_memprof.allocator.replay import (
 from ray_memprof.allocator.segment_pools import OF_SEGMENTS, SegmentPools
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.event_spans import give_spans
+from ray_memprof.recorder.flag import Flag
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.owners import Owners
@@ -77,7 +77,7 @@ class Scribe:
         self._num_rows = 0
         self.most_waiting_events = 0
         self._num_delivered = self._num_written = 0
-        self._written = threading.Condition()
+        self._has_written = Flag()
         self.categories = categories
         self.error: DiskFull | None = None
         """What ended the writing; nothing is written after it."""
@@ -85,31 +85,42 @@ class Scribe:
         self._inherited: dict[int, _Inherited] = {}
         self._owners, self._pools = Owners(), SegmentPools()
         self._restraint = Restraint()
-        self._queue: queue.Queue[Parcel | None] = queue.Queue(QUEUE_LENGTH)
-        self._thread = threading.Thread(target=self._work, name="scribe", daemon=True)
-        self._thread.start()
+        self._queue: SimpleQueue[Parcel | None] = SimpleQueue()
+        # Not Thread.is_alive(): before Python 3.13 a handler that interrupts it makes it say that the thread has ended.
+        self._has_ended = Flag()
+        threading.Thread(target=self._work, name="scribe", daemon=True).start()
 
     def deliver(self, parcel: Parcel) -> None:
-        """Hand over a parcel, one caller at a time; blocks while too much is waiting already."""
+        """Hand over a parcel, one caller at a time; blocks while too much is waiting already.
+
+        A signal's handler may interrupt it anywhere. Deliver the parcel again then: it is written once.
+        """
         parcel.since = time.monotonic()
-        with self._written:
-            while self.num_waiting_events and self._thread.is_alive():
-                if self.num_waiting_events + parcel.num_events <= MOST_WAITING_EVENTS:
-                    break
+        while not (self._has_ended.is_set() or parcel.is_counted) and self._is_full(parcel):
+            self._has_written.clear()
+            if self._is_full(parcel):
                 with self._restraint.pressed():
-                    self._written.wait(timeout=1.0)
-            self._num_delivered += parcel.num_events
+                    self._has_written.wait(1.0)
+        if self._has_ended.is_set():
+            self.problems.add("the thread that writes has ended: nothing more is written")
+            if parcel.done is not None:
+                parcel.done.set()
+            return
+        if not parcel.is_counted:
+            num_delivered = self._num_delivered + parcel.num_events
+            self._num_delivered, parcel.is_counted = (
+                num_delivered,
+                True,
+            )  # a handler comes before or after both
             self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
-        while self._thread.is_alive():
-            with suppress(queue.Full):
-                self._queue.put_nowait(parcel)
-                return
-            with suppress(queue.Full), self._restraint.pressed():
-                self._queue.put(parcel, timeout=1.0)
-                return
-        self.problems.add("the thread that writes has ended: nothing more is written")
-        if parcel.done is not None:
-            parcel.done.set()
+        self._queue.put(parcel)
+
+    def _is_full(self, parcel: Parcel) -> bool:
+        """Whether so much waits that a parcel must wait, too."""
+        num_events = self.num_waiting_events
+        return self._queue.qsize() >= QUEUE_LENGTH or (
+            num_events > 0 and num_events + parcel.num_events > MOST_WAITING_EVENTS
+        )
 
     @property
     def num_waiting_events(self) -> int:
@@ -151,11 +162,9 @@ class Scribe:
     def close(self) -> None:
         """Write all that was delivered and seal the store; the error that stopped the writing is kept, not raised."""
         self._restraint.hurry()
-        while self._thread.is_alive():
-            with suppress(queue.Full):
-                self._queue.put(None, timeout=1.0)
-                break
-        self._thread.join()
+        self._queue.put(None)
+        while not self._has_ended.wait(1.0):
+            pass
         self._do("what was recorded could not be closed", self._store.close)
 
     def _do(self, what: str, work: Callable[[], None]) -> bool:
@@ -170,14 +179,22 @@ class Scribe:
         return False
 
     def _work(self) -> None:
-        while (parcel := self._queue.get()) is not None:
-            if self.error is None:
-                self._write(parcel)
-            with self._written:
-                self._num_written += parcel.num_events
-                self._written.notify_all()
-            if parcel.done is not None:
-                parcel.done.set()
+        try:
+            while (parcel := self._queue.get()) is not None:
+                if not parcel.is_written:  # else it was delivered again
+                    self._take(parcel)
+        finally:
+            self._has_ended.set()
+            self._has_written.set()  # who waits for room would wait in vain
+
+    def _take(self, parcel: Parcel) -> None:
+        if self.error is None:
+            self._write(parcel)
+        parcel.is_written = True
+        self._num_written += parcel.num_events
+        self._has_written.set()
+        if parcel.done is not None:
+            parcel.done.set()
 
     def _write(self, parcel: Parcel) -> None:
         batch, spans = parcel.batch, parcel.spans

@@ -120,7 +120,7 @@ def test_a_row_waits_for_no_sample_where_none_comes(monkeypatch: pytest.MonkeyPa
     desk.meter.now += module.LATE_NS
     with desk.span("second"):
         pass
-    held = [record.path for record in desk.recorder._parcel.spans]
+    held = [record.path for record in desk.recorder._outbox.parcel.spans]
     assert (held, list(desk.rows())) == (["second"], ["first", "second"])
 
 
