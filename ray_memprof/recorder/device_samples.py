@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from ray_memprof.recorder.clock import Clock
+from ray_memprof.recorder.flag import Flag
 from ray_memprof.recorder.meters.meter import Meter, Reading
 from ray_memprof.recorder.meters.nvml import Device
 from ray_memprof.recorder.rows import Sample
@@ -97,7 +98,7 @@ class Sampler:
         self._interval_s, self._patience_s = interval_s, min(interval_s, RELIEVE_S)
         self._last: Reading | None = None
         self._outside = 0
-        self.done = threading.Event()
+        self.done = Flag()
         """Once it is set, work() ends."""
 
     def work(self) -> None:
