@@ -36,10 +36,15 @@ SKEW_BYTES = 12 * 2**30
 RUNS = {
     "even": make_synthetic_run.Variant(seed=1, is_shared=True),
     "skewed": make_synthetic_run.Variant(
-        seed=1, skew=make_synthetic_run.Skew(rank=2, stage="denoise", component="dit", bytes=SKEW_BYTES)
+        seed=1,
+        skew=make_synthetic_run.Skew(rank=2, stage="denoise", component="dit", bytes=SKEW_BYTES),
+        num_graphs=1,
+        graph_bytes=256 * 2**20,
+        shared_bytes=64 * 2**20,
     ),
 }
-"""Two runs by name: in the second one rank 0 decodes alone, and rank 2 holds more in the first step than the others."""
+"""Two runs by name: in the second one rank 0 decodes alone, rank 2 holds more in the first step than the others, and
+every rank has memory pools of its own."""
 RUN_ID = "20270115-080000-0000"
 """The time of make_synthetic_run.START_NS."""
 MOST_ROWS, MOST_TURNED, WIDEST = 6, 3, 120
