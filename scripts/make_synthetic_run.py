@@ -5,7 +5,7 @@
 synthetic_player.py plays a text-to-video run through an allocator with free lists; here the steps of its denoise loop
 are repeated, with about 60 events a span. Every figure in spans follows from the events, so that a replay agrees with
 them to the byte. Rank 0 decodes, the others do not. The same arguments make the same rows. `--finish` does what the
-driver does at the end of a run.
+driver does at the end of a run. `--pools` plays CUDA graphs and a torch.cuda.MemPool, for the question `pools`.
 """
 
 import argparse
@@ -29,6 +29,8 @@ START_NS = 1_800_000_000_000_000_000
 DEVICE_BYTES = 139 * 1024 * MIB
 SAMPLE_US = 100_000
 BATCH_ROWS = 16_384
+POOLS = Variant(num_graphs=2, graph_bytes=6 * 1024 * MIB, shared_bytes=512 * MIB)
+"""With --pools: the peak is where the graphs are."""
 PEAKS = ("allocated_peak_bytes", "reserved_peak_bytes")
 WORDS = ("path", "name", "stage", "component", "branch")
 
@@ -55,6 +57,7 @@ class Rows:
             what: np.cumsum(size * (action == plus) - size * (action == minus), dtype=np.int64)
             for what, (plus, minus) in signs.items()
         }
+        self._pools = player.pools
         self.ledger, self._growths = player.ledger, player.growths
         self._spans = player.spans
         self._at, self._copy = _repeat(len(player.spans), spans, repeats)
@@ -132,6 +135,12 @@ class Rows:
             "span_id": events["span_id"],
             "category": pa.DictionaryArray.from_arrays(category, list(CATEGORIES)),
         }  # fmt: skip
+
+    def segment_pools(self) -> dict[str, Any]:
+        """Columns of the table segment_pools; without other pools than the default one, it has no rows."""
+        is_of_segment = self.events["action"] >= ACTIONS.index("segment_alloc")
+        (seq,) = np.nonzero(is_of_segment & (self.events["pool"] > 0))
+        return {"seq": seq, "pool": [self._pools[number] for number in self.events["pool"][seq].tolist()]}
 
     def samples(self) -> dict[str, Any]:
         """Columns of the table samples."""
@@ -252,6 +261,7 @@ def make_rank(
     tables = {"spans": spans, "samples": rows.samples(), "ledger": rows.ledger_rows()}
     if level != "stage":
         tables["allocs"] = rows.allocs()
+        tables["segment_pools"] = rows.segment_pools()
     if level == "stack":
         tables["allocs"]["stack_id"], tables["stacks"] = _stacks(spans, tables["allocs"])
     if ranks > 1:
@@ -357,11 +367,13 @@ def main() -> None:
         default="event",
         help="stage: spans without events; stack: events with stacks",
     )
+    parser.add_argument("--pools", action="store_true", help="with CUDA graphs and a torch.cuda.MemPool")
     parser.add_argument("--finish", action="store_true", help="gather, build run.duckdb, write the report")
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     start = time.perf_counter()
-    make(args.out, args.ranks, args.events, blocks=args.blocks, level=args.level)
+    variant = POOLS if args.pools else PLAIN
+    make(args.out, args.ranks, args.events, blocks=args.blocks, variant=variant, level=args.level)
     if args.finish:
         finish(args.out, args.ranks)
     print(f"{args.out}: {time.perf_counter() - start:.1f} s", file=sys.stderr)

@@ -23,6 +23,9 @@ BASE_ADDRESS = 0x7F00_0000_0000
 SIZES = np.outer(MIB * np.array([0.0005, 0.003, 0.06, 0.5, 1.25, 6, 24, 96]), [1, 1.25, 1.5, 2, 2.5]).ravel()
 SHARES = np.repeat(np.array([0.24, 0.2, 0.14, 0.12, 0.1, 0.09, 0.06, 0.05]) / 5, 5)
 
+DEFAULT_POOL = "(0, 0)"
+"""The memory pool of all that has none of its own, as torch numbers it."""
+
 Block = tuple[int, int, str]
 """Size, address and category of a tensor."""
 
@@ -50,21 +53,29 @@ class Variant:
     uneven_bytes: int = 0
     """Each rank holds up to so many more bytes from beginning to end, and each another amount."""
     skew: Skew | None = None
+    num_graphs: int = 0
+    """CUDA graphs of each rank, from before its first step to after its last; each has a memory pool of its own."""
+    graph_bytes: int = 0
+    """Of the pool of each graph; a quarter of it is free once the graph is there."""
+    shared_bytes: int = 0
+    """Of a torch.cuda.MemPool with a buffer that each rank holds from beginning to end; 0: there is none."""
 
 
 PLAIN = Variant()
 
 
 class Player:
-    """Spans and events of one rank, in order; a block of a size comes from the free list of that size.
+    """Spans and events of one rank, in order; a block comes from the free list of its size and memory pool.
 
     Every block has a segment of its own: simpler than an allocator, with the same habits as seen from outside.
     """
 
     def __init__(self, seed: int) -> None:
         self.events: dict[str, list[int]] = {
-            name: [] for name in ("action", "size", "address", "category", "span_id", "time_us")
+            name: [] for name in ("action", "size", "address", "category", "span_id", "time_us", "pool")
         }
+        self.pools = [DEFAULT_POOL]
+        """By their numbers in events."""
         self.spans: list[dict[str, Any]] = []
         self.ledger: list[tuple[int, int, int, str, int]] = []
         self.growths: list[tuple[int, int, int]] = []
@@ -73,8 +84,9 @@ class Player:
         self.seed, self._clock = seed, np.random.default_rng(seed)
         self.reseed()
         self._open: list[dict[str, Any]] = []
-        self._free: dict[int, list[int]] = defaultdict(list)
-        self._next = BASE_ADDRESS
+        self._free: dict[tuple[str, int], list[int]] = defaultdict(list)
+        self._pool_at: dict[int, str] = {}
+        self._pool, self._next = DEFAULT_POOL, BASE_ADDRESS
 
     def reseed(self) -> None:
         """Play the same sizes and lifetimes again."""
@@ -100,13 +112,24 @@ class Player:
         row.update(last=len(self.events["size"]), end_us=self.now_us, outside_end=self.outside)
         self._open.pop()
 
+    @contextmanager
+    def pool(self, name: str) -> Iterator[None]:
+        """A memory pool; what is allocated inside the block is in segments of this pool."""
+        outer, self._pool = self._pool, name
+        if name not in self.pools:
+            self.pools.append(name)
+        yield
+        self._pool = outer
+
     def alloc(self, size: int, category: str) -> Block:
-        """Allocate a tensor; in a new segment, if no block of its size is free."""
-        if not self._free[size]:
+        """Allocate a tensor; in a new segment, if no block of its size is free in the memory pool."""
+        free = self._free[self._pool, size]
+        if not free:
+            self._pool_at[self._next] = self._pool
             self._event("segment_alloc", _segment(size), self._next, None)
-            self._free[size].append(self._next)
+            free.append(self._next)
             self._next += _segment(size)
-        address = self._free[size].pop()
+        address = free.pop()
         self._event("alloc", size, address, category)
         return size, address, category
 
@@ -115,11 +138,11 @@ class Player:
         size, address, category = block
         self._event("free_requested", size, address, category)
         self._event("free_completed", size, address, category, pause=False)
-        self._free[size].append(address)
+        self._free[self._pool_at[address], size].append(address)
 
     def empty_cache(self) -> None:
         """Give segments without a tensor back to the device."""
-        for size, addresses in self._free.items():
+        for (_, size), addresses in self._free.items():
             for address in addresses:
                 self._event("segment_free", _segment(size), address, None)
             addresses.clear()
@@ -155,6 +178,7 @@ class Player:
             -1 if category is None else CATEGORIES.index(category),
             self._open[-1]["span_id"] if self._open else 0,
             self.now_us,
+            self.pools.index(self._pool_at[address]),
         )
         for values, value in zip(self.events.values(), row, strict=True):
             values.append(value)
@@ -190,6 +214,20 @@ def _skewed(player: Player, rank: int, stage: str, skew: Skew | None) -> Iterato
     player.free(block)
 
 
+@contextmanager
+def _graphs(player: Player, count: int, size: int) -> Iterator[None]:
+    """CUDA graphs; what was freed while one was captured stays in its memory pool."""
+    blocks: list[Block] = []
+    for number in range(1, count + 1):
+        with player.span("graph.capture", component="dit"), player.pool(f"({number}, 0)"):
+            *kept, freed = (player.alloc(size // 4, "activation") for _ in range(4))
+            player.free(freed)
+        blocks += kept
+    yield
+    for block in blocks:
+        player.free(block)
+
+
 def _step(player: Player, step: int, blocks: int, rank: int, skew: Skew | None) -> None:
     player.reseed()  # steps are alike: the second one finds a block for each of its tensors
     with player.span("denoise", step=step, component="dit"), _skewed(player, rank, "denoise", skew):
@@ -212,6 +250,10 @@ def play(rank: int, blocks: int, variant: Variant = PLAIN) -> tuple[Player, slic
     with player.span("comm.init"):
         player.grow("nccl", 840 * MIB)
         player.grow(None, 6 * MIB)
+    buffers: list[Block] = []
+    if variant.shared_bytes:
+        with player.span("pool.init"), player.pool("(0, 1)"):
+            buffers.append(player.alloc(variant.shared_bytes, "communication"))
     with (
         player.span("encode.text", component="t5"),
         _skewed(player, rank, "encode.text", skew),
@@ -220,7 +262,8 @@ def play(rank: int, blocks: int, variant: Variant = PLAIN) -> tuple[Player, slic
         for index in range(24):
             with player.span("t5.block", block=index, component="t5"):
                 player.churn()
-    with _resident(player, "dit", 12 * MIB, 225):
+    graphs = _graphs(player, variant.num_graphs, variant.graph_bytes)
+    with _resident(player, "dit", 12 * MIB, 225), graphs:
         latents = player.alloc(8 * MIB, "output")
         _step(player, 0, blocks, rank, skew)
         if rank == 0:
@@ -239,5 +282,6 @@ def play(rank: int, blocks: int, variant: Variant = PLAIN) -> tuple[Player, slic
             for index in range(21):
                 with player.span("vae.chunk", block=index, component="vae"):
                     player.churn(scale=3)
-    player.free(latents)
+    for block in (latents, *buffers):
+        player.free(block)
     return player, slice(start[0], end[0]), slice(start[1], end[1]), (start[2], end[2])

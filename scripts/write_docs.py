@@ -3,6 +3,7 @@
     python scripts/write_docs.py              # after a change of a column or a question
     python scripts/write_docs.py --check      # exit 1 and the files' names where they are out of date
     python scripts/write_docs.py --sample     # docs/sample/report.html, after a change of the report
+    python scripts/write_docs.py --pictures   # docs/report_sample*.png, of docs/sample/report.html
 
 The examples are real answers: the questions are asked of two runs that make_synthetic_run.py plays, four ranks each.
 The same code writes the same pages.
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import make_synthetic_run
+import page_pictures
 import pyarrow as pa
 
 from ray_memprof import wording
@@ -36,10 +38,15 @@ SKEW_BYTES = 12 * 2**30
 RUNS = {
     "even": make_synthetic_run.Variant(seed=1, is_shared=True),
     "skewed": make_synthetic_run.Variant(
-        seed=1, skew=make_synthetic_run.Skew(rank=2, stage="denoise", component="dit", bytes=SKEW_BYTES)
+        seed=1,
+        skew=make_synthetic_run.Skew(rank=2, stage="denoise", component="dit", bytes=SKEW_BYTES),
+        num_graphs=1,
+        graph_bytes=256 * 2**20,
+        shared_bytes=64 * 2**20,
     ),
 }
-"""Two runs by name: in the second one rank 0 decodes alone, and rank 2 holds more in the first step than the others."""
+"""Two runs by name: in the second one rank 0 decodes alone, rank 2 holds more in the first step than the others, and
+every rank has memory pools of its own."""
 RUN_ID = "20270115-080000-0000"
 """The time of make_synthetic_run.START_NS."""
 MOST_ROWS, MOST_TURNED, WIDEST = 6, 3, 120
@@ -321,6 +328,17 @@ def stale(docs: Path) -> list[str]:
     return told
 
 
+def write_pictures(report: Path, docs: Path) -> int:
+    """Take the pictures of a report; the exit code, 2 if there is nothing to take them with."""
+    try:
+        for path in page_pictures.take(report, docs):
+            print(path)
+    except page_pictures.NoBrowser as error:
+        print(f"{error}\nhint: apt-get install chromium chromium-driver, and the extra dev", file=sys.stderr)
+        return 2
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None, docs: Path = DOCS) -> int:
     """Write the pages, or check them; the exit code."""
     parser = argparse.ArgumentParser(
@@ -334,11 +352,19 @@ def main(arguments: Sequence[str] | None = None, docs: Path = DOCS) -> int:
         action="store_true",
         help="write only docs/sample/report.html, the report of the sample run",
     )
+    parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="write only the pictures of docs/sample/report.html; needs chromium with chromedriver, and selenium",
+    )
     asked = parser.parse_args(arguments)
+    report = docs / "sample" / "report.html"
     if asked.sample:
-        path = docs / "sample" / "report.html"
-        path.write_text(run_page.render(next(SAMPLE.glob("*/tables")).parent), encoding="utf-8")
-        print(path)
+        report.write_text(run_page.render(next(SAMPLE.glob("*/tables")).parent), encoding="utf-8")
+        print(report)
+    if asked.pictures:
+        return write_pictures(report, docs)
+    if asked.sample:
         return 0
     if asked.check:
         told = stale(docs)

@@ -35,6 +35,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ray_memprof.driver import capacity, node_tasks, own_ray
 from ray_memprof.driver.crew import Address, Crew
 from ray_memprof.driver.elsewhere import Elsewhere
+from ray_memprof.driver.far_runs import NAMESPACE, FarRun
 from ray_memprof.driver.interrupts import Interrupted, Interrupts
 from ray_memprof.driver.live import Live
 from ray_memprof.driver.overview import describe, gaps
@@ -239,10 +240,20 @@ class Cluster:
             place = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=bundle)
             # Exactly what the bundle holds, also if that is 0 CPUs: the default of an actor differs.
             options = actor.options(
-                num_cpus=booked.get("CPU", 0), num_gpus=booked.get("GPU", 0), scheduling_strategy=place
+                num_cpus=booked.get("CPU", 0),
+                num_gpus=booked.get("GPU", 0),
+                scheduling_strategy=place,
+                **({} if bundle else self._announced()),
             )
             actors.append(options.remote())
         return actors
+
+    def _announced(self) -> dict[str, str]:
+        """What lets `ray-memprof watch` find this run from any node of a joined cluster: the name of one actor."""
+        if self.config.ray.address is None:
+            return {}
+        here = FarRun(ray.get_runtime_context().get_node_id(), self._state.folder.path.resolve())
+        return {"name": here.name, "namespace": NAMESPACE}
 
     def _all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call `method` on the first actors, one tuple of arguments each; raises if one fails or does not answer."""

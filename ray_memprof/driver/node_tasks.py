@@ -47,7 +47,7 @@ def end_processes(started: Mapping[int, int], node_id: str, *, wait_s: float) ->
     if node_id == ray.get_runtime_context().get_node_id():
         return _end(started, wait_s)
     task = ray.remote(num_cpus=0, max_retries=0)(_end)
-    ref = task.options(scheduling_strategy=_pinned(node_id)).remote(started, wait_s)
+    ref = task.options(scheduling_strategy=pinned(node_id)).remote(started, wait_s)
     try:
         gone: list[int] = ray.get(ref, timeout=wait_s + _START_S)
     except exceptions.RayError:  # the node is gone, and its processes with it
@@ -78,7 +78,7 @@ def chunks(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) 
     task = ray.remote(num_cpus=0, max_retries=0)(_send)
     stream: Any = task.options(
         num_returns="streaming",
-        scheduling_strategy=_pinned(node_id),
+        scheduling_strategy=pinned(node_id),
         _generator_backpressure_num_objects=_WAITING_CHUNKS,
     ).remote(folder, tuple(ranks))
     while True:
@@ -107,7 +107,7 @@ def _send(folder: Path, ranks: tuple[int, ...]) -> Iterator[Chunk]:
 def remove(node_id: str, folder: Path, ranks: Sequence[int], *, limit_s: float) -> str:
     """Remove what these ranks wrote on that node; returns why that failed, or ""."""
     task = ray.remote(num_cpus=0, max_retries=0)(_remove)
-    ref = task.options(scheduling_strategy=_pinned(node_id)).remote(folder, tuple(ranks))
+    ref = task.options(scheduling_strategy=pinned(node_id)).remote(folder, tuple(ranks))
     try:
         reason: str = ray.get(ref, timeout=limit_s)
     except exceptions.RayError as error:  # also raised if the time limit has passed
@@ -123,5 +123,6 @@ def _remove(folder: Path, ranks: tuple[int, ...]) -> str:
     return ""
 
 
-def _pinned(node_id: str) -> NodeAffinitySchedulingStrategy:
+def pinned(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """On this node, and on no other."""
     return NodeAffinitySchedulingStrategy(node_id, soft=False)

@@ -1,17 +1,20 @@
 """A run that goes on, as seen from another terminal: the launcher's table, or what recorded ranks say of themselves.
 
-    run_dir = run_to_watch(None, None)       # the newest run that goes on
-    watch(run_dir, console)                  # until it has ended; then its last lines
+    with watched_run(None, None) as watched:     # the newest run that goes on
+        follow(watched, console)                 # until it has ended; then its last lines
 
 Reads files of the run folder and nothing else (store/live_file.py, logs/rankN.json, run.json): the run takes no notice.
-Imports no Ray.
+Imports no Ray, unless the run is only to be found in a Ray cluster (far_runs.py).
 """
 
+import os
+import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from rich import live as rich_live
 from rich.console import Console, Group, RenderableType
@@ -54,6 +57,36 @@ def run_to_watch(run: str | None, output_dir: Path | None) -> Path:
             if _goes_on(run_dir):
                 return run_dir.resolve()
     return find_run(run or "latest", output_dir, begun=True)
+
+
+@contextmanager
+def watched_run(run: str | None, output_dir: Path | None, address: str | None = None) -> Iterator["Watched"]:
+    """The run that is meant: of this host, or of a Ray cluster.
+
+    Args:
+        run: see run_to_watch.
+        output_dir: see run_to_watch.
+        address: of the cluster in which the run is looked for; None: the run is looked for on this host, and if it is
+            not there, in the cluster that RAY_ADDRESS names.
+
+    Raises:
+        ConfigError: there is no such run, or Ray is needed and not installed.
+        StartFailed: the cluster cannot be reached.
+    """
+    if address is None:
+        try:
+            run_dir = run_to_watch(run, output_dir)
+        except ConfigError:
+            address = os.environ.get("RAY_ADDRESS")
+            if not address:
+                raise
+        else:
+            yield Folder(run_dir)
+            return
+    from ray_memprof.driver.far_runs import far_run
+
+    with far_run(run, address) as found:
+        yield found
 
 
 def _goes_on(run_dir: Path) -> bool:
@@ -174,8 +207,61 @@ def _notes_table(notes: tuple[tuple[str, ...], ...]) -> Table:
     return table
 
 
-def watch(
-    run_dir: Path,
+class Watched(Protocol):
+    """A run as follow() sees it."""
+
+    look_s: float
+    """Time between two looks."""
+
+    def look(self) -> View | None:
+        """Where it is now; None: it has ended."""
+        ...
+
+    def is_settled(self) -> bool:
+        """Whether nothing more will come after its end: it is derived, or its launcher is gone."""
+        ...
+
+    def last_lines(self) -> list[str]:
+        """What its launch printed last."""
+        ...
+
+
+class Folder:
+    """A run folder of this host."""
+
+    look_s = LOOK_S
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+
+    def look(self) -> View | None:
+        """Where the run is now; None: it has ended.
+
+        Raises:
+            ConfigError: the folder cannot be read.
+        """
+        now = standing(self._run_dir)
+        return view(self._run_dir, now) if now is not None and now.status == RUNNING else None
+
+    def is_settled(self) -> bool:
+        """Whether nothing more will come after its end: it is derived, or its launcher is gone."""
+        return run_summary(self._run_dir) is not None or not self._driver_lives()
+
+    def _driver_lives(self) -> bool:
+        driver = (run_facts(self._run_dir) or {}).get("driver")
+        return driver is not None and has_ended(driver) is not True
+
+    def last_lines(self) -> list[str]:
+        """What its launch printed last."""
+        return last_lines(self._run_dir)
+
+    def host(self) -> str:
+        """Where the folder is."""
+        return socket.gethostname()
+
+
+def follow(
+    watched: Watched,
     console: Console,
     *,
     once: bool = False,
@@ -185,36 +271,28 @@ def watch(
     """Show a run until it has ended, then its last lines.
 
     Args:
-        run_dir: the run.
+        watched: the run.
         console: where to show it: a table on a terminal, else a line whenever rank 0 gets on.
         once: show it as it is now, and return.
         sleep: waits for so many seconds.
         clock: seconds, from any start.
 
     Raises:
-        ConfigError: the folder cannot be read.
+        ConfigError: its folder cannot be read.
+        StartFailed: it is elsewhere, and its node does not answer any longer.
     """
     shown: _Shown = _Table(console) if console.is_terminal and not once else _Lines(console, is_whole=once)
     with shown:
-        while (now := standing(run_dir)) is not None and now.status == RUNNING:
-            shown.show(view(run_dir, now))
+        while (seen := watched.look()) is not None:
+            shown.show(seen)
             if once:
                 return
-            sleep(LOOK_S)
+            sleep(watched.look_s)
     until = clock() + _SETTLE_S
-    while not _is_derived(run_dir) and clock() < until and _driver_lives(run_dir):
-        sleep(LOOK_S)
-    for line in last_lines(run_dir):
+    while clock() < until and not watched.is_settled():
+        sleep(watched.look_s)
+    for line in watched.last_lines():
         console.print(visible(line), markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def _is_derived(run_dir: Path) -> bool:
-    return run_summary(run_dir) is not None
-
-
-def _driver_lives(run_dir: Path) -> bool:
-    driver = (run_facts(run_dir) or {}).get("driver")
-    return driver is not None and has_ended(driver) is not True
 
 
 class _Lines:

@@ -2,16 +2,19 @@
 
     flame_by_stack(0, rows, frames)      # rows of alive_at_peak_by_stack, frames of their stacks
     flame_by_span(0, rows)               # rows of alive_at_peak, for a rank without Python stacks
+    flame_by_span(0, rows, base=span_tree(0, base_rows))      # against the same rank of a base run
 
 Writes no file. A graph has at most `most` frames and MOST_LEVELS levels, however many a run has: the largest frames are
 drawn, what is too small is counted in the frame that called it, and the middle of a very deep stack is one frame.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from pathlib import PurePath
 from zlib import crc32
 
+from ray_memprof.report.changes import changed, gone_text
 from ray_memprof.report.plots import Figure, Row
 from ray_memprof.wording import size_text
 
@@ -41,6 +44,10 @@ class Step:
     colour: str
 
 
+_Path = tuple[Sequence[Step], int]
+"""The frames from the outermost inwards, and the bytes that were allocated there."""
+
+
 @dataclass(slots=True)
 class Node:
     """A frame in the graph, and the frames that it calls."""
@@ -63,10 +70,19 @@ class Flame:
     """Their bytes: they count in the frames that call them."""
     num_left_out: int
     """Frames in the middle of deep stacks that are not drawn."""
+    is_compared: bool = False
+    """Whether it shows changes against a base run."""
+    base_line: str = ""
+    """What the page says of the base run below the graph."""
 
 
 def flame_by_stack(
-    rank: int, rows: Sequence[Row], frames: Mapping[int, Sequence[Step]], most: int = MOST_FRAMES
+    rank: int,
+    rows: Sequence[Row],
+    frames: Mapping[int, Sequence[Step]],
+    most: int = MOST_FRAMES,
+    *,
+    base: Node | None = None,
 ) -> Flame:
     """The graph of a rank with Python stacks.
 
@@ -75,30 +91,50 @@ def flame_by_stack(
         rows: of alive_at_peak_by_stack, those of the rank; the first MOST_STACKS are followed.
         frames: the frames of each of these stacks, the outermost frame first.
         most: the most frames that are drawn.
+        base: the stack_tree of the base run.
     """
-    paths = []
+    root, num_left_out = _grown(rank, _stack_paths(rows, frames), rows)
+    return _flame(rank, root, rows, most, base, num_left_out, has_stacks=True)
+
+
+def stack_tree(rank: int, rows: Sequence[Row], frames: Mapping[int, Sequence[Step]]) -> Node:
+    """All frames of a rank with Python stacks; see flame_by_stack."""
+    return _grown(rank, _stack_paths(rows, frames), rows)[0]
+
+
+def _stack_paths(rows: Sequence[Row], frames: Mapping[int, Sequence[Step]]) -> Iterator[_Path]:
     for row in rows[:MOST_STACKS]:
         known = frames.get(row["stack_id"]) if row["stack_id"] is not None else None
-        paths.append((known or [Step(NO_STACK, "", "shade2"), *_spans(row["path"])], row["bytes"]))
-    return _flame(rank, paths, rows, most, has_stacks=True)
+        yield known or [Step(NO_STACK, "", "shade2"), *_spans(row["path"])], row["bytes"]
 
 
-def flame_by_span(rank: int, rows: Sequence[Row], most: int = MOST_FRAMES) -> Flame:
+def flame_by_span(
+    rank: int, rows: Sequence[Row], most: int = MOST_FRAMES, *, base: Node | None = None
+) -> Flame:
     """The graph of a rank without Python stacks: spans, then the component, then the category.
 
     Args:
         rank: the rank.
         rows: of alive_at_peak, those of the rank.
         most: the most frames that are drawn.
+        base: the span_tree of the base run.
     """
-    paths = []
+    root, num_left_out = _grown(rank, _span_paths(rows), rows)
+    return _flame(rank, root, rows, most, base, num_left_out, has_stacks=False)
+
+
+def span_tree(rank: int, rows: Sequence[Row]) -> Node:
+    """All spans of a rank without Python stacks; see flame_by_span."""
+    return _grown(rank, _span_paths(rows), rows)[0]
+
+
+def _span_paths(rows: Sequence[Row]) -> Iterator[_Path]:
     for row in rows[:MOST_STACKS]:
         category = row["category"] or "uncategorised"
         steps = [*_spans(row["path"]), Step(category, "category", category)]
         if row["component"]:
             steps.insert(-1, Step(row["component"], "component", "shade2"))
-        paths.append((steps, row["bytes"]))
-    return _flame(rank, paths, rows, most, has_stacks=False)
+        yield steps, row["bytes"]
 
 
 def frame_step(function: str, file: str, line: int, frame_order: int) -> Step:
@@ -118,14 +154,8 @@ def _span_colour(name: str) -> str:
     return f"flame{crc32(name.encode(errors='replace')) % _NUM_COLOURS}"
 
 
-def _flame(
-    rank: int,
-    paths: Iterable[tuple[Sequence[Step], int]],
-    rows: Sequence[Row],
-    most: int,
-    *,
-    has_stacks: bool,
-) -> Flame:
+def _grown(rank: int, paths: Iterable[_Path], rows: Sequence[Row]) -> tuple[Node, int]:
+    """The tree of these paths, and how many frames of deep stacks it has left out."""
     root = Node(Step(f"rank {rank}", "alive at the peak", "shade2"), sum(row["bytes"] for row in rows))
     num_left_out = 0
     for steps, num_bytes in paths:
@@ -135,16 +165,83 @@ def _flame(
         for step in drawn:
             node = node.calls.setdefault(step, Node(step))
             node.bytes += num_bytes
+    return root, num_left_out
+
+
+def _flame(
+    rank: int,
+    root: Node,
+    rows: Sequence[Row],
+    most: int,
+    base: Node | None,
+    num_left_out: int,
+    *,
+    has_stacks: bool,
+) -> Flame:
     nodes, parents, num_folded, folded_bytes = _largest(root, most)
     missed = rows[MOST_STACKS:]
+    figure, base_line = _figure(nodes, parents), ""
+    if base is not None:
+        sizes, gone = _beside(nodes, parents, base)
+        figure["data"][0] |= changed(figure["data"][0], sizes)
+        base_line = gone_text(gone)
     return Flame(
         rank=rank,
-        figure=_figure(nodes, parents),
+        figure=figure,
         has_stacks=has_stacks,
         num_folded=num_folded + len(missed),
         folded_bytes=folded_bytes + sum(row["bytes"] for row in missed),
         num_left_out=num_left_out,
+        is_compared=base is not None,
+        base_line=base_line,
     )
+
+
+def _beside(
+    nodes: Sequence[Node], parents: Sequence[int], base: Node
+) -> tuple[list[int], list[tuple[str, int]]]:
+    """Bytes of each node in the base run, 0: it has none; and what only the base run has, each byte once."""
+    sizes: list[int] = []
+    found: list[Mapping[Step, Node]] = []
+    gone: list[tuple[str, int]] = []
+    for node, parent in zip(nodes, parents, strict=True):
+        partner = base if parent < 0 else found[parent].get(node.step)
+        sizes.append(partner.bytes if partner else 0)
+        found.append(_partners(node, partner) if partner else {})
+        if partner:
+            kept = set(map(id, found[-1].values()))
+            gone += [
+                (_place(call.step), call.bytes) for call in partner.calls.values() if id(call) not in kept
+            ]
+    return sizes, gone
+
+
+def _partners(here: Node, there: Node) -> dict[Step, Node]:
+    """By the step of a call of `here`: the same call of `there`.
+
+    A call may be on another line, and its file in another folder, if there is no doubt which one it is: the base run
+    may be of another version of the program.
+    """
+    found = {step: there.calls[step] for step in here.calls if step in there.calls}
+    left = [_alone(step for step in node.calls if step not in found) for node in (here, there)]
+    found.update({step: there.calls[left[1][key]] for key, step in left[0].items() if key in left[1]})
+    return found
+
+
+def _alone(steps: Iterable[Step]) -> dict[tuple[str, str], Step]:
+    """Steps by name and file, without those that share these."""
+    listed: dict[tuple[str, str], list[Step]] = {}
+    for step in steps:
+        listed.setdefault((step.name, _file(step)), []).append(step)
+    return {key: same[0] for key, same in listed.items() if len(same) == 1}
+
+
+def _file(step: Step) -> str:
+    return PurePath(step.where.rpartition(":")[0] or step.where).name
+
+
+def _place(step: Step) -> str:
+    return clipped(f"in {step.name} ({PurePath(step.where).name})")
 
 
 def _shortened(steps: Sequence[Step]) -> tuple[Sequence[Step], int]:

@@ -7,7 +7,8 @@ Takes the questions alive_at_peak_by_stack and alive_at_peak; the graphs come fr
 none after an error.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import rows_of
 from ray_memprof.report import plots
-from ray_memprof.report.flame import MOST_STACKS, Flame, Step, flame_by_span, flame_by_stack, frame_step
+from ray_memprof.report.changes import lacking
+from ray_memprof.report.flame import (
+    MOST_STACKS,
+    Flame,
+    Node,
+    Step,
+    flame_by_span,
+    flame_by_stack,
+    frame_step,
+    span_tree,
+    stack_tree,
+)
 from ray_memprof.report.page import Tab, environment, packed_plotly, run_of, sql_texts
 from ray_memprof.store.whole_file import whole_file
 from ray_memprof.wording import rank_text
@@ -63,11 +75,40 @@ def render(run_dir: Path, rank: int | None = None) -> str:
     return environment().get_template(TEMPLATE).render(**facts)
 
 
+@dataclass(frozen=True, slots=True)
+class BaseTrees:
+    """What was alive at the peak of a rank of the base run."""
+
+    by_stack: Node | None
+    """None: no Python stacks were recorded."""
+    by_span: Node
+
+
+def trees_of(
+    connection: duckdb.DuckDBPyConnection,
+    ranks: Sequence[int],
+    by_stack: Sequence[Row],
+    by_span: Sequence[Row],
+) -> dict[int, BaseTrees]:
+    """The trees of a base run; see flames_of. A rank without allocator events has none."""
+    found = {}
+    for rank in ranks:
+        rows = [row for row in by_stack if row["rank"] == rank]
+        if rows:
+            stack_ids = _stack_ids(rows)
+            found[rank] = BaseTrees(
+                stack_tree(rank, rows, _frames(connection, rank, stack_ids)) if stack_ids else None,
+                span_tree(rank, [row for row in by_span if row["rank"] == rank]),
+            )
+    return found
+
+
 def flames_of(
     connection: duckdb.DuckDBPyConnection,
     ranks: Sequence[int],
     by_stack: Sequence[Row],
     by_span: Sequence[Row],
+    base: Mapping[int, BaseTrees] | None = None,
 ) -> list[Flame]:
     """The graphs of some ranks; a rank without Python stacks is drawn by its spans.
 
@@ -76,21 +117,44 @@ def flames_of(
         ranks: those to draw; those without rows have no graph.
         by_stack: rows of alive_at_peak_by_stack.
         by_span: rows of alive_at_peak.
+        base: trees_of a base run; None: there is none.
     """
     drawn = []
     for rank in ranks:
         rows = [row for row in by_stack if row["rank"] == rank]
-        stack_ids = [row["stack_id"] for row in rows[:MOST_STACKS] if row["stack_id"] is not None]
+        stack_ids = _stack_ids(rows)
+        trees = None if base is None else base.get(rank)
         if stack_ids:
-            drawn.append(flame_by_stack(rank, rows, _frames(connection, rank, stack_ids)))
+            there = trees.by_stack if trees else None
+            one = flame_by_stack(rank, rows, _frames(connection, rank, stack_ids), base=there)
         elif rows:
-            drawn.append(flame_by_span(rank, [row for row in by_span if row["rank"] == rank]))
+            there = trees.by_span if trees else None
+            one = flame_by_span(rank, [row for row in by_span if row["rank"] == rank], base=there)
+        else:
+            continue
+        if base is not None and there is None:
+            what = "allocator events" if trees is None else "Python stacks"
+            one = replace(one, base_line=lacking(f"{what} of rank {rank}"))
+        drawn.append(one)
     return drawn
+
+
+def _stack_ids(rows: Sequence[Row]) -> list[int]:
+    return [row["stack_id"] for row in rows[:MOST_STACKS] if row["stack_id"] is not None]
 
 
 def panels_of(drawn: Sequence[Flame]) -> list[Tab]:
     """The tabs of the graphs, in order."""
-    return [Tab(f"rank {one.rank}", f"flames-{number}", one.figure) for number, one in enumerate(drawn)]
+    return [
+        Tab(
+            f"rank {one.rank}",
+            f"flames-{number}",
+            one.figure,
+            is_compared=one.is_compared,
+            base_line=one.base_line,
+        )
+        for number, one in enumerate(drawn)
+    ]
 
 
 def told_of(drawn: Sequence[Flame]) -> dict[str, Flame]:

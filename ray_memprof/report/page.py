@@ -24,6 +24,7 @@ from ray_memprof.analysis.comparison.compare import SQL_DIR
 from ray_memprof.query.bounds import is_unsampled
 from ray_memprof.query.questions import fetched, question
 from ray_memprof.report import over_time, plots
+from ray_memprof.report.changes import EQUAL_FRACTION, MUCH_FRACTION
 from ray_memprof.report.flame import clipped
 from ray_memprof.store.schema import RUNS
 from ray_memprof.wording import share_text, size_text, span_text, visible
@@ -82,6 +83,12 @@ class Tab:
     name: str
     id: str
     figure: plots.Figure
+    change: plots.Figure | None = None
+    """A second figure below: how far the first is from that of a base run."""
+    is_compared: bool = False
+    """Whether the figure itself shows changes against a base run."""
+    base_line: str = ""
+    """What the page says of the base run below the figure."""
 
 
 @cache
@@ -94,6 +101,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals |= {"equal_fraction": EQUAL_FRACTION, "much_fraction": MUCH_FRACTION}
     made.filters.update(
         size=sized,
         at_least=_at_least,

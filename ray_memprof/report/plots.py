@@ -10,7 +10,7 @@ axis that shows them, and unit_bytes of the figure is that axis's unit: so hover
 number is in the page only once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -102,8 +102,8 @@ def books(rows: Sequence[Row], words: Words = ON_GPU, base: Sequence[Row] = ()) 
     return {"data": data, "layout": layout, "unit_bytes": unit_bytes, "height": 150 + 30 * len(bars)}
 
 
-def alive(rows: Sequence[Row]) -> Figure:
-    """What was alive at the peak of one rank: by component, then category, then the span that allocated it."""
+def alive_nodes(rows: Sequence[Row]) -> dict[str, Row]:
+    """The tree of what was alive at the peak of one rank, by the names of its nodes, each after its parent."""
     nodes: dict[str, Row] = {"all": _node("alive at the peak", "alive at the peak", "", "shade2")}
     for row in rows:
         component, category = row["component"] or "no component", row["category"] or "uncategorised"
@@ -119,6 +119,11 @@ def alive(rows: Sequence[Row]) -> Figure:
             node = f"{parent}|{full_name}"
             nodes.setdefault(node, _node(name, full_name, parent, colour))["bytes"] += row["bytes"]
             parent = node
+    return nodes
+
+
+def alive(nodes: Mapping[str, Row]) -> Figure:
+    """What was alive at the peak of one rank: by component, then category, then the span that allocated it."""
     trace = {
         "type": "treemap",
         "branchvalues": "total",
@@ -157,30 +162,46 @@ def heat(rows: Sequence[Row], measure: str) -> Figure:
     )
     if len(ranks) <= NUM_COLOURS:
         trace |= NUMBERS
-    layout = {"yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False}}
+    return {"data": [trace], **heat_layout(stages, ranks), "unit_bytes": unit_bytes}
+
+
+def heat_layout(stages: Sequence[str], ranks: Sequence[int]) -> Row:
+    """Layout and height of cells with a column for each rank and a row for each stage."""
+    layout: Row = {"yaxis": {"autorange": "reversed", "automargin": True, "showgrid": False}}
     # Ranks are whole numbers, so there are no ticks between them.
     ticks = {"dtick": 1} if len(ranks) <= MOST_RANKS else {}
     layout["xaxis"] = {"side": "top", "tickprefix": "rank ", "showgrid": False, "zeroline": False, **ticks}
     layout["margin"] = {"t": 30, "b": 10}
-    return {"data": [trace], "layout": layout, "unit_bytes": unit_bytes, "height": 90 + 34 * len(stages)}
+    return {"layout": layout, "height": 90 + 34 * len(stages)}
 
 
+HEAT = tuple(f"heat{position}" for position in range(5))
+"""Colours of report.css, from none to the most."""
 NUMBERS: Row = {"texttemplate": "%{text}", "textfont": {"size": 12, "color": "var:ink"}}
 """Cells with their numbers: all colours of cells in report.css have enough contrast with --ink."""
 
 
 def cells(
-    x: Sequence[int | str], y: Sequence[str], sizes: Sequence[Sequence[int | None]], *, gap: int, hover: str
+    x: Sequence[int | str],
+    y: Sequence[str],
+    sizes: Sequence[Sequence[int | None]],
+    *,
+    gap: int,
+    hover: str,
+    colours: Sequence[str] = HEAT,
 ) -> tuple[Row, int]:
     """Sizes as colours, a row for each of `y`, and the bytes of their unit; a cell whose size is None stays empty."""
-    unit, unit_bytes = unit_of(largest(chain.from_iterable(sizes)))
+    known = (size for size in chain.from_iterable(sizes) if size is not None)
+    unit, unit_bytes = unit_of(largest(map(abs, known)))
     trace: Row = {
         "type": "heatmap",
         "x": x,
         "y": y,
         "customdata": sizes,
         "meta": {"size": "z"},
-        "colorscale": [[position / 4, f"var:heat{position}"] for position in range(5)],
+        "colorscale": [
+            [position / (len(colours) - 1), f"var:{name}"] for position, name in enumerate(colours)
+        ],
         "colorbar": {"ticksuffix": f" {unit}", "thickness": 12},
         "zmin": 0,
         "xgap": gap,

@@ -12,14 +12,14 @@ from typing import Any
 import duckdb
 
 from ray_memprof.query.questions import fetched, rows_of
-from ray_memprof.report import over_time, plots, step_plots
+from ray_memprof.report import changes, over_time, plots, step_plots
 from ray_memprof.report.page import Tab
 from ray_memprof.report.words import Words
 
 Row = dict[str, Any]
 Tables = Mapping[str, Sequence[Row]]
 _REACH = "MIN(start_ns) AS start_ns, MAX(end_ns) AS end_ns, MAX(device_used_bytes) AS device_used_bytes"
-OF_BASE = ("timeline", "books_at_peak", "activation_by_step")
+OF_BASE = ("timeline", "books_at_peak", "activation_by_step", "alive_at_peak", "peak_by_stage")
 """Questions whose rows of a base run are drawn beside those of the run."""
 
 
@@ -43,18 +43,12 @@ class Answers:
 
 def run_figures(run: Answers) -> dict[str, list[Tab]]:
     """The figures of each part; a part without any is left out."""
-    tables, peaks = run.tables, run.whole["peak_by_stage"]
+    tables = run.tables
     drawn = {
         "timeline_by_account": _tabs("timelines", _timelines(run)),
         "activation_by_step": _tabs("activations", _activations(run)),
-        "alive_at_peak": _tabs(
-            "treemaps",
-            [(f"rank {rank}", plots.alive(rows)) for rank, rows in by_rank(tables["alive_at_peak"]).items()],
-        ),
-        "peak_by_stage": _tabs(
-            "heats",
-            [(name, plots.heat(peaks, measure)) for measure, name in run.words.measures.items() if peaks],
-        ),
+        "alive_at_peak": _alive(run),
+        "peak_by_stage": _heats(run),
     }
     if tables["books_at_peak"]:
         base = run.base.get("books_at_peak", ())
@@ -69,6 +63,54 @@ def run_figures(run: Answers) -> dict[str, list[Tab]]:
 
 def _tabs(prefix: str, named: Sequence[tuple[str, plots.Figure]]) -> list[Tab]:
     return [Tab(name, f"{prefix}-{number}", figure) for number, (name, figure) in enumerate(named)]
+
+
+def _alive(run: Answers) -> list[Tab]:
+    """A treemap for each rank, with its changes where the base run has tensors at the peak of the rank."""
+    base = by_rank(run.base.get("alive_at_peak", ()))
+    tabs = []
+    for number, (rank, rows) in enumerate(by_rank(run.tables["alive_at_peak"]).items()):
+        here = plots.alive_nodes(rows)
+        figure, line = plots.alive(here), ""
+        is_compared = rank in base
+        if is_compared:
+            there = plots.alive_nodes(base[rank])
+            sizes = [there[name]["bytes"] if name in there else 0 for name in here]
+            figure["data"][0] |= changes.changed(figure["data"][0], sizes)
+            line = changes.gone_text(
+                [
+                    (_of_base(there, name), node["bytes"])
+                    for name, node in there.items()
+                    if name not in here and node["parent"] in here
+                ]
+            )
+        elif run.base:
+            line = changes.lacking(f"allocator events of rank {rank}")
+        name = f"rank {rank}"
+        tabs.append(Tab(name, f"treemaps-{number}", figure, is_compared=is_compared, base_line=line))
+    return tabs
+
+
+def _of_base(nodes: Mapping[str, Row], name: str) -> str:
+    """A node of a treemap in words, from the outside inwards: "of dit, weight, load.dit"."""
+    names: list[str] = []
+    while nodes[name]["parent"]:
+        names.insert(0, nodes[name]["full_name"])
+        name = nodes[name]["parent"]
+    return f"of {', '.join(names)}"
+
+
+def _heats(run: Answers) -> list[Tab]:
+    """Cells of stages and ranks for each measure, and below them their changes."""
+    rows, base = run.whole["peak_by_stage"], run.base.get("peak_by_stage", ())
+    tabs = []
+    for number, (measure, name) in enumerate(run.words.measures.items() if rows else ()):
+        change = changes.changes_heat(rows, base, measure) if base else None
+        line = changes.unmatched_text(rows, base) if change else ""
+        if run.base and change is None:
+            line = changes.lacking(f"peaks of these stages and ranks ({name})")
+        tabs.append(Tab(name, f"heats-{number}", plots.heat(rows, measure), change=change, base_line=line))
+    return tabs
 
 
 def _activations(run: Answers) -> list[tuple[str, plots.Figure]]:

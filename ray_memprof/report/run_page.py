@@ -25,7 +25,7 @@ from ray_memprof.query import questions
 from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import fetched, rows_of
 from ray_memprof.report import plots
-from ray_memprof.report.flame_page import flames_of, panels_of, told_of
+from ray_memprof.report.flame_page import BaseTrees, flames_of, panels_of, told_of, trees_of
 from ray_memprof.report.over_time import MOST_ALIVE
 from ray_memprof.report.page import Tab, environment, packed_plotly, run_of, sql_texts
 from ray_memprof.report.run_figures import OF_BASE, Answers, Row, Tables, by_rank, run_figures
@@ -114,7 +114,9 @@ class Base:
     """Its row of runs."""
     numbers: AgainstBase
     drawn: Tables
-    """Rows of OF_BASE, of the ranks that are shown."""
+    """Rows of OF_BASE, of the ranks that are shown; of peak_by_stage, of all ranks."""
+    trees: Mapping[int, BaseTrees]
+    """Of its flame graphs, by rank."""
 
 
 def write_run_page(
@@ -196,7 +198,14 @@ def _facts(known: Known, base_dir: Path | None) -> Row:
         Answers(connection, tables, whole, shown, few, words, {} if base is None else base.drawn)
     )
     figures = {tab.id: tab.figure for tabs in drawn.values() for tab in tabs}
-    flames = flames_of(connection, shown, tables["alive_at_peak_by_stack"], tables["alive_at_peak"])
+    figures |= {f"{tab.id}-change": tab.change for tabs in drawn.values() for tab in tabs if tab.change}
+    flames = flames_of(
+        connection,
+        shown,
+        tables["alive_at_peak_by_stack"],
+        tables["alive_at_peak"],
+        None if base is None else base.trees,
+    )
     figures |= {name: one.figure for name, one in told_of(flames).items()}
     for name in words.left_out:
         tables[name] = whole[name] = []
@@ -305,8 +314,11 @@ def _base(base_dir: Path, whole: Tables, shown: Sequence[int]) -> Base:
     """The base run, asked what this run was asked."""
     with open_run(base_dir) as connection:
         run = run_of(connection)
-        drawn = {name: rows_of(connection, name, shown) for name in OF_BASE}
-        return Base(run["name"] or base_dir.resolve().name, run, against_base(whole, connection), drawn)
+        drawn = {name: rows_of(connection, name, None if name in OF_ALL_RANKS else shown) for name in OF_BASE}
+        by_stack = rows_of(connection, "alive_at_peak_by_stack", shown)
+        trees = trees_of(connection, shown, by_stack, drawn["alive_at_peak"])
+        label = run["name"] or base_dir.resolve().name
+        return Base(label, run, against_base(whole, connection), drawn, trees)
 
 
 def telling(rows: Sequence[Row], most: int) -> list[Row]:

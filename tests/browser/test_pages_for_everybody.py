@@ -52,7 +52,9 @@ const behind = (text) => {
   }
   if (text.closest("g.annotation")) return [named("paper"), named("band0"), named("band1")];
   if (text.classList.contains("heatmap-label") || text.closest(".heatmap-label")) {
-    return [0, 1, 2, 3, 4].map((number) => named(`heat${number}`));
+    const isChange = text.closest("[data-figure]").dataset.figure.endsWith("-change");
+    const heats = [0, 1, 2, 3, 4].map((number) => `heat${number}`);
+    return (isChange ? ["less2", "less1", "same", "more1", "more2"] : heats).map(named);
   }
   return [named("paper")];
 };
@@ -105,13 +107,15 @@ MISSED = """return [...document.querySelectorAll("a[href], button, summary, inpu
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A report against a base run, a comparison of both, and a plan."""
+    """A report against a base run whose ranks are swapped, a comparison of both, and a plan."""
     folder = tmp_path_factory.mktemp("pages")
     failed = {"status": "oom", "reason": "tried 2 GiB", "path": "denoise", "step": 1}
     ok, total = {"status": "ok", "num_checks": 1}, {"device_total_bytes": 20 * GIB}
     runs = []
     for name, end in (("base", {"status": "ok"}), ("other", failed)):
-        run_dir = make_run(folder / name / "r", {rank: rank_rows(rank) for rank in range(2)})
+        run_dir = make_run(
+            folder / name / "r", {rank: rank_rows(rank if name == "other" else 1 - rank) for rank in range(2)}
+        )
         about = {"name": name, "run_id": "r", "status": end["status"], "source": "cuda"}
         make_ranks(run_dir, ok | total, ok | total | end, num_ranks=2, versions='{"torch": "2"}', **about)
         runs.append(run_dir)
@@ -261,3 +265,36 @@ def test_the_peak_is_marked_with_rank_size_and_time_and_tells_what_was_alive(
     beside = page.ask("document.querySelector('#panel-timelines-0 .moment').innerText")
     assert "Peak of rank 0: 4.00 GiB of tensors at 0.12 s, in denoise of step 0" in beside
     assert "3.00 GiB activation of dit" in beside and "1.00 GiB weight of dit" in beside
+
+
+def test_pictures_have_their_changes_against_the_base_run_as_texts_and_as_colours(
+    page: Page, written: dict[str, Path]
+) -> None:
+    slices = """[...document.querySelectorAll(`[data-figure=${arguments[0]}] g.slice`)].map((one) => [
+        one.textContent, getComputedStyle(one.querySelector("path")).fill])"""
+    page.open(written["report"])
+    less, more = "rgb(134, 187, 226)", "rgb(238, 159, 111)"
+    for rank, colour, total in ((0, less, "4.00 GiB (-4.00 GiB)"), (1, more, "8.00 GiB (+4.00 GiB)")):
+        for name, begins in (("treemaps", "alive at the peak"), ("flames", f"rank {rank}")):
+            page.driver.execute_script(f"document.getElementById('tab-{name}-{rank}').click()")
+            page.wait(f"document.querySelector('[data-figure={name}-{rank}] g.slice')")
+            drawn = page.driver.execute_script(f"return {slices}", f"{name}-{rank}")
+            assert f"{begins}, {total}" in {text for text, _ in drawn}
+            assert {fill for _, fill in drawn} == {colour}
+    cells = "[...document.querySelectorAll('[data-figure=heats-0-change] .heatmap-label')]"
+    assert set(page.ask(f"{cells}.map((one) => one.textContent)")) >= {"-5.00 GiB", "+5.00 GiB"}
+
+
+def test_a_search_in_a_flame_graph_gives_the_colours_of_changes_back(
+    page: Page, written: dict[str, Path]
+) -> None:
+    page.open(written["report"])
+    fills = """new Set([...document.querySelectorAll("[data-figure=flames-0] g.slice path")]
+        .map((one) => getComputedStyle(one).fill)).size"""
+    type_in = """const field = document.getElementById("search-flames-0"); field.value = arguments[0];
+        field.dispatchEvent(new Event("input"))"""
+    assert page.ask(fills) == 1
+    page.driver.execute_script(type_in, "activation")
+    page.wait(f"{fills} === 2")
+    page.driver.execute_script(type_in, "")
+    page.wait(f"{fills} === 1")

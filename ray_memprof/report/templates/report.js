@@ -57,7 +57,8 @@ function sized(trace, figure, isNarrow) {
   // An account below zero (the books explain too much) has no height to stack; hovering shows its bytes.
   const least = trace.stackgroup ? 0 : -Infinity;
   const shown = (size) => (Array.isArray(size) ? size.map(shown) : size === null ? null : Math.max(least, size / figure.unit_bytes));
-  const told = (size) => (Array.isArray(size) ? size.map(told) : size === null ? "" : sizeText(size));
+  const sign = (size) => (trace.meta?.signed && size > 0 ? "+" : "");
+  const told = (size) => (Array.isArray(size) ? size.map(told) : size === null ? "" : `${sign(size)}${sizeText(size)}`);
   const filled = axis ? { ...trace, [axis]: trace.customdata.map(shown) } : trace;
   if (axis) filled[trace.type === "heatmap" ? "text" : "hovertext"] = trace.customdata.map(told);
   if (trace.meta?.lines) filled.text = trace.text.map(inLines);

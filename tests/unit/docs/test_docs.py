@@ -4,10 +4,13 @@ import ast
 import inspect
 import re
 import shlex
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy
 import pytest
 from command_line import import_script
 from run_tables import make_run
@@ -85,6 +88,51 @@ def test_pages_are_written_and_then_up_to_date(
     assert capsys.readouterr().err == ""
 
 
+def test_without_a_browser_pictures_are_one_line_with_a_hint(
+    once: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert once.main(["--pictures"], tmp_path) == 2
+    told, hint = capsys.readouterr().err.splitlines()
+    assert told.startswith("pictures need chromium, chromedriver")
+    assert hint.startswith("hint: apt-get install chromium")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_of_the_report_are_wide_small_and_of_no_other_name(writer: ModuleType) -> None:
+    pictures = {one.name for one in writer.page_pictures.PICTURES}
+    assert pictures == {path.name for path in (ROOT / "docs").glob("*.png")}
+    for name in pictures:
+        data = (ROOT / "docs" / name).read_bytes()
+        assert len(data) < 300_000
+        assert (data[:8], int.from_bytes(data[16:20], "big")) == (b"\x89PNG\r\n\x1a\n", 1600)
+
+
+def test_a_picture_of_few_colours_is_kept_as_it_is(writer: ModuleType) -> None:
+    pixels = numpy.array([[[255, 0, 0], [0, 1, 2]], [[0, 1, 2], [9, 9, 9]]], numpy.uint8)
+    data = writer.page_pictures.palette_png(pixels)
+    parts, at = {}, 8
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        assert zlib.crc32(kind + body) == struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0]
+        parts[kind], at = body, at + 12 + length
+    lines = numpy.frombuffer(zlib.decompress(parts[b"IDAT"]), numpy.uint8).reshape(2, 3)
+    palette = numpy.frombuffer(parts[b"PLTE"], numpy.uint8).reshape(-1, 3)
+    assert (palette[lines[:, 1:]] == pixels).all()
+
+
+def test_a_picture_of_many_colours_has_the_most_frequent_ones(writer: ModuleType) -> None:
+    pixels = numpy.zeros((40, 40, 3), numpy.uint8)
+    pixels[:20, :20, 0] = numpy.arange(400).reshape(20, 20) % 256
+    pixels[:20, :20, 1] = numpy.arange(400).reshape(20, 20) // 256
+    pixels[39, 39] = (0, 0, 1)  # rare: black takes its place
+    data = writer.page_pictures.palette_png(pixels)
+    start = data.index(b"PLTE") + 4
+    assert data[start : start + 3] == bytes(3)
+    assert len(data[start : data.index(b"IDAT")]) == 3 * 256 + 8
+
+
 def test_every_column_is_there_with_the_type_that_duckdb_shows(pages: dict[str, str], tmp_path: Path) -> None:
     sections = dict(
         re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", pages["schema.md"], flags=re.DOTALL | re.MULTILINE)
@@ -124,8 +172,8 @@ def test_every_question_is_there_with_every_column_and_rows_of_its_own(
         words = set(re.findall(r"\w+", found[2]))
         assert columns[name] - words == set(), name
         assert len(found[2].splitlines()) >= 3, name
-    # The played runs hold no graphs, are measured ones, and make no second frame.
-    assert set(empty) <= {"pools", "predicted_vs_measured", "vae_cache"}
+    # The played runs are measured ones, and make no second frame.
+    assert set(empty) <= {"predicted_vs_measured", "vae_cache"}
 
 
 def test_pages_are_ascii(pages: dict[str, str]) -> None:

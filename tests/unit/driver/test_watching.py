@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from ray_memprof.cli import app
 from ray_memprof.driver import watching
-from ray_memprof.driver.watching import run_to_watch, view, watch
+from ray_memprof.driver.far_runs import FarRun
+from ray_memprof.driver.watching import Folder, follow, run_to_watch, view
 from ray_memprof.errors import ConfigError
 from ray_memprof.recorder.status import Beat
 from ray_memprof.store.live_file import LiveFile
@@ -56,9 +57,9 @@ def now_of(run_dir: Path) -> Standing:
 
 
 def seen(run_dir: Path, **options: Any) -> list[str]:
-    """What watch() prints into a file."""
+    """What follow() prints into a file."""
     out = io.StringIO()
-    watch(run_dir, Console(file=out, width=110), **options)
+    follow(Folder(run_dir), Console(file=out, width=110), **options)
     return [line.rstrip() for line in out.getvalue().splitlines()]
 
 
@@ -163,7 +164,7 @@ def test_a_terminal_shows_the_table_and_then_the_last_lines(tmp_path: Path) -> N
 
     out = io.StringIO()
     console = Console(file=out, width=110, force_terminal=True, color_system=None, legacy_windows=False)
-    watch(run, console, sleep=end)
+    follow(Folder(run), console, sleep=end)
     assert "denoise  step 2 of 8   1.00 GiB" in out.getvalue()
     assert out.getvalue().rstrip().endswith(f"a: ok, exit 0\nmeasured\nrun folder: {run}")
 
@@ -200,6 +201,59 @@ def test_ctrl_c_ends_the_watching_quietly(tmp_path: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     made(tmp_path / "a" / OLD)
-    monkeypatch.setattr(watching, "watch", interrupt)
+    monkeypatch.setattr(watching, "follow", interrupt)
     done = CliRunner().invoke(app, ["watch", "--output-dir", str(tmp_path)])
     assert (done.exit_code, done.output) == (0, "")
+
+
+# ---- over Ray ----
+
+
+def test_the_name_of_an_actor_says_where_a_run_is() -> None:
+    run = FarRun("ab12", Path("/home/a b/profiler_logs/ulysses8") / NEW)
+    assert FarRun.of(run.name) == run
+    for meant in (None, "latest", "ulysses8", NEW, f"ulysses8/{NEW}", str(run.folder)):
+        assert run.is_called(meant), meant
+    assert not run.is_called("ulysses")
+
+
+def watched_over_ray(folder: Path, *arguments: str, **environ: str) -> tuple[int, list[str]]:
+    done = CliRunner().invoke(
+        app, ["watch", "--output-dir", str(folder), *arguments], env={"RAY_ADDRESS": None, **environ}
+    )
+    return done.exit_code, done.stderr.splitlines()
+
+
+def test_without_a_cluster_there_is_one_line_and_the_exit_code_of_a_ray_that_is_not_reached(
+    tmp_path: Path,
+) -> None:
+    code, (error, hint) = watched_over_ray(tmp_path, "--address", "127.0.0.1:1")
+    assert (code, error[:51]) == (22, "error: Ray at 127.0.0.1:1 could not be reached: [Er")
+    assert hint.startswith("hint: is it running there?")
+    assert watched_over_ray(tmp_path, RAY_ADDRESS="127.0.0.1:1") == (code, [error, hint])
+
+
+def test_ray_is_not_asked_where_the_run_is_here_or_no_cluster_is_named(tmp_path: Path) -> None:
+    code, (error, *_) = watched_over_ray(tmp_path)
+    assert (code, "no run" in error) == (2, True)
+    made(tmp_path / "a" / NEW, "ok")
+    code, errors = watched_over_ray(tmp_path, "a", RAY_ADDRESS="127.0.0.1:1")
+    assert (code, errors) == (0, [])
+
+
+def test_no_ray_is_started_to_look_for_a_run(tmp_path: Path) -> None:
+    code, (error, hint) = watched_over_ray(tmp_path, "--address", "local")
+    assert (code, hint) == (2, "hint: HOST:PORT of a Ray that runs, or auto")
+    assert error == "error: --address local would start a Ray, in which no run is"
+
+
+def test_without_ray_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_memprof.installed.find_spec", lambda name: None)
+    code, errors = watched_over_ray(tmp_path, "--address", "127.0.0.1:1")
+    assert (code, errors) == (
+        2,
+        [
+            "error: watching a run of another node needs ray, which is not installed here",
+            "hint: pip install 'ray-memprof[run]'",
+        ],
+    )

@@ -118,7 +118,7 @@ def test_what_was_alive_adds_up_at_every_level() -> None:
         row("dit", "activation", "a/b", 2),
         row(None, "weight", None, 1),
     ]
-    (trace,) = plots.alive(rows)["data"]
+    (trace,) = plots.alive(plots.alive_nodes(rows))["data"]
     assert dict(zip(trace["ids"], trace["values"], strict=True)) == {
         "all": 9,
         "all|dit": 8,
