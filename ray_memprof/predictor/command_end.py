@@ -1,0 +1,53 @@
+"""How predict and plan end: an error of the user, a full disk, Ctrl-C and SIGTERM are each a line and an exit code.
+
+    with ends_as_codes():
+        ...                          # an error here ends in "error: ...", "hint: ..." and its exit code
+
+SIGTERM ends a command as Ctrl-C does: processes that predict are ended, temporary files go, and a run that was begun is
+marked as interrupted.
+"""
+
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from ray_memprof.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, RunError, Terminated
+from ray_memprof.store.whole_file import disk_error, is_full
+from ray_memprof.wording import visible
+
+
+@contextmanager
+def ends_as_codes() -> Iterator[None]:
+    """Print an error as lines, and raise typer.Exit with its code; nobody reads the lines: the code is the same."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    except RunError as error:
+        _end(error.lines(), error.exit_code)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        full = disk_error("this command", Path(error.filename or tempfile.gettempdir()), error)
+        _end(full.lines(), full.exit_code)
+    except Terminated:
+        _end("terminated\n", EXIT_TERMINATED)
+    except KeyboardInterrupt:
+        _end("interrupted\n", EXIT_INTERRUPTED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _end(text: str, code: int) -> None:
+    with suppress(BrokenPipeError):
+        sys.stderr.write(visible(text))
+    raise typer.Exit(code) from None
