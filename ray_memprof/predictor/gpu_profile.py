@@ -85,7 +85,14 @@ _NUMBERS = {
     if one.type in (int, float)
 }
 """The types of what is a plain number."""
-_RATES = ("memory_bytes_per_s", "page_locked_bytes_per_s", "pageable_bytes_per_s", "link_bytes_per_s")
+_ABOVE_0 = (
+    "total_bytes", "num_sms", "memory_bytes_per_s", "page_locked_bytes_per_s", "pageable_bytes_per_s",
+    "link_bytes_per_s",
+)  # fmt: skip
+"""Numbers of which a GPU has some; by a rate of 0 nothing would ever end."""
+_MOST = 2**62
+"""What a column of a table can hold, sums of a few included."""
+_WORKSPACE_COLUMNS = 6
 _FLOPS = ("product_flops", "convolution_flops", "attention_flops")
 
 
@@ -132,25 +139,48 @@ def _of_file(path: Path) -> GpuProfile:
 
 
 def _profile(facts: dict[str, Any]) -> GpuProfile:
+    """Raises ValueError for a value that cannot be."""
+    for name in ("name", "source"):
+        if not isinstance(facts[name], str) or not facts[name].strip():
+            raise ValueError(f"{name} is {facts[name]!r}, and must be text")
     for name, kind in _NUMBERS.items():
         value = facts.get(name, 0)
-        if isinstance(value, bool) or not isinstance(value, kind) or value < 0:
+        if not _is_number(value, kind) or value < 0:
             raise ValueError(f"{name} is {value!r}, and must be a number")
-    for name in _RATES:
+    for name in _ABOVE_0:
         if not facts[name]:
-            raise ValueError(f"{name} is 0: nothing would ever end")
+            raise ValueError(f"{name} is 0, and must be above it")
     for name in _FLOPS:
-        if not isinstance(facts[name], dict) or "float32" not in facts[name]:
-            raise ValueError(f"{name} must have a rate for float32, by which dtypes without one go")
-        for key, value in facts[name].items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                hint = (
-                    ": YAML takes 7e14 for a text, and 7.0e+14 for a number" if isinstance(value, str) else ""
-                )
-                raise ValueError(f"{name}.{key} is {value!r}, and must be a number above 0{hint}")
+        _check_flops(name, facts[name])
+    for rows, length, name in (
+        ([facts["capability"]], 2, "capability"),
+        (facts.get("cudnn_workspaces", []), _WORKSPACE_COLUMNS, "cudnn_workspaces"),
+    ):
+        if not isinstance(rows, list) or not all(_is_row(row, length) for row in rows):
+            raise ValueError(f"{name} is {facts[name]!r}, and must have {length} whole numbers in a row")
     facts["capability"] = tuple(facts["capability"])
     facts["cudnn_workspaces"] = {tuple(key): size for *key, size in facts.get("cudnn_workspaces", ())}
     return GpuProfile(**facts)
+
+
+def _check_flops(name: str, rates: Any) -> None:
+    if not isinstance(rates, dict) or "float32" not in rates:
+        raise ValueError(f"{name} must have a rate for float32, by which dtypes without one go")
+    for key, value in rates.items():
+        if not isinstance(key, str) or not _is_number(value, (int, float)) or value <= 0:
+            hint = ": YAML takes 7e14 for a text, and 7.0e+14 for a number" if isinstance(value, str) else ""
+            raise ValueError(f"{name}.{key} is {value!r}, and must be a number above 0{hint}")
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    # No comparison holds for NaN.
+    return not isinstance(value, bool) and isinstance(value, kind) and -_MOST < value < _MOST  # type: ignore[operator]
+
+
+def _is_row(row: Any, length: int) -> bool:
+    return (
+        isinstance(row, list) and len(row) == length and all(_is_number(one, int) and one >= 0 for one in row)
+    )
 
 
 def gpu_at_hand() -> str:

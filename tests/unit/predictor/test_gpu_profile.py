@@ -1,9 +1,12 @@
 """Profiles of GPU models."""
 
 from contextlib import nullcontext
+from importlib.resources import files
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from ray_memprof.errors import ConfigError
 from ray_memprof.predictor.gpu_profile import gpu_at_hand, gpu_profile, profile_names, profile_of
@@ -68,3 +71,24 @@ def test_every_profile_says_where_it_comes_from_and_has_room(name: str) -> None:
     )
     # A link is slower than the device's own memory.
     assert found.pageable_bytes_per_s < found.link_bytes_per_s < found.memory_bytes_per_s
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", None), ("source", 5), ("total_bytes", 0), ("total_bytes", 10**30), ("num_sms", 0),
+        ("memory_bytes_per_s", float("nan")), ("link_bytes_per_s", float("inf")), ("launch_ns", -1),
+        ("product_flops", {"float32": float("nan")}), ("attention_flops", {1: 2.0, "float32": 1.0}),
+        ("capability", "90"), ("capability", [9]), ("capability", [9, "a"]), ("capability", None),
+        ("cudnn_workspaces", "x"), ("cudnn_workspaces", [[1, 2]]), ("cudnn_workspaces", [[1, 2, 3, 4, 5, -6]]),
+        ("cudnn_workspaces", None),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_named(key: str, value: object, tmp_path: Path) -> None:
+    facts = yaml.safe_load(
+        (files("ray_memprof.predictor") / "gpus" / "h200.yaml").read_text(encoding="utf-8")
+    )
+    path = tmp_path / "gpu.yaml"
+    path.write_text(yaml.safe_dump(facts | {key: value}), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"--gpu .*gpu\.yaml: {key}"):
+        gpu_profile(str(path))
