@@ -1,8 +1,10 @@
 """python -m ray_memprof.plan: its answers, its files and its exit codes; the space is kept small by --set."""
 
 import json
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from choices import GIB, Told, asked, measured, predicted
@@ -11,10 +13,15 @@ from typer.testing import CliRunner, Result
 from ray_memprof.config.load import load_config
 from ray_memprof.errors import EXIT_CONFIG, EXIT_NOTHING_FITS, EXIT_OK, ConfigError
 from ray_memprof.plan import app
+from ray_memprof.planner import full
 from ray_memprof.planner import search as searching
+from ray_memprof.planner.full import Predicted
 from ray_memprof.planner.space import Asked, Choice, config_of
 from ray_memprof.planner.table import facts_of, seconds_text, text_of, write_rows
 from ray_memprof.predictor.gpu_profile import gpu_profile
+
+if TYPE_CHECKING:
+    from ray_memprof.predictor.processes import Processes
 
 FEW = [
     f"--set={key}"
@@ -138,6 +145,25 @@ def test_a_row_is_written_whole_or_an_error_names_its_file(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"cannot write .*plan-2\.yaml: it is a folder"):
         write_rows(found(), tmp_path)
     assert load_config(tmp_path / "plan-1.yaml").name == "plan-1"
+
+
+@pytest.mark.timeout(60)
+def test_when_one_prediction_is_interrupted_nobody_waits_for_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped = threading.Event()
+    processes = cast("Processes", SimpleNamespace(stop=stopped.set))
+
+    def predict(asked: Asked, choice: Choice, processes: object) -> Predicted:
+        if choice.t5_cpu:
+            raise KeyboardInterrupt
+        assert stopped.wait(30), "the other one goes on"
+        return predicted(1)
+
+    monkeypatch.setattr(full, "predict_in_full", predict)
+    with pytest.raises(KeyboardInterrupt):
+        full.predict_all(asked(), [Choice(t5_cpu=True), Choice()], processes)
+    assert stopped.is_set()
 
 
 def found(**changed: object) -> searching.Plan:
