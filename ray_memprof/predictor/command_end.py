@@ -25,26 +25,34 @@ from ray_memprof.wording import visible
 @contextmanager
 def ends_as_codes() -> Iterator[None]:
     """Print an error as lines, and raise typer.Exit with its code; nobody reads the lines: the code is the same."""
-    before = signal.signal(signal.SIGTERM, _terminated)
+    came: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    before = {number: signal.signal(number, handle) for number in _ENDS}
     try:
         yield
-    except RunError as error:
-        _end(error.lines(), error.exit_code)
-    except OSError as error:
-        if not is_full(error):
-            raise
-        full = disk_error("this command", Path(error.filename or tempfile.gettempdir()), error)
-        _end(full.lines(), full.exit_code)
-    except Terminated:
-        _end("terminated\n", EXIT_TERMINATED)
-    except KeyboardInterrupt:
-        _end("interrupted\n", EXIT_INTERRUPTED)
+    except (Exception, KeyboardInterrupt) as error:
+        # What runs in a library of C may turn it into an error of its own: DuckDB says "Query interrupted".
+        if came or isinstance(error, KeyboardInterrupt):
+            _end(*_ENDS[signal.Signals(came[0] if came else signal.SIGINT)])
+        if isinstance(error, RunError):
+            _end(error.lines(), error.exit_code)
+        if isinstance(error, OSError) and is_full(error):
+            full = disk_error("this command", Path(error.filename or tempfile.gettempdir()), error)
+            _end(full.lines(), full.exit_code)
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+_ENDS = {
+    signal.SIGINT: ("interrupted\n", EXIT_INTERRUPTED),
+    signal.SIGTERM: ("terminated\n", EXIT_TERMINATED),
+}
 
 
 def _end(text: str, code: int) -> None:

@@ -1,5 +1,6 @@
 """How predict and plan end by a signal: the exit code, the folder of the run, and no process that stays."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
+import typer
 import yaml
 
-from ray_memprof.errors import EXIT_INTERRUPTED, EXIT_TERMINATED
+from ray_memprof.errors import EXIT_DISK_FULL, EXIT_INTERRUPTED, EXIT_TERMINATED
+from ray_memprof.predictor.command_end import ends_as_codes
 from ray_memprof.predictor.processes import Processes
 from ray_memprof.store.run_files import LATEST_LINK
 from ray_memprof.store.run_json import run_facts
@@ -112,3 +115,29 @@ def test_work_is_given_up_when_an_error_ends_the_block() -> None:
     assert processes.is_stopped
     with pytest.raises(BrokenProcessPool):
         work.result(timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, EXIT_INTERRUPTED, "interrupted"), (signal.SIGTERM, EXIT_TERMINATED, "terminated")],
+)
+def test_what_a_library_makes_of_a_signal_is_the_signal(
+    number: int, code: int, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(typer.Exit) as caught, ends_as_codes():
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise RuntimeError("Query interrupted") from None  # as DuckDB does
+    assert (caught.value.exit_code, capsys.readouterr().err) == (code, f"{word}\n")
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_full_disk_is_a_line_and_a_bug_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as caught, ends_as_codes():
+        raise OSError(errno.ENOSPC, "No space left on device", "/runs/x")
+    assert caught.value.exit_code == EXIT_DISK_FULL
+    assert capsys.readouterr().err.startswith("error: this command: cannot write /runs/x: No space left")
+    with pytest.raises(ZeroDivisionError), ends_as_codes():
+        raise ZeroDivisionError
