@@ -105,3 +105,7 @@ class DiskFull(RunError):
     """What was recorded could not be written (exit 15)."""
 
     exit_code = EXIT_DISK_FULL
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does, but for the exit code (143)."""

@@ -15,9 +15,11 @@ from typing import Annotated
 import typer
 
 from ray_memprof.config.flags import Set
-from ray_memprof.errors import EXIT_INTERRUPTED, EXIT_NOTHING_FITS, EXIT_OK, ConfigError, RunError
-from ray_memprof.wording import parse_size, visible
+from ray_memprof.errors import EXIT_NOTHING_FITS, EXIT_OK, ConfigError
+from ray_memprof.wording import parse_size, size_text, visible
 
+MOST_GPUS = 128
+"""More than any host has."""
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -30,7 +32,7 @@ def main(
     gpu: Annotated[
         str, typer.Option(help="The GPU model, or here: the one at hand. Default: that, else H200.")
     ] = "",
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs, all on one host.")] = 1,
+    gpus: Annotated[int, typer.Option(min=1, max=MOST_GPUS, help="GPUs, all on one host.")] = 1,
     limit: Annotated[
         str | None, typer.Option(help="What each rank may use: '22 GiB'; default: all of the GPU.")
     ] = None,
@@ -55,19 +57,23 @@ def main(
     """Say which layouts and levers fit on these GPUs, the fastest first."""
     from ray_memprof.planner.search import Predictions, search
     from ray_memprof.planner.space import Asked, key_of_flag, model_of
-    from ray_memprof.planner.table import facts_of, points_of, text_of, write_rows
-    from ray_memprof.predictor.gpu_profile import gpu_profile
+    from ray_memprof.planner.table import check_folder, facts_of, points_of, text_of, write_rows
+    from ray_memprof.predictor.command_end import ends_as_codes
     from ray_memprof.report.plan_page import write_plan_page
+    from ray_memprof.store.whole_file import check_target
 
     code = EXIT_OK
-    try:
+    with ends_as_codes():
+        check_target(html)
+        check_folder("--write", write)
+        check_folder("--output-dir", output_dir)
         model = model_of(gpu)
         with TemporaryDirectory(prefix="ray-memprof-plan-") as folder:
             asked = Asked(
                 task=task,
                 gpu=model,
                 num_gpus=gpus,
-                limit_bytes=_size("--limit", limit) or gpu_profile(model).total_bytes,
+                limit_bytes=_limit(model, limit),
                 host_limit_bytes=_size("--host-memory", host_memory),
                 allows_inexact=inexact,
                 size=size,
@@ -87,13 +93,20 @@ def main(
         if html is not None:
             _say(f"page: {write_plan_page(facts, points_of(plan), html).absolute()}")
         code = EXIT_OK if plan.rows else EXIT_NOTHING_FITS
-    except RunError as error:
-        sys.stderr.write(visible(error.lines()))
-        code = error.exit_code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        code = EXIT_INTERRUPTED
     raise typer.Exit(code)
+
+
+def _limit(model: str, text: str | None) -> int:
+    """What each rank may use: no more than the GPU has, which is told where more is asked for."""
+    from ray_memprof.predictor.gpu_profile import gpu_profile
+
+    profile = gpu_profile(model)
+    wanted = _size("--limit", text)
+    if wanted is None:
+        return profile.total_bytes
+    if wanted > profile.total_bytes:
+        _say(f"note: --limit {text}: {profile.name} has {size_text(profile.total_bytes)}, which is the limit")
+    return min(wanted, profile.total_bytes)
 
 
 def _size(option: str, text: str | None) -> int | None:

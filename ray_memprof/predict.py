@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ray_memprof.config.flags import OutputDir, Set
-from ray_memprof.errors import EXIT_OK, RunError
+from ray_memprof.errors import EXIT_OK
 from ray_memprof.wording import visible
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def main(
     from ray_memprof.config.matrix import expand
     from ray_memprof.config.rules import check_files
     from ray_memprof.config.yaml_file import short_forms
+    from ray_memprof.predictor.command_end import ends_as_codes
     from ray_memprof.predictor.gpu_profile import gpu_at_hand
     from ray_memprof.predictor.processes import Processes
     from ray_memprof.predictor.run import predict
@@ -48,7 +49,7 @@ def main(
     from ray_memprof.store.find_run import runs_folder
 
     code = EXIT_OK
-    try:
+    with ends_as_codes():
         overrides = [*overrides, *short_forms([], output_dir)]
         expanded = expand(config, overrides, output_dir=runs_folder())
         for one in expanded.runs:
@@ -65,9 +66,6 @@ def main(
                 _export(one, folder)
         if expanded.page is not None:
             set_side_by_side(folders, expanded.page)
-    except RunError as error:
-        sys.stderr.write(visible(error.lines()))
-        code = error.exit_code
     raise typer.Exit(code)
 
 

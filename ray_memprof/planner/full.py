@@ -60,7 +60,11 @@ def predict_all(
         nullcontext(processes) if processes else Processes() as running,
         ThreadPoolExecutor(_AT_A_TIME) as pool,
     ):
-        return list(pool.map(lambda choice: predict_in_full(asked, choice, running), chosen))
+        try:
+            return list(pool.map(lambda choice: predict_in_full(asked, choice, running), chosen))
+        except BaseException:
+            running.stop()  # else the pool waits until the other prediction is done
+            raise
 
 
 def predict_in_full(asked: Asked, choice: Choice, processes: Processes | None = None) -> Predicted:

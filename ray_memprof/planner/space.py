@@ -21,6 +21,7 @@ from ray_memprof.config.wan_keys import KEYS, wan_options
 from ray_memprof.errors import ConfigError
 from ray_memprof.predictor.gpu_profile import gpu_at_hand, profile_names
 from ray_memprof.predictor.sizes import chosen_slabs, latent_shape
+from ray_memprof.wording import did_you_mean
 from wan.config import TASKS
 from wan.errors import InputError
 from wan.levers import Levers
@@ -139,6 +140,7 @@ def choices(asked: Asked, *, inexact: bool | None = None) -> list[Choice]:
     Raises:
         ConfigError: what the user sets cannot be, whatever the levers are.
     """
+    _refuse_doubled(asked)
     base = _legal_config(asked)
     options, fixed = wan_options(base), _fixed(asked, base)
     degrees = _degrees(asked, is_guided=options.sample_guide_scale != 1.0)
@@ -150,6 +152,28 @@ def choices(asked: Asked, *, inexact: bool | None = None) -> list[Choice]:
             if _is_legal(options, choice, asked.num_gpus):
                 found.append(choice)
     return list(dict.fromkeys(found))
+
+
+_BY_FLAG = {
+    "model_config.task": ("--task", "task"),
+    "generation.size": ("--size", "size"),
+    "generation.frame_num": ("--frames", "frame_num"),
+    "generation.sample_steps": ("--steps", "sample_steps"),
+    "ranks": ("--gpus", "num_gpus"),
+}
+"""Keys that have a flag of their own, with the field that has its value."""
+
+
+def _refuse_doubled(asked: Asked) -> None:
+    """Refuse a key of which a flag says something else: the plan would be of one, and its rows of the other."""
+    for text in asked.overrides:
+        key, _, value = text.partition("=")
+        flag, name = _BY_FLAG.get(key, ("", ""))
+        if flag and getattr(asked, name) is not None:
+            given = getattr(asked, name)
+            raise ConfigError(
+                f"--set {key}={value} and {flag} {given}: they set the same", hint=f"only {flag}"
+            )
 
 
 def _degrees(asked: Asked, *, is_guided: bool = True) -> list[tuple[int, int, int]]:
@@ -249,6 +273,9 @@ def model_of(gpu: str) -> str:
 def key_of_flag(text: str) -> str:
     """section.key=value for a flag of wan.generate with its value. Raises ConfigError."""
     name, equals, value = text.partition("=")
-    if not equals or name not in KEYS:
+    if not equals:
         raise ConfigError(f"--flag {text}: not of the form flag=value", hint="--flag ffn_chunks=16")
+    if name not in KEYS:
+        hint = did_you_mean(name, KEYS, "python -m wan.generate --help lists the flags")
+        raise ConfigError(f"--flag {text}: {name} is no flag of wan.generate that a plan takes", hint=hint)
     return f"{KEYS[name]}={value}"

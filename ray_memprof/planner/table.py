@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
+from ray_memprof.errors import ConfigError
 from ray_memprof.planner.search import Nearest, Plan, Row
 from ray_memprof.planner.space import KEY_OF, Asked, Choice, config_of, mapping_of
 from ray_memprof.predictor.gpu_profile import gpu_profile
-from ray_memprof.store.whole_file import write_whole_text
+from ray_memprof.store.whole_file import check_target, whole_file
 from ray_memprof.wording import size_text
 
 SCHEMA_VERSION = 1
@@ -115,10 +116,11 @@ def _yaml(value: Any) -> str:
 def _judged_line(plan: Plan) -> str:
     out = plan.num_by_weights + plan.num_by_bound
     rest = f"{plan.num_left:,} are left open" if plan.num_left else "the others are no faster than a row"
+    rest = f"; {rest}" if plan.num_left or plan.rows else ""
     return (
         f"{plan.num_legal:,} legal configurations: {out:,} cannot fit, by a bound; "
         f"{plan.num_by_host:,} need too much host memory; {plan.num_predicted} predicted in full; "
-        f"{max(0, plan.num_by_prediction):,} miss the limit by these; {rest}"
+        f"{max(0, plan.num_by_prediction):,} miss the limit by these{rest}"
     )
 
 
@@ -186,15 +188,36 @@ def _nearest_facts(nearest: Nearest) -> dict[str, Any]:
     }
 
 
+def check_folder(option: str, folder: Path | None) -> None:
+    """Refuse a folder in which nothing can be written, before the search; None: nothing is written.
+
+    Raises:
+        ConfigError: it is no folder, or none that may be written.
+        DiskFull: no room in it.
+    """
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(
+            f"{option} {folder}: it is no folder", hint="name a folder: it is made where it is missing"
+        )
+    check_target(folder / _row_file(1))
+
+
+def _row_file(number: int) -> str:
+    return f"plan-{number}.yaml"
+
+
 def write_rows(plan: Plan, folder: Path) -> list[Path]:
     """A YAML file for each row; returns them in order. Raises ConfigError or DiskFull where one cannot be written."""
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for number, row in enumerate(plan.rows, 1):
         name = f"plan-{number}"
         config_of(plan.asked, row.choice, name)  # it loads
-        path = folder / f"{name}.yaml"
-        write_whole_text(path, _header(plan, number, row, path) + _body(plan.asked, row.choice, name))
+        path = folder / _row_file(number)
+        with whole_file(path) as temporary:
+            text = _header(plan, number, row, path) + _body(plan.asked, row.choice, name)
+            temporary.write_text(text, encoding="utf-8")
         files.append(path)
     return files
 

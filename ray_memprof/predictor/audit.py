@@ -136,7 +136,7 @@ def _recorded(run_dir: Path) -> tuple[RunFolder, list[Row]]:
 def _profile_for(ranks: Sequence[Row]) -> str:
     """The profile of the GPU that all ranks had. Raises ConfigError."""
     names = sorted({row["gpu_name"] for row in ranks})
-    found = {profile_of(name) for name in names}
+    found = {profile_of(row["gpu_name"], row["device_total_bytes"]) for row in ranks}
     if len(found) != 1 or not (gpu := found.pop()):
         raise ConfigError(
             f"there is no profile of the GPU of this run: {', '.join(names) or 'not known'}",

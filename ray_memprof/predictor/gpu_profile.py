@@ -3,6 +3,7 @@
 profile = gpu_profile("H200")
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib.resources import files
@@ -15,6 +16,12 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.wording import first_line
 
 _FOLDER, _SUFFIX = files("ray_memprof.predictor") / "gpus", ".yaml"
+
+
+_SAME_MEMORY = 0.05
+"""How far the memory of two GPUs of one model may differ: the driver keeps some, and not always the same."""
+_PLAIN = r"nvidia|geforce|tesla|gpu|pcie|sxm\d?|hbm\d?e?|\d+gb"
+"""Words of a name that make no other model of it; of these, a size must be that of the profile."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +85,14 @@ _NUMBERS = {
     if one.type in (int, float)
 }
 """The types of what is a plain number."""
-_RATES = ("memory_bytes_per_s", "page_locked_bytes_per_s", "pageable_bytes_per_s", "link_bytes_per_s")
+_ABOVE_0 = (
+    "total_bytes", "num_sms", "memory_bytes_per_s", "page_locked_bytes_per_s", "pageable_bytes_per_s",
+    "link_bytes_per_s",
+)  # fmt: skip
+"""Numbers of which a GPU has some; by a rate of 0 nothing would ever end."""
+_MOST = 2**62
+"""What a column of a table can hold, sums of a few included."""
+_WORKSPACE_COLUMNS = 6
 _FLOPS = ("product_flops", "convolution_flops", "attention_flops")
 
 
@@ -90,7 +104,7 @@ def profile_names() -> list[str]:
 
 
 def gpu_profile(name: str) -> GpuProfile:
-    """The profile of a GPU model: "H200", "RTX 4090", "rtx_4090"; or that of a file, by its path.
+    """The profile of a GPU model: "H200", "RTX 4090", "NVIDIA GeForce RTX 4090"; or that of a file, by its path.
 
     Raises:
         ConfigError: there is none, or the file is none.
@@ -98,7 +112,7 @@ def gpu_profile(name: str) -> GpuProfile:
     if name.endswith((_SUFFIX, ".yml")):
         return _of_file(Path(name))
     key = name.strip().lower().replace(" ", "_").replace("-", "_")
-    if key not in profile_names():
+    if key not in profile_names() and not (key := profile_of(name)):
         raise ConfigError(
             f"--gpu {name}: there is no profile of it", hint=f"there are: {', '.join(profile_names())}"
         )
@@ -125,25 +139,48 @@ def _of_file(path: Path) -> GpuProfile:
 
 
 def _profile(facts: dict[str, Any]) -> GpuProfile:
+    """Raises ValueError for a value that cannot be."""
+    for name in ("name", "source"):
+        if not isinstance(facts[name], str) or not facts[name].strip():
+            raise ValueError(f"{name} is {facts[name]!r}, and must be text")
     for name, kind in _NUMBERS.items():
         value = facts.get(name, 0)
-        if isinstance(value, bool) or not isinstance(value, kind) or value < 0:
+        if not _is_number(value, kind) or value < 0:
             raise ValueError(f"{name} is {value!r}, and must be a number")
-    for name in _RATES:
+    for name in _ABOVE_0:
         if not facts[name]:
-            raise ValueError(f"{name} is 0: nothing would ever end")
+            raise ValueError(f"{name} is 0, and must be above it")
     for name in _FLOPS:
-        if not isinstance(facts[name], dict) or "float32" not in facts[name]:
-            raise ValueError(f"{name} must have a rate for float32, by which dtypes without one go")
-        for key, value in facts[name].items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                hint = (
-                    ": YAML takes 7e14 for a text, and 7.0e+14 for a number" if isinstance(value, str) else ""
-                )
-                raise ValueError(f"{name}.{key} is {value!r}, and must be a number above 0{hint}")
+        _check_flops(name, facts[name])
+    for rows, length, name in (
+        ([facts["capability"]], 2, "capability"),
+        (facts.get("cudnn_workspaces", []), _WORKSPACE_COLUMNS, "cudnn_workspaces"),
+    ):
+        if not isinstance(rows, list) or not all(_is_row(row, length) for row in rows):
+            raise ValueError(f"{name} is {facts[name]!r}, and must have {length} whole numbers in a row")
     facts["capability"] = tuple(facts["capability"])
     facts["cudnn_workspaces"] = {tuple(key): size for *key, size in facts.get("cudnn_workspaces", ())}
     return GpuProfile(**facts)
+
+
+def _check_flops(name: str, rates: Any) -> None:
+    if not isinstance(rates, dict) or "float32" not in rates:
+        raise ValueError(f"{name} must have a rate for float32, by which dtypes without one go")
+    for key, value in rates.items():
+        if not isinstance(key, str) or not _is_number(value, (int, float)) or value <= 0:
+            hint = ": YAML takes 7e14 for a text, and 7.0e+14 for a number" if isinstance(value, str) else ""
+            raise ValueError(f"{name}.{key} is {value!r}, and must be a number above 0{hint}")
+
+
+def _is_number(value: Any, kind: type | tuple[type, ...]) -> bool:
+    # No comparison holds for NaN.
+    return not isinstance(value, bool) and isinstance(value, kind) and -_MOST < value < _MOST  # type: ignore[operator]
+
+
+def _is_row(row: Any, length: int) -> bool:
+    return (
+        isinstance(row, list) and len(row) == length and all(_is_number(one, int) and one >= 0 for one in row)
+    )
 
 
 def gpu_at_hand() -> str:
@@ -151,14 +188,32 @@ def gpu_at_hand() -> str:
     from ray_memprof.recorder.meters.nvml import open_device
 
     with open_device(index=0) as device:
-        name = "" if device is None else str(device.facts().get("gpu_name", ""))
-    return profile_of(name)
+        facts = {} if device is None else device.facts()
+    return profile_of(str(facts.get("gpu_name", "")), facts.get("device_total_bytes"))
 
 
-def profile_of(gpu_name: str) -> str:
-    """The profile of a GPU by the name that its driver gives it; "": there is none.
+def profile_of(gpu_name: str, total_bytes: int | None = None) -> str:
+    """The profile of a GPU by the name that its driver or a person gives it; "": there is none.
+
+    A model that has another memory is another model: an A100 of 40 GB, an RTX 4090 of a laptop.
 
     profile_of("NVIDIA H200")       # "h200"
+    profile_of("RTX4090")           # "rtx_4090"
+    profile_of("NVIDIA A100-SXM4-40GB"), profile_of("NVIDIA GeForce RTX 4090 Laptop GPU")       # "", ""
+
+    Args:
+        gpu_name: in any spelling.
+        total_bytes: its memory; None: not known, so no word of the name may be strange.
     """
-    words = set(gpu_name.lower().replace("-", " ").split())
-    return next((key for key in profile_names() if set(key.split("_")) <= words), "")
+    words = set(re.split(r"[^a-z0-9]+", re.sub(r"\brtx(?=\d)", "rtx ", gpu_name.lower()))) - {""}
+    for key in profile_names():
+        own = set(key.split("_"))
+        if own <= words:
+            total = gpu_profile(key).total_bytes
+            sizes = [int(word[:-2]) for word in words - own if re.fullmatch(r"\d+gb", word)]
+            if total_bytes is not None:
+                is_same = abs(total_bytes - total) <= _SAME_MEMORY * total
+            else:
+                is_same = all(re.fullmatch(_PLAIN, word) for word in words - own)
+            return key if is_same and all(abs(size - total / 1e9) <= size / 10 for size in sizes) else ""
+    return ""

@@ -10,10 +10,10 @@ Leaves a run folder as a launch does, with runs.source = predicted.
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,14 @@ from typing import Any
 
 from ray_memprof.config.load import effective_yaml
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.errors import EXIT_INTERRUPTED, EXIT_OK, ConfigError, StartFailed
+from ray_memprof.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_TERMINATED,
+    ConfigError,
+    StartFailed,
+    Terminated,
+)
 from ray_memprof.installed import need
 from ray_memprof.predictor.alike import alike
 from ray_memprof.predictor.fake_rank import (
@@ -81,20 +88,8 @@ def predict(
     )
     say(f"{config.name}: {config.num_ranks} x {profile.name} ({profile.source})")
     say(f"  into {folder.path}")
-    try:
+    with _noted_if_cut_off(folder, processes):
         ended = predict_tables(config, folder, gpu, environment, packages, say, processes)
-    except BrokenProcessPool as error:
-        killed = StartFailed(
-            f"a process that predicts a rank was killed: see {folder.path / LOGS_DIR}",
-            hint="is host memory short? Predicting a rank takes 1 to 2 GiB",
-        )
-        folder.note(status="failed", exit_code=killed.exit_code, reason=str(killed), end_ns=time.time_ns())
-        raise killed from error
-    except KeyboardInterrupt:
-        folder.note(
-            status="interrupted", exit_code=EXIT_INTERRUPTED, reason="interrupted", end_ns=time.time_ns()
-        )
-        raise
     if not is_derived:
         return ended.exit_code, folder.path
     measured = derive(folder.path, ended.problems)
@@ -105,6 +100,33 @@ def predict(
     for line in ended_lines(folder.path, first_line(folder.facts), ended.problems, measured):
         say(line)
     return ended.exit_code, folder.path
+
+
+@contextmanager
+def _noted_if_cut_off(folder: RunFolder, processes: Processes | None) -> Iterator[None]:
+    """Write down in the folder of a run why it will never be whole."""
+
+    def note(status: str, exit_code: int, reason: str) -> None:
+        folder.note(status=status, exit_code=exit_code, reason=reason, end_ns=time.time_ns())
+
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        code, name = (
+            (EXIT_TERMINATED, "SIGTERM") if isinstance(error, Terminated) else (EXIT_INTERRUPTED, "SIGINT")
+        )
+        note("interrupted", code, f"interrupted by {name}")
+        raise
+    except (BrokenProcessPool, CancelledError) as error:
+        if processes is not None and processes.is_stopped:
+            note("interrupted", EXIT_INTERRUPTED, "interrupted")
+            raise
+        killed = StartFailed(
+            f"a process that predicts a rank was killed: see {folder.path / LOGS_DIR}",
+            hint="is host memory short? Predicting a rank takes 1 to 2 GiB",
+        )
+        note("failed", killed.exit_code, str(killed))
+        raise killed from error
 
 
 def predict_tables(

@@ -1,19 +1,27 @@
 """python -m ray_memprof.plan: its answers, its files and its exit codes; the space is kept small by --set."""
 
 import json
+import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from choices import GIB, Told, asked, measured, predicted
 from typer.testing import CliRunner, Result
 
 from ray_memprof.config.load import load_config
-from ray_memprof.errors import EXIT_CONFIG, EXIT_NOTHING_FITS, EXIT_OK
+from ray_memprof.errors import EXIT_CONFIG, EXIT_NOTHING_FITS, EXIT_OK, ConfigError
 from ray_memprof.plan import app
+from ray_memprof.planner import full
 from ray_memprof.planner import search as searching
-from ray_memprof.planner.space import Choice, config_of
+from ray_memprof.planner.full import Predicted
+from ray_memprof.planner.space import Asked, Choice, config_of
 from ray_memprof.planner.table import facts_of, seconds_text, text_of, write_rows
+from ray_memprof.predictor.gpu_profile import gpu_profile
+
+if TYPE_CHECKING:
+    from ray_memprof.predictor.processes import Processes
 
 FEW = [
     f"--set={key}"
@@ -70,7 +78,26 @@ def test_where_nothing_fits_the_exit_code_is_1_and_the_nearest_is_told() -> None
         (["--frames", "8"], "error: plan: generation.frame_num 8 is not 4n+1"),
         (["--size", "9*9"], "error: plan: generation.size 9*9 is not a size of t2v-tiny"),
         (["--task", "t2v-teeny"], "error: plan: model_config.task 't2v-teeny' is not a task"),
-        (["--flag", "chunks=3"], "error: --flag chunks=3: not of the form flag=value"),
+        (["--flag", "chunks"], "error: --flag chunks: not of the form flag=value"),
+        (["--flag", "fn_chunks=3"], "error: --flag fn_chunks=3: fn_chunks is no flag of wan.generate"),
+        (
+            ["--set", "model_config.task=t2v-14B"],
+            "error: --set model_config.task=t2v-14B and --task t2v-tiny: ",
+        ),
+        (
+            ["--set", "generation.frame_num=5", "--frames", "9"],
+            "error: --set generation.frame_num=5 and --frames 9: ",
+        ),
+        (
+            ["--gpus", "2", "--flag", "size=64*48", "--size", "64*48"],
+            "error: --set generation.size=64*48 and --size ",
+        ),
+        (["--set", "ranks=2"], "error: --set ranks=2 and --gpus 1: "),
+        (["--write", "/dev/null"], "error: --write /dev/null: it is no folder"),
+        (["--output-dir", "/dev/null/runs"], "error: cannot write /dev/null/runs/"),
+        (["--write", "/proc/rows"], "error: cannot write /proc/rows/plan-1.yaml: "),
+        (["--html", "/proc/page.html"], "error: cannot write /proc/page.html: "),
+        (["--html", "/proc"], "error: cannot write /proc: it is a folder"),
         (["--gpus", "3", "--set", "parallel.ulysses=3"], "error: plan: parallel.ulysses 3 does not divide"),
     ],
 )
@@ -84,6 +111,59 @@ def test_bad_input_ends_in_one_line_and_a_hint(
     assert result.exit_code == EXIT_CONFIG
     first, hint = result.stderr.splitlines()
     assert first.startswith(error) and hint.startswith("hint: ")
+
+
+@pytest.mark.parametrize(
+    ("limit", "wanted"), [("0 GiB", 0), ("200 MiB", 200 * 2**20), ("1 TiB", None), (None, None)]
+)
+def test_a_limit_is_what_is_asked_for_and_no_more_than_the_gpu_has(
+    limit: str | None, wanted: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[int] = []
+
+    def search(asked: Asked, **_: object) -> searching.Plan:
+        asked_for.append(asked.limit_bytes)
+        return searching.Plan(asked=asked)
+
+    monkeypatch.setattr(searching, "search", search)
+    result = call(*(["--limit", limit] if limit else []))
+    assert result.exit_code == EXIT_NOTHING_FITS, result.stderr
+    total = gpu_profile("RTX 4090").total_bytes
+    assert asked_for == [total if wanted is None else wanted]
+    note = "note: --limit 1 TiB: NVIDIA GeForce RTX 4090 has 23.6 GiB, which is the limit\n"
+    assert result.stderr == (note if limit == "1 TiB" else "")
+
+
+def test_without_a_row_no_configuration_is_said_to_be_slower_than_one() -> None:
+    told = Told(lambda choice, stage: measured(20), lambda choice: predicted(25, run_s=90))
+    plan = searching.search(asked(), num_rows=1, say=lambda _: None, tools=told)
+    assert not plan.rows and "than a row" not in text_of(plan)
+
+
+def test_a_row_is_written_whole_or_an_error_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "plan-2.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"cannot write .*plan-2\.yaml: it is a folder"):
+        write_rows(found(), tmp_path)
+    assert load_config(tmp_path / "plan-1.yaml").name == "plan-1"
+
+
+@pytest.mark.timeout(60)
+def test_when_one_prediction_is_interrupted_nobody_waits_for_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped = threading.Event()
+    processes = cast("Processes", SimpleNamespace(stop=stopped.set))
+
+    def predict(asked: Asked, choice: Choice, processes: object) -> Predicted:
+        if choice.t5_cpu:
+            raise KeyboardInterrupt
+        assert stopped.wait(30), "the other one goes on"
+        return predicted(1)
+
+    monkeypatch.setattr(full, "predict_in_full", predict)
+    with pytest.raises(KeyboardInterrupt):
+        full.predict_all(asked(), [Choice(t5_cpu=True), Choice()], processes)
+    assert stopped.is_set()
 
 
 def found(**changed: object) -> searching.Plan:

@@ -269,7 +269,7 @@ def test_what_one_gpu_cannot_tell_is_borrowed_and_told(tmp_path: Path) -> None:
             "attention_flops.float32 is '5e13', and must be",
         ),
         ("WHOLE\nproduct_flops: {float32: 0}\n", "product_flops.float32 is 0, and must be a number above 0"),
-        ("WHOLE\nlink_bytes_per_s: 0\n", "link_bytes_per_s is 0: nothing would ever end"),
+        ("WHOLE\nlink_bytes_per_s: 0\n", "link_bytes_per_s is 0, and must be above it"),
     ],
 )
 def test_a_file_that_is_no_profile_is_refused_in_one_line(text: str, error: str, tmp_path: Path) -> None:
