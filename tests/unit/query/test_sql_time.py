@@ -303,6 +303,22 @@ def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path
     assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
 
 
+def test_without_events_a_slice_has_its_peak_and_its_end(tmp_path: Path) -> None:
+    """GIVEN slices of 11 ns: in the one of the block tensors rise, fall, and are fewest at its end."""
+    spans = [
+        span(1, "denoise", (0, 4000), active=(0, 2, 9), reserved=(0, 20, 20)),
+        span(2, "denoise/dit.block", (100, 108), parent_id=1, active=(5, 3, 9), reserved=(20, 20, 20)),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    seen = [row[:5] for row in answer(tmp_path, "timeline_by_account")]
+    assert seen == [
+        (0, 0, 0, True, 0),
+        (0, 9, 104, True, 9),
+        (0, 9, 108, False, 3),
+        (0, 363, 4000, True, 2),
+    ]
+
+
 def random_events(seed: int) -> list[Row]:
     """Some hundred allocations, told in order, stamped by a clock that is late now and then; far-off gaps in seq."""
     chance = random.Random(seed)
