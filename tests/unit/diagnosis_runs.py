@@ -422,19 +422,18 @@ def passes_in_turn(
     exchanged: int = 2 * GIB,
     op: str = "all_to_all_single",
     branches: Sequence[str] = ("cond", "uncond"),
-    steps: int = 2,
     step_ns: int = SECOND,
     peak: int = 3 * GIB,
     total: int = 16 * GIB,
     silent: Sequence[int] = (),
     **parallel: Any,
 ) -> list[Finding]:
-    """In each step every rank runs these passes, each with an exchange of half of these bytes.
+    """In each of two steps every rank runs these passes, each with an exchange of half of these bytes.
 
     silent: ranks without a pass. parallel: keys of that section; without one, Ulysses over all ranks.
     """
     spans, heard = [], []
-    for step in range(steps):
+    for step in range(2):
         first, begin = 10 * step + 1, step * step_ns
         spans.append(
             span(first, "denoise", (begin, begin + step_ns), step=step, component="dit", **held(0, 0, peak))

@@ -49,7 +49,6 @@ def test_ranks_that_share_the_weights_alone(empty: EmptyRun, ranks: int, who: st
         f"{ranks} times."
     )
     assert finding.knob == knob
-    assert passes_in_turn(empty, ranks=ranks, exchanged=0, ulysses=1, total=3 * GIB, steps=1) == [finding]
 
 
 @pytest.mark.parametrize(
