@@ -122,8 +122,13 @@ LATER = [
 """Between two spans, in no span, tensors have 49; so they have in the second step."""
 
 
-def test_of_moments_that_are_equally_full_the_one_with_most_in_tensors_counts(tmp_path: Path) -> None:
-    assert full_run(tmp_path, [*GROWTH, *LATER], []) == {
+@pytest.mark.parametrize("apart", [1, 40])
+def test_of_moments_that_are_equally_full_the_one_with_most_in_tensors_counts(
+    tmp_path: Path, apart: int
+) -> None:
+    """However far apart the numbers of the events are: the query sums 32 at once."""
+    events = [{**row, "seq": apart * row["seq"]} for row in (*GROWTH, *LATER)]
+    assert full_run(tmp_path, events, []) == {
         "t_ns": 45,
         "active": 49,
         "cached": 51,
