@@ -43,7 +43,7 @@ AREAS = {
     "wan": ("wan/**/*.py", ("tests/unit", "tests/parallel")),
 }
 """By area: its files, and the tests that should see a change of them."""
-NOT_ON_A_CPU = ("wan/networks/kernels.py", "wan/parallel/xfuser_backend.py")
+NOT_ON_A_CPU = ("wan/networks/kernels.py", "wan/networks/vae/kernels.py", "wan/parallel/xfuser_backend.py")
 EQUIVALENT = "scripts/mutants_equivalent.toml"
 NEAR_LIMIT_S = 600
 """A test that hangs is ended by its own time limit; this is for all tests of a file together."""

@@ -72,6 +72,8 @@ SQL_SWAPS = {
     },
     **{"UNBOUNDED PRECEDING": ("CURRENT ROW",), "PARTITION BY": ("ORDER BY",)},
 }
+LEAST_HINT = 65536
+"""A LIMIT of so many rows or more cuts no answer off: it only leads DuckDB's optimiser."""
 _SQL_TOKEN = re.compile(
     r"--[^\n]*|(?P<text>'(?:[^']|'')*')|(?P<number>\b\d+(?:\.\d+)?(?:e\d+)?\b)|(?P<word>\"[^\"]+\"|[A-Za-z_]\w*)"
     r"|(?P<sign>::|:=|=>|->>?|<=|>=|<>|!=|\|\||[^\s\w])"
@@ -211,7 +213,8 @@ def _of_sql(text: str) -> Iterator[Mutation]:
 def _sql_swaps(tokens: Sequence[re.Match[str]], index: int) -> Iterator[Mutation]:
     token = tokens[index]
     if token.lastgroup == "number":
-        yield from (Mutation(*token.span(), f"({token.group()} {sign} 1)") for sign in "+-")
+        if not _is_idle(tokens, index):
+            yield from (Mutation(*token.span(), f"({token.group()} {sign} 1)") for sign in "+-")
     elif token.lastgroup == "text":
         if re.fullmatch(r"'\w+'", token.group()):  # a word that is compared, not a sentence
             yield Mutation(*token.span(), token.group()[:-1] + "_'")
@@ -220,6 +223,13 @@ def _sql_swaps(tokens: Sequence[re.Match[str]], index: int) -> Iterator[Mutation
             words = " ".join(piece.group().upper() for piece in pieces)
             for new in SQL_SWAPS.get(words, ()):
                 yield Mutation(pieces[0].start(), pieces[-1].end(), new)
+
+
+def _is_idle(tokens: Sequence[re.Match[str]], index: int) -> bool:
+    """Whether no answer depends on a number: EXISTS (SELECT 1 ...), and a LIMIT that only leads DuckDB's optimiser."""
+    before = [token.group().upper() for token in tokens[max(0, index - 3) : index]]
+    is_limit = before[-1:] == ["LIMIT"] and float(tokens[index].group()) >= LEAST_HINT
+    return is_limit or before == ["EXISTS", "(", "SELECT"]
 
 
 def _end_of(tokens: Sequence[re.Match[str]], index: int, *, at_comma: bool = False) -> list[re.Match[str]]:

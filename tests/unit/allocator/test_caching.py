@@ -202,6 +202,20 @@ def test_on_a_full_device_whole_blocks_are_given_back_but_not_more_than_needed()
     ]
 
 
+@pytest.mark.parametrize(("wanted", "num_retries", "reserved"), [(60, 0, 72), (61, 1, 62)])
+def test_whole_blocks_that_are_just_enough_keep_the_cache_of_others(
+    wanted: int, num_retries: int, reserved: int
+) -> None:
+    """GIVEN 60 MiB in whole blocks and a cache of small blocks: for 60 MiB it stays, and for more all is given back."""
+    allocator = made(max_split_bytes=20 * MIB, device_bytes=72 * MIB)
+    blocks = [allocator.alloc(size) for size in (40 * MIB, 20 * MIB, 10 * MIB, MIB)]
+    for block in blocks:
+        allocator.free(block)
+    allocator.alloc(wanted * MIB)
+    assert (allocator.num_retries, allocator.num_ooms) == (num_retries, 0)
+    assert allocator.reserved == reserved * MIB
+
+
 def test_pages_are_not_given_back_for_a_limit_of_splitting() -> None:
     allocator = made(max_split_bytes=20 * MIB, expandable_segments=True, device_bytes=100 * MIB)
     allocator.free(allocator.alloc(40 * MIB))

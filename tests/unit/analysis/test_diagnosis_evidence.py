@@ -4,7 +4,7 @@ from typing import Any
 
 from empty_run import GIB, MIB, EmptyRun, diagnose, held
 from program_runs import Program, public_wan, trained
-from run_tables import span
+from run_tables import Row, event, span
 
 
 def rows(empty: EmptyRun, table: str, columns: str) -> list[tuple[Any, ...]]:
@@ -72,4 +72,44 @@ def test_ranks_with_larger_batches(empty: EmptyRun) -> None:
     assert rows(empty, "larger_batches", wanted) == [
         (1, "backward", "GPT", 25 * GIB, 0, 20 * GIB, 5 * GIB),
         (3, "backward", "GPT", 23 * GIB, 0, 20 * GIB, 3 * GIB),
+    ]
+
+
+def test_what_was_there_when_the_device_was_full(empty: EmptyRun) -> None:
+    """GIVEN a request of the allocator that failed, one of a library, and a rank without events."""
+    events: list[Row] = [
+        event(1, "segment_alloc", 300, span_id=1),
+        event(2, "segment_map", 50, span_id=1),
+        event(3, "alloc", 200, address=1, span_id=1),
+        event(4, "alloc", 70, address=2, span_id=1),
+        event(5, "oom", 800, address=11, span_id=1),  # the program went on
+        event(6, "free_requested", 70, address=2, span_id=1),
+        event(7, "free_completed", 70, address=2, span_id=1),
+        event(8, "segment_free", 40, span_id=2),
+        event(9, "segment_unmap", 10, span_id=2),
+        event(10, "oom", 900, address=22, span_id=2),
+        event(60, "free_requested", 200, address=1),
+        event(61, "segment_free", 300),
+    ]
+    spans = [
+        span(1, "encode", (0, 7), **held(0, 270, 270)),
+        span(2, "denoise", (8, 50), step=0, failed=True, allocated=(200, 200, 210), reserved=(300, 300, 310)),
+    ]
+    tables = {"spans": spans, "allocs": events}
+    of_library = {"path": "denoise", "step": 0, "oom_by": "NCCL", "oom_free_bytes": 5}
+    diagnose(
+        empty,
+        *(tables, tables, tables, {"spans": spans}),
+        rank_rows=[
+            {"status": "oom", "path": "", "step": -1},
+            {"status": "oom", **of_library},
+            {"status": "ok"},
+            {"status": "oom", "path": "denoise", "step": 0, "oom_free_bytes": None},
+        ],
+    )
+    wanted = "rank, stage, path, step, oom_by, seq, asked_bytes, free_bytes, allocated_bytes, reserved_bytes"
+    assert rows(empty, "ooms", wanted) == [
+        (0, "denoise", "denoise", 0, None, 10, 900, 22, 200, 300),
+        (1, "denoise", "denoise", 0, "NCCL", 10, None, 5, 200, 300),
+        (3, "denoise", "denoise", 0, None, None, None, None, 210, 310),
     ]

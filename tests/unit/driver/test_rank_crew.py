@@ -18,8 +18,13 @@ from ray_memprof.driver.live import Live
 from ray_memprof.driver.run_state import RunState
 from ray_memprof.rank.log import NOT_FOR_CONSOLE, lines_since
 from ray_memprof.rank.messages import Outcome, Whereabouts
-from ray_memprof.supervision.verdict import Loss
+from ray_memprof.recorder.status import Beat
+from ray_memprof.supervision.verdict import Loss, Verdict
 
+BEAT: dict[str, Any] = {
+    **{"sequence": 1, "path": "denoise", "stage": "denoise", "num_steps": 3},
+    **{"allocated_bytes": 0, "reserved_bytes": 0, "device_used_bytes": 0},
+}
 DIED = exceptions.ActorDiedError()
 
 
@@ -140,6 +145,28 @@ def test_a_run_is_not_over_before_its_first_rank_has_had_its_say(
     verdict = ending.supervise(cluster, state, live, Interrupts(live.say))
 
     assert (verdict.status, said) == ("ok", ["[rank 0] done"])
+
+
+def test_the_first_step_is_told_when_a_rank_begins_it_and_once(
+    ray: FakeRay, actor: Actor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN ranks that load, then one in step 0, then both in later steps."""
+    config = RunConfig(name="test", logging={"output_dir": tmp_path})
+    stages_s: dict[str, float] = {}
+    live = Live(config, 2, plain=True, stages_s=stages_s)
+    told: list[bool] = []
+
+    def watch(crew: Any, *, show: Any, **_: Any) -> Verdict:
+        for steps in ((-1, -1), (-1, 0), (1, 2)):
+            show({rank: Beat(**BEAT, rank=rank, step=step) for rank, step in enumerate(steps)})
+            told.append("first denoise step" in stages_s)
+            stages_s.pop("first denoise step", None)
+        return Verdict(status="ok")
+
+    monkeypatch.setattr(ending, "watch", watch)
+    cluster: Any = SimpleNamespace(crew=started(actor, []), nodes=("a",), home="a")
+    ending.supervise(cluster, RunState.begin(config), live, Interrupts(live.say))
+    assert told == [False, True, False]
 
 
 def test_more_than_one_answer_carries_is_told(

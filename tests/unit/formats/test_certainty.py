@@ -269,6 +269,26 @@ def test_a_block_of_which_nothing_tells_whether_the_setting_was_on_is_inexact(tm
     ]
 
 
+@pytest.mark.parametrize("is_on", [False, True])
+def test_before_any_event_shows_the_setting_that_of_the_end_counts(tmp_path: Path, is_on: bool) -> None:
+    """GIVEN a segment from before the trace; what its first block took is never shown."""
+    at, size = 2**40, 20 * MIB - 512 * 3
+    events = [
+        told("alloc", at, size), *freed(at, size),
+        told("segment_map", 2**42, 20 * MIB), told("alloc", 2**42, 20 * MIB), *freed(2**42, 20 * MIB),
+        told("segment_alloc", 2**43, 20 * MIB), told("alloc", 2**43, 20 * MIB), *freed(2**43, 20 * MIB),
+    ]  # fmt: skip
+    segments = [
+        segment(at, (20 * MIB, 0, FREE)),
+        segment(2**42, (20 * MIB, 0, FREE), is_expandable=True),
+        segment(2**43, (20 * MIB, 0, FREE)),
+    ]
+    followed, curve = imported(dumped(events, segments, expandable=is_on), tmp_path)
+    held = {allocated for allocated, _, _ in curve} - {0}
+    assert held == ({size, 20 * MIB} if is_on else {20 * MIB})
+    assert followed.written.inexact_bytes == 512 * 3
+
+
 @pytest.mark.parametrize(
     ("behind", "taken"),
     [(20 * MIB - 512 * 3, 20 * MIB - 512 * 3), (20 * MIB, 20 * MIB)],

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from ray_memprof.allocator.rules import Rules
 from ray_memprof.cli import app
 from ray_memprof.errors import EXIT_CONFIG, ConfigError
+from ray_memprof.predictor import rates as rates_module
 from ray_memprof.predictor.calibrate import profile_text
 from ray_memprof.predictor.costs import Costs
 from ray_memprof.predictor.fake_device import FakeDevice
@@ -91,6 +92,15 @@ def test_the_host_s_time_is_that_of_each_operation_of_a_block() -> None:
     assert found["view_ns"] == 1000
     num = 1e9 / found["launch_ns"]  # operations with a kernel, nearly: the views take less than 1 ms
     assert 30 < num < 1000
+
+
+def test_operations_with_a_kernel_and_without_one_are_counted_apart() -> None:
+    with rates_module._Counted() as counted:
+        ones = torch.ones(4, 4)
+        ones.view(2, 8).add_(1)
+        ones.mul(2)
+        torch.empty(3)
+    assert (counted.num_kernels, counted.num_views) == (3, 2)
 
 
 def test_what_is_timed_are_the_layers_of_wan() -> None:

@@ -128,7 +128,7 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
     first = [
         span(1, "denoise", (0, 100), device_used=(1, 2, 90)),
         span(2, "denoise/dit.block", (10, 20), parent_id=1, device_used=(3, 7, 80)),
-        span(3, "denoise/dit.block", (21, 30), parent_id=1, device_used=(4, 5, 50)),
+        span(3, "denoise/dit.block", (20, 30), parent_id=1, device_used=(4, 5, 50)),  # 7 were seen at 20
     ]
     second = [span(1, "denoise", (0, 100), device_used=(6, 8, 8)), span(2, "decode", (101, 101))]
     looks = [
@@ -152,7 +152,7 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
         assert connection.execute(text).fetchall() == [
             (0, 1, 9, 90, 2),
             (0, 2, 7, 80, 0),
-            (0, 3, 6, 50, 1),
+            (0, 3, 7, 50, 1),
             (1, 1, 8, 8, 0),
             (1, 2, 0, 0, 0),
         ]

@@ -122,8 +122,13 @@ LATER = [
 """Between two spans, in no span, tensors have 49; so they have in the second step."""
 
 
-def test_of_moments_that_are_equally_full_the_one_with_most_in_tensors_counts(tmp_path: Path) -> None:
-    assert full_run(tmp_path, [*GROWTH, *LATER], []) == {
+@pytest.mark.parametrize("apart", [1, 40])
+def test_of_moments_that_are_equally_full_the_one_with_most_in_tensors_counts(
+    tmp_path: Path, apart: int
+) -> None:
+    """However far apart the numbers of the events are: the query sums 32 at once."""
+    events = [{**row, "seq": apart * row["seq"]} for row in (*GROWTH, *LATER)]
+    assert full_run(tmp_path, events, []) == {
         "t_ns": 45,
         "active": 49,
         "cached": 51,
@@ -168,6 +173,33 @@ def test_the_device_is_full_where_it_was_measured(tmp_path: Path) -> None:
         (0, 45, None, account, size, size / 140, 140, None)
         for account, size in (*held.items(), ("unexplained", 15))
     ]
+
+
+@pytest.mark.parametrize(
+    ("action", "cached"),
+    [("segment_alloc", 121), ("segment_map", 121), ("segment_free", 61), ("segment_unmap", 61)],
+)
+def test_a_sample_is_told_with_all_that_was_taken_and_given_back_before_it(
+    tmp_path: Path, action: str, cached: int
+) -> None:
+    """GIVEN 100 that are reserved, 30 more or less before the sample, and as much again after it."""
+    changes = [event(6, action, 30, t_ns=45, span_id=1), event(7, action, 30, t_ns=48, span_id=1)]
+    sample = blank("samples", t_ns=47, device_used_bytes=190)
+    spans = [span(1, "a", (0, 60), device_used=(0, 90, 90))]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": [*GROWTH, *changes], "samples": [sample]}})
+    held = {row[3]: row[4] for row in answer(tmp_path, "books_at_peak") if row[4]}
+    assert held == {"active": 9, "cached": cached, "unexplained": 190 - 9 - cached}
+
+
+@pytest.mark.parametrize(("used", "active"), [(0, 3), (1, 8)])
+def test_tensors_count_where_the_device_was_measured_however_little_is_used(
+    tmp_path: Path, used: int, active: int
+) -> None:
+    spans = [
+        span(1, "a", (0, 9), active=(3, 8, 8), reserved=(20, 20, 40), device_used=(used, used, used)),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    assert {row[3]: row[4] for row in answer(tmp_path, "books_at_peak")}["active"] == active
 
 
 def test_replay_check(tmp_path: Path) -> None:

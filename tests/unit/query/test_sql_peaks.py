@@ -53,8 +53,11 @@ def run_dir(tmp_path: Path) -> Path:
             allocated=(10, 10, 80),
             reserved=(100, 100, 100),
             active=(10, 10, 85),
+            host_rss=(8, 8, 8),
             step=1,
             num_allocs=3,
+            num_segments=5,
+            num_retries=3,
         ),
         span(
             6,
@@ -133,7 +136,7 @@ def test_peak_by_stage(run_dir: Path) -> None:
     assert answer(run_dir, "peak_by_stage") == [
         (0, "encode.text", 1, 90, None, 50, 60, True, 55, 0, 1, 0, 0, 0, 0, 0),
         # The first of its two steps has the peaks; what is inside them is not counted again.
-        (0, "denoise", 2, 150, None, 90, 100, True, 92, 120, 3, 140, 0, 6, 2, 1),
+        (0, "denoise", 2, 150, None, 90, 100, True, 92, 120, 3, 140, 8, 6, 7, 4),
         (0, "decode", 1, 50, None, 70, 130, True, 75, 0, 1, 0, 9, 0, 0, 0),
         (1, "denoise", 1, 150, None, 40, 80, False, 0, 90, 0, 100, 0, 0, 0, 0),
     ]

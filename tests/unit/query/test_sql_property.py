@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from random_runs import Moment, Rank, State, as_run, play
 from run_tables import Row, blank
 
-from ray_memprof.query.questions import question
+from ray_memprof.query.questions import QUESTIONS, question
 from ray_memprof.store import schema
 
 Key = tuple[Any, ...]
+MOMENTS = ("t_ns", "first_ns", "start_ns", "end_ns")
+"""Columns with a moment; all others in ns have a duration."""
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +31,12 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyRun]:
 class Asked:
     """A random run and its answers."""
 
-    def __init__(self, empty: EmptyRun, seed: int) -> None:
+    def __init__(self, empty: EmptyRun, seed: int, later_ns: int = 0) -> None:
         self._connection = empty.connection
         self.ranks = play(random.Random(seed))
         tables, counters = as_run(self.ranks)
+        for row in (row for rank in tables for rows in rank.values() for row in rows):
+            row |= {name: row[name] + later_ns for name in MOMENTS if name in row}
         empty.fill(*tables)
         empty.insert("runs", [blank("runs", num_ranks=len(tables), status="ok", config="{}")])
         for rank, row in enumerate(counters):
@@ -285,3 +289,20 @@ def test_sums(empty: EmptyRun, seed: int) -> None:
             row["size_bytes"] for row in one.events if row["action"] == "segment_alloc" and row["span_id"]
         ]
         assert taken == (sum(inside) if one.has_events else 0)
+
+
+def test_when_a_run_was_recorded_changes_nothing_but_its_moments(empty: EmptyRun) -> None:
+    later_ns = 1_764_000_000_123_456_789  # as the recorder counts: since 1970
+    first = Asked(empty, 1)
+    expected = {name: first.rows(name) for name in QUESTIONS}
+    second = Asked(empty, 1, later_ns)
+    for name, rows in expected.items():
+        moved = [
+            {
+                key: value + later_ns if key in MOMENTS and value is not None else value
+                for key, value in row.items()
+            }
+            for row in rows
+        ]
+        assert second.rows(name) == moved, name
+    assert all(expected[name] for name in ("timeline", "timeline_by_account", "categories_over_time"))

@@ -203,6 +203,35 @@ def test_memory_parts_with_events_tell_fragmentation_and_of_an_unsampled_device_
     ]
 
 
+def test_memory_parts_stand_in_the_same_order_however_large_they_are(tmp_path: Path) -> None:
+    """GIVEN a device that was never measured and small parts before large ones; of equal items the names decide."""
+    spans = [
+        span(1, "load.vae", (0, 1), allocated=(0, 2, 2), component="vae"),
+        span(2, "load.dit", (1, 2), allocated=(2, 4, 4), component="dit"),
+        span(3, "load.t5", (2, 3), allocated=(4, 7, 7), component="t5"),
+        span(4, "encode", (3, 4), allocated=(7, 7, 47), reserved=(7, 120, 120)),
+        span(5, "decode", (4, 5), allocated=(7, 7, 47), reserved=(120, 120, 120)),
+    ]
+    events = [
+        event(1, "segment_alloc", 7, address=1, span_id=3),
+        event(2, "alloc", 7, address=1, span_id=3),
+        event(3, "segment_alloc", 113, address=20, span_id=4),
+        event(4, "alloc", 40, address=20, span_id=4),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}})
+    assert [row[:3] for row in answer(tmp_path, "memory_parts")] == [
+        ("total", None, 0),
+        ("tensors", None, 47),
+        ("base", "t5", 3),
+        ("base", "dit", 2),
+        ("base", "vae", 2),
+        ("activation", "decode", 40),
+        ("activation", "encode", 40),
+        ("fragmentation", None, 73),
+        ("switching", None, 7),
+    ]
+
+
 def test_of_one_rank_no_imbalance_is_told_and_of_an_unmeasured_device_no_books(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {"spans": [span(1, "denoise", (0, 9), allocated=(0, 0, 10), num_samples=0)]}})
     make_ranks(tmp_path, {"num_checks": 0})

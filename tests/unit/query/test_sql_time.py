@@ -164,6 +164,28 @@ def test_vae_cache_is_what_a_chunk_leaves_behind(tmp_path: Path) -> None:
     ]
 
 
+def test_vae_cache_is_of_chunks_alone_however_many(tmp_path: Path) -> None:
+    """One chunk and three, and an activation that decode itself leaves."""
+
+    def decode(num: int) -> dict[str, list[Row]]:
+        spans = [span(1, "decode", (0, 90))]
+        events = [event(1, "alloc", 50, "activation", address=1, span_id=1)]
+        for number in range(2, 2 + num):
+            chunk = {"parent_id": 1, "component": "vae"}
+            spans.append(span(number, "decode/vae.chunk", (number * 10, number * 10 + 9), **chunk))
+            about = {"address": number, "span_id": number}
+            events.append(event(number * 10, "alloc", number, "activation", **about))
+        return {"spans": spans, "allocs": events}
+
+    make_run(tmp_path, {0: decode(1), 1: decode(3)})
+    assert answer(tmp_path, "vae_cache") == [
+        (0, 2, 20, 20, 2, 20, None),
+        (1, 2, 20, 20, 2, 20, None),
+        (1, 3, 30, 30, 3, 30, None),
+        (1, 4, 40, 40, 4, 40, None),
+    ]
+
+
 def test_categories_over_time_turn_activations_into_cache_when_their_chunk_is_over(tmp_path: Path) -> None:
     make_run(tmp_path, {0: chunks(decode_events())})
     assert columns(tmp_path, "categories_over_time") == [
@@ -279,6 +301,22 @@ def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path
     make_run(tmp_path, {0: {"spans": spans}})
     seen = [(row[1], row[3], row[4], row[16], row[17]) for row in answer(tmp_path, "timeline_by_account")]
     assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
+
+
+def test_without_events_a_slice_has_its_peak_and_its_end(tmp_path: Path) -> None:
+    """GIVEN slices of 11 ns: in the one of the block tensors rise, fall, and are fewest at its end."""
+    spans = [
+        span(1, "denoise", (0, 4000), active=(0, 2, 9), reserved=(0, 20, 20)),
+        span(2, "denoise/dit.block", (100, 108), parent_id=1, active=(5, 3, 9), reserved=(20, 20, 20)),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    seen = [row[:5] for row in answer(tmp_path, "timeline_by_account")]
+    assert seen == [
+        (0, 0, 0, True, 0),
+        (0, 9, 104, True, 9),
+        (0, 9, 108, False, 3),
+        (0, 363, 4000, True, 2),
+    ]
 
 
 def random_events(seed: int) -> list[Row]:

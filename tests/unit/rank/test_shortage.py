@@ -1,6 +1,7 @@
 """Whose memory ran out, by the errors that torch, its libraries and the driver raise."""
 
 import errno
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -263,6 +264,14 @@ def test_an_error_that_was_handled_is_over() -> None:
             raise ValueError("something else") from None
 
     assert (shortage_of(caught(program)), shortage_of(caught(disowned))) == (None, None)
+
+
+@pytest.mark.parametrize(("num", "num_searched"), [(63, 63), (64, 64), (65, 64), (1000, 64)])
+def test_of_a_long_chain_only_the_last_errors_are_searched(num: int, num_searched: int) -> None:
+    errors = [ValueError(str(number)) for number in range(num)]
+    for error, before in itertools.pairwise(errors):
+        error.__cause__ = before
+    assert list(chain(errors[0])) == errors[:num_searched]
 
 
 def test_a_chain_ends_though_it_bites_its_tail() -> None:

@@ -90,6 +90,20 @@ def test_the_shift_between_the_clocks_is_taken_into_account() -> None:
     assert pairs(followed(Owners(), events, [Claim(5_000_005, 7, 64, WEIGHT)], 4_000_000)) == [(0, "weight")]
 
 
+@pytest.mark.parametrize("shift_us", [-4_000_000, 4_000_000])
+def test_the_slack_is_counted_by_one_clock(shift_us: int) -> None:
+    """A claim after the free, and one before the allocation, of which a clock differs by seconds."""
+    gone = columns((9_000_001, "alloc", 7, 64), (9_000_002, "free_completed", 7, 64))
+    late = columns((9_000_100, "alloc", 7, 64))
+    for events, limit_us, step in (
+        (gone, 9_000_002 + SLACK_US + shift_us, 1),
+        (late, 9_000_100 - SLACK_US + shift_us, -1),
+    ):
+        for time_us, expected in ((limit_us, [(0, "weight")]), (limit_us + step, [])):
+            found = followed(Owners(), events, [Claim(time_us, 7, 64, WEIGHT)], shift_us)
+            assert pairs(found) == expected
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.data())
 def test_every_claim_on_a_living_storage_finds_it(data: st.DataObject) -> None:

@@ -60,6 +60,8 @@ class Watched(dict[int, str]):
 def test_nothing_happened_is_no_row_and_a_check_of_nothing(events: bool) -> None:
     with at_work(events=events) as desk:
         assert desk.recorder.check() is None
+        beat = desk.recorder.beat()
+        assert (beat.path, beat.stage, beat.step, beat.num_steps) == ("", "", -1, -1)
     assert (desk.store.rows, desk.store.is_closed, desk.meter.calls) == ({}, True, ["start", "stop"])
     assert without_cost(desk.recorder.check()) == ReplayCheck(
         num_events=0, num_lost_events=0, num_checks=0, max_error_bytes=0, allocated_peak_bytes=0,

@@ -71,6 +71,10 @@ def test_python(line: str, expected: list[str]) -> None:
             ],
         ),
         ("SELECT DISTINCT a FROM t", ["SELECT  a FROM t"]),
+        ("FROM t LIMIT 65535", ["FROM t LIMIT (65535 + 1)", "FROM t LIMIT (65535 - 1)"]),
+        ("FROM t LIMIT 65536", []),
+        ("SELECT EXISTS (SELECT 1 FROM t)", []),
+        ("SELECT f(1)", ["SELECT f((1 + 1))", "SELECT f((1 - 1))"]),
         ("SELECT COALESCE(a + b, c) FROM t", ["SELECT (a + b) FROM t", "SELECT COALESCE(a - b, c) FROM t"]),
         (
             "FROM t ORDER BY a, f(b, c), d DESC",

@@ -27,7 +27,7 @@ fullest AS (
 ),
 
 owned AS (
-    SELECT DISTINCT rank FROM owners WHERE component = 't5'
+    SELECT rank FROM owners WHERE component = 't5'
 ),
 
 begins AS (

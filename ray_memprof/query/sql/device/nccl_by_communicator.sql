@@ -30,10 +30,12 @@
 --   note           what to know of the bytes; null: nothing
 WITH variables AS (
     SELECT
-        MAX(TRY_CAST(env ->> '$.NCCL_BUFFSIZE' AS BIGINT)) AS buffer_bytes,
-        MAX(TRY_CAST(env ->> '$.NCCL_MAX_NCHANNELS' AS BIGINT)) AS channels,
-        MAX(TRY_CAST(env ->> '$.NCCL_MAX_CTAS' AS BIGINT)) AS ctas,
-        MAX(TRY_CAST(env ->> '$.NCCL_MAX_P2P_NCHANNELS' AS BIGINT))
+        ANY_VALUE(TRY_CAST(env ->> '$.NCCL_BUFFSIZE' AS BIGINT))
+            AS buffer_bytes,
+        ANY_VALUE(TRY_CAST(env ->> '$.NCCL_MAX_NCHANNELS' AS BIGINT))
+            AS channels,
+        ANY_VALUE(TRY_CAST(env ->> '$.NCCL_MAX_CTAS' AS BIGINT)) AS ctas,
+        ANY_VALUE(TRY_CAST(env ->> '$.NCCL_MAX_P2P_NCHANNELS' AS BIGINT))
             AS p2p_channels
     FROM (
         SELECT IF(JSON_VALID(environment), environment, '{}') AS env

@@ -35,9 +35,7 @@ held AS (
         NULLIF(ARG_MAX(COALESCE(allocs.stack_id, -1), allocs.seq), -1)
             AS stack_id,
         ARG_MAX(allocs.requested_bytes, allocs.seq) AS requested_bytes,
-        ARG_MAX(
-            IF(allocs.action = 'alloc', allocs.size_bytes, 0), allocs.seq
-        ) AS size_bytes
+        ARG_MAX(allocs.size_bytes, allocs.seq) AS size_bytes
     FROM allocs
     INNER JOIN few ON allocs.rank = few.rank AND allocs.seq <= few.seq
     WHERE allocs.action IN ('alloc', 'free_requested')

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wan.errors import InputError
+from wan.inputs import conditioning
 from wan.inputs.conditioning import (
     VaceInputs,
     first_frame_mask,
@@ -250,6 +251,23 @@ def test_vace_scales_video_mask_and_references_alike() -> None:
     assert inputs.mask.min() >= 0
     assert inputs.mask.max() <= 1
     assert inputs.refs[0].shape == (3, 1, 32, 64)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 128), (160, 128), (96, 200), (24, 32), (24, 40)])
+def test_vace_scales_both_sides_alike_and_cuts_what_goes_beyond_evenly(height: int, width: int) -> None:
+    """GIVEN ramps over the rows and over the columns THEN each keeps its middle, and the slope of the scale."""
+    size = 48, 64
+    rows = torch.arange(height).float()[:, None].expand(height, width)
+    columns = torch.arange(width).float().expand(height, width)
+    video = torch.stack([rows, columns, torch.zeros(height, width)])[:, None]
+    made = conditioning._cover(video, size)[:, 0]
+    scale = max(size[0] / height, size[1] / width)
+    for channel, length, whole in ((0, size[0], height), (1, size[1], width)):
+        at = torch.arange(length) - (length - 1) / 2
+        expected = (whole - 1) / 2 + at / scale
+        found = made[channel].mean(dim=1 - channel)
+        inner = slice(8, -8)  # at the edges a kernel has fewer pixels
+        torch.testing.assert_close(found[inner], expected[inner], atol=0.6 / scale, rtol=0)
 
 
 def test_vace_copies_no_video_that_has_its_size() -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wan.networks import ops
 from wan.networks.attention import head_groups
@@ -24,6 +25,17 @@ def test_attention_is_softmax_of_scaled_products() -> None:
     scores = torch.einsum("blnd,bsnd->bnls", q, k) / math.sqrt(8)
     expected = torch.einsum("bnls,bsnd->blnd", scores.softmax(-1), v)
     torch.testing.assert_close(attention(q, k, v), expected)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_fused_kernels_take_cuda_memory_where_nothing_is_recorded(
+    device: str, wanted: bool, grad: bool
+) -> None:
+    with FakeTensorMode(), torch.set_grad_enabled(grad):
+        x = torch.empty(2, device=device)
+        assert ops.runs_fused(x, wanted) is (device == "cuda" and wanted and not grad)
 
 
 def angle(position: int, pair: int, dim: int) -> float:
