@@ -29,7 +29,7 @@ class Outcome:
     reserved_peak: int
     """Bytes, until the end or the request that did not fit."""
     device_peak: int
-    """Most bytes of the device that the allocator and all that is outside held together."""
+    """Most bytes of the device that the allocator and all that is outside held together; never more than it has."""
     num_retries: int
     """Times that the cache was given back because the device was full."""
     event: int = -1
@@ -74,13 +74,15 @@ class _Device:
         """All requests before that of `event` are done; what grew outside until then is there."""
         self._weigh()
         while self._next < len(self._outside) and self._outside[self._next][0] <= event:
-            before, self._held = self._held, self._outside[self._next][1]
+            held = self._outside[self._next][1]
+            if self._size is not None:
+                if held > self._held and self.allocator.reserved + held > self._size:
+                    self.lacking = held - self._held
+                    return
+                self.allocator.device_bytes = self._size - held
+            self._held = held
             self._next += 1
             self._weigh()
-            if self._size is not None:
-                self.allocator.device_bytes = self._size - self._held
-                if self._held > before and self.allocator.reserved + self._held > self._size:
-                    self.lacking = self._held - before
 
     def _weigh(self) -> None:
         self._peak = max(self._peak, self.allocator.reserved + self._held)

@@ -33,6 +33,7 @@ Row = dict[str, Any]
 SQL_DIR = Path(__file__).parent / "sql"
 _OTHERWISE_NAMED = ("name", "description", "logging.output_dir")
 """Keys of the configuration that do not change what a run does."""
+_SEED = "generation.base_seed"
 _OF_TORCHRUN = ("GROUP_", "LOCAL_", "MASTER_", "RANK", "ROLE_", "TORCHELASTIC_", "WORLD_SIZE")
 """How the names of variables begin that say which rank of how many a process is."""
 
@@ -279,6 +280,8 @@ def _differences(connection: duckdb.DuckDBPyConnection, sides: Sequence[Side]) -
     settings = [_settings(connection, number, side) for number, side in enumerate(sides)]
     for key in dict.fromkeys(key for one in settings for key in one):
         values = tuple(one.get(key) for one in settings)
+        if key == _SEED and any(one.get("source") == "predicted" for one in settings):
+            continue  # it is drawn for each run, and a prediction draws no noise
         if len(set(values)) > 1:
             yield Difference(key, values)
 

@@ -255,6 +255,17 @@ def test_a_side_says_how_its_run_ended_and_on_what(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("source", "listed"), [("cuda", 1), ("predicted", 0)])
+def test_a_seed_that_was_drawn_is_no_change_of_a_prediction(tmp_path: Path, source: str, listed: int) -> None:
+    paths = []
+    for name, seed in (("before", 7), ("after", 8)):
+        paths.append(tmp_path / name / "r1")
+        make_run(paths[-1], {0: {"spans": steps(1, 1.0)}})
+        config = json.dumps({"name": name, "generation": {"base_seed": seed}})
+        make_ranks(paths[-1], {}, run_id="r1", status="ok", source=source, config=config)
+    assert [one.key for one in compare(paths).differences] == ["generation.base_seed"][:listed]
+
+
 def test_what_was_set_differently_is_listed(tmp_path: Path) -> None:
     def run(name: str, level: str, slabs: int | None, **environment: str) -> Path:
         config: dict[str, Any] = {
