@@ -1,6 +1,7 @@
 """ray-memprof flame: writes flame graphs of what was alive at the peak of each rank.
 
 $ ray-memprof flame latest --out flame.html
+$ ray-memprof flame latest --base baseline       # each frame against that of another run
 """
 
 import sys
@@ -18,6 +19,10 @@ def flame(
         Path | None, typer.Option(help="File to write; by default flame.html in the run folder.")
     ] = None,
     rank: Annotated[int | None, typer.Option(min=0, help="Show only this rank.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="A run against which each frame is shown.", autocompletion=run_names),
+    ] = None,
     output_dir: OutputDir = None,
 ) -> None:
     """Write a flame graph of what was alive at the peak, by Python stack."""
@@ -31,4 +36,5 @@ def flame(
         path = run_dir / FLAME_FILE if out is None else out
         check_target(path)
         say_standing([run_dir])
-        sys.stdout.write(f"flame graph: {write_flame_page(run_dir, path, rank)}\n")
+        against = None if base is None else find_run(base, output_dir)
+        sys.stdout.write(f"flame graph: {write_flame_page(run_dir, path, rank, against)}\n")

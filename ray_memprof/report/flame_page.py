@@ -1,7 +1,7 @@
 """flame.html: what was alive at the peak of every rank as flame graphs, in one file that opens offline.
 
     write_flame_page(Path("profiler_logs/baseline/latest"), Path("flame.html"), rank=0)
-    $ ray-memprof flame baseline --rank 0
+    $ ray-memprof flame baseline --rank 0 --base another
 
 Takes the questions alive_at_peak_by_stack and alive_at_peak; the graphs come from flame.py. Leaves the whole page, or
 none after an error.
@@ -40,25 +40,26 @@ HOW_TO_RECORD = "logging.level event or stack records them"
 Row = dict[str, Any]
 
 
-def write_flame_page(run_dir: Path, path: Path, rank: int | None = None) -> Path:
+def write_flame_page(run_dir: Path, path: Path, rank: int | None = None, base: Path | None = None) -> Path:
     """Write the page; returns its path.
 
     Args:
         run_dir: the run.
         path: the file.
         rank: the only rank to show; None: all ranks, or those that tell most of many.
+        base: a run against which each frame is shown.
 
     Raises:
-        ConfigError: `run_dir` is no run, or has no allocator events of the rank.
+        ConfigError: `run_dir` is no run, or has no allocator events of the rank; or so has `base`.
         DiskFull: no room for the page.
     """
-    html = render(run_dir, rank)
+    html = render(run_dir, rank, base)
     with whole_file(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return path
 
 
-def render(run_dir: Path, rank: int | None = None) -> str:
+def render(run_dir: Path, rank: int | None = None, base: Path | None = None) -> str:
     """The page as text."""
     with open_run(run_dir) as connection:
         run = run_of(connection)
@@ -66,13 +67,24 @@ def render(run_dir: Path, rank: int | None = None) -> str:
         found = list(dict.fromkeys(row["rank"] for row in by_stack))
         _check(run_dir, found, rank)
         ranks = _shown(connection) if rank is None else [rank]
-        drawn = flames_of(connection, ranks, by_stack, rows_of(connection, "alive_at_peak"))
-    facts: Row = {"run": run, "run_dir": run_dir, "num_ranks": len(found)}
+        label, trees = ("", None) if base is None else _base(base, ranks, rank)
+        drawn = flames_of(connection, ranks, by_stack, rows_of(connection, "alive_at_peak"), trees)
+    facts: Row = {"run": run, "run_dir": run_dir, "num_ranks": len(found), "base": label}
     told = told_of(drawn)
     figures = {name: one.figure for name, one in told.items()}
     facts |= {"flames": panels_of(drawn), "told": told, "figures": figures, "plotly": packed_plotly()}
     facts["sql"] = sql_texts(["alive_at_peak_by_stack", "alive_at_peak_by_frame"])
     return environment().get_template(TEMPLATE).render(**facts)
+
+
+def _base(run_dir: Path, ranks: Sequence[int], rank: int | None) -> tuple[str, "dict[int, BaseTrees]"]:
+    """What a base run is called, and what was alive there at the peaks of these ranks."""
+    with open_run(run_dir) as connection:
+        run = run_of(connection)
+        by_stack = rows_of(connection, "alive_at_peak_by_stack")
+        _check(run_dir, [row["rank"] for row in by_stack], rank)
+        trees = trees_of(connection, ranks, by_stack, rows_of(connection, "alive_at_peak"))
+    return f"{run['name'] or run_dir.resolve().name}, {run['run_id'] or 'without an id'}", trees
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ def test_the_page_goes_where_it_is_asked_for_with_one_rank(run_dir: Path, tmp_pa
     ("arguments", "message", "hint"),
     [
         (["nope"], "there is no run 'nope'", "runs: base/20260101-000000-aaaa"),
+        (["--base", "nope"], "there is no run 'nope'", "runs: base/20260101-000000-aaaa"),
         (["--rank", "7"], "has no allocator events of rank 7", "this run has them of ranks 0 and 1"),
         (["--out", "profiler_logs"], "cannot write profiler_logs: it is a folder", "name a file"),
         (["--out", ""], "the name of the file to write is empty", "name a file"),

@@ -73,6 +73,33 @@ def test_every_rank_has_a_graph_and_a_search(tmp_path: Path) -> None:
         assert text not in html
 
 
+def test_against_a_base_run_a_frame_says_how_much_it_has_grown(tmp_path: Path) -> None:
+    now = {**TWO, "allocs": [{**one, "size_bytes": 4 * one["size_bytes"]} for one in TWO["allocs"]]}
+    make_ranks(make_run(tmp_path / "now", {0: now, 1: NONE}), {}, {}, run_id="r2", name="now")
+    make_ranks(make_run(tmp_path / "before", {0: TWO}), {}, run_id="r1", name="before & after")
+    html = write_flame_page(tmp_path / "now", tmp_path / "flame.html", base=tmp_path / "before").read_text()
+    (trace,) = drawn(outline(html))["flames-0"]["data"]
+    main = trace["labels"].index("main")
+    assert trace["customdata"][main] == [10, " (+30 B)"]
+    assert "The base run is before &amp; after, r1." in html
+    # A rank that the base run does not have says so.
+    _, second = html.split('id="panel-flames-1"')
+    assert "The base run has no allocator events of rank 1" in second
+    assert "Against the base run: orange is more" in html
+    assert "base run" not in flame_page.render(tmp_path / "now")
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"), [(None, "has no allocator events$"), (0, "has no allocator events$")]
+)
+def test_a_base_run_without_events_is_refused(tmp_path: Path, rank: int | None, message: str) -> None:
+    make_run(tmp_path / "now", {0: TWO})
+    make_run(tmp_path / "before", {0: {"spans": [span(1, "denoise", (0, 9))]}})
+    with pytest.raises(ConfigError, match=message) as caught:
+        flame_page.render(tmp_path / "now", rank, tmp_path / "before")
+    assert str(tmp_path / "before") in str(caught.value)
+
+
 def test_frames_of_cpp_are_drawn_where_there_are_no_others(tmp_path: Path) -> None:
     mixed = [("malloc", "??", 0), ("f", "a.py", 2), ("_start", "??", 0), ("main", "run.py", 1)]
     make_run(tmp_path, {0: rank_rows(mixed, [("malloc", "??", 0), ("run", "thread.cpp", 4)])})
