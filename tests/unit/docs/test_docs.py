@@ -4,13 +4,10 @@ import ast
 import inspect
 import re
 import shlex
-import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import numpy
 import pytest
 from command_line import import_script
 from run_tables import make_run
@@ -106,31 +103,6 @@ def test_pictures_of_the_report_are_wide_small_and_of_no_other_name(writer: Modu
         data = (ROOT / "docs" / name).read_bytes()
         assert len(data) < 300_000
         assert (data[:8], int.from_bytes(data[16:20], "big")) == (b"\x89PNG\r\n\x1a\n", 1600)
-
-
-def test_a_picture_of_few_colours_is_kept_as_it_is(writer: ModuleType) -> None:
-    pixels = numpy.array([[[255, 0, 0], [0, 1, 2]], [[0, 1, 2], [9, 9, 9]]], numpy.uint8)
-    data = writer.page_pictures.palette_png(pixels)
-    parts, at = {}, 8
-    while at < len(data):
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
-        assert zlib.crc32(kind + body) == struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0]
-        parts[kind], at = body, at + 12 + length
-    lines = numpy.frombuffer(zlib.decompress(parts[b"IDAT"]), numpy.uint8).reshape(2, 3)
-    palette = numpy.frombuffer(parts[b"PLTE"], numpy.uint8).reshape(-1, 3)
-    assert (palette[lines[:, 1:]] == pixels).all()
-
-
-def test_a_picture_of_many_colours_has_the_most_frequent_ones(writer: ModuleType) -> None:
-    pixels = numpy.zeros((40, 40, 3), numpy.uint8)
-    pixels[:20, :20, 0] = numpy.arange(400).reshape(20, 20) % 256
-    pixels[:20, :20, 1] = numpy.arange(400).reshape(20, 20) // 256
-    pixels[39, 39] = (0, 0, 1)  # rare: black takes its place
-    data = writer.page_pictures.palette_png(pixels)
-    start = data.index(b"PLTE") + 4
-    assert data[start : start + 3] == bytes(3)
-    assert len(data[start : data.index(b"IDAT")]) == 3 * 256 + 8
 
 
 def test_every_column_is_there_with_the_type_that_duckdb_shows(pages: dict[str, str], tmp_path: Path) -> None:
