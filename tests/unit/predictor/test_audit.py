@@ -141,9 +141,9 @@ def test_what_goes_wrong_is_one_line(
 
 def test_more_blocks_frames_and_kinds_of_ranks_take_longer(tmp_path: Path) -> None:
     tiny = audit.estimated_s(config_of(tmp_path))
-    assert 6 < tiny < 9
+    assert 5 < tiny < 8
     several = config_of(tmp_path, optimization={"batch_size": 3})
-    assert audit.estimated_s(several) == pytest.approx(3 * tiny - 2 * 6.0)
+    assert audit.estimated_s(several) == pytest.approx(3 * tiny - 2 * 5.0)
     two = config_of(tmp_path, parallel={"ulysses": 2})
     assert audit.estimated_s(two) == pytest.approx(tiny)  # side by side
     three = config_of(tmp_path, parallel={"cfg": 2, "ulysses": 2})
