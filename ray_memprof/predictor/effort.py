@@ -2,9 +2,10 @@
 
 estimated_s(config)         # 7.5
 
-Measured on two cores that did nothing else (2026-11-30), six runs of one rank, 3 to 50 steps and 1 to 168 chunks: what it
-takes to begin and to build the networks, a step that is played back, and a chunk of frames through the VAE. Estimates
-were from 17 % too short to 31 % too long. It takes no longer for more tokens, except where they come in chunks.
+Measured on two cores that did nothing else (2026-11-30), six runs of one rank, 3 to 50 steps and 1 to 168 chunks: what
+it takes to begin and to build the networks, a step that is played back, and a chunk of frames through the VAE.
+Estimates were from 17 % too short to 31 % too long. It takes no longer for more tokens, except where they come in
+chunks.
 """
 
 from math import ceil
