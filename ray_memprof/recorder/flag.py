@@ -26,7 +26,8 @@ class Flag:
     def set(self) -> None:
         """Set it, and wake who waits."""
         self._is_set = True
-        self._wakes.put(None)
+        if self._wakes.empty():  # one wakes them all, one after the other; more would stay there for ever
+            self._wakes.put(None)
 
     def clear(self) -> None:
         """Take it back."""

@@ -108,10 +108,8 @@ class Scribe:
             return
         if not parcel.is_counted:
             num_delivered = self._num_delivered + parcel.num_events
-            self._num_delivered, parcel.is_counted = (
-                num_delivered,
-                True,
-            )  # a handler comes before or after both
+            # Without a call between these, a handler comes before or after both.
+            self._num_delivered, parcel.is_counted = num_delivered, True
             self.most_waiting_events = max(self.most_waiting_events, self.num_waiting_events)
         self._queue.put(parcel)
 

@@ -68,7 +68,7 @@ def render(run_dir: Path, rank: int | None = None, base: Path | None = None) -> 
         _check(run_dir, found, rank)
         ranks = _shown(connection) if rank is None else [rank]
         label, trees = ("", None) if base is None else _base(base, ranks, rank)
-        drawn = flames_of(connection, ranks, by_stack, rows_of(connection, "alive_at_peak"), trees)
+        drawn = flames_of(connection, ranks, by_stack, rows_of(connection, "alive_at_peak", ranks), trees)
     facts: Row = {"run": run, "run_dir": run_dir, "num_ranks": len(found), "base": label}
     told = told_of(drawn)
     figures = {name: one.figure for name, one in told.items()}
@@ -83,7 +83,7 @@ def _base(run_dir: Path, ranks: Sequence[int], rank: int | None) -> tuple[str, "
         run = run_of(connection)
         by_stack = rows_of(connection, "alive_at_peak_by_stack")
         _check(run_dir, [row["rank"] for row in by_stack], rank)
-        trees = trees_of(connection, ranks, by_stack, rows_of(connection, "alive_at_peak"))
+        trees = trees_of(connection, ranks, by_stack, rows_of(connection, "alive_at_peak", ranks))
     return f"{run['name'] or run_dir.resolve().name}, {run['run_id'] or 'without an id'}", trees
 
 

@@ -143,6 +143,17 @@ def test_a_flag_wakes_every_thread_that_waits_and_can_be_taken_back() -> None:
     assert not flag.is_set() and not flag.wait(0.01)
 
 
+def test_a_flag_that_is_set_again_and_again_keeps_no_more_for_it() -> None:
+    flag = Flag()
+    for _ in range(1000):
+        flag.set()
+        flag.clear()
+    assert flag._wakes.qsize() == 1
+    assert not flag.wait(0.01)  # what is left of earlier times wakes nobody for good
+    flag.set()
+    assert flag.wait(20)
+
+
 def test_a_handler_at_any_moment_leaves_a_flag_that_works() -> None:
     place, was_interrupted = 0, True
     while was_interrupted:
