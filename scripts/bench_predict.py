@@ -2,6 +2,7 @@
 
     python scripts/bench_predict.py measure RUNS                # on a GPU: every row, 20 minutes on one H200
     python scripts/bench_predict.py measure RUNS --part 1/2     # one half of the rows, for the first of two GPUs
+    python scripts/bench_predict.py measure RUNS --first 21     # the rows from number 21 on
     python scripts/bench_predict.py measure RUNS --gpus 2       # the rows that need two GPUs
     python scripts/bench_predict.py compare RUNS                # anywhere: predicts each run in RUNS; prints the table
 
@@ -132,15 +133,15 @@ def _key(name: str) -> str:
     return f"{section}.{name}"
 
 
-def measure(folder: Path, part: tuple[int, int], num_gpus: int) -> int:
-    """Run the rows of one part under Ray; returns the exit code."""
+def measure(folder: Path, part: tuple[int, int], num_gpus: int, first: int) -> int:
+    """Run the rows of one part, from number `first` on, under Ray; returns the exit code."""
     from PIL import Image
 
     from ray_memprof.launch import app
 
     folder.mkdir(parents=True, exist_ok=True)
     Image.linear_gradient("L").convert("RGB").resize((1280, 720)).save(folder / "picture.png")
-    rows = [(number, row) for number, row in enumerate(ROWS) if row.num_gpus == num_gpus]
+    rows = [(number, row) for number, row in enumerate(ROWS) if row.num_gpus == num_gpus and number >= first]
     mine = rows[part[0] - 1 :: part[1]]
     config = {
         "name": "row",
@@ -255,6 +256,7 @@ def main() -> None:
     measuring.add_argument("runs", type=Path)
     measuring.add_argument("--part", default="1/1", help="N/M: each M-th row from the N-th on")
     measuring.add_argument("--gpus", type=int, default=1)
+    measuring.add_argument("--first", type=int, default=0, help="the number of the first row")
     comparing = commands.add_parser("compare")
     comparing.add_argument("runs", type=Path)
     comparing.add_argument("--json", type=Path, help="where all figures are kept")
@@ -263,7 +265,7 @@ def main() -> None:
         compare(given.runs, given.json)
         return
     number, of = map(int, given.part.split("/"))
-    sys.exit(measure(given.runs.resolve(), (number, of), given.gpus))
+    sys.exit(measure(given.runs.resolve(), (number, of), given.gpus, given.first))
 
 
 if __name__ == "__main__":

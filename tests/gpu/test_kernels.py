@@ -57,12 +57,25 @@ def test_rms_norm_rope(num_heads: int, dtype: torch.dtype, rotated: bool, part: 
     table = rope_table((3, 4, 5), 128, torch.device("cuda"))[part] if rotated else None
     fused, plain = x.clone(), x.clone()
     for target, is_fused in ((fused, True), (plain, False)):
+        turns = table if table is None else table.to(ops.rope_dtype(dtype, fused=is_fused))
         result = ops.rms_norm_rope(
-            target[:, part], gain, table, num_heads=num_heads, eps=1e-6, chunks=3, fused=is_fused
+            target[:, part], gain, turns, num_heads=num_heads, eps=1e-6, chunks=3, fused=is_fused
         )
         assert result.data_ptr() == target[:, part].data_ptr()
     close(fused, plain)
     assert not torch.equal(fused, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_table_in_half_the_bytes_turns_the_same(dtype: torch.dtype) -> None:
+    x, gain = noise(1, 60, 1536, dtype=dtype), noise(1536, dtype=dtype)
+    table = rope_table((3, 4, 5), 128, torch.device("cuda"))
+    assert ops.rope_dtype(dtype, fused=True) == torch.complex64
+    whole, half = (
+        ops.rms_norm_rope(x.clone(), gain, table.to(kind), num_heads=12, eps=1e-6, fused=True)
+        for kind in (torch.complex128, torch.complex64)
+    )
+    assert torch.equal(whole, half)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

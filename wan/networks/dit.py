@@ -59,7 +59,7 @@ class RmsNorm(nn.Module):
         self.num_heads, self.eps, self.levers = config.num_heads, config.eps, levers
 
     def forward(self, x: Tensor, table: Tensor | None = None) -> Tensor:
-        """x [B, L, D], changed in place unless autograd records; table [L, D/N/2] complex128, None: no rotation."""
+        """x [B, L, D], changed in place unless autograd records; table [L, D/N/2] complex, None: no rotation."""
         levers = self.levers
         return ops.rms_norm_rope(
             x, self.weight, table,
@@ -372,7 +372,7 @@ class WanDit(nn.Module):
         grid = self._grid(latents)
         embedded, modulation = self._embed_time(time)
         context = self._embed_context(text, image_states)
-        table = self.tokens.own(rope_table(grid, self.config.head_dim, latents.device), dim=0)
+        table = self.tokens.own(self._rope_table(grid, latents), dim=0)
         if image_latents is not None:
             latents = torch.cat([latents, image_latents.to(latents.dtype)], dim=1)
         x = self._embed_patches(latents, self.patch_embedding)
@@ -432,6 +432,11 @@ class WanDit(nn.Module):
         if image_states is None:
             return context
         return torch.cat([self.img_emb(image_states.to(dtype)), context], dim=1)
+
+    def _rope_table(self, grid: tuple[int, int, int], latents: Tensor) -> Tensor:
+        table = rope_table(grid, self.config.head_dim, latents.device)
+        rotated = self.patch_embedding.weight.dtype
+        return table.to(ops.rope_dtype(rotated, fused=ops.runs_fused(latents, self.levers.fused_kernels)))
 
     def _grid(self, latents: Tensor) -> tuple[int, int, int]:
         _, _, frames, height, width = latents.shape

@@ -192,7 +192,7 @@ def add_layer_norm_(
 
 
 def rms_norm_rope_(x: Tensor, gain: Tensor, table: Tensor | None, num_heads: int, eps: float) -> Tensor:
-    """RMSNorm over the last dim of x [B, L, N*D], then rotation by table [L, D/2] complex128; in place.
+    """RMSNorm over the last dim of x [B, L, N*D], then rotation by table [L, D/2], complex64 or 128; in place.
 
     fp32 is rotated in fp64, as published; bf16 and fp16 are rotated in fp32, whose error is four digits smaller than
     the rounding of these types.

@@ -23,6 +23,14 @@ def runs_fused(x: Tensor, wanted: bool) -> bool:
     return wanted and x.is_cuda and not torch.is_grad_enabled()
 
 
+def rope_dtype(rotated: torch.dtype, *, fused: bool) -> torch.dtype:
+    """Of the table of rms_norm_rope() that turns numbers of the dtype `rotated`.
+
+    The fused kernel turns bf16 and fp16 in fp32, and so would round fp64 anew for every head.
+    """
+    return torch.complex64 if fused and rotated != torch.float32 else torch.complex128
+
+
 def layer_norm(
     x: Tensor, gain: Tensor, bias: Tensor, *, eps: float, dtype: torch.dtype, fused: bool = False
 ) -> Rows:
@@ -64,8 +72,8 @@ def rms_norm_rope(
 ) -> Tensor:
     """RMSNorm over all heads at once, then rotary embedding per head; in place unless autograd records.
 
-    x [B, L, N*D]; gain [N*D]; table [L, D/2] complex128, or None for no rotation. Statistics are computed in fp32 and
-    the rotation in fp64 (in fp32, if the kernel is fused and x is not fp32); there is one rounding, at the end.
+    x [B, L, N*D]; gain [N*D]; table [L, D/2] of rope_dtype(), or None for no rotation. Statistics are computed in fp32
+    and the rotation in fp64 (in fp32, if the kernel is fused and x is not fp32); there is one rounding, at the end.
     `chunks` bounds the wide copies of the plain path to 1/chunks of the tokens.
     """
     if runs_fused(x, fused):

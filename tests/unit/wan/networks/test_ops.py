@@ -102,3 +102,18 @@ def test_rms_norm_runs_over_all_heads_and_rotation_over_each(chunks: int) -> Non
         made = ops.rms_norm_rope(x, gain, table, num_heads=2, eps=1e-6, chunks=chunks)
     assert made is x
     torch.testing.assert_close(made, expected)
+
+
+@pytest.mark.parametrize(
+    ("rotated", "fused", "expected"),
+    [
+        (torch.bfloat16, True, torch.complex64),
+        (torch.float16, True, torch.complex64),
+        (torch.float32, True, torch.complex128),
+        (torch.bfloat16, False, torch.complex128),
+    ],
+)
+def test_only_what_is_turned_in_fp32_has_a_table_in_half_the_bytes(
+    rotated: torch.dtype, fused: bool, expected: torch.dtype
+) -> None:
+    assert ops.rope_dtype(rotated, fused=fused) == expected
