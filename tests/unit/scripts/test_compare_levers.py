@@ -113,3 +113,28 @@ def test_a_folder_gives_what_random_weights_of_the_same_values_give(tmp_path: Pa
 def test_levers_that_cannot_be_compared(lever: str, message: str, hint: str, capsys: Captured) -> None:
     assert compare_levers.main([*RANDOM, "--lever", lever]) == 2
     assert capsys.readouterr().err == f"error: {message}\nhint: {hint}\n"
+
+
+def test_forward_passes_of_a_few_blocks_are_compared_with_fp32(capsys: Captured) -> None:
+    levers = ("weights_dtype=fp8", "weights_dtype=fp8,matmul=fp8", "precision=fp32", "load_strategy=stream")
+
+    code = compare_levers.main(
+        ["--blocks", "2", *RANDOM, *(part for lever in levers for part in ("--lever", lever))]
+    )
+
+    out = capsys.readouterr().out
+    assert code == 0 and "2 blocks of t2v-tiny" in out
+    found = {name: figures[0] for name, figures in rows(out).items()}
+    assert list(found) == ["none (bf16)", *levers]
+    assert found["precision=fp32"] == 0
+    assert found["load_strategy=stream"] == found["none (bf16)"]
+    assert 1e-4 < found["none (bf16)"] < 1e-2 < found[levers[0]] < found[levers[1]] < 0.2
+
+
+@pytest.mark.parametrize("wrong", [("--blocks", "0"), ("--blocks", "2", "--task", "i2v-tiny")])
+def test_what_has_no_forward_pass_of_its_own_is_refused(wrong: tuple[str, ...], capsys: Captured) -> None:
+    code = compare_levers.main([*RANDOM, *wrong, "--lever", "weights_dtype=fp8"])
+
+    told = capsys.readouterr()
+    assert (code, told.out) == (2, "")
+    assert "hint:" in told.err and told.err.startswith("error: --")
