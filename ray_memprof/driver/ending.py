@@ -12,14 +12,14 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from ray_memprof.driver.interrupts import Abandoned, Interrupted, Interrupts
 from ray_memprof.driver.live import Live
 from ray_memprof.driver.run_state import RunState
 from ray_memprof.driver.troubles import Troubles
-from ray_memprof.errors import DiskFull, RunError
+from ray_memprof.errors import EXIT_OK, DiskFull, RunError
 from ray_memprof.recorder.status import Beat
 from ray_memprof.report.last_lines import ended_lines
 from ray_memprof.store.live_file import LiveFile
@@ -128,7 +128,7 @@ def settle(state: RunState, verdict: Verdict, live: Live) -> None:
 
 
 def _say_verdict(verdict: Verdict, live: Live) -> None:
-    if verdict.status != "ok":
+    if verdict.exit_code != EXIT_OK:
         live.say(f"error: {verdict.reason}")
         if verdict.hint:
             live.say(f"hint: {verdict.hint}")
@@ -160,9 +160,16 @@ def ending(state: RunState, live: Live, interrupts: Interrupts) -> Iterator[None
 
 
 def _bug(error: Exception, state: RunState) -> Verdict:
-    """The verdict on an error of our own, in one line; writes its traceback into a file. Call it in an except block."""
+    """The verdict on an error of our own, in one line; writes its traceback into a file. Call it in an except block.
+
+    Where the ranks have ended well, the run has: their records are whole, and what is derived from them is missing.
+    """
     log = state.folder.write_text(traceback.format_exc(), LOGS_DIR, _DRIVER_LOG)
-    return verdict_of_bug(error, log)
+    bug = verdict_of_bug(error, log)
+    if state.verdict is None or state.verdict.status != "ok":
+        return bug
+    hint = f"{bug.hint}; ray-memprof finish {state.folder.path} makes what is missing"
+    return replace(state.verdict, exit_code=bug.exit_code, reason=bug.reason, hint=hint)
 
 
 def write_results(state: RunState, live: Live, interrupts: Interrupts) -> None:

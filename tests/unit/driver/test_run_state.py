@@ -184,6 +184,25 @@ def test_error_on_the_way_becomes_the_verdict(
     assert (state.folder.path / "logs" / "driver.log").exists() == isinstance(error, KeyError)
 
 
+def test_an_error_of_our_own_behind_a_run_that_ended_well_leaves_its_ranks_as_they_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A report that cannot be made takes no run out of later comparisons; the exit code tells of it."""
+    state = record_of(tmp_path, ranks=2)
+    screen = live(state)
+    outcomes = {rank: Outcome(rank=rank, status="ok") for rank in (0, 1)}
+    settle(state, Verdict(status="ok", outcomes=outcomes), screen)
+    with ending(state, screen, Interrupts(screen.say)):
+        raise KeyError("x")
+
+    facts = run_json(state)
+    assert (facts["status"], facts["exit_code"], state.exit_code) == ("ok", 1, 1)
+    assert facts["reason"] == "internal error: KeyError: 'x'" and "ray-memprof finish" in str(facts["hint"])
+    assert [row["status"] for row in state.rank_rows()] == ["ok", "ok"]
+    assert capsys.readouterr().err.splitlines()[0] == "error: internal error: KeyError: 'x'"
+    assert (state.folder.path / "logs" / "driver.log").exists()
+
+
 def test_the_second_signal_is_no_bug_whatever_compiled_code_makes_of_it(tmp_path: Path) -> None:
     state = record_of(tmp_path)
     screen = live(state)
