@@ -16,7 +16,6 @@ cannot be told apart from each other: where there are both, only their sum is kn
 """
 
 import ctypes
-from collections import Counter
 from typing import Any, NamedTuple
 
 from ray_memprof.recorder.ledger import Ledger, Where
@@ -33,8 +32,11 @@ class _Beside(NamedTuple):
     files: int = 0
     shared: int = 0
 
-    def plus(self, other: "_Beside", sign: int = 1) -> "_Beside":
-        return _Beside(*(one + sign * two for one, two in zip(self, other, strict=True)))
+    def plus(self, other: "_Beside") -> "_Beside":
+        return _Beside(self.private + other.private, self.files + other.files, self.shared + other.shared)
+
+    def minus(self, other: "_Beside") -> "_Beside":
+        return _Beside(self.private - other.private, self.files - other.files, self.shared - other.shared)
 
 
 class HostLedger(Ledger):
@@ -43,18 +45,19 @@ class HostLedger(Ledger):
     def __init__(self) -> None:
         super().__init__()
         self._base: _Beside | None = None
-        self._before = _Beside()
+        self._before, self._tensors = _Beside(), _Beside()
         self._kept = self._of_groups = 0
-        self._booked: Counter[str] = Counter()
+        self._booked: tuple[int, ...] = (0,) * len(_ACCOUNTS)
 
     def state(self) -> tuple[Any, ...]:
         """What restore() needs to undo a booking that was interrupted."""
-        mine = (self._base, self._before, self._kept, self._of_groups, self._booked.copy())
+        mine = (self._base, self._before, self._tensors, self._kept, self._of_groups, self._booked)
         return super().state(), mine
 
     def restore(self, state: tuple[Any, ...]) -> None:
         """Go back to what state() returned."""
-        theirs, (self._base, self._before, self._kept, self._of_groups, self._booked) = state
+        theirs, mine = state
+        self._base, self._before, self._tensors, self._kept, self._of_groups, self._booked = mine
         super().restore(theirs)
 
     def book(
@@ -64,56 +67,51 @@ class HostLedger(Ledger):
         pages = reading.pages
         if pages is None:
             return super().book(reading, where, account=account, nccl=nccl)
-        beside = _beside(reading, pages)
+        tensors = _tensors(reading, pages)
+        beside = _Beside(reading.device_used - pages.files - pages.shared, pages.files, pages.shared).minus(
+            tensors
+        )
+        if beside == self._before and tensors == self._tensors:
+            return []
+        self._tensors = tensors
         name = self._account(where, account)
         if self._base is None:
             self._base, self._before, self._kept = _Beside(), _Beside(), kept_by_malloc()
             name, self._has_context = "context", True
-        grown = beside.plus(self._before, -1)
+        grown = beside.minus(self._before)
         self._before = beside
         if name == "context":
             self._base = self._base.plus(grown)
         elif name == "nccl":
             self._of_groups = max(0, self._of_groups + grown.private)
-        held = self._held_now(beside, self._base, reading, pages)
-        entries = [
-            Entry(reading.t_ns, where.span_id, one, held[one] - self._booked[one])
-            for one in _ACCOUNTS
-            if held[one] != self._booked[one]
+        held = self._held_now(beside, self._base, tensors)
+        before, self._booked = self._booked, held
+        return [
+            Entry(reading.t_ns, where.span_id, name, now - then)
+            for name, now, then in zip(_ACCOUNTS, held, before, strict=True)
+            if now != then
         ]
-        self._booked = held
-        return entries
 
-    def _held_now(self, beside: _Beside, base: _Beside, reading: Reading, pages: Pages) -> Counter[str]:
-        """What each account holds; together exactly what is beside the tensors."""
-        over = beside.plus(base, -1)
+    def _held_now(self, beside: _Beside, base: _Beside, tensors: _Beside) -> tuple[int, ...]:
+        """What each of _ACCOUNTS holds; together exactly what is beside the tensors."""
+        over = beside.minus(base)
         of_groups = max(0, min(self._of_groups, over.private))
         private = over.private - of_groups
         reused = min(max(0, -private), self._kept)
-        tensors = _Beside(
-            reading.allocated - pages.file_tensors - pages.shared_tensors,
-            pages.file_tensors,
-            pages.shared_tensors,
+        absent = -(
+            min(max(0, -private - reused), tensors.private)
+            + min(max(0, -over.files), tensors.files)
+            + min(max(0, -over.shared), tensors.shared)
         )
-        lacking = _Beside(private + reused, over.files, over.shared)
-        absent = sum(-min(max(0, -one), most) for one, most in zip(lacking, tensors, strict=True))
-        held = {
-            "nccl": of_groups,
-            "heap": max(0, private),
-            "files": max(0, over.files),
-            "shared": max(0, over.shared),
-        }
-        # What is left has shrunk since the start.
-        context = sum(beside) - sum(held.values()) - absent
-        return Counter({**held, "absent": absent, "context": context})
+        heap, files, shared = max(0, private), max(0, over.files), max(0, over.shared)
+        # What is left of the start: it may have shrunk.
+        context = beside.private + beside.files + beside.shared - of_groups - heap - files - shared - absent
+        return context, of_groups, heap, files, shared, absent
 
 
-def _beside(reading: Reading, pages: Pages) -> _Beside:
-    private = reading.device_used - pages.files - pages.shared
-    of_tensors = reading.allocated - pages.file_tensors - pages.shared_tensors
-    return _Beside(
-        private - of_tensors, pages.files - pages.file_tensors, pages.shared - pages.shared_tensors
-    )
+def _tensors(reading: Reading, pages: Pages) -> _Beside:
+    private = reading.allocated - pages.file_tensors - pages.shared_tensors
+    return _Beside(private, pages.file_tensors, pages.shared_tensors)
 
 
 class _Mallinfo2(ctypes.Structure):
