@@ -28,8 +28,8 @@ def ls(
     with errors_as_lines():
         from fnmatch import fnmatchcase
 
-        from ray_memprof.query.answers import columns_text
-        from ray_memprof.query.run_table import run_columns
+        from ray_memprof.query.answers import columns_text, terminal_width
+        from ray_memprof.query.run_table import fitting, run_columns
         from ray_memprof.store.find_run import runs_folder
         from ray_memprof.store.run_list import listed_runs
         from ray_memprof.store.whole_file import check_target
@@ -44,9 +44,12 @@ def ls(
         if as_json:
             write_text(json.dumps([one.facts() for one in runs], indent=1) + "\n", out)
         elif not runs:
-            write_text(f"no runs{' of that name' if names else ''} in {folder.absolute()}\n", out)
+            missing = "" if folder.is_dir() else ", for there is no such folder"
+            write_text(f"no runs{' of that name' if names else ''} in {folder.absolute()}{missing}\n", out)
         else:
-            write_text(columns_text(run_columns(runs[:most])) + _more(len(runs) - most), out)
+            width = terminal_width() if out is None else None
+            columns = fitting(run_columns(runs[:most]), width)
+            write_text(columns_text(columns, width) + _more(len(runs) - most), out)
 
 
 def _more(num_left: int) -> str:

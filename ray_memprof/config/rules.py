@@ -20,6 +20,9 @@ from ray_memprof.wording import did_you_mean, profiler_text
 from wan.config import LARGEST_SEED, TASKS
 from wan.options_here import packages_of
 
+ADDRESS = re.compile(r"auto|[^\s/:]+:\d+")
+"""Of a Ray that runs already."""
+
 
 def check(config: RunConfig) -> None:
     """Refuse values that cannot be combined. Raises ConfigError."""
@@ -106,7 +109,7 @@ def _check_ranks(config: RunConfig) -> None:
 
 def _check_ray(config: RunConfig) -> None:
     ray = config.ray
-    if ray.address is not None and not re.fullmatch(r"auto|[^\s/:]+:\d+", ray.address):
+    if ray.address is not None and not ADDRESS.fullmatch(ray.address):
         raise ConfigError(
             f"ray.address {ray.address!r}: must be auto or host:port",
             hint="start the launcher on a node of the cluster; leave ray.address out for a Ray of its own",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray_memprof.config.rules import ADDRESS
 from ray_memprof.driver.watching import Folder, View
 from ray_memprof.errors import ConfigError, StartFailed
 from ray_memprof.installed import need
@@ -101,7 +102,7 @@ def far_run(run: str | None, address: str) -> Iterator[FarFolder]:
         address: of the cluster, HOST:PORT, or auto for that of this node.
 
     Raises:
-        ConfigError: Ray is not installed, or no such run goes on there.
+        ConfigError: it is no such address, Ray is not installed, or no such run goes on there.
         StartFailed: the cluster cannot be reached.
     """
     need(("ray",), "watching a run of another node")
@@ -109,6 +110,12 @@ def far_run(run: str | None, address: str) -> Iterator[FarFolder]:
         raise ConfigError(
             f"--address {_LOCAL} would start a Ray, in which no run is",
             hint="HOST:PORT of a Ray that runs, or auto",
+        )
+    if not ADDRESS.fullmatch(address):
+        # Also ray://...: Ray Client would look for the run from a server of the head node.
+        raise ConfigError(
+            f"the address {address!r} of the Ray that the run has joined must be auto or HOST:PORT",
+            hint="on a node of the cluster: --address auto, or that of its head, HOST:6379 where nothing else was set",
         )
     from ray_memprof.driver.cluster import joined_ray  # imports Ray
 

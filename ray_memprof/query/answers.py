@@ -62,7 +62,7 @@ def write_answer(rows: "pa.Table", form: Form, out: Path | None, *, began_ns: in
         DiskFull: no room for the file.
     """
     if form is Form.TABLE:
-        write_text(table_text(rows, None if out else _width(), began_ns), out)
+        write_text(table_text(rows, None if out else terminal_width(), began_ns), out)
     elif out is not None:
         from ray_memprof.store.whole_file import whole_file
 
@@ -162,7 +162,7 @@ def _finite_array(array: "pa.Array") -> "pa.Array":
     return pa.Array.from_buffers(kind, len(array), own, offset=array.offset, children=[inner])
 
 
-def _width() -> int | None:
+def terminal_width() -> int | None:
     """Columns of the terminal; None: the output is not a terminal, and lines are as long as they need to be."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 

@@ -12,12 +12,14 @@ two readings and two stamps: 40 to 70 us on one GPU, 150 us in a rank of four; a
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ray_memprof.recorder.communicators import Communicators
 from ray_memprof.recorder.flag import Flag
 from ray_memprof.recorder.forks import silent_in_children
 from ray_memprof.recorder.handler_errors import surely
+from ray_memprof.recorder.host_ledger import HostLedger
 from ray_memprof.recorder.ledger import Ledger, Where
 from ray_memprof.recorder.meters.guarded import Guarded
 from ray_memprof.recorder.meters.meter import Meter, Reading
@@ -77,7 +79,8 @@ class Recorder:
         self._rank, self._scribe = rank, scribe
         self._meter = meter if isinstance(meter, Guarded) else Guarded(meter, self._problems)
         self._others, self._others_began = Others(self._meter, share, self.problem), 0
-        self._ledger, self._groups = Ledger(), Communicators(self.problem)
+        self._ledger: Ledger = HostLedger() if meter.source == "cpu" else Ledger()
+        self._groups = Communicators(self.problem)
         self._is_in_collective = False
         self._open = OpenSpans(self.problem)
         self._outbox = Outbox(self._meter)
@@ -328,6 +331,7 @@ class Recorder:
             return
         with self._problems.noting("a sample could not be recorded"), self._lock:
             self._others.note(sample)
+            sample = self._with_books(sample)
             self._outbox.parcel.samples.append(sample)
             if is_whole and not self._ledger.has_context and self._meter.is_on:
                 self._book_context()
@@ -338,6 +342,21 @@ class Recorder:
                 span.note_sample(sample, is_whole=is_whole)
             for span in self._open:
                 span.note_sample(sample, is_whole=is_whole)
+
+    def _with_books(self, sample: Sample) -> Sample:
+        """In a run of the CPU, take the sample anew together with its books: between spans, the heap comes and goes."""
+        pages = None if self._last is None else self._last.pages
+        if pages is None or self._scribe is None or self._is_in_collective:
+            return sample
+        now = self._read(look=self._meter.peek)
+        return replace(
+            sample,
+            t_ns=now.t_ns,
+            device_used_bytes=now.device_used,
+            allocated_bytes=now.allocated,
+            reserved_bytes=now.reserved,
+            host_rss_bytes=now.host_rss,
+        )
 
     def _book_context(self) -> None:
         """Book the context as soon as a sample sees it: later a communicator may have been made on it.

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any
 
 from ray_memprof.report.words import ON_GPU, Words
-from ray_memprof.store.schema import CATEGORIES
+from ray_memprof.store.schema import CATEGORIES, HOST_ACCOUNTS
 from ray_memprof.wording import size_text, unit_of
 
 MOST_RANKS = 16
@@ -23,7 +23,7 @@ MOST_RANKS = 16
 MOST_LINES = 4
 """The most ranks that are lines in the figure of all ranks, if a run has more than MOST_RANKS."""
 TENSORS = (*CATEGORIES, "uncategorised")
-OUTSIDE = ("context", "nccl", "libraries", "others", "unexplained")
+OUTSIDE = ("context", "nccl", "libraries", "others", *HOST_ACCOUNTS, "unexplained")
 ACCOUNTS = (*TENSORS, "cached", *OUTSIDE)
 """The parts of the memory of a device, from the bottom of the figure upwards."""
 SIZE = "%{hovertext} (%{customdata:,d} bytes)"

@@ -23,8 +23,15 @@ from ray_memprof.wording import size_text
 
 def check_removable(run_dir: Path) -> None:
     """Raise ConfigError if the folder is not that of a run that has ended."""
+    try:
+        facts = run_facts(run_dir) or {}
+    except ConfigError as error:  # it may still go on, and nothing says so
+        raise ConfigError(
+            f"{run_dir} is not removed: {error}",
+            hint="if nothing in it is needed, remove the folder yourself",
+        ) from error
     # Any folder may have a folder "tables" in it, and a path leads to any folder.
-    if "run_id" not in (run_facts(run_dir) or {}) and not (run_dir / TABLES_DIR / "runs").is_dir():
+    if "run_id" not in facts and not (run_dir / TABLES_DIR / "runs").is_dir():
         raise ConfigError(
             f"{run_dir} is not removed: it has no {RUN_FILE} that says that it is a run",
             hint="if nothing in it is needed, remove the folder yourself",

@@ -23,7 +23,10 @@ _NAME = pa.dictionary(pa.int32(), pa.string())
 way: Parquet has plain strings."""
 _MEASURED = ("allocated", "reserved", "active")
 
-ACCOUNTS = ("context", "nccl", "libraries", "others")
+HOST_ACCOUNTS = ("heap", "files", "shared", "absent")
+"""Who holds memory of a process beside its tensors; only runs of the CPU have them. `absent` is 0 or less: tensors that
+take no memory."""
+ACCOUNTS = ("context", "nccl", "libraries", "others", *HOST_ACCOUNTS)
 """Who holds device memory outside the allocator. What none of them explains is `unexplained`."""
 HOW_KNOWN = ("own", "growth", "formula", "none")
 """How the bytes of a communicator are known: NCCL's own figure, growth across its calls, a formula that bounds them; or

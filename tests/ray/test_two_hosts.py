@@ -82,6 +82,22 @@ def long(hosts: Hosts) -> dict[str, list[str]]:
     return {"args": ["--steps", "5000", "--marker", str(hosts.folder / "marker")]}
 
 
+def test_a_run_is_watched_from_the_other_host(hosts: Hosts) -> None:
+    """GIVEN a run of host1 WHEN host2, which sees none of its files, watches it THEN it is seen to its end."""
+    script = {"args": ["--steps", "400", "--marker", str(hosts.folder / "marker")]}
+    launcher = hosts.start(1, hosts.launch(script=script))
+    wait_for(hosts, 2)
+    watch = [sys.executable, "-m", "ray_memprof.cli", "watch", "hosts", "--address", f"{NET}.1:6379"]
+    code, seen = hosts.run(2, watch, 180)
+    text, _ = launcher.communicate(timeout=60)
+
+    assert (launcher.returncode, code) == (0, 0), text + seen
+    lines = seen.splitlines()
+    assert any("process memory" in line and "the most of 2" in line for line in lines), seen
+    # The last lines are those of the launcher, and where its report is.
+    assert "hosts: ok, exit 0" in lines and lines[-1] == "on host1, which is not this host", seen
+
+
 def test_ctrl_c_keeps_the_records_of_both(hosts: Hosts) -> None:
     launcher = hosts.start(1, hosts.launch(script=long(hosts)))
     wait_for(hosts, 2)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from ray_memprof.formats.trackers.account import Account, flat
+from ray_memprof.formats.trackers.reach import check_answers
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,12 +30,14 @@ def send_to_mlflow(account: Account) -> str:
     """Make one run of MLflow and end it; returns where its artifacts are.
 
     Raises:
-        Exception: MLflow's own: its server cannot be reached, or its local store lacks packages.
+        ConnectionError: no server answers.
+        Exception: MLflow's own: its server refuses the run, or its local store lacks packages.
     """
     from mlflow import MlflowClient, get_tracking_uri
     from mlflow.entities import Param, RunTag
     from mlflow.entities.run_status import RunStatus
 
+    check_answers(get_tracking_uri())
     client = MlflowClient()
     start_ms = None if account.start_ns is None else account.start_ns // 1_000_000
     run = client.create_run(_experiment_id(client), run_name=account.title, start_time=start_ms)

@@ -6,7 +6,9 @@ Where it goes is what the library says: WANDB_PROJECT, WANDB_ENTITY, WANDB_DIR, 
 `wandb sync` sends later.
 """
 
+from ray_memprof.errors import ConfigError
 from ray_memprof.formats.trackers.account import Account
+from ray_memprof.formats.trackers.reach import check_answers
 
 PROJECT = "ray-memprof"
 """Where WANDB_PROJECT names none."""
@@ -17,12 +19,22 @@ def send_to_wandb(account: Account) -> str:
     """Make one run of wandb and end it; returns where it is: an address, or a folder if it is offline.
 
     Raises:
-        Exception: wandb's own: it is not logged in, or its server cannot be reached.
+        ConfigError: wandb is switched off.
+        ConnectionError: no server answers.
+        Exception: wandb's own: it is not logged in, or its server refuses the run.
     """
     import wandb
 
+    given = wandb.setup().settings
+    if given.mode == "disabled":
+        raise ConfigError(
+            f"{account.title} was not sent to wandb, which is switched off (mode: disabled)",
+            hint="unset WANDB_MODE, or set WANDB_MODE=offline",
+        )
+    if given.mode not in ("offline", "dryrun"):
+        check_answers(given.base_url)
     run = wandb.init(
-        project=wandb.setup().settings.project or PROJECT,
+        project=given.project or PROJECT,
         name=account.title,
         job_type=account.facts.get("workload"),
         notes=account.findings,

@@ -4,16 +4,18 @@ A storage counts from the operation that made it until it is freed, with its exa
 thread that calls start(), in backward passes that it runs, and on threads of Python's threading that are started after
 it; what these threads make belongs to the span that is open on the first thread. Operations of other threads are not
 seen: those of threads that were there before, and of threads that C++ starts. Memory that torch did not make (a NumPy
-array, a mapped file) is not counted. A buffer that one operation makes and frees inside itself is not seen.
+array) is no tensor: the ledger of the process has it (host_ledger.py). A buffer that one operation makes and frees
+inside itself is not seen.
 """
 
 import sys
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch._compile import _disable_dynamo
@@ -23,12 +25,16 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from ray_memprof.recorder.after_import import after_import
 from ray_memprof.recorder.clock import Clock
 from ray_memprof.recorder.forks import silent_in_children
-from ray_memprof.recorder.meters.meter import Batch, HostRss, Reading
+from ray_memprof.recorder.meters.mapped_files import MappedFiles
+from ray_memprof.recorder.meters.meter import Batch, HostPages, Pages, Reading
 from ray_memprof.recorder.meters.tensors import tensors_of
 from ray_memprof.recorder.replacements import Replacements
 
 _BETWEEN = (__file__, f"{torch.__path__[0]}/_compile.py", f"{torch.__path__[0]}/_dynamo/")
 """Files whose frames lie between an operation and the meter: no part of the program's stack."""
+
+_Kind = Literal["file_tensors", "shared_tensors"]
+"""Fields of Pages."""
 
 
 def _storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
@@ -109,7 +115,9 @@ class HostMeter:
         self._stamp = "0"
         # Storages may be freed by the garbage collector, inside any line of this thread or another one.
         self._lock = threading.RLock()
-        self._host_rss = HostRss()
+        self._host_pages, self._files = HostPages(), MappedFiles()
+        self._of_kind: Counter[_Kind] = Counter()
+        self._kinds: dict[int, _Kind] = {}
         self._operations: _Operations | None = None
         self._replaced, self._guarded = Replacements(), ExitStack()
         self._frames: dict[tuple[Any, int], dict[str, Any]] = {}
@@ -129,6 +137,9 @@ class HostMeter:
         self.is_counting = True
         self._guarded.enter_context(after_import("torch._dynamo", _guard))
         self._replaced.put(torch.UntypedStorage, "resize_", self._resized())
+        hearing = self._files.hearing(torch.UntypedStorage.from_file)
+        self._replaced.put(torch.UntypedStorage, "from_file", hearing)
+        self._replaced.put(torch.UntypedStorage, "share_memory_", self._shared())
         self._replaced.put(threading.Thread, "start", self._hearing(threading.Thread.start))
         self._operations = _Operations(self)
         self._operations.__enter__()  # type: ignore[no-untyped-call]
@@ -174,6 +185,26 @@ class HostMeter:
 
         return resize_
 
+    def _shared(self) -> Any:
+        """A storage that is counted moves into shared memory, which is no operation either."""
+        share, meter = torch.UntypedStorage.share_memory_, self
+
+        def share_memory_(storage: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
+            result = share(storage, *args, **kwargs)
+            number = meter._numbers.get(storage)
+            if number is not None:
+                meter._moved(number, storage)
+            return result
+
+        return share_memory_
+
+    def _moved(self, number: int, storage: torch.UntypedStorage) -> None:
+        """A storage lies in shared memory from now on."""
+        with self._lock:
+            if number not in self._kinds and storage.is_shared():
+                self._kinds[number] = "shared_tensors"
+                self._of_kind["shared_tensors"] += self._sizes.get(number, 0)
+
     def count(self, result: Any, known: set[int]) -> None:
         """Count the storages of an operation's result that are none of those `known` from its arguments."""
         for tensor in tensors_of((result,)):
@@ -189,9 +220,17 @@ class HostMeter:
             if number is None:
                 self._num_allocs += 1
                 number = self._numbers[storage] = self._num_allocs
+                if self.source == "cpu" and (kind := self._kind(storage)) is not None:
+                    self._kinds[number] = kind
                 # What lives until the process ends is not freed before.
                 weakref.finalize(storage, self._change, number, 0).atexit = False
         self._change(number, storage.nbytes())
+
+    def _kind(self, storage: torch.UntypedStorage) -> "_Kind | None":
+        """In which kind of memory a storage lies; None: private memory."""
+        if self._files.holds(storage):
+            return "file_tensors"
+        return "shared_tensors" if storage.is_shared() else None
 
     def _change(self, number: int, size: int) -> None:
         """Storage `number` now has `size` bytes; 0: it is gone."""
@@ -201,8 +240,12 @@ class HostMeter:
             before = self._sizes.get(number, 0)
             if before == size:
                 return
+            if (kind := self._kinds.get(number)) is not None:
+                self._of_kind[kind] += size - before
             if before:
                 del self._sizes[number]
+                if not size:
+                    self._kinds.pop(number, None)
                 self._allocated -= before
                 self._note("free_requested", number, before)
                 self._note("free_completed", number, before)
@@ -255,11 +298,14 @@ class HostMeter:
 
     def peek(self) -> Reading:
         """As read(); no peak begins anew."""
-        host_rss = self._host_rss.read()
+        host_rss, pages = self._host_pages.read()
         with self._lock:
+            if pages is not None:
+                of_kind = self._of_kind
+                pages = Pages(pages.files, pages.shared, of_kind["file_tensors"], of_kind["shared_tensors"])
             live, peak = self._allocated, -1 if self.has_events else self._peak
             now, num_allocs = self._clock.now_ns(), self._num_allocs
-        return Reading(now, live, live, live, host_rss, host_rss, peak, peak, peak, num_allocs, 0, 0)
+        return Reading(now, live, live, live, host_rss, host_rss, peak, peak, peak, num_allocs, 0, 0, pages)
 
     def peaks(self) -> tuple[int, int]:
         """Most live bytes since the meter began, for allocated and reserved alike."""

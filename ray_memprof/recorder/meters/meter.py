@@ -5,9 +5,10 @@ drained in batches. Fake tensors go through the host meter, so that a prediction
 """
 
 import os
+import re
 import weakref
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ray_memprof.recorder.clock import WallTimes
 
@@ -15,7 +16,21 @@ PEAK_RESETS = ("_cuda_resetPeakMemoryStats", "_accelerator_resetPeakStats")
 """Functions of torch._C: every way to reset the allocator's peaks ends in one of them."""
 COUNT_RESETS = ("_cuda_resetAccumulatedMemoryStats", "_accelerator_resetAccumulatedStats")
 """The same for the numbers of allocations."""
+_PAGES = re.compile(rb"RssAnon:\s*(\d+) kB\s+RssFile:\s*(\d+) kB\s+RssShmem:\s*(\d+) kB")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Pages(NamedTuple):
+    """Resident memory of a process by kind, and tensors by the kind of theirs, in bytes; the rest is private."""
+
+    files: int
+    """Pages of mapped files."""
+    shared: int
+    """Shared memory."""
+    file_tensors: int = 0
+    """Tensors in mapped files, whether their pages are in memory or not."""
+    shared_tensors: int = 0
+    """Tensors in shared memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +50,8 @@ class Reading:
     num_allocs: int
     num_segments: int
     num_retries: int
+    pages: Pages | None = None
+    """Of host memory that is measured; None: of a device, or the kernel does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +86,27 @@ class HostRss:
     def read(self) -> int:
         """Bytes of this moment."""
         return int(os.pread(self._statm, 64, 0).split(None, 2)[1]) * _PAGE_BYTES
+
+
+class HostPages:
+    """Resident memory of this process by kind, in 4 us; as HostRss, where a sandbox does not tell kinds."""
+
+    def __init__(self) -> None:
+        self._status = os.open("/proc/self/status", os.O_RDONLY)
+        weakref.finalize(self, os.close, self._status).atexit = False
+        self._rss = None if self._kinds() else HostRss()
+
+    def _kinds(self) -> "re.Match[bytes] | None":
+        return _PAGES.search(os.pread(self._status, 4096, 0))
+
+    def read(self) -> tuple[int, Pages | None]:
+        """Bytes of this moment: all, and those by kind; None: not told."""
+        if self._rss is not None:
+            return self._rss.read(), None
+        found = self._kinds()
+        assert found is not None, "it was told before"
+        private, files, shared = (int(one) * 1024 for one in found.groups())
+        return private + files + shared, Pages(files, shared)
 
 
 class Meter(Protocol):

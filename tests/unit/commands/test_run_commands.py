@@ -72,6 +72,8 @@ def lines(*arguments: object) -> list[str]:
 def test_there_are_no_runs(tmp_path: Path) -> None:
     assert lines("ls", "--output-dir", tmp_path) == [f"no runs in {tmp_path}"]
     assert lines("ls", "--output-dir", tmp_path, "--json") == ["[]"]
+    nowhere = tmp_path / "nowhere"
+    assert lines("ls", "--output-dir", nowhere) == [f"no runs in {nowhere}, for there is no such folder"]
 
 
 def test_runs_are_listed_the_newest_first(logs: Path) -> None:
@@ -94,6 +96,24 @@ def test_runs_are_listed_the_newest_first(logs: Path) -> None:
         ("base", OLD, "1970-01-01", "ok", "1"),
     ]
     assert [row[-4:-2] for row in rows] == [["120", "MiB"], ["100", "MiB"]]
+
+
+@pytest.mark.parametrize(
+    ("width", "names"),
+    [
+        (120, "name run when age status ranks device used allocated on disk"),
+        (80, "name run age status ranks device used"),
+        (60, "name run status device used"),
+        (40, "name run status"),
+    ],
+)
+def test_a_narrow_terminal_has_a_line_for_each_run(
+    logs: Path, monkeypatch: pytest.MonkeyPatch, width: int, names: str
+) -> None:
+    monkeypatch.setattr("ray_memprof.query.answers.terminal_width", lambda: width)
+    head, _, *rows = lines("ls")
+    assert head.split() == names.split()
+    assert len(rows) == 2 and all(len(row) <= width for row in rows)
 
 
 def test_only_some_runs_are_listed_and_the_rest_is_told(logs: Path) -> None:
@@ -226,6 +246,18 @@ def test_no_run_is_removed_if_one_goes_on(logs: Path) -> None:
     assert result.exit_code == 2
     assert result.stderr.startswith("error: live/20260103-000000-cccc is not removed: running, step 2")
     assert sorted(one.name for one in logs.iterdir()) == ["base", "live", "wide"]
+
+
+def test_a_run_whose_facts_cannot_be_read_is_left_to_the_user(logs: Path) -> None:
+    broken = logs / "broken" / "20260103-000000-cccc"
+    (broken / "tables").mkdir(parents=True)
+    (broken / "run.json").write_text("{garbage")
+    result = call("rm", "broken")
+    assert result.exit_code == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith(f"error: {broken} is not removed: {broken / 'run.json'} cannot be read: ")
+    assert hint == "hint: if nothing in it is needed, remove the folder yourself"
+    assert broken.is_dir()
 
 
 def test_a_file_of_a_run_does_not_stand_for_all_of_it(logs: Path) -> None:

@@ -247,6 +247,16 @@ def test_no_ray_is_started_to_look_for_a_run(tmp_path: Path) -> None:
     assert error == "error: --address local would start a Ray, in which no run is"
 
 
+@pytest.mark.parametrize("address", ["ray://10.0.0.1:10001", "http://head:6379", "head", "head:x"])
+def test_an_address_that_is_none_of_a_ray_is_refused_before_it_is_tried(tmp_path: Path, address: str) -> None:
+    told = [
+        f"error: the address '{address}' of the Ray that the run has joined must be auto or HOST:PORT",
+        "hint: on a node of the cluster: --address auto, or that of its head, HOST:6379 where nothing else was set",
+    ]
+    assert watched_over_ray(tmp_path, "--address", address) == (2, told)
+    assert watched_over_ray(tmp_path, RAY_ADDRESS=address) == (2, told)
+
+
 def test_without_ray_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray_memprof.installed.find_spec", lambda name: None)
     code, errors = watched_over_ray(tmp_path, "--address", "127.0.0.1:1")

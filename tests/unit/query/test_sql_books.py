@@ -51,17 +51,17 @@ def test_books(run_dir: Path) -> None:
     assert names == [
         *("rank", "t_ns", "span_id", "stage", "path", "edge", "device_used_bytes", "active_bytes"),
         *("cached_bytes", "context_bytes", "nccl_bytes", "libraries_bytes", "others_bytes"),
-        "unexplained_bytes",
+        *("heap_bytes", "files_bytes", "shared_bytes", "absent_bytes", "unexplained_bytes"),
     ]
     assert answer(run_dir, "books") == [
-        (0, 10, 1, "device.init", "device.init", "start", 2, 0, 0, 0, 0, 0, 0, 2),
-        (0, 20, 1, "device.init", "device.init", "end", 60, 0, 0, 50, 0, 0, 7, 3),
-        (0, 30, 2, "denoise", "denoise", "start", 111, 5, 5, 50, 40, 0, 7, 4),
-        (0, 90, 2, "denoise", "denoise", "end", 245, 20, 80, 50, 70, 6, 7, 12),
-        (0, 95, 3, "decode", "decode", "start", 245, 20, 80, 50, 70, 6, 7, 12),
-        (0, 99, 3, "decode", "decode", "end", 150, 20, 10, 50, 40, 6, 7, 17),
-        (1, 0, 1, "denoise", "denoise", "start", 0, 0, 0, 0, 0, 0, 0, 0),
-        (1, 1, 1, "denoise", "denoise", "end", 0, 0, 0, 0, 0, 0, 0, 0),
+        (0, 10, 1, "device.init", "device.init", "start", 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2),
+        (0, 20, 1, "device.init", "device.init", "end", 60, 0, 0, 50, 0, 0, 7, 0, 0, 0, 0, 3),
+        (0, 30, 2, "denoise", "denoise", "start", 111, 5, 5, 50, 40, 0, 7, 0, 0, 0, 0, 4),
+        (0, 90, 2, "denoise", "denoise", "end", 245, 20, 80, 50, 70, 6, 7, 0, 0, 0, 0, 12),
+        (0, 95, 3, "decode", "decode", "start", 245, 20, 80, 50, 70, 6, 7, 0, 0, 0, 0, 12),
+        (0, 99, 3, "decode", "decode", "end", 150, 20, 10, 50, 40, 6, 7, 0, 0, 0, 0, 17),
+        (1, 0, 1, "denoise", "denoise", "start", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+        (1, 1, 1, "denoise", "denoise", "end", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
     ]
     rows = answer(run_dir, "books")
     assert [sum(row[7:]) for row in rows] == [row[6] for row in rows]
@@ -296,3 +296,33 @@ def test_memory_events_leave_out_what_is_inside_a_network(tmp_path: Path) -> Non
         (*step, "denoise", "start", True, 50, 0, 0, 7, 10, 13, *none),
         (*step, "denoise", "end", True, 60, 0, 0, 8, 11, 14, 0, 0, 9, 12, 0, True),
     ]
+
+
+def test_books_of_a_process_tell_heap_files_and_shared_memory(tmp_path: Path) -> None:
+    """GIVEN a run of the CPU: WHEN it is fullest inside its only span THEN the sample there has its own books."""
+    spans = [span(1, "script", (0, 100), active=(0, 9, 40), reserved=(0, 9, 40), device_used=(50, 60, 130))]
+    sample = blank("samples", t_ns=50, device_used_bytes=130, allocated_bytes=40, reserved_bytes=40)
+    ledger = [
+        entry(0, "context", 50),
+        *(
+            entry(50, name, size)
+            for name, size in {"heap": 30, "files": 12, "shared": 3, "absent": -5}.items()
+        ),
+    ]
+    tables = {"spans": spans, "samples": [sample], "ledger": ledger}
+    make_ranks(make_run(tmp_path, {0: tables}), {}, source="cpu")
+    rows = answer(tmp_path, "books_at_peak")
+    assert [(row[3], row[4]) for row in rows if row[4]] == [
+        *(("active", 40), ("context", 50), ("heap", 30), ("files", 12), ("shared", 3), ("absent", -5)),
+    ]
+    assert sum(row[4] for row in rows) == 130
+    peaks = {row[3]: row[4] for row in answer(tmp_path, "account_peaks") if row[1] is None}
+    # At boundaries of spans: the end has the books of the sample still.
+    assert {name: peaks[name] for name in ("heap", "files", "shared")} == {
+        "heap": 30,
+        "files": 12,
+        "shared": 3,
+    }
+    names = columns(tmp_path, "timeline_by_account")
+    heaps = [row[names.index("heap_bytes")] for row in answer(tmp_path, "timeline_by_account")]
+    assert max(heaps) == 30

@@ -90,7 +90,7 @@ ANSWERS = {
         ],
         "timeline_spread": [(t_ns - 5, t_ns, 2, 9 * t_ns, 9 * t_ns, 0) for t_ns in (5, 25, 55)],
         "timeline_by_account": [
-            (rank, t_ns - 5, t_ns, True, t_ns, *[0] * 11, t_ns, 0, *[0] * 4, 8 * t_ns)
+            (rank, t_ns - 5, t_ns, True, t_ns, *[0] * 11, t_ns, 0, *[0] * 8, 8 * t_ns)
             for rank in (0, 1)
             for t_ns in (5, 25, 55)
         ],

@@ -10,7 +10,7 @@ import pytest
 from run_tables import Row, answer, blank, columns, event, make_ranks, make_run, span
 
 from ray_memprof.query.database import query
-from ray_memprof.store.schema import CATEGORIES
+from ray_memprof.store.schema import CATEGORIES, HOST_ACCOUNTS
 
 
 def wide(rows: list[tuple[Any, ...]], at: int) -> list[tuple[Any, ...]]:
@@ -281,18 +281,18 @@ def test_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Pat
         blank("ledger", t_ns=399, account="nccl", bytes=3),
     ]
     make_run(tmp_path, {0: {"spans": spans, "allocs": events, "ledger": book}})
-    outside = ("context", "nccl", "libraries", "others", "unexplained")
+    outside = ("context", "nccl", "libraries", "others", *HOST_ACCOUNTS, "unexplained")
     assert columns(tmp_path, "timeline_by_account") == [
         *("rank", "slice", "t_ns", "is_peak", "active_bytes"),
         *(f"{account}_bytes" for account in (*CATEGORIES, "uncategorised", "cached", *outside)),
     ]
-    nothing = (0, 0, 0, 0, 0)
+    nothing, no = (0, 0, 0, 0, 0), (0, 0, 0, 0)
     assert answer(tmp_path, "timeline_by_account") == [*wide([
-        (0, 0, 0, False, 0, 0, 0, *nothing, 0, 0, 7, 0, 0, 0, 0),
-        (0, 10, 10, True, 12, 4, 8, *nothing, 0, 8, 7, 0, 0, 0, 0),
-        (0, 10, 10, False, 2, 2, 0, *nothing, 0, 18, 7, 0, 0, 0, 0),
-        (0, 20, 20, True, 3, 2, 0, *nothing, 1, 17, 7, 0, 0, 0, 0),
-        (0, 399, 399, False, 3, 2, 0, *nothing, 1, 17, 7, 3, 0, 0, -3),
+        (0, 0, 0, False, 0, 0, 0, *nothing, 0, 0, 7, 0, 0, 0, *no, 0),
+        (0, 10, 10, True, 12, 4, 8, *nothing, 0, 8, 7, 0, 0, 0, *no, 0),
+        (0, 10, 10, False, 2, 2, 0, *nothing, 0, 18, 7, 0, 0, 0, *no, 0),
+        (0, 20, 20, True, 3, 2, 0, *nothing, 1, 17, 7, 0, 0, 0, *no, 0),
+        (0, 399, 399, False, 3, 2, 0, *nothing, 1, 17, 7, 3, 0, 0, *no, -3),
     ], 5)]  # fmt: skip
 
 

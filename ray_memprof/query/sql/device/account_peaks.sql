@@ -6,7 +6,8 @@
 --   place       of the stage among those of the rank, from 1; 0: the whole run
 --   account     allocated, reserved or device_used, without what other
 --               processes held; context, nccl or libraries, at boundaries of
---               spans
+--               spans; of a process also heap, files and shared, where they are
+--               not 0
 --   bytes       the most that was seen
 --   most_bytes  it was no more than this; more than bytes only for device_used,
 --               which is seen at boundaries of spans and by samples
@@ -17,6 +18,9 @@ WITH held AS (
         MAX(context_bytes) AS context_bytes,
         MAX(nccl_bytes) AS nccl_bytes,
         MAX(libraries_bytes) AS libraries_bytes,
+        MAX(heap_bytes) AS heap_bytes,
+        MAX(files_bytes) AS files_bytes,
+        MAX(shared_bytes) AS shared_bytes,
         -- Both boundaries saw so much of others at least.
         MIN(others_bytes) AS others_bytes
     FROM books
@@ -36,7 +40,10 @@ stages AS (
             AS device_used_bound,
         MAX(held.context_bytes) AS context,
         MAX(held.nccl_bytes) AS nccl,
-        MAX(held.libraries_bytes) AS libraries
+        MAX(held.libraries_bytes) AS libraries,
+        NULLIF(MAX(held.heap_bytes), 0) AS heap,
+        NULLIF(MAX(held.files_bytes), 0) AS files,
+        NULLIF(MAX(held.shared_bytes), 0) AS shared
     FROM spans
     INNER JOIN held
         ON spans.rank = held.rank AND spans.span_id = held.span_id
@@ -55,7 +62,10 @@ wide AS (
         device_used_bound,
         context,
         nccl,
-        libraries
+        libraries,
+        heap,
+        files,
+        shared
     FROM stages
     UNION ALL
     SELECT
@@ -68,7 +78,10 @@ wide AS (
         MAX(device_used_bound) AS device_used_bound,
         MAX(context) AS context,
         MAX(nccl) AS nccl,
-        MAX(libraries) AS libraries
+        MAX(libraries) AS libraries,
+        MAX(heap) AS heap,
+        MAX(files) AS files,
+        MAX(shared) AS shared
     FROM stages
     GROUP BY rank
 )
@@ -87,7 +100,15 @@ SELECT
 FROM wide
 UNPIVOT (
     bytes FOR account IN (
-        allocated, reserved, device_used, context, nccl, libraries
+        allocated,
+        reserved,
+        device_used,
+        context,
+        nccl,
+        libraries,
+        heap,
+        files,
+        shared
     )
 )
 ORDER BY
@@ -96,7 +117,7 @@ ORDER BY
     LIST_POSITION(
         [
             'allocated', 'reserved', 'device_used', 'context', 'nccl',
-            'libraries'
+            'libraries', 'heap', 'files', 'shared'
         ],
         account
     )

@@ -13,7 +13,12 @@
 --   nccl_bytes           NCCL's buffers
 --   libraries_bytes      cuDNN, cuBLAS and others
 --   others_bytes         other processes on the same device
---   unexplained_bytes    device_used - reserved - the four above
+--   heap_bytes           of a process: private memory that is no tensor, nor
+--                        of the process at its start (context)
+--   files_bytes          of a process: mapped files
+--   shared_bytes         of a process: shared memory
+--   absent_bytes         of a process, 0 or less: tensors that take no memory
+--   unexplained_bytes    device_used - reserved - the eight above
 WITH running AS (
     -- RANGE, because changes at the same moment count together.
     SELECT
@@ -24,7 +29,11 @@ WITH running AS (
         SUM(bytes) FILTER (WHERE account = 'nccl') OVER upto AS nccl_bytes,
         SUM(bytes) FILTER (WHERE account = 'libraries') OVER upto
             AS libraries_bytes,
-        SUM(bytes) FILTER (WHERE account = 'others') OVER upto AS others_bytes
+        SUM(bytes) FILTER (WHERE account = 'others') OVER upto AS others_bytes,
+        SUM(bytes) FILTER (WHERE account = 'heap') OVER upto AS heap_bytes,
+        SUM(bytes) FILTER (WHERE account = 'files') OVER upto AS files_bytes,
+        SUM(bytes) FILTER (WHERE account = 'shared') OVER upto AS shared_bytes,
+        SUM(bytes) FILTER (WHERE account = 'absent') OVER upto AS absent_bytes
     FROM ledger
     WINDOW upto AS (
         PARTITION BY rank ORDER BY t_ns
@@ -39,7 +48,11 @@ accounts AS (
         COALESCE(context_bytes, 0)::BIGINT AS context_bytes,
         COALESCE(nccl_bytes, 0)::BIGINT AS nccl_bytes,
         COALESCE(libraries_bytes, 0)::BIGINT AS libraries_bytes,
-        COALESCE(others_bytes, 0)::BIGINT AS others_bytes
+        COALESCE(others_bytes, 0)::BIGINT AS others_bytes,
+        COALESCE(heap_bytes, 0)::BIGINT AS heap_bytes,
+        COALESCE(files_bytes, 0)::BIGINT AS files_bytes,
+        COALESCE(shared_bytes, 0)::BIGINT AS shared_bytes,
+        COALESCE(absent_bytes, 0)::BIGINT AS absent_bytes
     FROM running
 ),
 
@@ -95,12 +108,20 @@ SELECT
     COALESCE(accounts.nccl_bytes, 0) AS nccl_bytes,
     COALESCE(accounts.libraries_bytes, 0) AS libraries_bytes,
     COALESCE(accounts.others_bytes, 0) AS others_bytes,
+    COALESCE(accounts.heap_bytes, 0) AS heap_bytes,
+    COALESCE(accounts.files_bytes, 0) AS files_bytes,
+    COALESCE(accounts.shared_bytes, 0) AS shared_bytes,
+    COALESCE(accounts.absent_bytes, 0) AS absent_bytes,
     boundaries.device_used_bytes
         - boundaries.reserved_bytes
         - COALESCE(accounts.context_bytes, 0)
         - COALESCE(accounts.nccl_bytes, 0)
         - COALESCE(accounts.libraries_bytes, 0)
-        - COALESCE(accounts.others_bytes, 0) AS unexplained_bytes
+        - COALESCE(accounts.others_bytes, 0)
+        - COALESCE(accounts.heap_bytes, 0)
+        - COALESCE(accounts.files_bytes, 0)
+        - COALESCE(accounts.shared_bytes, 0)
+        - COALESCE(accounts.absent_bytes, 0) AS unexplained_bytes
 FROM boundaries
 ASOF LEFT JOIN accounts
     ON boundaries.rank = accounts.rank AND boundaries.t_ns >= accounts.t_ns

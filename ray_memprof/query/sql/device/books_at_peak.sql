@@ -8,7 +8,8 @@
 --   path               innermost span at that moment; null: none
 --   account            active, cached (the allocator holds it, and could give
 --                      it back), context, nccl, libraries, others or
---                      unexplained
+--                      unexplained; of a process also heap, files, shared and
+--                      absent (see books), where they are not 0
 --   bytes              held by the account
 --   share_fraction     of device_used; null where that is 0
 --   device_used_bytes  in use on the device by anybody
@@ -31,6 +32,10 @@ WITH measured AS (
         nccl_bytes,
         libraries_bytes,
         others_bytes,
+        heap_bytes,
+        files_bytes,
+        shared_bytes,
+        absent_bytes,
         unexplained_bytes,
         device_used_bytes = MAX(device_used_bytes) OVER (PARTITION BY rank)
             AS is_full,
@@ -88,6 +93,10 @@ full_moments AS (
         measured.nccl_bytes,
         measured.libraries_bytes,
         measured.others_bytes,
+        measured.heap_bytes,
+        measured.files_bytes,
+        measured.shared_bytes,
+        measured.absent_bytes,
         measured.before_ns,
         measured.after_ns
     FROM measured
@@ -108,8 +117,13 @@ outside AS (
         nccl_bytes,
         libraries_bytes,
         others_bytes,
+        heap_bytes,
+        files_bytes,
+        shared_bytes,
+        absent_bytes,
         device_used_bytes - reserved_bytes - context_bytes - nccl_bytes
-            - libraries_bytes - others_bytes AS unexplained_bytes
+            - libraries_bytes - others_bytes - heap_bytes - files_bytes
+            - shared_bytes - absent_bytes AS unexplained_bytes
     FROM full_moments
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY rank, reserved_bytes
@@ -363,6 +377,10 @@ fullest AS (
         outside.nccl_bytes AS nccl,
         outside.libraries_bytes AS libraries,
         outside.others_bytes AS others,
+        outside.heap_bytes AS heap,
+        outside.files_bytes AS files,
+        outside.shared_bytes AS shared,
+        outside.absent_bytes AS absent,
         outside.unexplained_bytes AS unexplained
     FROM candidates
     INNER JOIN outside
@@ -407,7 +425,18 @@ unsure AS (
 
 accounts AS (
     UNPIVOT fullest
-    ON active, cached, context, nccl, libraries, others, unexplained
+    ON
+        active,
+        cached,
+        context,
+        nccl,
+        libraries,
+        others,
+        heap,
+        files,
+        shared,
+        absent,
+        unexplained
     INTO NAME account VALUE bytes
 )
 
@@ -431,12 +460,16 @@ SELECT
 FROM accounts
 LEFT JOIN placed_samples ON accounts.rank = placed_samples.rank
 LEFT JOIN unsure ON accounts.rank = unsure.rank
+-- A device has no such accounts.
+WHERE
+    accounts.bytes != 0
+    OR accounts.account NOT IN ('heap', 'files', 'shared', 'absent')
 ORDER BY
     accounts.rank,
     LIST_POSITION(
         [
             'active', 'cached', 'context', 'nccl', 'libraries', 'others',
-            'unexplained'
+            'heap', 'files', 'shared', 'absent', 'unexplained'
         ],
         accounts.account
     )

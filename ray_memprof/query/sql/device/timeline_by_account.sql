@@ -16,9 +16,11 @@
 --                        for; without events all of active
 --   cached_bytes         reserved - active: the allocator holds it, and could
 --                        give it back
---   context_bytes, nccl_bytes, libraries_bytes, others_bytes, unexplained_bytes
+--   context_bytes, nccl_bytes, libraries_bytes, others_bytes, heap_bytes,
+--   files_bytes, shared_bytes, absent_bytes, unexplained_bytes
 --                        outside the allocator, at the last boundary of a span
--- For a rank without spans, samples take the place of span boundaries.
+-- For a rank without spans, samples take the place of span boundaries. In a run
+-- of the CPU, samples have books of their own and count like boundaries.
 WITH from_events AS (
     SELECT
         rank,
@@ -123,13 +125,19 @@ from_spans AS (
     FROM placed
 ),
 
+-- Ranks with books at the boundaries of spans only.
+bounded AS (
+    SELECT DISTINCT rank FROM spans
+    WHERE NOT EXISTS (SELECT 1 FROM runs WHERE source = 'cpu')
+),
+
 edges AS (
     SELECT rank, start_ns AS t_ns FROM spans
     UNION ALL
     SELECT rank, end_ns FROM spans
     UNION ALL
     SELECT rank, t_ns FROM samples
-    WHERE rank NOT IN (SELECT spans.rank FROM spans)
+    WHERE rank NOT IN (SELECT bounded.rank FROM bounded)
 ),
 
 -- Memory outside the allocator may still change after a slice's last event.
@@ -244,10 +252,14 @@ accounts AS (
         nccl_bytes,
         libraries_bytes,
         others_bytes,
+        heap_bytes,
+        files_bytes,
+        shared_bytes,
+        absent_bytes,
         unexplained_bytes
     FROM books
     WHERE
-        (edge != 'sample' OR rank NOT IN (SELECT spans.rank FROM spans))
+        (edge != 'sample' OR rank NOT IN (SELECT bounded.rank FROM bounded))
         AND (rank, t_ns) IN (SELECT (rank, booked_ns) FROM booked)
     QUALIFY ROW_NUMBER() OVER (
         PARTITION BY rank, t_ns ORDER BY span_id DESC, edge
@@ -288,6 +300,10 @@ SELECT
     COALESCE(accounts.nccl_bytes, 0) AS nccl_bytes,
     COALESCE(accounts.libraries_bytes, 0) AS libraries_bytes,
     COALESCE(accounts.others_bytes, 0) AS others_bytes,
+    COALESCE(accounts.heap_bytes, 0) AS heap_bytes,
+    COALESCE(accounts.files_bytes, 0) AS files_bytes,
+    COALESCE(accounts.shared_bytes, 0) AS shared_bytes,
+    COALESCE(accounts.absent_bytes, 0) AS absent_bytes,
     COALESCE(accounts.unexplained_bytes, 0) AS unexplained_bytes
 FROM booked
 LEFT JOIN accounts
