@@ -46,11 +46,14 @@ class MappedFiles:
 
 
 def _is_file(address: int) -> bool:
-    """Whether a file is mapped at an address."""
-    with open("/proc/self/maps", "rb") as maps:
-        for line in maps:
-            fields = line.split(None, 5)
-            start, _, end = fields[0].partition(b"-")
-            if int(start, 16) <= address < int(end, 16):
-                return int(fields[4]) != 0  # the inode; anonymous memory has none
+    """Whether a file is mapped at an address, as far as the kernel tells."""
+    try:
+        with open("/proc/self/maps", "rb") as maps:
+            for line in maps:
+                fields = line.split(None, 5)
+                start, _, end = fields[0].partition(b"-")
+                if int(start, 16) <= address < int(end, 16):
+                    return int(fields[4]) != 0  # the inode; anonymous memory has none
+    except OSError:  # the program has no file descriptor left, say, and must not hear of it from here
+        return True
     return False

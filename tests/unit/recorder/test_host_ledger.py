@@ -1,5 +1,6 @@
 """Every byte of a process has an account: by the kind of its page, and whether it is a tensor."""
 
+import errno
 import mmap
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ray_memprof.recorder import host_ledger
 from ray_memprof.recorder.host_ledger import HostLedger
 from ray_memprof.recorder.ledger import Where
 from ray_memprof.recorder.meters.host import HostMeter
+from ray_memprof.recorder.meters.mapped_files import MappedFiles
 from ray_memprof.recorder.meters.meter import Pages, Reading
 
 MIB = 1 << 20
@@ -227,3 +229,19 @@ def test_anonymous_mappings_are_heap(process: Process) -> None:
         memory.write(b"x" * (20 * MIB))
         only(process, heap=20)
     only(process)
+
+
+def test_a_program_without_file_descriptors_hears_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(4096))
+    files = MappedFiles()
+    storage = files.hearing(torch.UntypedStorage.from_file).__func__(str(path), False, 4096)
+    assert files.holds(storage)
+
+    def none_left(*args: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("builtins.open", none_left)
+    assert files.holds(storage)
