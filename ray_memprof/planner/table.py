@@ -93,7 +93,7 @@ def _nearest_lines(plan: Plan) -> list[str]:
     if nearest.cured is not None:
         settings = [f"{KEY_OF[name]}: {_yaml(getattr(nearest.cured, name))}" for name in nearest.cure]
         lines.append(f"  it would fit with {', '.join(settings)} (by its estimate)")
-    elif not plan.rows and not plan.asked.allows_inexact:
+    elif not plan.rows and nearest.misses_by_bytes and not plan.asked.allows_inexact:
         lines.append("  --inexact tries weights and products in fp8, which change the result")
     return lines
 
