@@ -241,6 +241,7 @@ class _Open:
 _STAGE_OF: dict[str, Stage] = {
     "encode.text": "text",
     "load.dit": "denoise",
+    "residency.onload": "denoise",  # those of other networks are in their stages
     "denoise": "denoise",
     "decode": "decode",
 }

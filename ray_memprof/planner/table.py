@@ -2,7 +2,7 @@
 
 text_of(plan)                                # the table, and what is nearest
 facts_of(plan)                               # the same as plain data, in bytes and seconds; SCHEMA_VERSION
-write_rows(plan, Path("plans"))              # plans/1-....yaml, which launch and predict take
+write_rows(plan, Path("plans"))              # plans/plan-1.yaml ..., which launch and predict take
 """
 
 from collections.abc import Sequence
