@@ -21,6 +21,10 @@ from wan.options import parse
 from wan.parallel.environment import Place
 
 _PLANNER = "ray_memprof"
+_NEEDED = (
+    _PLANNER, "pydantic", "yaml", "rich", "typer", "duckdb", "jinja2", "numpy", "pyarrow", "pynvml", "psutil",
+)  # fmt: skip
+"""What a plan imports besides what wan does, by the names of the modules: ray_memprof may lie here as mere files."""
 _FIXED = (
     "precision", "vae_dtype", "rope_chunks", "gradient_checkpointing", "sample_guide_scale", "sample_solver", "image",
     "first_frame", "last_frame", "src_video", "src_mask", "src_ref_images",
@@ -59,9 +63,12 @@ def fitted(argv: Sequence[str]) -> list[str]:
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    if find_spec(_PLANNER) is None:
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        be = "is" if len(missing) == 1 else "are"
+        needs = "" if _PLANNER in missing else f" needs {', '.join(missing)}, which {be}"
         raise InputError(
-            "--fit asks ray_memprof for a plan, which is not installed here", hint="pip install ray-memprof"
+            f"--fit asks ray_memprof for a plan, which{needs or ' is'} not installed here",
+            hint="pip install 'ray-memprof[run]'",
         )
     if Place.of(os.environ).num_ranks > 1:
         raise InputError(

@@ -22,6 +22,13 @@ from wan.parallel.layout import Layout
 MAX_TOKENS = 2**31 - 1
 """Attention kernels count the tokens of a video in 32 bits."""
 
+FEW_CHUNKS, FEW_SLABS = 64, 16
+"""So many are always taken: they cost little, however small they are."""
+LEAST_CHUNK_TOKENS = 64
+"""Of a chunk that is worth its kernels: its hidden layer takes 1.7 MiB in the 14B models."""
+LEAST_SLAB_COLUMNS = 4
+"""Latents of a slab's width: it holds as much of its neighbours as of itself, a narrower one more of them."""
+
 _LAYOUT = {
     "ulysses": "ulysses_size", "ring": "ring_size", "cfg": "cfg_size", "dit_fsdp": "dit_fsdp", "t5_fsdp": "t5_fsdp",
     "vae": "vae_parallel", "backend": "sp_backend", "load_strategy": "load_strategy", "ranks": "ranks",
@@ -60,6 +67,7 @@ def check(
     _check_parallel(options, task, ranks_here(num_ranks), names)
     _check_shape(options, task, names)
     _check_numbers(options, names)
+    _check_parts(options, task, names)
     _check_kernel(options, names)
     _check_weights(options, names)
     check_dtypes(options.precision, options.weights_dtype, options.levers.matmul, names)
@@ -131,9 +139,7 @@ def _check_shape(options: Options, task: Task, names: Names) -> None:
 
 
 def _check_length(options: Options, task: Task, names: Names) -> None:
-    _, height, width = task.dit.patch_size
-    frames, rows, columns = task.latent_shape(*sides_of(options.size), options.frame_num)[1:]
-    tokens_a_frame = rows * columns // (height * width)
+    frames, tokens_a_frame = _tokens(options, task)
     if frames * tokens_a_frame > MAX_TOKENS:
         most = (MAX_TOKENS // tokens_a_frame - 1) * task.vae.stride[0] + 1
         raise InputError(
@@ -141,6 +147,13 @@ def _check_length(options: Options, task: Task, names: Names) -> None:
             f"attention counts at most {MAX_TOKENS:,}",
             hint=f"use at most {most}; 81 is the length the model was made for",
         )
+
+
+def _tokens(options: Options, task: Task) -> tuple[int, int]:
+    """Latent frames, and the tokens of each."""
+    _, height, width = task.dit.patch_size
+    frames, rows, columns = task.latent_shape(*sides_of(options.size), options.frame_num)[1:]
+    return frames, rows * columns // (height * width)
 
 
 def _is_small_size(size: str) -> bool:
@@ -182,6 +195,26 @@ def _check_numbers(options: Options, names: Names) -> None:
             f"{names['base_seed']} {options.base_seed}: must be at most {LARGEST_SEED}",
             hint="below 0 takes any seed",
         )
+
+
+def _check_parts(options: Options, task: Task, names: Names) -> None:
+    """Refuse so many chunks and slabs that they save next to nothing, and turn a step of seconds into one of hours."""
+    levers, (frames, tokens_a_frame) = options.levers, _tokens(options, task)
+    num_tokens = frames * tokens_a_frame // (options.ulysses_size * options.ring_size)
+    num_columns = max(task.latent_shape(*sides_of(options.size), options.frame_num)[2:])
+    most_chunks = max(FEW_CHUNKS, num_tokens // LEAST_CHUNK_TOKENS)
+    most_slabs = max(FEW_SLABS, num_columns // LEAST_SLAB_COLUMNS)
+    for name, value, most, what, hint in (
+        ("ffn_chunks", levers.ffn_chunks, most_chunks, f"{num_tokens:,} tokens of a rank", "16 is a usual value"),
+        ("rope_chunks", levers.rope_chunks, most_chunks, f"{num_tokens:,} tokens of a rank", "16 is a usual value"),
+        ("vae_slabs", levers.vae_slabs, most_slabs, f"{num_columns} columns of latents", "8 is a usual value"),
+    ):  # fmt: skip
+        if value > most:
+            raise InputError(
+                f"{names[name]} {value}: must be at most {most}: smaller parts of {what} save next to nothing and take "
+                "far longer",
+                hint=hint,
+            )
 
 
 def _check_kernel(options: Options, names: Names) -> None:

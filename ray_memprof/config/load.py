@@ -45,10 +45,12 @@ def from_mapping(
     except RecursionError as error:
         raise ConfigError(f"{source}: a section holds itself", hint="check the aliases (*name)") from error
     except ValidationError as error:
-        raise faults.explained(error, RunConfig, source=source, overridden=overridden) from None
+        refused = faults.explained(error, RunConfig, source=source, overridden=overridden)
     except ConfigError as error:
         origin = faults.origin(str(error), source, overridden)
-        raise ConfigError(f"{origin}: {error}", hint=error.hint) from None
+        refused = ConfigError(f"{origin}: {error}", hint=error.hint)
+    # Not above: there it would keep pydantic's error, which Python cannot clear away, and all that the call refers to.
+    raise refused
 
 
 def _with_script(config: RunConfig, folder: Path | None) -> RunConfig:

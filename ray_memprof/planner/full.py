@@ -14,11 +14,13 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from ray_memprof.errors import EXIT_DEVICE_OOM, EXIT_OK, ConfigError
 from ray_memprof.planner.space import Asked, Choice, config_of
 from ray_memprof.predictor.processes import Processes
 from ray_memprof.predictor.run import predict
 from ray_memprof.query.database import open_run
 from ray_memprof.query.questions import rows_of
+from ray_memprof.store.run_json import run_facts
 
 MOST_STEPS = 3
 """Steps that are predicted. With more, reserved memory has been seen 0.4 % lower, and never higher."""
@@ -68,7 +70,7 @@ def predict_all(
 
 
 def predict_in_full(asked: Asked, choice: Choice, processes: Processes | None = None) -> Predicted:
-    """A whole prediction. Raises ConfigError for what cannot be predicted."""
+    """A whole prediction. Raises ConfigError for what cannot be predicted, or fails for more than lack of memory."""
     config = config_of(asked, choice)
     steps = config.generation.sample_steps or 1
     generation = config.generation.model_copy(
@@ -83,6 +85,13 @@ def predict_in_full(asked: Asked, choice: Choice, processes: Processes | None = 
         processes=processes,
         is_derived=asked.keeps_runs,
     )
+    if code not in (EXIT_OK, EXIT_DEVICE_OOM):
+        # Of the files that every configuration reads, for example: no other one will do better.
+        facts = run_facts(folder) or {}
+        raise ConfigError(
+            f"no configuration can be predicted: {facts.get('reason', f'exit code {code}')}",
+            hint="what is set must be so that a run can do its work: check the files that it names",
+        )
     return _answers(folder, code, steps)
 
 

@@ -148,7 +148,8 @@ def _faked(
     from wan.parallel.group import joined
 
     num_ranks = config.num_ranks
-    options = replace(wan_options(config), device=DEVICE)
+    # Files hold all blocks, and the bound leaves out how weights are read.
+    options = replace(wan_options(config), device=DEVICE, weights="random", ckpt_dir=None)
     with ExitStack() as stack:
         # The first rank writes what the others need to know: there are none.
         folder = Path(stack.enter_context(TemporaryDirectory()))

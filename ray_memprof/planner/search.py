@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Protocol
 
+from ray_memprof.config.rules import check_files
 from ray_memprof.planner import space
 from ray_memprof.planner.full import Predicted, predict_all
 from ray_memprof.planner.probe import STAGES, Measured, Probe, Stage, probe
@@ -118,7 +119,9 @@ def search(asked: Asked, *, num_rows: int, say: Say, tools: Tools) -> Plan:
     """
     found = space.choices(asked)
     if found:
-        check(config_of(asked, found[0]))
+        first = config_of(asked, found[0])
+        check(first)
+        check_files(first)
     plan = Plan(asked=asked, num_legal=len(found))
     say(f"{len(found):,} legal configurations")
     measured: dict[Key, Measured] = {}
@@ -238,6 +241,7 @@ class _Open:
 _STAGE_OF: dict[str, Stage] = {
     "encode.text": "text",
     "load.dit": "denoise",
+    "residency.onload": "denoise",  # those of other networks are in their stages
     "denoise": "denoise",
     "decode": "decode",
 }

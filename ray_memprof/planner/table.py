@@ -2,7 +2,7 @@
 
 text_of(plan)                                # the table, and what is nearest
 facts_of(plan)                               # the same as plain data, in bytes and seconds; SCHEMA_VERSION
-write_rows(plan, Path("plans"))              # plans/1-....yaml, which launch and predict take
+write_rows(plan, Path("plans"))              # plans/plan-1.yaml ..., which launch and predict take
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ def _nearest_lines(plan: Plan) -> list[str]:
     if nearest.cured is not None:
         settings = [f"{KEY_OF[name]}: {_yaml(getattr(nearest.cured, name))}" for name in nearest.cure]
         lines.append(f"  it would fit with {', '.join(settings)} (by its estimate)")
-    elif not plan.rows and not plan.asked.allows_inexact:
+    elif not plan.rows and nearest.misses_by_bytes and not plan.asked.allows_inexact:
         lines.append("  --inexact tries weights and products in fp8, which change the result")
     return lines
 

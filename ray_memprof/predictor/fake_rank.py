@@ -115,7 +115,7 @@ def _run(plan: FakeRank, recorder: "Recorder", device: "FakeDevice", repeats: "R
     try:
         with FakeTensorMode(allow_non_fake_inputs=True) as mode, Operations(device, mode):
             with repeats.replaying(mode) if plan.replays else nullcontext():
-                wan_rank.run(_without_file(plan.config), place, recorder, device=DEVICE, run_dir=plan.run_dir)
+                wan_rank.run(plan.config, place, recorder, device=DEVICE, run_dir=plan.run_dir)
     except FirstRankEnded:
         path, step, *_ = recorder.failure() or ("", -1)
         reason = "ended with the run: rank 0 has ended before"
@@ -140,6 +140,7 @@ def faked(device: "FakeDevice", plan: FakeRank) -> "Iterator[None]":
     from torch.autograd.profiler import record_function
 
     from ray_memprof.predictor.fake_cuda import fake_cuda
+    from ray_memprof.predictor.fake_files import fake_files
     from ray_memprof.predictor.fake_group import fake_group
     from ray_memprof.predictor.fake_kernels import fake_kernels
     from ray_memprof.predictor.shapes import Shapes
@@ -151,6 +152,7 @@ def faked(device: "FakeDevice", plan: FakeRank) -> "Iterator[None]":
             # torch marks its own work for its profiler, which nobody runs here.
             stack.enter_context(patch.object(record_function, name, _nothing))
         stack.enter_context(fake_kernels(device, plan.packages))
+        stack.enter_context(fake_files())
         if plan.num_ranks > 1:
             assert plan.shapes is not None, "several ranks need a file for shapes"
             stack.enter_context(fake_group(device, Shapes(plan.shapes), plan.environment))
@@ -159,11 +161,6 @@ def faked(device: "FakeDevice", plan: FakeRank) -> "Iterator[None]":
 
 def _nothing(*_: object) -> None:
     return None
-
-
-def _without_file(config: RunConfig) -> RunConfig:
-    """The same without a file for the video: there are no frames."""
-    return config.model_copy(update={"generation": config.generation.model_copy(update={"save_file": None})})
 
 
 def rules_of(environment: Mapping[str, str]) -> Rules:

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray_memprof.config.load import effective_yaml
+from ray_memprof.config.rules import warnings
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import (
     EXIT_INTERRUPTED,
@@ -88,6 +89,8 @@ def predict(
     )
     say(f"{config.name}: {config.num_ranks} x {profile.name} ({profile.source})")
     say(f"  into {folder.path}")
+    for line in (*warnings(config), *_unused(config)):
+        say(f"warning: {line}")
     with _noted_if_cut_off(folder, processes):
         ended = predict_tables(config, folder, gpu, environment, packages, say, processes)
     if not is_derived:
@@ -167,6 +170,11 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             "model_config.device is cpu: a prediction is of GPUs", hint="model_config.device: cuda"
         )
+    if not config.logging.profile_memory:
+        raise ConfigError(
+            "logging.profile_memory is false: a prediction without it has no figures",
+            hint="--set logging.profile_memory=true",
+        )
     if config.generation.use_prompt_extend:
         raise ConfigError(
             "generation.use_prompt_extend is true: what extends the prompt is not predicted",
@@ -177,6 +185,17 @@ def check(config: RunConfig) -> None:
             "parallel.backend is xfuser, which cannot be imported without a GPU",
             hint="parallel.backend: native",
         )
+
+
+def _unused(config: RunConfig) -> Iterator[str]:
+    """A line for what is set and changes a launch, and not its prediction."""
+    missing = {"stack": "no Python stacks", "torch_profiler": "no traces of torch.profiler"}
+    if (level := config.logging.level) in missing:
+        yield f"logging.level {level}: a prediction has {missing[level]}, its rows are those of level event"
+    keys = [f"ray.{key}" for key in config.ray.model_dump(exclude_defaults=True, exclude={"timeouts"})]
+    keys += ["logging.ray_metrics"] if config.logging.ray_metrics else []
+    if keys:
+        yield f"{', '.join(keys)}: no effect on a prediction, which needs no Ray"
 
 
 def _first(

@@ -69,7 +69,9 @@ class _OpenFile(Protocol):
         """A tensor that reads from the mapped file when it is used."""
 
 
-class _SafetensorsFile:
+class SafetensorsFile:
+    """A safetensors file, mapped into memory."""
+
     def __init__(self, path: Path) -> None:
         refuse_unusable(path)
         try:
@@ -78,14 +80,17 @@ class _SafetensorsFile:
             raise _damaged(path, error) from error
 
     def headers(self) -> dict[str, _Header]:
-        headers = {}
-        for key in self._file.keys():
-            entry = self._file.get_slice(key)
-            dtype: str = entry.get_dtype()
-            headers[key] = _Header(torch.Size(entry.get_shape()), _SAFETENSORS_FLOATS.get(dtype, dtype))
-        return headers
+        """Shape and dtype of every tensor in the file."""
+        return {key: self.header(key) for key in self._file.keys()}
+
+    def header(self, key: str) -> _Header:
+        """Those of one tensor."""
+        entry = self._file.get_slice(key)
+        dtype: str = entry.get_dtype()
+        return _Header(torch.Size(entry.get_shape()), _SAFETENSORS_FLOATS.get(dtype, dtype))
 
     def tensor(self, key: str) -> torch.Tensor:
+        """A tensor that reads from the mapped file when it is used."""
         tensor: torch.Tensor = self._file.get_tensor(key)
         return tensor
 
@@ -304,7 +309,7 @@ def open_dit(task: Task, ckpt_dir: Path) -> FileSource:
     index = ckpt_dir / DIT_INDEX_FILE
     weight_map = {} if is_absent(index) else _weight_map(index)
     files = _shards(index, weight_map) if weight_map else [_required(task, ckpt_dir, DIT_FILE)]
-    source = FileSource(files, _SafetensorsFile, dit_origin, lambda key, wanted: False)
+    source = FileSource(files, SafetensorsFile, dit_origin, lambda key, wanted: False)
     if weight_map:
         _refuse_other_shards(index, weight_map, source.file_of)
     _refuse_other_task(task, ckpt_dir, source.shapes)

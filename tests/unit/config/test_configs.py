@@ -79,6 +79,11 @@ def test_all_files_that_it_names_are_there_but_for_the_users_own(
         assert str(caught.value) == NEEDS_A_FILE[path.stem]
 
 
+def test_its_description_says_nothing_of_gpus_and_ranks_which_set_may_change(path: Path) -> None:
+    (description,) = {run.description for run in expand(path).runs}
+    assert not re.search(r"GPU|\b(one|two|four|eight)\b|(Ulysses|ring|FSDP|x|ranks) \d", description)
+
+
 def test_its_ranks_are_what_its_name_promises(path: Path) -> None:
     for run in expand(path).runs:
         parallel = run.parallel

@@ -1,6 +1,8 @@
 """python -m ray_memprof.plan: its answers, its files and its exit codes; the space is kept small by --set."""
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -98,6 +100,11 @@ def test_where_nothing_fits_the_exit_code_is_1_and_the_nearest_is_told() -> None
         (["--write", "/proc/rows"], "error: cannot write /proc/rows/plan-1.yaml: "),
         (["--html", "/proc/page.html"], "error: cannot write /proc/page.html: "),
         (["--html", "/proc"], "error: cannot write /proc: it is a folder"),
+        (["--set", "logging.profile_memory=false"], "error: logging.profile_memory is false: "),
+        (
+            ["--set", "model_config.ckpt_dir=/nowhere"],
+            "error: model_config.ckpt_dir /nowhere: there is no such folder",
+        ),
         (["--gpus", "3", "--set", "parallel.ulysses=3"], "error: plan: parallel.ulysses 3 does not divide"),
     ],
 )
@@ -107,10 +114,60 @@ def test_bad_input_ends_in_one_line_and_a_hint(
     from ray_memprof.planner import space
 
     monkeypatch.setattr(space, "gpu_at_hand", lambda: "")
-    result = call(*arguments)
+    result = call(*arguments, "--json")
     assert result.exit_code == EXIT_CONFIG
-    first, hint = result.stderr.splitlines()
-    assert first.startswith(error) and hint.startswith("hint: ")
+    # Behind the lines that say how far it is. The standard output has a plan, or nothing.
+    *_, first, hint = result.stderr.splitlines()
+    assert first.startswith(error) and hint.startswith("hint: ") and result.stderr.count("error: ") == 1
+    assert result.stdout == ""
+
+
+def test_a_key_that_cannot_be_leaves_its_line_and_nothing_of_the_libraries() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "ray_memprof.plan",
+        "--task",
+        "t2v-tiny",
+        "--gpu",
+        "H200",
+        "--set",
+        "name=a/b",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stdout) == (EXIT_CONFIG, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: plan: name 'a/b': must be letters ")
+
+
+def planned_for(folder: Path) -> Result:
+    """A plan of one choice, with weights from a folder."""
+    one = ("--set=model_config.load_strategy=block", "--frames", "5", f"--set=model_config.ckpt_dir={folder}")
+    return call(*FEW, *one, "--json")
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.timeout(300)
+def test_a_checkpoint_is_planned_for(folders: dict[str, Path]) -> None:
+    result = planned_for(folders["t2v-tiny"])
+    assert result.exit_code == EXIT_OK, result.stderr
+    assert json.loads(result.stdout)["judged"] == {
+        "legal": 1, "over_by_weights": 0, "over_by_bound": 0, "over_host_memory": 0, "over_by_prediction": 0,
+        "predicted": 1, "left": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+def test_a_file_of_which_no_run_can_be_made_is_an_error_and_no_lack_of_memory(
+    folders: dict[str, Path],
+) -> None:
+    # Not with warm processes: the error ends them.
+    result = planned_for(folders["i2v-tiny"])
+    assert (result.exit_code, result.stdout) == (EXIT_CONFIG, "")
+    assert result.stderr.splitlines()[-2] == (
+        f"error: no configuration can be predicted: rank 0: folder {folders['i2v-tiny']} holds an i2v-tiny checkpoint, "
+        "the task is t2v-tiny"
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,6 +195,17 @@ def test_without_a_row_no_configuration_is_said_to_be_slower_than_one() -> None:
     told = Told(lambda choice, stage: measured(20), lambda choice: predicted(25, run_s=90))
     plan = searching.search(asked(), num_rows=1, say=lambda _: None, tools=told)
     assert not plan.rows and "than a row" not in text_of(plan)
+
+
+def test_fp8_is_only_proposed_where_the_device_is_short() -> None:
+    line = "  --inexact tries weights and products in fp8, which change the result"
+    told = Told(lambda choice, stage: measured(20), lambda choice: predicted(25, run_s=90))
+    short = searching.search(asked(), num_rows=1, say=lambda _: None, tools=told)
+    assert line in text_of(short).splitlines()
+    wanted = asked(host_limit_bytes=2**29)
+    told = Told(lambda choice, stage: measured(2), lambda choice: predicted(2.5, run_s=90))
+    host = searching.search(wanted, num_rows=1, say=lambda _: None, tools=told)
+    assert "512 MiB of host memory are missing" in text_of(host) and line not in text_of(host).splitlines()
 
 
 def test_a_row_is_written_whole_or_an_error_names_its_file(tmp_path: Path) -> None:

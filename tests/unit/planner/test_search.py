@@ -161,7 +161,8 @@ def test_a_miss_teaches_how_much_more_than_its_estimate_a_way_needs() -> None:
     assert [row.choice for row in plan.rows] == [second]
 
 
-def test_a_rank_without_memory_teaches_that_more_than_the_limit_is_needed() -> None:
+@pytest.mark.parametrize("where", ["denoise", "load.dit", "residency.onload"])
+def test_a_rank_without_memory_teaches_that_more_than_the_limit_is_needed(where: str) -> None:
     """GIVEN exit 11 at an estimate THEN choices with the same estimate or a higher one are not tried after it."""
 
     def probe(choice: Choice, stage: Stage) -> Measured:
@@ -170,12 +171,13 @@ def test_a_rank_without_memory_teaches_that_more_than_the_limit_is_needed() -> N
         return measured(4, used=7.5 if choice.ffn_chunks == 4 else 8, seconds=1 + choice.ffn_chunks / 1000)
 
     def predict(choice: Choice) -> Predicted:
-        return predicted(6) if choice.ffn_chunks == 4 else predicted(3, exit_code=11)
+        return predicted(6) if choice.ffn_chunks == 4 else predicted(3, exit_code=11, stage=where)
 
     told = Told(probe, predict)
     plan = plan_of(asked(), told, num_rows=1)
     assert [choice.ffn_chunks for choice in told.predicted] == [0, 4]
     assert [row.choice.ffn_chunks for row in plan.rows] == [4]
+    assert plan.num_by_prediction > 1  # what has this stage in common is out with it
 
 
 def test_a_way_that_misses_again_and_again_waits_for_the_others() -> None:

@@ -27,13 +27,13 @@ LONG_S = 600.0
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a run that takes minutes to predict: no block of it is played back before its end."""
+    """Of a run that takes minutes to predict: its blocks have many chunks, and its steps are many."""
     path = tmp_path_factory.mktemp("config") / "long.yaml"
     mapping = {
         "name": "long",
         "model_config": {"task": "t2v-1.3B"},
-        "generation": {"frame_num": 81},
-        "optimization": {"ffn_chunks": 16_000},
+        "generation": {"frame_num": 81, "sample_steps": 1000},
+        "optimization": {"ffn_chunks": 500},
     }
     path.write_text(yaml.safe_dump(mapping), encoding="utf-8")
     return path

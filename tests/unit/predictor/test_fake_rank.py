@@ -46,6 +46,27 @@ def span_peaks(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
+@pytest.mark.parametrize("strategy", ["full", "block", "stream"])
+def test_a_checkpoint_is_predicted_from_its_headers(
+    strategy: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    peaks = {}
+    for name, model in (
+        ("random", {}),
+        ("checkpoint", {"weights": "checkpoint", "ckpt_dir": str(folders["t2v-tiny"])}),
+    ):
+        made = predicted(tmp_path / name, model_config={**model, "load_strategy": strategy})
+        assert made.outcome.status == "ok", made.outcome.reason
+        peaks[name] = {place: one[0] for place, one in span_peaks(tmp_path / name).items()}
+    files, drawn = peaks["checkpoint"], peaks["random"]
+    assert files.keys() == drawn.keys()
+    assert all(files[place] == drawn[place] for place in files if place.startswith("denoise"))
+    # Random weights are drawn on the device in pieces of 64 MiB, those of files are copied there as they are.
+    loading = {place for place in files if files[place] != drawn[place]}
+    assert all(drawn[place] - files[place] > 50 * 2**20 for place in loading)
+    assert bool(loading) == (strategy != "full")
+
+
 def test_stages_have_the_same_peaks_without_events_as_with_them(tmp_path: Path) -> None:
     for level in ("stage", "event"):
         made = predicted(tmp_path / level, logging={"level": level}, model_config={"load_strategy": "stream"})

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from ray_memprof.analysis.diagnosis.findings import diagnosed, found_text
 from ray_memprof.driver import exporting
-from ray_memprof.errors import EXIT_CONFIG, EXIT_OK, EXIT_START_FAILED
+from ray_memprof.errors import EXIT_CONFIG, EXIT_DEVICE_OOM, EXIT_OK, EXIT_START_FAILED
 from ray_memprof.predict import app
 from ray_memprof.predictor import run
 from ray_memprof.query.ask import ask
@@ -87,6 +88,47 @@ def test_the_runs_of_a_matrix_are_set_side_by_side(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "tiny-matrix.html").stat().st_size > 10_000
 
 
+@pytest.mark.usefixtures("warm")
+@pytest.mark.timeout(300)
+def test_the_stages_are_those_of_a_launch_and_what_has_no_effect_is_told(tmp_path: Path) -> None:
+    sets = ("generation.save_file=/nowhere/boat.mp4", "logging.level=stack", "ray.placement=spread")
+    result = call(tmp_path, TINY, "--gpu", "H200", *(f"--set={one}" for one in sets))
+    assert result.exit_code == EXIT_OK, result.output
+    lines = result.stdout.splitlines()
+    assert lines[2:4] == [
+        "warning: logging.level stack: a prediction has no Python stacks, its rows are those of level event",
+        "warning: ray.placement: no effect on a prediction, which needs no Ray",
+    ]
+    stages = ask(
+        "SELECT DISTINCT stage FROM spans ORDER BY ALL", [find_run(lines[1].removeprefix("  into "))]
+    )
+    assert stages.column("stage").to_pylist() == [
+        "decode", "denoise", "device.init", "encode.text", "load.dit", "residency.offload", "residency.onload", "save",
+        "warmup",
+    ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.timeout(300)
+def test_a_gpu_that_is_too_small_ends_in_11_and_tells_what_was_free(tmp_path: Path) -> None:
+    # 17 GB of a 14B model in bf16 beside 11 GB of the text encoder, which stays.
+    text = TINY.replace("t2v-tiny", "t2v-14B, offload: false").replace("64*48", "832*480")
+    result = call(tmp_path, text, "--gpu", "RTX 4090")
+    assert result.exit_code == EXIT_DEVICE_OOM, result.output
+    folder = find_run(result.stdout.splitlines()[1].removeprefix("  into "))
+    (rank,) = ask("SELECT status, reason, oom_free_bytes AS free FROM ranks", [folder]).to_pylist()
+    (event,) = ask(
+        "SELECT address AS free, size_bytes AS asked FROM allocs WHERE action = 'oom'", [folder]
+    ).to_pylist()
+    assert rank["status"] == "oom" and rank["reason"].startswith("device out of memory in load.dit: ")
+    assert rank["free"] == event["free"] < event["asked"]
+    assert (
+        found_text([diagnosed(folder)])
+        .splitlines()[1]
+        .startswith("severe: Rank 0 ran out of device memory in load.dit: ")
+    )
+
+
 def test_a_prediction_is_sent_as_its_configuration_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +181,12 @@ def test_a_prediction_is_sent_as_its_configuration_says(
             ["--set", "generation.use_prompt_extend=true"],
             "generation.use_prompt_extend is true",
             "generation.use_prompt_extend=false",
+        ),
+        (
+            TINY,
+            ["--set", "logging.profile_memory=false"],
+            "logging.profile_memory is false: a prediction without it has no figures",
+            "logging.profile_memory=true",
         ),
         (TINY, ["--set", "generation.steps=3"], "generation.steps", "sample_steps"),
     ],

@@ -1,7 +1,11 @@
 """--fit of wan.generate: what it asks for, what it sets, and what it refuses."""
 
 import json
+import os
 import subprocess
+import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +20,8 @@ FLAGS = {
     "matmul": "precision", "attention_slicing": True, "ffn_chunks": 16, "vae_slabs": 6, "fused_kernels": True,
     "expandable_segments": True, "ulysses_size": 1,
 }  # fmt: skip
+ROOT = Path(__file__).resolve().parents[3]
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 ASKED = ["--task", "t2v-14B", "--weights", "random"]
 
 
@@ -30,7 +36,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return SimpleNamespace(stdout=json.dumps({"rows": [row], "limit_bytes": 1}), returncode=0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+    for name in RANK_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     return commands
 
@@ -86,16 +92,44 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert first == error and hint.startswith("hint: ")
 
 
-def test_a_plan_that_fails_and_a_package_that_is_absent_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_fails_and_several_ranks_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout="", returncode=2))
     with pytest.raises(InputError, match="the plan ended with exit code 2"):
         fitted([*ASKED, "--fit"])
-    monkeypatch.setattr(fit, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="which is not installed here"):
-        fitted([*ASKED, "--fit"])
-    monkeypatch.undo()
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(InputError, match="there are several ranks"):
         fitted([*ASKED, "--fit"])
+
+
+@pytest.mark.parametrize(
+    ("there", "error"),
+    [
+        # wan alone, and ray_memprof as a folder of files: of a clone whose packages were never installed.
+        (["wan"], "error: --fit asks ray_memprof for a plan, which is not installed here"),
+        (
+            ["wan", "ray_memprof"],
+            "error: --fit asks ray_memprof for a plan, which needs pydantic, yaml, rich, typer, duckdb, jinja2, numpy, "
+            "pyarrow, pynvml, psutil, which are not installed here",
+        ),
+    ],
+)
+def test_without_ray_memprof_fit_ends_in_one_line(there: list[str], error: str, tmp_path: Path) -> None:
+    for name in there:
+        (tmp_path / name).symlink_to(ROOT / name)
+    # -S: no installed packages.
+    command = [sys.executable, "-S", "-m", "wan.generate", *ASKED, "--fit"]
+    environment = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == EXIT_INPUT, done.stderr
+    assert done.stderr == f"{error}\nhint: pip install 'ray-memprof[run]'\n"
+
+
+def test_what_a_plan_needs_is_what_the_package_requires() -> None:
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    modules = {"pyyaml": "yaml", "nvidia-ml-py": "pynvml"}
+    assert fit._NEEDED == ("ray_memprof", *(modules.get(name, name) for name in requires))

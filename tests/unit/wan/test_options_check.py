@@ -290,6 +290,35 @@ def test_a_number_out_of_range_is_named_with_its_bound(
         assert refusal(*TINY, f"--{name}", value) == (f"--{name} {value}: must {must}", hint)
 
 
+@pytest.mark.parametrize(
+    ("flags", "name", "most", "what", "usual"),
+    [
+        # 21 frames of 30 x 52 tokens; a quarter of 21 x 45 x 80; the 104 and the 160 columns of their latents.
+        ("--task t2v-1.3B", "ffn_chunks", 511, "32,760 tokens of a rank", 16),
+        ("--task t2v-1.3B", "rope_chunks", 511, "32,760 tokens of a rank", 16),
+        ("--task t2v-14B --ulysses_size 4", "ffn_chunks", 295, "18,900 tokens of a rank", 16),
+        ("--task t2v-1.3B", "vae_slabs", 26, "104 columns of latents", 8),
+        ("--task t2v-14B --size 720*1280", "vae_slabs", 40, "160 columns of latents", 8),
+        # Few parts are never too many: 5 frames of 3 x 4 tokens.
+        ("--task t2v-tiny --size 64*48 --frame_num 17", "ffn_chunks", 64, "60 tokens of a rank", 16),
+        ("--task t2v-tiny --size 64*48 --frame_num 17", "vae_slabs", 16, "8 columns of latents", 8),
+    ],
+)  # fmt: skip
+def test_so_many_chunks_and_slabs_that_they_only_take_time_are_refused(
+    flags: str, name: str, most: int, what: str, usual: int
+) -> None:
+    argv = [*flags.split(), "--weights", "random"]
+    num_ranks = 4 if "ulysses" in flags else 1
+    check(parse([*argv, f"--{name}", str(most)], num_ranks=num_ranks), num_ranks=num_ranks)
+    with pytest.raises(InputError) as caught:
+        check(parse([*argv, f"--{name}", str(most + 1)], num_ranks=num_ranks), num_ranks=num_ranks)
+    assert (str(caught.value), caught.value.hint) == (
+        f"--{name} {most + 1}: must be at most {most}: smaller parts of {what} save next to nothing and take far "
+        "longer",
+        f"{usual} is a usual value",
+    )
+
+
 @pytest.mark.parametrize("value", ["-inf", "-3.5e+38"])
 def test_guidance_below_all_numbers_is_refused(value: str) -> None:
     assert refusal(*TINY, f"--sample_guide_scale={value}")[0] == (
