@@ -17,8 +17,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    # Two threads in all: with workers (pytest -n 2) each has one.
-    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+    # Two threads in all: with workers (pytest -n 2) each has one, and so have the processes that a test starts.
+    threads = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 # First: afterwards pytest-xdist notes which group a test is of.

@@ -1,5 +1,6 @@
 """Hand-made runs for tests: rows with only what matters written down, and what a question answers on them."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,19 @@ MEASURES = ("allocated", "reserved", "active", "device_used", "host_rss")
 
 def blank(table: str, **values: Any) -> Row:
     """A row of `table` with zeros and empty strings where nothing is given, null where that is allowed."""
+    row = _empty_row(table)
+    assert values.keys() <= row.keys(), values.keys() - row.keys()
+    return {**row, **values}
+
+
+@functools.cache
+def _empty_row(table: str) -> Row:
+    """Made once: pyarrow looks for a package that is not there at each scalar, which took half of a test's time."""
     row: Row = {}
     for field in TABLES[table].schema:
         is_text = str(field.type).startswith(("string", "dictionary"))
         row[field.name] = None if field.nullable else "" if is_text else pa.scalar(0).cast(field.type).as_py()
-    assert values.keys() <= row.keys(), values.keys() - row.keys()
-    return {**row, **values}
+    return row
 
 
 def span(span_id: int, path: str, times: tuple[int, int], **measured: Any) -> Row:

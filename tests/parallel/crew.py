@@ -47,7 +47,9 @@ class Crew:
         self._ranks = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        # Forked from a process that has imported wan and has no threads: a rank alone takes 5 s for that.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["ray_memprof.predictor.warm"])
         meeting = Path(tempfile.mkdtemp()) / "meeting"
         for rank in range(self.size):
             ours, theirs = context.Pipe()

@@ -1,13 +1,14 @@
 """The two passes of guidance, each on ranks of its own, against both in one process: every task, mix and length."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from crew import Crew
-from test_pipeline_ranks import request, video
+from test_pipeline_ranks import request, video, video_of_one
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
@@ -70,10 +71,16 @@ def denoised(rank: int, layout: Layout, task: str, size: tuple[int, int] | None)
         return made.denoise(asked, contexts, made.condition(asked)), spans.heard
 
 
+@cache
+def denoised_alone(task: str, size: tuple[int, int] | None) -> Tensor:
+    """The latents of one process, once for all layouts."""
+    return denoised(0, Layout(ranks=1), task, size)[0]
+
+
 def assert_equal_one_process(
     crew: Crew, layout: dict[str, Any], task: str, size: tuple[int, int] | None = None
 ) -> None:
-    expected, _ = denoised(0, Layout(ranks=1), task, size)
+    expected = denoised_alone(task, size)
     assert expected.std() > 0.1
     made = crew.run(denoised, Layout(ranks=crew.size, cfg=2, **layout), task, size)
     for latents, _ in made:
@@ -180,7 +187,7 @@ def test_a_rank_holds_what_one_pass_alone_holds(two: Crew) -> None:
 @pytest.mark.parametrize("task", ["t2v-tiny", "vace-tiny"])
 @pytest.mark.parametrize("layout", [{"ulysses": 2}, {"dit_fsdp": True, "vae": "rank0", "ring": 2}], ids=words)
 def test_four_ranks_make_the_video_of_one(four: Crew, layout: dict[str, Any], task: str) -> None:
-    expected, _ = video(0, Layout(ranks=1), task)
+    expected = video_of_one(task)
     made, *others = [out for out, _ in four.run(video, Layout(ranks=4, cfg=2, **layout), task)]
     assert others == [None] * 3
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)

@@ -1,5 +1,6 @@
 """A DiT over ranks against the same DiT in one process: every task, layout, length and lever."""
 
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -79,7 +80,9 @@ def forward(
         return dit(**inputs(TASKS[task].dit, batch, shape)), names.counts
 
 
+@cache
 def alone(task: str, *arguments: Any, **named: Any) -> Tensor:
+    """What one process makes, once for all layouts."""
     return forward(0, Layout(ranks=1), task, *arguments, **named)[0]
 
 

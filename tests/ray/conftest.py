@@ -1,8 +1,14 @@
-"""Every test in this folder starts Ray: marked `ray`, one at a time, with a hard limit."""
+"""Every test in this folder uses Ray: marked `ray`, one at a time, with a hard limit."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from launcher import one_node
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 LIMIT_S = 240
 _HERE = Path(__file__).parent
@@ -18,3 +24,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("ray"))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(LIMIT_S))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator["Cluster"]:
+    """A Ray for every test that is about ranks: to start one and to end it takes as long as a rank."""
+    with one_node() as cluster:
+        yield cluster

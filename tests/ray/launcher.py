@@ -167,6 +167,19 @@ NODE = {"num_cpus": 4, "num_gpus": 2}
 
 
 @contextmanager
+def one_node() -> Iterator["Cluster"]:
+    """A Ray cluster of one raylet with four GPUs; this process does not join it."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 4, "num_gpus": 4, "include_dashboard": False, "object_store_memory": 512 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@contextmanager
 def two_nodes() -> Iterator["Cluster"]:
     """A Ray cluster of two raylets with two GPUs each; this process is on the first node."""
     import ray
@@ -185,10 +198,10 @@ def two_nodes() -> Iterator["Cluster"]:
 def joining(
     tmp_path: Path, cluster: "Cluster", *, timeouts: Mapping[str, float] | None = None, **changes: Any
 ) -> dict[str, Any]:
-    """config_of(), with four ranks, two a node, on a cluster that runs already."""
+    """config_of(), on a cluster that runs already, with a GPU for each rank."""
     limits = {"init_s": 60.0, "stall_s": 60.0, **(timeouts or {})}
     ray_section = {"address": cluster.address, "num_gpus": None, "gpus_per_rank": 1, "timeouts": limits}
-    return config_of(tmp_path, **{"ranks": 4, "ray": ray_section | changes.pop("ray", {}), **changes})
+    return config_of(tmp_path, **{"ray": ray_section | changes.pop("ray", {}), **changes})
 
 
 def start(

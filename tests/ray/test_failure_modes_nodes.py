@@ -31,7 +31,7 @@ def cluster(nodes: Cluster) -> Iterator[Cluster]:
 
 def test_5_node_lost(tmp_path: Path, cluster: Cluster) -> None:
     scratch = tmp_path / "scratch"
-    config = joining(tmp_path, cluster, args=["--steps", 5000], ray={"scratch_dir": str(scratch)})
+    config = joining(tmp_path, cluster, ranks=4, args=["--steps", 5000], ray={"scratch_dir": str(scratch)})
     run = start(tmp_path, config)
     run.wait_for(lambda: "first step" in run.text)
     time.sleep(3)
@@ -58,7 +58,7 @@ def test_6_gpus_are_busy(tmp_path: Path, cluster: Cluster) -> None:
     ray.init(address=cluster.address, log_to_driver=False)
     held = placement_group([{"GPU": 2}] * 2)
     assert held.wait(10)
-    code, run = launch(tmp_path, joining(tmp_path, cluster, timeouts={"start_s": 12.0}))
+    code, run = launch(tmp_path, joining(tmp_path, cluster, ranks=4, timeouts={"start_s": 12.0}))
 
     reason = "waited 12 s for 4 GPUs, 0 free: others hold them"
     assert (code, *run.verdict()) == (21, 21, "never_started", reason)
@@ -80,7 +80,7 @@ def test_11_joined_cluster_keeps_what_is_not_ours(tmp_path: Path, cluster: Clust
     assert held.wait(20)
     pid = ray.get(stranger.answer.remote(), timeout=20)
     environ = {"NCCL_DEBUG": "VERSION", "HF_TOKEN": "hidden", "STRANGE": "1"}
-    code, run = launch(tmp_path, joining(tmp_path, cluster, args=["--steps", 5]), **environ)
+    code, run = launch(tmp_path, joining(tmp_path, cluster, ranks=4, args=["--steps", 5]), **environ)
 
     assert (code, *run.verdict()) == (0, 0, "ok", "")
     seen = run.environments()
@@ -138,7 +138,7 @@ def test_10_host_out_of_memory(tmp_path: Path) -> None:
 
 
 def test_11_launcher_leaves_no_process_on_a_joined_cluster(tmp_path: Path, cluster: Cluster) -> None:
-    run: Launch = start(tmp_path, joining(tmp_path, cluster, args=["--steps", 5000]))
+    run: Launch = start(tmp_path, joining(tmp_path, cluster, ranks=4, args=["--steps", 5000]))
     run.wait_for(lambda: len(run.rank_pids()) == 4 and "first step" in run.text)
     os.kill(run.process.pid, signal.SIGTERM)
 

@@ -1,4 +1,7 @@
-"""Failure modes 1 to 4: a rank dies, is out of device memory, hangs, hangs so that it does not even answer."""
+"""Failure modes 1 to 4: a rank dies, is out of device memory, hangs, hangs so that it does not even answer.
+
+The first run has a Ray of its own, as have those of the other files; all others join one that is there.
+"""
 
 import os
 import re
@@ -7,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from launcher import RANKS, config_of, launch, rows_of, start, wait_until_gone
+from launcher import RANKS, config_of, joining, launch, rows_of, start, wait_until_gone
+from ray.cluster_utils import Cluster
 
 VERDICT_S = 15.0
 """From the fault to the verdict."""
@@ -41,9 +45,9 @@ def test_a_run_in_which_nothing_happens(tmp_path: Path) -> None:
     ("fault", "detail", "ranks"),
     [("sigkill", "killed by SIGKILL", 3), ("segv", "killed by SIGSEGV", 2), ("exit", "exit code 17", 2)],
 )
-def test_1_process_dies(tmp_path: Path, fault: str, detail: str, ranks: int) -> None:
+def test_1_process_dies(tmp_path: Path, shared: Cluster, fault: str, detail: str, ranks: int) -> None:
     struck, last = ["--fault", fault, "--at-step", 50, "--rest", 6], ranks - 1
-    run = start(tmp_path, config_of(tmp_path, ranks=ranks, args=["--steps", 500, *struck]))
+    run = start(tmp_path, joining(tmp_path, shared, ranks=ranks, args=["--steps", 500, *struck]))
     run.wait_for(lambda: f"error: rank {last}" in run.text)
     assert wait_until_gone(run.rank_pids(), 2 * DEAD_S) < DEAD_S
     code = run.wait()
@@ -61,8 +65,8 @@ def test_1_process_dies(tmp_path: Path, fault: str, detail: str, ranks: int) -> 
     assert (run.run_dir / "report.html").exists()
 
 
-def test_2_device_out_of_memory_in_one_rank(tmp_path: Path) -> None:
-    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 500, "--fault", "oom"]))
+def test_2_device_out_of_memory_in_one_rank(tmp_path: Path, shared: Cluster) -> None:
+    code, run = launch(tmp_path, joining(tmp_path, shared, args=["--steps", 500, "--fault", "oom"]))
 
     exit_code, status, reason = run.verdict()
     assert (code, exit_code, status) == (11, 11, "oom")
@@ -84,8 +88,8 @@ def failed_spans(run_dir: Path, rank: int) -> list[str]:
     return [row["path"] for row in rows if row["failed"]]
 
 
-def test_2_any_other_error_keeps_its_name(tmp_path: Path) -> None:
-    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 500, "--fault", "error"]))
+def test_2_any_other_error_keeps_its_name(tmp_path: Path, shared: Cluster) -> None:
+    code, run = launch(tmp_path, joining(tmp_path, shared, args=["--steps", 500, "--fault", "error"]))
 
     assert (code, *run.verdict()) == (16, 16, "failed", "rank 1: ValueError: a wrong number: 42")
     assert run.errors() == [
@@ -104,10 +108,10 @@ def test_2_any_other_error_keeps_its_name(tmp_path: Path) -> None:
     ids=["any error", "an error with a code of its own"],
 )
 def test_2_error_of_the_first_rank_alone_while_the_others_wait_for_what_it_makes(
-    tmp_path: Path, error: str, code: int, reason: str, hint: str
+    tmp_path: Path, shared: Cluster, error: str, code: int, reason: str, hint: str
 ) -> None:
     arguments = ["--who", "first", "--error", error]
-    ended, run = launch(tmp_path, config_of(tmp_path, script="once.py", args=arguments))
+    ended, run = launch(tmp_path, joining(tmp_path, shared, script="once.py", args=arguments))
 
     assert (ended, *run.verdict()) == (code, code, "failed", f"rank 0: {reason}")
     assert run.facts["culprits"] == [0]
@@ -116,11 +120,11 @@ def test_2_error_of_the_first_rank_alone_while_the_others_wait_for_what_it_makes
     assert run.living() == []
 
 
-def test_2_error_of_every_rank_is_told_once(tmp_path: Path) -> None:
+def test_2_error_of_every_rank_is_told_once(tmp_path: Path, shared: Cluster) -> None:
     arguments = ["--who", "all", "--error", "WeightsError"]
     # Ends as soon as all have told; on a busy host that is not within the usual second.
-    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": 60.0, "grace_s": 20.0}}
-    code, run = launch(tmp_path, config_of(tmp_path, script="once.py", ranks=3, args=arguments, ray=limits))
+    config = joining(tmp_path, shared, ranks=3, script="once.py", args=arguments, timeouts={"grace_s": 20.0})
+    code, run = launch(tmp_path, config)
 
     assert (code, *run.verdict()) == (3, 3, "failed", "ranks 0 to 2: t5.pth: cut off")
     assert run.facts["culprits"] == [0, 1, 2]
@@ -129,12 +133,12 @@ def test_2_error_of_every_rank_is_told_once(tmp_path: Path) -> None:
 
 
 STALL_S = 3.0
-STALL = {"timeouts": {"init_s": 60.0, "stall_s": STALL_S}, "num_gpus": 4}
+STALL = {"stall_s": STALL_S}
 
 
-def test_3_hang_of_a_rank_that_answers(tmp_path: Path) -> None:
+def test_3_hang_of_a_rank_that_answers(tmp_path: Path, shared: Cluster) -> None:
     arguments = ["--steps", 500, "--fault", "sleep", "--at-step", 30]
-    code, run = launch(tmp_path, config_of(tmp_path, ranks=3, args=arguments, ray=STALL))
+    code, run = launch(tmp_path, joining(tmp_path, shared, ranks=3, args=arguments, timeouts=STALL))
 
     exit_code, status, reason = run.verdict()
     assert (code, exit_code, status) == (12, 12, "hung")
@@ -149,9 +153,9 @@ def test_3_hang_of_a_rank_that_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["gil", "sigstop"])
-def test_4_hang_of_a_rank_that_does_not_answer(tmp_path: Path, fault: str) -> None:
+def test_4_hang_of_a_rank_that_does_not_answer(tmp_path: Path, shared: Cluster, fault: str) -> None:
     arguments = ["--steps", 500, "--fault", fault, "--at-step", 30]
-    code, run = launch(tmp_path, config_of(tmp_path, args=arguments, ray=STALL))
+    code, run = launch(tmp_path, joining(tmp_path, shared, args=arguments, timeouts=STALL))
 
     reason = "rank 1 does not answer; no rank made progress for 3 s"
     assert (code, *run.verdict()) == (12, 12, "hung", reason)
@@ -163,28 +167,30 @@ def test_4_hang_of_a_rank_that_does_not_answer(tmp_path: Path, fault: str) -> No
     )  # the ranks within 10 s, then the report and Ray's own end
 
 
-def test_3_a_rank_whose_child_works_is_waited_for(tmp_path: Path) -> None:
+def test_3_a_rank_whose_child_works_is_waited_for(tmp_path: Path, shared: Cluster) -> None:
     """GIVEN a rank that waits for a program of its own for far longer than a standstill may last THEN all is well."""
-    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": 8.0}}
-    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 5, "--fault", "child"], ray=limits))
+    limits = {"stall_s": 5.0}
+    code, run = launch(
+        tmp_path, joining(tmp_path, shared, args=["--steps", 5, "--fault", "child"], timeouts=limits)
+    )
 
     assert (code, *run.verdict()) == (0, 0, "ok", "")
 
 
-def test_4_a_rank_that_renamed_itself_is_ended(tmp_path: Path) -> None:
-    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": 5.0}}
-    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "renamed"], ray=limits))
+def test_4_a_rank_that_renamed_itself_is_ended(tmp_path: Path, shared: Cluster) -> None:
+    limits = {"stall_s": 5.0}
+    code, run = launch(tmp_path, joining(tmp_path, shared, args=["--fault", "renamed"], timeouts=limits))
 
     assert (code, run.facts["culprits"]) == (12, [1])
     assert run.living() == []
     assert run.facts["problems"] == []
 
 
-def test_3_a_launcher_that_was_itself_stopped_blames_nobody(tmp_path: Path) -> None:
+def test_3_a_launcher_that_was_itself_stopped_blames_nobody(tmp_path: Path, shared: Cluster) -> None:
     """GIVEN a launcher that is stopped for longer than a standstill may last, as a suspended terminal does it."""
     stall_s = 5.0
-    limits = {"num_gpus": 4, "timeouts": {"init_s": 60.0, "stall_s": stall_s}}
-    run = start(tmp_path, config_of(tmp_path, args=["--steps", 900], ray=limits))
+    limits = {"stall_s": stall_s}
+    run = start(tmp_path, joining(tmp_path, shared, args=["--steps", 600], timeouts=limits))
     run.wait_for(lambda: "runs" in run.text)
     os.kill(run.process.pid, signal.SIGSTOP)
     time.sleep(1.5 * stall_s)

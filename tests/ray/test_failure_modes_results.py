@@ -5,7 +5,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from launcher import RANKS, config_of, launch, rows_of, start
+from launcher import RANKS, config_of, joining, launch, rows_of, start
+from ray.cluster_utils import Cluster
 
 TABLES = ("spans", "samples")
 FLUSHED_S = 8
@@ -40,11 +41,12 @@ def test_12_rank_killed_while_writing(tmp_path: Path) -> None:
     assert not list(run.run_dir.rglob("*.arrows")) and not list(run.run_dir.rglob("*.tmp"))
 
 
-def test_12_run_folder_that_is_not_shared(tmp_path: Path) -> None:
+def test_12_run_folder_that_is_not_shared(tmp_path: Path, shared: Cluster) -> None:
     """GIVEN ranks that write to their node's own disk THEN all of it arrives through Ray, and nothing of it stays."""
     scratch = tmp_path / "scratch"
-    config = config_of(
+    config = joining(
         tmp_path,
+        shared,
         args=["--steps", 30],
         ray={"scratch_dir": str(scratch)},
         logging={"sample_interval_s": 0.1},  # the steps take 0.6 s

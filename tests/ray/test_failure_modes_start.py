@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from launcher import ROOT, Launch, config_of, launch, start
+from launcher import ROOT, Launch, config_of, joining, launch, start
+from ray.cluster_utils import Cluster
 
 FAULTS = str(Path(__file__).parent / "faults")
 
@@ -47,12 +48,12 @@ def test_7_simultaneous_launches_do_not_meet(tmp_path: Path) -> None:
     assert ports[0] != ports[1]
 
 
-def test_7_silent_listener_on_the_port(tmp_path: Path) -> None:
+def test_7_silent_listener_on_the_port(tmp_path: Path, shared: Cluster) -> None:
     init_s = 15.0
     with socket.create_server(("127.0.0.1", 0)) as listener:
         arguments = ["--fault", "listener", "--silent-port", listener.getsockname()[1]]
-        limits = {"num_gpus": 4, "timeouts": {"init_s": init_s, "stall_s": 600.0}}
-        code, run = launch(tmp_path, config_of(tmp_path, args=arguments, ray=limits))
+        limits = {"init_s": init_s, "stall_s": 600.0}
+        code, run = launch(tmp_path, joining(tmp_path, shared, args=arguments, timeouts=limits))
 
     reason = "all ranks wait and do not find each other: not met within 15 s"
     assert (code, *run.verdict()) == (23, 23, "never_started", reason)
@@ -79,10 +80,11 @@ def test_8_import_fails_in_a_rank(tmp_path: Path, module: str, rank: str, who: s
     assert "Traceback" not in run.text
 
 
-def test_8_a_rank_never_joins(tmp_path: Path) -> None:
-    init_s = 15.0
-    limits = {"num_gpus": 4, "timeouts": {"init_s": init_s, "stall_s": 600.0}}
-    code, run = launch(tmp_path, config_of(tmp_path, ranks=3, args=["--fault", "never"], ray=limits))
+def test_8_a_rank_never_joins(tmp_path: Path, shared: Cluster) -> None:
+    limits = {"init_s": 15.0, "stall_s": 600.0}
+    code, run = launch(
+        tmp_path, joining(tmp_path, shared, ranks=3, args=["--fault", "never"], timeouts=limits)
+    )
 
     reason = "waiting for rank 2: not met within 15 s"
     assert (code, *run.verdict()) == (23, 23, "never_started", reason)
@@ -91,10 +93,10 @@ def test_8_a_rank_never_joins(tmp_path: Path) -> None:
     assert run.living() == []
 
 
-def test_8_a_rank_that_still_gets_ready_is_waited_for(tmp_path: Path) -> None:
+def test_8_a_rank_that_still_gets_ready_is_waited_for(tmp_path: Path, shared: Cluster) -> None:
     """GIVEN a rank that works for longer than init_s before it joins THEN nobody is ended for waiting for it."""
-    limits = {"num_gpus": 4, "timeouts": {"init_s": 15.0, "stall_s": 60.0}}
-    code, run = launch(tmp_path, config_of(tmp_path, args=["--fault", "late", "--at-rank", 0], ray=limits))
+    arguments = ["--fault", "late", "--at-rank", 0]
+    code, run = launch(tmp_path, joining(tmp_path, shared, args=arguments, timeouts={"init_s": 15.0}))
 
     assert (code, *run.verdict()) == (0, 0, "ok", "")
 

@@ -51,7 +51,7 @@ def test_a_run_is_watched_from_a_node_that_does_not_see_its_folder(tmp_path: Pat
     nowhere = tmp_path / "nowhere"
     command = [sys.executable, "-m", "ray_memprof.cli", "watch", "--output-dir", str(nowhere)]
     with two_nodes() as cluster:
-        config = joining(tmp_path, cluster, ranks=2, args=["--steps", 80], ray={"gpus_per_rank": 0})
+        config = joining(tmp_path, cluster, args=["--steps", 80], ray={"gpus_per_rank": 0})
         run = start(tmp_path, config)
         run.wait_for(lambda: (run.output_dir / run.name / "latest").exists())
         run.wait_for(lambda: len((read_live(run.run_dir) or {"beats": ()})["beats"]) == 2)

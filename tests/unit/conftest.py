@@ -19,6 +19,7 @@ _ON_ONE_WORKER = {
     "pages": "pages",
     "once": "pages",
     "guarded_run": "guarded",
+    "made_once": "made once",
 }
 """Groups of tests by a fixture that takes seconds: each worker (--dist loadgroup) would make another."""
 

@@ -1,6 +1,8 @@
-"""Processes that predict, kept warm from test to test: what they import takes longer than a tiny prediction.
+"""A process that predicts, kept warm from test to test: what it imports takes longer than a tiny prediction.
 
-The fixture `warm` of conftest.py puts them in the place of those that each prediction would start for itself.
+    kept().call(predict_rank, plan).result(timeout=100)
+
+The fixture `warm` of conftest.py puts it in the place of those that each prediction would start for itself.
 """
 
 import atexit
@@ -20,7 +22,7 @@ _STARTED_IN = (
 
 
 @functools.cache
-def _kept() -> "Processes":
+def kept() -> "Processes":
     """One process, which a block does not end: the ranks of a run are predicted one after the other."""
     from ray_memprof.predictor.processes import Processes
 
@@ -28,17 +30,17 @@ def _kept() -> "Processes":
         def __exit__(self, *_: object) -> None:
             pass
 
-    kept = Kept(1)
-    atexit.register(Processes.__exit__, kept, None, None, None)
-    return kept
+    made = Kept(1)
+    atexit.register(Processes.__exit__, made, None, None, None)
+    return made
 
 
 def keep_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until the end of a test, predictions share processes that stay."""
-    kept = _kept()
+    there = kept()
 
     def processes(number: int = 1) -> "Processes":
-        return kept
+        return there
 
     # All are imported before: an annotation that is read meanwhile would meet the function.
     for module in [importlib.import_module(name) for name in _STARTED_IN]:

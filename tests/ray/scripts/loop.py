@@ -3,7 +3,7 @@
     loop.py [--steps N] [--fault KIND --at-rank R --at-step S --rest SECONDS] [--marker FOLDER] [--talk] [--device cuda]
 
 Faults: sigkill, segv, exit, oom, error, hoard, sleep, gil, sigstop, child (see strike); never: the rank does not join;
-late: it joins after CHILD_S of work; renamed: as sigstop, and it calls itself something else before;
+late: it joins after LATE_S of work; renamed: as sigstop, and it calls itself something else before;
 listener: ranks other than 0 look for the store at a port where --silent-port listens and says nothing. On a GPU each
 rank holds 8 GiB, so that one sees when they are free again, and oom is torch's own.
 """
@@ -27,8 +27,8 @@ from ray_memprof.recorder.spans import span
 
 HOARD_CHUNKS, HOARD_CHUNK_BYTES = 64, 64 * 2**20
 """4 GiB in 3 s: more than the threshold of the test leaves, and not more than a small host has."""
-CHILD_S = 20.0
-"""Longer than the limits of the tests that ask for it."""
+CHILD_S, LATE_S = 12.0, 20.0
+"""Longer than the limits of the tests that ask for them, a standstill of 5 s and a start of 15 s."""
 DEVICE_BYTES = 8 * 2**30
 
 
@@ -105,7 +105,7 @@ def main() -> None:
     if options.fault == "never" and rank == at_rank:
         time.sleep(3600)
     if options.fault == "late" and rank == at_rank:
-        until = time.monotonic() + CHILD_S
+        until = time.monotonic() + LATE_S
         while time.monotonic() < until:
             sum(range(100_000))
     if options.fault == "listener" and rank != 0:

@@ -7,7 +7,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
+from ray_memprof.analysis.diagnosis import diagnose as diagnosis
+from ray_memprof.analysis.diagnosis.diagnose import Finding
 from ray_memprof.query import database
 from ray_memprof.store.run_files import TABLES_DIR
 from ray_memprof.store.run_tables import write_driver_tables
@@ -37,14 +38,17 @@ def diagnose(maker: ModuleType, run_dir: Path, ranks: int, variant: object, *, l
         shutil.rmtree(run_dir / TABLES_DIR / "allocs")
     write_driver_tables(run_dir, *maker.driver_rows(run_dir, ranks))
     with database.open_run(run_dir) as connection:
-        return findings(connection)
+        return diagnosis.findings(connection)
 
 
 @pytest.mark.parametrize("level", ["event", "stage"])
 @pytest.mark.parametrize("number", RUNS)
 def test_a_skew_is_found_with_its_rank_stage_and_component(
-    maker: ModuleType, tmp_path: Path, number: int, level: str
+    maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, level: str
 ) -> None:
+    # What the others say of a skew is not looked at, and asking all takes ten times as long.
+    rule = next(one for one in diagnosis.RULES if one.name == "holds_more")
+    monkeypatch.setattr(diagnosis, "RULES", (rule,))
     draw = np.random.default_rng(number)
     ranks = int(draw.integers(2, 6))
     stage = STAGES[int(draw.integers(len(STAGES)))]
@@ -55,10 +59,10 @@ def test_a_skew_is_found_with_its_rank_stage_and_component(
 
     found = diagnose(maker, tmp_path, ranks, maker.Variant(number, True, uneven, skew), level=level)
 
-    told = [(one.ranks, one.stage, one.component) for one in found if one.rule == "holds_more"]
-    assert told == [((skew.rank,), skew.stage, skew.component)]
-    (finding,) = (one for one in found if one.rule == "holds_more")
-    assert abs(finding.bytes - size) <= uneven
+    assert [(one.ranks, one.stage, one.component) for one in found] == [
+        ((skew.rank,), skew.stage, skew.component)
+    ]
+    assert abs(found[0].bytes - size) <= uneven
 
 
 @pytest.mark.parametrize("level", ["event", "stage"])

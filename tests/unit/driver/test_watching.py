@@ -236,7 +236,8 @@ def test_without_a_cluster_there_is_one_line_and_the_exit_code_of_a_ray_that_is_
 def test_ray_is_not_asked_where_the_run_is_here_or_no_cluster_is_named(tmp_path: Path) -> None:
     code, (error, *_) = watched_over_ray(tmp_path)
     assert (code, "no run" in error) == (2, True)
-    made(tmp_path / "a" / NEW, "ok")
+    # With its summary: else the report is waited for, because this process, its launcher, lives.
+    note_summary(made(tmp_path / "a" / NEW, "ok"), ["measured"], [])
     code, errors = watched_over_ray(tmp_path, "a", RAY_ADDRESS="127.0.0.1:1")
     assert (code, errors) == (0, [])
 

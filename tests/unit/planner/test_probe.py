@@ -1,7 +1,5 @@
 """A stage cut short: its bound is below what whole predictions of random tiny configurations use, and near it."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,13 +8,13 @@ import pytest
 from choices import asked
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from warm_processes import kept
 
 from ray_memprof.planner.full import predict_in_full
 from ray_memprof.planner.probe import STAGES, Measured, Probe, Stage, probe
 from ray_memprof.planner.space import Asked, Choice, choices, config_of
 from ray_memprof.planner.stages import bound_of, representative, stage_key
 
-PROCESSES = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 KNOWN: dict[object, Measured] = {}
 SIZE = {"size": "128*96", "frame_num": 25, "sample_steps": 3}
 
@@ -26,7 +24,7 @@ def probed(wanted: Asked, choice: Choice, stage: Stage) -> Measured:
     if key not in KNOWN:
         config = config_of(wanted, representative(choice, stage))
         plan = Probe(config=config, stage=stage, gpu=wanted.gpu)
-        KNOWN[key] = PROCESSES.submit(probe, plan).result(timeout=100)
+        KNOWN[key] = kept().call(probe, plan).result(timeout=100)
     return KNOWN[key]
 
 
@@ -36,6 +34,7 @@ def legal(task: str, num_gpus: int) -> list[Choice]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("warm")
 @pytest.mark.timeout(600)
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(task=st.sampled_from(["t2v-tiny", "vace-tiny"]), num_gpus=st.sampled_from([1, 2]), data=st.data())

@@ -1,23 +1,23 @@
 """Ranks that are predicted in another process: it changes torch, and counts collectives."""
 
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from warm_processes import kept
 
 from ray_memprof.config.load import from_mapping
 from ray_memprof.predictor import fake_rank
 from ray_memprof.predictor.fake_rank import FakeRank, PredictedRank, environment_of, predict_rank
 from ray_memprof.predictor.gpu_profile import gpu_profile
 
-PROCESSES = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
-def predicted_on(plan: FakeRank, total_bytes: int | None) -> PredictedRank:
+def predicted_on(total_bytes: int | None, plan: FakeRank) -> PredictedRank:
     """Predict a rank, on a device of this size if one is given."""
     if total_bytes is None:
         return predict_rank(plan)
@@ -52,4 +52,4 @@ def predicted(
         shapes=folder / "shapes",
         replays=replays,
     )
-    return PROCESSES.submit(predicted_on, plan, total_bytes).result(timeout=100)
+    return kept().call(partial(predicted_on, total_bytes), plan).result(timeout=100)

@@ -278,7 +278,11 @@ def fake_peak(name: str, levers: Levers, shape: tuple[int, int, int]) -> int:
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_forward_runs_on_fake_tensors(name: str) -> None:
+def test_forward_runs_on_fake_tensors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = TASKS[name]
+    if not task.dit.vace_layers:
+        # Blocks are alike, and what ten of them would keep is above the bound; forty take four times as long.
+        monkeypatch.setitem(TASKS, name, replace(task, dit=replace(task.dit, num_layers=10)))
     size = (21, 60, 104) if "1.3B" in name else (21, 90, 160)
     # x fp32 + q, k, v and the output; VACE holds a second stream
     bound = {"t2v-1.3B": 0.9, "vace-1.3B": 1.1, "vace-14B": 6.5}.get(name, 5.0)
