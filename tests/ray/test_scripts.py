@@ -24,7 +24,7 @@ distributed.barrier()
 distributed.destroy_process_group()
 if rank == 0:
     import ray
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     print("ray of its own", ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid(), flush=True)
     ray.shutdown()
 sys.stdout.flush()
