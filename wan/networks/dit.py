@@ -41,6 +41,9 @@ def token_slices(num_tokens: int, chunks: int) -> Iterator[slice]:
 class Tokens:
     """Which tokens of a video this process works on: all; wan/parallel/tokens.py splits them over ranks."""
 
+    num_passes = 1
+    """Passes whose tokens whole() brings."""
+
     def own(self, x: Tensor, dim: int) -> Tensor:
         """The part of x, whose `dim` counts the tokens of the video, that this process works on."""
         return x
@@ -370,6 +373,7 @@ class WanDit(nn.Module):
             [B, 16, T, H, W] fp32; where ranks run several passes at the same time, of each: [passes B, 16, T, H, W].
         """
         grid = self._grid(latents)
+        velocity = self._place_of_velocity(latents)
         embedded, modulation = self._embed_time(time)
         context = self._embed_context(text, image_states)
         table = self.tokens.own(self._rope_table(grid, latents), dim=0)
@@ -379,7 +383,18 @@ class WanDit(nn.Module):
         x = self._run_blocks(x, modulation, context, table, control, control_scale)
         with span("dit.head"):
             out = self.tokens.whole(self.head(x, embedded, self.levers))
-        return self._unpatch(out, grid)
+        return self._unpatch(out, grid, velocity)
+
+    def _place_of_velocity(self, latents: Tensor) -> Tensor | None:
+        """Memory for the result, taken before all else; None where autograd records.
+
+        The result outlives the pass. Made at its end, it would come to lie in the middle of the free memory, and the
+        large tensors of the next pass would find no room on either side of it.
+        """
+        if torch.is_grad_enabled():
+            return None
+        shape = (self.tokens.num_passes * latents.shape[0], self.config.out_dim, *latents.shape[2:])
+        return torch.empty(shape, dtype=torch.float32, device=latents.device)
 
     def _run_blocks(
         self, x: Tensor, time: Tensor, context: Tensor, table: Tensor, control: Tensor | None, scale: float
@@ -434,18 +449,23 @@ class WanDit(nn.Module):
         return torch.cat([self.img_emb(image_states.to(dtype)), context], dim=1)
 
     def _rope_table(self, grid: tuple[int, int, int], latents: Tensor) -> Tensor:
-        table = rope_table(grid, self.config.head_dim, latents.device)
         rotated = self.patch_embedding.weight.dtype
-        return table.to(ops.rope_dtype(rotated, fused=ops.runs_fused(latents, self.levers.fused_kernels)))
+        dtype = ops.rope_dtype(rotated, fused=ops.runs_fused(latents, self.levers.fused_kernels))
+        return rope_table(grid, self.config.head_dim, latents.device, dtype)
 
     def _grid(self, latents: Tensor) -> tuple[int, int, int]:
         _, _, frames, height, width = latents.shape
         return frames, height // self.config.patch_size[1], width // self.config.patch_size[2]
 
-    def _unpatch(self, out: Tensor, grid: tuple[int, int, int]) -> Tensor:
+    def _unpatch(self, out: Tensor, grid: tuple[int, int, int], place: Tensor | None) -> Tensor:
+        """The patches `out` [B, L, patch * C] as [B, C, T, H, W], in `place` where there is one."""
         _, height, width = self.config.patch_size
         out = out.unflatten(-1, (height, width, -1)).unflatten(1, grid)  # B T h w p q C
-        return out.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
+        out = out.permute(0, 6, 1, 2, 4, 3, 5)
+        if place is None:
+            return out.flatten(5).flatten(3, 4)
+        place.view(out.shape).copy_(out)
+        return place
 
 
 def _linear_fp32(x: Tensor, layer: nn.Module) -> Tensor:

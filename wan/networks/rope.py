@@ -10,20 +10,28 @@ from torch import Tensor
 THETA = 10000.0
 
 
-def rope_table(grid: tuple[int, int, int], head_dim: int, device: torch.device) -> Tensor:
-    """Unit complex numbers [T*H*W, head_dim/2], complex128, for a grid of T frames, H rows and W columns."""
+def rope_table(
+    grid: tuple[int, int, int],
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.complex128,
+) -> Tensor:
+    """Unit complex numbers [T*H*W, head_dim/2] for a grid of T frames, H rows and W columns; computed in fp64.
+
+    Nothing else of its size is made: numbers are turned and rounded for each axis alone.
+    """
     pairs = head_dim // 2
     spatial = pairs // 3
     widths = (pairs - 2 * spatial, spatial, spatial)
-    angles = []
+    turns = []
     for axis, (size, width) in enumerate(zip(grid, widths, strict=True)):
         speed = THETA ** -(torch.arange(width, device=device, dtype=torch.float64) / width)
         angle = torch.outer(torch.arange(size, device=device, dtype=torch.float64), speed)
         shape = [1, 1, 1, width]
         shape[axis] = size
-        angles.append(angle.view(shape).expand(*grid, width))
-    angle = torch.cat(angles, dim=-1).flatten(0, 2)
-    return torch.polar(torch.ones_like(angle), angle)
+        turn = torch.polar(torch.ones_like(angle), angle).to(dtype)
+        turns.append(turn.view(shape).expand(*grid, width))
+    return torch.cat(turns, dim=-1).flatten(0, 2)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ class SplitTokens(Tokens):
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
+        self.num_passes = ranks.layout.cfg
         self.lengths: list[int] = []
         """Tokens of each rank of the forward pass under way."""
 
@@ -41,7 +42,6 @@ class SplitTokens(Tokens):
 
     def whole(self, x: Tensor) -> Tensor:
         """x [B, l, C] of all ranks as [B, L, C]; with cfg 2 as [2 B, L, C], the conditional pass first."""
-        num_passes = self._ranks.layout.cfg
-        gathered = self._ranks.all_gather(x.transpose(0, 1), self.lengths * num_passes)
-        by_pass: Tensor = gathered.unflatten(0, (num_passes, -1))
+        gathered = self._ranks.all_gather(x.transpose(0, 1), self.lengths * self.num_passes)
+        by_pass: Tensor = gathered.unflatten(0, (self.num_passes, -1))
         return by_pass.transpose(1, 2).flatten(0, 1)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from dit_inputs import inputs
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.live_bytes import LiveBytes
 from tests.references import relative_error
@@ -245,6 +247,29 @@ def test_gradients_with_checkpointing_equal_those_without(name: str) -> None:
         gradients.append([parameter.grad for parameter in dit.parameters()])
     assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients[0])
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+class _Storages(TorchDispatchMode):
+    """Where each storage lies that an operation makes, in the order in which they are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.made += [one.untyped_storage().data_ptr() for one in tree_leaves(out) if isinstance(one, Tensor)]
+        return out
+
+
+@pytest.mark.parametrize("name", ["t2v-tiny", "vace-tiny"])
+def test_the_result_lies_in_front_of_all_that_a_pass_makes(name: str) -> None:
+    """At its end it would divide the free memory, and the next pass would need more."""
+    dit, given = random_dit(TASKS[name].dit), inputs(TASKS[name].dit)
+    with torch.no_grad(), _Storages() as storages:
+        velocity = dit(**given)
+    assert storages.made[0] == velocity.untyped_storage().data_ptr()
+    assert velocity.untyped_storage().nbytes() == velocity.nbytes
 
 
 def test_token_slices_cover_the_tokens_once() -> None:
