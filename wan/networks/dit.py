@@ -420,8 +420,13 @@ class WanDit(nn.Module):
     def _embed_control(self, x: Tensor, control: Tensor) -> Tensor:
         tokens = self._embed_patches(control, self.vace_patch_embedding)
         before = cast(VaceBlock, self.vace_blocks[0]).before_proj
-        projected: Tensor = before(tokens.to(before.bias.dtype))
-        return x + projected
+        if torch.is_grad_enabled():
+            projected: Tensor = before(tokens.to(before.bias.dtype))
+            return x + projected
+        for part in token_slices(x.shape[1], self.levers.num_chunks(x.shape[1])):
+            own = tokens[:, part]
+            own.copy_(before(own.to(before.bias.dtype))).add_(x[:, part])
+        return tokens
 
     def _embed_patches(self, latents: Tensor, conv: nn.Conv3d) -> Tensor:
         """[B, C, T, H, W] -> [B, l, D] fp32 of our tokens: a convolution without overlap is one matrix product."""
