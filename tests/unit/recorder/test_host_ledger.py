@@ -1,6 +1,8 @@
 """Every byte of a process has an account: by the kind of its page, and whether it is a tensor."""
 
+import ctypes
 import errno
+import gc
 import mmap
 from collections import Counter
 from collections.abc import Iterator
@@ -160,6 +162,9 @@ class Process:
 
 @pytest.fixture
 def process() -> Iterator[Process]:
+    # What tests before this one have left would be given back, or used again, in the middle of it.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     meter = HostMeter(events=False)
     meter.start()
     try:
