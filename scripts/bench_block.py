@@ -15,18 +15,19 @@ The last line tells how long no kernel ran, between the first and the last.
 """
 
 import argparse
-import dataclasses
 from collections import Counter
 from typing import Any
 
 import torch
 from bench_wan import FP8, latent_grid
+from measuring import random_dit
 from torch.profiler import ProfilerActivity, profile
 
-from wan.components import Components
 from wan.config import TASKS
 from wan.levers import Levers
 
+TEXT_TASKS = [name for name in TASKS if name.startswith(("t2v", "t2i"))]
+"""Tasks whose DiT takes latents and text alone."""
 WARM_UPS = 2
 SHORTEST_MS = 0.005  # of a block; what takes less is one line
 
@@ -35,12 +36,8 @@ def kernels_of(task: str, num_layers: int, fp8: bool) -> list[Any]:
     """The profiler's events on the device, of one forward pass after the warm-ups."""
     given = dict(FP8) if fp8 else {}
     weights_dtype = given.pop("weights_dtype", "precision")
-    dit = dataclasses.replace(TASKS[task].dit, num_layers=num_layers)
-    made = Components(
-        dataclasses.replace(TASKS[task], dit=dit),
-        ckpt_dir=None, device=torch.device("cuda"), strategy="block", offload=True, seed=0,
-    )  # fmt: skip
-    part = made.dit(Levers(**given), torch.bfloat16, weights_dtype)
+    dit = TASKS[task].dit
+    part = random_dit(task, Levers(**given), weights_dtype=weights_dtype, num_blocks=num_layers)
     latents = torch.randn(1, dit.in_dim, *latent_grid(task), device="cuda")
     text = torch.randn(1, dit.text_len, dit.text_dim, device="cuda", dtype=torch.bfloat16)
     moment = torch.tensor([500.0], device="cuda")
@@ -84,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--task", default="t2v-14B", choices=sorted(TASKS))
+    parser.add_argument("--task", default="t2v-14B", choices=TEXT_TASKS)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--everything-fp8", action="store_true")
     given = parser.parse_args()

@@ -28,10 +28,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from measuring import device_bytes, measure_on_gpu, peaks
+from measuring import device_bytes, measure_on_gpu, peaks, random_dit
 
 if TYPE_CHECKING:
-    from wan.levers import VaeDtype
+    from wan.levers import Precision, VaeDtype, WeightsDtype
 
 GIB = 2**30
 RESULT = "result: "
@@ -140,19 +140,14 @@ def latent_grid(task: str) -> tuple[int, int, int]:
 
 
 def our_dit(
-    task: str, precision: str = "bf16", weights_dtype: str = "precision", **levers: Any
+    task: str, precision: "Precision" = "bf16", weights_dtype: "WeightsDtype" = "precision", **levers: Any
 ) -> dict[str, float]:
     """One forward pass of WanDit."""
     import torch
 
-    from wan.components import Components
-    from wan.config import TASKS
     from wan.levers import Levers
-    from wan.networks.dtypes import DTYPES
 
-    device = torch.device("cuda")
-    made = Components(TASKS[task], ckpt_dir=None, device=device, strategy="block", offload=True, seed=0)
-    part = made.dit(Levers(**levers), DTYPES[precision], weights_dtype)
+    part = random_dit(task, Levers(**levers), precision=precision, weights_dtype=weights_dtype)
     latents = torch.randn(1, 16, *latent_grid(task), device="cuda")
     text = torch.randn(1, 512, 4096, device="cuda", dtype=torch.bfloat16)
     moment = torch.tensor([500.0], device="cuda")

@@ -34,6 +34,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from measuring import random_dit
+
 from wan.errors import EXIT_OK, InputError, WanError
 from wan.options import FLAGS, Options, describe, parse
 from wan.options_check import check
@@ -186,22 +188,18 @@ def velocity(options: Options, num_blocks: int) -> "Tensor":
     """Of one forward pass of the DiT's first blocks at step 500 of 1,000, weights random: fp32 [1, 16, T, H, W]."""
     import torch
 
-    from wan.components import Components
     from wan.config import TASKS
-    from wan.networks.dtypes import DTYPES
 
-    task = TASKS[options.task]
-    dit = replace(task.dit, num_layers=min(num_blocks, task.dit.num_layers))
-    device = torch.device(options.device)
-    made = Components(
-        replace(task, dit=dit),
-        ckpt_dir=None, device=device, strategy=options.load_strategy, offload=True, seed=0,
-    )  # fmt: skip
+    task, device = TASKS[options.task], options.device
     noise = torch.Generator().manual_seed(options.base_seed)
     shape = task.latent_shape(*map(int, options.size.split("*")), options.frame_num)
     latents = torch.randn(1, *shape, generator=noise)
-    text = torch.randn(1, dit.text_len, dit.text_dim, generator=noise)
-    part = made.dit(options.levers, DTYPES[options.precision], options.weights_dtype)
+    text = torch.randn(1, task.dit.text_len, task.dit.text_dim, generator=noise)
+    part = random_dit(
+        options.task, options.levers,
+        precision=options.precision, weights_dtype=options.weights_dtype, device=device,
+        strategy=options.load_strategy, num_blocks=num_blocks,
+    )  # fmt: skip
     with torch.no_grad(), part.on_device() as network:
         out: Tensor = network(latents.to(device), torch.tensor([500.0], device=device), text.to(device))
         return out.cpu()

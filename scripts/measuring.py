@@ -15,8 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wan.levers import Levers, LoadStrategy, Precision, WeightsDtype
 
 SAMPLE_EVERY_S = 0.002
 
@@ -91,6 +95,32 @@ def measure_on_gpu(
             torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
     return weights, most["device used"], statistics.median(seconds[1:])
+
+
+def random_dit(
+    task: str,
+    levers: "Levers",
+    *,
+    precision: "Precision" = "bf16",
+    weights_dtype: "WeightsDtype" = "precision",
+    device: str = "cuda",
+    strategy: "LoadStrategy" = "block",
+    num_blocks: int | None = None,
+) -> Any:
+    """The DiT of a task, or its first blocks, with random weights, as a component that is not loaded yet."""
+    import torch
+
+    from wan.components import Components
+    from wan.config import TASKS
+    from wan.networks.dtypes import DTYPES
+
+    whole = TASKS[task]
+    num_layers = whole.dit.num_layers if num_blocks is None else min(num_blocks, whole.dit.num_layers)
+    part = replace(whole, dit=replace(whole.dit, num_layers=num_layers))
+    made = Components(
+        part, ckpt_dir=None, device=torch.device(device), strategy=strategy, offload=True, seed=0
+    )
+    return made.dit(levers, DTYPES[precision], weights_dtype)
 
 
 def in_process(script: str, *arguments: object) -> dict[str, Any]:

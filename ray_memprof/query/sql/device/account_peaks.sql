@@ -28,10 +28,12 @@ WITH held AS (
     GROUP BY rank, span_id
 ),
 
-stages AS (
+-- Of each stage, and of the whole run.
+peaks AS (
     SELECT
         spans.rank,
         spans.stage,
+        GROUPING(spans.stage) = 1 AS is_whole,
         MIN(spans.span_id) AS first_span_id,
         MAX(spans.allocated_peak_bytes) AS allocated,
         MAX(spans.reserved_peak_bytes) AS reserved,
@@ -48,42 +50,20 @@ stages AS (
     INNER JOIN held
         ON spans.rank = held.rank AND spans.span_id = held.span_id
     WHERE is_stage(spans.depth, spans.path)
-    GROUP BY spans.rank, spans.stage
+    GROUP BY GROUPING SETS ((spans.rank, spans.stage), (spans.rank))
 ),
 
 wide AS (
     SELECT
-        rank,
-        stage,
-        ROW_NUMBER() OVER (PARTITION BY rank ORDER BY first_span_id) AS place,
-        allocated,
-        reserved,
-        device_used,
-        device_used_bound,
-        context,
-        nccl,
-        libraries,
-        heap,
-        files,
-        shared
-    FROM stages
-    UNION ALL
-    SELECT
-        rank,
-        NULL AS stage,
-        0 AS place,
-        MAX(allocated) AS allocated,
-        MAX(reserved) AS reserved,
-        MAX(device_used) AS device_used,
-        MAX(device_used_bound) AS device_used_bound,
-        MAX(context) AS context,
-        MAX(nccl) AS nccl,
-        MAX(libraries) AS libraries,
-        MAX(heap) AS heap,
-        MAX(files) AS files,
-        MAX(shared) AS shared
-    FROM stages
-    GROUP BY rank
+        *,
+        IF(
+            is_whole,
+            0,
+            ROW_NUMBER() OVER (
+                PARTITION BY rank, is_whole ORDER BY first_span_id
+            )
+        ) AS place
+    FROM peaks
 )
 
 SELECT
