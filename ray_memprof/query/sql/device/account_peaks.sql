@@ -55,7 +55,18 @@ peaks AS (
 
 wide AS (
     SELECT
-        *,
+        rank,
+        stage,
+        allocated,
+        reserved,
+        device_used,
+        device_used_bound,
+        context,
+        nccl,
+        libraries,
+        heap,
+        files,
+        shared,
         IF(
             is_whole,
             0,
