@@ -26,21 +26,25 @@ from typing import Any
 import psutil
 import torch
 
-from ray_memprof.allocator.replay import BlockReplay, Replay
+from ray_memprof.allocator.replay import Replay
 from ray_memprof.recorder.meters.host import HostMeter
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.meters.nvml import open_device
+from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.recorder import DRAIN_EVENTS, Recorder
 from ray_memprof.recorder.rows import Parcel
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.spans import listening, span
+from ray_memprof.recorder.writer import Writer, WriterPlan, Writes, writer_of
+from ray_memprof.recorder.writer_process import WriterProcess
 from ray_memprof.store.rank_store import RankStore
 
 MIB = 2**20
-WORK = 400_000
-"""Small operations of the thread that shows how long others hold the lock: about two seconds."""
-RATES = (5_000, 20_000, 45_000)
-"""Events per second; the decoder of a video makes as many as the last."""
+BUSY_S = 8.0
+"""How long a thread of small operations shows how long others hold the lock: longer than events may wait."""
+RATES = (5_000, 20_000, 60_000)
+"""Events per second; training of a small model makes as many as the last, the decoder of a video 45,000."""
+ROUNDS = 3
 
 
 def meters(*, events: bool) -> Iterator[tuple[str, Meter]]:
@@ -57,7 +61,7 @@ def meters(*, events: bool) -> Iterator[tuple[str, Meter]]:
 def time_spans(meter: Meter, num_spans: int) -> float:
     """Microseconds that one span costs the thread that opens it."""
     with tempfile.TemporaryDirectory() as folder:
-        scribe = Scribe(RankStore(Path(folder), 0), Replay(), categories={})
+        scribe = Scribe(Writer(RankStore(Path(folder), 0), Replay(), categories={}))
         recorder = Recorder(0, meter, scribe)
         recorder.start()
         with listening(recorder), span("warm.up"):
@@ -100,52 +104,79 @@ def event(action: str, address: int, size: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def time_events(num_events: int) -> tuple[float, int]:
-    """Microseconds of the scribe's thread per event, and events that waited at most."""
-    with tempfile.TemporaryDirectory() as folder:
-        scribe = Scribe(RankStore(Path(folder), 0), BlockReplay(), categories={})
-        spent_s = 0.0
-        for events in batches(num_events):
-            # One batch at a time, so that what is timed is the scribe alone.
-            began = time.perf_counter()
-            scribe.deliver(Parcel(batch=Batch(events, None)))
-            while scribe.num_waiting_events:
-                time.sleep(0.0002)
-            spent_s += time.perf_counter() - began
-        scribe.close()
-        if scribe.error is not None:
-            raise scribe.error
-        return spent_s / num_events * 1e6, scribe.most_waiting_events
+def writers(folder: Path) -> Iterator[tuple[str, Writes]]:
+    """Every way to write, each in a folder of its own."""
+    for name, kind in (("in the program", writer_of), ("in a process of its own", WriterProcess)):
+        plan = WriterPlan(run_dir=folder / name, rank=0, has_blocks=True)
+        yield name, kind(plan, Problems())
 
 
-def wait(deliver: Iterator[list[dict[str, Any]]], rate: int, scribe: Scribe | None) -> float:
-    """The share of its time that a thread of small operations waits, while it delivers `rate` events a second."""
+def time_events(writer: Writes, num_events: int) -> tuple[float, float, int]:
+    """Microseconds per event, those in which this process works; and events that waited at most."""
+    scribe = Scribe(writer)
+    spent_s = worked_s = 0.0
+    scribe.deliver(Parcel())  # waits until a process has started
+    for events in batches(num_events):
+        # One batch at a time, so that what is timed is the scribe alone.
+        began, began_work = time.perf_counter(), time.process_time()
+        scribe.deliver(Parcel(batch=Batch(events, None)))
+        while scribe.num_waiting_events:
+            time.sleep(0.001)
+        spent_s += time.perf_counter() - began
+        worked_s += time.process_time() - began_work
+    scribe.close()
+    _check(scribe)
+    return spent_s / num_events * 1e6, worked_s / num_events * 1e6, scribe.most_waiting_events
+
+
+def _check(scribe: Scribe) -> None:
+    if scribe.error is not None:
+        raise scribe.error
+    assert scribe.problems.texts == ()
+
+
+def wait(deliver: Iterator[list[dict[str, Any]]], rate: int, scribe: Scribe | None) -> tuple[float, float]:
+    """What a thread of small operations loses while it delivers `rate` events a second.
+
+    Returns:
+        The share of its time that it waits, and its operations a second.
+    """
     left, right = torch.zeros(16), torch.ones(16)
-    began, began_cpu, num = time.perf_counter(), time.thread_time(), 0
-    for number in range(WORK):
-        torch.add(left, right)
-        if number % 1000 == 0 and time.perf_counter() - began > num / rate:
+    began, began_cpu, num, num_done = time.perf_counter(), time.thread_time(), 0, 0
+    while (took := time.perf_counter() - began) < BUSY_S:
+        for _ in range(100):
+            torch.add(left, right)
+        num_done += 100
+        if took > num / rate:
             events = next(deliver)
             num += len(events)
             if scribe is not None:
                 scribe.deliver(Parcel(batch=Batch(events, None)))
-    took = time.perf_counter() - began
-    return 1.0 - (time.thread_time() - began_cpu) / took
+    return 1.0 - (time.thread_time() - began_cpu) / took, num_done / took
 
 
-def time_beside(rate: int) -> tuple[float, float, float]:
-    """That share without a scribe, and with one that writes these events; and the seconds that its end then takes."""
-    made = list(batches(6 * rate))
-    alone, beside, ends = [], [], []
-    for _ in range(5):
-        alone.append(wait(iter(made), rate, None))
+def time_beside(rate: int) -> dict[str, tuple[float, float, float]]:
+    """What a busy thread loses, alone and beside each way to write, in turn; medians.
+
+    Returns:
+        By way: as wait() gives it, and the seconds that the writing takes on after the last event.
+    """
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for _ in range(ROUNDS):
+        found.setdefault("alone", []).append((*wait(batches(2 * int(BUSY_S) * rate), rate, None), 0.0))
         with tempfile.TemporaryDirectory() as folder:
-            scribe = Scribe(RankStore(Path(folder), 0), BlockReplay(), categories={})
-            beside.append(wait(iter(made), rate, scribe))
-            began = time.perf_counter()
-            scribe.close()
-            ends.append(time.perf_counter() - began)
-    return statistics.median(alone), statistics.median(beside), statistics.median(ends)
+            for name, writer in writers(Path(folder)):
+                scribe = Scribe(writer)
+                share = wait(batches(2 * int(BUSY_S) * rate), rate, scribe)
+                began = time.perf_counter()
+                scribe.close()
+                found.setdefault(name, []).append((*share, time.perf_counter() - began))
+                _check(scribe)
+    return {
+        name: (statistics.median(a), statistics.median(b), statistics.median(c))
+        for name, one in found.items()
+        for a, b, c in [zip(*one, strict=True)]
+    }
 
 
 def resident_growth(num_events: int) -> float:
@@ -252,7 +283,7 @@ def record(num_events: int) -> None:
     gc.collect()
     process = psutil.Process(os.getpid())
     with tempfile.TemporaryDirectory() as folder:
-        scribe = Scribe(RankStore(Path(folder), 0), Replay(), categories={})
+        scribe = Scribe(Writer(RankStore(Path(folder), 0), Replay(), categories={}))
         meter = FakeAllocator()
         recorder = Recorder(0, meter, scribe)
         recorder.start()
@@ -304,20 +335,32 @@ def main() -> None:
         for name, meter in meters(events=level == "event"):
             rows.append((name, level, time_spans(meter, arguments.spans)))  # noqa: PERF401 - it runs a recording
             print(f"{name} meter, level {level}: done", file=sys.stderr)
-    cost_us, most = time_events(arguments.events)
-    beside = [(rate, *time_beside(rate)) for rate in RATES]
-    waiting_bytes = resident_growth(min(arguments.events, 200_000))
     print("| meter | level | us per span |\n|---|---|---|")
     for name, level, span_us in rows:
         print(f"| {name} | {level} | {span_us:.2f} |")
-    print("\n| events | us per event (scribe) | waiting at most | bytes per waiting event | MiB of buffers |")
+    _print_events(arguments.events)
+    _print_beside()
+
+
+def _print_events(num_events: int) -> None:
+    waiting_bytes = resident_growth(min(num_events, 200_000))
+    print("\n| written | us per event | of these in the program | waiting at most | MiB of buffers |")
     print("|---|---|---|---|---|")
-    buffers_mib = most * waiting_bytes / MIB
-    print(f"| {arguments.events:,} | {cost_us:.2f} | {most:,} | {waiting_bytes:.0f} | {buffers_mib:.1f} |")
-    print("\n| events/s | a busy thread waits: alone | beside the scribe | s to write the rest at the end |")
-    print("|---|---|---|---|")
-    for rate, alone, share, end_s in beside:
-        print(f"| {rate:,} | {alone:.2%} | {share:.2%} | {end_s:.2f} |")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, writer in writers(Path(folder)):
+            cost_us, own_us, most = time_events(writer, num_events)
+            print(f"| {name} | {cost_us:.2f} | {own_us:.2f} | {most:,} | {most * waiting_bytes / MIB:.1f} |")
+
+
+def _print_beside() -> None:
+    print(
+        "\n| events/s | written | a busy thread waits | its operations, of those alone | s to write the rest |"
+    )
+    print("|---|---|---|---|---|")
+    for rate in RATES:
+        found = time_beside(rate)
+        for name, (share, per_s, end_s) in found.items():
+            print(f"| {rate:,} | {name} | {share:.2%} | {per_s / found['alone'][1]:.1%} | {end_s:.2f} |")
 
 
 if __name__ == "__main__":

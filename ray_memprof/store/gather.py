@@ -35,6 +35,7 @@ from ray_memprof.store.run_files import (
 from ray_memprof.store.schema import RANK_TABLES
 from ray_memprof.store.transfer import Remote, TransportError, receive
 from ray_memprof.store.whole_file import driver_writing, replacing
+from ray_memprof.store.writer_lock import has_ended
 from ray_memprof.wording import rank_text
 
 DAMAGED_SUFFIX = ".damaged"
@@ -103,6 +104,10 @@ def _gather_rank(run_dir: Path, rank: int, where: str | None) -> RankRows:
     manifest = manifest_path(run_dir, rank)
     if not manifest.exists():
         found.problems.append(f"{recorded_nothing(rank)}there is no {manifest}")
+    elif not has_ended(manifest):
+        found.problems.append(
+            f"rank {rank}: the process that writes its records still works: the last are missing"
+        )
     with driver_writing(run_dir, f"of rank {rank} are in {where or run_dir / TABLES_DIR}"):
         listed = _read_manifest(manifest, found)
         before = list(listed)

@@ -43,6 +43,18 @@ class Sealed:
     bytes: int
 
 
+def claim(run_dir: Path, rank: int) -> None:
+    """Make the manifest of a rank, for one store.
+
+    Raises:
+        DiskFull: it could not be made, or there is one.
+    """
+    manifest = manifest_path(run_dir, rank)
+    with _writing(rank, manifest):
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        manifest.touch(exist_ok=False)
+
+
 class RankStore:
     """Takes the rows of one rank; append() may be called from several threads.
 
@@ -51,16 +63,24 @@ class RankStore:
         rank: whose rows these are. One store per rank and run: a second one is refused.
         seal_rows: rows after which a table's open stream becomes a part.
         seal_s: age after which it becomes a part at the next append, however few rows it has.
+        is_claimed: claim() has made its manifest.
     """
 
     def __init__(
-        self, run_dir: Path, rank: int, *, seal_rows: int = SEAL_ROWS, seal_s: float = SEAL_S
+        self,
+        run_dir: Path,
+        rank: int,
+        *,
+        seal_rows: int = SEAL_ROWS,
+        seal_s: float = SEAL_S,
+        is_claimed: bool = False,
     ) -> None:
         self.run_dir, self.rank = run_dir, rank
+        if not is_claimed:
+            claim(run_dir, rank)
         manifest = manifest_path(run_dir, rank)
         with _writing(rank, manifest):
-            manifest.parent.mkdir(parents=True, exist_ok=True)
-            self._manifest = open(manifest, "xb", buffering=0)  # noqa: SIM115 - open as long as the store
+            self._manifest = open(manifest, "ab", buffering=0)  # noqa: SIM115 - open as long as the store
         self._lock = threading.Lock()
         self._segments = {
             name: _Segment(run_dir, name, rank, self._note, seal_rows, seal_s) for name in RANK_TABLES

@@ -20,6 +20,7 @@ from ray_memprof.store.run_files import (
     name_in_run,
 )
 from ray_memprof.store.whole_file import driver_writing, replacing
+from ray_memprof.store.writer_lock import has_ended
 from ray_memprof.wording import rank_text
 
 CHUNK_BYTES = 8 * 2**20
@@ -44,7 +45,13 @@ class Remote:
 
 
 def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Yield the files of these ranks in a scratch folder, in chunks; manifests first, to notice a torn transfer."""
+    """Yield the files of these ranks in a scratch folder, in chunks; manifests first, to notice a torn transfer.
+
+    A process that still writes what a rank left to it is waited for.
+    """
+    ranks = list(ranks)
+    for rank in ranks:
+        has_ended(manifest_path(folder, rank))
     for path in files_of(folder, ranks):
         with open(path, "rb") as file:
             data = file.read(chunk_bytes)

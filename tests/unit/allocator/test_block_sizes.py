@@ -13,7 +13,7 @@ from ray_memprof.allocator.doubt import Doubt, pool_of
 from ray_memprof.allocator.replay import BlockReplay
 from ray_memprof.recorder.meters.meter import Batch, Reading
 from ray_memprof.recorder.rows import Parcel
-from ray_memprof.recorder.scribe import Scribe
+from ray_memprof.recorder.writer import Writer
 
 MIB = 2**20
 PRIVATE, OWN = (0, 1), (0, 2)
@@ -66,21 +66,21 @@ def drained(model: Model, first: int) -> Batch:
 )
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_after_every_drain_the_replay_has_the_counters(scenario: Scenario, seed: int, between: int) -> None:
-    scribe = Scribe(FakeStore(), BlockReplay(), categories={})  # type: ignore[arg-type]
+    writer = Writer(FakeStore(), BlockReplay(), categories={})  # type: ignore[arg-type]
     num_taken, switched = 0, [scenario.settings.expandable]
 
     def look(model: Model) -> None:
         nonlocal num_taken
         switched.append(model.settings.expandable)
         if len(model.events) - num_taken >= between:
-            scribe.deliver(Parcel(batch=drained(model, num_taken)))
+            writer.write(Parcel(batch=drained(model, num_taken)), lambda: None)
             num_taken = len(model.events)
 
     model = play(seed, scenario, 100, look)
-    scribe.deliver(Parcel(batch=drained(model, num_taken)))
-    scribe.close()
-    assert scribe.error is None
-    assert scribe.num_checks > 0
+    writer.write(Parcel(batch=drained(model, num_taken)), lambda: None)
+    writer.close()
+    followed = writer.followed()
+    assert (writer.error, writer.problems.texts, followed.num_checks > 0) == (None, (), True)
     # The setting was switched off and on again between two drains: maybe no event shows it.
     if sum(a != b for a, b in zip(switched, switched[1:], strict=False)) < 2:
-        assert (scribe.max_error_bytes, scribe.replay.num_strays) == (0, 0)
+        assert (followed.max_error_bytes, writer.replay.num_strays) == (0, 0)

@@ -11,6 +11,7 @@ from ray_memprof.allocator.replay import Replay
 from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.spans import listening
+from ray_memprof.recorder.writer import Writer
 
 
 @dataclass
@@ -36,7 +37,7 @@ def desk_of(*, events: bool = True, room: int = 1000) -> Desk:
     categories: dict[int, str] = {}
     store, meter = FakeStore(room), FakeMeter(has_events=events)
     replay = Replay(category_of=lambda span_id: categories.get(span_id, "activation"))
-    scribe = Scribe(store, replay, categories=categories)  # type: ignore[arg-type]
+    scribe = Scribe(Writer(store, replay, categories=categories))  # type: ignore[arg-type]
     return Desk(meter, store, Recorder(0, meter, scribe))
 
 

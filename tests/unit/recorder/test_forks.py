@@ -25,6 +25,7 @@ from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.spans import listening, span
 from ray_memprof.recorder.torch_trace import StepTrace, TraceSchedule
+from ray_memprof.recorder.writer import Writer
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_files import table_dir
 from ray_memprof.workload.module_spans import naming_modules
@@ -54,7 +55,7 @@ def in_a_child(work: Callable[[], None], limit_s: float = 30.0) -> int:
 
 @contextmanager
 def recorded(folder: Path, meter: Any) -> Iterator[Recorder]:
-    scribe = Scribe(RankStore(folder, 0), Replay(), categories={})
+    scribe = Scribe(Writer(RankStore(folder, 0), Replay(), categories={}))
     recorder = Recorder(0, meter, scribe)
     recorder.start()
     with listening(recorder):

@@ -7,14 +7,15 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from handed_over import reading, record
 from recorder_fakes import FakeMeter, FakeStore
-from test_scribe import reading, record
 
 from ray_memprof.allocator.replay import Replay
 from ray_memprof.recorder.flag import Flag
 from ray_memprof.recorder.outbox import Outbox
 from ray_memprof.recorder.rows import Entry, Owner
 from ray_memprof.recorder.scribe import QUEUE_LENGTH, Scribe
+from ray_memprof.recorder.writer import Writer
 
 
 class Alarm(Exception):
@@ -55,7 +56,7 @@ def test_rows_that_a_handler_keeps_from_leaving_leave_with_the_next() -> None:
     place, was_interrupted = 0, True
     while was_interrupted:
         (outbox, _), store = outbox_with_rows(), FakeStore()
-        scribe = Scribe(store, Replay(), categories={})  # type: ignore[arg-type]
+        scribe = Scribe(Writer(store, Replay(), categories={}))  # type: ignore[arg-type]
 
         def hand_over(known_ns: int | None = 25) -> None:
             outbox.hand_over(scribe, known_ns=known_ns, begun_ns=0)  # noqa: B023  # called at once
@@ -120,7 +121,7 @@ def test_a_parcel_that_is_delivered_again_is_written_once(count: int) -> None:
     from ray_memprof.recorder.rows import Parcel
 
     store = FakeStore()
-    scribe = Scribe(store, Replay(), categories={})  # type: ignore[arg-type]
+    scribe = Scribe(Writer(store, Replay(), categories={}))  # type: ignore[arg-type]
     parcels = [Parcel(ledger=[Entry(number, 0, "nccl", 1)]) for number in range(count)]
     for parcel in parcels:
         scribe.deliver(parcel)

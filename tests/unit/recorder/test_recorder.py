@@ -18,6 +18,7 @@ from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.spans import listening, span
 from ray_memprof.recorder.status import ReplayCheck
+from ray_memprof.recorder.writer import Writer
 from ray_memprof.store.schema import SPANS
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)
@@ -150,7 +151,7 @@ def test_a_peak_between_two_spans_is_the_one_around_them_alone() -> None:
 def test_only_the_thread_that_writes_changes_what_the_replay_looks_up() -> None:
     categories = Watched()
     replay = Replay(category_of=lambda span_id: categories.get(span_id, "activation"))
-    recorder = Recorder(0, FakeMeter(), Scribe(FakeStore(), replay, categories=categories))  # type: ignore[arg-type]
+    recorder = Recorder(0, FakeMeter(), Scribe(Writer(FakeStore(), replay, categories=categories)))  # type: ignore[arg-type]
     recorder.start()
     with listening(recorder), span("load"):
         pass

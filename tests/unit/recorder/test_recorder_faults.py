@@ -18,6 +18,7 @@ from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.spans import listening, span
+from ray_memprof.recorder.writer import Writer
 
 SAMPLE = Sample(1, 2, None, 40, 5, 6, 7, None)
 
@@ -35,7 +36,7 @@ class Failing(FakeMeter):
 
 
 def recorder_of(meter: Any, store: FakeStore | None = None) -> Recorder:
-    scribe = Scribe(store or FakeStore(), Replay(), categories={})  # type: ignore[arg-type]
+    scribe = Scribe(Writer(store or FakeStore(), Replay(), categories={}))  # type: ignore[arg-type]
     return Recorder(0, meter, scribe)
 
 
@@ -91,7 +92,7 @@ def test_events_that_cannot_be_followed_are_lost_and_spans_are_not() -> None:
             raise KeyError("addr")
 
     meter, store = FakeMeter(), FakeStore()
-    recorder = Recorder(0, meter, Scribe(store, Stumbling(), categories={}))  # type: ignore[arg-type]
+    recorder = Recorder(0, meter, Scribe(Writer(store, Stumbling(), categories={})))  # type: ignore[arg-type]
     recorder.start()
     with listening(recorder), span("decode"):
         meter.alloc(5)
@@ -321,6 +322,7 @@ def test_spans_after_a_full_disk_leave_nothing_behind(monkeypatch: pytest.Monkey
     recorder = recorder_of(FakeMeter(), FakeStore(room=0))
     scribe = recorder._scribe
     assert scribe is not None
+    assert isinstance(scribe.writer, Writer)
     recorder.start()
     with listening(recorder):
         with span("decode"):
@@ -328,10 +330,10 @@ def test_spans_after_a_full_disk_leave_nothing_behind(monkeypatch: pytest.Monkey
         while scribe.error is None:
             with span("decode"):
                 pass
-        before = len(scribe.categories)
+        before = len(scribe.writer.categories)
         for _ in range(50):
             with span("decode"):
                 pass
-    assert len(scribe.categories) == before
+    assert len(scribe.writer.categories) == before
     with pytest.raises(DiskFull):
         recorder.close()

@@ -11,6 +11,7 @@ from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
 from ray_memprof.recorder.spans import listening, span
+from ray_memprof.recorder.writer import Writer
 
 SAMPLE = Sample(1, 2, None, 0, 5, 6, 7, None)
 
@@ -18,7 +19,7 @@ SAMPLE = Sample(1, 2, None, 0, 5, 6, 7, None)
 def recorder_of(meter: FakeMeter, store: FakeStore) -> Recorder:
     categories: dict[int, str] = {}
     replay = Replay(category_of=lambda span_id: categories.get(span_id, "activation"))
-    return Recorder(0, meter, Scribe(store, replay, categories=categories))  # type: ignore[arg-type]
+    return Recorder(0, meter, Scribe(Writer(store, replay, categories=categories)))  # type: ignore[arg-type]
 
 
 def test_a_process_group_is_a_row_and_growth_by_its_calls_is_nccls(

@@ -17,6 +17,7 @@ from ray_memprof.recorder.meters.meter import Batch
 from ray_memprof.recorder.recorder import Recorder
 from ray_memprof.recorder.rows import Sample
 from ray_memprof.recorder.scribe import Scribe
+from ray_memprof.recorder.writer import Writer
 
 TOTAL = 1000
 
@@ -33,7 +34,7 @@ class Desk:
     store: FakeStore = field(default_factory=FakeStore)
 
     def __post_init__(self) -> None:
-        scribe = Scribe(self.store, Replay(), categories={}, device_total_bytes=TOTAL)  # type: ignore[arg-type]
+        scribe = Scribe(Writer(self.store, Replay(), categories={}, device_total_bytes=TOTAL))  # type: ignore[arg-type]
         self.recorder = Recorder(0, self.meter, scribe)
         self.recorder.start()
 

@@ -1,0 +1,278 @@
+"""A process of its own for the writing: following the events takes Python's lock, which a busy model needs itself.
+
+    writer = WriterProcess(plan, problems)
+    writer.write(parcel, rest)            # on the scribe's thread; returns when its rows are with the kernel
+    writer.close()
+
+The events of a parcel cross a socket as plain bytes: 0.5 us an event on this side, where following and writing them
+takes 2 to 4. The process is no child of the program, which may wait for children of its own, and takes part in none of
+its signals; it ends when the program ends or closes the socket. What it was given by then is written.
+
+Where no such process can be started, the writer works in this one, and a problem says so.
+"""
+
+import marshal
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from ray_memprof.errors import DiskFull
+from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.recorder.problems import Problems
+from ray_memprof.recorder.rows import Parcel
+from ray_memprof.recorder.writer import Followed, Writer, WriterPlan, writer_of
+from ray_memprof.store.rank_store import claim
+from ray_memprof.store.run_files import manifest_path
+from ray_memprof.store.writer_lock import hold
+from ray_memprof.wording import error_line
+
+EVENTS_AT_ONCE = 1024
+"""Events that become bytes between two rests: a third of a millisecond."""
+START_S = 60.0
+"""Seconds that the process may take to import what it needs, where the disk is busy; mostly it takes half a second."""
+_CODE = """
+import os, sys
+if os.fork():
+    os._exit(0)
+os.setsid()
+# Nothing in the folder in which the program was started takes the place of a module, and nothing of ours does.
+if sys.path[:1] == [""]:
+    del sys.path[0]
+sys.path.insert(0, sys.argv[2])
+import ray_memprof
+sys.path.append(sys.path.pop(0))
+sys.path += sys.argv[3:]
+from ray_memprof.recorder.writer_process import serve
+serve(int(sys.argv[1]))
+"""
+"""What the process runs: first it leaves its parent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the process says once it is ready, and after each parcel."""
+
+    followed: Followed = Followed()
+    problems: tuple[str, ...] = ()
+    """All so far."""
+    full: tuple[str, str] | None = None
+    """Text and hint of the DiskFull that ended the writing."""
+
+
+class WriterProcess:
+    """The side of the program; see writer.Writes. Used by one thread at a time.
+
+    Args:
+        plan: of the writer.
+        problems: where it notes what it could not write.
+
+    Raises:
+        DiskFull: the manifest could not be made, or another writer has made it.
+    """
+
+    def __init__(self, plan: WriterPlan, problems: Problems) -> None:
+        claim(plan.run_dir, plan.rank)
+        self._plan = replace(plan, run_dir=plan.run_dir.absolute(), is_claimed=True)
+        self.problems = problems
+        self.error: DiskFull | None = None
+        self._followed, self._num_lost = Followed(), 0
+        self._near: Writer | None = None
+        self._has_begun = False
+        self._connection = self._start()
+        silent_in_children(self)
+
+    def forked(self) -> None:
+        """In a forked child: its copy of the socket would keep the process waiting when the program has ended."""
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _start(self) -> Connection | None:
+        """Start the process, which gets ready by itself; None: none can be started, and the writer is in this one."""
+        ours, theirs = socket.socketpair()
+        quiet = subprocess.DEVNULL
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable or "python3", "-c", _CODE, str(number), *_places()]
+            try:
+                subprocess.run(
+                    command,
+                    pass_fds=[number],
+                    stdin=quiet,
+                    stdout=quiet,
+                    stderr=quiet,
+                    timeout=START_S,
+                    check=True,
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                ours.close()
+                self._stay(error_line(error))
+                return None
+        connection = Connection(ours.detach())
+        with suppress(OSError):  # it has ended: no answer will come
+            connection.send_bytes(pickle.dumps(self._plan))
+        return connection
+
+    def _stay(self, why: str) -> None:
+        """Write in this process."""
+        self.problems.add(
+            f"no process of its own writes what is recorded ({why}): the program is slowed down where it makes "
+            "thousands of allocations a second"
+        )
+        self._has_begun = True
+        try:
+            self._near = writer_of(self._plan, self.problems)
+        except DiskFull as error:
+            self.error = error
+
+    def write(self, parcel: Parcel, rest: Callable[[], None]) -> None:
+        """Write the rows of a parcel; `rest` is called again and again, a few tenths of a millisecond apart.
+
+        The events of the parcel are gone afterwards.
+        """
+        self._begin()
+        if self._near is not None:
+            self._near.write(parcel, rest)
+        elif self.error is None:
+            num_events = parcel.num_events
+            if not self._exchange(lambda connection: _send(connection, parcel, rest)):
+                self._num_lost += num_events
+
+    def close(self) -> None:
+        """Seal the store, and let the process end."""
+        self._begin()
+        if self._near is not None:
+            self._near.close()
+        else:
+            self._exchange(lambda connection: connection.send_bytes(pickle.dumps(None)))
+        self._leave()
+
+    def followed(self) -> Followed:
+        """How the events so far add up."""
+        if self._near is not None:
+            return self._near.followed()
+        return replace(self._followed, num_lost_events=self._followed.num_lost_events + self._num_lost)
+
+    def _begin(self) -> None:
+        """Wait until the process is ready, before the first parcel; until then it imports what it needs."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        assert self._connection is not None
+        try:
+            if not self._connection.poll(START_S):
+                raise TimeoutError(f"it was not ready within {START_S:.0f} s")
+            self._hear(self._connection)
+        except (OSError, EOFError) as error:
+            self._leave()
+            self._stay(error_line(error))
+
+    def _exchange(self, send: Callable[[Connection], None]) -> bool:
+        """Send something and hear the answer; whether it came."""
+        if self._connection is None:
+            return False
+        try:
+            send(self._connection)
+            self._hear(self._connection)
+            return True
+        except (OSError, EOFError):
+            self.problems.add("the process that writes what is recorded has ended: nothing more is written")
+        except Exception as error:
+            self.problems.note("what was recorded could not be sent to the process that writes it", error)
+        self._leave()
+        return False
+
+    def _hear(self, connection: Connection) -> None:
+        answer: _Answer = pickle.loads(connection.recv_bytes())
+        self._followed = answer.followed
+        for text in answer.problems:
+            self.problems.add(text)
+        if answer.full is not None:
+            self.error = self.error or DiskFull(answer.full[0], hint=answer.full[1])
+
+
+def _places() -> list[str]:
+    """Folders in which the process finds this package, and then the library that writes."""
+    import pyarrow
+
+    return [str(Path(__file__).absolute().parents[2]), str(Path(pyarrow.__file__).absolute().parents[1])]
+
+
+def _send(connection: Connection, parcel: Parcel, rest: Callable[[], None]) -> None:
+    """Send a parcel as one message: each message costs a thread that needs Python's lock two waits for it.
+
+    Segments and events are plain dicts, which marshal takes twice as fast as pickle.
+    """
+    batch, events = parcel.batch, []
+    segments = marshal.dumps((parcel.base, [] if batch is None else batch.segments))
+    if batch is not None:
+        events, batch = batch.events, replace(batch, events=[], segments=[])
+    parts = []
+    while events:
+        rest()
+        part = events[-EVENTS_AT_ONCE:]
+        del events[-EVENTS_AT_ONCE:]
+        parts.append(marshal.dumps(part))
+    rest()
+    head = replace(parcel, base=[], batch=batch, done=None)
+    connection.send_bytes(pickle.dumps((head, segments, parts), pickle.HIGHEST_PROTOCOL))
+
+
+def _receive(connection: Connection) -> Parcel | None:
+    """The next parcel; None: the recording has ended.
+
+    Raises:
+        EOFError: the program has ended.
+    """
+    message: tuple[Parcel, bytes, list[bytes]] | None = pickle.loads(connection.recv_bytes())
+    if message is None:
+        return None
+    parcel, held, parts = message
+    parcel.base, segments = marshal.loads(held)
+    if parcel.batch is not None:
+        events = [event for part in reversed(parts) for event in marshal.loads(part)]
+        parcel.batch = replace(parcel.batch, events=events, segments=segments)
+    return parcel
+
+
+def serve(number: int) -> None:
+    """Write what comes through the socket with this file descriptor, until it is closed."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)  # they are for the program, which then says what it wants
+    connection = Connection(number)
+    problems = Problems()
+    with suppress(EOFError, OSError):
+        plan: WriterPlan = pickle.loads(connection.recv_bytes())
+        try:
+            held, writer = hold(manifest_path(plan.run_dir, plan.rank)), writer_of(plan, problems)
+        except DiskFull as error:
+            connection.send_bytes(pickle.dumps(_Answer(full=(str(error), error.hint))))
+            return
+        with held:
+            connection.send_bytes(pickle.dumps(_Answer()))
+            _write_all(connection, writer)
+
+
+def _write_all(connection: Connection, writer: Writer) -> None:
+    """Write parcels as they come, and answer each."""
+    is_over = False
+    while not is_over:
+        parcel = _receive(connection)
+        if parcel is None:
+            writer.close()
+            is_over = True
+        else:
+            writer.write(parcel, lambda: None)
+        error = writer.error
+        full = None if error is None else (str(error), error.hint)
+        connection.send_bytes(pickle.dumps(_Answer(writer.followed(), writer.problems.texts, full)))
