@@ -5,7 +5,7 @@
     python scripts/mutants.py --only ray_memprof/formats          # in these files alone; may be repeated
 
 Every change is made in a copy of the tree, in a scratch folder that is gone afterwards. Tests that import the changed
-file (for SQL: that name it) run first, then some of those that reach it through another. A test that fails without the
+file (for SQL: that name it) run first, then some of those that reach it through others. A test that fails without the
 change too does not count. Prints each change that no test saw as a diff, and the share caught by area. A change whose
 tests did not end in time is reported as such and not counted: on a busy machine give --within more seconds. Changes in
 mutants_equivalent.toml have no effect that a test could see, and are not counted.
@@ -215,6 +215,13 @@ def _failed(results: Path) -> Iterator[str]:
         yield "::".join([file, *filter(None, classes.split(".")), case.attrib["name"]])
 
 
+def _near_and_far(concerned: Concerned, path: Path) -> tuple[list[str], list[str]]:
+    """The tests that read a file themselves, and those that reach it through others: first those of its own room."""
+    near, *more = concerned.by_distance(path, most=4)
+    room = f"/{path.parts[1] if len(path.parts) > 2 else path.parts[0]}/"
+    return near, sorted((test for level in more for test in level), key=lambda test: room not in test)
+
+
 class Trial:
     """A sample of mutants, each tried in one of several copies of the tree.
 
@@ -228,7 +235,7 @@ class Trial:
     def __init__(self, root: Path, mutants: Sequence[Mutant], jobs: int, within_s: float) -> None:
         self._root, self._mutants, self._jobs, self._within_s = root, mutants, jobs, within_s
         found = {area: Concerned(root, AREAS[area][1]) for area in {one.area for one in mutants}}
-        self._levels = {one.path: found[one.area].by_distance(one.path) for one in mutants}
+        self._levels = {one.path: _near_and_far(found[one.area], one.path) for one in mutants}
         self._sound: set[str] = set()
         self.failing: set[str] = set()
         """Tests that failed without a change, too."""

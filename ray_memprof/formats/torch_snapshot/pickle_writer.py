@@ -86,5 +86,5 @@ def integer(value: int) -> bytes:
         return b"M" + value.to_bytes(2, "little")
     if -(2**31) <= value < 2**31:
         return b"J" + value.to_bytes(4, "little", signed=True)
-    length = value.bit_length() // 8 + 1
+    length = (value if value >= 0 else ~value).bit_length() // 8 + 1  # -128 takes one byte, 128 two
     return b"\x8a" + bytes([length]) + value.to_bytes(length, "little", signed=True)

@@ -356,6 +356,17 @@ def test_a_block_that_kept_more_than_it_asked_for_is_known_by_what_follows() -> 
     assert witness.doubt_bytes == 0
 
 
+def test_a_segment_that_the_end_does_not_have_is_of_the_default_stream() -> None:
+    witness = BeforeTrace()
+    witness.see(["free_completed", "segment_free"], [0, 0], [MIB, 2 * MIB])
+    final = segment(8 * MIB, (4 * MIB, "active_allocated")) | {"stream": 7}
+    found = witness.segments_at_start([final], Rules())
+    assert [(one["address"], one["total_size"], one["stream"]) for one in found] == [
+        (0, 2 * MIB, 0),
+        (8 * MIB, 4 * MIB, 7),
+    ]
+
+
 # --------------------------------------------------------------------------------
 # What is refused
 

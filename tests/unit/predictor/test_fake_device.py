@@ -168,6 +168,26 @@ def test_emptying_the_cache_waits_for_the_streams_that_use_what_was_freed() -> N
     assert (device.allocator.active, device.allocator.reserved, device.now_ns) == (0, 0, 500)
 
 
+def test_memory_that_several_streams_use_comes_back_after_the_last_of_them() -> None:
+    device = device_of(rules=Rules(), launch_ns=0)
+    with on_device(device):
+        tensor = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
+        for runs_ns in (500, 900, 700):
+            side = torch.cuda.Stream()
+            with torch.cuda.stream(side):
+                device.run(runs_ns)
+            device.record_stream(tensor.untyped_storage(), side)
+        del tensor
+        gc.collect()
+        for now_ns, reserved in ((899, 24 * MIB), (900, 24 * MIB)):
+            device.wait_until(now_ns)
+            other = torch.empty(12 * MIB, dtype=torch.uint8, device="cuda")
+            assert (device.allocator.reserved, device.allocator.allocated) == (reserved, 12 * MIB)
+            assert device.allocator.active == (24 * MIB if now_ns < 900 else 12 * MIB)
+            del other
+            gc.collect()
+
+
 def test_what_libraries_take_must_fit_too() -> None:
     device = device_of(total_bytes=600 * MIB, context_bytes=500 * MIB)
     device.start()
