@@ -81,7 +81,6 @@ class Recorder:
         self._others, self._others_began = Others(self._meter, share, self.problem), 0
         self._ledger: Ledger = HostLedger() if meter.source == "cpu" else Ledger()
         self._groups = Communicators(self.problem)
-        self._is_in_collective = False
         self._open = OpenSpans(self.problem)
         self._outbox = Outbox(self._meter)
         self._sequence = self._begun_ns = 0
@@ -92,7 +91,7 @@ class Recorder:
         self._recorder_ns = self._longest_pause_ns = 0
         self._lock = threading.RLock()
         self._thread = 0
-        self._is_sealed = self._is_closing = self._is_child = False
+        self._is_sealed = self._is_closing = self._is_child = self._is_in_collective = False
         self._closed = Flag()
         self._check: ReplayCheck | None = None
         silent_in_children(self)
