@@ -31,8 +31,8 @@ Block = dict[str, Any]
 _GROWING = frozenset(("segment_map", "segment_unmap"))
 _LIMITS = ("max_split_size", "roundup_power2_divisions")
 _SWITCHED_OFF = "expandable_segments:False"
-_Range = tuple[int, bool, Pool | None]
-"""Where a segment ends, whether it can grow, and its pool."""
+_Range = tuple[int, bool, Pool | None, int]
+"""Where a segment ends, whether it can grow, its pool, and its stream."""
 
 
 @dataclass(slots=True)
@@ -57,7 +57,7 @@ class BeforeTrace:
     """Blocks that an event has named and that are not freed."""
     _first_alloc: dict[int, int] = field(default_factory=dict)
     _elders: dict[int, _Elder] = field(default_factory=dict)
-    _segment_events: list[tuple[str, int, int, Pool | None]] = field(default_factory=list)
+    _segment_events: list[tuple[str, int, int, Pool | None, int]] = field(default_factory=list)
     _addresses: list[int] = field(default_factory=list)
     """The addresses of _first_alloc, sorted, once all events are seen."""
 
@@ -67,8 +67,9 @@ class BeforeTrace:
         addresses: Sequence[int],
         sizes: Sequence[int],
         pools: Sequence[Pool | None] = (),
+        streams: Sequence[int] = (),
     ) -> None:
-        """Take the next events; `pools` has the pool of each event, where events name it."""
+        """Take the next events; `pools` and `streams` have those of each event, where events name them."""
         first = self._num_events + 1
         alive, first_alloc = self._alive, self._first_alloc
         number = self._num_events
@@ -91,22 +92,25 @@ class BeforeTrace:
                     elder.freed_at = number
             elif action in GROWTH | SHRINKAGE:
                 pool = pools[number - first] if pools else None
-                self._segment_events.append((action, address, size, pool))
+                stream = streams[number - first] if streams else 0
+                self._segment_events.append((action, address, size, pool, stream))
         self._num_events = number
 
     def segment_pools(self) -> Iterator[Pool | None]:
         """Return the pool of each event of segments, in order; None: the event does not name it."""
-        return (pool for _, _, _, pool in self._segment_events)
+        return (pool for _, _, _, pool, _ in self._segment_events)
 
     def new_pools(self) -> Iterator[Pool | None]:
         """Return the pool of each segment_alloc and segment_map, in order; None: the event does not name it."""
         return (
-            pool for action, _, _, pool in self._segment_events if action in ("segment_alloc", "segment_map")
+            pool
+            for action, _, _, pool, _ in self._segment_events
+            if action in ("segment_alloc", "segment_map")
         )
 
     def doubt(self, final: Sequence[Segment], settings: Mapping[str, Any]) -> Doubt:
         """Return which parts of the rule of splitting the settings do not tell for all moments and segments."""
-        events = {(action in _GROWING, pool) for action, _, _, pool in self._segment_events}
+        events = {(action in _GROWING, pool) for action, _, _, pool, _ in self._segment_events}
         there = {(segment["is_expandable"], segment["pool"]) for segment in final}
         pools = {pool for _, pool in events | there}
         # A pool with an allocator of its own is never expandable: its segments say nothing of the setting.
@@ -141,9 +145,8 @@ class BeforeTrace:
         ranges = self._ranges(final)
         known = {block["address"]: block for block in self._survivors(final)}
         used = sorted(known.keys() | self._elders.keys())
-        streams = {segment["address"]: segment.get("stream", 0) for segment in final}
         segments: list[Segment] = []
-        for start, (end, is_expandable, pool) in sorted(ranges.items()):
+        for start, (end, is_expandable, pool, stream) in sorted(ranges.items()):
             inside = used[bisect_left(used, start) : bisect_left(used, end)]
             here = Doubt(
                 setting=doubt.setting,
@@ -156,7 +159,7 @@ class BeforeTrace:
                 {
                     "address": start,
                     "total_size": end - start,
-                    "stream": streams.get(start, 0),
+                    "stream": stream,
                     "is_expandable": is_expandable,
                     "pool": pool,
                     "blocks": blocks,
@@ -183,18 +186,19 @@ class BeforeTrace:
                 segment["address"] + segment["total_size"],
                 segment.get("is_expandable", False),
                 segment.get("pool"),
+                segment.get("stream", 0),
             )
             for segment in final
         }
-        for action, address, size, pool in reversed(self._segment_events):
+        for action, address, size, pool, stream in reversed(self._segment_events):
             if action == "segment_alloc":
                 ranges.pop(address, None)
             elif action == "segment_free":
-                ranges[address] = address + size, False, pool
+                ranges[address] = address + size, False, pool, stream
             elif action == "segment_map":
                 _cut(ranges, address, address + size)
             else:
-                _join(ranges, address, address + size, pool)
+                _join(ranges, (address, address + size), pool, stream)
         return ranges
 
     def _blocks(
@@ -270,17 +274,20 @@ def _untold(wanted: int, rest: int, rules: Rules, doubt: Doubt) -> int:
 
 def _cut(ranges: dict[int, _Range], first: int, last: int) -> None:
     """Remove [first, last) from the ranges that can grow."""
-    for start, (end, is_expandable, pool) in list(ranges.items()):
+    for start, (end, is_expandable, pool, stream) in list(ranges.items()):
         if not is_expandable or end <= first or start >= last:
             continue
         del ranges[start]
-        ranges |= {begin: (until, True, pool) for begin, until in parts_outside(start, end, first, last)}
+        ranges |= {
+            begin: (until, True, pool, stream) for begin, until in parts_outside(start, end, first, last)
+        }
 
 
-def _join(ranges: dict[int, _Range], first: int, last: int, pool: Pool | None) -> None:
-    """Add [first, last), joined with the ranges that it touches."""
-    for start, (end, is_expandable, other) in list(ranges.items()):
+def _join(ranges: dict[int, _Range], added: tuple[int, int], pool: Pool | None, stream: int) -> None:
+    """Add a range from the first to before the last address, joined with the ranges that it touches."""
+    first, last = added
+    for start, (end, is_expandable, other, _) in list(ranges.items()):
         if is_expandable and end >= first and start <= last:
             del ranges[start]
             first, last, pool = min(first, start), max(last, end), pool or other
-    ranges[first] = last, True, pool
+    ranges[first] = last, True, pool, stream

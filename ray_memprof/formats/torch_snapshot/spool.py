@@ -131,7 +131,7 @@ class Spool:
         named = [actions[number] for number in rows["action"].tolist()]
         sizes = rows["size"].tolist()
         self._add_up(named, sizes)
-        self.before.see(named, rows["addr"].tolist(), sizes, pools)
+        self.before.see(named, rows["addr"].tolist(), sizes, pools, rows["stream"].tolist())
         rows.tofile(self._file)
         self.num_events += len(rows)
 

@@ -356,14 +356,22 @@ def test_a_block_that_kept_more_than_it_asked_for_is_known_by_what_follows() -> 
     assert witness.doubt_bytes == 0
 
 
-def test_a_segment_that_the_end_does_not_have_is_of_the_default_stream() -> None:
+@pytest.mark.parametrize("streams", [(), (3, 5, 6, 6, 2)])
+def test_a_segment_that_the_end_does_not_have_is_of_the_stream_of_its_last_event(
+    streams: tuple[int, ...],
+) -> None:
+    """Where events name no stream, it is the default one."""
     witness = BeforeTrace()
-    witness.see(["free_completed", "segment_free"], [0, 0], [MIB, 2 * MIB])
+    actions = ["free_completed", "segment_free", "segment_unmap", "segment_unmap", "segment_alloc"]
+    addresses = [0, 0, 32 * MIB, 30 * MIB, 50 * MIB]
+    witness.see(actions, addresses, [MIB, *[2 * MIB] * 4], (), streams)
     final = segment(8 * MIB, (4 * MIB, "active_allocated")) | {"stream": 7}
-    found = witness.segments_at_start([final], Rules())
+    late = segment(50 * MIB, (2 * MIB, "inactive"))
+    found = witness.segments_at_start([final, late], Rules())
     assert [(one["address"], one["total_size"], one["stream"]) for one in found] == [
-        (0, 2 * MIB, 0),
+        (0, 2 * MIB, 5 if streams else 0),
         (8 * MIB, 4 * MIB, 7),
+        (30 * MIB, 4 * MIB, 6 if streams else 0),
     ]
 
 
