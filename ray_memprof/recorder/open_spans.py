@@ -31,6 +31,8 @@ class OpenSpans(list[SpanRecord]):
 
     def opened_span(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
         """Return a span that begins now; attributes that it lacks come from the span around it."""
+        # Names and numbers may be of a program's own classes, such as an enum, which only the program can read.
+        name = str.__str__(name)
         around = self[-1] if self else None
         self._num_spans += 1
         block = self._number(attributes, "index", around.block if around else None)
@@ -54,8 +56,8 @@ class OpenSpans(list[SpanRecord]):
     def _number(self, attributes: dict[str, Attribute], key: str, inherited: int | None) -> int | None:
         """Return an attribute that is a number; a program's own spans may have any value there."""
         value = attributes.get(key, inherited)
-        if value is None or isinstance(value, int) and -(2**31) <= value < 2**31:
-            return value
+        if value is None:
+            return None
         try:
             number = int(value)
             if -(2**31) <= number < 2**31:

@@ -8,6 +8,7 @@ The thread that runs the model only hands over what it took (Parcel); everything
 process of its own: see writer_process.py.
 """
 
+import sys
 import threading
 import time
 from functools import partial
@@ -130,8 +131,11 @@ class Scribe:
         """Write all that was delivered and seal the store; the error that stopped the writing is kept, not raised."""
         self._restraint.hurry()
         self._queue.put(None)
-        while not self._has_ended.wait(1.0):
-            pass
+        while not (self._has_ended.is_set() or sys.is_finalizing()):
+            self._has_ended.wait(1.0)
+        if not self._has_ended.is_set():  # Python ends, and its thread has vanished, perhaps while it wrote
+            self.problems.add("the program ended inside the recording: the last rows are missing")
+            return
         self.writer.close()
 
     def _work(self) -> None:

@@ -11,9 +11,10 @@ its signals; it ends when the program ends or closes the socket. What it was giv
 Where no such process can be started, the writer works in this one, and a problem says so.
 """
 
+import fcntl
 import marshal
+import os
 import pickle
-import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.forks import silent_in_children
+from ray_memprof.recorder.handler_errors import pass_on, suppressed
 from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.rows import Parcel
 from ray_memprof.recorder.writer import Followed, Writer, WriterPlan, writer_of
@@ -38,7 +40,10 @@ EVENTS_AT_ONCE = 1024
 START_S = 60.0
 """Seconds that the process may take to import what it needs, where the disk is busy; mostly it takes half a second."""
 _CODE = """
-import os, sys
+import os, signal, sys
+# A terminal or a scheduler sends these to all processes of a job; the program says what follows from them.
+for name in "HUP", "INT", "QUIT", "TERM", "USR1", "USR2", "XCPU":
+    signal.signal(getattr(signal, f"SIG{name}"), signal.SIG_IGN)
 if os.fork():
     os._exit(0)
 os.setsid()
@@ -53,6 +58,9 @@ from ray_memprof.recorder.writer_process import serve
 serve(int(sys.argv[1]))
 """
 """What the process runs: first it leaves its parent."""
+_END = b"end"
+"""The message that follows the last parcel."""
+_NOT_SENT = "what was recorded could not be sent to the process that writes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +69,11 @@ class _Answer:
 
     followed: Followed = Followed()
     problems: tuple[str, ...] = ()
-    """All so far."""
+    """Those of this parcel."""
     full: tuple[str, str] | None = None
     """Text and hint of the DiskFull that ended the writing."""
+    is_read: bool = True
+    """False: the parcel could not be read, and its events are lost."""
 
 
 class WriterProcess:
@@ -85,43 +95,33 @@ class WriterProcess:
         self._followed, self._num_lost = Followed(), 0
         self._near: Writer | None = None
         self._has_begun = False
-        self._connection = self._start()
-        silent_in_children(self)
+        self._ends: tuple[Connection, ...] = ()
+        """Of the socket that are open here, ours first: while the process starts, its end, too."""
+        silent_in_children(self)  # before there is a socket: another thread may fork while the process starts
+        self._start()
 
     def forked(self) -> None:
         """In a forked child: its copy of the socket would keep the process waiting when the program has ended."""
         self._leave()
 
     def _leave(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        for end in self._ends:
+            end.close()
+        self._ends = ()
 
-    def _start(self) -> Connection | None:
-        """Start the process, which gets ready by itself; None: none can be started, and the writer is in this one."""
-        ours, theirs = socket.socketpair()
-        quiet = subprocess.DEVNULL
-        with theirs:
-            number = theirs.fileno()
-            command = [sys.executable or "python3", "-c", _CODE, str(number), *_places()]
-            try:
-                subprocess.run(
-                    command,
-                    pass_fds=[number],
-                    stdin=quiet,
-                    stdout=quiet,
-                    stderr=quiet,
-                    timeout=START_S,
-                    check=True,
-                )
-            except (OSError, subprocess.SubprocessError) as error:
-                ours.close()
-                self._stay(error_line(error))
-                return None
-        connection = Connection(ours.detach())
-        with suppress(OSError):  # it has ended: no answer will come
-            connection.send_bytes(pickle.dumps(self._plan))
-        return connection
+    def _start(self) -> None:
+        """Start the process, which gets ready by itself; where none can be started, the writer is in this one."""
+        try:
+            self._ends = ours, theirs = _connected()
+            with theirs:
+                _launch(theirs.fileno())
+        except Exception as error:
+            self._leave()
+            pass_on(error)
+            self._stay(error_line(error))
+            return
+        with suppressed():  # it has ended: no answer will come
+            ours.send_bytes(pickle.dumps(self._plan))
 
     def _stay(self, why: str) -> None:
         """Write in this process."""
@@ -145,17 +145,27 @@ class WriterProcess:
             self._near.write(parcel, rest)
         elif self.error is None:
             num_events = parcel.num_events
-            if not self._exchange(lambda connection: _send(connection, parcel, rest)):
+            if not self._has_sent(parcel, rest):
                 self._num_lost += num_events
+
+    def _has_sent(self, parcel: Parcel, rest: Callable[[], None]) -> bool:
+        try:
+            message = _message(parcel, rest)
+        except Exception as error:
+            self.problems.note(_NOT_SENT, error)
+            return False
+        return self._exchange(message)
 
     def close(self) -> None:
         """Seal the store, and let the process end."""
-        self._begin()
-        if self._near is not None:
-            self._near.close()
-        else:
-            self._exchange(lambda connection: connection.send_bytes(pickle.dumps(None)))
-        self._leave()
+        try:
+            self._begin()
+            if self._near is not None:
+                self._near.close()
+            else:
+                self._exchange(_END)
+        finally:
+            self._leave()
 
     def followed(self) -> Followed:
         """How the events so far add up."""
@@ -168,37 +178,79 @@ class WriterProcess:
         if self._has_begun:
             return
         self._has_begun = True
-        assert self._connection is not None
         try:
-            if not self._connection.poll(START_S):
+            if not self._ends[0].poll(START_S):
                 raise TimeoutError(f"it was not ready within {START_S:.0f} s")
-            self._hear(self._connection)
-        except (OSError, EOFError) as error:
+            self._hear()
+        except Exception as error:
+            pass_on(error)
             self._leave()
-            self._stay(error_line(error))
+            self._stay("it ended while it got ready" if isinstance(error, EOFError) else error_line(error))
+        if self.error is not None:  # it could not begin, and has ended
+            self._leave()
 
-    def _exchange(self, send: Callable[[Connection], None]) -> bool:
-        """Send something and hear the answer; whether it came."""
-        if self._connection is None:
+    def _exchange(self, message: bytes) -> bool:
+        """Send a message and hear the answer; whether it was read there."""
+        if not self._ends:
             return False
         try:
-            send(self._connection)
-            self._hear(self._connection)
-            return True
-        except (OSError, EOFError):
-            self.problems.add("the process that writes what is recorded has ended: nothing more is written")
+            self._ends[0].send_bytes(message)
+            return self._hear()
         except Exception as error:
-            self.problems.note("what was recorded could not be sent to the process that writes it", error)
+            pass_on(error)
+            self.problems.add("the process that writes what is recorded has ended: nothing more is written")
         self._leave()
         return False
 
-    def _hear(self, connection: Connection) -> None:
-        answer: _Answer = pickle.loads(connection.recv_bytes())
+    def _hear(self) -> bool:
+        answer: _Answer = pickle.loads(self._ends[0].recv_bytes())
         self._followed = answer.followed
         for text in answer.problems:
             self.problems.add(text)
         if answer.full is not None:
             self.error = self.error or DiskFull(answer.full[0], hint=answer.full[1])
+        return answer.is_read
+
+
+def _connected() -> tuple[Connection, Connection]:
+    """Two ends of a socket.
+
+    None of them is in the place of a standard stream that the program has closed: libraries write there, and the
+    process has streams of its own. Calls wait, also where the program has set a timeout for all new sockets.
+    """
+    ends = []
+    for one in socket.socketpair():
+        with one:
+            ends.append(Connection(fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 3)))
+        os.set_blocking(ends[-1].fileno(), True)
+    ours, theirs = ends
+    return ours, theirs
+
+
+def _launch(number: int) -> None:
+    """Start the process with the end of the socket that has this file descriptor.
+
+    Raises:
+        OSError: it could not be started.
+    """
+    if not sys.executable or hasattr(sys, "frozen"):  # frozen: it would start the program itself once more
+        raise FileNotFoundError(f"sys.executable is no Python: {sys.executable!r}")
+    # As the program was started: "python -I" means that the environment has no say.
+    flags = ["-E"] * sys.flags.ignore_environment + ["-s"] * sys.flags.no_user_site
+    quiet = subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            [sys.executable, *flags, "-c", _CODE, str(number), *_places()],
+            pass_fds=[number],
+            stdin=quiet,
+            stdout=quiet,
+            stderr=quiet,
+            timeout=START_S,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(f"it was not started within {START_S:.0f} s") from error
+    if done.returncode:
+        raise ChildProcessError(f"{sys.executable} has ended with {done.returncode}")
 
 
 def _places() -> list[str]:
@@ -208,8 +260,8 @@ def _places() -> list[str]:
     return [str(Path(__file__).absolute().parents[2]), str(Path(pyarrow.__file__).absolute().parents[1])]
 
 
-def _send(connection: Connection, parcel: Parcel, rest: Callable[[], None]) -> None:
-    """Send a parcel as one message: each message costs a thread that needs Python's lock two waits for it.
+def _message(parcel: Parcel, rest: Callable[[], None]) -> bytes:
+    """A parcel as one message: each message costs a thread that needs Python's lock two waits for it.
 
     Segments and events are plain dicts, which marshal takes twice as fast as pickle.
     """
@@ -225,19 +277,13 @@ def _send(connection: Connection, parcel: Parcel, rest: Callable[[], None]) -> N
         parts.append(marshal.dumps(part))
     rest()
     head = replace(parcel, base=[], batch=batch, done=None)
-    connection.send_bytes(pickle.dumps((head, segments, parts), pickle.HIGHEST_PROTOCOL))
+    return pickle.dumps((head, segments, parts), pickle.HIGHEST_PROTOCOL)
 
 
-def _receive(connection: Connection) -> Parcel | None:
-    """The next parcel; None: the recording has ended.
-
-    Raises:
-        EOFError: the program has ended.
-    """
-    message: tuple[Parcel, bytes, list[bytes]] | None = pickle.loads(connection.recv_bytes())
-    if message is None:
-        return None
-    parcel, held, parts = message
+def _parcel(message: bytes) -> Parcel:
+    """The parcel of a message."""
+    parcel: Parcel
+    parcel, held, parts = pickle.loads(message)
     parcel.base, segments = marshal.loads(held)
     if parcel.batch is not None:
         events = [event for part in reversed(parts) for event in marshal.loads(part)]
@@ -247,8 +293,6 @@ def _receive(connection: Connection) -> Parcel | None:
 
 def serve(number: int) -> None:
     """Write what comes through the socket with this file descriptor, until it is closed."""
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ignored, signal.SIG_IGN)  # they are for the program, which then says what it wants
     connection = Connection(number)
     problems = Problems()
     with suppress(EOFError, OSError):
@@ -267,12 +311,16 @@ def _write_all(connection: Connection, writer: Writer) -> None:
     """Write parcels as they come, and answer each."""
     is_over = False
     while not is_over:
-        parcel = _receive(connection)
-        if parcel is None:
-            writer.close()
-            is_over = True
-        else:
-            writer.write(parcel, lambda: None)
-        error = writer.error
-        full = None if error is None else (str(error), error.hint)
-        connection.send_bytes(pickle.dumps(_Answer(writer.followed(), writer.problems.texts, full)))
+        message = connection.recv_bytes()
+        is_over, is_read = message == _END, True
+        problems = writer.problems = Problems()  # each is told once
+        try:
+            if is_over:
+                writer.close()
+            else:
+                writer.write(_parcel(message), lambda: None)
+        except Exception as error:  # it has what only the program knows; what follows is written
+            problems.note(_NOT_SENT, error)
+            is_read = False
+        full = None if writer.error is None else (str(writer.error), writer.error.hint)
+        connection.send_bytes(pickle.dumps(_Answer(writer.followed(), problems.texts, full, is_read)))

@@ -1,5 +1,7 @@
 """What a recorder hands over to be written: readings, spans, events, whole parcels. Without torch."""
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -21,6 +23,8 @@ from ray_memprof.recorder.rows import (
 from ray_memprof.recorder.writer import WriterPlan
 
 MIB = 2**20
+PATHS = os.pathsep.join(sys.path)
+"""Where programs find the modules of these tests."""
 
 
 def reading(allocated: int = 0, *, used: int = 0, t_ns: int = 1, num_allocs: int = 0) -> Reading:

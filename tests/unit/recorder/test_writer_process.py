@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from handed_over import event, no_rest, parcels, plan
+from handed_over import PATHS, event, no_rest, parcels, plan
 from recorder_fakes import FakeMeter
 
 from ray_memprof.errors import DiskFull
@@ -32,8 +32,6 @@ from ray_memprof.store.writer_lock import has_ended
 
 MIB = 2**20
 ENDED = "the process that writes what is recorded has ended: nothing more is written"
-PATHS = os.pathsep.join(sys.path)
-"""Where programs find the modules of these tests."""
 
 
 def rows(folder: Path) -> dict[str, Any]:
@@ -114,7 +112,8 @@ def test_a_process_that_is_killed_is_told_and_the_program_goes_on(tmp_path: Path
     first, second, third, *_ = parcels(4)
     writer.write(first, no_rest)
     process = writing(tmp_path)
-    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    told = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+    for ignored in told:  # a terminal or a scheduler sends them to all of a job
         process.send_signal(ignored)
     num_lost = second.num_events
     writer.write(second, no_rest)
@@ -176,7 +175,7 @@ def test_it_ends_with_the_program_and_what_it_was_given_is_there(tmp_path: Path,
     assert gathered.ranks[0].rows["ledger"] == gathered.ranks[0].rows["spans"] == 4
 
 
-@pytest.mark.parametrize("how", ["no program", "fails", "cannot import"])
+@pytest.mark.parametrize("how", ["no program", "fails", "cannot import", "frozen", "not known"])
 def test_where_no_process_can_be_started_the_program_writes_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
@@ -187,6 +186,13 @@ def test_where_no_process_can_be_started_the_program_writes_itself(
         python.write_text("#!/bin/sh\nexit 3\n")
         python.chmod(0o700)
         monkeypatch.setattr(sys, "executable", str(python))
+    elif how == "frozen":  # sys.executable would start the program once more
+        python.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+        python.chmod(0o700)
+        monkeypatch.setattr(sys, "executable", str(python))
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    elif how == "not known":  # which Python the shell would find is nobody's choice
+        monkeypatch.setattr(sys, "executable", None)
     else:
         (tmp_path / "pyarrow.py").write_text("raise ImportError('broken')\n")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -194,6 +200,8 @@ def test_where_no_process_can_be_started_the_program_writes_itself(
     write(writer, 3)
     (text,) = writer.problems.texts
     assert text.startswith("no process of its own writes what is recorded (")
+    assert "import" not in text  # what it would have run helps nobody
+    assert not (tmp_path / "started").exists()
     assert (writer.error, len(rows(tmp_path / "run")["ledger"])) == (None, 3)
     assert writer.followed().num_events > 1000
 
