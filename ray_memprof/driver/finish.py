@@ -21,7 +21,7 @@ from ray_memprof.errors import EXIT_KILLED, ConfigError, StartFailed
 from ray_memprof.installed import need
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.report import derive
-from ray_memprof.store.gather import Gathered, gather, not_all_came, recorded_nothing
+from ray_memprof.store.gather import Gathered, gather, not_all_came, recorded_nothing, still_written
 from ray_memprof.store.live_file import LiveFile
 from ray_memprof.store.run_files import CONFIG_FILE, REPORT_FILE, TABLES_DIR, manifest_path, table_dir
 from ray_memprof.store.run_folder import RunFolder
@@ -154,7 +154,7 @@ def _note(state: RunState, gathered: Gathered) -> None:
     """Replace the notes on what is missing: only what is still missing stays."""
     received = gathered.received
     came = [not_all_came(one.ranks) for one in state.elsewhere if received.issuperset(one.ranks)]
-    settled = (*came, *map(recorded_nothing, received))
+    settled = (*came, *map(recorded_nothing, received), *map(still_written, gathered.ranks))
     state.elsewhere = [one for one in state.elsewhere if not received.issuperset(one.ranks)]
     kept = [line for line in state.problems if not line.startswith(settled)]
     state.problems = list(dict.fromkeys([*kept, *gathered.problems]))

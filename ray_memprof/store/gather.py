@@ -5,7 +5,8 @@
     write_driver_tables(run_dir, run, ranks)
 
 Takes a run folder whose writers have ended. Leaves sealed parts and manifests that agree, no open stream, no temporary
-file; a damaged part is set aside as *.damaged, so that the others can be read. Running it again changes nothing.
+file; a damaged part is set aside as *.damaged, so that the others can be read. Running it again changes nothing,
+unless a process still wrote the records of a rank: of those only the sealed parts were there, and were left alone.
 Folders of nodes that share no file system come as chunks of bytes: send() there, `remotes` here, over any transport.
 """
 
@@ -75,6 +76,11 @@ def recorded_nothing(rank: int) -> str:
     return f"rank {rank}: recorded nothing: "
 
 
+def still_written(rank: int) -> str:
+    """Return how the problem text begins if the records of `rank` are still written; what is there follows."""
+    return f"rank {rank}: the process that writes its records still works: "
+
+
 def gather(run_dir: Path, ranks: Iterable[int], remotes: Sequence[Remote] = ()) -> Gathered:
     """Check and complete the tables of `ranks`; problems of the records are returned, not raised.
 
@@ -101,18 +107,18 @@ def gather(run_dir: Path, ranks: Iterable[int], remotes: Sequence[Remote] = ()) 
 
 def _gather_rank(run_dir: Path, rank: int, where: str | None) -> RankRows:
     found = RankRows(rank=rank)
-    manifest = manifest_path(run_dir, rank)
+    manifest, is_whole = manifest_path(run_dir, rank), True
     if not manifest.exists():
         found.problems.append(f"{recorded_nothing(rank)}there is no {manifest}")
     elif not has_ended(manifest):
-        found.problems.append(
-            f"rank {rank}: the process that writes its records still works: the last are missing"
-        )
+        is_whole = False
+        found.problems.append(f"{still_written(rank)}only what it has sealed is there")
     with driver_writing(run_dir, f"of rank {rank} are in {where or run_dir / TABLES_DIR}"):
         listed = _read_manifest(manifest, found)
         before = list(listed)
         for table in RANK_TABLES:
-            if table_dir(run_dir, table, rank).is_dir():
+            # What a process still writes is its own: it would fail without its streams.
+            if is_whole and table_dir(run_dir, table, rank).is_dir():
                 _gather_table(run_dir, table, listed, found)
         if listed != before:
             _write_manifest(manifest, listed)

@@ -129,6 +129,7 @@ def test_what_a_lost_host_held_comes_from_a_copy_and_the_verdict_stays(tmp_path:
     state.problems = [
         "rank 1: not all came from host2:/tmp/x: the node is lost",
         "rank 1: recorded nothing: there is no manifest-rank=1.jsonl",
+        "rank 0: the process that writes its records still works: only what it has sealed is there",
         "rank 0: the last 9 bytes of spans cannot be read",
     ]
     state.settle(LOST)

@@ -75,14 +75,26 @@ def test_the_end_of_the_run_waits_for_a_process_that_still_writes(tmp_path: Path
     assert found == [(), {"ledger": 1}]
 
 
-def test_a_process_that_does_not_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    RankStore(tmp_path, 0).close()
+def test_what_a_process_still_writes_is_left_alone_and_comes_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GIVEN rows in a sealed part, and others in the stream that the process writes."""
+    row = {"t_ns": [1], "span_id": [1], "account": ["nccl"], "bytes": [7]}
+    store = RankStore(tmp_path, 0)
+    store.append("ledger", row)
+    store.seal()
+    store.append("ledger", row)
     monkeypatch.setattr(gathering, "has_ended", lambda path: has_ended(path, 0.1))
     with hold(manifest_path(tmp_path, 0)):
         gathered = gather(tmp_path, [0])
-    assert gathered.problems == (
-        "rank 0: the process that writes its records still works: the last are missing",
-    )
+        assert gathered.problems == (
+            "rank 0: the process that writes its records still works: only what it has sealed is there",
+        )
+        assert gathered.ranks[0].rows == {"ledger": 1}
+        store.append("ledger", row)
+        store.close()
+    gathered = gather(tmp_path, [0])
+    assert (gathered.problems, gathered.ranks[0].rows) == ((), {"ledger": 3})
 
 
 def test_a_file_system_without_locks_is_not_waited_for(
