@@ -74,6 +74,7 @@ class _Answer:
     """Text and hint of the DiskFull that ended the writing."""
     is_read: bool = True
     """False: the parcel could not be read, and its events are lost."""
+    pid: int = 0
 
 
 class WriterProcess:
@@ -94,7 +95,7 @@ class WriterProcess:
         self.error: DiskFull | None = None
         self._followed, self._num_lost = Followed(), 0
         self._near: Writer | None = None
-        self._has_begun = False
+        self._has_begun, self._pid = False, 0
         self._ends: tuple[Connection, ...] = ()
         """Of the socket that are open here, ours first: while the process starts, its end, too."""
         silent_in_children(self)  # before there is a socket: another thread may fork while the process starts
@@ -162,8 +163,11 @@ class WriterProcess:
             self._begin()
             if self._near is not None:
                 self._near.close()
-            else:
-                self._exchange(_END)
+            elif self._exchange(_END):
+                with (
+                    suppressed()
+                ):  # it is no child, but where the program adopts orphans: it may be init there
+                    os.waitpid(self._pid, 0)
         finally:
             self._leave()
 
@@ -181,7 +185,7 @@ class WriterProcess:
         try:
             if not self._ends[0].poll(START_S):
                 raise TimeoutError(f"it was not ready within {START_S:.0f} s")
-            self._hear()
+            self._pid = self._hear().pid
         except Exception as error:
             pass_on(error)
             self._leave()
@@ -195,21 +199,21 @@ class WriterProcess:
             return False
         try:
             self._ends[0].send_bytes(message)
-            return self._hear()
+            return self._hear().is_read
         except Exception as error:
             pass_on(error)
             self.problems.add("the process that writes what is recorded has ended: nothing more is written")
         self._leave()
         return False
 
-    def _hear(self) -> bool:
+    def _hear(self) -> _Answer:
         answer: _Answer = pickle.loads(self._ends[0].recv_bytes())
         self._followed = answer.followed
         for text in answer.problems:
             self.problems.add(text)
         if answer.full is not None:
             self.error = self.error or DiskFull(answer.full[0], hint=answer.full[1])
-        return answer.is_read
+        return answer
 
 
 def _connected() -> tuple[Connection, Connection]:
@@ -303,7 +307,7 @@ def serve(number: int) -> None:
             connection.send_bytes(pickle.dumps(_Answer(full=(str(error), error.hint))))
             return
         with held:
-            connection.send_bytes(pickle.dumps(_Answer()))
+            connection.send_bytes(pickle.dumps(_Answer(pid=os.getpid())))
             _write_all(connection, writer)
 
 

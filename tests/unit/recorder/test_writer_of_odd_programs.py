@@ -125,6 +125,32 @@ def test_a_program_that_ends_inside_its_recording(tmp_path: Path) -> None:
     assert num_spans(tmp_path) == 1
 
 
+ADOPTS = """
+import ctypes, sys
+sys.path[:0] = sys.argv[2].split(sys.argv[3])
+from pathlib import Path
+import psutil
+from handed_over import no_rest, parcels, plan
+from ray_memprof.recorder.problems import Problems
+from ray_memprof.recorder.writer_process import WriterProcess
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+writer = WriterProcess(plan(Path(sys.argv[1])), Problems())
+writer.write(next(parcels(1)), no_rest)
+(child,) = psutil.Process().children()
+print(child.status() == psutil.STATUS_ZOMBIE)
+writer.close()
+print(psutil.Process().children(), *writer.problems.texts)
+"""
+
+
+def test_a_program_that_adopts_orphans_keeps_no_zombie(tmp_path: Path) -> None:
+    """GIVEN a program that is what init is elsewhere: the first process of a container, or a subreaper."""
+    command = [sys.executable, "-c", ADOPTS, str(tmp_path), PATHS, os.pathsep]
+    done = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+    assert done.stdout == "False\n[]\n"
+
+
 @contextmanager
 def alarms() -> Iterator[Callable[[], None]]:
     """A handler of SIGALRM that raises, as timeouts of programs do; yields what sends the signal."""
