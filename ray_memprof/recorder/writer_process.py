@@ -106,9 +106,10 @@ class WriterProcess:
         self._leave()
 
     def _leave(self) -> None:
-        for end in self._ends:
-            end.close()
-        self._ends = ()
+        ends, self._ends = self._ends, ()
+        for end in ends:
+            with suppressed():  # the program may have closed all files
+                end.close()
 
     def _start(self) -> None:
         """Start the process, which gets ready by itself; where none can be started, the writer is in this one."""

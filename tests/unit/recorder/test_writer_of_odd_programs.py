@@ -151,6 +151,22 @@ def test_a_program_that_adopts_orphans_keeps_no_zombie(tmp_path: Path) -> None:
     assert done.stdout == "False\n[]\n"
 
 
+def test_a_program_that_closes_all_files_is_told(tmp_path: Path) -> None:
+    """GIVEN os.closerange, as daemons call it, inside the recording."""
+    writer = WriterProcess(plan(tmp_path), Problems())
+    first, second = parcels(2)
+    writer.write(first, no_rest)
+    os.close(writer._ends[0].fileno())
+    num_events = second.num_events
+    writer.write(second, no_rest)
+    writer.close()
+    (text,) = writer.problems.texts
+    assert text.endswith("has ended: nothing more is written")
+    assert writer.followed().num_lost_events >= num_events
+    assert has_ended(manifest_path(tmp_path, 0), 20.0)
+    assert num_spans(tmp_path) == 1
+
+
 @contextmanager
 def alarms() -> Iterator[Callable[[], None]]:
     """A handler of SIGALRM that raises, as timeouts of programs do; yields what sends the signal."""
