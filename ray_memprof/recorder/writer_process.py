@@ -103,6 +103,7 @@ class WriterProcess:
 
     def forked(self) -> None:
         """In a forked child: its copy of the socket would keep the process waiting when the program has ended."""
+        self._has_begun = True
         self._leave()
 
     def _leave(self) -> None:
@@ -165,9 +166,8 @@ class WriterProcess:
             if self._near is not None:
                 self._near.close()
             elif self._exchange(_END):
-                with (
-                    suppressed()
-                ):  # it is no child, but where the program adopts orphans: it may be init there
+                # It is a child only of a program that adopts orphans, such as the first process of a container.
+                with suppressed():
                     os.waitpid(self._pid, 0)
         finally:
             self._leave()
@@ -238,7 +238,9 @@ def _launch(number: int) -> None:
     Raises:
         OSError: it could not be started.
     """
-    if not sys.executable or hasattr(sys, "frozen"):  # frozen: it would start the program itself once more
+    if not sys.executable or getattr(
+        sys, "frozen", False
+    ):  # frozen: it would start the program itself once more
         raise FileNotFoundError(f"sys.executable is no Python: {sys.executable!r}")
     # As the program was started: "python -I" means that the environment has no say.
     flags = ["-E"] * sys.flags.ignore_environment + ["-s"] * sys.flags.no_user_site

@@ -247,6 +247,20 @@ def test_a_child_that_is_forked_while_the_process_starts(
     assert num_spans(tmp_path) == 1
 
 
+def test_a_forked_child_writes_nothing(tmp_path: Path) -> None:
+    """GIVEN a child that has the writer before it has begun, and closes it."""
+    writer = WriterProcess(plan(tmp_path), Problems())
+    child = os.fork()
+    if not child:
+        writer.write(next(parcels(1)), no_rest)
+        writer.close()
+        os._exit(len(writer.problems.texts))
+    assert os.waitpid(child, 0) == (child, 0)
+    writer.write(next(parcels(1)), no_rest)
+    writer.close()
+    assert (writer.problems.texts, num_spans(tmp_path)) == ((), 1)
+
+
 class Phase(str, enum.Enum):  # noqa: UP042 - str() of it is no name
     """Names of spans that a program may have: text, but of a class that only the program knows."""
 
