@@ -31,8 +31,7 @@ class OpenSpans(list[SpanRecord]):
 
     def opened_span(self, name: str, attributes: dict[str, Attribute], reading: Reading) -> SpanRecord:
         """Return a span that begins now; attributes that it lacks come from the span around it."""
-        # Names and numbers may be of a program's own classes, such as an enum, which only the program can read.
-        name = str.__str__(name)
+        name = _plain(name)
         around = self[-1] if self else None
         self._num_spans += 1
         block = self._number(attributes, "index", around.block if around else None)
@@ -48,7 +47,7 @@ class OpenSpans(list[SpanRecord]):
             step=self._number(attributes, "step", around.step if around else None),
             module=module,
             block=block if module is not None or name.startswith(_BLOCKS) else None,
-            branch=None if branch is None else str(branch),
+            branch=None if branch is None else _plain(str(branch)),
             depth=len(self),
             start=reading,
         )
@@ -62,13 +61,14 @@ class OpenSpans(list[SpanRecord]):
             number = int(value)
             if -(2**31) <= number < 2**31:
                 return number
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             pass
         self._problem(f"the {key} of a span is no whole number of 32 bits: {value!r:.60}")
         return inherited
 
     def named(self, name: str) -> SpanRecord | None:
         """Return the innermost span of that name, not always the last: asyncio tasks take turns. None: it has ended."""
+        name = _plain(name)
         if self and self[-1].name == name:
             return self[-1]
         return next((one for one in reversed(self) if one.name == name), None)
@@ -108,4 +108,9 @@ class OpenSpans(list[SpanRecord]):
 
 
 def _text(attributes: dict[str, Attribute], key: str) -> str | None:
-    return str(attributes[key]) if key in attributes else None
+    return _plain(str(attributes[key])) if key in attributes else None
+
+
+def _plain(text: str) -> str:
+    """A text as a file can hold it: of no class of the program's own (an enum), and without halves of characters."""
+    return str.__str__(text).encode("utf-8", "replace").decode("utf-8")

@@ -120,6 +120,27 @@ def test_attributes_that_are_no_numbers_are_left_out() -> None:
     )
 
 
+def test_texts_and_numbers_that_no_file_can_hold_cost_no_span() -> None:
+    meter, store = FakeMeter(), FakeStore()
+    recorder = recorder_of(meter, store)
+    recorder.start()
+    with (
+        listening(recorder),
+        span("half \ud800", component="c\udfff", module="m\ud800", branch="b\ud800", step=float("inf")),
+        span("inside", index=float("nan")),
+    ):
+        pass
+    recorder.close()
+    assert rows(store, "spans", "path", "component", "branch", "step") == [
+        ("half ?/inside", "c?", "b?", None),
+        ("half ?", "c?", "b?", None),
+    ]
+    assert recorder.problems == (
+        "the step of a span is no whole number of 32 bits: inf",
+        "the index of a span is no whole number of 32 bits: nan",
+    )
+
+
 def test_spans_of_other_threads_leave_the_models_alone_and_are_told() -> None:
     meter, store = FakeMeter(), FakeStore()
     recorder = recorder_of(meter, store)
