@@ -25,7 +25,7 @@ from ray_memprof.store.gather import gather
 from ray_memprof.store.rank_notes import note_rank, rank_note, still_running
 from ray_memprof.store.run_files import CONFIG_FILE, rank_file
 from ray_memprof.store.run_folder import RunFolder
-from ray_memprof.store.transfer import Remote, files_of, receive, send
+from ray_memprof.store.transfer import Remote, TransportError, files_of, receive, send
 from ray_memprof.wording import rank_text
 
 _CLOCKS_APART_S = 120.0
@@ -155,7 +155,10 @@ def _taken_in(home: _Part, part: _Part) -> Iterator[str]:
     # What a rank says of itself comes last: a rank that has it is here as a whole.
     notes = {rank_file(rank): rank for rank in new}
     chunks = ((name, data) for name, data in send(part.path, new) if name not in notes)
-    receive(home.path, Remote(where=str(part.path), ranks=new, chunks=chunks))
+    try:
+        receive(home.path, Remote(where=str(part.path), ranks=new, chunks=chunks))
+    except TransportError as error:
+        raise ConfigError(f"{part.path}: {error}", hint="take it in again once they are") from error
     gather(home.path, new)  # whole parts, also of ranks that were killed
     same_host = {note["host"] for note in home.notes.values()} & {
         note["host"] for note in part.notes.values()

@@ -48,16 +48,20 @@ def send(folder: Path, ranks: Iterable[int], *, chunk_bytes: int = CHUNK_BYTES) 
     """Yield the files of these ranks in a scratch folder, in chunks; manifests first, to notice a torn transfer.
 
     A process that still writes what a rank left to it is waited for.
+
+    Raises:
+        TransportError: at the end, if it still does: then not all is sent.
     """
     ranks = list(ranks)
-    for rank in ranks:
-        has_ended(manifest_path(folder, rank))
+    unended = [rank for rank in ranks if not has_ended(manifest_path(folder, rank))]
     for path in files_of(folder, ranks):
         with open(path, "rb") as file:
             data = file.read(chunk_bytes)
             yield name_in_run(folder, path), data
             while data := file.read(chunk_bytes):
                 yield name_in_run(folder, path), data
+    if unended:
+        raise TransportError(f"the records of {rank_text(unended)} are still being written")
 
 
 def remove(folder: Path, ranks: Iterable[int]) -> None:

@@ -16,7 +16,10 @@ from ray_memprof.driver.joining import joined
 from ray_memprof.driver.recorded import complete
 from ray_memprof.errors import ConfigError
 from ray_memprof.query import database
+from ray_memprof.store import transfer
+from ray_memprof.store.run_files import manifest_path
 from ray_memprof.store.run_folder import RunFolder
+from ray_memprof.store.writer_lock import has_ended, hold
 
 S = 1_000_000_000
 NOW = 1_700_000_000 * S
@@ -93,6 +96,18 @@ def test_all_ranks_come_into_the_folder_of_rank_0(tmp_path: Path, order: int) ->
     places = [columns(home, "ranks", rank, "host", "node", "local_rank") for rank in range(4)]
     assert places == [[("host0", 0, 0)], [("host0", 0, 1)], [("host1", 1, 0)], [("host1", 1, 1)]]
     assert files(away) == before
+
+
+def test_a_folder_in_which_a_rank_is_still_written_is_taken_in_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, away = host(tmp_path, 0, (0, 1)), host(tmp_path, 1, (2, 3))
+    monkeypatch.setattr(transfer, "has_ended", lambda path: has_ended(path, 0.1))
+    with hold(manifest_path(away, 3)), pytest.raises(ConfigError) as raised:
+        joined([home, away])
+    assert str(raised.value) == f"{away}: the records of rank 3 are still being written"
+    joined([home, away])
+    assert complete(home)[0] == "nano: ok"
 
 
 def test_a_second_call_changes_nothing(tmp_path: Path) -> None:

@@ -17,12 +17,14 @@ from run_tables import blank
 
 import ray_memprof.store.gather as collect_module
 from ray_memprof.errors import DiskFull
+from ray_memprof.store import transfer
 from ray_memprof.store.gather import Gathered, RankRows, gather
 from ray_memprof.store.rank_store import RankStore
 from ray_memprof.store.run_files import OPEN_STREAM, manifest_path, part_name, table_dir
 from ray_memprof.store.run_tables import write_driver_tables
 from ray_memprof.store.schema import SCHEMA_VERSION
 from ray_memprof.store.transfer import Chunk, Remote, TransportError, remove, send
+from ray_memprof.store.writer_lock import has_ended, hold
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -323,6 +325,22 @@ def test_a_transfer_that_breaks_off_is_told_with_what_is_missing(tmp_path: Path)
     sent = Remote(where="b:/scratch", ranks=(1,), chunks=torn())
     assert gather(here, [1], [sent]) == gathered(found(1, 2, 0, gone), problems=(broken,))
     assert not list(here.rglob("*.tmp"))
+
+
+def test_what_is_still_written_on_another_node_stays_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files came so far as they are whole; the node's ranks do not count as received, so nothing is removed."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    seal(there, 1, (2, 3))
+    seal(there, 2, (4,))
+    monkeypatch.setattr(transfer, "has_ended", lambda path: has_ended(path, 0.1))
+    with hold(manifest_path(there, 2)):
+        told = gather(here, [1, 2], [remote(there, 1, 2)])
+    unended = f"ranks 1, 2: not all came from b:{there}: the records of rank 2 are still being written"
+    assert (told.problems, told.received) == ((unended,), frozenset())
+    assert [values_of(here, rank) for rank in (1, 2)] == [[2, 3], [4]]
+    assert gather(here, [1, 2], [remote(there, 1, 2)]).received == {1, 2}
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../up", "tables/../../up", ""])
