@@ -337,7 +337,7 @@ def test_what_is_still_written_on_another_node_stays_there(
     monkeypatch.setattr(transfer, "has_ended", lambda path: has_ended(path, 0.1))
     with hold(manifest_path(there, 2)):
         told = gather(here, [1, 2], [remote(there, 1, 2)])
-    unended = f"ranks 1, 2: not all came from b:{there}: the records of rank 2 are still being written"
+    unended = f"ranks 1 and 2: not all came from b:{there}: the records of rank 2 are still being written"
     torn = "rank 2: tables/ledger/rank=2/part-00000.parquet is missing: 1 rows are lost"
     assert (told.problems, told.received) == ((unended, torn), frozenset())
     assert values_of(here, 1) == [2, 3]
