@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from ray_memprof.predictor.gpu_profile import GpuProfile
 from ray_memprof.predictor.operation_kinds import (
@@ -112,7 +112,8 @@ class Costs:
 
     def _convolution_ns(self, args: tuple[Any, ...], made: Tensor) -> int:
         x, weight, bias = args[:3]
-        flops = flop_registry[torch.ops.aten.convolution](*args, out_val=made)
+        # Not by the registry: it looks through all arguments for their shapes, which takes longer than the result.
+        flops = conv_flop_count([*x.shape], [*weight.shape], [*made.shape], transposed=args[6])
         rate = _rate(self._profile.convolution_flops, weight.dtype, weight.shape[0])
         ns = max(int(flops / rate * 1e9), self.traffic_ns(touched_bytes((x, weight, made))))
         # torch adds the bias afterwards, in a kernel of its own (aten/src/ATen/native/Convolution.cpp).

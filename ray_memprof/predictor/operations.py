@@ -17,9 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 from ray_memprof.predictor.costs import Costs
 from ray_memprof.predictor.fake_device import FakeDevice
-from ray_memprof.predictor.operation_kinds import CONVOLUTION
 from ray_memprof.predictor.results import Results
-from ray_memprof.predictor.workspaces import Workspaces, conv_order
+from ray_memprof.predictor.workspaces import Workspaces
 from ray_memprof.recorder.meters.tensors import tensors_of
 
 aten = torch.ops.aten
@@ -54,9 +53,6 @@ class Operations(TorchDispatchMode):
         known = {tensor.untyped_storage()._cdata for tensor in given}
         with self._workspaces.before(func, args):
             result = self._results.of(func, args, kwargs)
-            if func is CONVOLUTION and args[0].is_cuda:
-                # A build without cuDNN makes the result of another kernel, in another memory format.
-                result = result.to(memory_format=conv_order(*args[:2]))
             made = list(tensors_of((result,)))
             for tensor in made:
                 self._make(tensor, known)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from ray_memprof.predictor.operation_kinds import BY_ELEMENT, COPIES_INTO, IN_PLACE, VIEWS
+from ray_memprof.predictor.operation_kinds import BY_ELEMENT, CONVOLUTION, COPIES_INTO, IN_PLACE, VIEWS
+from ray_memprof.predictor.workspaces import conv_order
 
 _NEW, _CHANGED, _VIEW, _COPIES_INTO, _OTHER = "new", "changed", "view", "copies into", "other"
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.layout, torch.device, torch.memory_format)
@@ -75,11 +76,11 @@ class Results:
             key = (func, torch.get_default_dtype(), _key(args), _key(tuple(kwargs.items())))
             known = self._known.get(key)
         except (_Unkeyed, TypeError):
-            return func(*args, **kwargs)
+            return _computed(func, args, kwargs)
         if known is not None:
             made = [self._make(one) for one in known]
             return made[0] if len(made) == 1 else tuple(made)
-        result = func(*args, **kwargs)
+        result = _computed(func, args, kwargs)
         results = result if isinstance(result, tuple) else (result,)
         if all(isinstance(one, FakeTensor) and _is_whole(one) for one in results):
             self._known[key] = tuple(
@@ -124,6 +125,15 @@ class Results:
         if isinstance(plain, Tensor):
             return self._fake(plain, device)
         return [self._fake(one, device) for one in plain]
+
+
+def _computed(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The result by FakeTensorMode, as the device would lay it out."""
+    result = func(*args, **kwargs)
+    if func is CONVOLUTION and args[0].is_cuda:
+        # A build without cuDNN makes the result of another kernel, in another memory format.
+        return result.to(memory_format=conv_order(*args[:2]))
+    return result
 
 
 def _kind(func: Any) -> str:

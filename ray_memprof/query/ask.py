@@ -73,7 +73,13 @@ def ask(
         # The question's own text and not a FROM of its view: only the text is sure to keep the order of the rows.
         sql = questions.question(name) if is_apart and name in questions.QUESTIONS else f"FROM {name}"
     only = sql if is_name else None
-    runs = database.open_run(run_dirs[0], only) if is_apart else database.open_runs(run_dirs, only)
+    # SQL of one's own may be about a single rank, of which DuckDB then computes no more than it must.
+    shared_by = sql if is_name and bounds is None else ""
+    runs = (
+        database.open_run(run_dirs[0], only, shared_by=shared_by)
+        if is_apart
+        else database.open_runs(run_dirs, only, shared_by=shared_by)
+    )
     with runs as connection:
         try:
             if bounds is None:

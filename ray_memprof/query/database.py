@@ -21,7 +21,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -31,6 +31,7 @@ from ray_memprof.errors import ConfigError
 from ray_memprof.query.questions import (
     MACROS,
     QUESTIONS,
+    SHARED,
     SQL_DIR,
     headline,
     macro,
@@ -50,6 +51,8 @@ _BESIDE_DATABASE = r"regexp_replace(parse_dirpath(current_setting('temp_director
 """SQL for the folder of the database file. DuckDB puts .tmp before the first question mark, where parameters begin."""
 _AS_GLOB = r"regexp_replace({}, '([\[*?])', '[\1]', 'g')"
 """SQL for a pattern that matches only the folder that the SQL expression in {} gives."""
+_BYTES_A_THREAD = 2**20
+"""Parquet files of one thread: DuckDB shares out 122,880 rows at a time, and starting more threads takes longer."""
 _RANK = "regexp_extract(filename, '/rank=([0-9]+)/[^/]*$', 1)::BIGINT"
 _PARTS_FOLDERS, _PARTS_PARAMETERS = "\\", "?"
 """Characters that DuckDB never takes as part of a name: the first in any path, the second in that of a database."""
@@ -121,42 +124,85 @@ def _plain(run_dir: Path, letters: str = _PARTS_FOLDERS) -> Path:
 
 
 @contextmanager
-def open_run(run_dir: Path, only: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_run(
+    run_dir: Path, only: str | None = None, *, shared_by: str = ""
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a run in memory, with the same tables and views, from its Parquet files; needs no run.duckdb, locks none.
 
-    `only` is the SQL that will be asked: a table that it does not name stays empty, and a view that it does not name
-    need not be there. This saves most of the time that opening takes.
+    Args:
+        run_dir: of the run.
+        only: the SQL that will be asked: a table that it does not name stays empty, and a view that it does not name
+            need not be there. This saves most of the time that opening takes.
+        shared_by: SQL or names of questions. What they read of SHARED is computed now, once, and not anew wherever a
+            question names it.
 
     Raises:
         ConfigError: `run_dir` is no run, one of a newer version, or one that cannot be read.
     """
     with duckdb.connect() as connection:
         with _reading([run_dir]):
+            _use_few_threads(connection, [run_dir])
             _fill(connection, run_dir, _literal(str(_plain(run_dir.resolve()))), only)
+            _share(connection, shared_by)
         yield connection
 
 
 @contextmanager
-def open_runs(run_dirs: Sequence[Path], only: str | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_runs(
+    run_dirs: Sequence[Path], only: str | None = None, *, shared_by: str = ""
+) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open several runs side by side: every table and view begins with the columns run_id and name of the run.
 
     The tables and views of each single run are also in a database of its own: run0, run1 and so on, in the order given.
-    `only` is the SQL that will be asked of all together: of them, a table or view that it does not name is not made.
+
+    Args:
+        run_dirs: of the runs.
+        only: the SQL that will be asked of all together: of them, a table or view that it does not name is not made.
+        shared_by: see open_run(), of each single run.
 
     Raises:
         ConfigError: one of them is no run, one of another version, or one that cannot be read.
     """
     with duckdb.connect() as connection:
         with _reading(run_dirs):
-            _fill_side_by_side(connection, run_dirs, only)
+            _use_few_threads(connection, run_dirs)
+            _fill_side_by_side(connection, run_dirs, only, shared_by)
         yield connection
 
 
+def _use_few_threads(connection: duckdb.DuckDBPyConnection, run_dirs: Sequence[Path]) -> None:
+    """No more threads than the files of these runs keep busy; for a small run a question takes a quarter less."""
+    ((most,),) = connection.execute("SELECT current_setting('threads')").fetchall()
+    left = most * _BYTES_A_THREAD
+    for run_dir in run_dirs:
+        for part in (run_dir / TABLES_DIR).rglob(f"*{PART_SUFFIX}"):
+            with suppress(FileNotFoundError):  # of a run that is being recorded
+                left -= part.stat().st_size
+            if left <= 0:
+                return
+    connection.execute(f"SET threads = {max(1, most - left // _BYTES_A_THREAD)}")
+
+
+def _share(connection: duckdb.DuckDBPyConnection, text: str) -> None:
+    """Compute what questions share: of a view, DuckDB plans and computes all anew at each place that names it."""
+    read = named(text)
+    for name in QUESTIONS:
+        if name in SHARED and name in read:
+            keep(connection, name, question(name))
+
+
+def keep(connection: duckdb.DuckDBPyConnection, view: str, text: str) -> None:
+    """Put the rows of `text` into a table in the place of a view, for whatever reads it."""
+    connection.execute(f"CREATE TABLE {view}_rows AS\n{text}")
+    connection.execute(f"DROP VIEW {view}")
+    connection.execute(f"ALTER TABLE {view}_rows RENAME TO {view}")
+
+
 def _fill_side_by_side(
-    connection: duckdb.DuckDBPyConnection, run_dirs: Sequence[Path], only: str | None
+    connection: duckdb.DuckDBPyConnection, run_dirs: Sequence[Path], only: str | None, shared_by: str
 ) -> None:
     for number, run_dir in enumerate(run_dirs):
-        _add_run(connection, run_dir, f"run{number}")
+        _add_run(connection, run_dir, f"run{number}", shared_by)
     asked = {*TABLES, *QUESTIONS} if only is None else named(only)
     for name in (*TABLES, *QUESTIONS):
         if name not in asked:
@@ -198,13 +244,14 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def _add_run(connection: duckdb.DuckDBPyConnection, run_dir: Path, database: str) -> None:
+def _add_run(connection: duckdb.DuckDBPyConnection, run_dir: Path, database: str, shared_by: str) -> None:
     """Put the tables and views of a run into a database of its own in memory; the current one stays current."""
     ((current,),) = connection.execute("SELECT current_database()").fetchall()
     connection.execute(f"ATTACH ':memory:' AS {database}")
     # A view looks for what it reads in the database in which it is made.
     connection.execute(f"USE {database}")
     _fill(connection, run_dir, _literal(str(_plain(run_dir.resolve()))))
+    _share(connection, shared_by)
     connection.execute(f"USE {_quoted(current)}")
 
 
@@ -227,7 +274,7 @@ def query(run_dir: Path, name: str) -> pa.Table:
         ConfigError: no such question, or no such run.
     """
     text = question(name)
-    with open_run(run_dir, text) as connection:
+    with open_run(run_dir, text, shared_by=text) as connection:
         return connection.sql(text).to_arrow_table()
 
 

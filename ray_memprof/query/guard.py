@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import duckdb
 
 from ray_memprof.errors import ConfigError
-from ray_memprof.query.database import LARGE_TABLES
+from ray_memprof.query.database import LARGE_TABLES, keep
 from ray_memprof.query.questions import named
 
 _LOCKED = (
@@ -69,6 +69,4 @@ def _read_large_tables(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     views = connection.execute("SELECT view_name FROM duckdb_views() WHERE NOT internal").fetchall()
     # SQL may write a name in capitals.
     for name in sorted(named(sql.lower()).intersection(LARGE_TABLES, (row[0] for row in views))):
-        connection.execute(f"CREATE TABLE {name}_rows AS FROM {name}")
-        connection.execute(f"DROP VIEW {name}")
-        connection.execute(f"ALTER TABLE {name}_rows RENAME TO {name}")
+        keep(connection, name, f"FROM {name}")

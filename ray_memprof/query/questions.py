@@ -54,6 +54,20 @@ QUESTIONS = tuple(_FILES)
 """Names of all questions, by topic, each after the questions whose views it reads."""
 MACROS = tuple(_MACRO_FILES)
 """Names of the macros, which several questions share."""
+SHARED = (
+    "activation_by_step",
+    "base_memory",
+    "books_at_peak",
+    "component_visits",
+    "fragmentation",
+    "imbalance_by_component",
+    "peak_by_rank",
+    "peak_event",
+    "time_slices",
+)
+"""Questions that others read, whose answers have few rows however many events there are."""
+EVERY_QUESTION = " ".join(QUESTIONS)
+"""For database.open_run(), where most of them will be asked."""
 
 
 def question(name: str) -> str:

@@ -12,7 +12,7 @@ from ray_memprof.analysis.diagnosis.diagnose import findings
 from ray_memprof.formats.memory_events import write_memory_events
 from ray_memprof.query import database
 from ray_memprof.query.database import open_run
-from ray_memprof.query.questions import rows_of
+from ray_memprof.query.questions import EVERY_QUESTION, rows_of
 from ray_memprof.report import run_page
 from ray_memprof.report.run_page import write_run_page
 from ray_memprof.report.summary import number_lines
@@ -29,7 +29,7 @@ def derived(run_dir: Path, problems: list[str]) -> Iterator[str]:
     database.build(run_dir)
     problems += database.what_clients_cannot(run_dir)
     # The run is opened once and diagnosed once: with a thousand ranks each of the two takes ten seconds.
-    with open_run(run_dir) as connection:
+    with open_run(run_dir, shared_by=EVERY_QUESTION) as connection:
         found = findings(connection)
         headlines = rows_of(connection, "headlines")
         lines = number_lines(connection, found, headlines)

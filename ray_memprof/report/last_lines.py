@@ -62,5 +62,5 @@ def _measured(run_dir: Path) -> list[str]:
     from ray_memprof.query.questions import rows_of
     from ray_memprof.report.summary import number_lines
 
-    with open_run(run_dir) as connection:
+    with open_run(run_dir, shared_by="headlines") as connection:
         return number_lines(connection, findings(connection), rows_of(connection, "headlines"))

@@ -23,7 +23,7 @@ from ray_memprof.analysis.comparison.stage_peaks import stage_peaks
 from ray_memprof.analysis.diagnosis.diagnose import Finding, findings
 from ray_memprof.query import questions
 from ray_memprof.query.database import open_run
-from ray_memprof.query.questions import fetched, rows_of
+from ray_memprof.query.questions import EVERY_QUESTION, fetched, rows_of
 from ray_memprof.report import plots
 from ray_memprof.report.flame_page import BaseTrees, flames_of, panels_of, told_of, trees_of
 from ray_memprof.report.over_time import MOST_ALIVE
@@ -157,7 +157,7 @@ def render(
 ) -> str:
     """The report as text."""
     if known is None:
-        with open_run(run_dir) as connection:
+        with open_run(run_dir, shared_by=EVERY_QUESTION) as connection:
             asked = Known(connection, findings(connection), rows_of(connection, "headlines"))
             facts = _facts(asked, base)
     else:
@@ -312,7 +312,7 @@ def compared_with(base: Base | None) -> Compare:
 
 def _base(base_dir: Path, whole: Tables, shown: Sequence[int]) -> Base:
     """The base run, asked what this run was asked."""
-    with open_run(base_dir) as connection:
+    with open_run(base_dir, shared_by=EVERY_QUESTION) as connection:
         run = run_of(connection)
         drawn = {name: rows_of(connection, name, None if name in OF_ALL_RANKS else shown) for name in OF_BASE}
         by_stack = rows_of(connection, "alive_at_peak_by_stack", shown)

@@ -46,7 +46,7 @@ def test_a_run_in_which_nothing_happens(tmp_path: Path) -> None:
     [("sigkill", "killed by SIGKILL", 3), ("segv", "killed by SIGSEGV", 2), ("exit", "exit code 17", 2)],
 )
 def test_1_process_dies(tmp_path: Path, shared: Cluster, fault: str, detail: str, ranks: int) -> None:
-    struck, last = ["--fault", fault, "--at-step", 50, "--rest", 6], ranks - 1
+    struck, last = ["--fault", fault, "--at-step", 50, "--rest", 4], ranks - 1
     run = start(tmp_path, joining(tmp_path, shared, ranks=ranks, args=["--steps", 500, *struck]))
     run.wait_for(lambda: f"error: rank {last}" in run.text)
     assert wait_until_gone(run.rank_pids(), 2 * DEAD_S) < DEAD_S
@@ -169,7 +169,7 @@ def test_4_hang_of_a_rank_that_does_not_answer(tmp_path: Path, shared: Cluster, 
 
 def test_3_a_rank_whose_child_works_is_waited_for(tmp_path: Path, shared: Cluster) -> None:
     """GIVEN a rank that waits for a program of its own for far longer than a standstill may last THEN all is well."""
-    limits = {"stall_s": 5.0}
+    limits = {"stall_s": 4.0}
     code, run = launch(
         tmp_path, joining(tmp_path, shared, args=["--steps", 5, "--fault", "child"], timeouts=limits)
     )

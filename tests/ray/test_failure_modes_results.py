@@ -26,11 +26,11 @@ def manifest_rows(run_dir: Path) -> dict[tuple[str, int], int]:
     return found
 
 
-def test_12_rank_killed_while_writing(tmp_path: Path) -> None:
+def test_12_rank_killed_while_writing(tmp_path: Path, shared: Cluster) -> None:
     """Every step is a span: all of them that were with the recorder longer than its flush interval are there."""
     steps = 50
     struck = ["--fault", "sigkill", "--at-step", steps, "--rest", FLUSHED_S]
-    code, run = launch(tmp_path, config_of(tmp_path, args=["--steps", 500, *struck]))
+    code, run = launch(tmp_path, joining(tmp_path, shared, args=["--steps", 500, *struck]))
 
     assert code == 10
     rows = rows_of(run, "spans")

@@ -49,13 +49,13 @@ def test_7_simultaneous_launches_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_7_silent_listener_on_the_port(tmp_path: Path, shared: Cluster) -> None:
-    init_s = 15.0
+    init_s = 10.0
     with socket.create_server(("127.0.0.1", 0)) as listener:
         arguments = ["--fault", "listener", "--silent-port", listener.getsockname()[1]]
         limits = {"init_s": init_s, "stall_s": 600.0}
         code, run = launch(tmp_path, joining(tmp_path, shared, args=arguments, timeouts=limits))
 
-    reason = "all ranks wait and do not find each other: not met within 15 s"
+    reason = "all ranks wait and do not find each other: not met within 10 s"
     assert (code, *run.verdict()) == (23, 23, "never_started", reason)
     assert run.living() == []
 
@@ -81,12 +81,12 @@ def test_8_import_fails_in_a_rank(tmp_path: Path, module: str, rank: str, who: s
 
 
 def test_8_a_rank_never_joins(tmp_path: Path, shared: Cluster) -> None:
-    limits = {"init_s": 15.0, "stall_s": 600.0}
+    limits = {"init_s": 10.0, "stall_s": 600.0}
     code, run = launch(
         tmp_path, joining(tmp_path, shared, ranks=3, args=["--fault", "never"], timeouts=limits)
     )
 
-    reason = "waiting for rank 2: not met within 15 s"
+    reason = "waiting for rank 2: not met within 10 s"
     assert (code, *run.verdict()) == (23, 23, "never_started", reason)
     assert run.facts["culprits"] == [2]
     assert "time.sleep(3600)" in (run.run_dir / "logs" / "rank2.stack.txt").read_text()
@@ -96,7 +96,7 @@ def test_8_a_rank_never_joins(tmp_path: Path, shared: Cluster) -> None:
 def test_8_a_rank_that_still_gets_ready_is_waited_for(tmp_path: Path, shared: Cluster) -> None:
     """GIVEN a rank that works for longer than init_s before it joins THEN nobody is ended for waiting for it."""
     arguments = ["--fault", "late", "--at-rank", 0]
-    code, run = launch(tmp_path, joining(tmp_path, shared, args=arguments, timeouts={"init_s": 15.0}))
+    code, run = launch(tmp_path, joining(tmp_path, shared, args=arguments, timeouts={"init_s": 10.0}))
 
     assert (code, *run.verdict()) == (0, 0, "ok", "")
 
@@ -120,10 +120,10 @@ def test_8_bad_config_ends_before_ray_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "logs").exists()
 
 
-def test_8_rank_that_is_stopped_while_it_starts_is_named(tmp_path: Path) -> None:
+def test_8_rank_that_is_stopped_while_it_starts_is_named(tmp_path: Path, shared: Cluster) -> None:
     """GIVEN ranks that never import torch in time THEN the launcher ends by itself, by ray.timeouts.init_s."""
-    limits = {"num_gpus": 4, "timeouts": {"init_s": 0.05, "stall_s": 600.0}}
-    run = start(tmp_path, config_of(tmp_path, ray=limits))
+    limits = {"init_s": 0.05, "stall_s": 600.0}
+    run = start(tmp_path, joining(tmp_path, shared, timeouts=limits))
 
     assert run.wait() == 23
     assert run.facts["status"] == "never_started"

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import launch
+from ray.cluster_utils import Cluster
 
 from ray_memprof.query.database import open_run
 
@@ -21,8 +22,10 @@ def config(tmp_path: Path, **parallel: Any) -> dict[str, Any]:
     }
 
 
-def test_each_rank_records_the_pass_that_it_runs(tmp_path: Path) -> None:
-    code, run = launch(tmp_path, config(tmp_path, cfg=2, t5_fsdp=True))
+def test_each_rank_records_the_pass_that_it_runs(tmp_path: Path, shared: Cluster) -> None:
+    given = config(tmp_path, cfg=2, t5_fsdp=True)
+    given["ray"] |= {"address": shared.address, "gpus_per_rank": 1}
+    code, run = launch(tmp_path, given)
 
     assert (code, run.facts["problems"]) == (0, []), run.text
     with open_run(run.run_dir) as connection:

@@ -6,16 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from launcher import ROOT, config_of, joining, start, two_nodes
+from launcher import ROOT, joining, start, two_nodes
+from ray.cluster_utils import Cluster
 
 from ray_memprof.driver.far_runs import far_run
 from ray_memprof.errors import ConfigError
 from ray_memprof.store.live_file import read_live
 
 
-def test_a_run_is_watched_from_elsewhere(tmp_path: Path) -> None:
+def test_a_run_is_watched_from_elsewhere(tmp_path: Path, shared: Cluster) -> None:
     """GIVEN a run of two ranks WHEN another process watches it THEN it sees ranks at work, and the launcher's end."""
-    run = start(tmp_path, config_of(tmp_path, ranks=2, args=["--steps", 60]))
+    run = start(tmp_path, joining(tmp_path, shared, ranks=2, args=["--steps", 60]))
     run.wait_for(lambda: (run.output_dir / run.name / "latest").exists())
     command = [sys.executable, "-m", "ray_memprof.cli", "watch", "--output-dir", str(run.output_dir)]
     with subprocess.Popen(

@@ -138,7 +138,8 @@ def compare(
     parsed = [parse(text) for text in limits]
     folders = [path.resolve() for path in run_dirs]
     _refuse_alone(folders)
-    with open_runs(folders, only="") as connection:  # every question here is of each single run
+    # Every question here is of each single run.
+    with open_runs(folders, only="", shared_by=_text("run_values")) as connection:
         sides = _sides(connection, folders)
         if parsed and not allow_failed:
             _refuse_failed(sides)

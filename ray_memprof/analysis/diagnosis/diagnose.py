@@ -5,6 +5,8 @@
 
 A rule is a pair of files of rules/: NAME.sql returns a row for each finding, NAME.py puts that row in words. Rules read
 the questions of query/sql/ and the tables of evidence/, which are made once. Leaves temporary tables in memory.
+
+To plan a rule takes DuckDB longer than to answer it. So some have a condition, ONLY_IF: without it they have no row.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,11 +64,13 @@ class Rule:
     name: str
     sentence: Callable[[Row], str]
     knob: Callable[[Row], str]
+    only_if: str = "TRUE"
+    """SQL of a condition; where it is false, the rule is not asked, because it has no row."""
 
 
 def _rule(name: str) -> Rule:
     words = import_module(f"{__package__}.rules.{name}")
-    return Rule(name, words.sentence, words.knob)
+    return Rule(name, words.sentence, words.knob, getattr(words, "ONLY_IF", "TRUE"))
 
 
 RULES = tuple(_rule(path.stem) for path in sorted((_HERE / "rules").glob("*.sql")))
@@ -84,11 +88,18 @@ def findings(connection: duckdb.DuckDBPyConnection) -> list[Finding]:
     for name in EVIDENCE:
         connection.execute(f"CREATE OR REPLACE TEMP TABLE {name} AS\n{rule_text(name)}")
     used = _device_used(connection)
-    found = [_finding(rule, row, used) for rule in RULES for row in fetched(connection, rule_text(rule.name))]
+    asked = rules_to_ask(connection)
+    found = [_finding(rule, row, used) for rule in asked for row in fetched(connection, rule_text(rule.name))]
     return sorted(
         found,
         key=lambda one: (one.rule not in FATAL, not one.is_peak, -one.bytes, one.rule, one.ranks, one.stage),
     )
+
+
+def rules_to_ask(connection: duckdb.DuckDBPyConnection) -> list[Rule]:
+    """The rules whose condition holds; the tables of evidence are there."""
+    (holds,) = connection.execute(f"SELECT {', '.join(rule.only_if for rule in RULES)}").fetchall()
+    return [rule for rule, is_asked in zip(RULES, holds, strict=True) if is_asked]
 
 
 def lines(found: Sequence[Finding], most: int | None = None) -> list[str]:

@@ -124,7 +124,7 @@ def account_of(run_dir: Path) -> Account:
         ConfigError: `run_dir` is no run, or cannot be read.
     """
     found = diagnosed(run_dir)
-    with open_run(run_dir) as connection:
+    with open_run(run_dir, shared_by="headlines") as connection:
         row = next(iter(fetched(connection, "FROM runs")), {})
         headlines = next(iter(rows_of(connection, "headlines")), {})
         ranks = rows_of(connection, "peak_by_rank")

@@ -27,8 +27,8 @@ from ray_memprof.recorder.spans import span
 
 HOARD_CHUNKS, HOARD_CHUNK_BYTES = 64, 64 * 2**20
 """4 GiB in 3 s: more than the threshold of the test leaves, and not more than a small host has."""
-CHILD_S, LATE_S = 12.0, 20.0
-"""Longer than the limits of the tests that ask for them, a standstill of 5 s and a start of 15 s."""
+CHILD_S, LATE_S = 9.0, 14.0
+"""Longer than the limits of the tests that ask for them, a standstill of 4 s and a start of 10 s."""
 DEVICE_BYTES = 8 * 2**30
 
 

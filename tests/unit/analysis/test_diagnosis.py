@@ -163,6 +163,16 @@ def test_a_rule_is_silent_without_its_evidence(empty: EmptyRun, rule: str) -> No
     assert rule not in [one.rule for one in diagnosis.findings(empty.connection)]
 
 
+@pytest.mark.parametrize("filled", RUNS)
+def test_a_rule_that_is_not_asked_would_have_no_row(empty: EmptyRun, filled: str) -> None:
+    RUNS[filled](empty)
+    asked = diagnosis.rules_to_ask(empty.connection)
+    assert {rule.name for rule in diagnosis.RULES if rule.only_if == "TRUE"} <= {rule.name for rule in asked}
+    for rule in diagnosis.RULES:
+        if rule not in asked:
+            assert questions.fetched(empty.connection, diagnosis.rule_text(rule.name)) == [], rule.name
+
+
 def test_findings_are_the_same_each_time(empty: EmptyRun) -> None:
     """GIVEN stages and ranks that tie, WHEN rows come in any order, THEN one of them is always named."""
     said = set()

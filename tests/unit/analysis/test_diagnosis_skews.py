@@ -1,6 +1,7 @@
 """Diagnosis on generated runs: the right rank, stage and component of every injected skew, silence without one."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +14,7 @@ from ray_memprof.query import database
 from ray_memprof.store.run_files import TABLES_DIR
 from ray_memprof.store.run_tables import write_driver_tables
 
-BLOCKS, EVENTS = 2, 3_000
+BLOCKS, EVENTS = 2, 2_000
 RUNS = [pytest.param(number, marks=[] if number < 4 else [pytest.mark.slow]) for number in range(50)]
 STAGES = ("encode.text", "denoise", "decode")
 COMPONENTS = ("t5", "clip", "dit", "vae")
@@ -32,19 +33,20 @@ def peaks(maker: ModuleType, seed: int) -> dict[str, int]:
     return found
 
 
-def diagnose(maker: ModuleType, run_dir: Path, ranks: int, variant: object, *, level: str) -> list[Finding]:
+def diagnose(maker: ModuleType, run_dir: Path, ranks: int, variant: object) -> Iterator[list[Finding]]:
+    """What is said of a run of level event, and of the same run without its events, as level stage leaves it."""
     maker.make(run_dir, ranks, EVENTS, blocks=BLOCKS, variant=variant)
-    if level == "stage":
-        shutil.rmtree(run_dir / TABLES_DIR / "allocs")
     write_driver_tables(run_dir, *maker.driver_rows(run_dir, ranks))
-    with database.open_run(run_dir) as connection:
-        return diagnosis.findings(connection)
+    for level in ("event", "stage"):
+        if level == "stage":
+            shutil.rmtree(run_dir / TABLES_DIR / "allocs")
+        with database.open_run(run_dir) as connection:
+            yield diagnosis.findings(connection)
 
 
-@pytest.mark.parametrize("level", ["event", "stage"])
 @pytest.mark.parametrize("number", RUNS)
 def test_a_skew_is_found_with_its_rank_stage_and_component(
-    maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, level: str
+    maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     # What the others say of a skew is not looked at, and asking all takes ten times as long.
     rule = next(one for one in diagnosis.RULES if one.name == "holds_more")
@@ -57,22 +59,20 @@ def test_a_skew_is_found_with_its_rank_stage_and_component(
     skew = maker.Skew(int(draw.integers(ranks)), stage, COMPONENTS[int(draw.integers(4))], size)
     uneven = int(UNEVEN_FRACTION * min(held[stage] for stage in STAGES))
 
-    found = diagnose(maker, tmp_path, ranks, maker.Variant(number, True, uneven, skew), level=level)
+    for found in diagnose(maker, tmp_path, ranks, maker.Variant(number, True, uneven, skew)):
+        assert [(one.ranks, one.stage, one.component) for one in found] == [
+            ((skew.rank,), skew.stage, skew.component)
+        ]
+        assert abs(found[0].bytes - size) <= uneven
 
-    assert [(one.ranks, one.stage, one.component) for one in found] == [
-        ((skew.rank,), skew.stage, skew.component)
-    ]
-    assert abs(found[0].bytes - size) <= uneven
 
-
-@pytest.mark.parametrize("level", ["event", "stage"])
 @pytest.mark.parametrize("number", RUNS)
 def test_ranks_that_do_the_same_are_passed_over_in_silence(
-    maker: ModuleType, tmp_path: Path, number: int, level: str
+    maker: ModuleType, tmp_path: Path, number: int
 ) -> None:
     seed = 1000 + number
     held = peaks(maker, seed)
     uneven = int(UNEVEN_FRACTION * min(held[stage] for stage in STAGES))
-    found = diagnose(maker, tmp_path, 2 + number % 4, maker.Variant(seed, True, uneven), level=level)
-    # The player's allocator gives each size segments of its own: that it fragments is no false alarm.
-    assert [one for one in found if one.rule != "fragments"] == []
+    for found in diagnose(maker, tmp_path, 2 + number % 4, maker.Variant(seed, True, uneven)):
+        # The player's allocator gives each size segments of its own: that it fragments is no false alarm.
+        assert [one for one in found if one.rule != "fragments"] == []

@@ -29,6 +29,12 @@ def no_bytecode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
 
 
+@pytest.fixture(autouse=True)
+def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are installed beside ours would be imported anew in each run: most of a test's time."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     return FakeCuda(monkeypatch)
@@ -369,7 +375,7 @@ def test_a_configuration_is_refused_as_the_launcher_refuses_it(
 
 def test_in_a_worker_of_xdist_the_test_itself_says_so(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import pytest\n\n@pytest.mark.limit_gpu_peak('30')\ndef test_it(): ...\n")
-    result = run(pytester, "-n", "1")
+    result = run(pytester, "-p", "xdist", "-n", "1")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         ["*::test_it: limit_gpu_peak: '30' is no size", "hint: a number and its unit: *"]

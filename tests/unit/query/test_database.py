@@ -177,6 +177,32 @@ def test_a_run_opened_for_one_question_has_what_it_reads(run_dir: Path, is_first
         assert connection.execute(COUNT.format("spans")).fetchone() == (0,)
 
 
+@pytest.mark.parametrize("opened_for", [questions.EVERY_QUESTION, "headlines"])
+def test_what_questions_share_is_a_table_and_changes_no_answer(run_dir: Path, opened_for: str) -> None:
+    views = "SELECT view_name FROM duckdb_views() WHERE NOT internal"
+    with database.open_run(run_dir) as plain, database.open_run(run_dir, shared_by=opened_for) as shared:
+        left = {name for (name,) in shared.execute(views).fetchall()}
+        expected = set(questions.SHARED) & questions.named(opened_for)
+        assert {name for (name,) in plain.execute(views).fetchall()} - left == expected
+        for name in (*questions.SHARED, "headlines", "memory_parts", "measures"):
+            rows = questions.fetched(plain, f"FROM {name} ORDER BY ALL")
+            assert questions.fetched(shared, f"FROM {name} ORDER BY ALL") == rows
+            assert questions.rows_of(shared, name) == questions.rows_of(plain, name)
+
+
+def test_a_small_run_takes_one_thread_and_a_large_one_all(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = "SELECT current_setting('threads')"
+    ((most,),) = duckdb.execute(threads).fetchall()
+    for opening in (database.open_run(run_dir), database.open_runs([run_dir])):
+        with opening as connection:
+            assert connection.execute(threads).fetchall() == [(1,)]
+    monkeypatch.setattr(database, "_BYTES_A_THREAD", 1)
+    with database.open_run(run_dir) as connection:
+        assert connection.execute(threads).fetchall() == [(most,)]
+
+
 def test_a_full_disk_leaves_no_half_database(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise duckdb.IOException('Could not write file "x": No space left on device')

@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,12 +14,14 @@ from ray_memprof.config.keys import Logging
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.errors import WorkloadError
+from ray_memprof.predictor.processes import Processes
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.rank.plan import RankPlan
 from ray_memprof.recorder.spans import Attribute, listening
 from ray_memprof.workload import wan, wan_rank
 from wan import options_here
 from wan.errors import InputError, MediaError
+from wan.inputs import prompt_extend
 from wan.inputs.media import read_image
 from wan.networks.text import encode_text
 
@@ -264,25 +264,19 @@ def test_the_prompt_is_extended_once_for_all(tmp_path: Path, monkeypatch: pytest
     assert (asked, prompts) == (["a fox"], [["a very red fox"], ["a very red fox"]])
 
 
-PROFILED = """
-import sys
-from pathlib import Path
-from test_wan_workload import config, plan, run
+PROFILED = {"level": "torch_profiler", "profiler": {"wait": 0, "warmup": 1, "active": 1}}
 
-asked = {"level": "torch_profiler", "profiler": {"wait": 0, "warmup": 1, "active": 1}}
-run(plan(config(logging=asked), Path(sys.argv[1])))
-"""
+
+def profiled(folder: Path) -> None:
+    run(plan(config(logging=PROFILED), folder))
 
 
 def test_level_torch_profiler_leaves_a_trace_of_the_active_steps(tmp_path: Path) -> None:
     """In a process of its own: in one that had run 5,000 tests, torch's profiler once took 20 GiB."""
-    places = [Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[3]]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places))}
-    command = [sys.executable, "-c", PROFILED, str(tmp_path)]
-    subprocess.run(command, env=environ, capture_output=True, check=True, timeout=100)
-    asked = {"level": "torch_profiler", "profiler": {"wait": 0, "warmup": 1, "active": 1}}
+    with Processes(1) as processes:
+        processes.call(profiled, tmp_path).result(timeout=100)
     assert [path.name for path in (tmp_path / "trace").iterdir()] == ["rank0.pt.trace.json"]
-    run(plan(config(logging=asked | {"profile_memory": False}), tmp_path / "other"))
+    run(plan(config(logging=PROFILED | {"profile_memory": False}), tmp_path / "other"))
     assert not (tmp_path / "other").exists()
 
 
@@ -304,23 +298,28 @@ def test_the_process_group_is_left_only_after_success(
     assert calls == [("gloo", joined), "barrier", "made"]
 
 
-RANK_OF_TWO = """
-import sys
-from pathlib import Path
-import torch.distributed as dist
-import wan.inputs.prompt_extend
-from test_wan_workload import config, plan, run
+def rank_of_two(given: tuple[int, Path, int]) -> tuple[list[str], list[tuple[int, int]], list[str]]:
+    """What a rank went through, its steps, and the prompts that it had extended."""
+    rank, folder, port = given
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    asked: list[str] = []
 
-rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-asked = []
-wan.inputs.prompt_extend.extend_prompt = lambda prompt, **named: asked.append(prompt) or "a very red fox"
-generation = {"save_file": str(folder / "two.png"), "prompt": "a fox", "use_prompt_extend": True}
-given = config(parallel={"ulysses": 2}, generation=generation)
-heard = run(plan(given, folder, rank=rank, local_rank=rank, world_size=2, local_world_size=2))
-assert not dist.is_initialized()
-print(",".join(stage for stage in heard.stages if not stage.startswith(("load.", "residency.", "comm.broadcast"))))
-print(heard.steps, asked)
-"""
+    def extend(prompt: str, **named: object) -> str:
+        asked.append(prompt)
+        return "a very red fox"
+
+    prompt_extend.extend_prompt = extend
+    generation = {"save_file": str(folder / "two.png"), "prompt": "a fox", "use_prompt_extend": True}
+    made = plan(
+        config(parallel={"ulysses": 2}, generation=generation),
+        folder,
+        rank=rank, local_rank=rank, world_size=2, local_world_size=2,
+    )  # fmt: skip
+    heard = run(made)
+    assert not torch.distributed.is_initialized()
+    passing = ("load.", "residency.", "comm.broadcast")
+    return [stage for stage in heard.stages if not stage.startswith(passing)], heard.steps, asked
 
 
 @pytest.mark.slow
@@ -329,31 +328,12 @@ def test_two_ranks_make_one_video_in_a_group_of_their_own(tmp_path: Path) -> Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environ = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    environ["PYTHONPATH"] = os.pathsep.join(
-        map(str, [Path(__file__).parent, Path(__file__).parents[1], Path(__file__).parents[3]])
-    )
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK_OF_TWO, str(rank), str(tmp_path)],
-            env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        said = [rank.communicate(timeout=100) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], said[0][1] + said[1][1]
-    start, steps = (
-        "device.init,comm.init,warmup,encode.text,denoise 0,denoise 1,decode",
-        [(1, STEPS), (2, STEPS)],
-    )
-    assert [out.splitlines() for out, _ in said] == [
-        [f"{start},save", f"{steps} ['a fox']"],
-        [start, f"{steps} []"],
-    ]
+    with Processes(2) as processes:
+        ranks = [processes.call(rank_of_two, (rank, tmp_path, port)) for rank in range(2)]
+        said = [rank.result(timeout=100) for rank in ranks]
+    start = ["device.init", "comm.init", "warmup", "encode.text", *LOOP, "decode"]
+    steps = [(1, STEPS), (2, STEPS)]
+    assert said == [([*start, "save"], steps, ["a fox"]), (start, steps, [])]
     alone = {"save_file": str(tmp_path / "one.png"), "prompt": "a very red fox"}
     run(plan(config(generation=alone), tmp_path))
     one, two = (read_image(tmp_path / f"{name}.png") for name in ("one", "two"))

@@ -4,6 +4,8 @@ from ray_memprof.analysis.diagnosis.row_text import Row, who
 from ray_memprof.analysis.diagnosis.script_text import decoding_shared, is_script
 from ray_memprof.wording import size_text
 
+ONLY_IF = "(SELECT COUNT(DISTINCT rank) > 1 FROM spans)"
+
 
 def sentence(row: Row) -> str:
     """One rank decodes while the others wait."""

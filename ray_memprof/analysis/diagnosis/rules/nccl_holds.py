@@ -6,6 +6,8 @@ from ray_memprof.wording import rank_text, size_text
 _BUFFER_BYTES, _SMALL_BUFFER_BYTES = 2**20, 2**19
 """Values of NCCL_BUFFSIZE: what wan.parallel sets, and the smallest one that was measured (docs/parallel.md)."""
 
+ONLY_IF = "EXISTS (SELECT 1 FROM ledger WHERE account = 'nccl')"
+
 
 def sentence(row: Row) -> str:
     """NCCL's buffers are part of the peak."""

@@ -7,6 +7,8 @@ from ray_memprof.wording import size_text
 _SEGMENT_BYTES = 20 * 2**20
 """How much more than the request the allocator may have needed, because it takes whole segments."""
 
+ONLY_IF = "EXISTS (SELECT 1 FROM ooms)"
+
 
 def sentence(row: Row) -> str:
     """What ended the run: a rank ran out of device memory."""

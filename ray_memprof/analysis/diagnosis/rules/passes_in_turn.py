@@ -3,6 +3,8 @@
 from ray_memprof.analysis.diagnosis.row_text import Row, who
 from ray_memprof.wording import size_text
 
+ONLY_IF = "EXISTS (SELECT 1 FROM spans WHERE name = 'dit.forward' AND branch = 'uncond')"
+
 
 def sentence(row: Row) -> str:
     """All ranks run both passes of guidance, one after the other."""

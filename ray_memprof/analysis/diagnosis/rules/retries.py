@@ -4,6 +4,8 @@ from ray_memprof.analysis.diagnosis.row_text import Row
 from ray_memprof.analysis.diagnosis.settings_text import LOOK, expandable
 from ray_memprof.wording import rank_text, size_text
 
+ONLY_IF = "EXISTS (SELECT 1 FROM spans WHERE num_retries > 0)"
+
 
 def sentence(row: Row) -> str:
     """The allocator had to flush its cache: the device was full."""

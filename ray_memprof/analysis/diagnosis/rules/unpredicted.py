@@ -15,6 +15,8 @@ _KNOBS = {
     "device_used": "the versions of driver, NCCL and cuDNN: ray-memprof query books_at_peak, and nccl_by_communicator",
 }
 
+ONLY_IF = "EXISTS (SELECT 1 FROM predicted)"
+
 
 def sentence(row: Row) -> str:
     """A run takes more, or less, than the prediction of itself says."""

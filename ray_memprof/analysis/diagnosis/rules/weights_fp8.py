@@ -3,6 +3,8 @@
 from ray_memprof.analysis.diagnosis.row_text import Row
 from ray_memprof.wording import rank_text, size_text
 
+ONLY_IF = "EXISTS (SELECT 1 FROM settings WHERE workload = 'wan' AND precision IN ('bf16', 'fp16'))"
+
 
 def sentence(row: Row) -> str:
     """The diffusion transformer's weights are much of the peak, and could be stored in fp8."""

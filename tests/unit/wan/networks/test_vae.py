@@ -348,6 +348,17 @@ def test_live_bytes_counts_what_lives() -> None:
     assert (live.current, live.peak) == (0, 8192)
 
 
+def test_live_bytes_of_results_that_are_remembered_are_the_same() -> None:
+    peaks = []
+    for remembers in (True, False):
+        with FakeTensorMode(), torch.no_grad():
+            vae, z = tiny_vae(), torch.empty(16, 3, 6, 8)
+            with LiveBytes(remembers=remembers) as live:
+                vae.decode(z, 2)
+        peaks.append(live.peak)
+    assert peaks[0] == peaks[1] > 2**18
+
+
 def features_gib(num_latents: int, height: int, width: int) -> float:
     return num_latents * 384 * (height // 8) * (width // 8) * 4 / GIB
 
