@@ -48,7 +48,8 @@ with recording(options) as recorder:
         work()
     except Exception as caught:
         error = type(caught).__name__
-    told = {"error": error, "failure": recorder.failure()}
+    writer = type(recorder._scribe.writer).__name__
+    told = {"error": error, "failure": recorder.failure(), "writer": writer}
     if sys.argv[3] == "True":
         told["allocated"] = torch.cuda.max_memory_allocated()
         told["reserved"] = torch.cuda.max_memory_reserved()
@@ -170,7 +171,7 @@ def assert_exact(told: dict[str, Any]) -> None:
 @pytest.mark.parametrize("work", [VIDEO, BLOCKS], ids=["video", "blocks"])
 def test_events_add_up_to_the_allocators_counters(tmp_path: Path, work: str, expandable: bool) -> None:
     told = recorded(tmp_path, work, expandable=expandable)
-    assert told["error"] == ""
+    assert (told["error"], told["writer"], told["problems"]) == ("", "WriterProcess", [])
     assert_exact(told)
     spans = rows_of(tmp_path, "spans")
     assert max(row["allocated_peak_bytes"] for row in spans) == told["allocated"]
@@ -180,7 +181,9 @@ def test_events_add_up_to_the_allocators_counters(tmp_path: Path, work: str, exp
 
 
 def test_stacks_are_taken_at_level_stack(tmp_path: Path) -> None:
-    assert_exact(recorded(tmp_path, BLOCKS, level="stack"))
+    told = recorded(tmp_path, BLOCKS, level="stack")
+    assert told["writer"] == "Writer"
+    assert_exact(told)
     numbers = {row["stack_id"] for row in rows_of(tmp_path, "allocs")} - {None}
     assert numbers == {row["stack_id"] for row in rows_of(tmp_path, "stacks")} != set()
 
