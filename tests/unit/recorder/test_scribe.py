@@ -50,28 +50,30 @@ def test_an_error_while_closing_is_kept_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(scribe.error) == "no room for the last part"
 
 
-def silent_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """A disk that does not answer until this is set."""
-    answers, plain = threading.Event(), FakeStore.append
+def silent_disk(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """A disk that does not answer until the first of these is set; the second is set once it is asked to write."""
+    answers, is_asked, plain = threading.Event(), threading.Event(), FakeStore.append
 
     def append(store: FakeStore, *args: Any) -> None:
+        is_asked.set()
         assert answers.wait(20)
         plain(store, *args)
 
     monkeypatch.setattr(FakeStore, "append", append)
-    return answers
+    return answers, is_asked
 
 
 def test_whoever_delivers_more_than_may_wait_waits_and_what_waits_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    answers = silent_disk(monkeypatch)
+    answers, is_asked = silent_disk(monkeypatch)
     scribe = Scribe(Writer(FakeStore(), Replay(), categories={}))  # type: ignore[arg-type]
     parcels = [Parcel(batch=Batch([event("alloc", number, 7)], None)) for number in range(QUEUE_LENGTH + 2)]
 
     def deliver() -> None:
         for parcel in parcels:
             scribe.deliver(parcel)
+            assert is_asked.wait(20)
 
     thread = threading.Thread(target=deliver)
     thread.start()
@@ -90,13 +92,14 @@ def test_whoever_delivers_more_than_may_wait_waits_and_what_waits_is_counted(
 
 def test_whoever_delivers_more_events_than_may_wait_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MOST_WAITING_EVENTS", 10)
-    answers, delivered = silent_disk(monkeypatch), []
+    (answers, is_asked), delivered = silent_disk(monkeypatch), []
     scribe = Scribe(Writer(FakeStore(), Replay(), categories={}))  # type: ignore[arg-type]
 
     def deliver() -> None:
         for first in range(0, 36, 6):
             scribe.deliver(Parcel(batch=Batch([event("alloc", first + n, 7) for n in range(6)], None)))
             delivered.append(first)
+            assert is_asked.wait(20)
         scribe.deliver(Parcel(batch=Batch([event("alloc", 100 + n, 7) for n in range(20)], None)))
 
     thread = threading.Thread(target=deliver)
