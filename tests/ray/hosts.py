@@ -28,6 +28,10 @@ from launcher import ROOT
 NET = "10.99.0"
 PORT = 6379
 ADDRESS = f"{NET}.1:{PORT}"
+_HEALTH = [
+    f"RAY_health_check_{name}" for name in ("period_ms=1000", "timeout_ms=3000", "failure_threshold=4")
+]
+"""A host that does not answer is lost after a quarter of a minute; Ray's own defaults take a whole one."""
 _RAY = "from ray.scripts.scripts import main; main()"
 _START_S = 90.0
 # $1 number of the host, $2 folder of both; then the command.
@@ -124,7 +128,7 @@ class Hosts:
         kind = head if number == 1 else ["--address", ADDRESS]
         log = self.folder / f"ray{number}.log"
         ray = [sys.executable, "-c", _RAY, "start", *kind, *place, "--block"]
-        self.start(number, ["bash", "-c", 'exec "$@" >"$0" 2>&1', log, *ray])
+        self.start(number, ["env", *_HEALTH, "bash", "-c", 'exec "$@" >"$0" 2>&1', log, *ray])
         self._wait_for_nodes(number, log)
 
     def _wait_for_nodes(self, num_nodes: int, log: Path) -> None:
