@@ -1,4 +1,4 @@
-"""Every test in this folder uses Ray: marked `ray`, one at a time, with a hard limit."""
+"""Every test in this folder uses Ray: marked `ray`, one at a time, with a hard limit; two hosts are apart."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +20,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.slow)
-            # Several Rays at a time on a few cores would measure each other.
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            # Several Rays at a time on a few cores would measure each other; two hosts have a network of their own, and
+            # no test of theirs measures less than ten seconds.
+            is_apart = item.path.stem == "test_two_hosts"
+            item.add_marker(pytest.mark.xdist_group("hosts" if is_apart else "ray"))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(LIMIT_S))
 
