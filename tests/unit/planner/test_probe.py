@@ -64,3 +64,17 @@ def test_blocks_that_are_left_out_count_as_if_they_were_run() -> None:
     split = probed(half, Choice(ulysses=2, dit_fsdp=True), "denoise")
     assert split.resident_bytes < bounds[0].resident_bytes
     assert probed(half, Choice(cfg=2), "denoise").seconds < 0.6 * bounds[0].seconds
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("warm")
+@pytest.mark.parametrize(
+    ("task", "choice"), [("t2v-1.3B", Choice(load_strategy="stream")), ("vace-1.3B", Choice())]
+)
+def test_a_step_of_all_blocks_takes_what_the_whole_prediction_says(
+    task: str, choice: Choice, tmp_path: Path
+) -> None:
+    """Most of the 30 blocks are left out. Measured: 0.4 and 0.5 % more, for all blocks are as long as the last."""
+    wanted = asked(task=task, num_gpus=1, folder=tmp_path, size="480*832", frame_num=9, sample_steps=3)
+    whole = predict_in_full(wanted, choice)
+    assert probed(wanted, choice, "denoise").seconds == pytest.approx(whole.step_s, rel=0.02)

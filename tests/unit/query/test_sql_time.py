@@ -211,6 +211,13 @@ def held_over_time(run_dir: Path, *categories: str) -> list[tuple[Any, ...]]:
     return [tuple(row[name] for name in names) for row in query(run_dir, "categories_over_time").to_pylist()]
 
 
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_a_category_that_nothing_is_of_is_0_and_not_unknown(tmp_path: Path, category: str) -> None:
+    make_run(tmp_path, {0: {"allocs": [event(1, "alloc", 8, category)]}})
+    asked = held_over_time(tmp_path, *CATEGORIES)
+    assert asked == [(0, 0, True, 8, *(8 if one == category else 0 for one in CATEGORIES))]
+
+
 def test_of_equal_peaks_the_first_event_counts_and_of_one_moment_the_last(tmp_path: Path) -> None:
     """Events of one nanosecond on two ranks: their numbers tell which came first, whatever their categories."""
     now = {"t_ns": 10}
