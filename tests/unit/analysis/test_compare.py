@@ -102,6 +102,20 @@ def test_the_whole_run_is_compared_over_the_worst_rank_and_the_mean(tmp_path: Pa
     ]
 
 
+def test_a_change_from_nothing_is_no_share_of_it(tmp_path: Path) -> None:
+    """Runs, ranks and spans: retries where there were none; a peak that went down."""
+    found = compare(pair(tmp_path)[::-1] + pair(tmp_path / "again")[:1])
+    rows = moves(found, "level", "measure", "base_value", "value", "change_fraction")
+    fractions = {(level, measure): (base, value, share) for level, measure, base, value, share in rows}
+    assert fractions["run", "num_retries"] == (2.0, 0.0, -1.0)
+    assert fractions["run", "peak_allocated"] == (1800.0, 1200.0, pytest.approx(-1 / 3))
+    found = compare(pair(tmp_path / "other"))
+    rows = moves(found, "level", "measure", "base_value", "value", "change_fraction")
+    from_nothing = [row for row in rows if row[2] == 0]
+    assert {row[0] for row in from_nothing} >= {"run", "span"}
+    assert [row for row in from_nothing if row[4] is not None] == []
+
+
 def test_ranks_come_with_the_largest_moves_first(tmp_path: Path) -> None:
     spans = [steps(1000, 1.0), steps(1000, 1.0), steps(1000, 1.0)]
     before = run_of(tmp_path / "a" / "r", *spans)

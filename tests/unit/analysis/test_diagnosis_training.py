@@ -134,6 +134,18 @@ def test_activations_that_checkpointing_drops(empty: EmptyRun) -> None:
     )
 
 
+def test_checkpointing_is_judged_by_the_rank_that_it_would_help_most(empty: EmptyRun) -> None:
+    """GIVEN three ranks, of which the one in the middle has a block more, and one that keeps little."""
+    few, more = ([BLOCK] * number for number in (6, 7))
+    kept = [
+        trained(blocks=blocks, has_block_spans=True, head=3 * GIB).tables()
+        for blocks in (few, more, few, [(GIB // 2,)])
+    ]
+    found = [one for one in diagnose(empty, *kept, workload="script") if one.rule == "activations_kept"]
+    alone = [one for one in diagnose(empty, kept[1], workload="script") if one.rule == "activations_kept"]
+    assert [(one.ranks, one.bytes) for one in found] == [((0, 1, 2), alone[0].bytes)]
+
+
 def test_blocks_without_spans_are_known_by_sizes_that_recur(empty: EmptyRun) -> None:
     """Six blocks keep 1, 2, 2 and 0.5 GiB: less 2 GiB for each, and less a sixth of the rest."""
     (finding,) = activations_kept(empty, has_block_spans=False)

@@ -68,6 +68,23 @@ def test_component_visits(run_dir: Path) -> None:
     ]
 
 
+def test_what_loading_and_moving_in_brought_is_added_up(tmp_path: Path) -> None:
+    """A part is read straight to the device, in two goes; another comes with the rest."""
+    spans = [
+        span(1, "load.dit", (0, 10), allocated=(0, 40, 40)),
+        span(2, "load.dit", (10, 15), allocated=(40, 60, 60)),
+        span(3, "residency.onload", (15, 18), allocated=(60, 69, 69), component="dit"),
+        span(4, "residency.offload", (20, 21), allocated=(69, 0, 69), component="dit"),
+        span(5, "residency.onload", (30, 34), allocated=(0, 68, 68), component="dit"),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    assert answer(tmp_path, "component_visits") == [
+        (0, "dit", 0, 0, 20, 69, 18),
+        (0, "dit", 1, 30, None, 68, 4),
+    ]
+    assert answer(tmp_path, "base_memory") == [(0, "dit", 69, 2, 22)]
+
+
 def test_base_memory_is_the_most_that_a_component_brought(run_dir: Path) -> None:
     assert answer(run_dir, "base_memory") == [(0, "t5", 100, 1, 11), (0, "dit", 61, 2, 23)]
 
