@@ -303,6 +303,19 @@ def test_timeline_by_account_keeps_the_peak_and_the_end_of_a_slice(tmp_path: Pat
     ], 5)]  # fmt: skip
 
 
+@pytest.mark.parametrize(("source", "moments"), [("cuda", [10, 350, 399]), ("cpu", [10, 200, 350, 399])])
+def test_only_samples_of_a_process_have_books_beside_those_of_spans(
+    tmp_path: Path, source: str, moments: list[int]
+) -> None:
+    tables = {
+        "spans": [span(1, "denoise", (350, 399), device_used=(9, 9, 9))],
+        "allocs": [event(10, "alloc", 8, "weight")],
+        "samples": [blank("samples", t_ns=200, device_used_bytes=9, allocated_bytes=8, reserved_bytes=8)],
+    }
+    make_ranks(make_run(tmp_path, {0: tables}), {}, source=source)
+    assert [row["t_ns"] for row in query(tmp_path, "timeline_by_account").to_pylist()] == moments
+
+
 def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path) -> None:
     spans = [span(1, "denoise", (0, 399), device_used=(7, 9, 27), reserved=(0, 2, 20), active=(0, 1, 12))]
     make_run(tmp_path, {0: {"spans": spans}})
