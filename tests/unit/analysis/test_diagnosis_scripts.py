@@ -4,8 +4,10 @@ import re
 from typing import Any
 
 import pytest
-from empty_run import GIB, MIB, EmptyRun, diagnose
+from diagnosis_runs import PARAMETERS
+from empty_run import GIB, MIB, EmptyRun, diagnose, held
 from program_runs import Program, public_wan, trained
+from run_tables import blank, event, span
 
 from ray_memprof.analysis.diagnosis.diagnose import Finding
 from ray_memprof.config.keys import Model
@@ -53,6 +55,32 @@ def test_the_public_generate_script_that_keeps_all_on_the_device(empty: EmptyRun
         "--offload_model True: they have 17.0 GiB of weights there while it decodes; or decode in tiles or in parts "
         "of the frames"
     )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_several_ranks_that_decode_the_most_weights_are_told(empty: EmptyRun, order: int) -> None:
+    found = diagnosed(empty, *[public_wan(), public_wan(transformer=5 * GIB)][::order])
+    assert found["decode_peaks"].ranks == (0, 1)
+    assert "they have 17.0 GiB of weights there while it decodes" in found["decode_peaks"].knob
+
+
+def test_where_owners_name_the_weights_what_loading_added_is_no_proof_of_fp32(empty: EmptyRun) -> None:
+    """GIVEN a run of wan whose DiT takes 4 bytes a parameter: in bf16, beside something else that came with it."""
+    size = 4 * PARAMETERS
+    spans = [
+        span(1, "load.dit", (0, 90), component="dit", **held(0, size, size)),
+        span(2, "denoise", (100, 900), step=0, component="dit", **held(size, size, size + GIB)),
+    ]
+    config = {"model_config": {"task": "t2v-1.3B", "precision": "bf16"}}
+    weight = event(10, "alloc", size // 2, "weight", span_id=1)
+    owner = blank(
+        "owners", seq=weight["seq"], owner="dit.w", component="dit", category="weight", dtype="bfloat16"
+    )
+    told = [
+        {one.rule for one in diagnose(empty, {"spans": spans, **more}, config=config)}
+        for more in ({}, {"allocs": [weight], "owners": [owner]})
+    ]
+    assert ["weights_fp32" in rules for rules in told] == [True, False]
 
 
 def test_the_public_t2v_script_as_it_was_measured(empty: EmptyRun) -> None:
