@@ -30,6 +30,7 @@ from ray_memprof.allocator.replay import Replay
 from ray_memprof.recorder.meters.host import HostMeter
 from ray_memprof.recorder.meters.meter import Batch, Meter, Reading
 from ray_memprof.recorder.meters.nvml import open_device
+from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.recorder import DRAIN_EVENTS, Recorder
 from ray_memprof.recorder.rows import Parcel
@@ -107,7 +108,8 @@ def event(action: str, address: int, size: int) -> dict[str, Any]:
 def writers(folder: Path) -> Iterator[tuple[str, Writes]]:
     """Every way to write, each in a folder of its own."""
     for name, kind in (("in the program", writer_of), ("in a process of its own", WriterProcess)):
-        plan = WriterPlan(run_dir=folder / name, rank=0, has_blocks=True)
+        options = RecordingOptions(run_dir=folder / name, device="cuda:0")
+        plan = WriterPlan(options=options, has_blocks=True)
         yield name, kind(plan, Problems())
 
 

@@ -170,13 +170,7 @@ def scribe_of(options: RecordingOptions, meter: Meter, problems: Problems) -> Sc
     """
     if not options.keeps_rows:
         return None
-    plan = WriterPlan(
-        run_dir=options.run_dir,
-        rank=options.rank,
-        has_blocks=meter.source != "cpu",
-        has_stacks=options.has_stacks,
-        device_total_bytes=options.device_total_bytes,
-    )
+    plan = WriterPlan(options=options, has_blocks=meter.source != "cpu")
     # Events of the host meter cost the program more than their writing; numbers of stacks need torch.
     far = meter.source == "cuda" and meter.has_events and not options.has_stacks
     return Scribe(WriterProcess(plan, problems) if far else writer_of(plan, problems))

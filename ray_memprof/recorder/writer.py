@@ -11,7 +11,6 @@ Needs no torch, so that it can work in a process of its own (writer_process.py).
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ray_memprof.allocator.block_sizes import decide
@@ -28,6 +27,7 @@ from ray_memprof.allocator.segment_pools import OF_SEGMENTS, SegmentPools
 from ray_memprof.errors import DiskFull
 from ray_memprof.recorder.event_spans import give_spans
 from ray_memprof.recorder.meters.meter import Batch, Reading
+from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.owners import Owners
 from ray_memprof.recorder.problems import Problems
 from ray_memprof.recorder.restraint import paced
@@ -338,13 +338,10 @@ def _columns(rows: list[dict[str, object]]) -> dict[str, list[object]]:
 class WriterPlan:
     """What a writer is made of."""
 
-    run_dir: Path
-    rank: int
+    options: RecordingOptions
+    """Of the rank; level stack needs torch."""
     has_blocks: bool
     """Whether the events are those of the CUDA allocator; else they are of host tensors."""
-    has_stacks: bool = False
-    """Whether events bring their Python stacks; needs torch."""
-    device_total_bytes: int = 0
     is_claimed: bool = False
     """Whether the rank's manifest is there already, made for this writer."""
 
@@ -355,9 +352,10 @@ def writer_of(plan: WriterPlan, problems: Problems) -> Writer:
     Raises:
         DiskFull: its manifest could not be made, or another writer has made it.
     """
-    store = RankStore(plan.run_dir, plan.rank, is_claimed=plan.is_claimed)
+    options = plan.options
+    store = RankStore(options.run_dir, options.rank, is_claimed=plan.is_claimed)
     stacks = None
-    if plan.has_stacks:
+    if options.has_stacks:
         from ray_memprof.recorder.stacks import Stacks
 
         stacks = Stacks(store)
@@ -372,6 +370,6 @@ def writer_of(plan: WriterPlan, problems: Problems) -> Writer:
         replay,
         categories=categories,
         stacks=stacks,
-        device_total_bytes=plan.device_total_bytes,
+        device_total_bytes=options.device_total_bytes,
         problems=problems,
     )

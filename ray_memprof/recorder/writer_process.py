@@ -89,8 +89,11 @@ class WriterProcess:
     """
 
     def __init__(self, plan: WriterPlan, problems: Problems) -> None:
-        claim(plan.run_dir, plan.rank)
-        self._plan = replace(plan, run_dir=plan.run_dir.absolute(), is_claimed=True)
+        options = plan.options
+        claim(options.run_dir, options.rank)
+        # The program may change its working folder.
+        options = replace(options, run_dir=options.run_dir.absolute())
+        self._plan = replace(plan, options=options, is_claimed=True)
         self.problems = problems
         self.error: DiskFull | None = None
         self._followed, self._num_lost = Followed(), 0
@@ -238,9 +241,8 @@ def _launch(number: int) -> None:
     Raises:
         OSError: it could not be started.
     """
-    if not sys.executable or getattr(
-        sys, "frozen", False
-    ):  # frozen: it would start the program itself once more
+    # Frozen: it would start the program itself once more.
+    if not sys.executable or getattr(sys, "frozen", False):
         raise FileNotFoundError(f"sys.executable is no Python: {sys.executable!r}")
     # As the program was started: "python -I" means that the environment has no say.
     flags = ["-E"] * sys.flags.ignore_environment + ["-s"] * sys.flags.no_user_site
@@ -304,8 +306,9 @@ def serve(number: int) -> None:
     problems = Problems()
     with suppress(EOFError, OSError):
         plan: WriterPlan = pickle.loads(connection.recv_bytes())
+        manifest = manifest_path(plan.options.run_dir, plan.options.rank)
         try:
-            held, writer = hold(manifest_path(plan.run_dir, plan.rank)), writer_of(plan, problems)
+            held, writer = hold(manifest), writer_of(plan, problems)
         except DiskFull as error:
             connection.send_bytes(pickle.dumps(_Answer(full=(str(error), error.hint))))
             return

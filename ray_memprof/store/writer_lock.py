@@ -11,6 +11,7 @@ take it; a file system without locks tells nothing, and then nobody waits.
 import errno
 import fcntl
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -22,10 +23,8 @@ _PAUSE_S = 0.05
 def hold(manifest: Path) -> IO[bytes]:
     """Take the lock of a rank's manifest; the file must stay open as long as this process writes."""
     held = open(manifest, "ab")  # noqa: SIM115 - until the process ends
-    try:
+    with suppress(OSError):  # this file system has no locks
         fcntl.flock(held, fcntl.LOCK_EX)
-    except OSError:
-        pass  # this file system has no locks
     return held
 
 

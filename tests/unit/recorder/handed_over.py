@@ -10,6 +10,7 @@ from typing import Any
 from ray_memprof.recorder.clock import WallTimes
 from ray_memprof.recorder.flag import Flag
 from ray_memprof.recorder.meters.meter import Batch, Reading
+from ray_memprof.recorder.options import RecordingOptions
 from ray_memprof.recorder.rows import (
     Claim,
     Collective,
@@ -49,7 +50,8 @@ def no_rest() -> None:
 
 
 def plan(folder: Path) -> WriterPlan:
-    return WriterPlan(run_dir=folder, rank=0, has_blocks=True, device_total_bytes=100 * MIB)
+    options = RecordingOptions(run_dir=folder, device="cuda:0", device_total_bytes=100 * MIB)
+    return WriterPlan(options=options, has_blocks=True)
 
 
 def parcels(num: int, per_parcel: int = 300) -> Iterator[Parcel]:

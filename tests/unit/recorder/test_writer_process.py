@@ -24,7 +24,7 @@ from ray_memprof.recorder.rows import (
     Parcel,
 )
 from ray_memprof.recorder.spans import span
-from ray_memprof.recorder.writer import WriterPlan, Writes, writer_of
+from ray_memprof.recorder.writer import Writes, writer_of
 from ray_memprof.recorder.writer_process import WriterProcess
 from ray_memprof.store.gather import gather
 from ray_memprof.store.run_files import TABLES_DIR, manifest_path
@@ -86,7 +86,7 @@ def test_nothing_is_a_child_of_the_program_and_its_folder_has_no_say(
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('not this one')\n")
     monkeypatch.chdir(tmp_path)
     before = psutil.Process().children(recursive=True)  # of other tests, such as multiprocessing's tracker
-    writer = WriterProcess(WriterPlan(run_dir=Path("run"), rank=0, has_blocks=True), Problems())
+    writer = WriterProcess(plan(Path("run")), Problems())
     assert psutil.Process().children(recursive=True) == before
     monkeypatch.chdir("/")  # the folder of the run was told from the one before
     write(writer, 2)
