@@ -2,7 +2,7 @@
 
 | category | what is allocated in |
 |---|---|
-| weight | load.* and residency.onload: parameters on their way in |
+| weight | load.*, residency.onload and residency.shard: parameters on their way in |
 | communication | comm.*: buffers of collectives and gathered shards |
 | temporary | backward and optimizer: what has no owner there |
 | workspace | warmup and device.init: what libraries keep for themselves (cuBLAS) |
@@ -20,6 +20,7 @@ STEP = "step"
 """The span of a step that a program names."""
 _BY_NAME = {
     "residency.onload": "weight",
+    "residency.shard": "weight",
     "warmup": "workspace",
     "device.init": "workspace",
     "decode": "output",

@@ -20,6 +20,7 @@ from torch.nn.modules.module import (
 from ray_memprof.recorder.rows import Owner
 from ray_memprof.recorder.spans import span
 from ray_memprof.store.categories import SCRIPT
+from ray_memprof.workload.flat_parameters import claiming_flat
 from ray_memprof.workload.gathered import claiming_gathered
 from ray_memprof.workload.module_names import ModuleNames, Name
 from ray_memprof.workload.module_spans import ModuleSpans, naming_modules
@@ -89,7 +90,10 @@ def owned(recorder: Claimant, components: Mapping[str, str]) -> Iterator[None]:
 def _owned(recorder: Claimant, names: ModuleNames, spans: ModuleSpans) -> Iterator[PhaseListener]:
     """Claim what the program's modules hold, and what is gathered; gives the listener for phases."""
     if not recorder.hears_claims:
-        with claiming_gathered(_nobody, recorder.problem, names):
+        with (
+            claiming_gathered(_nobody, recorder.problem, names),
+            claiming_flat(_nobody, recorder.problem, names, _unwalked),
+        ):
             yield PhaseListener()
         return
     owners = TensorOwners(names, recorder.claim, recorder.problem)
@@ -101,6 +105,7 @@ def _owned(recorder: Claimant, names: ModuleNames, spans: ModuleSpans) -> Iterat
         ):  # fmt: skip
             stack.callback(register(owners.registered).remove)
         stack.enter_context(claiming_gathered(recorder.claim, recorder.problem, names))
+        stack.enter_context(claiming_flat(recorder.claim, recorder.problem, names, owners.moved))
         yield owners
 
 
@@ -114,3 +119,7 @@ def _both(phases: Phases, called: Callable[[Module, Name], None]) -> Callable[[M
 
 def _nobody(tensor: Tensor, owner: Owner) -> None:
     """Nobody wants to know whose a tensor is."""
+
+
+def _unwalked(module: Module) -> None:
+    """Nobody wants to know what a module holds."""

@@ -116,7 +116,7 @@ class TensorOwners(PhaseListener):
                     done.add(id(tensor))  # a tied parameter goes by its first name
                     path = f"{name.title}.{key}"
                     self._remember(tensor, name, path)
-                    self._claim(tensor, path, name.component, _category(tensor))
+                    self._claim(_shard_of(tensor), path, name.component, _category(tensor))
 
     def _remember(self, tensor: Tensor, name: Name, path: str) -> None:
         number = id(tensor)
@@ -200,6 +200,12 @@ class TensorOwners(PhaseListener):
             if parameter is not None:
                 alive.append(parameter)
         self._noted(self._claim_gradients, alive)
+
+
+def _shard_of(tensor: Tensor) -> Tensor:
+    """The shard of a flat parameter of FSDP1, which is the gathered one while it is used; else the tensor itself."""
+    shard = getattr(tensor, "_local_shard", None) if getattr(tensor, "_is_flat_param", False) else None
+    return shard if isinstance(shard, Tensor) else tensor
 
 
 def _category(tensor: Tensor) -> str:

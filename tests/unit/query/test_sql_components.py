@@ -85,6 +85,17 @@ def test_what_loading_and_moving_in_brought_is_added_up(tmp_path: Path) -> None:
     assert answer(tmp_path, "base_memory") == [(0, "dit", 69, 2, 22)]
 
 
+def test_what_sharding_gives_back_was_not_brought(tmp_path: Path) -> None:
+    """One component comes whole and is sharded then, one was made on the device."""
+    spans = [
+        span(1, "load.dit", (0, 10), allocated=(0, 60, 60)),
+        span(2, "residency.shard", (10, 15), allocated=(60, 30, 75), component="dit"),
+        span(3, "residency.shard", (15, 18), allocated=(30, 10, 30), component="t5"),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    assert answer(tmp_path, "component_visits") == [(0, "dit", 0, 0, None, 30, 15)]
+
+
 def test_base_memory_is_the_most_that_a_component_brought(run_dir: Path) -> None:
     assert answer(run_dir, "base_memory") == [(0, "t5", 100, 1, 11), (0, "dit", 61, 2, 23)]
 

@@ -132,6 +132,33 @@ def test_base_memory_of_what_was_made_on_the_device_has_no_visit(tmp_path: Path)
     assert answer(tmp_path, "base_memory") == [(0, "Net", 90, 0, 0)]
 
 
+def test_base_memory_leaves_out_what_loading_and_sharding_hold_meanwhile(tmp_path: Path) -> None:
+    """Net is whole, then each rank keeps half of it; a copy of it is held meanwhile, and a buffer comes later."""
+    spans = [
+        span(1, "script", (0, 90), allocated=(0, 35, 190)),
+        span(2, "script/residency.shard", (5, 9), parent_id=1, component="Net", allocated=(90, 45, 180)),
+        span(3, "script/other", (20, 29), parent_id=1, component="Other", allocated=(45, 60, 60)),
+    ]
+    events = [
+        event(1, "alloc", 90, "activation", address=1, span_id=1),
+        event(6, "alloc", 90, "weight", address=2, span_id=2),
+        event(7, "alloc", 45, "weight", address=3, span_id=2),
+        event(8, "free_completed", 90, "weight", address=1, span_id=2),
+        event(9, "free_completed", 90, "weight", address=2, span_id=2),
+        event(12, "alloc", 7, "activation", address=4, span_id=1),
+        event(13, "free_completed", 7, "activation", address=4, span_id=1),
+        event(21, "alloc", 15, "activation", address=5, span_id=3),
+    ]
+    owners = [
+        blank("owners", seq=seq, t_ns=9, owner="Net.a", component="Net", category="weight")
+        for seq in (1, 6, 7, 12)
+    ]
+    owners.append(blank("owners", seq=21, t_ns=22, owner="Other.a", component="Other", category="weight"))
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events, "owners": owners}})
+    assert answer(tmp_path, "base_memory") == [(0, "Net", 52, 0, 0), (0, "Other", 15, 0, 0)]
+    assert answer(tmp_path, "component_visits") == []
+
+
 def test_largest_allocations_go_by_owners(tmp_path: Path) -> None:
     recorded(tmp_path)
     rows = [row[:7] for row in answer(tmp_path, "largest_allocations")]

@@ -6,14 +6,16 @@
 --   visit           number of the stay of this component on this rank, from 0
 --   start_ns        when loading or moving in began, since 1970
 --   end_ns          when moving out began; null: it stayed
---   base_bytes      allocated memory that loading and moving in added
---   load_ns         time for both
+--   base_bytes      allocated memory that loading and moving in added, less
+--                   what sharding gave back
+--   load_ns         time for these
 WITH ins AS (
     -- Weights read straight to the device arrive in load.*, others in the
     -- residency.onload after it: both belong to the same stay.
     SELECT
         rank,
         span_id,
+        name,
         COALESCE(component, SPLIT_PART(name, '.', 2)) AS component,
         COUNT(*) FILTER (WHERE name = 'residency.onload') OVER (
             PARTITION BY rank, COALESCE(component, SPLIT_PART(name, '.', 2))
@@ -24,7 +26,8 @@ WITH ins AS (
         end_ns,
         allocated_end_bytes - allocated_start_bytes AS added_bytes
     FROM spans
-    WHERE name = 'residency.onload' OR name LIKE 'load.%'
+    WHERE
+        name IN ('residency.onload', 'residency.shard') OR name LIKE 'load.%'
 ),
 
 visits AS (
@@ -38,6 +41,8 @@ visits AS (
         SUM(end_ns - start_ns)::BIGINT AS load_ns
     FROM ins
     GROUP BY rank, component, visit
+    -- What was made on the device did not come to it, sharded or not.
+    HAVING COUNT(*) FILTER (WHERE name != 'residency.shard') > 0
 ),
 
 outs AS (

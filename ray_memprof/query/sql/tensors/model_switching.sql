@@ -3,7 +3,8 @@
 --   rank             of the run
 --   start_ns         since 1970
 --   stage            name of the outermost span
---   name             load.<component>, residency.onload or residency.offload
+--   name             load.<component>, residency.onload, residency.offload, or
+--                    residency.shard, which keeps a share of the weights
 --   component        t5, clip, vae, dit
 --   allocated_bytes  change of allocated memory; negative: given back
 --   reserved_bytes   change of what the allocator holds
