@@ -45,7 +45,7 @@ class WanModel(Network):
 def shard(model, **options):
     precision = MixedPrecision(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, buffer_dtype=torch.float32)
     return FSDP(
-        model,
+        module=model,
         sharding_strategy=ShardingStrategy.FULL_SHARD,
         auto_wrap_policy=partial(lambda_auto_wrap_policy, lambda_fn=lambda one: one in model.blocks),
         mixed_precision=precision,
