@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+def completed(
+    facts: Sequence[RankFacts], checks: Sequence[Mapping[str, str | int]]
+) -> list[Mapping[str, str | int]]:
+    """The checks of all ranks, in rank order: one that tells no versions has those of the first rank of its node."""
+    first: dict[str, Mapping[str, str | int]] = {}
+    for one, told in zip(facts, checks, strict=True):
+        first.setdefault(one.node_id, told)
+    own = ("device", "driver", "held_bytes", "num_holders", "nvml")
+    shared = {node: {key: told[key] for key in told if key not in own} for node, told in first.items()}
+    return [{**shared[one.node_id], **told} for one, told in zip(facts, checks, strict=True)]
+
+
 def gaps(checks: Sequence[Mapping[str, str | int]]) -> list[str]:
     """What the records will lack because NVIDIA's driver does not report it; `checks` in rank order."""
     ranks_of: dict[str, list[int]] = {}

@@ -84,7 +84,7 @@ class Rank:
         return self._clock.now_ns()
 
     def prepare(self, plan: RankPlan) -> Prepared:
-        """Get ready to run: open the log, set the environment, import torch (which takes seconds), and check."""
+        """Get ready to run: open the log, set the environment, import torch if it is needed, and check."""
         plan, shared = _with_folder(plan)
         self._plan, self._log = plan, open_log(plan.run_dir, plan.rank)
         wanted = environment.rank_environment(
@@ -94,7 +94,8 @@ class Rank:
             interface=interface_of(plan.facts.node_ip),
         )
         os.environ.update(wanted)
-        import torch  # noqa: F401 - after the environment is set, but before the first span, which must not include it
+        if plan.asks_torch:
+            import torch  # noqa: F401 - after the environment is set, but before the first span, which must not include it
 
         from ray_memprof.rank.checks import check_rank
 

@@ -24,13 +24,24 @@ OpenDevice = Callable[..., AbstractContextManager[Device | None]]
 def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
     """Versions of what this rank will use, and what its GPU has in use; raises PreflightFailed.
 
+    A rank that does not import torch (RankPlan.asks_torch) tells no versions: they are those of the first of its node.
+
     Args:
         plan: of this rank, whose environment is set already.
         devices: opens a GPU through NVML; tests pass another function.
     """
-    checks = versions()
-    if plan.config.model.device == "cpu":
-        return checks | {"device": "cpu"}
+    kind = plan.config.model.device
+    checks: Checks = {"device": kind}
+    if plan.asks_torch:
+        checks = versions() | checks
+    if kind == "cpu":
+        return checks
+    if plan.asks_torch:
+        _check_count(plan)
+    return checks | check_gpu(plan.rank, plan.facts, devices=devices)
+
+
+def _check_count(plan: RankPlan) -> None:
     import torch
 
     mask = plan.visible_devices
@@ -42,7 +53,6 @@ def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
             f"the run gives it {', '.join(mask) or 'one'}",
             hint="model_config.device: cpu runs the tiny tasks without a GPU",
         )
-    return checks | {"device": "cuda"} | check_gpu(plan.rank, plan.facts, devices=devices)
 
 
 def driver_version() -> str:

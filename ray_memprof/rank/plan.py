@@ -55,6 +55,14 @@ class RankPlan:
         return f"cuda:{self.local_rank}" if self.visible_devices else "cuda:0"
 
     @property
+    def asks_torch(self) -> bool:
+        """Whether the actor itself imports torch: for wan, and where it tells the versions for all ranks of its node.
+
+        A script imports torch in a process of its own, so an actor that does too only takes seconds and memory.
+        """
+        return self.config.workload == "wan" or self.local_rank == 0
+
+    @property
     def recording(self) -> RecordingOptions:
         """What is recorded of this rank."""
         logging = self.config.logging

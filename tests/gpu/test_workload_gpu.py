@@ -56,7 +56,7 @@ print(json.dumps(checks))
 # Prints by how many bytes device memory, and tensors in it, grew across every outermost span.
 RUN = f"""{PLAN}
 import torch
-from ray_memprof.workload import dispatch
+from ray_memprof.workload import wan_rank
 from ray_memprof.recorder.meters.nvml import open_device
 from ray_memprof.recorder.spans import listening
 
@@ -94,7 +94,7 @@ class Meter:
 
 meter = Meter()
 with listening(meter):
-    dispatch.run(plan.config, plan.place, meter, device=plan.device, run_dir=plan.run_dir)
+    wan_rank.run(plan.config, plan.place, meter, device=plan.device, run_dir=plan.run_dir)
 print(json.dumps(meter.grown))
 """
 

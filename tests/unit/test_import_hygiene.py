@@ -116,6 +116,38 @@ def test_what_a_rank_tells_is_read_without_torch(tmp_path: Path) -> None:
     assert printed(UNPICKLED, str(tmp_path / "told")) == []
 
 
+RANK_OF_A_SCRIPT = """
+import json, os, sys
+from pathlib import Path
+from ray_memprof.config.load import from_mapping
+from ray_memprof.rank.actor import Rank
+from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.plan import RankPlan
+folder = Path(sys.argv[1])
+(folder / "job.py").write_text("import torch")
+config = from_mapping(
+    {"name": "x", "workload": "script", "ranks": 2, "model_config": {"device": "cpu"},
+     "script": {"path": str(folder / "job.py")}, "ray": {"scratch_dir": str(folder)}}, source="test",
+)
+facts = RankFacts(node_id="n", host="h", node_ip="127.0.0.1", pid=os.getpid(), gpu_index=-1)
+plan = RankPlan(
+    run_id="r", config=config, rank=1, world_size=2, local_rank=1, local_world_size=2, node=0,
+    visible_devices=(), facts=facts, run_dir=folder,
+)
+actor, log = Rank(), os.dup(1)
+actor.prepare(plan)
+ended = actor.run(("127.0.0.1", 1))
+os.dup2(log, 1)
+print(json.dumps([ended.status, sorted({"torch", "duckdb"} & sys.modules.keys())]))
+sys.stdout.flush()
+"""
+
+
+def test_an_actor_whose_script_runs_beside_it_imports_no_torch(tmp_path: Path) -> None:
+    """It would take a second and 128 MiB for every rank, more with a build for CUDA."""
+    assert printed(RANK_OF_A_SCRIPT, str(tmp_path)) == ["ok", []]
+
+
 def printed(program: str, *arguments: str) -> Any:
     """What a program prints last, as JSON, in an interpreter of its own."""
     environ = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.rules import warnings
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.driver.overview import describe, disagreements, gaps, run_lines
+from ray_memprof.driver.overview import completed, describe, disagreements, gaps, run_lines
 from ray_memprof.driver.preflight import check_driver, needed_bytes
 from ray_memprof.errors import EXIT_DISK_FULL, EXIT_PREFLIGHT, DiskFull, PreflightFailed
 from ray_memprof.rank.checks import check_gpu, check_rank, process_name
@@ -148,6 +149,39 @@ class Opened:
 
 def test_on_the_cpu_only_versions_are_told() -> None:
     assert check_rank(plan(config(model_config={"device": "cpu"}))) == {**versions(), "device": "cpu"}
+
+
+SCRIPT: dict[str, Any] = {"workload": "script", "script": {"path": "job.py"}, "ranks": 4}
+
+
+def test_of_the_ranks_of_a_script_the_first_of_a_node_tells_the_versions() -> None:
+    given = config(model_config={"device": "cpu"}, **SCRIPT)
+    assert check_rank(plan(given)) == {"device": "cpu"}
+    assert check_rank(replace(plan(given), local_rank=0)) == {**versions(), "device": "cpu"}
+
+
+def test_each_rank_of_a_script_looks_at_its_own_gpu() -> None:
+    told = check_rank(plan(config(**SCRIPT)), devices=no_device)
+    assert told == {"device": "cuda"} | check_gpu(2, facts(2), devices=no_device)
+
+
+def test_a_rank_without_versions_has_those_of_its_node_and_what_it_saw_itself() -> None:
+    nodes = [replace(facts(rank), node_id=node) for rank, node in enumerate(["a", "a", "b", "b"])]
+    first: dict[str, str | int] = {
+        "torch": "2.11",
+        "device": "cuda",
+        "driver": "580",
+        "held_bytes": 5,
+        "nvml": "x",
+    }
+    last: dict[str, str | int] = {"torch": "2.13", "device": "cuda", "driver": "590", "held_bytes": 7}
+    short: dict[str, str | int] = {"device": "cuda", "driver": "581", "held_bytes": 6}
+    assert completed(nodes, [first, short, last, {"device": "cuda", "nvml": "y"}]) == [
+        first,
+        {"torch": "2.11", **short},
+        last,
+        {"torch": "2.13", "device": "cuda", "nvml": "y"},
+    ]
 
 
 def test_versions_are_those_of_this_process() -> None:
