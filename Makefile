@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help env test test-gpu check programs mutants format demo constraints clean
+.PHONY: help env test test-gpu check launches programs mutants format demo constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,12 +30,15 @@ test: $(STAMP)  ## run the tests that are not slow
 test-gpu: $(STAMP)  ## run the tests that need a CUDA device, one after the other
 	$(BIN)/python -m pytest -m gpu
 
-check: $(STAMP)  ## all that CI asks for: lint, formatting, types, import contracts, every test
+check: $(STAMP)  ## before every commit: lint, formatting, types, import contracts, every test that starts no Ray
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not programs'
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m 'not programs and not ray'
+
+launches: $(STAMP)  ## runs under Ray: what fails, hangs and is stopped in them, on one node and on two; CI runs it, too
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m ray
 
 programs: $(STAMP)  ## start and record small programs of every kind, as users start theirs; CI runs it, too
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m programs

@@ -1,4 +1,4 @@
-"""Every test in this folder uses Ray: marked `ray`, one at a time, with a hard limit; two hosts are apart."""
+"""Every test in this folder uses Ray: marked `ray`, with a hard limit; those that share a Ray run one at a time."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +20,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _HERE in item.path.parents:
             item.add_marker(pytest.mark.ray)
             item.add_marker(pytest.mark.slow)
-            # Several Rays at a time on a few cores would measure each other; two hosts have a network of their own, and
-            # no test of theirs measures less than ten seconds.
-            is_apart = item.path.stem == "test_two_hosts"
-            item.add_marker(pytest.mark.xdist_group("hosts" if is_apart else "ray"))
+            # Two at a time: more on a few cores would measure each other. Two hosts have a network of their own, and no
+            # test of theirs measures less than ten seconds.
+            own = "hosts" if item.path.stem == "test_two_hosts" else "ray"
+            is_shared = "shared" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("shared" if is_shared else own))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(LIMIT_S))
 

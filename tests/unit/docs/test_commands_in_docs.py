@@ -22,6 +22,7 @@ NOT_IN_CI = {
     r"(srun|mpirun) .*": "needs that starter and a program of one's own; tests set the variables of each",
     r"RAY_MEMPROF=\S+ .*": "needs a program of one's own; `make programs` starts others in this way",
     r"python -m ray_memprof\.record train\.py": "needs a program of one's own; `make programs` records others",
+    r"python scripts/check_program\.py .*": "needs a program of one's own; `make programs` checks others",
     rf"ray-memprof (query \w+|diagnose|compare) .*\b{_OF_THE_TOUR}\b.*": "needs runs on four GPUs (tour.md)",
     rf"ray-memprof diagnose {_OF_THE_TOUR}": "needs a run on four GPUs (tour.md)",
     r"ray-memprof (query \w+|diagnose|compare) .*\bskewed\b.*": "a made-up run, which write_docs.py asks",
