@@ -61,7 +61,7 @@ def test_7_silent_listener_on_the_port(tmp_path: Path, shared: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "rank", "who"), [("torch", "1", "rank 1"), ("ray_memprof.rank.actor", "", "actor ")]
+    ("module", "rank", "who"), [("torch", "0", "rank 0"), ("ray_memprof.rank.actor", "", "actor ")]
 )
 def test_8_import_fails_in_a_rank(tmp_path: Path, module: str, rank: str, who: str) -> None:
     environ = {"PYTHONPATH": FAULTS, "FAULT_IMPORT": module, "FAULT_RANK": rank}

@@ -5,7 +5,9 @@ import errno
 import gc
 import mmap
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from multiprocessing import get_context
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
@@ -160,15 +162,25 @@ class Process:
         return {name: now.get(name, 0) - self.start.get(name, 0) for name in names}
 
 
-@pytest.fixture
-def process() -> Iterator[Process]:
-    # What tests before this one have left would be given back, or used again, in the middle of it.
+Check = Callable[[Process, Path], None]
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Executor]:
+    """A process that only these tests use: in a worker of pytest, what other tests have left takes and gives back."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def booked(check: Check, tmp_path: Path) -> None:
+    """Run a check in books that begin now."""
+    # What checks before this one have left would be given back, or used again, in the middle of it.
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     meter = HostMeter(events=False)
     meter.start()
     try:
-        yield Process(meter)
+        check(Process(meter), tmp_path)
     finally:
         meter.stop()
 
@@ -176,24 +188,24 @@ def process() -> Iterator[Process]:
 def only(process: Process, **expected: float) -> None:
     """All accounts have grown by what is expected, to 8 MiB: the code of libraries is read as it is first used."""
     grown = process.grown()
-    assert grown == pytest.approx({**dict.fromkeys(grown, 0.0), **expected}, abs=8)
+    assert grown == pytest.approx({**dict.fromkeys(grown, 0.0), **expected}, abs=8), grown
 
 
-def test_an_array_of_numpy_is_heap(process: Process) -> None:
+def an_array_of_numpy_is_heap(process: Process, tmp_path: Path) -> None:
     array = np.ones(40 * MIB, np.uint8)
     only(process, heap=40)
     del array
     only(process)
 
 
-def test_a_tensor_is_no_heap_and_absent_until_it_is_written(process: Process) -> None:
+def a_tensor_is_no_heap_and_absent_until_it_is_written(process: Process, tmp_path: Path) -> None:
     tensor = torch.empty(64 * MIB, dtype=torch.uint8)
     only(process, absent=-64)
     tensor.fill_(1)
     only(process)
 
 
-def test_a_file_that_numpy_maps_counts_as_it_is_read(process: Process, tmp_path: Path) -> None:
+def a_file_that_numpy_maps_counts_as_it_is_read(process: Process, tmp_path: Path) -> None:
     path = tmp_path / "data.bin"
     path.write_bytes(b"x" * (48 * MIB))
     mapped = np.memmap(path, np.uint8, mode="r")
@@ -203,7 +215,7 @@ def test_a_file_that_numpy_maps_counts_as_it_is_read(process: Process, tmp_path:
     only(process, files=48)
 
 
-def test_weights_in_a_mapped_file_are_tensors_and_count_once(process: Process, tmp_path: Path) -> None:
+def weights_in_a_mapped_file_are_tensors_and_count_once(process: Process, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"w": torch.ones(48 * MIB, dtype=torch.uint8)}, path)
     process.start = process.now()
@@ -215,7 +227,7 @@ def test_weights_in_a_mapped_file_are_tensors_and_count_once(process: Process, t
     only(process)
 
 
-def test_shared_memory_is_told_apart_from_tensors_in_it(process: Process) -> None:
+def shared_memory_is_told_apart_from_tensors_in_it(process: Process, tmp_path: Path) -> None:
     tensor = torch.ones(48 * MIB, dtype=torch.uint8)
     only(process)
     tensor.share_memory_()
@@ -229,12 +241,27 @@ def test_shared_memory_is_told_apart_from_tensors_in_it(process: Process) -> Non
         memory.unlink()
 
 
-def test_anonymous_mappings_are_heap(process: Process) -> None:
+def anonymous_mappings_are_heap(process: Process, tmp_path: Path) -> None:
     # 40: what malloc gives back below 32 MiB it may keep, and the text that is written is given back.
     with mmap.mmap(-1, 40 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memory.write(b"x" * (40 * MIB))
         only(process, heap=40)
     only(process)
+
+
+CHECKS = (
+    an_array_of_numpy_is_heap,
+    a_tensor_is_no_heap_and_absent_until_it_is_written,
+    a_file_that_numpy_maps_counts_as_it_is_read,
+    weights_in_a_mapped_file_are_tensors_and_count_once,
+    shared_memory_is_told_apart_from_tensors_in_it,
+    anonymous_mappings_are_heap,
+)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_the_books_of_a_process(check: Check, alone: Executor, tmp_path: Path) -> None:
+    alone.submit(booked, check, tmp_path).result(timeout=60)
 
 
 def test_a_program_without_file_descriptors_hears_nothing_of_it(
