@@ -75,6 +75,15 @@ def test_ranks_with_larger_batches(empty: EmptyRun) -> None:
     ]
 
 
+def test_a_larger_batch_is_told_by_the_names_of_weights_alone(empty: EmptyRun) -> None:
+    """GIVEN a rank with state of an optimizer, which the ranks with smaller batches do not have."""
+    ranks = [trained(head=20 * GIB), trained(head=25 * GIB, state=GIB // 2), trained(head=20 * GIB)]
+    diagnose(empty, *(rank.tables() for rank in ranks), workload="script")
+    assert rows(empty, "larger_batches", "rank, component, bytes, typical_rank, excess_bytes") == [
+        (1, "GPT", 25 * GIB, 0, 5 * GIB)
+    ]
+
+
 def test_what_was_there_when_the_device_was_full(empty: EmptyRun) -> None:
     """GIVEN a request of the allocator that failed, one of a library, and a rank without events."""
     events: list[Row] = [

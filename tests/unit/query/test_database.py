@@ -122,6 +122,28 @@ def test_a_column_that_an_older_run_did_not_write_is_null(run_dir: Path) -> None
         assert connection.execute("SELECT num_retries FROM spans").fetchall() == [(None,), (None,)]
 
 
+def leave_out(run_dir: Path, **lacking: str) -> None:
+    """Write files anew without some columns of a table, as an older version left them."""
+    with duckdb.connect() as connection:
+        for table, names in lacking.items():
+            for path in run_dir.glob(f"tables/{table}/rank=*/*.parquet"):
+                rows = connection.sql(f"SELECT * EXCLUDE ({names}) FROM '{path}'").to_arrow_table()
+                connection.sql("FROM rows").write_parquet(str(path))
+                assert rows.num_rows
+
+
+@pytest.mark.parametrize("lacking", ["cfg", "clock_offset_ns, inexact_bytes, peak_at_least, cfg"])
+def test_ranks_of_an_older_run_ran_both_passes_and_saw_every_event(tmp_path: Path, lacking: str) -> None:
+    """GIVEN a run from before guidance was split, whose clocks were compared already, and one from before that."""
+    known = {"clock_offset_ns": 5, "inexact_bytes": 7, "peak_at_least": True, "cfg": 1}
+    make_ranks(make_run(tmp_path, {0: {}, 1: {}}), known, known)
+    leave_out(tmp_path, ranks=lacking)
+    wanted = {**known, **dict.fromkeys(lacking.split(", "), 0)}
+    with database.open_run(tmp_path) as connection:
+        rows = connection.execute(f"SELECT {', '.join(wanted)} FROM ranks").fetchall()
+    assert rows == [tuple(wanted.values())] * 2
+
+
 @pytest.mark.parametrize("only", [None, "peak_by_stage", "FROM spans"])
 def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path, only: str | None) -> None:
     """GIVEN spans whose peak on the device is a bound, as schema version 1 had it, two levels of them on two ranks."""
@@ -136,16 +158,11 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
     ]
     make_run(tmp_path, {0: {"spans": first, "samples": looks}, 1: {"spans": second}})
     make_ranks(tmp_path, {}, {})
-    lacking = {
-        "spans": "device_used_bound_bytes, num_samples",
-        "ranks": "clock_offset_ns, inexact_bytes, peak_at_least",
-    }
-    with duckdb.connect() as connection:
-        for table, names in lacking.items():
-            for path in tmp_path.glob(f"tables/{table}/rank=*/*.parquet"):
-                rows = connection.sql(f"SELECT * EXCLUDE ({names}) FROM '{path}'").to_arrow_table()
-                connection.sql("FROM rows").write_parquet(str(path))
-                assert rows.num_rows
+    leave_out(
+        tmp_path,
+        spans="device_used_bound_bytes, num_samples",
+        ranks="clock_offset_ns, inexact_bytes, peak_at_least",
+    )
     # WHEN the run is opened THEN a peak is the most that anybody saw, and the bound is where it was
     text = "SELECT rank, span_id, device_used_peak_bytes, device_used_bound_bytes, num_samples FROM spans ORDER BY ALL"
     with database.open_run(tmp_path, only) as connection:

@@ -148,6 +148,28 @@ def test_a_device_that_gave_memory_back_is_not_as_full(tmp_path: Path) -> None:
     assert (found["t_ns"], found["active"]) == (81, 15)
 
 
+def test_a_span_that_begins_and_ends_at_one_moment_was_full_at_its_end(tmp_path: Path) -> None:
+    """GIVEN a span shorter than a tick of the clock, in which the device became full until the next one begins."""
+    spans = [
+        span(1, "a", (0, 40), reserved=(0, 60, 60), active=(0, 20, 20), device_used=(0, 60, 60)),
+        span(2, "b", (50, 50), reserved=(60, 100, 100), active=(20, 20, 20), device_used=(60, 130, 130)),
+        span(3, "c", (60, 70), reserved=(100, 90, 100), active=(20, 20, 20), device_used=(120, 90, 120)),
+    ]
+    events = [
+        event(1, "segment_alloc", 60, t_ns=5, span_id=1),
+        event(2, "alloc", 20, t_ns=6, address=1, span_id=1),
+        event(3, "segment_alloc", 40, t_ns=50, span_id=2),
+        event(4, "alloc", 9, t_ns=55, address=2),
+        event(5, "free_completed", 9, t_ns=57, address=2),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}})
+    held = {"active": 29, "cached": 71, "context": 0, "nccl": 0, "libraries": 0, "others": 0}
+    assert answer(tmp_path, "books_at_peak") == [
+        (0, 55, None, account, size, size / 130, 130, None)
+        for account, size in (*held.items(), ("unexplained", 30))
+    ]
+
+
 def test_a_sample_that_the_allocator_kept_waiting_does_not_say_what_it_held(tmp_path: Path) -> None:
     late = blank("samples", t_ns=61, device_used_bytes=130, allocated_bytes=99, reserved_bytes=99)
     assert full_run(tmp_path, [*GROWTH, *LATER], [late])["active"] == 49

@@ -314,6 +314,62 @@ def test_measures_say_what_may_have_been_more(tmp_path: Path) -> None:
     ]
 
 
+def test_the_worst_of_several_ranks_counts_whichever_rank_that_is(tmp_path: Path) -> None:
+    """GIVEN two ranks, each of which has more than the other of some things."""
+
+    def rank(times: tuple[int, int], allocated: int, reserved: int, used: int, **measured: int) -> list[Row]:
+        ends = {"allocated": allocated, "reserved": reserved, "device_used": used}
+        told = {name: (0, size, size) for name, size in ends.items()}
+        told |= {name: (0, allocated, measured.pop(name)) for name in ("active", "host_rss")}
+        return [span(1, "denoise", times, step=0, num_samples=3, **told, **measured)]
+
+    def tables(spans: list[Row], **accounts: int) -> dict[str, list[Row]]:
+        (one,) = spans
+        taken = (("segment_alloc", one["reserved_peak_bytes"]), ("alloc", one["allocated_peak_bytes"]))
+        return {
+            "spans": spans,
+            "allocs": [
+                event(seq, action, size, t_ns=one["start_ns"] + seq, address=1, span_id=1)
+                for seq, (action, size) in enumerate(taken, 1)
+            ],
+            "ledger": [
+                blank("ledger", t_ns=one["start_ns"], account=name, bytes=size)
+                for name, size in accounts.items()
+            ],
+        }
+
+    first = rank((1 * SECOND, 5 * SECOND), 40, 70, 90, active=44, host_rss=49, num_allocs=3, num_retries=2)
+    second = rank((2 * SECOND, 8 * SECOND), 30, 80, 95, active=47, host_rss=33, num_allocs=9, num_retries=1)
+    make_run(
+        tmp_path,
+        {
+            0: tables(first, nccl=5, libraries=2, others=3),
+            1: tables(second, nccl=4, libraries=6, others=1),
+        },
+    )
+    peaks = {"active": 47, "allocated": 40, "device_used": 95, "host_rss": 49, "reserved": 80}
+    # On rank 0: 70 - 40 cached, and of the rest of the 90, 10 are nobody's; on rank 1 50 and 4.
+    accounts = {
+        "cached": 50,
+        "fragmentation": 50,
+        "libraries": 6,
+        "nccl": 5,
+        "others": 3,
+        "unexplained": 10,
+    }
+    counts = [("imbalance", "", 40 / 35), ("num_allocs", "", 9), ("num_retries", "", 2)]
+    assert answer(tmp_path, "measures") == [
+        *((f"peak_{name}", None, "bytes", size, False) for name, size in peaks.items()),
+        *((name, None, "bytes", size, False) for name, size in accounts.items()),
+        ("duration", None, "s", 7.0, False),
+        *((name, None, unit, value, False) for name, unit, value in counts),
+        *((f"peak_{name}", "denoise", "bytes", size, False) for name, size in peaks.items()),
+        ("duration", "denoise", "s", 6.0, False),
+        ("step_duration", "denoise", "s", 5.0, False),
+        *((name, "denoise", unit, value, False) for name, unit, value in counts),
+    ]
+
+
 def test_activation_by_block(tmp_path: Path) -> None:
     path = "denoise/dit.block"
     about = {"component": "dit", "step": 0, "parent_id": 1}
