@@ -11,6 +11,53 @@ def rows(empty: EmptyRun, table: str, columns: str) -> list[tuple[Any, ...]]:
     return empty.connection.execute(f"SELECT {columns} FROM {table} ORDER BY ALL").fetchall()
 
 
+def test_of_equal_other_stages_the_earliest_is_named(empty: EmptyRun) -> None:
+    sizes = {"load": 3, "encode": 5, "denoise": 9, "decode": 5}
+    spans = [
+        span(number, stage, (number, number + 1), component=f"of {stage}", **held(0, 0, size))
+        for number, (stage, size) in enumerate(sizes.items(), 1)
+    ]
+    diagnose(empty, {"spans": spans}, {"spans": spans[:1]})
+    wanted = (
+        "rank, first_span_id, stage, run_peak_bytes, is_run_peak, other_stage, above_other_bytes, component"
+    )
+    assert rows(empty, "stage_peaks", wanted) == [
+        (0, 1, "load", 9, False, "denoise", -6, "of load"),
+        (0, 2, "encode", 9, False, "denoise", -4, "of encode"),
+        (0, 3, "denoise", 9, True, "encode", 4, "of denoise"),
+        (0, 4, "decode", 9, False, "denoise", -4, "of decode"),
+        (1, 1, "load", 3, True, None, None, "of load"),
+    ]
+
+
+def test_without_events_each_span_gains_what_came_while_it_was_innermost(empty: EmptyRun) -> None:
+    """GIVEN spans that follow each other at once, one of them shorter than a tick of the clock."""
+
+    def tables(clip: int, t5: int) -> dict[str, Any]:
+        first, second, third = 4 * GIB + clip, 4 * GIB + clip + t5, 5 * GIB + clip + t5
+        inside = {"parent_id": 2}
+        spans = [
+            span(1, "load.dit", (0, 10), component="dit", **held(0, 4 * GIB, 4 * GIB)),
+            span(2, "denoise", (10, 100), **held(4 * GIB, 4 * GIB, third + 3 * GIB)),
+            span(3, "denoise/a", (10, 20), component="clip", **inside, **held(4 * GIB, first, first)),
+            span(4, "denoise/b", (20, 30), component="t5", **inside, **held(first, second, second)),
+            span(5, "denoise/c", (30, 30), component="vae", **inside, **held(second, third, third)),
+            span(6, "denoise/d", (30, 40), component="dit", **inside, **held(third, third, third + 3 * GIB)),
+            span(
+                7, "denoise/e", (40, 50), component="late", **inside, **held(third, third + GIB, third + GIB)
+            ),
+        ]
+        return {"spans": spans}
+
+    diagnose(empty, tables(GIB, GIB), tables(7 * GIB, 2 * GIB), tables(GIB, GIB))
+    grown = {"clip": (1, 7), "dit": (7, 7), "t5": (1, 2), "vae": (1, 1), None: (0, 0)}
+    assert rows(empty, "grown", "rank, stage, component, bytes") == [
+        (rank, "denoise", component, sizes[rank] * GIB)
+        for rank in (0, 1)
+        for component, sizes in grown.items()
+    ]
+
+
 def test_the_span_of_a_script_is_no_other_stage(empty: EmptyRun) -> None:
     diagnose(empty, public_wan(loop=2 * GIB, dtype="bfloat16").tables(), workload="script")
     found = rows(empty, "stage_peaks", "stage, is_run_peak, other_stage, above_other_bytes, component")

@@ -148,6 +148,18 @@ def test_a_device_that_gave_memory_back_is_not_as_full(tmp_path: Path) -> None:
     assert (found["t_ns"], found["active"]) == (81, 15)
 
 
+def test_what_tensors_have_after_memory_was_given_back_hides_no_full_moment(tmp_path: Path) -> None:
+    """GIVEN 32 events that begin with the device full, and end with 96 in tensors where it is not."""
+    later = [{**row, "seq": 40 + row["seq"]} for row in LATER]
+    smaller = [event(70, "segment_free", 10, t_ns=71), event(71, "alloc", 90, t_ns=72, address=5)]
+    again = [
+        event(100, "free_completed", 90, t_ns=73, address=5),
+        event(101, "segment_alloc", 10, t_ns=80),
+    ]
+    found = full_run(tmp_path, [*GROWTH, *later, *smaller, *again], [])
+    assert (found["t_ns"], found["active"]) == (45, 49)
+
+
 def test_a_span_that_begins_and_ends_at_one_moment_was_full_at_its_end(tmp_path: Path) -> None:
     """GIVEN a span shorter than a tick of the clock, in which the device became full until the next one begins."""
     spans = [

@@ -55,6 +55,33 @@ def test_account_peaks_of_stages_and_of_the_whole_run(run_dir: Path) -> None:
     ]
 
 
+def test_a_stage_that_comes_again_stands_where_it_began_and_has_the_most_of_its_spans(tmp_path: Path) -> None:
+    """GIVEN a stage whose second span follows another stage; each span has the most of something."""
+    spans = [
+        span(1, "denoise", (0, 10), allocated=(0, 0, 8), reserved=(0, 9, 12), device_used=(20, 40, 41)),
+        span(2, "decode", (20, 30), allocated=(0, 0, 5), reserved=(9, 9, 10), device_used=(50, 52, 55)),
+        span(3, "denoise", (40, 50), allocated=(0, 0, 7), reserved=(9, 9, 15), device_used=(60, 30, 61)),
+    ]
+    # Others come for the whole of decode, and for a part of the last span.
+    ledger = [
+        blank("ledger", t_ns=0, account="context", bytes=9),
+        blank("ledger", t_ns=5, account="nccl", bytes=7),
+        blank("ledger", t_ns=15, account="others", bytes=3),
+        blank("ledger", t_ns=15, account="libraries", bytes=2),
+        blank("ledger", t_ns=45, account="others", bytes=-2),
+        blank("ledger", t_ns=45, account="nccl", bytes=-4),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "ledger": ledger}})
+    names = ("allocated", "reserved", "device_used", "context", "nccl", "libraries")
+    # 61 with at least one byte of others, 55 with three.
+    told = {None: (8, 15, 60, 9, 7, 2), "denoise": (8, 15, 60, 9, 7, 2), "decode": (5, 10, 52, 9, 7, 2)}
+    assert answer(tmp_path, "account_peaks") == [
+        (0, stage, place, name, size, size)
+        for place, (stage, sizes) in enumerate(told.items())
+        for name, size in zip(names, sizes, strict=True)
+    ]
+
+
 def test_a_run_without_a_prediction_of_itself_has_no_answer(run_dir: Path) -> None:
     assert answer(run_dir, "predicted_vs_measured") == []
 
