@@ -2,13 +2,45 @@
 
 from typing import Any
 
-from empty_run import GIB, MIB, EmptyRun, diagnose, held
+from empty_run import GIB, MIB, EmptyRun, diagnose, events, held
 from program_runs import Program, public_wan, trained
 from run_tables import Row, event, span
 
 
 def rows(empty: EmptyRun, table: str, columns: str) -> list[tuple[Any, ...]]:
     return empty.connection.execute(f"SELECT {columns} FROM {table} ORDER BY ALL").fetchall()
+
+
+def test_only_stages_that_a_rule_asks_for_are_looked_into(empty: EmptyRun) -> None:
+    """GIVEN a rank that holds more in encode, and another that is the fullest in the loop, which holds more later."""
+
+    def tables(encode: int, loop: int) -> dict[str, Any]:
+        spans = [
+            span(1, "encode", (0, 9), component="t5", **held(0, 0, encode + 2 * GIB)),
+            span(2, "denoise", (10, 19), component="dit", **held(0, 0, loop)),
+        ]
+        rows = [
+            ("alloc", encode, 1, 1),
+            ("alloc", GIB, 2, 1),
+            ("free_requested", GIB, 2, 1),
+            ("alloc", 2 * GIB, 3, 1),
+            ("free_requested", 2 * GIB, 3, 1),
+            ("free_requested", encode, 1, 1),
+            ("alloc", loop - GIB, 4, 2),
+            ("alloc", GIB, 5, 2),
+            ("free_requested", GIB, 5, 2),
+        ]
+        return {"spans": spans, "allocs": events(*rows)}
+
+    diagnose(empty, tables(8 * GIB, 20 * GIB), tables(8 * GIB, 20 * GIB + MIB), tables(12 * GIB, 20 * GIB))
+    assert rows(empty, "alive", "rank, stage, component, requested_bytes, bytes, num_tensors") == [
+        (0, "encode", "t5", 2 * GIB, 2 * GIB, 1),
+        (0, "encode", "t5", 8 * GIB, 8 * GIB, 1),
+        (1, "denoise", "dit", GIB, GIB, 1),
+        (1, "denoise", "dit", 19 * GIB + MIB, 19 * GIB + MIB, 1),
+        (2, "encode", "t5", 2 * GIB, 2 * GIB, 1),
+        (2, "encode", "t5", 12 * GIB, 12 * GIB, 1),
+    ]
 
 
 def test_of_equal_other_stages_the_earliest_is_named(empty: EmptyRun) -> None:
@@ -89,7 +121,8 @@ def test_a_script_counts_in_skews_where_its_own_peak_is_above_its_stages(empty: 
         ]
         return {"spans": spans}
 
-    diagnose(empty, tables(3 * GIB, GIB), tables(4 * GIB, GIB), tables(GIB, GIB), workload="script")
+    sizes = (3 * GIB, 4 * GIB, GIB, GIB)  # the last two are those of the stage in it
+    diagnose(empty, *(tables(own, GIB) for own in sizes), workload="script")
     assert rows(empty, "skews", "rank, stage, typical_rank, excess_bytes") == [(1, "script", 0, GIB)]
 
 
@@ -133,7 +166,7 @@ def test_a_larger_batch_is_told_by_the_names_of_weights_alone(empty: EmptyRun) -
 
 def test_what_was_there_when_the_device_was_full(empty: EmptyRun) -> None:
     """GIVEN a request of the allocator that failed, one of a library, and a rank without events."""
-    events: list[Row] = [
+    recorded: list[Row] = [
         event(1, "segment_alloc", 300, span_id=1),
         event(2, "segment_map", 50, span_id=1),
         event(3, "alloc", 200, address=1, span_id=1),
@@ -144,6 +177,7 @@ def test_what_was_there_when_the_device_was_full(empty: EmptyRun) -> None:
         event(8, "segment_free", 40, span_id=2),
         event(9, "segment_unmap", 10, span_id=2),
         event(10, "oom", 900, address=22, span_id=2),
+        event(50, "alloc", 30, address=3, span_id=2),  # as the span ends: the error has freed nothing yet
         event(60, "free_requested", 200, address=1),
         event(61, "segment_free", 300),
     ]
@@ -151,7 +185,7 @@ def test_what_was_there_when_the_device_was_full(empty: EmptyRun) -> None:
         span(1, "encode", (0, 7), **held(0, 270, 270)),
         span(2, "denoise", (8, 50), step=0, failed=True, allocated=(200, 200, 210), reserved=(300, 300, 310)),
     ]
-    tables = {"spans": spans, "allocs": events}
+    tables = {"spans": spans, "allocs": recorded}
     of_library = {"path": "denoise", "step": 0, "oom_by": "NCCL", "oom_free_bytes": 5}
     diagnose(
         empty,
@@ -166,6 +200,6 @@ def test_what_was_there_when_the_device_was_full(empty: EmptyRun) -> None:
     wanted = "rank, stage, path, step, oom_by, seq, asked_bytes, free_bytes, allocated_bytes, reserved_bytes"
     assert rows(empty, "ooms", wanted) == [
         (0, "denoise", "denoise", 0, None, 10, 900, 22, 200, 300),
-        (1, "denoise", "denoise", 0, "NCCL", 10, None, 5, 200, 300),
+        (1, "denoise", "denoise", 0, "NCCL", 50, None, 5, 230, 300),
         (3, "denoise", "denoise", 0, None, None, None, None, 210, 310),
     ]

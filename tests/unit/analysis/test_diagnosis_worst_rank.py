@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from diagnosis_runs import PARAMETERS, ffn_hidden, weights_fp32
-from empty_run import GIB, MIB, EmptyRun, Tables, diagnose, held
+from empty_run import GIB, MIB, EmptyRun, Tables, diagnose, events, held
 from program_runs import Program, trained
 from run_tables import blank, span
 
@@ -68,6 +68,17 @@ def test_weights_in_fp32_are_named_by_the_stage_that_made_most_of_them(empty: Em
     (finding,) = told(diagnose(empty, *ranks, workload="script"), "weights_fp32")
     # The most at once: all three, and the copy of the last.
     assert (finding.ranks, finding.stage, finding.bytes) == ((0, 1, 2), "build", (7 * GIB + 2 * MIB) // 2)
+
+
+@pytest.mark.parametrize(("others", "ranks"), [(18 * GIB, [(0,)]), (18 * GIB + 512, [])])
+def test_bf16_must_give_back_a_twentieth(empty: EmptyRun, others: int, ranks: list[tuple[int, ...]]) -> None:
+    program = Program()
+    with program.span("load", component="GPT"):
+        program.alloc(2 * GIB, "weight", "GPT.w", made_as="weight")
+    with program.span("run"):
+        program.free(program.alloc(others))
+    found = told(diagnose(empty, program.tables(), workload="script"), "weights_fp32")
+    assert [one.ranks for one in found] == ranks
 
 
 def test_a_rank_counts_once_where_two_stages_have_its_peak(empty: EmptyRun) -> None:
@@ -226,6 +237,28 @@ def test_a_rank_without_a_row_may_have_a_clock_of_its_own(empty: EmptyRun) -> No
     assert finding.ranks == (2,)
     empty.connection.execute("DELETE FROM ranks WHERE rank = 2")
     assert told(findings(empty.connection), "starts_late") == []
+
+
+def test_the_hidden_layer_is_told_once_of_the_fullest_rank(empty: EmptyRun) -> None:
+    """GIVEN three ranks of several stages, of which the second takes a MiB more in the loop; two chunks are alive."""
+    narrow, wide = (1024 * width * 2 for width in (1536, 8960))
+
+    def tables(others: int) -> Tables:
+        peak = others + narrow + 2 * wide
+        spans = [
+            span(1, "encode.text", (0, 9), component="t5", **held(0, 0, GIB // 8)),
+            span(2, "denoise", (10, 90), step=0, component="dit", **held(0, 0, peak)),
+            span(3, "decode", (90, 99), component="vae", **held(0, 0, GIB // 9)),
+        ]
+        sizes = (others, narrow, wide, wide)
+        rows = [("alloc", size, address, 2) for address, size in enumerate(sizes, 1)]
+        rows += [("free_requested", size, address, 2) for address, size in enumerate(sizes, 1)]
+        return {"spans": spans, "allocs": events(*rows)}
+
+    config = {"model_config": {"task": "t2v-1.3B"}}
+    found = diagnose(empty, *(tables(200 * MIB + more) for more in (0, MIB, 0)), config=config)
+    (finding,) = told(found, "ffn_hidden")
+    assert (finding.ranks, finding.stage, finding.bytes) == ((1,), "denoise", 2 * wide)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])

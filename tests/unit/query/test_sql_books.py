@@ -191,6 +191,22 @@ def test_without_events_a_span_counts_with_its_peak_where_it_ends_full(tmp_path:
     assert full_run(tmp_path, [], []) == {"t_ns": 50, "active": 70, "cached": 30, "libraries": 30}
 
 
+def test_of_nested_spans_that_end_equally_full_the_first_of_the_innermost_counts(tmp_path: Path) -> None:
+    full = {"active": (0, 5, 70), "reserved": (0, 100, 100), "device_used": (30, 130, 130)}
+    late = {"active": (5, 5, 70), "reserved": (100, 100, 100), "device_used": (130, 130, 130)}
+    spans = [
+        span(1, "a", (0, 100), **full),
+        span(2, "a/b", (10, 60), parent_id=1, **full),
+        span(3, "a/c", (70, 90), parent_id=1, **late),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    held = {"active": 70, "cached": 30, "context": 0, "nccl": 0, "libraries": 0, "others": 0}
+    assert answer(tmp_path, "books_at_peak") == [
+        (0, 35, "a/b", account, size, size / 130, 130, None)
+        for account, size in (*held.items(), ("unexplained", 30))
+    ]
+
+
 def test_the_device_is_full_where_it_was_measured(tmp_path: Path) -> None:
     """GIVEN a sample above every boundary THEN it counts, with what the allocator held by its events then."""
     sample = blank("samples", t_ns=47, device_used_bytes=140, allocated_bytes=1, reserved_bytes=1)

@@ -113,6 +113,13 @@ def test_a_group_of_one_rank_has_no_connections(tmp_path: Path) -> None:
     assert groups(tmp_path)[0][11] == 0
 
 
+@pytest.mark.parametrize("above", [0, 1])
+def test_only_more_than_connections_take_needs_a_word(tmp_path: Path, above: int) -> None:
+    make_run(tmp_path, {0: {"communicators": [group("0", 1, RING + above, num_calls=3)]}})
+    (row,) = groups(tmp_path)
+    assert (row[11], row[12] is not None) == (RING, above > 0)
+
+
 def test_an_older_run_tells_what_grew_across_calls_that_were_heard(tmp_path: Path) -> None:
     calls = [
         call("init_process_group", (1, 2), 40), call("all_reduce", (5, 6), 30), call("all_reduce", (7, 8)),
@@ -128,7 +135,7 @@ def test_an_older_run_tells_what_grew_across_calls_that_were_heard(tmp_path: Pat
 
 
 def test_groups_of_an_older_run_are_told_apart_by_rank_and_by_what_they_called(tmp_path: Path) -> None:
-    """GIVEN two groups on one rank, before and after its context came, and one on another that gave back in two goes."""
+    """GIVEN two groups on one rank, before and after its context came, and one on another that gave back twice."""
     several = [
         call("init_process_group", (1, 2), size=4),
         call("all_reduce", (60, 61), 40, size=4),  # 10 of it are a library's

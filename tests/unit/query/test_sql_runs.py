@@ -132,7 +132,7 @@ def test_headlines_take_each_figure_from_the_rank_that_has_the_most(tmp_path: Pa
     make_ranks(
         tmp_path,
         exact,
-        {**exact, "device_total_bytes": 90},
+        {**exact, "num_checks": 1, "device_total_bytes": 90},
         {**exact, "inexact_bytes": 5, "peak_at_least": True},
         {**exact, "inexact_bytes": 7, "num_lost_events": 1},
         {**exact, "inexact_bytes": 6},
@@ -256,6 +256,36 @@ def test_host_memory(run_dir: Path) -> None:
         ("a", "encode.text", 2, 300, 150, 0, 45),
         ("a", "denoise", 2, 240, 145, 0, -5),
         (None, "denoise", 1, 30, 30, 2, 10),
+    ]
+
+
+def test_hosts_stand_in_order_and_their_stages_as_they_began(tmp_path: Path) -> None:
+    """GIVEN two ranks on host b, one on a, and one of which the driver wrote no row; two steps of the loop."""
+
+    def rank(prepare: tuple[int, int, int], *loop: tuple[int, int, int]) -> dict[str, list[Row]]:
+        steps = [
+            span(2 + step, "denoise", (10 + step, 11 + step), step=step, host_rss=rss)
+            for step, rss in enumerate(loop)
+        ]
+        return {"spans": [span(1, "prepare", (0, 10), host_rss=prepare), *steps]}
+
+    make_run(
+        tmp_path,
+        {
+            0: rank((10, 30, 40), (30, 50, 60), (50, 45, 55)),
+            1: rank((5, 9, 20), (9, 8, 30)),
+            2: rank((7, 8, 45), (8, 40, 59)),
+            3: rank((1, 2, 2), (2, 3, 3)),
+        },
+    )
+    make_ranks(tmp_path, *({"host": host} for host in "bab"))
+    assert answer(tmp_path, "host_memory") == [
+        ("a", "prepare", 1, 20, 20, 1, 4),
+        ("a", "denoise", 1, 30, 30, 1, -1),
+        ("b", "prepare", 2, 85, 45, 2, 20 + 1),
+        ("b", "denoise", 2, 119, 60, 0, 15 + 32),
+        (None, "prepare", 1, 2, 2, 3, 1),
+        (None, "denoise", 1, 3, 3, 3, 1),
     ]
 
 

@@ -351,6 +351,33 @@ def test_a_component_that_only_one_of_the_two_holds(tmp_path: Path) -> None:
     ]
 
 
+def test_each_stage_is_blamed_on_what_was_alive_at_its_own_peak(tmp_path: Path) -> None:
+    """GIVEN a rank that holds more in the loop, and another that holds more before it; three in between or below."""
+
+    def rank(encode: int, loop: int) -> dict[str, list[Row]]:
+        spans = [
+            span(1, "encode.text", (0, 10), allocated=(0, 0, encode + 3), component="t5"),
+            span(2, "denoise", (10, 20), allocated=(0, 0, loop + 2), component="dit"),
+        ]
+        events = [
+            event(1, "alloc", 3, "weight", address=9, span_id=1),
+            event(2, "alloc", encode, "activation", address=1, span_id=1),
+            *free(3, encode, "activation", address=1, span_id=1),
+            *free(5, 3, "weight", address=9, span_id=1),
+            event(11, "alloc", 2, "activation", address=3, span_id=2),
+            event(12, "alloc", loop, "activation", address=2, span_id=2),
+            *free(13, loop, "activation", address=2, span_id=2),
+        ]
+        return {"spans": spans, "allocs": events}
+
+    make_run(tmp_path, {0: rank(12, 25), 1: rank(10, 30), 2: rank(14, 22), 3: rank(11, 26)})
+    assert answer(tmp_path, "imbalance_by_component") == [
+        (None, "dit", 1, 2, 32, 24, 8),
+        ("denoise", "dit", 1, 2, 32, 24, 8),
+        ("encode.text", "t5", 2, 1, 17, 13, 4),
+    ]
+
+
 def test_a_component_is_blamed_only_where_both_peaks_are_known(tmp_path: Path) -> None:
     without = {"spans": [span(1, "denoise", (0, 9), allocated=(0, 0, 5))]}
     make_run(tmp_path, {0: holders(4), 1: without})

@@ -375,12 +375,16 @@ def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path
 
 
 def test_events_alone_have_categories_and_no_books(tmp_path: Path) -> None:
+    """GIVEN tensors that were there before the first event, on one of two ranks."""
     events = [event(1, "segment_alloc", 20), event(2, "alloc", 8, "weight")]
-    make_run(tmp_path, {0: {"allocs": events}, 1: {"allocs": events[:1]}})
+    before = event(-1, "alloc", 5, "before", t_ns=1)
+    make_run(tmp_path, {0: {"allocs": [before, *events]}, 1: {"allocs": events[:1]}})
     nothing, outside = (0,) * len(CATEGORIES), (0,) * (4 + len(HOST_ACCOUNTS))
+    earlier = (*nothing[1:], 5)
     assert answer(tmp_path, "timeline_by_account") == [
-        (0, 0, 1, True, 0, *nothing, 0, 20, *outside, 0),
-        (0, 1, 2, True, 8, 8, *nothing[1:], 0, 12, *outside, 0),
+        (0, 0, 1, True, 5, *earlier, 0, 0, *outside, 0),
+        (0, 0, 1, False, 5, *earlier, 0, 15, *outside, 0),
+        (0, 1, 2, True, 13, 8, *earlier[1:], 0, 7, *outside, 0),
         (1, 0, 1, True, 0, *nothing, 0, 20, *outside, 0),
     ]
 
