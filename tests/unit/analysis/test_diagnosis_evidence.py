@@ -126,6 +126,16 @@ def test_a_script_counts_in_skews_where_its_own_peak_is_above_its_stages(empty: 
     assert rows(empty, "skews", "rank, stage, typical_rank, excess_bytes") == [(1, "script", 0, GIB)]
 
 
+def test_a_script_without_stages_counts_in_skews(empty: EmptyRun) -> None:
+    sizes = (3 * GIB, 4 * GIB, 3 * GIB)
+    diagnose(
+        empty,
+        *({"spans": [span(1, "script", (0, 9), **held(0, 0, size))]} for size in sizes),
+        workload="script",
+    )
+    assert rows(empty, "skews", "rank, stage, typical_rank, excess_bytes") == [(1, "script", 0, GIB)]
+
+
 def test_what_was_alive_at_the_peak_of_a_training(empty: EmptyRun) -> None:
     program = trained(state=2 * GIB, gradients=GIB, head=8 * GIB, is_kept=True)
     diagnose(empty, program.tables(), workload="script")
@@ -202,4 +212,21 @@ def test_what_was_there_when_the_device_was_full(empty: EmptyRun) -> None:
         (0, "denoise", "denoise", 0, None, 10, 900, 22, 200, 300),
         (1, "denoise", "denoise", 0, "NCCL", 50, None, 5, 230, 300),
         (3, "denoise", "denoise", 0, None, None, None, None, 210, 310),
+    ]
+
+
+def test_imported_ranks_ran_out_each_in_the_span_of_its_own_request(empty: EmptyRun) -> None:
+    """GIVEN three ranks that nobody watched; the first one went on after a request in another span was refused."""
+    spans = [span(1, "encode", (0, 7)), span(2, "denoise", (8, 50), step=4), span(3, "save", (51, 60))]
+
+    def tables(*refused: int) -> dict[str, Any]:
+        return {"spans": spans, "allocs": [event(at, "oom", 9, address=at, span_id=at) for at in refused]}
+
+    ends = [{"status": "oom", "path": "", "step": -1}] * 3
+    run = {"workload": "script", "config": {"imported": [{"rank": 0}]}, "status": "oom"}
+    diagnose(empty, tables(1, 2), tables(3), tables(1), rank_rows=ends, **run)
+    assert rows(empty, "ooms", "rank, stage, path, step, seq") == [
+        (0, "denoise", "denoise", 4, 2),
+        (1, "save", "save", -1, 3),
+        (2, "encode", "encode", -1, 1),
     ]

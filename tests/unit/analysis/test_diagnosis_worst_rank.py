@@ -203,6 +203,22 @@ def test_state_of_an_optimizer_is_told_of_the_rank_with_most_and_by_the_dtype_of
     assert finding.knob.startswith("shard it over the 3 ranks")
 
 
+def test_state_that_one_rank_has_beside_what_all_keep(empty: EmptyRun) -> None:
+    def tables(*names: str) -> Tables:
+        program = Program()
+        with program.span("load.GPT", component="GPT"):
+            program.alloc(GIB, "weight", "GPT.w", made_as="weight")
+        with program.span("optimizer", "optimizer", step=0):
+            for name in names:
+                program.alloc(GIB, "optimizer", name, made_as="temporary")
+        return program.tables()
+
+    ranks = tables("GPT.v exp_avg", "GPT.w exp_avg"), tables("GPT.w exp_avg")
+    (finding,) = told(diagnose(empty, *ranks, workload="script"), "optimizer_state")
+    assert (finding.ranks, finding.bytes) == ((0, 1), 2 * GIB)
+    assert finding.knob.startswith("shard it over the 2 ranks that all keep it whole")
+
+
 def test_two_states_of_one_parameter_on_one_rank_are_no_copies(empty: EmptyRun) -> None:
     program = Program()
     with program.span("load.GPT", component="GPT"):

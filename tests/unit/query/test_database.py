@@ -153,6 +153,7 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
         span(3, "denoise/dit.block", (20, 30), parent_id=1, device_used=(4, 5, 50)),  # 7 were seen at 20
     ]
     second = [span(1, "denoise", (0, 100), device_used=(6, 8, 8)), span(2, "decode", (101, 101))]
+    second.append(span(3, "save", (300, 250), device_used=(5, 3, 60)))  # the clock was set back
     looks = [
         blank("samples", t_ns=t_ns, device_used_bytes=used) for t_ns, used in ((25, 6), (50, 9), (200, 99))
     ]
@@ -172,6 +173,7 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
             (0, 3, 7, 50, 1),
             (1, 1, 8, 8, 0),
             (1, 2, 0, 0, 0),
+            (1, 3, 5, 60, 0),
         ]
     with database.open_run(tmp_path) as connection:
         known = "SELECT clock_offset_ns, inexact_bytes, peak_at_least FROM ranks"

@@ -179,6 +179,38 @@ def test_memory_parts_take_each_part_from_the_rank_that_has_the_most(tmp_path: P
     ]
 
 
+def test_memory_parts_are_each_of_the_rank_with_most_of_them(tmp_path: Path) -> None:
+    """GIVEN three ranks of which none has most of everything."""
+
+    def rank(dit: int, vae: int, loop: tuple[int, int], decode: int, used: int, time: int) -> list[Row]:
+        base = dit + vae
+        there = {"device_used": (0, 0, used)}
+        return [
+            span(1, "load.dit", (0, 10 + time), allocated=(0, dit, dit), component="dit"),
+            span(2, "load.vae", (20, 21), allocated=(dit, base, base), component="vae"),
+            span(3, "denoise", (30, 40), allocated=(base, base, base + loop[0]), step=0, **there),
+            span(4, "denoise", (40, 50), allocated=(base, base, base + loop[1]), step=1, **there),
+            span(5, "decode", (50, 60), allocated=(base, base, base + decode), **there),
+            span(6, "residency.offload", (60, 62), allocated=(base, vae, base), component="dit"),
+        ]
+
+    ranks = [
+        rank(50, 5, (20, 25), decode=2, used=90, time=1),
+        rank(60, 4, (30, 12), decode=1, used=95, time=5),
+        rank(40, 9, (10, 14), decode=7, used=99, time=3),
+    ]
+    make_run(tmp_path, {number: {"spans": rows} for number, rows in enumerate(ranks)})
+    assert answer(tmp_path, "memory_parts") == [
+        ("total", None, 99, 2, None, None, None, None, False),
+        ("tensors", None, 94, 1, "denoise", 0, None, None, False),
+        ("base", "dit", 60, 1, None, None, 1, 15, False),
+        ("base", "vae", 9, 2, None, None, 1, 1, False),
+        ("activation", "denoise", 30, 1, None, 0, 2, None, False),
+        ("activation", "decode", 7, 2, None, None, 1, None, False),
+        ("switching", None, 64, 1, None, None, 3, 18, False),
+    ]
+
+
 def test_memory_parts_with_events_tell_fragmentation_and_of_an_unsampled_device_a_lower_bound(
     tmp_path: Path,
 ) -> None:
@@ -260,7 +292,7 @@ def test_host_memory(run_dir: Path) -> None:
 
 
 def test_hosts_stand_in_order_and_their_stages_as_they_began(tmp_path: Path) -> None:
-    """GIVEN two ranks on host b, one on a, and one of which the driver wrote no row; two steps of the loop."""
+    """GIVEN ranks on three hosts, and one without a row of the driver; the last on c has stages in another order."""
 
     def rank(prepare: tuple[int, int, int], *loop: tuple[int, int, int]) -> dict[str, list[Row]]:
         steps = [
@@ -275,17 +307,26 @@ def test_hosts_stand_in_order_and_their_stages_as_they_began(tmp_path: Path) -> 
             0: rank((10, 30, 40), (30, 50, 60), (50, 45, 55)),
             1: rank((5, 9, 20), (9, 8, 30)),
             2: rank((7, 8, 45), (8, 40, 59)),
-            3: rank((1, 2, 2), (2, 3, 3)),
+            3: rank((1, 2, 4), (2, 3, 5)),
+            4: {
+                "spans": [
+                    span(2, "denoise", (0, 5), host_rss=(1, 3, 6)),
+                    span(3, "prepare", (5, 9), host_rss=(3, 4, 7)),
+                ]
+            },
+            5: rank((1, 2, 2), (2, 3, 3)),
         },
     )
-    make_ranks(tmp_path, *({"host": host} for host in "bab"))
+    make_ranks(tmp_path, *({"host": host} for host in "babcc"))
     assert answer(tmp_path, "host_memory") == [
         ("a", "prepare", 1, 20, 20, 1, 4),
         ("a", "denoise", 1, 30, 30, 1, -1),
         ("b", "prepare", 2, 85, 45, 2, 20 + 1),
         ("b", "denoise", 2, 119, 60, 0, 15 + 32),
-        (None, "prepare", 1, 2, 2, 3, 1),
-        (None, "denoise", 1, 3, 3, 3, 1),
+        ("c", "prepare", 2, 11, 7, 4, 2),
+        ("c", "denoise", 2, 11, 6, 4, 3),
+        (None, "prepare", 1, 2, 2, 5, 1),
+        (None, "denoise", 1, 3, 3, 5, 1),
     ]
 
 
