@@ -242,7 +242,9 @@ def test_largest_allocations(run_dir: Path) -> None:
 
 
 def test_only_the_twenty_largest_sizes_are_named(tmp_path: Path) -> None:
-    make_run(tmp_path, {0: {"allocs": [event(seq, "alloc", seq, address=seq) for seq in range(1, 30)]}})
+    tensors = [event(seq, "alloc", seq, address=seq) for seq in range(1, 30)]
+    segments = [event(seq, "segment_alloc", 100 + seq, address=seq) for seq in range(30, 35)]
+    make_run(tmp_path, {0: {"allocs": [*tensors, *segments]}})
     assert [row[1] for row in answer(tmp_path, "largest_allocations")] == list(range(29, 9, -1))
 
 
