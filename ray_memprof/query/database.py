@@ -45,8 +45,8 @@ from ray_memprof.store.whole_file import disk_error, run_file
 from ray_memprof.wording import first_line
 
 LARGE_TABLES = ("allocs", "stacks")
-_ADDED = {"ranks": "clock_offset_ns", "spans": "device_used_bound_bytes"}
-"""By table: a column that runs of schema version 1 lack. sql/older_runs/<table>.sql fills it for them."""
+_LACKING = {"ranks": "clock_offset_ns IS NULL OR cfg IS NULL", "spans": "device_used_bound_bytes IS NULL"}
+"""By table: which rows an older run left without a value. sql/older_runs/<table>.sql fills them."""
 _BESIDE_DATABASE = r"regexp_replace(parse_dirpath(current_setting('temp_directory')), '\.tmp\?', '?')"
 """SQL for the folder of the database file. DuckDB puts .tmp before the first question mark, where parameters begin."""
 _AS_GLOB = r"regexp_replace({}, '([\[*?])', '[\1]', 'g')"
@@ -380,8 +380,8 @@ def _insert_standing(connection: duckdb.DuckDBPyConnection, run_dir: Path) -> No
 
 def _complete(connection: duckdb.DuckDBPyConnection, run_dir: Path, folder: str, wanted: set[str]) -> None:
     """Fill the columns that an older run did not record, as far as its other columns tell."""
-    for table, column in _ADDED.items():
-        asked = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {column} IS NULL)"
+    for table, condition in _LACKING.items():
+        asked = f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {condition})"
         if connection.execute(asked).fetchall() == [(False,)]:
             continue
         if table == "spans" and "samples" not in wanted:

@@ -55,13 +55,14 @@ def weights_fp32(
     task: str = "t2v-1.3B",
     precision: str = "fp32",
     dit_fsdp: bool = False,
+    loop: int = GIB,
     **run: Any,
 ) -> list[Finding]:
-    """The transformer comes with so many bytes for each of its parameters, over all ranks."""
+    """The transformer comes with so many bytes for each of its parameters, over all ranks; the loop adds to them."""
     size = int(bytes_each * PARAMETERS) // (ranks if dit_fsdp else 1)
     spans = [
         span(1, "load.dit", (0, 90), component="dit", **held(0, size, size)),
-        span(2, "denoise", (100, 900), step=0, component="dit", **held(size, size, size + GIB)),
+        span(2, "denoise", (100, 900), step=0, component="dit", **held(size, size, size + loop)),
     ]
     config = {"model_config": {"task": task, "precision": precision}, "parallel": {"dit_fsdp": dit_fsdp}}
     return diagnose(empty, *[{"spans": spans}] * ranks, config=config, **run)
@@ -100,15 +101,16 @@ def weights_fp8(
 def ffn_hidden(
     empty: EmptyRun,
     *,
-    hidden_width: int = 8960,
+    task: str = "t2v-1.3B",
+    widths: tuple[int, int] = (1536, 8960),
     others: int = 300 * MIB,
     gathered: Sequence[int] = (),
     chunks: int = 1,
     category: str = "activation",
     has_events: bool = True,
 ) -> list[Finding]:
-    """A chunk of tokens of t2v-1.3B as wide as the model, its hidden layer, and other tensors beside them."""
-    narrow, wide = (FFN_TOKENS * width * 2 for width in (1536, hidden_width))
+    """A chunk of tokens as wide as the model, its hidden layer, and other tensors beside them."""
+    narrow, wide = (FFN_TOKENS * width * 2 for width in widths)
     peak = narrow + wide + others + sum(gathered)
     spans = [span(1, "denoise", (0, 90), step=0, component="dit", **held(0, 0, peak))]
     rows = [
@@ -118,7 +120,7 @@ def ffn_hidden(
         ("alloc", wide, 3, 1),
         ("free_requested", wide, 3, 1),
     ]
-    config = {"model_config": {"task": "t2v-1.3B"}, "optimization": {"ffn_chunks": chunks}}
+    config = {"model_config": {"task": task}, "optimization": {"ffn_chunks": chunks}}
     allocs = events(*rows, category=category) if has_events else []
     return diagnose(empty, {"spans": spans, "allocs": allocs}, config=config)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_tables import answer, make_ranks, make_run, span
+from run_tables import answer, event, make_ranks, make_run, span
 
 from ray_memprof.analysis.comparison.compare import (
     SQL_DIR,
@@ -133,6 +133,22 @@ def test_ranks_come_with_the_largest_moves_first(tmp_path: Path) -> None:
         (2, "duration", 2.0, 2.0, 0.0, None),
         (0, "peak_allocated", 1000.0, 1000.0, 0.0, None),
         (0, "duration", 2.0, 2.0, 0.0, None),
+    ]
+
+
+def test_of_ranks_that_moved_as_much_the_lowest_comes_first_and_each_has_its_own_gaps(tmp_path: Path) -> None:
+    def run(folder: Path, *gaps: int) -> Path:
+        tables = {}
+        for rank, gap in enumerate(gaps):
+            whole = span(1, "denoise", (0, SECOND), allocated=(0, 0, 50), reserved=(0, 50 + gap, 50 + gap))
+            taken = [event(1, "segment_alloc", 50 + gap, span_id=1), event(2, "alloc", 50, span_id=1)]
+            tables[rank] = {"spans": [whole], "allocs": taken}
+        return make_ranks(make_run(folder, tables), *({} for _ in gaps), run_id="r", status="ok")
+
+    found = compare([run(tmp_path / "a" / "r", 3, 4, 5), run(tmp_path / "b" / "r", 8, 9, 10)])
+    rows = moves(found, "level", "rank", "measure", "base_value", "value")
+    assert [row for row in rows if row[0] == "rank" and row[2] == "fragmentation"] == [
+        ("rank", rank, "fragmentation", 3.0 + rank, 8.0 + rank) for rank in range(3)
     ]
 
 

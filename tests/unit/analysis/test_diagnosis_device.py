@@ -357,6 +357,31 @@ def test_streams_that_peak_at_different_times_leave_no_gaps(
     assert all("above the most in use at once on each of 2 streams" in one.sentence for one in found)
 
 
+@pytest.mark.parametrize("kind", [("segment_alloc", "segment_free"), ("segment_map", "segment_unmap")])
+def test_what_streams_had_given_back_before_the_peak_does_not_count(
+    empty: EmptyRun, kind: tuple[str, str]
+) -> None:
+    """GIVEN streams of 12 and 8 GiB at the peak, 3 and 2 of them unused, and a third that was larger before."""
+    take, give = kind
+    found = fragments(
+        empty,
+        beside=[
+            (take, 6 * GIB, 1, 3),
+            (give, 6 * GIB, 1, 3),
+            (take, 5 * GIB, 2, 0),
+            (take, 7 * GIB, 3, 0),
+            ("alloc", 9 * GIB, 2, 0),
+            (take, 9 * GIB, 4, 7),
+            (give, 9 * GIB, 4, 7),
+            (take, 8 * GIB, 5, 7),
+            ("alloc", 6 * GIB, 5, 7),
+            (give, 5 * GIB, 2, 0),
+        ],
+    )
+    # 5 GiB by streams, of which 4 are above the most in use on all of them together.
+    assert [(one.bytes, "on each of 2 streams" in one.sentence) for one in found] == [(4 * GIB, True)]
+
+
 def test_streams_say_nothing_where_their_events_are_not_whole(empty: EmptyRun) -> None:
     (finding,) = fragments(empty, beside=[("segment_map", GIB, 1, 0), ("segment_map", GIB, 2, 7)])
     assert (finding.bytes, "streams" in finding.sentence) == (4 * GIB, False)

@@ -227,3 +227,14 @@ def test_wan_with_owners_goes_by_them(empty: EmptyRun) -> None:
         3 * GIB,
         "model_config.precision: bf16, which was fp32",
     )
+
+
+@pytest.mark.parametrize(
+    ("workload", "source", "is_told"),
+    [("script", "cuda", True), ("script", "cpu", False), ("wan", "cpu", True), ("wan", "cuda", True)],
+)
+def test_a_script_on_the_cpu_has_nowhere_else_to_keep_the_text_encoder(
+    empty: EmptyRun, workload: str, source: str, is_told: bool
+) -> None:
+    found = diagnose(empty, public_wan().tables(), workload=workload, source=source, config=CONFIG)
+    assert ("t5_stays" in {one.rule for one in found}) == is_told

@@ -216,15 +216,6 @@ def test_more_chunks_of_the_feed_forward(empty: EmptyRun, chunks: int, was: str)
     assert finding.knob == f"optimization.ffn_chunks: more than it was ({was})"
 
 
-@pytest.mark.parametrize("itemsize", [2, 4])
-def test_weights_that_fsdp_gathered_are_no_hidden_layer(empty: EmptyRun, itemsize: int) -> None:
-    """GIVEN the block's own weights whole on the rank, in their ratio of widths, WHEN asked, THEN they do not count."""
-    gathered = [1536 * 8960 * itemsize, 1536 * 1536 * itemsize]
-    assert said(ffn_hidden(empty, gathered=gathered, others=100 * MIB)) == [
-        ("ffn_hidden", (0,), "denoise", "dit", HIDDEN, True)
-    ]
-
-
 def test_hidden_layer_of_exactly_a_twentieth(empty: EmptyRun) -> None:
     others = 19 * HIDDEN - FFN_TOKENS * 1536 * 2
     assert said(ffn_hidden(empty, others=others)) == [("ffn_hidden", (0,), "denoise", "dit", HIDDEN, True)]
@@ -232,7 +223,7 @@ def test_hidden_layer_of_exactly_a_twentieth(empty: EmptyRun) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"hidden_width": 4 * 1536}, {"category": "weight"}, {"has_events": False}]
+    "changes", [{"widths": (1536, 4 * 1536)}, {"category": "weight"}, {"has_events": False}]
 )
 def test_tensors_of_other_widths_or_kinds_are_no_hidden_layer(
     empty: EmptyRun, changes: dict[str, Any]

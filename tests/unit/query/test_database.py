@@ -122,6 +122,28 @@ def test_a_column_that_an_older_run_did_not_write_is_null(run_dir: Path) -> None
         assert connection.execute("SELECT num_retries FROM spans").fetchall() == [(None,), (None,)]
 
 
+def leave_out(run_dir: Path, **lacking: str) -> None:
+    """Write files anew without some columns of a table, as an older version left them."""
+    with duckdb.connect() as connection:
+        for table, names in lacking.items():
+            for path in run_dir.glob(f"tables/{table}/rank=*/*.parquet"):
+                rows = connection.sql(f"SELECT * EXCLUDE ({names}) FROM '{path}'").to_arrow_table()
+                connection.sql("FROM rows").write_parquet(str(path))
+                assert rows.num_rows
+
+
+@pytest.mark.parametrize("lacking", ["cfg", "clock_offset_ns, inexact_bytes, peak_at_least, cfg"])
+def test_ranks_of_an_older_run_ran_both_passes_and_saw_every_event(tmp_path: Path, lacking: str) -> None:
+    """GIVEN a run from before guidance was split, whose clocks were compared already, and one from before that."""
+    known = {"clock_offset_ns": 5, "inexact_bytes": 7, "peak_at_least": True, "cfg": 1}
+    make_ranks(make_run(tmp_path, {0: {}, 1: {}}), known, known)
+    leave_out(tmp_path, ranks=lacking)
+    wanted = {**known, **dict.fromkeys(lacking.split(", "), 0)}
+    with database.open_run(tmp_path) as connection:
+        rows = connection.execute(f"SELECT {', '.join(wanted)} FROM ranks").fetchall()
+    assert rows == [tuple(wanted.values())] * 2
+
+
 @pytest.mark.parametrize("only", [None, "peak_by_stage", "FROM spans"])
 def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path, only: str | None) -> None:
     """GIVEN spans whose peak on the device is a bound, as schema version 1 had it, two levels of them on two ranks."""
@@ -131,21 +153,17 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
         span(3, "denoise/dit.block", (20, 30), parent_id=1, device_used=(4, 5, 50)),  # 7 were seen at 20
     ]
     second = [span(1, "denoise", (0, 100), device_used=(6, 8, 8)), span(2, "decode", (101, 101))]
+    second.append(span(3, "save", (300, 250), device_used=(5, 3, 60)))  # the clock was set back
     looks = [
         blank("samples", t_ns=t_ns, device_used_bytes=used) for t_ns, used in ((25, 6), (50, 9), (200, 99))
     ]
     make_run(tmp_path, {0: {"spans": first, "samples": looks}, 1: {"spans": second}})
     make_ranks(tmp_path, {}, {})
-    lacking = {
-        "spans": "device_used_bound_bytes, num_samples",
-        "ranks": "clock_offset_ns, inexact_bytes, peak_at_least",
-    }
-    with duckdb.connect() as connection:
-        for table, names in lacking.items():
-            for path in tmp_path.glob(f"tables/{table}/rank=*/*.parquet"):
-                rows = connection.sql(f"SELECT * EXCLUDE ({names}) FROM '{path}'").to_arrow_table()
-                connection.sql("FROM rows").write_parquet(str(path))
-                assert rows.num_rows
+    leave_out(
+        tmp_path,
+        spans="device_used_bound_bytes, num_samples",
+        ranks="clock_offset_ns, inexact_bytes, peak_at_least",
+    )
     # WHEN the run is opened THEN a peak is the most that anybody saw, and the bound is where it was
     text = "SELECT rank, span_id, device_used_peak_bytes, device_used_bound_bytes, num_samples FROM spans ORDER BY ALL"
     with database.open_run(tmp_path, only) as connection:
@@ -155,6 +173,7 @@ def test_a_run_without_a_bound_has_what_was_measured_in_its_place(tmp_path: Path
             (0, 3, 7, 50, 1),
             (1, 1, 8, 8, 0),
             (1, 2, 0, 0, 0),
+            (1, 3, 5, 60, 0),
         ]
     with database.open_run(tmp_path) as connection:
         known = "SELECT clock_offset_ns, inexact_bytes, peak_at_least FROM ranks"

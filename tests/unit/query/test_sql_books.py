@@ -148,6 +148,40 @@ def test_a_device_that_gave_memory_back_is_not_as_full(tmp_path: Path) -> None:
     assert (found["t_ns"], found["active"]) == (81, 15)
 
 
+def test_what_tensors_have_after_memory_was_given_back_hides_no_full_moment(tmp_path: Path) -> None:
+    """GIVEN 32 events that begin with the device full, and end with 96 in tensors where it is not."""
+    later = [{**row, "seq": 40 + row["seq"]} for row in LATER]
+    smaller = [event(70, "segment_free", 10, t_ns=71), event(71, "alloc", 90, t_ns=72, address=5)]
+    again = [
+        event(100, "free_completed", 90, t_ns=73, address=5),
+        event(101, "segment_alloc", 10, t_ns=80),
+    ]
+    found = full_run(tmp_path, [*GROWTH, *later, *smaller, *again], [])
+    assert (found["t_ns"], found["active"]) == (45, 49)
+
+
+def test_a_span_that_begins_and_ends_at_one_moment_was_full_at_its_end(tmp_path: Path) -> None:
+    """GIVEN a span shorter than a tick of the clock, in which the device became full until the next one begins."""
+    spans = [
+        span(1, "a", (0, 40), reserved=(0, 60, 60), active=(0, 20, 20), device_used=(0, 60, 60)),
+        span(2, "b", (50, 50), reserved=(60, 100, 100), active=(20, 20, 20), device_used=(60, 130, 130)),
+        span(3, "c", (60, 70), reserved=(100, 90, 100), active=(20, 20, 20), device_used=(120, 90, 120)),
+    ]
+    events = [
+        event(1, "segment_alloc", 60, t_ns=5, span_id=1),
+        event(2, "alloc", 20, t_ns=6, address=1, span_id=1),
+        event(3, "segment_alloc", 40, t_ns=50, span_id=2),
+        event(4, "alloc", 9, t_ns=55, address=2),
+        event(5, "free_completed", 9, t_ns=57, address=2),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}})
+    held = {"active": 29, "cached": 71, "context": 0, "nccl": 0, "libraries": 0, "others": 0}
+    assert answer(tmp_path, "books_at_peak") == [
+        (0, 55, None, account, size, size / 130, 130, None)
+        for account, size in (*held.items(), ("unexplained", 30))
+    ]
+
+
 def test_a_sample_that_the_allocator_kept_waiting_does_not_say_what_it_held(tmp_path: Path) -> None:
     late = blank("samples", t_ns=61, device_used_bytes=130, allocated_bytes=99, reserved_bytes=99)
     assert full_run(tmp_path, [*GROWTH, *LATER], [late])["active"] == 49
@@ -155,6 +189,22 @@ def test_a_sample_that_the_allocator_kept_waiting_does_not_say_what_it_held(tmp_
 
 def test_without_events_a_span_counts_with_its_peak_where_it_ends_full(tmp_path: Path) -> None:
     assert full_run(tmp_path, [], []) == {"t_ns": 50, "active": 70, "cached": 30, "libraries": 30}
+
+
+def test_of_nested_spans_that_end_equally_full_the_first_of_the_innermost_counts(tmp_path: Path) -> None:
+    full = {"active": (0, 5, 70), "reserved": (0, 100, 100), "device_used": (30, 130, 130)}
+    late = {"active": (5, 5, 70), "reserved": (100, 100, 100), "device_used": (130, 130, 130)}
+    spans = [
+        span(1, "a", (0, 100), **full),
+        span(2, "a/b", (10, 60), parent_id=1, **full),
+        span(3, "a/c", (70, 90), parent_id=1, **late),
+    ]
+    make_run(tmp_path, {0: {"spans": spans}})
+    held = {"active": 70, "cached": 30, "context": 0, "nccl": 0, "libraries": 0, "others": 0}
+    assert answer(tmp_path, "books_at_peak") == [
+        (0, 35, "a/b", account, size, size / 130, 130, None)
+        for account, size in (*held.items(), ("unexplained", 30))
+    ]
 
 
 def test_the_device_is_full_where_it_was_measured(tmp_path: Path) -> None:

@@ -113,6 +113,13 @@ def test_a_group_of_one_rank_has_no_connections(tmp_path: Path) -> None:
     assert groups(tmp_path)[0][11] == 0
 
 
+@pytest.mark.parametrize("above", [0, 1])
+def test_only_more_than_connections_take_needs_a_word(tmp_path: Path, above: int) -> None:
+    make_run(tmp_path, {0: {"communicators": [group("0", 1, RING + above, num_calls=3)]}})
+    (row,) = groups(tmp_path)
+    assert (row[11], row[12] is not None) == (RING, above > 0)
+
+
 def test_an_older_run_tells_what_grew_across_calls_that_were_heard(tmp_path: Path) -> None:
     calls = [
         call("init_process_group", (1, 2), 40), call("all_reduce", (5, 6), 30), call("all_reduce", (7, 8)),
@@ -124,6 +131,42 @@ def test_an_older_run_tells_what_grew_across_calls_that_were_heard(tmp_path: Pat
     assert answer(tmp_path, "nccl_by_communicator") == [
         (0, "0", None, None, 2, 2, 70, None, "growth", None, False, RING, None),
         (0, "1", None, None, 4, 0, None, None, "unknown", None, False, RING, lost),
+    ]
+
+
+def test_groups_of_an_older_run_are_told_apart_by_rank_and_by_what_they_called(tmp_path: Path) -> None:
+    """GIVEN two groups on one rank, before and after its context came, and one on another that gave back twice."""
+    several = [
+        call("init_process_group", (1, 2), size=4),
+        call("all_reduce", (60, 61), 40, size=4),  # 10 of it are a library's
+        call("new_group", (62, 63), 5, name="tp"),
+        call("all_to_all_single", (64, 65), 2, name="tp"),
+        call("send", (66, 67), name="tp"),
+        call("destroy_process_group", (90, 91), -60, "", 0),  # nobody knows whose
+    ]
+    booked = [
+        entry(50, "context", 9), entry(61, "nccl", 30), entry(61, "libraries", 10),
+        entry(63, "nccl", 5), entry(65, "nccl", 2), entry(91, "nccl", -37),
+    ]  # fmt: skip
+    single = [
+        call("all_reduce", (5, 6), 3),
+        call("destroy_process_group", (20, 21), -5, "", 0),
+        call("destroy_process_group", (22, 23), -3, "", 0),
+    ]
+    books = [
+        entry(1, "context", 9), entry(4, "libraries", 10), entry(6, "nccl", 3), entry(21, "nccl", -5),
+        entry(23, "nccl", -3),
+    ]  # fmt: skip
+    make_run(
+        tmp_path, {0: {"collectives": several, "ledger": booked}, 1: {"collectives": single, "ledger": books}}
+    )
+    note = (
+        "at least: given back when it was destroyed. This run was recorded before the calls of C++ were heard"
+    )
+    assert groups(tmp_path) == [
+        (0, "0", None, None, 4, 1, 30, None, "growth", None, False, RING, None),
+        (0, "tp", None, None, 2, 2, 7, None, "growth", None, False, RING + PEER, None),
+        (1, "0", None, None, 2, 1, 8, None, "returned", None, False, RING, note),
     ]
 
 

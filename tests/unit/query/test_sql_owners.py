@@ -159,6 +159,23 @@ def test_base_memory_leaves_out_what_loading_and_sharding_hold_meanwhile(tmp_pat
     assert answer(tmp_path, "component_visits") == []
 
 
+def test_a_component_that_only_the_name_of_its_loading_tells(tmp_path: Path) -> None:
+    """GIVEN a span of loading without a component, in which the weights are held twice."""
+    spans = [span(1, "load.dit", (5, 9), allocated=(0, 45, 135)), span(2, "load.vae", (10, 12))]
+    events = [
+        event(6, "alloc", 90, "weight", address=1, span_id=1),
+        event(7, "alloc", 45, "weight", address=2, span_id=1),
+        event(8, "free_completed", 90, "weight", address=1, span_id=1),
+        event(20, "alloc", 3, "weight", address=3),
+    ]
+    owners = [
+        blank("owners", seq=seq, t_ns=9, owner="dit.a", component="dit", category="weight")
+        for seq in (6, 7, 20)
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events, "owners": owners}})
+    assert answer(tmp_path, "base_memory") == [(0, "dit", 48, 1, 4), (0, "vae", 0, 1, 2)]
+
+
 def test_largest_allocations_go_by_owners(tmp_path: Path) -> None:
     recorded(tmp_path)
     rows = [row[:7] for row in answer(tmp_path, "largest_allocations")]

@@ -237,6 +237,28 @@ def test_fragmentation_and_fluctuation(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [("segment_alloc", "segment_free"), ("segment_map", "segment_unmap")])
+def test_what_was_held_when_reserved_memory_grew_to_its_peak(tmp_path: Path, kind: tuple[str, str]) -> None:
+    """GIVEN 10 of which 4 are given back before 24 more come, for 12 beside 5; as much comes again later."""
+    take, give = kind
+    events = [
+        event(1, take, 10, span_id=1),
+        event(2, "alloc", 5, span_id=1),
+        event(3, give, 4, span_id=1),
+        event(4, take, 24, span_id=1),
+        event(5, "alloc", 12, span_id=1),
+        event(6, give, 9, span_id=1),
+        event(7, take, 9, span_id=1),
+        event(8, "alloc", 1, span_id=1),
+    ]
+    whole = span(1, "denoise", (0, 9), allocated=(0, 18, 18), active=(0, 18, 18), reserved=(0, 30, 30))
+    make_run(tmp_path, {0: {"spans": [whole], "allocs": events}})
+    assert answer(tmp_path, "fragmentation") == [
+        (0, None, 30, 30 - 5 - 12, 30 - 18, "denoise", 30 - 18, 18, None),
+        (0, "denoise", 30, 30 - 5 - 12, 30 - 18, "denoise", 30 - 18, 18, 0),
+    ]
+
+
 def test_stage_bands_join_the_steps_and_split_what_comes_again(run_dir: Path, tmp_path: Path) -> None:
     assert answer(run_dir, "stage_bands") == [
         (0, "encode.text", 0, 90),

@@ -55,6 +55,53 @@ def test_account_peaks_of_stages_and_of_the_whole_run(run_dir: Path) -> None:
     ]
 
 
+def test_a_stage_that_comes_again_stands_where_it_began_and_has_the_most_of_its_spans(tmp_path: Path) -> None:
+    """GIVEN a stage whose second span follows another stage; each account has its most in another span."""
+    spans = [
+        span(1, "denoise", (0, 10), allocated=(0, 0, 8), reserved=(0, 9, 12), device_used=(20, 40, 41)),
+        span(2, "decode", (20, 30), allocated=(0, 0, 5), reserved=(9, 9, 10), device_used=(50, 52, 55)),
+        span(3, "denoise", (40, 50), allocated=(0, 0, 7), reserved=(9, 9, 15), device_used=(60, 30, 61)),
+    ]
+    spans[2]["device_used_bound_bytes"] = 70
+    changes: dict[str, list[tuple[int, int]]] = {
+        "context": [(0, 9), (15, 4), (35, -1)],
+        "nccl": [(5, 7), (25, 1), (35, -4)],
+        "libraries": [(15, 2), (45, 3)],
+        "others": [(15, 3), (45, -2)],
+        "heap": [(0, 1), (8, 5), (15, -2)],
+        "files": [(0, 2), (22, 1), (42, 3)],
+        "shared": [(0, 5), (5, -1), (41, -2)],
+    }
+    ledger = [
+        blank("ledger", t_ns=t_ns, account=account, bytes=size)
+        for account, rows in changes.items()
+        for t_ns, size in rows
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "ledger": ledger}})
+    names = (
+        "allocated",
+        "reserved",
+        "device_used",
+        "context",
+        "nccl",
+        "libraries",
+        "heap",
+        "files",
+        "shared",
+    )
+    # Of the device, 61 and 70 with at least one byte of others, 55 with three.
+    told = {
+        None: (8, 15, 60, 13, 8, 5, 6, 6, 5),
+        "denoise": (8, 15, 60, 12, 7, 5, 6, 6, 5),
+        "decode": (5, 10, 52, 13, 8, 2, 4, 3, 4),
+    }
+    assert answer(tmp_path, "account_peaks") == [
+        (0, stage, place, name, size, 69 if (name, size) == ("device_used", 60) else size)
+        for place, (stage, sizes) in enumerate(told.items())
+        for name, size in zip(names, sizes, strict=True)
+    ]
+
+
 def test_a_run_without_a_prediction_of_itself_has_no_answer(run_dir: Path) -> None:
     assert answer(run_dir, "predicted_vs_measured") == []
 

@@ -132,7 +132,7 @@ def test_headlines_take_each_figure_from_the_rank_that_has_the_most(tmp_path: Pa
     make_ranks(
         tmp_path,
         exact,
-        {**exact, "device_total_bytes": 90},
+        {**exact, "num_checks": 1, "device_total_bytes": 90},
         {**exact, "inexact_bytes": 5, "peak_at_least": True},
         {**exact, "inexact_bytes": 7, "num_lost_events": 1},
         {**exact, "inexact_bytes": 6},
@@ -176,6 +176,38 @@ def test_memory_parts_take_each_part_from_the_rank_that_has_the_most(tmp_path: P
         ("activation", "denoise", 29, 1, None, 0, 2, None, False),
         ("activation", "decode", 11, 1, None, None, 1, None, False),
         ("switching", None, 55, 0, None, None, 3, 18, False),
+    ]
+
+
+def test_memory_parts_are_each_of_the_rank_with_most_of_them(tmp_path: Path) -> None:
+    """GIVEN three ranks of which none has most of everything."""
+
+    def rank(dit: int, vae: int, loop: tuple[int, int], decode: int, used: int, time: int) -> list[Row]:
+        base = dit + vae
+        there = {"device_used": (0, 0, used)}
+        return [
+            span(1, "load.dit", (0, 10 + time), allocated=(0, dit, dit), component="dit"),
+            span(2, "load.vae", (20, 21), allocated=(dit, base, base), component="vae"),
+            span(3, "denoise", (30, 40), allocated=(base, base, base + loop[0]), step=0, **there),
+            span(4, "denoise", (40, 50), allocated=(base, base, base + loop[1]), step=1, **there),
+            span(5, "decode", (50, 60), allocated=(base, base, base + decode), **there),
+            span(6, "residency.offload", (60, 62), allocated=(base, vae, base), component="dit"),
+        ]
+
+    ranks = [
+        rank(50, 5, (20, 25), decode=2, used=90, time=1),
+        rank(60, 4, (30, 12), decode=1, used=95, time=5),
+        rank(40, 9, (10, 14), decode=7, used=99, time=3),
+    ]
+    make_run(tmp_path, {number: {"spans": rows} for number, rows in enumerate(ranks)})
+    assert answer(tmp_path, "memory_parts") == [
+        ("total", None, 99, 2, None, None, None, None, False),
+        ("tensors", None, 94, 1, "denoise", 0, None, None, False),
+        ("base", "dit", 60, 1, None, None, 1, 15, False),
+        ("base", "vae", 9, 2, None, None, 1, 1, False),
+        ("activation", "denoise", 30, 1, None, 0, 2, None, False),
+        ("activation", "decode", 7, 2, None, None, 1, None, False),
+        ("switching", None, 64, 1, None, None, 3, 18, False),
     ]
 
 
@@ -259,6 +291,45 @@ def test_host_memory(run_dir: Path) -> None:
     ]
 
 
+def test_hosts_stand_in_order_and_their_stages_as_they_began(tmp_path: Path) -> None:
+    """GIVEN ranks on three hosts, and one without a row of the driver; the last on c has stages in another order."""
+
+    def rank(prepare: tuple[int, int, int], *loop: tuple[int, int, int]) -> dict[str, list[Row]]:
+        steps = [
+            span(2 + step, "denoise", (10 + step, 11 + step), step=step, host_rss=rss)
+            for step, rss in enumerate(loop)
+        ]
+        return {"spans": [span(1, "prepare", (0, 10), host_rss=prepare), *steps]}
+
+    make_run(
+        tmp_path,
+        {
+            0: rank((10, 30, 40), (30, 50, 60), (50, 45, 55)),
+            1: rank((5, 9, 20), (9, 8, 30)),
+            2: rank((7, 8, 45), (8, 40, 59)),
+            3: rank((1, 2, 4), (2, 3, 5)),
+            4: {
+                "spans": [
+                    span(2, "denoise", (0, 5), host_rss=(1, 3, 6)),
+                    span(3, "prepare", (5, 9), host_rss=(3, 4, 7)),
+                ]
+            },
+            5: rank((1, 2, 2), (2, 3, 3)),
+        },
+    )
+    make_ranks(tmp_path, *({"host": host} for host in "babcc"))
+    assert answer(tmp_path, "host_memory") == [
+        ("a", "prepare", 1, 20, 20, 1, 4),
+        ("a", "denoise", 1, 30, 30, 1, -1),
+        ("b", "prepare", 2, 85, 45, 2, 20 + 1),
+        ("b", "denoise", 2, 119, 60, 0, 15 + 32),
+        ("c", "prepare", 2, 11, 7, 4, 2),
+        ("c", "denoise", 2, 11, 6, 4, 3),
+        (None, "prepare", 1, 2, 2, 5, 1),
+        (None, "denoise", 1, 3, 3, 5, 1),
+    ]
+
+
 def test_measures(run_dir: Path) -> None:
     assert columns(run_dir, "measures") == ["measure", "stage", "unit", "value", "is_at_least"]
     assert answer(run_dir, "measures") == [
@@ -311,6 +382,62 @@ def test_measures_say_what_may_have_been_more(tmp_path: Path) -> None:
         *((name, None) for name in (*tensors[:2], "peak_device_used", tensors[2])),
         ("peak_device_used", "denoise"),
         *((name, "decode") for name in tensors),
+    ]
+
+
+def test_the_worst_of_several_ranks_counts_whichever_rank_that_is(tmp_path: Path) -> None:
+    """GIVEN two ranks, each of which has more than the other of some things."""
+
+    def rank(times: tuple[int, int], allocated: int, reserved: int, used: int, **measured: int) -> list[Row]:
+        ends = {"allocated": allocated, "reserved": reserved, "device_used": used}
+        told = {name: (0, size, size) for name, size in ends.items()}
+        told |= {name: (0, allocated, measured.pop(name)) for name in ("active", "host_rss")}
+        return [span(1, "denoise", times, step=0, num_samples=3, **told, **measured)]
+
+    def tables(spans: list[Row], **accounts: int) -> dict[str, list[Row]]:
+        (one,) = spans
+        taken = (("segment_alloc", one["reserved_peak_bytes"]), ("alloc", one["allocated_peak_bytes"]))
+        return {
+            "spans": spans,
+            "allocs": [
+                event(seq, action, size, t_ns=one["start_ns"] + seq, address=1, span_id=1)
+                for seq, (action, size) in enumerate(taken, 1)
+            ],
+            "ledger": [
+                blank("ledger", t_ns=one["start_ns"], account=name, bytes=size)
+                for name, size in accounts.items()
+            ],
+        }
+
+    first = rank((1 * SECOND, 5 * SECOND), 40, 70, 90, active=44, host_rss=49, num_allocs=3, num_retries=2)
+    second = rank((2 * SECOND, 8 * SECOND), 30, 80, 95, active=47, host_rss=33, num_allocs=9, num_retries=1)
+    make_run(
+        tmp_path,
+        {
+            0: tables(first, nccl=5, libraries=2, others=3),
+            1: tables(second, nccl=4, libraries=6, others=1),
+        },
+    )
+    peaks = {"active": 47, "allocated": 40, "device_used": 95, "host_rss": 49, "reserved": 80}
+    # On rank 0: 70 - 40 cached, and of the rest of the 90, 10 are nobody's; on rank 1 50 and 4.
+    accounts = {
+        "cached": 50,
+        "fragmentation": 50,
+        "libraries": 6,
+        "nccl": 5,
+        "others": 3,
+        "unexplained": 10,
+    }
+    counts = [("imbalance", "", 40 / 35), ("num_allocs", "", 9), ("num_retries", "", 2)]
+    assert answer(tmp_path, "measures") == [
+        *((f"peak_{name}", None, "bytes", size, False) for name, size in peaks.items()),
+        *((name, None, "bytes", size, False) for name, size in accounts.items()),
+        ("duration", None, "s", 7.0, False),
+        *((name, None, unit, value, False) for name, unit, value in counts),
+        *((f"peak_{name}", "denoise", "bytes", size, False) for name, size in peaks.items()),
+        ("duration", "denoise", "s", 6.0, False),
+        ("step_duration", "denoise", "s", 5.0, False),
+        *((name, "denoise", unit, value, False) for name, unit, value in counts),
     ]
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from run_tables import Row, answer, blank, columns, event, make_ranks, make_run, span
 
+from ray_memprof.query.database import open_run
+
 
 @pytest.mark.parametrize(
     "name",
@@ -83,6 +85,26 @@ def test_peak_event(run_dir: Path) -> None:
         (0, 10, 10, 4, "denoise", "dit", "denoise/dit.block", 0, 1, 150, False, 18, None),
         (1, 2, 2, 0, None, None, None, None, None, 12, False, 7, None),
         (2, 1, 1, 0, None, None, None, None, None, 3, True, 3, None),
+    ]
+
+
+def test_of_equal_peaks_the_one_in_the_innermost_span_is_told(tmp_path: Path) -> None:
+    """GIVEN a peak in a stage, and later the same in a block of another one."""
+    spans = [
+        span(1, "encode.text", (0, 10), allocated=(0, 0, 50)),
+        span(2, "denoise", (10, 30), allocated=(0, 0, 50), step=4),
+        span(3, "denoise/dit.block", (11, 19), parent_id=2, allocated=(0, 0, 50), step=4, block=6),
+    ]
+    events = [
+        event(1, "alloc", 50, "output", address=1, span_id=1),
+        *free(2, 50, "output", address=1, span_id=1),
+        event(12, "alloc", 20, "activation", address=1, span_id=3),
+        event(13, "alloc", 30, "activation", address=2, span_id=3),
+        *free(14, 30, "activation", address=2, span_id=3),
+    ]
+    make_run(tmp_path, {0: {"spans": spans, "allocs": events}})
+    assert answer(tmp_path, "peak_event") == [
+        (0, 13, 13, 3, "denoise", None, "denoise/dit.block", 4, 6, 50, False, 30, "activation")
     ]
 
 
@@ -220,7 +242,9 @@ def test_largest_allocations(run_dir: Path) -> None:
 
 
 def test_only_the_twenty_largest_sizes_are_named(tmp_path: Path) -> None:
-    make_run(tmp_path, {0: {"allocs": [event(seq, "alloc", seq, address=seq) for seq in range(1, 30)]}})
+    tensors = [event(seq, "alloc", seq, address=seq) for seq in range(1, 30)]
+    segments = [event(seq, "segment_alloc", 100 + seq, address=seq) for seq in range(30, 35)]
+    make_run(tmp_path, {0: {"allocs": [*tensors, *segments]}})
     assert [row[1] for row in answer(tmp_path, "largest_allocations")] == list(range(29, 9, -1))
 
 
@@ -351,6 +375,33 @@ def test_a_component_that_only_one_of_the_two_holds(tmp_path: Path) -> None:
     ]
 
 
+def test_each_stage_is_blamed_on_what_was_alive_at_its_own_peak(tmp_path: Path) -> None:
+    """GIVEN a rank that holds more in the loop, and another that holds more before it; three in between or below."""
+
+    def rank(encode: int, loop: int) -> dict[str, list[Row]]:
+        spans = [
+            span(1, "encode.text", (0, 10), allocated=(0, 0, encode + 3), component="t5"),
+            span(2, "denoise", (10, 20), allocated=(0, 0, loop + 2), component="dit"),
+        ]
+        events = [
+            event(1, "alloc", 3, "weight", address=9, span_id=1),
+            event(2, "alloc", encode, "activation", address=1, span_id=1),
+            *free(3, encode, "activation", address=1, span_id=1),
+            *free(5, 3, "weight", address=9, span_id=1),
+            event(11, "alloc", 2, "activation", address=3, span_id=2),
+            event(12, "alloc", loop, "activation", address=2, span_id=2),
+            *free(13, loop, "activation", address=2, span_id=2),
+        ]
+        return {"spans": spans, "allocs": events}
+
+    make_run(tmp_path, {0: rank(12, 25), 1: rank(10, 30), 2: rank(14, 22), 3: rank(11, 26)})
+    assert answer(tmp_path, "imbalance_by_component") == [
+        (None, "dit", 1, 2, 32, 24, 8),
+        ("denoise", "dit", 1, 2, 32, 24, 8),
+        ("encode.text", "t5", 2, 1, 17, 13, 4),
+    ]
+
+
 def test_a_component_is_blamed_only_where_both_peaks_are_known(tmp_path: Path) -> None:
     without = {"spans": [span(1, "denoise", (0, 9), allocated=(0, 0, 5))]}
     make_run(tmp_path, {0: holders(4), 1: without})
@@ -367,3 +418,22 @@ def test_a_span_that_only_frees_has_no_churn(tmp_path: Path) -> None:
 def test_samples_and_ledgers_alone_hold_no_tensor(tmp_path: Path) -> None:
     make_run(tmp_path, {0: {"samples": [blank("samples", allocated_bytes=5)]}})
     assert [answer(tmp_path, name) for name in ("peak_event", "alive_at_peak", "churn")] == [[], [], []]
+
+
+def test_a_block_is_freed_by_the_next_free_at_its_place_if_any(tmp_path: Path) -> None:
+    events = [
+        event(1, "alloc", 8, address=7),
+        *free(2, 8, address=7),
+        event(4, "alloc", 8, address=7),
+        event(5, "alloc", 4, address=8),
+        event(9, "free_completed", 4, address=8),
+        event(10, "free_requested", 8, address=7),
+    ]
+    other = [event(1, "alloc", 2, address=9), event(6, "free_completed", 3, address=7)]
+    make_run(tmp_path, {0: {"allocs": events}, 1: {"allocs": other}})
+    with open_run(tmp_path) as connection:
+        connection.execute(
+            "CREATE TEMP TABLE blocks AS SELECT rank, address, seq FROM allocs WHERE action = 'alloc'"
+        )
+        found = connection.execute("FROM block_frees(blocks) ORDER BY ALL").fetchall()
+    assert found == [(0, 1, 3), (0, 5, 9)]

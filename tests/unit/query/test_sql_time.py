@@ -40,6 +40,29 @@ def test_time_slices_reach_from_the_first_to_the_last_that_was_seen(tmp_path: Pa
     assert answer(tmp_path / "b", "time_slices") == [(100, 1)]
 
 
+@pytest.mark.parametrize("table", ["spans", "samples", "allocs"])
+def test_time_slices_reach_from_the_first_to_the_last_of_each_table(tmp_path: Path, table: str) -> None:
+    """GIVEN three rows of each table on both ranks: of one table the first and the last are outermost."""
+
+    def times(name: str) -> tuple[int, int, int]:
+        return (40, 200, 1239) if name == table else (150, 250, 900)
+
+    def rank(late_ns: int) -> dict[str, list[Row]]:
+        begin, middle, end = (t_ns + late_ns for t_ns in times("spans"))
+        spans = [span(1, "load.dit", (begin, begin + 5)), span(2, "denoise", (middle, end))]
+        return {
+            "spans": [*spans, span(3, "denoise/dit.block", (middle + 1, middle + 2), parent_id=2)],
+            "samples": [blank("samples", t_ns=t_ns + late_ns) for t_ns in times("samples")],
+            "allocs": [
+                event(seq, "alloc", 1, t_ns=t_ns + late_ns) for seq, t_ns in enumerate(times("allocs"))
+            ],
+        }
+
+    make_run(tmp_path, {0: rank(0), 1: rank(3)})
+    # 40 to 1242 are 1203 ns, more than 400 times 3.
+    assert answer(tmp_path, "time_slices") == [(40, 4)]
+
+
 def test_timeline_spread_takes_a_silent_rank_as_it_was_seen_last(tmp_path: Path) -> None:
     ranks = {
         0: {"spans": [span(1, "denoise", (0, 399), device_used=(5, 6, 6))]},
@@ -161,6 +184,30 @@ def test_vae_cache_is_what_a_chunk_leaves_behind(tmp_path: Path) -> None:
         (1, 2, 13, 13, 16, 18, 121),
         (1, 2, 14, 14, 32, 18, 220),
         (1, 3, 110, 110, 128, 121, None),
+    ]
+
+
+def test_vae_cache_tells_of_an_address_what_is_there_when_its_chunk_ends(tmp_path: Path) -> None:
+    """GIVEN an address that three tensors of a chunk have in turn: the last of them stays, of another size."""
+    act, chunk = "activation", {"address": 7, "span_id": 2}
+    events = [
+        event(10, "alloc", 8, act, **chunk),
+        event(11, "free_requested", 8, act, **chunk),
+        event(12, "free_completed", 8, act, **chunk),
+        event(13, "alloc", 6, act, **chunk),
+        event(14, "free_requested", 6, act, **chunk),
+        event(15, "free_completed", 6, act, **chunk),
+        event(16, "alloc", 4, act, **chunk),
+        event(17, "alloc", 5, "weight", address=8, span_id=2),
+        event(120, "free_requested", 4, act, address=7, span_id=3),
+        event(121, "free_completed", 4, act, address=7, span_id=3),
+        event(130, "alloc", 2, act, address=7, span_id=3),
+    ]
+    make_run(tmp_path, {0: chunks(events), 1: chunks([{**row, "t_ns": row["t_ns"] + 1} for row in events])})
+    assert answer(tmp_path, "vae_cache") == [
+        (rank, *row)
+        for rank in (0, 1)
+        for row in ((2, 16, 16 + rank, 4, 16, 121), (3, 130, 130 + rank, 2, 130, None))
     ]
 
 
@@ -319,8 +366,27 @@ def test_only_samples_of_a_process_have_books_beside_those_of_spans(
 def test_without_events_the_timeline_by_account_goes_by_the_spans(tmp_path: Path) -> None:
     spans = [span(1, "denoise", (0, 399), device_used=(7, 9, 27), reserved=(0, 2, 20), active=(0, 1, 12))]
     make_run(tmp_path, {0: {"spans": spans}})
-    seen = [(row[1], row[3], row[4], row[16], row[17]) for row in answer(tmp_path, "timeline_by_account")]
-    assert seen == [(0, True, 0, 0, 0), (199, True, 12, 12, 8), (399, True, 1, 1, 1)]
+    nothing, outside = (0,) * len(CATEGORIES), (0,) * (4 + len(HOST_ACCOUNTS))
+    assert answer(tmp_path, "timeline_by_account") == [
+        (0, 0, 0, True, 0, *nothing, 0, 0, *outside, 7),
+        (0, 199, 199, True, 12, *nothing, 12, 8, *outside, 7),
+        (0, 399, 399, True, 1, *nothing, 1, 1, *outside, 7),
+    ]
+
+
+def test_events_alone_have_categories_and_no_books(tmp_path: Path) -> None:
+    """GIVEN tensors that were there before the first event, on one of two ranks."""
+    events = [event(1, "segment_alloc", 20), event(2, "alloc", 8, "weight")]
+    before = event(-1, "alloc", 5, "before", t_ns=1)
+    make_run(tmp_path, {0: {"allocs": [before, *events]}, 1: {"allocs": events[:1]}})
+    nothing, outside = (0,) * len(CATEGORIES), (0,) * (4 + len(HOST_ACCOUNTS))
+    earlier = (*nothing[1:], 5)
+    assert answer(tmp_path, "timeline_by_account") == [
+        (0, 0, 1, True, 5, *earlier, 0, 0, *outside, 0),
+        (0, 0, 1, False, 5, *earlier, 0, 15, *outside, 0),
+        (0, 1, 2, True, 13, 8, *earlier[1:], 0, 7, *outside, 0),
+        (1, 0, 1, True, 0, *nothing, 0, 20, *outside, 0),
+    ]
 
 
 def test_without_events_a_slice_has_its_peak_and_its_end(tmp_path: Path) -> None:

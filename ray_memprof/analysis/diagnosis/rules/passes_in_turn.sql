@@ -67,20 +67,19 @@ known AS (
         steps.duration_ns,
         COALESCE(exchanged.bytes, 0) AS total_bytes,
         COALESCE(exchanged.bytes, 0) // steps.num_steps AS exchanged_bytes,
-        COALESCE(activation_by_stage.activation_peak_bytes, 0)
-            AS activation_bytes,
+        activation_by_stage.activation_peak_bytes AS activation_bytes,
         NULLIF(peaks.device_total_bytes, 0)
             - GREATEST(
-                COALESCE(peaks.device_used_peak_bytes, 0),
-                COALESCE(activation_by_stage.activation_peak_bytes, 0)
+                peaks.device_used_peak_bytes,
+                activation_by_stage.activation_peak_bytes
             ) AS free_bytes
     FROM passes
     INNER JOIN steps ON passes.rank = steps.rank
     LEFT JOIN exchanged ON passes.rank = exchanged.rank
-    LEFT JOIN activation_by_stage
+    INNER JOIN activation_by_stage
         ON passes.rank = activation_by_stage.rank
         AND activation_by_stage.stage = 'denoise'
-    LEFT JOIN rank_peaks() AS peaks ON passes.rank = peaks.rank
+    INNER JOIN rank_peaks() AS peaks ON passes.rank = peaks.rank
 )
 
 SELECT

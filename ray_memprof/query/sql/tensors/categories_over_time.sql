@@ -277,16 +277,17 @@ SELECT
     active::BIGINT AS active_bytes,
     -- Host tensors have no segments: what they use is all that is held.
     GREATEST(reserved, active)::BIGINT AS reserved_bytes,
-    COALESCE(weight, 0)::BIGINT AS weight_bytes,
-    COALESCE(buffer, 0)::BIGINT AS buffer_bytes,
-    COALESCE(gradient, 0)::BIGINT AS gradient_bytes,
-    COALESCE(optimizer, 0)::BIGINT AS optimizer_bytes,
-    (COALESCE(activation, 0) - moved)::BIGINT AS activation_bytes,
-    COALESCE(temporary, 0)::BIGINT AS temporary_bytes,
-    COALESCE(communication, 0)::BIGINT AS communication_bytes,
-    COALESCE(workspace, 0)::BIGINT AS workspace_bytes,
-    (COALESCE(cache, 0) + moved)::BIGINT AS cache_bytes,
-    COALESCE(output, 0)::BIGINT AS output_bytes,
-    COALESCE(earlier, 0)::BIGINT AS before_bytes
+    -- None of these is null: the first events of a rank are read one by one.
+    weight::BIGINT AS weight_bytes,
+    buffer::BIGINT AS buffer_bytes,
+    gradient::BIGINT AS gradient_bytes,
+    optimizer::BIGINT AS optimizer_bytes,
+    (activation - moved)::BIGINT AS activation_bytes,
+    temporary::BIGINT AS temporary_bytes,
+    communication::BIGINT AS communication_bytes,
+    workspace::BIGINT AS workspace_bytes,
+    (cache + moved)::BIGINT AS cache_bytes,
+    output::BIGINT AS output_bytes,
+    earlier::BIGINT AS before_bytes
 FROM summed
 ORDER BY rank, seq

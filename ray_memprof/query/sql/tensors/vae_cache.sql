@@ -7,7 +7,8 @@
 --   seq          of the tensor's allocation, in allocs
 --   t_ns         of that allocation, since 1970
 --   size_bytes   as the allocator counts it
---   carried_seq  of the last event of its chunk
+--   carried_seq  of the last event of an activation in its chunk: it is cache
+--                from then on
 --   freed_seq    of the event that freed it; null: it stayed
 WITH chunks AS (
     SELECT rank, span_id FROM spans WHERE name = 'vae.chunk'
