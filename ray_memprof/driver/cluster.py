@@ -38,7 +38,7 @@ from ray_memprof.driver.elsewhere import Elsewhere
 from ray_memprof.driver.far_runs import NAMESPACE, FarRun
 from ray_memprof.driver.interrupts import Interrupted, Interrupts
 from ray_memprof.driver.live import Live
-from ray_memprof.driver.overview import completed, describe, gaps
+from ray_memprof.driver.overview import describe, gaps, with_versions
 from ray_memprof.driver.placement import node_names, rank_order, rank_plans
 from ray_memprof.driver.ray_errors import in_one_line
 from ray_memprof.driver.run_state import RunState
@@ -114,8 +114,8 @@ class Cluster:
             one if ready.process is None else replace(one, pid=ready.process[0], started=ready.process[1])
             for one, ready in zip(self.facts, self.prepared, strict=True)
         ]
-        self._state.environment, self._state.checks = self.prepared[0].environment, self.prepared[0].checks
-        checks = completed(self.facts, [ready.checks for ready in self.prepared])
+        checks = with_versions(self.facts, self.prepared)
+        self._state.environment, self._state.checks = self.prepared[0].environment, dict(checks[0])
         self._state.problems += gaps(checks)
         self._state.elsewhere = self.elsewhere()
         self._state.note()

@@ -12,23 +12,22 @@ from typing import TYPE_CHECKING
 
 from ray_memprof.config.run_config import RunConfig
 from ray_memprof.driver.preflight import check_driver, needed_bytes
-from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.messages import Prepared, RankFacts
 from ray_memprof.wording import rank_text, size_text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-def completed(
-    facts: Sequence[RankFacts], checks: Sequence[Mapping[str, str | int]]
-) -> list[Mapping[str, str | int]]:
-    """The checks of all ranks, in rank order: one that tells no versions has those of the first rank of its node."""
-    first: dict[str, Mapping[str, str | int]] = {}
-    for one, told in zip(facts, checks, strict=True):
-        first.setdefault(one.node_id, told)
-    own = ("device", "driver", "held_bytes", "num_holders", "nvml")
-    shared = {node: {key: told[key] for key in told if key not in own} for node, told in first.items()}
-    return [{**shared[one.node_id], **told} for one, told in zip(facts, checks, strict=True)]
+def with_versions(facts: Sequence[RankFacts], prepared: Sequence[Prepared]) -> list[Mapping[str, str | int]]:
+    """Versions and checks of all ranks, in rank order; without versions, a rank has those of the first of its node."""
+    first: dict[str, dict[str, str | int]] = {}
+    for one, ready in zip(facts, prepared, strict=True):
+        first.setdefault(one.node_id, ready.versions)
+    return [
+        (ready.versions or first[one.node_id]) | ready.checks
+        for one, ready in zip(facts, prepared, strict=True)
+    ]
 
 
 def gaps(checks: Sequence[Mapping[str, str | int]]) -> list[str]:

@@ -98,6 +98,7 @@ class Rank:
             import torch  # noqa: F401 - after the environment is set, but before the first span, which must not include it
 
         from ray_memprof.rank.checks import check_rank
+        from ray_memprof.rank.versions import versions
 
         checks = check_rank(plan)
         if plan.config.workload == "script":
@@ -108,6 +109,7 @@ class Rank:
             run_dir=plan.run_dir,
             shared=shared,
             environment=variables.in_force(os.environ) | variables.shown(wanted),
+            versions=versions() if plan.asks_torch else {},
             checks=checks,
             process=None if self._script is None else (self._script.pid, self._script.started),
         )

@@ -1,4 +1,4 @@
-"""Whether this rank can begin: the versions that it runs with, and how much of its GPU's memory others hold.
+"""Whether this rank can begin: whether its GPU is there, and how much of its memory others hold.
 
     checks = check_rank(plan)                    # inside the rank, before torch uses CUDA; raises PreflightFailed
 
@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from ray_memprof.errors import PreflightFailed
 from ray_memprof.rank.messages import RankFacts
 from ray_memprof.rank.plan import RankPlan
-from ray_memprof.rank.versions import Checks, versions
+from ray_memprof.rank.versions import Checks
 from ray_memprof.recorder.meters.nvml import Device, Holder, open_device
 from ray_memprof.wording import size_text
 
@@ -22,9 +22,7 @@ OpenDevice = Callable[..., AbstractContextManager[Device | None]]
 
 
 def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
-    """Versions of what this rank will use, and what its GPU has in use; raises PreflightFailed.
-
-    A rank that does not import torch (RankPlan.asks_torch) tells no versions: they are those of the first of its node.
+    """The kind of its device, and what its GPU has in use; raises PreflightFailed.
 
     Args:
         plan: of this rank, whose environment is set already.
@@ -32,8 +30,6 @@ def check_rank(plan: RankPlan, *, devices: OpenDevice = open_device) -> Checks:
     """
     kind = plan.config.model.device
     checks: Checks = {"device": kind}
-    if plan.asks_torch:
-        checks = versions() | checks
     if kind == "cpu":
         return checks
     if plan.asks_torch:

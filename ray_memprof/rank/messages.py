@@ -49,8 +49,10 @@ class Prepared:
     environment: dict[str, str]
     process: tuple[int, int] | None = None
     """Pid of the process that runs the script, and when it started, as in RankFacts; None: the actor itself works."""
+    versions: dict[str, Any]
+    """From versions.versions(); empty: those of the first rank of its node (see RankPlan.asks_torch)."""
     checks: dict[str, Any]
-    """From checks.check_rank: versions of what this rank imports, and so on."""
+    """From checks.check_rank: its device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -47,9 +47,10 @@ plan = RankPlan(run_id="r", config=config, rank=0, world_size=1, local_rank=0, l
 LOOK = f"""{PLAN}
 import torch
 from ray_memprof.rank import checks as rank_checks
+from ray_memprof.rank.versions import versions
 
 rank_checks.MAX_HELD_BYTES = 2**60
-checks = rank_checks.check_rank(plan)
+checks = versions() | rank_checks.check_rank(plan)
 assert not torch.cuda.is_initialized()
 print(json.dumps(checks))
 """

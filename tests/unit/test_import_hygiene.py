@@ -111,7 +111,7 @@ print(json.dumps(sorted({"torch", "ray"} & sys.modules.keys())))
 
 def test_what_a_rank_tells_is_read_without_torch(tmp_path: Path) -> None:
     """The driver has no other use for it: the version of torch is a class of torch."""
-    told = Prepared(run_dir=tmp_path, shared=True, environment={}, checks=versions())
+    told = Prepared(run_dir=tmp_path, shared=True, environment={}, versions=versions(), checks={})
     (tmp_path / "told").write_bytes(pickle.dumps([told, Outcome(rank=0, status="ok")]))
     assert printed(UNPICKLED, str(tmp_path / "told")) == []
 

@@ -41,6 +41,7 @@ def cluster(tmp_path: Path) -> Cluster:
             run_dir=state.folder.path if node == "a" else SCRATCH,
             shared=node == "a",
             environment={},
+            versions={},
             checks={},
         )
         for node in NODES

@@ -16,11 +16,11 @@ from rich.console import Console
 from ray_memprof.config.load import from_mapping
 from ray_memprof.config.rules import warnings
 from ray_memprof.config.run_config import RunConfig
-from ray_memprof.driver.overview import completed, describe, disagreements, gaps, run_lines
+from ray_memprof.driver.overview import describe, disagreements, gaps, run_lines, with_versions
 from ray_memprof.driver.preflight import check_driver, needed_bytes
 from ray_memprof.errors import EXIT_DISK_FULL, EXIT_PREFLIGHT, DiskFull, PreflightFailed
 from ray_memprof.rank.checks import check_gpu, check_rank, process_name
-from ray_memprof.rank.messages import RankFacts
+from ray_memprof.rank.messages import Prepared, RankFacts
 from ray_memprof.rank.plan import RankPlan
 from ray_memprof.rank.versions import versions
 from ray_memprof.recorder.meters.nvml import Device, Holder
@@ -147,17 +147,11 @@ class Opened:
         return "NVIDIA H200"
 
 
-def test_on_the_cpu_only_versions_are_told() -> None:
-    assert check_rank(plan(config(model_config={"device": "cpu"}))) == {**versions(), "device": "cpu"}
+def test_on_the_cpu_there_is_nothing_to_look_at() -> None:
+    assert check_rank(plan(config(model_config={"device": "cpu"}))) == {"device": "cpu"}
 
 
 SCRIPT: dict[str, Any] = {"workload": "script", "script": {"path": "job.py"}, "ranks": 4}
-
-
-def test_of_the_ranks_of_a_script_the_first_of_a_node_tells_the_versions() -> None:
-    given = config(model_config={"device": "cpu"}, **SCRIPT)
-    assert check_rank(plan(given)) == {"device": "cpu"}
-    assert check_rank(replace(plan(given), local_rank=0)) == {**versions(), "device": "cpu"}
 
 
 def test_each_rank_of_a_script_looks_at_its_own_gpu() -> None:
@@ -165,22 +159,25 @@ def test_each_rank_of_a_script_looks_at_its_own_gpu() -> None:
     assert told == {"device": "cuda"} | check_gpu(2, facts(2), devices=no_device)
 
 
+def test_of_the_ranks_of_a_script_the_first_of_a_node_asks_torch() -> None:
+    script = plan(config(**SCRIPT))
+    assert [replace(script, local_rank=rank).asks_torch for rank in range(3)] == [True, False, False]
+    assert plan(config()).asks_torch
+
+
 def test_a_rank_without_versions_has_those_of_its_node_and_what_it_saw_itself() -> None:
     nodes = [replace(facts(rank), node_id=node) for rank, node in enumerate(["a", "a", "b", "b"])]
-    first: dict[str, str | int] = {
-        "torch": "2.11",
-        "device": "cuda",
-        "driver": "580",
-        "held_bytes": 5,
-        "nvml": "x",
-    }
-    last: dict[str, str | int] = {"torch": "2.13", "device": "cuda", "driver": "590", "held_bytes": 7}
-    short: dict[str, str | int] = {"device": "cuda", "driver": "581", "held_bytes": 6}
-    assert completed(nodes, [first, short, last, {"device": "cuda", "nvml": "y"}]) == [
-        first,
-        {"torch": "2.11", **short},
-        last,
-        {"torch": "2.13", "device": "cuda", "nvml": "y"},
+    told = [({"torch": "2.11"}, {"held_bytes": 5, "nvml": "x"}), ({}, {"held_bytes": 6})]
+    told += [({"torch": "2.13"}, {"held_bytes": 7}), ({"torch": "2.12"}, {"nvml": "y"})]
+    ready = [
+        Prepared(run_dir=Path(), shared=True, environment={}, versions=versions, checks=checks)
+        for versions, checks in told
+    ]
+    assert with_versions(nodes, ready) == [
+        {"torch": "2.11", "held_bytes": 5, "nvml": "x"},
+        {"torch": "2.11", "held_bytes": 6},
+        {"torch": "2.13", "held_bytes": 7},
+        {"torch": "2.12", "nvml": "y"},
     ]
 
 
